@@ -1,0 +1,170 @@
+//! Ids: opaque, fixed in size, and different in type where they differ in meaning.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A text that is no id of the kind asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{wanted}")]
+pub struct IdError {
+    pub(crate) wanted: &'static str,
+}
+
+/// Gives a 32-byte newtype its text form: 64 lower-case hexadecimal digits.
+macro_rules! hex_text {
+    ($name:ident, $wanted:literal) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), hex::encode(&self.0[..6]))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::id::IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text, &mut bytes).map_err(|_| IdError { wanted: $wanted })?;
+                Ok(Self(bytes))
+            }
+        }
+    };
+}
+pub(crate) use hex_text;
+
+/// Makes an id of a UUID with a short prefix, as it appears in the REST API.
+macro_rules! prefixed_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// From a UUID that the caller made: this crate has no randomness of its own.
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            pub const fn as_uuid(&self) -> &Uuid {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0.simple())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                text.strip_prefix($prefix)
+                    .and_then(|rest| Uuid::try_parse(rest).ok())
+                    .map(Self)
+                    .ok_or(IdError { wanted: concat!("an id of this kind is '", $prefix, "' and a UUID") })
+            }
+        }
+    };
+}
+
+prefixed_id!(
+    /// The whole cluster, chosen when it is founded.
+    ClusterId, "cluster-"
+);
+prefixed_id!(
+    /// One image (repository); survives a rename.
+    ImageId, "img-"
+);
+prefixed_id!(
+    /// One immutable version of an image.
+    VersionId, "ver-"
+);
+prefixed_id!(
+    /// One upload session.
+    UploadId, "upload-"
+);
+prefixed_id!(
+    /// One deployment order.
+    DeploymentId, "dep-"
+);
+prefixed_id!(
+    /// One transfer of one recipe on one agent.
+    TransferId, "transfer-"
+);
+
+/// One server in the Raft group. Never used again after its disk was wiped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    /// `number` is at least 1; 0 is refused by [`FromStr`] and never given out.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(Self(number)),
+            _ => Err(IdError { wanted: "a node id is a whole number from 1" }),
+        }
+    }
+}
+
+/// A process that takes part in swarms, agent or node: its Ed25519 public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerId([u8; 32]);
+
+impl PeerId {
+    /// From the 32 raw bytes of an Ed25519 public key.
+    pub const fn from_public_key(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub const fn as_public_key(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+hex_text!(PeerId, "a peer id is 64 hexadecimal digits");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_survive_a_round_trip_and_refuse_each_other() {
+        let id = ImageId::from_uuid(Uuid::from_u128(7));
+        assert_eq!(id.to_string().parse::<ImageId>(), Ok(id));
+        assert!(id.to_string().parse::<VersionId>().is_err());
+        assert!("0".parse::<NodeId>().is_err());
+        let peer = PeerId::from_public_key([9; 32]);
+        assert_eq!(peer.to_string().parse::<PeerId>(), Ok(peer));
+        assert!("09".parse::<PeerId>().is_err());
+    }
+}

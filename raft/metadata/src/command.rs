@@ -1,0 +1,293 @@
+//! What can be asked of the state machine, what it answers, and why it refuses.
+//!
+//! The enums here are encoded in the Raft log (see `codec`): variants and fields are only ever
+//! added at the end, under a new [`COMMAND_VERSION`], so that a rolling upgrade can mix binaries.
+//! Ids and times come from the proposer; `apply` has neither clock nor randomness.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use shoal_content::{
+    DeploymentId, Digest, ImageId, ObjectKey, PeerId, RecipeId, RepositoryName, TagName, Timestamp,
+    UploadId, VersionId,
+};
+use thiserror::Error;
+
+use crate::record::{
+    Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Node, Reference, Upload,
+    UploadPart, User,
+};
+
+/// The newest command version that this program can apply. A leader proposes no command newer
+/// than the oldest member can apply.
+pub const COMMAND_VERSION: u8 = 1;
+
+/// The longest manifest, in bytes (notes: at least 4 MiB must be accepted).
+pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first command of a cluster's life; refused ever after.
+    Found {
+        cluster: Cluster,
+        admin: User,
+    },
+    RegisterNode(Node),
+    RemoveNode(shoal_content::NodeId),
+    PutUser(User),
+    RemoveUser {
+        name: String,
+    },
+    CreateJoinToken(JoinToken),
+    RevokeJoinToken {
+        id: String,
+    },
+    /// Spends one use of a token, for an agent that brings it (compare with `secret_hash`).
+    EnrolAgent {
+        token: String,
+        secret_hash: [u8; 32],
+        agent: Agent,
+    },
+    /// Spends one use of a node token; the node registers itself once it is a member.
+    AdmitNode {
+        token: String,
+        secret_hash: [u8; 32],
+        node: Node,
+    },
+    RemoveAgent(PeerId),
+    CreateImage {
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        owner: String,
+    },
+    UpdateImage {
+        id: ImageId,
+        profile: ImageProfile,
+    },
+    /// With all its versions, tags and links.
+    DeleteImage {
+        id: ImageId,
+    },
+    BeginUpload(Upload),
+    /// Moves a blob upload from `from` to `to`: compare-and-set, so that of two requests at the
+    /// same offset one wins.
+    AdvanceUpload {
+        upload: UploadId,
+        from: u64,
+        to: u64,
+        checkpoint: Option<ObjectKey>,
+        multipart: Option<String>,
+        expires_at: Timestamp,
+    },
+    /// Records a part of a disk upload that is safe in storage; sending it again replaces it.
+    RecordPart {
+        upload: UploadId,
+        part: u32,
+        received: UploadPart,
+        expires_at: Timestamp,
+    },
+    /// Takes the lease on a disk upload whose parts are all there (or whose lease ran out).
+    ClaimIngest {
+        upload: UploadId,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+    },
+    FailIngest {
+        upload: UploadId,
+        reason: String,
+    },
+    /// Ends a session without a result. Its parts are the proposer's to delete.
+    AbortUpload {
+        upload: UploadId,
+    },
+    /// Publishes a blob and links it to its repository, ending the session where there was one.
+    /// Where the digest is there already, the stored object stays and the answer says so.
+    CommitBlob {
+        upload: Option<UploadId>,
+        repository: RepositoryName,
+        digest: Digest,
+        size: u64,
+        object: ObjectKey,
+        recipe: RecipeId,
+        owner: String,
+        /// For the image row, where this makes the repository.
+        image: ImageId,
+    },
+    /// Links a blob that another repository (or any, for `from: None`) holds.
+    MountBlob {
+        from: Option<RepositoryName>,
+        to: RepositoryName,
+        digest: Digest,
+        owner: String,
+        image: ImageId,
+    },
+    UnlinkBlob {
+        repository: RepositoryName,
+        digest: Digest,
+    },
+    PutManifest(PutManifest),
+    DeleteManifest {
+        repository: RepositoryName,
+        digest: Digest,
+    },
+    /// Moves a tag to a version that is there.
+    PutTag {
+        repository: RepositoryName,
+        tag: TagName,
+        digest: Digest,
+    },
+    DeleteTag {
+        repository: RepositoryName,
+        tag: TagName,
+    },
+    CreateDeployment {
+        id: DeploymentId,
+        image: RepositoryName,
+        digest: Digest,
+        tag: Option<TagName>,
+        hosts: BTreeSet<PeerId>,
+        owner: String,
+    },
+    /// Only changes of state are replicated; progress is soft and stays outside Raft.
+    ReportHost {
+        deployment: DeploymentId,
+        peer: PeerId,
+        state: HostState,
+    },
+    CancelDeployment {
+        id: DeploymentId,
+    },
+    /// Forgets objects whose count is zero and was since before `unreferenced_before`; those that
+    /// are in use again are left out of the answer, which lists what may now be deleted.
+    SweepObjects {
+        candidates: BTreeSet<ObjectKey>,
+        unreferenced_before: Timestamp,
+    },
+    /// Ends sessions that expired at or before the command's time, at most `limit` of them.
+    ExpireUploads {
+        limit: u32,
+    },
+}
+
+/// A manifest with what was read out of it: the state machine knows no OCI JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutManifest {
+    pub repository: RepositoryName,
+    /// For the image row, where this makes the repository.
+    pub image: ImageId,
+    pub version: VersionId,
+    pub kind: ImageKind,
+    pub digest: Digest,
+    pub media_type: String,
+    /// Exactly as sent; at most [`MANIFEST_BYTES_MAX`].
+    pub manifest: Vec<u8>,
+    pub artifact_type: Option<String>,
+    pub annotations: BTreeMap<String, String>,
+    pub subject: Option<Digest>,
+    pub references: BTreeSet<Reference>,
+    pub disk: Option<Disk>,
+    pub tags: Vec<TagName>,
+    pub owner: String,
+    /// The disk upload that this publishes, which it ends.
+    pub upload: Option<UploadId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    Done,
+    Image(ImageId),
+    Version {
+        id: VersionId,
+        sequence: u64,
+        created: bool,
+    },
+    /// `stored` is the object that now holds the blob: where it is not the committed one, the
+    /// proposer's bytes are a duplicate to delete.
+    Blob {
+        stored: ObjectKey,
+    },
+    /// Objects no row refers to any more, to be deleted by the proposer.
+    Swept(BTreeSet<ObjectKey>),
+    /// The sessions that ended, whose parts are the proposer's to delete.
+    Expired(Vec<Upload>),
+    /// The session that was aborted.
+    Aborted(Upload),
+}
+
+/// Why a command changed nothing. These are answers for users, not failures.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refusal {
+    #[error("the cluster was founded already")]
+    AlreadyFounded,
+    #[error("there is no such {0}")]
+    NotFound(Subject),
+    #[error("there is such a {0} already")]
+    Exists(Subject),
+    /// Compare-and-set: the session stands at this offset.
+    #[error("the upload stands at byte {0}")]
+    OffsetMismatch(u64),
+    #[error("the upload is not in a state for that: {0}")]
+    UploadState(String),
+    #[error("a part is out of range: part {part}, {bytes} bytes")]
+    PartOutOfRange { part: u32, bytes: u64 },
+    #[error("referenced content is missing: {0}")]
+    MissingReference(Digest),
+    #[error("the manifest is longer than {MANIFEST_BYTES_MAX} bytes")]
+    ManifestTooLong,
+    #[error("the join token is unknown, spent or has expired")]
+    JoinToken,
+    #[error("the image holds {0:?}s, not what was pushed")]
+    WrongKind(ImageKind),
+    #[error("the last administrator cannot be removed")]
+    LastAdmin,
+    #[error("a limit was reached: {0}")]
+    Limit(String),
+    #[error("another node holds the work until its lease runs out")]
+    Leased,
+}
+
+/// The kinds of thing that can be missing or there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    Cluster,
+    Node,
+    User,
+    JoinToken,
+    Agent,
+    Image,
+    Version,
+    Tag,
+    Blob,
+    Upload,
+    Deployment,
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+            Self::User => "user",
+            Self::JoinToken => "join token",
+            Self::Agent => "agent",
+            Self::Image => "image",
+            Self::Version => "version",
+            Self::Tag => "tag",
+            Self::Blob => "blob",
+            Self::Upload => "upload",
+            Self::Deployment => "deployment",
+        })
+    }
+}
+
+/// What observers on every node are told after a command was applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    DeploymentChanged(DeploymentId),
+    MembersChanged,
+    AgentsChanged,
+    TagMoved { repository: RepositoryName, tag: TagName },
+    UploadChanged(UploadId),
+}

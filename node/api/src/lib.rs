@@ -1,1 +1,19 @@
-//! Placeholder until its first commit.
+//! The REST API's data: what `/api/v1` takes and gives, as JSON.
+//!
+//! Serde only: no logic, no I/O. The node, the agent and the command line share these types, so
+//! that a field cannot mean one thing on one side and another on the other. Times are RFC 3339
+//! texts in UTC; sizes end in `_bytes`.
+
+mod agent;
+mod cluster;
+mod deployment;
+mod image;
+mod problem;
+mod session;
+
+pub use agent::*;
+pub use cluster::*;
+pub use deployment::*;
+pub use image::*;
+pub use problem::*;
+pub use session::*;

@@ -1,0 +1,189 @@
+//! Join tokens, enrolment, and what an agent asks a node for.
+//!
+//! After enrolment an agent authenticates with a short-lived token that it signs itself (JWT,
+//! EdDSA, its own Ed25519 key), so that any node can check it and nothing has to be renewed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shoal_content::{
+    ClusterId, DeploymentId, Digest, ImageReference, NodeId, PeerId, RecipeId, RepositoryName,
+    TagName, TransferId, Zone,
+};
+
+/// `POST /api/v1/join-tokens` (admin).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateJoinToken {
+    /// `agent` or `node`.
+    pub role: String,
+    pub ttl_seconds: u64,
+    /// How many may join with it; any number where missing.
+    #[serde(default)]
+    pub uses: Option<u32>,
+}
+
+/// The text is shown once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenCreated {
+    pub id: String,
+    /// `shoal-join-v1.<CA fingerprint>.<id>.<secret>`
+    pub token: String,
+    pub expires_at: String,
+}
+
+impl std::fmt::Debug for JoinTokenCreated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinTokenCreated").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenInfo {
+    pub id: String,
+    pub role: String,
+    pub uses_left: Option<u32>,
+    pub created_at: String,
+    pub expires_at: String,
+}
+
+/// `POST /api/v1/agents/enrol`: the token is the authentication.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    pub token: String,
+    pub name: String,
+    /// PKCS#10 over the agent's Ed25519 key, PEM.
+    pub csr_pem: String,
+    /// `host` or `cache`.
+    pub role: String,
+    pub zone: Zone,
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EnrolResponse {
+    pub cluster: ClusterId,
+    pub certificate_pem: String,
+    pub authority_pem: String,
+    /// Ed25519, hexadecimal: checks tickets.
+    pub ticket_public_key: String,
+    /// 32 bytes, hexadecimal: the libp2p network's pre-shared key.
+    pub network_key: String,
+    pub nodes: Vec<NodeAddress>,
+}
+
+/// How agents reach a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddress {
+    pub id: NodeId,
+    pub name: String,
+    pub peer: PeerId,
+    pub zone: Zone,
+    pub api_url: String,
+    /// `host:port` of the QUIC peer endpoint.
+    pub peer_address: String,
+    /// `host:port` of the libp2p endpoint.
+    pub discovery_address: String,
+}
+
+/// `GET /api/v1/agents` (people) shows these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    pub id: PeerId,
+    pub name: String,
+    pub role: String,
+    pub zone: Zone,
+    pub labels: BTreeMap<String, String>,
+    /// Whether its order stream is open on some node, as far as the asked node knows.
+    pub online: bool,
+    pub enrolled_at: String,
+}
+
+/// `POST /api/v1/agents/self/resolve`: one reference, with the right to its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentResolveRequest {
+    pub reference: ImageReference,
+    /// Where missing, all that the version refers to (for an index: what `platform` chooses, or
+    /// everything); else only these blobs, which must belong to the repository.
+    #[serde(default)]
+    pub blobs: Option<Vec<Digest>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentResolution {
+    pub image: RepositoryName,
+    /// `disk` or `container`.
+    pub kind: String,
+    pub version: String,
+    pub manifest_digest: Digest,
+    pub media_type: String,
+    /// The manifest's bytes, base64.
+    pub manifest: String,
+    /// Manifests below an index, each with its bytes.
+    pub manifests: Vec<ManifestContent>,
+    pub disk: Option<DiskGrant>,
+    pub blobs: Vec<BlobGrant>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestContent {
+    pub digest: Digest,
+    pub media_type: String,
+    /// Base64.
+    pub content: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskGrant {
+    pub recipe: RecipeId,
+    pub virtual_size_bytes: u64,
+    pub content_size_bytes: u64,
+    /// Ticket bytes, base64, bound to the asking agent.
+    pub ticket: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobGrant {
+    pub digest: Digest,
+    pub size_bytes: u64,
+    pub recipe: RecipeId,
+    /// Ticket bytes, base64, bound to the asking agent.
+    pub ticket: String,
+}
+
+/// `GET /api/v1/agents/self/orders`: newline-delimited JSON that stays open; one of these a line.
+/// On opening, `Nodes` and every order still pending are sent; `Ping` comes at least every 10 s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum OrderMessage {
+    Nodes { nodes: Vec<NodeAddress> },
+    Deploy { deployment: DeploymentId, reference: ImageReference, tag: Option<TagName> },
+    Cancel { deployment: DeploymentId },
+    Ping,
+}
+
+/// `POST /api/v1/agents/self/progress`: soft while `Running`, replicated at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressReport {
+    pub deployment: DeploymentId,
+    pub transfer: TransferId,
+    pub progress: TransferProgress,
+}
+
+/// How far a transfer is and where its bytes came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferProgress {
+    /// `running`, `done` or `failed`.
+    pub state: String,
+    pub bytes_total: u64,
+    pub bytes_done: u64,
+    /// From its own cache.
+    pub bytes_local: u64,
+    /// By the name of the agent, else its peer id.
+    pub bytes_by_peer: BTreeMap<String, u64>,
+    /// By the name of the node, else its peer id.
+    pub bytes_by_node: BTreeMap<String, u64>,
+    pub rate_bytes_per_second: u64,
+    pub elapsed_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}

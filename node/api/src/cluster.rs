@@ -1,0 +1,55 @@
+//! The cluster's members, and how a node joins.
+
+use serde::{Deserialize, Serialize};
+use shoal_content::{ClusterId, NodeId, PeerId, Zone};
+
+/// `GET /api/v1/cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    pub cluster: ClusterId,
+    /// The node that answered.
+    pub answered_by: NodeId,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub last_log_index: u64,
+    pub last_applied_index: u64,
+    pub nodes: Vec<NodeStatus>,
+    pub version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub id: NodeId,
+    pub name: String,
+    pub peer: PeerId,
+    pub zone: Zone,
+    /// `leader`, `voter`, `learner` or `removed`.
+    pub role: String,
+    pub api_url: String,
+    pub raft_address: String,
+    pub peer_address: String,
+}
+
+/// `POST /api/v1/cluster/join`: the token is the authentication.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub token: String,
+    pub name: String,
+    /// PKCS#10 over the node's Ed25519 key, PEM.
+    pub csr_pem: String,
+    pub zone: Zone,
+    pub raft_address: String,
+    pub peer_address: String,
+    pub discovery_address: String,
+    pub api_url: String,
+    pub command_version: u8,
+}
+
+/// With it the node starts Raft and waits to be made a member (the answering cluster does that).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinResponse {
+    pub cluster: ClusterId,
+    pub id: NodeId,
+    pub certificate_pem: String,
+    pub authority_pem: String,
+}

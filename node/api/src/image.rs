@@ -152,7 +152,7 @@ pub struct UploadStarted {
 }
 
 /// The answer to `PUT …/upload/{upload}/chunks/{n}` (from 0).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChunkReceived {
     pub chunk_index: u32,
     /// `sha256:…` of the part; a request may carry the same in `x-shoal-checksum` and is refused

@@ -1,0 +1,1 @@
+//! Three nodes and some agents, started as a user starts them.

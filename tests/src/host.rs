@@ -1,0 +1,124 @@
+//! Hosts: network namespaces joined by a bridge inside a hub namespace.
+//!
+//! The machine's own network is never touched: the bridge, the nodes' addresses and the Ceph all
+//! live in the hub, and the agents' hosts hang on the bridge by veth pairs.
+
+use std::ffi::OsStr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+
+/// Networks made by this process so far: part of each namespace's name.
+static NETWORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A hub with hosts `.11`, `.12`, … on `10.77.0.0/24`; the hub itself answers on `.1` to `.9`.
+#[derive(Debug)]
+pub struct Network {
+    hub: Host,
+    hosts: Vec<Host>,
+}
+
+/// One namespace. Commands made by it run inside.
+#[derive(Debug, Clone)]
+pub struct Host {
+    namespace: String,
+    address: String,
+}
+
+impl Network {
+    /// # Errors
+    /// Where namespaces cannot be made: not root, or no `iproute2`.
+    pub fn create(hosts: usize) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("the end-to-end tests make network namespaces and must run as root");
+        }
+        let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("shoal-{}-{number}", std::process::id());
+        let hub = Host { namespace: format!("{prefix}-hub"), address: "10.77.0.1".into() };
+        let mut network = Self { hub: hub.clone(), hosts: Vec::new() };
+        ip(&["netns", "add", &hub.namespace])?;
+        hub.ip(&["link", "set", "lo", "up"])?;
+        hub.ip(&["link", "add", "bridge", "type", "bridge"])?;
+        for last in 1..10 {
+            hub.ip(&["address", "add", &format!("10.77.0.{last}/24"), "dev", "bridge"])?;
+        }
+        hub.ip(&["link", "set", "bridge", "up"])?;
+        for index in 0..hosts {
+            let host = Host {
+                namespace: format!("{prefix}-{index}"),
+                address: format!("10.77.0.{}", 11 + index),
+            };
+            network.hosts.push(host.clone());
+            ip(&["netns", "add", &host.namespace])?;
+            let port = format!("port{index}");
+            host.ip(&["link", "set", "lo", "up"])?;
+            host.ip(&[
+                "link",
+                "add",
+                "eth0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                &port,
+                "netns",
+                &hub.namespace,
+            ])?;
+            hub.ip(&["link", "set", &port, "master", "bridge", "up"])?;
+            host.ip(&["address", "add", &format!("{}/24", host.address), "dev", "eth0"])?;
+            host.ip(&["link", "set", "eth0", "up"])?;
+            // A container engine refuses to start where there is no way out.
+            host.ip(&["route", "add", "default", "via", "10.77.0.1"])?;
+        }
+        Ok(network)
+    }
+
+    /// Where the nodes and the storage live.
+    pub fn hub(&self) -> &Host {
+        &self.hub
+    }
+
+    pub fn host(&self, index: usize) -> &Host {
+        &self.hosts[index]
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for host in self.hosts.iter().chain([&self.hub]) {
+            // A namespace that is gone already is as good as one removed now.
+            let _ = ip(&["netns", "delete", &host.namespace]);
+        }
+    }
+}
+
+impl Host {
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A command that runs on this host.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--").arg(program);
+        command
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        let mut all = vec!["-n", &self.namespace];
+        all.extend_from_slice(arguments);
+        ip(&all)
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .context("'ip' did not start; install iproute2")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,1 +1,48 @@
-//! Placeholder until its first commit.
+//! Disk images, OCI manifests, and the way from either to chunks and back.
+//!
+//! A disk in any readable format is opened over a [`ReadAt`] that the caller gives ([`open`]),
+//! cut where its content says so ([`Cutter`]), stored in packs ([`DiskIngest`]), and written again
+//! in any writable format ([`Export`]). An OCI blob is cut while it streams ([`BlobCutter`]), and
+//! [`parse_manifest`] says what a manifest refers to.
+//!
+//! Invariants: everything here is synchronous and deterministic; nothing opens a path, a socket or
+//! a second file, whatever an image names; no count or size in an image is trusted before it has
+//! been checked against a named limit or against the bytes that are really there.
+//! Non-goals: storage, networking, quotas (see `shoal-node`), the shared words (`shoal-content`).
+//!
+//! One module for each format; a further format is a reader that implements [`Disk`], a line in
+//! `detect`, and a layout for `export`.
+
+mod blob;
+mod chunk;
+mod cutter;
+mod detect;
+mod disk;
+mod export;
+mod ingest;
+mod manifest;
+mod offset;
+mod pack;
+mod partition;
+mod qcow2;
+mod raw;
+mod refusal;
+mod source;
+mod zero;
+
+pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
+pub use chunk::{ChunkError, decode_chunk};
+pub use cutter::{Cut, Cutter};
+pub use detect::open;
+pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
+pub use export::{Export, ExportError, ExportProgress, Piece, write_file};
+pub use ingest::{
+    DiskIngest, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
+};
+pub use manifest::{
+    MANIFEST_BYTES_MAX, ManifestError, ManifestKind, ParsedManifest, REFERENCES_MAX, Reference,
+    media_type, parse_manifest,
+};
+pub use pack::{PACK_BYTES, PackSink, SinkError};
+pub use refusal::{Foreign, OpenError, Refusal};
+pub use source::ReadAt;

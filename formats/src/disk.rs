@@ -1,0 +1,189 @@
+//! What every readable disk format offers: a size, a map, and guest bytes.
+//!
+//! Invariant: what [`Disk::read`] gives for a range that the map calls [`ExtentKind::Zero`] is
+//! zero; the map may call zero bytes data, never the other way round.
+//! Non-goals: opening (see `detect`), writing (see `export`).
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::refusal::Refusal;
+
+/// The disk formats that Shoal knows by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Format {
+    /// The guest's bytes as they are; an ISO image is raw too.
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhd,
+    Vhdx,
+}
+
+impl Format {
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhd, Self::Vhdx];
+
+    /// As it stands in the REST API and on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+        }
+    }
+
+    /// Whether [`crate::open`] reads it.
+    pub const fn is_readable(self) -> bool {
+        matches!(self, Self::Raw | Self::Qcow2)
+    }
+
+    /// Whether [`crate::Export`] writes it.
+    pub const fn is_writable(self) -> bool {
+        matches!(self, Self::Raw | Self::Qcow2)
+    }
+}
+
+/// A text that names no disk format.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("a disk format is raw, qcow2, vmdk, vhd or vhdx")]
+pub struct FormatError;
+
+impl FromStr for Format {
+    type Err = FormatError;
+
+    /// Takes qemu's and VMware's names too: `vpc` is vhd, `img` and `iso` are raw.
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        match text.to_ascii_lowercase().as_str() {
+            "raw" | "img" | "iso" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            "vmdk" => Ok(Self::Vmdk),
+            "vhd" | "vpc" => Ok(Self::Vhd),
+            "vhdx" => Ok(Self::Vhdx),
+            _ => Err(FormatError),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether the guest's bytes must be read to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExtentKind {
+    Data,
+    /// Reads as zero, whether or not the image spends room on it.
+    Zero,
+}
+
+/// A part of the guest's disk that is of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapExtent {
+    /// Guest bytes from the disk's start.
+    pub offset: u64,
+    /// In bytes, at least 1.
+    pub length: u64,
+    pub kind: ExtentKind,
+}
+
+/// Why guest bytes could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    #[error("reading the image's bytes at {at} failed")]
+    Source {
+        /// Bytes from the image's start.
+        at: u64,
+        #[source]
+        error: io::Error,
+    },
+    /// The image turned out to be broken, or unacceptable, where the guest's bytes lie.
+    #[error("guest bytes at {at} cannot be read: {refusal}")]
+    Broken { at: u64, refusal: Refusal },
+    #[error("guest bytes {at} to {end} are not all within the disk's {length} bytes")]
+    Range { at: u64, end: u64, length: u64 },
+}
+
+impl ReadError {
+    /// A stable code, as [`Refusal::reason`].
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Source { .. } => "unreadable",
+            Self::Broken { refusal, .. } => refusal.reason(),
+            Self::Range { .. } => "out_of_range",
+        }
+    }
+
+    /// Whether the same call may work later: only where the source failed.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Source { .. })
+    }
+}
+
+/// An opened disk.
+pub trait Disk: Send {
+    fn format(&self) -> Format;
+
+    /// What the guest sees, in bytes.
+    fn virtual_bytes(&self) -> u64;
+
+    /// The extent that starts at guest byte `offset`, which is less than
+    /// [`virtual_bytes`](Self::virtual_bytes). It ends at the latest at the disk's end, and may
+    /// end earlier than its kind does: work for one call is bounded.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError>;
+
+    /// Fills `buf` with guest bytes from `offset`.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; `buf` is then in an unspecified state.
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
+}
+
+impl<D: Disk + ?Sized> Disk for Box<D> {
+    fn format(&self) -> Format {
+        (**self).format()
+    }
+
+    fn virtual_bytes(&self) -> u64 {
+        (**self).virtual_bytes()
+    }
+
+    fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
+        (**self).next_extent(offset)
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        (**self).read(offset, buf)
+    }
+}
+
+/// Refuses what is not within a disk of `length` bytes.
+pub(crate) fn check_range(at: u64, count: usize, length: u64) -> Result<(), ReadError> {
+    match at.checked_add(count as u64) {
+        Some(end) if end <= length => Ok(()),
+        end => Err(ReadError::Range { at, end: end.unwrap_or(u64::MAX), length }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_reads_its_own_name_and_foreign_ones() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse(), Ok(format));
+        }
+        assert_eq!("VPC".parse(), Ok(Format::Vhd));
+        assert_eq!("qed".parse::<Format>(), Err(FormatError));
+    }
+}

@@ -1,0 +1,39 @@
+//! Raw disks: the image's bytes are the guest's.
+//!
+//! Invariant: any bytes that no detector knows are a raw disk of exactly their length.
+//! Non-goal: finding holes in the source; the ingest finds zeros by reading.
+
+use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
+use crate::source::ReadAt;
+
+pub(crate) struct RawDisk<S> {
+    source: S,
+    length: u64,
+}
+
+impl<S: ReadAt> RawDisk<S> {
+    pub fn new(source: S) -> Self {
+        let length = source.len();
+        Self { source, length }
+    }
+}
+
+impl<S: ReadAt + Send> Disk for RawDisk<S> {
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    fn virtual_bytes(&self) -> u64 {
+        self.length
+    }
+
+    fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
+        check_range(offset, 1, self.length)?;
+        Ok(MapExtent { offset, length: self.length - offset, kind: ExtentKind::Data })
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        check_range(offset, buf.len(), self.length)?;
+        self.source.read_at(offset, buf).map_err(|error| ReadError::Source { at: offset, error })
+    }
+}

@@ -9,6 +9,7 @@
 pub mod ceph;
 pub mod clock;
 pub mod cluster;
+pub mod docker;
 pub mod host;
 pub mod process;
 pub mod sample;

@@ -1,0 +1,55 @@
+//! Chooses what leaves the cache. Pure: it is told what there is and answers what goes.
+//!
+//! Invariant: what is in use or pinned is no candidate; the least recently used goes first; no
+//! more goes than is needed.
+
+use std::time::SystemTime;
+
+use shoal_content::RecipeId;
+
+/// An entry that may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    pub recipe: RecipeId,
+    pub used: SystemTime,
+    /// What its removal frees, in bytes.
+    pub bytes: u64,
+}
+
+/// The recipes to remove so that at least `wanted` bytes come free, oldest use first; all of them
+/// where even that is too little.
+pub fn choose(mut candidates: Vec<Candidate>, wanted: u64) -> Vec<RecipeId> {
+    candidates.sort_unstable_by_key(|candidate| (candidate.used, candidate.recipe));
+    let mut freed = 0u64;
+    let mut chosen = Vec::new();
+    for candidate in candidates {
+        if freed >= wanted {
+            break;
+        }
+        freed = freed.saturating_add(candidate.bytes);
+        chosen.push(candidate.recipe);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_no_more_than_needed() {
+        let candidate = |name: &[u8], age: u64, bytes| Candidate {
+            recipe: RecipeId::of(name),
+            used: SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - age),
+            bytes,
+        };
+        let all =
+            vec![candidate(b"new", 1, 50), candidate(b"old", 9, 50), candidate(b"mid", 5, 50)];
+        assert_eq!(choose(all.clone(), 0), []);
+        assert_eq!(choose(all.clone(), 50), [RecipeId::of(b"old")]);
+        assert_eq!(choose(all.clone(), 51), [RecipeId::of(b"old"), RecipeId::of(b"mid")]);
+        assert_eq!(choose(all, 1000).len(), 3);
+    }
+}

@@ -1,0 +1,466 @@
+//! The chunk cache on disk: what this host holds, serves to peers and exports from.
+//!
+//! One folder for each recipe (see `entry`), chunks shared between recipes are copied locally
+//! (see `index`), and what was not used for longest leaves first (see `eviction`).
+//!
+//! Invariants: nothing is handed out that was not hashed; what is leased or pinned is not evicted;
+//! one process works on the folder, which its owner has locked.
+//! Non-goals: names of images (see `catalogue`), whom to fetch from (the swarm).
+
+mod entry;
+mod eviction;
+mod held;
+mod index;
+mod journal;
+mod place;
+mod space;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use shoal_content::{Recipe, RecipeId};
+use thiserror::Error;
+use tracing::{info, warn};
+
+pub use entry::{Entry, Loaded};
+pub use held::Held;
+pub use space::Limits;
+
+use crate::config;
+use crate::metrics::CacheMetrics;
+use eviction::Candidate;
+use index::{ChunkIndex, Place};
+use space::Space;
+
+/// Unsynced chunks wait for a checkpoint no longer than this.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
+/// Entries that keep their recipe in memory and their content open while idle.
+const LOADED_ENTRIES_MAX: usize = 256;
+/// Chunks of idle loaded recipes, in sum: about 60 bytes of memory each.
+const LOADED_CHUNKS_MAX: usize = 2_000_000;
+/// Made free at once when there is too little, so that eviction does not run for every chunk.
+const EVICTION_STEP_BYTES: u64 = 64 << 20;
+
+/// What can go wrong with the cache.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{doing} at {path} failed")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "the cache's disk is full: {missing} bytes are missing beside the reserve, and nothing more can be evicted; free space under {path} or raise cache.max_bytes"
+    )]
+    Full { missing: u64, path: PathBuf },
+    #[error("the recipe cannot be kept: {0}")]
+    Unusable(&'static str),
+    #[error("recipe {0} is not in the cache")]
+    Unknown(RecipeId),
+    #[error("recipe {recipe}: {what} in the cache is damaged")]
+    Damaged { recipe: RecipeId, what: &'static str },
+    #[error("recipe {recipe} lacks {missing} chunks")]
+    Incomplete { recipe: RecipeId, missing: u32 },
+}
+
+impl Error {
+    pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full { missing: 0, path: path.to_owned() }
+            }
+            _ => Self::Io { doing, path: path.to_owned(), source },
+        }
+    }
+
+    /// Whether space, once there is some, lets the same call succeed.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
+/// A recipe as `shoal-agent list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    pub recipe: RecipeId,
+    pub chunks_held: u32,
+    pub chunks_total: u32,
+    pub pinned: bool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    trash: PathBuf,
+    entries: RwLock<HashMap<RecipeId, Arc<Entry>>>,
+    /// Which recipe has a slot of the index.
+    by_slot: RwLock<HashMap<u32, RecipeId>>,
+    /// Held while an entry is made or removed, so that one recipe never has two.
+    making: Mutex<()>,
+    index: Mutex<ChunkIndex>,
+    leases: Mutex<HashMap<RecipeId, u32>>,
+    slots: AtomicU32,
+    used_bytes: AtomicU64,
+    space: Space,
+    metrics: CacheMetrics,
+}
+
+/// A handle; clones share one cache.
+#[derive(Debug, Clone)]
+pub struct Cache(Arc<Inner>);
+
+/// While it lives, its recipe is not evicted.
+#[derive(Debug)]
+pub struct Lease {
+    cache: Cache,
+    recipe: RecipeId,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = self.cache.0.leases.lock();
+        if let Some(count) = leases.get_mut(&self.recipe) {
+            *count -= 1;
+            if *count == 0 {
+                leases.remove(&self.recipe);
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// Finds what `folder` holds. The caller has locked it against other processes.
+    pub fn open(
+        folder: &Path,
+        config: &config::Cache,
+        metrics: CacheMetrics,
+    ) -> Result<Self, Error> {
+        let context = |error| Error::io("opening the cache", folder, error);
+        let trash = folder.join("trash");
+        fs::create_dir_all(&trash).map_err(context)?;
+        let mut entries = HashMap::new();
+        let mut used_bytes = 0;
+        let slots = AtomicU32::new(0);
+        for found in fs::read_dir(folder).map_err(context)? {
+            let path = found.map_err(context)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.ends_with(".new") {
+                // Half made when the process ended: it held nothing yet.
+                fs::remove_dir_all(&path).map_err(context)?;
+                continue;
+            }
+            let Ok(id) = name.parse::<RecipeId>() else { continue };
+            match Entry::recover(&path, id, slots.fetch_add(1, Ordering::Relaxed)) {
+                Ok(entry) => {
+                    used_bytes += entry.disk_bytes();
+                    entries.insert(id, Arc::new(entry));
+                }
+                Err(error) => {
+                    warn!(recipe = %id, %error, "a damaged cache entry is removed");
+                    let _ = fs::rename(&path, trash.join(name));
+                }
+            }
+        }
+        info!(recipes = entries.len(), bytes = used_bytes, "cache opened");
+        let space = Space::new(folder, config)?;
+        metrics.bytes.set(used_bytes.cast_signed());
+        metrics.recipes.set(entries.len() as i64);
+        let by_slot = entries.values().map(|entry| (entry.slot(), entry.id())).collect();
+        let inner = Inner {
+            folder: folder.to_owned(),
+            trash,
+            entries: RwLock::new(entries),
+            by_slot: RwLock::new(by_slot),
+            making: Mutex::new(()),
+            index: Mutex::new(ChunkIndex::new(config.index_chunks_max)),
+            leases: Mutex::default(),
+            slots,
+            used_bytes: AtomicU64::new(used_bytes),
+            space,
+            metrics,
+        };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.0.space.limits()
+    }
+
+    /// Bytes that the cache's files take.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.used_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn metrics(&self) -> &CacheMetrics {
+        &self.0.metrics
+    }
+
+    /// Keeps `recipe` from being evicted, whether or not it is here yet.
+    pub fn lease(&self, recipe: RecipeId) -> Lease {
+        *self.0.leases.lock().entry(recipe).or_default() += 1;
+        Lease { cache: self.clone(), recipe }
+    }
+
+    pub fn entry(&self, recipe: RecipeId) -> Option<Arc<Entry>> {
+        self.0.entries.read().get(&recipe).cloned()
+    }
+
+    pub fn holdings(&self) -> Vec<Holding> {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        let mut holdings: Vec<Holding> = entries
+            .iter()
+            .map(|entry| {
+                let (chunks_held, chunks_total) = entry.count();
+                let (recipe, pinned) = (entry.id(), entry.is_pinned());
+                Holding { recipe, chunks_held, chunks_total, pinned }
+            })
+            .collect();
+        holdings.sort_unstable_by_key(|holding| holding.recipe);
+        holdings
+    }
+
+    /// The entry for `recipe`, made where there is none, with every chunk that another entry
+    /// holds copied over. Blocks on the disk.
+    pub fn open_entry(&self, id: RecipeId, recipe: &Arc<Recipe>) -> Result<Arc<Entry>, Error> {
+        let _lease = self.lease(id);
+        let entry = self.find_or_make(id, recipe)?;
+        entry.touch();
+        entry.verify_doubtful()?;
+        if !entry.is_complete() {
+            let copied = self.copy_shared(&entry)?;
+            if copied > 0 {
+                info!(recipe = %id, bytes = copied, "copied chunks that other images share");
+            }
+        }
+        Ok(entry)
+    }
+
+    fn find_or_make(&self, id: RecipeId, recipe: &Arc<Recipe>) -> Result<Arc<Entry>, Error> {
+        let _making = self.0.making.lock();
+        if let Some(entry) = self.entry(id) {
+            return Ok(entry);
+        }
+        let encoded = recipe.encode();
+        if RecipeId::of(&encoded) != id {
+            return Err(Error::Unusable("its bytes are not what its id names"));
+        }
+        self.admit(encoded.len() as u64)?;
+        let slot = self.0.slots.fetch_add(1, Ordering::Relaxed);
+        let folder = self.0.folder.join(id.to_string());
+        let made = Entry::create(&folder, id, slot, recipe.clone(), &encoded);
+        let entry = Arc::new(made.inspect_err(|_| self.0.space.forget())?);
+        self.0.by_slot.write().insert(slot, id);
+        self.0.entries.write().insert(id, entry.clone());
+        self.grow(entry.disk_bytes());
+        self.0.metrics.recipes.inc();
+        Ok(entry)
+    }
+
+    /// Copies what is held elsewhere, and remembers the rest as places to copy from later.
+    fn copy_shared(&self, entry: &Arc<Entry>) -> Result<u64, Error> {
+        let loaded = entry.load()?;
+        let mut copied = 0;
+        for (index, chunk) in (0u32..).zip(loaded.places.recipe().chunks()) {
+            let here = Place { slot: entry.slot(), chunk: index };
+            let found = self.0.index.lock().find(&chunk.id);
+            if let Some(place) = found.filter(|place| place.slot != here.slot)
+                && !entry.contains(index)
+                && let Some(source) = self.by_slot(place.slot)
+                && let Ok(Some(content)) = source.read(place.chunk)
+                && chunk.id.verifies(&content)
+            {
+                self.write_chunk(entry, index, &content)?;
+                copied += content.len() as u64;
+            }
+            self.0.index.lock().insert(&chunk.id, here);
+        }
+        self.0.metrics.bytes_copied.inc_by(copied);
+        Ok(copied)
+    }
+
+    fn by_slot(&self, slot: u32) -> Option<Arc<Entry>> {
+        let recipe = self.0.by_slot.read().get(&slot).copied()?;
+        self.entry(recipe).filter(|entry| entry.slot() == slot)
+    }
+
+    /// Reads a chunk, hashed. Blocks on the disk.
+    pub fn read_chunk(&self, entry: &Entry, index: u32) -> Result<Option<Bytes>, Error> {
+        let was_held = entry.contains(index);
+        let content = entry.read(index)?;
+        if was_held && content.is_none() {
+            self.0.metrics.corrupt.inc();
+        }
+        Ok(content)
+    }
+
+    /// Takes a verified chunk. Blocks on the disk.
+    pub fn write_chunk(&self, entry: &Entry, index: u32, content: &[u8]) -> Result<(), Error> {
+        if entry.contains(index) {
+            return Ok(());
+        }
+        self.admit(content.len() as u64)?;
+        match entry.write(index, content) {
+            Ok(bytes) => {
+                self.grow(bytes);
+                Ok(())
+            }
+            Err(error) => {
+                self.0.space.forget();
+                if !error.is_full() {
+                    return Err(error);
+                }
+                // The file system was fuller than it said. Room made now serves the next try.
+                self.0.metrics.full.inc();
+                self.evict(EVICTION_STEP_BYTES);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes sure that `bytes` more fit, by eviction where they do not.
+    fn admit(&self, bytes: u64) -> Result<(), Error> {
+        let limits = self.limits();
+        if self.used_bytes().saturating_add(bytes) > limits.high {
+            self.evict((self.used_bytes().saturating_add(bytes)).saturating_sub(limits.low));
+        }
+        let mut missing = self.0.space.missing(bytes)?;
+        if missing > 0 && self.evict(missing.saturating_add(EVICTION_STEP_BYTES)) > 0 {
+            missing = self.0.space.missing(bytes)?;
+        }
+        let over = self.used_bytes().saturating_add(bytes).saturating_sub(limits.high);
+        let missing = missing.max(over);
+        if missing == 0 {
+            return Ok(());
+        }
+        self.0.metrics.full.inc();
+        Err(Error::Full { missing, path: self.0.folder.clone() })
+    }
+
+    /// Frees about `wanted` bytes; gives what came free.
+    fn evict(&self, wanted: u64) -> u64 {
+        let candidates: Vec<Candidate> = {
+            let leases = self.0.leases.lock();
+            let entries = self.0.entries.read();
+            let free = entries.values().filter(|entry| {
+                !leases.contains_key(&entry.id()) && !entry.is_pinned() && !entry.has_doubtful()
+            });
+            free.map(|entry| Candidate {
+                recipe: entry.id(),
+                used: entry.used(),
+                bytes: entry.disk_bytes(),
+            })
+            .collect()
+        };
+        let mut freed = 0;
+        for recipe in eviction::choose(candidates, wanted) {
+            match self.remove_unleased(recipe) {
+                Ok(bytes) => {
+                    info!(%recipe, bytes, "evicted from the cache");
+                    freed += bytes;
+                    self.0.metrics.evictions.inc();
+                }
+                Err(error) => warn!(%recipe, %error, "eviction failed"),
+            }
+        }
+        freed
+    }
+
+    /// Removes a recipe that nobody uses. Gives the bytes that came free: 0 where it is in use.
+    pub fn remove_unleased(&self, recipe: RecipeId) -> Result<u64, Error> {
+        let Some(entry) = self.entry(recipe) else { return Ok(0) };
+        let bytes = entry.disk_bytes();
+        let gone = {
+            // Under the lock, so that no lease is taken between the look and the removal.
+            let leases = self.0.leases.lock();
+            if leases.contains_key(&recipe) {
+                return Ok(0);
+            }
+            let gone = entry.remove(&self.0.trash)?;
+            self.0.entries.write().remove(&recipe);
+            gone
+        };
+        self.0.by_slot.write().remove(&entry.slot());
+        self.0.index.lock().remove_slot(entry.slot());
+        fs::remove_dir_all(&gone).map_err(|e| Error::io("removing a cache entry", &gone, e))?;
+        let used = &self.0.used_bytes;
+        let _ = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            Some(now.saturating_sub(bytes))
+        });
+        self.0.metrics.bytes.set(self.used_bytes().cast_signed());
+        self.0.metrics.recipes.dec();
+        self.0.space.forget();
+        Ok(bytes)
+    }
+
+    fn grow(&self, bytes: u64) {
+        let now = self.0.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.metrics.bytes.set(now.cast_signed());
+    }
+
+    /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk.
+    pub fn tend(&self) {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        for entry in &entries {
+            let outcome = if entry.has_unsynced() { entry.sync() } else { entry.save_used() };
+            if let Err(error) = outcome {
+                warn!(recipe = %entry.id(), %error, "a cache checkpoint failed");
+                self.0.space.forget();
+            }
+        }
+        let mut loaded: Vec<_> =
+            entries.iter().map(|entry| (entry.unloadable_chunks(), entry)).collect();
+        loaded.retain(|(chunks, _)| *chunks > 0);
+        loaded.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.used()));
+        let mut kept = 0;
+        for (at, (chunks, entry)) in loaded.iter().enumerate() {
+            kept += chunks;
+            if at >= LOADED_ENTRIES_MAX || kept > LOADED_CHUNKS_MAX {
+                entry.unload();
+            }
+        }
+    }
+
+    /// Hashes what the last process left unsynced and fills the index of shared chunks, latest
+    /// used first. Long and on the disk: for a thread of its own, after the start.
+    pub fn settle(&self) {
+        let mut entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used()));
+        for entry in entries {
+            match entry.verify_doubtful() {
+                Ok(0) => {}
+                Ok(lost) => warn!(recipe = %entry.id(), lost, "chunks did not survive the restart"),
+                Err(error) => warn!(recipe = %entry.id(), %error, "a cache entry cannot be read"),
+            }
+            if self.0.index.lock().is_full() {
+                continue;
+            }
+            let Ok(loaded) = entry.load() else { continue };
+            for (chunk, found) in (0u32..).zip(loaded.places.recipe().chunks()) {
+                let mut index = self.0.index.lock();
+                if index.find(&found.id).is_none() {
+                    index.insert(&found.id, Place { slot: entry.slot(), chunk });
+                }
+            }
+            drop(loaded);
+            self.tend();
+        }
+    }
+
+    /// Checkpoints everything: the last thing before the process ends.
+    pub fn sync_all(&self) -> Result<(), Error> {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        entries.iter().try_for_each(|entry| entry.sync())
+    }
+}
+
+/// Makes a rename or a new file in `path`'s folder durable.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}

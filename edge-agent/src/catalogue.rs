@@ -1,0 +1,223 @@
+//! What this host knows of images: the last resolution of each reference it was asked for.
+//!
+//! Serves `list` and `remove`, and the mirror when no node answers. One JSON file for each
+//! reference, named by the BLAKE3 of its text, written before it is used and read at the start.
+//!
+//! Invariants: a resolution is kept as the node gave it, tickets included, so what it allows ends
+//! when they expire; at most [`IMAGES_MAX`] are kept, the least recently resolved go first.
+//! Non-goal: chunks; a name here says nothing of what the cache holds.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+use shoal_api::{AgentResolution, BlobGrant};
+use shoal_content::{Digest, ImageReference, RecipeId, RepositoryName};
+use tracing::warn;
+
+use crate::enrolment::{Error, read_json, write_json};
+
+/// The most references that are remembered.
+const IMAGES_MAX: usize = 4096;
+
+/// A reference and what it last meant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Known {
+    pub reference: String,
+    /// Milliseconds since the Unix epoch.
+    pub resolved_at: u64,
+    pub resolution: AgentResolution,
+}
+
+impl Known {
+    /// Every recipe that belongs to it.
+    pub fn recipes(&self) -> Vec<RecipeId> {
+        let disk = self.resolution.disk.iter().map(|disk| disk.recipe);
+        disk.chain(self.resolution.blobs.iter().map(|blob| blob.recipe)).collect()
+    }
+}
+
+/// A manifest as it is served: media type and bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+}
+
+/// A handle; clones share one catalogue.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    folder: PathBuf,
+    images: Arc<RwLock<HashMap<String, Arc<Known>>>>,
+}
+
+impl Catalogue {
+    /// Reads what `folder` holds; a damaged file is left out with a warning, since a node knows it
+    /// better.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let context =
+            |source| Error::Io { doing: "opening the catalogue", path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(context)?;
+        let mut images = HashMap::new();
+        for found in fs::read_dir(folder).map_err(context)? {
+            let path = found.map_err(context)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read_json::<Known>(&path) {
+                Ok(Some(known)) => {
+                    images.insert(known.reference.clone(), Arc::new(known));
+                }
+                Ok(None) => {}
+                Err(error) => warn!(%error, "an image's record is left out"),
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), images: Arc::new(RwLock::new(images)) })
+    }
+
+    /// Remembers what `reference` means now. Blocks on the disk.
+    pub fn remember(
+        &self,
+        reference: &ImageReference,
+        resolution: AgentResolution,
+    ) -> Result<Arc<Known>, Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let reference = reference.to_string();
+        let resolved_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let known = Arc::new(Known { reference: reference.clone(), resolved_at, resolution });
+        self.images.write().insert(reference.clone(), known.clone());
+        write_json(&self.file(&reference), &*known)?;
+        self.shrink()?;
+        Ok(known)
+    }
+
+    fn shrink(&self) -> Result<(), Error> {
+        let oldest = {
+            let images = self.images.read();
+            if images.len() <= IMAGES_MAX {
+                return Ok(());
+            }
+            images.values().min_by_key(|known| known.resolved_at).map(|k| k.reference.clone())
+        };
+        oldest.map_or(Ok(()), |reference| self.forget(&reference).map(drop))
+    }
+
+    /// Forgets a reference; gives what it meant.
+    pub fn forget(&self, reference: &str) -> Result<Option<Arc<Known>>, Error> {
+        let known = self.images.write().remove(reference);
+        let path = self.file(reference);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Io { doing: "removing", path, source })
+            }
+            _ => Ok(known),
+        }
+    }
+
+    pub fn find(&self, reference: &ImageReference) -> Option<Arc<Known>> {
+        self.images.read().get(&reference.to_string()).cloned()
+    }
+
+    /// All of them, by reference.
+    pub fn all(&self) -> Vec<Arc<Known>> {
+        let mut all: Vec<_> = self.images.read().values().cloned().collect();
+        all.sort_by(|a, b| a.reference.cmp(&b.reference));
+        all
+    }
+
+    /// A manifest of `name` by digest, from any resolution of that repository.
+    pub fn manifest(&self, name: &RepositoryName, digest: &Digest) -> Option<Manifest> {
+        let images = self.images.read();
+        let mut of_name = images.values().filter(|known| known.resolution.image == *name);
+        of_name.find_map(|known| manifest_in(&known.resolution, digest))
+    }
+
+    /// The latest right to a blob of `name`.
+    pub fn blob(&self, name: &RepositoryName, digest: &Digest) -> Option<BlobGrant> {
+        let images = self.images.read();
+        let of_name = images.values().filter(|known| known.resolution.image == *name);
+        let grants = of_name.filter_map(|known| {
+            let grant = known.resolution.blobs.iter().find(|blob| blob.digest == *digest)?;
+            Some((known.resolved_at, grant))
+        });
+        grants.max_by_key(|(resolved_at, _)| *resolved_at).map(|(_, grant)| grant.clone())
+    }
+
+    /// A reference to `name` that some node knew, to ask about one more of its blobs.
+    pub fn any_reference(&self, name: &RepositoryName) -> Option<ImageReference> {
+        let images = self.images.read();
+        let of_name = images.values().filter(|known| known.resolution.image == *name);
+        of_name.max_by_key(|known| known.resolved_at).and_then(|known| known.reference.parse().ok())
+    }
+
+    fn file(&self, reference: &str) -> PathBuf {
+        let hash = blake3::hash(reference.as_bytes()).to_hex();
+        self.folder.join(format!("{}.json", &hash[..32]))
+    }
+}
+
+/// The manifest `digest` out of a resolution: the one it is for, or one below its index.
+pub fn manifest_in(resolution: &AgentResolution, digest: &Digest) -> Option<Manifest> {
+    let decode = |media_type: &String, content: &String| {
+        let bytes = STANDARD.decode(content).ok()?;
+        Some(Manifest { digest: digest.clone(), media_type: media_type.clone(), bytes })
+    };
+    if resolution.manifest_digest == *digest {
+        return decode(&resolution.media_type, &resolution.manifest);
+    }
+    let found = resolution.manifests.iter().find(|manifest| manifest.digest == *digest)?;
+    decode(&found.media_type, &found.content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolution(name: &str, seed: u8) -> AgentResolution {
+        AgentResolution {
+            image: name.parse().unwrap(),
+            kind: "container".into(),
+            version: "ver".into(),
+            manifest_digest: Digest::sha256([seed; 32]),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            manifest: STANDARD.encode(b"{}"),
+            manifests: Vec::new(),
+            disk: None,
+            blobs: vec![BlobGrant {
+                digest: Digest::sha256([seed + 1; 32]),
+                size_bytes: 3,
+                recipe: RecipeId::of(&[seed]),
+                ticket: "t".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn remembers_across_a_restart_and_keeps_repositories_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        let reference: ImageReference = "demo/app:v1".parse().unwrap();
+        catalogue.remember(&reference, resolution("demo/app", 1)).unwrap();
+        fs::write(folder.path().join("damaged.json"), b"[").unwrap();
+
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        let (app, other) = ("demo/app".parse().unwrap(), "demo/other".parse().unwrap());
+        let digest = Digest::sha256([1; 32]);
+        assert_eq!(catalogue.manifest(&app, &digest).unwrap().bytes, b"{}");
+        assert!(catalogue.manifest(&other, &digest).is_none());
+        assert!(catalogue.blob(&app, &Digest::sha256([2; 32])).is_some());
+        assert!(catalogue.blob(&other, &Digest::sha256([2; 32])).is_none());
+        assert_eq!(catalogue.any_reference(&app), Some(reference.clone()));
+        assert_eq!(catalogue.all().len(), 1);
+
+        catalogue.forget(&reference.to_string()).unwrap().unwrap();
+        assert!(Catalogue::open(folder.path()).unwrap().find(&reference).is_none());
+    }
+}

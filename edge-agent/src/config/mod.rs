@@ -1,0 +1,376 @@
+//! What the agent is told: one TOML file, overridden by environment variables, overridden by
+//! flags.
+//!
+//! Invariants: every setting has a default that works on one host; an unknown key is refused with
+//! its line and the nearest known key; [`SETTINGS`] is the whole list, and a test holds it against
+//! the types.
+//! Non-goal: what a join brings (identity, certificate, nodes); that is `enrolment`.
+
+mod bytes;
+mod source;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shoal_content::{Labels, Zone};
+use thiserror::Error;
+
+pub use bytes::{ByteSize, ByteSizeError};
+
+/// Read where no `--config` is given and the file exists.
+pub const DEFAULT_PATH: &str = "/etc/shoal/agent.toml";
+/// Environment variables are this, the section, an underscore and the key, in upper case.
+pub const ENVIRONMENT_PREFIX: &str = "SHOAL_AGENT_";
+/// Unix socket paths end here (`sun_path`, with its closing zero byte).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Every section with its keys, in the order of the documentation.
+pub const SETTINGS: &[(&str, &[&str])] = &[
+    ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role"]),
+    ("nodes", &["urls", "authority_file"]),
+    ("peer", &["listen", "advertise"]),
+    ("discovery", &["enabled", "listen", "mdns"]),
+    ("cache", &["max_bytes", "low_percent", "min_free_bytes", "index_chunks_max"]),
+    ("mirror", &["enabled", "listen", "certificate_file", "key_file"]),
+    ("status", &["enabled", "listen"]),
+    ("log", &["filter", "format"]),
+];
+
+/// Why the settings were refused.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{path} could not be read")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{origin}{line}: unknown {what} '{key}'{nearest}")]
+    Unknown {
+        origin: String,
+        /// ` line N`, or nothing where there are no lines.
+        line: String,
+        what: &'static str,
+        key: String,
+        /// `; did you mean 'X'?`, or the list of what is known.
+        nearest: String,
+    },
+    #[error("{origin}: {message}")]
+    Syntax { origin: String, message: String },
+    #[error("[{section}] {key}: {message}")]
+    Value { section: &'static str, key: &'static str, message: String },
+}
+
+/// The whole of it; see `shoal-agent --help` for the file's form.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub agent: Agent,
+    pub nodes: Nodes,
+    pub peer: Peer,
+    pub discovery: Discovery,
+    pub cache: Cache,
+    pub mirror: Mirror,
+    pub status: Status,
+    pub log: Log,
+}
+
+/// What kind of member this process is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A compute host.
+    #[default]
+    Host,
+    /// An edge room's cache: bigger, preferred by its zone.
+    Cache,
+}
+
+impl Role {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agent {
+    /// Unique in the cluster; the host's name where missing.
+    pub name: Option<String>,
+    pub data_dir: PathBuf,
+    /// `DATA_DIR/control.sock` where missing.
+    pub control_socket: Option<PathBuf>,
+    pub zone: Zone,
+    pub labels: Labels,
+    pub role: Role,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            name: None,
+            data_dir: "/var/lib/shoal-agent".into(),
+            control_socket: None,
+            zone: Zone::default(),
+            labels: Labels::default(),
+            role: Role::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nodes {
+    /// Asked before those that the cluster named; rarely needed after a join.
+    pub urls: Vec<String>,
+    /// PEM certificates trusted for the nodes' HTTPS, besides the cluster's own authority.
+    pub authority_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Peer {
+    pub listen: SocketAddr,
+    /// What other peers are told to dial; where missing, `listen`, or for an unspecified address
+    /// the one that this host reaches the nodes from.
+    pub advertise: Option<SocketAddr>,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 5002)), advertise: None }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    /// Whether agents find each other by libp2p when no node answers.
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    pub mdns: bool,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self { enabled: true, listen: SocketAddr::from(([0, 0, 0, 0], 5003)), mdns: true }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// Eviction starts here. Where missing, four fifths of the file system.
+    pub max_bytes: Option<ByteSize>,
+    /// Eviction ends at this share of `max_bytes`.
+    pub low_percent: u8,
+    /// Left free on the file system. Where missing, a fiftieth of it, at most 10 GiB.
+    pub min_free_bytes: Option<ByteSize>,
+    /// Chunks remembered for copying between images, about 20 bytes of memory each.
+    pub index_chunks_max: usize,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { max_bytes: None, low_percent: 90, min_free_bytes: None, index_chunks_max: 2_000_000 }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mirror {
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    /// PEM chain; with `key_file` the mirror speaks HTTPS, without them plain HTTP on loopback.
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: SocketAddr::from(([127, 0, 0, 1], 5055)),
+            certificate_file: None,
+            key_file: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Status {
+    pub enabled: bool,
+    /// Plain HTTP for `/health` and `/metrics`; loopback only.
+    pub listen: SocketAddr,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 5056)) }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// As `tracing-subscriber` reads it, for instance `info,shoal_p2p=debug`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::default() }
+    }
+}
+
+impl Config {
+    /// Reads the file (`path`, else [`DEFAULT_PATH`] where it exists), then `environment`, then
+    /// `overrides` (`section.key`, value).
+    ///
+    /// # Errors
+    /// Whatever is unknown, malformed or contradicts itself.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, Error> {
+        let mut table = toml::Table::new();
+        let default = Path::new(DEFAULT_PATH);
+        if let Some(path) = path.or_else(|| default.exists().then_some(default)) {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+            table = source::parse_file(&path.display().to_string(), &text)?;
+        }
+        source::apply_environment(&mut table, environment)?;
+        source::apply_overrides(&mut table, overrides)?;
+        let config: Self = table.try_into().map_err(|error: toml::de::Error| Error::Syntax {
+            origin: "the settings".into(),
+            message: error.to_string().trim().to_owned(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |section, key, message: &str| {
+            Err(Error::Value { section, key, message: message.to_owned() })
+        };
+        if !(10..=100).contains(&self.cache.low_percent) {
+            return refuse("cache", "low_percent", "from 10 to 100");
+        }
+        if !self.status.listen.ip().is_loopback() {
+            return refuse(
+                "status",
+                "listen",
+                "it speaks plain HTTP and so listens on a loopback address only",
+            );
+        }
+        if self.mirror.certificate_file.is_some() != self.mirror.key_file.is_some() {
+            return refuse("mirror", "key_file", "needs certificate_file, and the other way round");
+        }
+        if !self.mirror.listen.ip().is_loopback() && self.mirror.certificate_file.is_none() {
+            return refuse(
+                "mirror",
+                "listen",
+                "an address other than loopback needs certificate_file and key_file",
+            );
+        }
+        if self.control_socket().as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return refuse(
+                "agent",
+                "control_socket",
+                "the socket's path is longer than Unix sockets allow (107 bytes); set a shorter one",
+            );
+        }
+        Ok(())
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        let default = || self.agent.data_dir.join("control.sock");
+        self.agent.control_socket.clone().unwrap_or_else(default)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        let owned = environment.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        Config::load(Some(&path), owned.collect::<Vec<_>>(), &[])
+    }
+
+    #[test]
+    fn the_list_of_settings_is_what_the_types_have() {
+        // Optional settings vanish where they are not set, so each gets a value first.
+        let mut config = Config::default();
+        config.agent.name = Some("a".into());
+        config.agent.control_socket = Some("b".into());
+        config.nodes.authority_file = Some("c".into());
+        config.peer.advertise = Some(config.peer.listen);
+        config.cache.max_bytes = Some(ByteSize::new(1));
+        config.cache.min_free_bytes = Some(ByteSize::new(1));
+        config.mirror.certificate_file = Some("d".into());
+        config.mirror.key_file = Some("e".into());
+        let table = toml::Table::try_from(&config).unwrap();
+        let mut sections: Vec<_> = table.keys().map(String::as_str).collect();
+        let mut known: Vec<_> = SETTINGS.iter().map(|(section, _)| *section).collect();
+        sections.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(sections, known);
+        for (section, keys) in SETTINGS {
+            let mut found: Vec<_> =
+                table[*section].as_table().unwrap().keys().map(String::as_str).collect();
+            let mut keys = keys.to_vec();
+            found.sort_unstable();
+            keys.sort_unstable();
+            assert_eq!(found, keys, "[{section}]");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
+        let error = load("[agent]\nname = \"x\"\ndata_dri = \"/x\"\n", &[]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("line 3") && text.contains("'data_dir'"), "{text}");
+        let text = load("\n[cahce]\n", &[]).unwrap_err().to_string();
+        assert!(text.contains("line 2") && text.contains("'cache'"), "{text}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_flags_override_both() {
+        let text =
+            "[cache]\nmax_bytes = \"1GiB\"\nlow_percent = 50\n[peer]\nlisten = \"1.2.3.4:5\"";
+        let environment =
+            [("SHOAL_AGENT_CACHE_MAX_BYTES", "2GiB"), ("SHOAL_AGENT_CACHE_LOW_PERCENT", "60")];
+        let config = load(text, &environment).unwrap();
+        assert_eq!(config.cache.max_bytes, Some(ByteSize::new(2 << 30)));
+        assert_eq!(config.cache.low_percent, 60);
+        let flags = [("cache.low_percent".to_owned(), "70".to_owned())];
+        let config = Config::load(None, Vec::new(), &flags).unwrap();
+        assert_eq!(config.cache.low_percent, 70);
+        let unknown = load("", &[("SHOAL_AGENT_CACHE_MAXBYTES", "1")]).unwrap_err().to_string();
+        assert!(unknown.contains("SHOAL_AGENT_CACHE_MAX_BYTES"), "{unknown}");
+    }
+
+    #[test]
+    fn plain_http_stays_on_loopback() {
+        assert!(load("[mirror]\nlisten = \"0.0.0.0:5055\"", &[]).is_err());
+        assert!(load("[status]\nlisten = \"10.0.0.1:5056\"", &[]).is_err());
+        assert!(load("[mirror]\nlisten = \"[::1]:5055\"", &[]).is_ok());
+    }
+}

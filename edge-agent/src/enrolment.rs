@@ -1,0 +1,191 @@
+//! What a join brings, and where it lies: who this agent is, which cluster it belongs to, and the
+//! nodes it knows.
+//!
+//! Files in the data folder, each readable by its owner only:
+//! ```text
+//! lock              locked while a process works on the folder
+//! identity.pk8      the Ed25519 key
+//! cluster.json      certificate, authority, ticket and network keys; its presence means: enrolled
+//! nodes.json        the nodes, as last heard
+//! ```
+//! Write order of a join: the key (before the request that names it), then `cluster.json` by a
+//! file beside, a sync and a rename. A join that ends between is made again with the same key.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shoal_api::NodeAddress;
+use shoal_content::{ClusterId, Zone};
+use thiserror::Error;
+
+use crate::config::Role;
+
+const LOCK_FILE: &str = "lock";
+const KEY_FILE: &str = "identity.pk8";
+const CLUSTER_FILE: &str = "cluster.json";
+const NODES_FILE: &str = "nodes.json";
+
+/// Why the data folder cannot be used.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{doing} {path} failed")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "{0} is in use by another shoal-agent; stop that one, or give this one another agent.data_dir"
+    )]
+    Locked(PathBuf),
+    #[error("{path} is damaged: {message}; restore it, or remove it and join again")]
+    Damaged { path: PathBuf, message: String },
+}
+
+/// What the cluster gave this agent.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Enrolment {
+    pub cluster: ClusterId,
+    /// The name that it joined under.
+    pub name: String,
+    pub zone: Zone,
+    pub role: Role,
+    pub certificate_pem: String,
+    pub authority_pem: String,
+    /// Ed25519, hexadecimal: checks tickets.
+    pub ticket_public_key: String,
+    /// 32 bytes, hexadecimal: the libp2p network's pre-shared key.
+    pub network_key: String,
+}
+
+impl std::fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrolment").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// The data folder, locked by this process.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    /// The lock goes with the file.
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes the folder where it is missing, and locks it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let context = |doing| move |source| Error::Io { doing, path: path.to_owned(), source };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(context("making the data folder"))?;
+        let lock = private(&path.join(LOCK_FILE)).map_err(context("locking"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(path.to_owned())),
+            Err(fs::TryLockError::Error(source)) => Err(context("locking")(source)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn key_path(&self) -> PathBuf {
+        self.path.join(KEY_FILE)
+    }
+
+    pub fn cache_path(&self) -> PathBuf {
+        self.path.join("cache")
+    }
+
+    pub fn catalogue_path(&self) -> PathBuf {
+        self.path.join("images")
+    }
+
+    /// `None` where no join has succeeded yet.
+    pub fn enrolment(&self) -> Result<Option<Enrolment>, Error> {
+        read_json(&self.path.join(CLUSTER_FILE))
+    }
+
+    pub fn save_enrolment(&self, enrolment: &Enrolment) -> Result<(), Error> {
+        write_json(&self.path.join(CLUSTER_FILE), enrolment)
+    }
+
+    /// The nodes as last heard; none before the first join.
+    pub fn nodes(&self) -> Result<Vec<NodeAddress>, Error> {
+        Ok(read_json(&self.path.join(NODES_FILE))?.unwrap_or_default())
+    }
+
+    pub fn save_nodes(&self, nodes: &[NodeAddress]) -> Result<(), Error> {
+        write_json(&self.path.join(NODES_FILE), &nodes)
+    }
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Reads a JSON file; `None` where there is none.
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Error> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => {
+            read.map_err(|source| Error::Io { doing: "reading", path: path.to_owned(), source })?
+        }
+    };
+    let damaged = |error: serde_json::Error| Error::Damaged {
+        path: path.to_owned(),
+        message: error.to_string(),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}
+
+/// Writes a JSON file beside, syncs it and puts it in place: a reader sees the old or the new.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+    let write = || -> io::Result<()> {
+        let beside = path.with_extension("new");
+        let mut file = private(&beside)?;
+        file.set_len(0)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        crate::cache::sync_parent(path)
+    };
+    write().map_err(|source| Error::Io { doing: "writing", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_and_nobody_else_reads() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let folder = DataFolder::open(&path).unwrap();
+        assert!(matches!(DataFolder::open(&path), Err(Error::Locked(_))));
+        assert!(folder.enrolment().unwrap().is_none());
+        let enrolment = Enrolment {
+            cluster: format!("cluster-{:032}", 7).parse().unwrap(),
+            name: "host".into(),
+            zone: Zone::default(),
+            role: Role::Host,
+            certificate_pem: "c".into(),
+            authority_pem: "a".into(),
+            ticket_public_key: "t".into(),
+            network_key: "n".into(),
+        };
+        folder.save_enrolment(&enrolment).unwrap();
+        assert_eq!(folder.enrolment().unwrap().unwrap().name, "host");
+        let mode = fs::metadata(path.join(CLUSTER_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(folder);
+        let folder = DataFolder::open(&path).unwrap();
+        fs::write(path.join(CLUSTER_FILE), b"{").unwrap();
+        assert!(matches!(folder.enrolment(), Err(Error::Damaged { .. })));
+    }
+}

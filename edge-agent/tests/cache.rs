@@ -1,0 +1,353 @@
+//! The cache under what really happens to it: a kill between any two steps, damaged files, a full
+//! disk, and more images than fit.
+//!
+//! A killed writer is this test's own program run again as a child ([`WRITER`]). The full disk is
+//! a small tmpfs, so these tests run as root.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use shoal_agent::cache::{Cache, Entry};
+use shoal_agent::config::{self, ByteSize};
+use shoal_agent::metrics::CacheMetrics;
+use shoal_content::{
+    Chunk, ChunkId, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeId, RecipeKind, SourceObject,
+};
+
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Set for the child: the folder of the cache it writes to.
+const WRITER: &str = "SHOAL_TEST_CACHE_WRITER";
+const WRITER_CHUNKS: u32 = 2000;
+
+/// Content of chunk `number` of the series `seed`: different for each.
+fn content(seed: u64, number: u32) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(&number.to_le_bytes());
+    let mut bytes = vec![0; CHUNK_BYTES];
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A disk with a hole before every chunk; chunk 0 stands a second time at its end.
+fn recipe(seed: u64, chunks: u32) -> Arc<Recipe> {
+    let key = ObjectKey::Pack(PackId::of(&seed.to_le_bytes()));
+    let length = u64::from(chunks) * CHUNK_BYTES as u64;
+    let objects = vec![SourceObject { key, length }];
+    let step = 2 * CHUNK_BYTES as u64;
+    let chunk = |number: u32| Chunk {
+        id: ChunkId::of(&content(seed, number)),
+        length: CHUNK_BYTES as u32,
+        object: 0,
+        at: u64::from(number) * CHUNK_BYTES as u64,
+        encoding: Encoding::Raw,
+    };
+    let mut extents: Vec<Extent> = (0..chunks)
+        .map(|number| Extent { offset: u64::from(number) * step, chunk: number })
+        .collect();
+    extents.push(Extent { offset: u64::from(chunks) * step, chunk: 0 });
+    let length = u64::from(chunks + 1) * step;
+    let recipe =
+        Recipe::new(RecipeKind::Disk, length, objects, (0..chunks).map(chunk).collect(), extents);
+    Arc::new(recipe.expect("a sound recipe"))
+}
+
+fn settings(max_bytes: u64) -> config::Cache {
+    config::Cache {
+        max_bytes: Some(ByteSize::new(max_bytes)),
+        min_free_bytes: Some(ByteSize::new(0)),
+        ..config::Cache::default()
+    }
+}
+
+fn open(folder: &Path, max_bytes: u64) -> Result<Cache> {
+    Ok(Cache::open(folder, &settings(max_bytes), CacheMetrics::default())?)
+}
+
+fn id(recipe: &Recipe) -> RecipeId {
+    recipe.encode_with_id().0
+}
+
+fn fill(cache: &Cache, entry: &Entry, seed: u64, chunks: std::ops::Range<u32>) -> Result<()> {
+    for number in chunks {
+        cache.write_chunk(entry, number, &content(seed, number))?;
+    }
+    Ok(())
+}
+
+/// Every chunk that the entry claims reads back as what was written, at all of its places.
+fn ensure_sound(cache: &Cache, entry: &Entry, seed: u64) -> Result<u32> {
+    let loaded = entry.load()?;
+    let held = entry.held();
+    for number in held.iter() {
+        let expected = content(seed, number);
+        let read = cache.read_chunk(entry, number)?.context("held, but not readable")?;
+        ensure!(read == expected, "chunk {number} reads as something else");
+        for offset in loaded.places.offsets(number) {
+            let mut bytes = vec![0; CHUNK_BYTES];
+            loaded.content.read_exact_at(&mut bytes, *offset)?;
+            ensure!(bytes == expected, "chunk {number} differs at {offset}");
+        }
+    }
+    Ok(held.len())
+}
+
+/// Not a test of its own: what the killed child does, where the variable says so.
+#[test]
+fn writer_for_the_kill_test() -> Result<()> {
+    let Some(folder) = std::env::var_os(WRITER) else { return Ok(()) };
+    let cache = open(Path::new(&folder), u64::MAX)?;
+    let recipe = recipe(7, WRITER_CHUNKS);
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    let tending = cache.clone();
+    std::thread::spawn(move || {
+        loop {
+            tending.tend();
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    });
+    let mut out = std::io::stderr().lock();
+    for number in 0..WRITER_CHUNKS {
+        if !entry.contains(number) {
+            cache.write_chunk(&entry, number, &content(7, number))?;
+        }
+        writeln!(out, "written {number}")?;
+    }
+    Ok(())
+}
+
+fn spawn_writer(folder: &Path) -> Result<Child> {
+    let child = Command::new(std::env::current_exe()?)
+        .args(["--exact", "writer_for_the_kill_test", "--nocapture"])
+        .env(WRITER, folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    Ok(child)
+}
+
+#[test]
+fn a_killed_writer_loses_almost_nothing_and_lies_about_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(7, WRITER_CHUNKS);
+    for round in 1..=4u32 {
+        let mut child = spawn_writer(folder.path())?;
+        let lines = BufReader::new(child.stderr.take().context("no pipe")?).lines();
+        let mut written = 0;
+        for line in lines {
+            let line = line?;
+            let Some(number) = line.strip_prefix("written ") else { continue };
+            written = number.parse::<u32>()? + 1;
+            if written >= round * 300 {
+                break;
+            }
+        }
+        child.kill()?;
+        child.wait()?;
+        ensure!(written >= round * 300, "the writer ended early at {written}");
+
+        let cache = open(folder.path(), u64::MAX)?;
+        let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+        let lost = entry.verify_doubtful()?;
+        let held = ensure_sound(&cache, &entry, 7)?;
+        ensure!(
+            f64::from(held) >= 0.95 * f64::from(written),
+            "{held} of {written} chunks were kept, {lost} did not check"
+        );
+        // Trusting them was written down: a further start doubts nothing.
+        entry.sync()?;
+        drop((entry, cache));
+        let cache = open(folder.path(), u64::MAX)?;
+        let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+        ensure!(!entry.has_doubtful() && entry.held().len() >= held);
+    }
+    Ok(())
+}
+
+#[test]
+fn damaged_content_is_noticed_and_fetched_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(1, 20);
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 1, 0..20)?;
+    entry.complete()?;
+    let offset = entry.load()?.places.offsets(4)[0];
+    entry.load()?.content.write_all_at(b"rot", offset + 100)?;
+
+    ensure!(cache.read_chunk(&entry, 4)?.is_none(), "a wrong byte went out");
+    ensure!(!entry.contains(4) && entry.contains(5));
+    drop((entry, cache));
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+    ensure!(!entry.contains(4), "the drop did not survive a restart");
+    fill(&cache, &entry, 1, 4..5)?;
+    entry.complete()?;
+    ensure!(ensure_sound(&cache, &entry, 1)? == 20);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_journal_costs_a_hashing_and_trusts_nothing_wrong() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(2, 30);
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 2, 0..25)?;
+    entry.sync()?;
+    let path = entry.folder().to_owned();
+    let hole = entry.load()?.places.offsets(29)[0];
+    entry.load()?.content.write_all_at(b"not a chunk", hole)?;
+    drop((entry, cache));
+    for damage in [&b""[..], b"SHOALJNL but nothing more", &[0xff; 4096]] {
+        fs::write(path.join("journal"), damage)?;
+        let cache = open(folder.path(), u64::MAX)?;
+        let entry = cache.open_entry(id(&recipe), &recipe)?;
+        ensure!(entry.held().runs() == [(0, 25)], "kept {:?}", entry.held().runs());
+        ensure_sound(&cache, &entry, 2)?;
+    }
+    // A recipe that is damaged takes its entry with it, and nothing else.
+    fs::write(path.join("recipe"), b"?")?;
+    fs::write(path.join("journal"), b"?")?;
+    let cache = open(folder.path(), u64::MAX)?;
+    ensure!(cache.entry(id(&recipe)).is_none());
+    ensure!(cache.open_entry(id(&recipe), &recipe)?.held().len() == 0);
+    Ok(())
+}
+
+#[test]
+fn chunks_of_other_images_are_copied_instead_of_fetched() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (first, longer) = (recipe(3, 10), recipe(3, 15));
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&first), &first)?;
+    fill(&cache, &entry, 3, 0..10)?;
+    entry.complete()?;
+    drop((entry, cache));
+    // Also after a restart, once the index is filled again.
+    let cache = open(folder.path(), u64::MAX)?;
+    cache.settle();
+    let entry = cache.open_entry(id(&longer), &longer)?;
+    ensure!(entry.held().runs() == [(0, 10)], "copied {:?}", entry.held().runs());
+    ensure_sound(&cache, &entry, 3)?;
+    ensure!(cache.metrics().bytes_copied.get() == 10 * CHUNK_BYTES as u64);
+    Ok(())
+}
+
+#[test]
+fn the_least_recently_used_leaves_first_and_what_is_used_or_pinned_stays() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let room = 32 * CHUNK_BYTES as u64;
+    let cache = open(folder.path(), room)?;
+    let recipes: Vec<_> = (10..14u64).map(|seed| (seed, recipe(seed, 10))).collect();
+    let put = |at: usize| -> Result<()> {
+        let (seed, recipe) = &recipes[at];
+        let _lease = cache.lease(id(recipe));
+        let entry = cache.open_entry(id(recipe), recipe)?;
+        fill(&cache, &entry, *seed, 0..10)?;
+        Ok(entry.complete()?)
+    };
+    put(0)?;
+    put(1)?;
+    let _in_use = cache.lease(id(&recipes[0].1));
+    put(2)?;
+    ensure!(cache.entry(id(&recipes[0].1)).is_some(), "evicted while in use");
+    ensure!(cache.entry(id(&recipes[1].1)).is_none(), "nothing was evicted");
+    cache.entry(id(&recipes[2].1)).context("gone")?.set_pinned(true)?;
+    let refused = put(3).expect_err("there is no room");
+    let text = format!("{refused:#}");
+    ensure!(text.contains("full") && text.contains("cache.max_bytes"), "{text}");
+    cache.entry(id(&recipes[2].1)).context("the pinned one is gone")?.set_pinned(false)?;
+    put(3)?;
+    ensure!(cache.used_bytes() <= room + 3 * CHUNK_BYTES as u64);
+    ensure!(cache.limits().high == room);
+    Ok(())
+}
+
+/// A tmpfs of a few MiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, mebibytes: u32) -> Result<Self> {
+        fs::create_dir_all(&path)?;
+        let size = format!("size={mebibytes}m");
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&path)
+            .status()?;
+        ensure!(done.success(), "mounting a tmpfs needs root");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A file still open in this test keeps it busy: detached, it goes with the last one.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_clearly_and_goes_on_when_space_returns() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = SmallDisk::mount(folder.path().join("disk"), 8)?;
+    let cache = open(&disk.0.join("cache"), u64::MAX)?;
+    let recipe = recipe(20, 60);
+    let _lease = cache.lease(id(&recipe));
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 20, 0..5)?;
+    fs::write(disk.0.join("ballast"), vec![1; 6 << 20])?;
+    let started = Instant::now();
+    let refused = loop {
+        if let Err(error) = fill(&cache, &entry, 20, 5..60) {
+            break error;
+        }
+        ensure!(started.elapsed() < Duration::from_secs(20), "the disk never got full");
+    };
+    let text = format!("{refused:#}");
+    ensure!(text.contains("full"), "{text}");
+    // Not even a checkpoint that fails may cost what is there.
+    let _ = entry.sync();
+    let held = ensure_sound(&cache, &entry, 20)?;
+    ensure!((5..60).contains(&held));
+
+    fs::remove_file(disk.0.join("ballast"))?;
+    fill(&cache, &entry, 20, 0..60)?;
+    entry.complete()?;
+    ensure!(ensure_sound(&cache, &entry, 20)? == 60);
+    drop((_lease, entry, cache));
+    let cache = open(&disk.0.join("cache"), u64::MAX)?;
+    let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+    ensure!(entry.is_complete() && !entry.has_doubtful());
+    Ok(())
+}
+
+#[test]
+fn thousands_of_entries_open_without_hashing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = open(folder.path(), u64::MAX)?;
+    for seed in 100..400u64 {
+        let recipe = recipe(seed, 2);
+        let entry = cache.open_entry(id(&recipe), &recipe)?;
+        fill(&cache, &entry, seed, 0..2)?;
+        entry.complete()?;
+        cache.tend();
+    }
+    drop(cache);
+    let cache = open(folder.path(), u64::MAX)?;
+    let holdings = cache.holdings();
+    ensure!(holdings.len() == 300);
+    ensure!(holdings.iter().all(|held| held.chunks_held == 2 && held.chunks_total == 2));
+    ensure!(
+        cache
+            .holdings()
+            .iter()
+            .all(|held| { cache.entry(held.recipe).is_some_and(|entry| !entry.has_doubtful()) })
+    );
+    Ok(())
+}

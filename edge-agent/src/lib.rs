@@ -11,5 +11,6 @@ pub mod catalogue;
 pub mod cli;
 pub mod config;
 pub mod enrolment;
+pub mod export;
 pub mod metrics;
 pub mod transfers;

@@ -208,7 +208,7 @@ impl Entry {
     }
 
     pub fn has_doubtful(&self) -> bool {
-        self.state.lock().doubtful.len() > 0
+        !self.state.lock().doubtful.is_empty()
     }
 
     pub fn contains(&self, index: u32) -> bool {
@@ -281,7 +281,7 @@ impl Entry {
     pub fn verify_doubtful(&self) -> Result<u32, Error> {
         let _one = self.checkpoint.lock();
         let doubtful = self.state.lock().doubtful.clone();
-        if doubtful.len() == 0 {
+        if doubtful.is_empty() {
             return Ok(0);
         }
         let loaded = self.load()?;

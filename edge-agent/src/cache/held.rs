@@ -31,6 +31,10 @@ impl Held {
         self.set
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.set == 0
+    }
+
     pub fn is_complete(&self) -> bool {
         self.set == self.count
     }

@@ -207,7 +207,7 @@ fn replay(bytes: &[u8], recipe: RecipeId, chunks: u32) -> (Replay, u32) {
     let records = sound.len() as u32;
     let torn = bytes.len() != sound.len() * RECORD_BYTES;
     let shortest = trusted.runs().len() + 1;
-    let wants_rewrite = torn || doubtful.len() > 0 || sound.len() > 2 * shortest + 64;
+    let wants_rewrite = torn || !doubtful.is_empty() || sound.len() > 2 * shortest + 64;
     (Replay { trusted, doubtful, wants_rewrite }, records)
 }
 

@@ -1,0 +1,192 @@
+//! Writes what the cache holds to where a hypervisor wants it.
+//!
+//! Write order: a file beside the output, synced, renamed over it, the folder synced. A crash
+//! leaves the old output or the new one, and at worst a file beside whose name says what it is.
+//! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
+//! system can.
+//!
+//! Blocks on the disk. The caller holds a lease on the recipe.
+
+pub mod layout;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use shoal_content::{Recipe, RecipeKind};
+use shoal_formats::{Export, ExportError, Format, write_file};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::cache::{self, Entry};
+
+/// One call to the kernel moves no more, so that a cancel is heard.
+const COPY_BYTES_MAX: u64 = 64 << 20;
+
+/// Why an output was not written.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{doing} {path} failed: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("the disk cannot be written as {format}: {source}")]
+    Format { format: Format, source: ExportError },
+    #[error("the cached content cannot be read")]
+    Cache(#[from] cache::Error),
+    #[error("the output {0} has no folder")]
+    NoFolder(PathBuf),
+    #[error("the export was cancelled")]
+    Cancelled,
+}
+
+/// A file that becomes `output` when it is finished, and vanishes when it is not.
+#[derive(Debug)]
+pub struct Beside {
+    temporary: PathBuf,
+    output: PathBuf,
+    file: File,
+    finished: bool,
+}
+
+impl Beside {
+    pub fn create(output: &Path) -> Result<Self, Error> {
+        let folder = output.parent().ok_or_else(|| Error::NoFolder(output.to_owned()))?;
+        let name = output.file_name().ok_or_else(|| Error::NoFolder(output.to_owned()))?;
+        let unique = Uuid::new_v4().simple();
+        let temporary = folder.join(format!(".{}.{unique}.partial", name.to_string_lossy()));
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).map_err(
+                |source| Error::Io { doing: "creating", path: temporary.clone(), source },
+            )?;
+        Ok(Self { temporary, output: output.to_owned(), file, finished: false })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub fn error(&self, doing: &'static str) -> impl Fn(io::Error) -> Error + use<> {
+        let path = self.output.clone();
+        move |source| Error::Io { doing, path: path.clone(), source }
+    }
+
+    /// Syncs, and puts the file in place.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let publish = || -> io::Result<()> {
+            self.file.sync_all()?;
+            fs::rename(&self.temporary, &self.output)?;
+            cache::sync_parent(&self.output)
+        };
+        publish().map_err(self.error("writing"))?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Nothing else can be done about it, and its name says what it is.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes a complete disk entry as `format` to `output`. `progress` hears the share done, from 0
+/// to 1, and may stop it.
+pub fn disk(
+    entry: &Entry,
+    format: Format,
+    output: &Path,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let loaded = entry.load()?;
+    let recipe = loaded.places.recipe();
+    let beside = Beside::create(output)?;
+    if format == Format::Raw && recipe.kind() == RecipeKind::Disk {
+        beside.file.set_len(recipe.length()).map_err(beside.error("sizing"))?;
+        copy_runs(&loaded.content, &beside.file, recipe, progress, &beside.error("writing"))?;
+        return beside.finish();
+    }
+    let refused = |source| match source {
+        ExportError::Cancelled => Error::Cancelled,
+        ExportError::Write { error, .. } => beside.error("writing")(error),
+        source => Error::Format { format, source },
+    };
+    let export = Export::new(format, recipe.clone()).map_err(refused)?;
+    let mut content = |offset, buffer: &mut [u8]| loaded.content.read_exact_at(buffer, offset);
+    write_file(&export, &beside.file, &mut content, &mut |step| {
+        progress(step.bytes_done as f64 / step.bytes_total.max(1) as f64)
+    })
+    .map_err(refused)?;
+    beside.finish()
+}
+
+/// Copies every run of extents without a hole from one file to the same place of another.
+pub fn copy_runs(
+    from: &File,
+    to: &File,
+    recipe: &Recipe,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    failed: &dyn Fn(io::Error) -> Error,
+) -> Result<(), Error> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for extent in recipe.extents() {
+        let length = u64::from(recipe.chunks()[extent.chunk as usize].length);
+        match runs.last_mut() {
+            Some((start, run)) if *start + *run == extent.offset => *run += length,
+            _ => runs.push((extent.offset, length)),
+        }
+    }
+    let total: u64 = runs.iter().map(|(_, length)| length).sum();
+    let mut done = 0u64;
+    let mut in_kernel = true;
+    for (start, length) in runs {
+        let mut at = start;
+        while at < start + length {
+            let step = (start + length - at).min(COPY_BYTES_MAX);
+            let moved = copy_step(from, to, at, step, &mut in_kernel).map_err(failed)?;
+            at += moved;
+            done += moved;
+            if progress(done as f64 / total.max(1) as f64).is_break() {
+                return Err(Error::Cancelled);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Moves up to `length` bytes at `at`; at least one.
+fn copy_step(
+    from: &File,
+    to: &File,
+    at: u64,
+    length: u64,
+    in_kernel: &mut bool,
+) -> io::Result<u64> {
+    if *in_kernel {
+        let (mut source, mut target) = (at.cast_signed(), at.cast_signed());
+        let copied = nix::fcntl::copy_file_range(
+            from,
+            Some(&mut source),
+            to,
+            Some(&mut target),
+            length as usize,
+        );
+        match copied {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) => return Ok(moved as u64),
+            // Between file systems, or one that cannot: bytes then pass through here.
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                *in_kernel = false;
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let mut buffer = vec![0; length.min(1 << 20) as usize];
+    from.read_exact_at(&mut buffer, at)?;
+    to.write_all_at(&buffer, at)?;
+    Ok(buffer.len() as u64)
+}

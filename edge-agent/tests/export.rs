@@ -1,0 +1,176 @@
+//! What leaves the cache as a file: the same bytes, holes as holes, and never half a file.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
+use shoal_agent::cache::{Cache, Entry};
+use shoal_agent::config::{self, ByteSize};
+use shoal_agent::export::{self, layout};
+use shoal_agent::metrics::CacheMetrics;
+use shoal_api::{AgentResolution, BlobGrant};
+use shoal_content::{
+    Chunk, ChunkId, Digest, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeKind, SourceObject,
+};
+use shoal_formats::Format;
+
+const MIB: u64 = 1 << 20;
+
+fn cache(folder: &Path) -> Result<Cache> {
+    let settings = config::Cache {
+        max_bytes: Some(ByteSize::new(u64::MAX)),
+        min_free_bytes: Some(ByteSize::new(0)),
+        ..config::Cache::default()
+    };
+    Ok(Cache::open(folder, &settings, CacheMetrics::default())?)
+}
+
+/// Puts `content` into the cache as a recipe of `kind`, `parts` of it as (offset, length).
+fn store(
+    cache: &Cache,
+    kind: RecipeKind,
+    content: &[u8],
+    parts: &[(u64, u64)],
+) -> Result<(Arc<Recipe>, Arc<Entry>)> {
+    let slice =
+        |(offset, length): (u64, u64)| &content[offset as usize..(offset + length) as usize];
+    let objects = vec![SourceObject {
+        key: ObjectKey::Pack(PackId::of(content)),
+        length: content.len() as u64,
+    }];
+    let chunks = parts.iter().map(|part| Chunk {
+        id: ChunkId::of(slice(*part)),
+        length: part.1 as u32,
+        object: 0,
+        at: part.0,
+        encoding: Encoding::Raw,
+    });
+    let extents = (0u32..).zip(parts).map(|(chunk, (offset, _))| Extent { offset: *offset, chunk });
+    let length = content.len() as u64;
+    let recipe = Recipe::new(kind, length, objects, chunks.collect(), extents.collect())?;
+    let recipe = Arc::new(recipe);
+    let entry = cache.open_entry(recipe.encode_with_id().0, &recipe)?;
+    for (index, part) in (0u32..).zip(parts) {
+        cache.write_chunk(&entry, index, slice(*part))?;
+    }
+    entry.complete()?;
+    Ok((recipe, entry))
+}
+
+fn noise(seed: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A disk of 64 MiB with three islands of content.
+fn disk() -> (Vec<u8>, Vec<(u64, u64)>) {
+    let mut guest = vec![0; 64 * MIB as usize];
+    let parts =
+        vec![(0, 4096), (MIB + 512, 200_000), (MIB + 200_512, 100_000), (50 * MIB, 262_144)];
+    for (at, (offset, length)) in (0u64..).zip(&parts) {
+        let island = noise(at, *length);
+        guest[*offset as usize..(*offset + *length) as usize].copy_from_slice(&island);
+    }
+    (guest, parts)
+}
+
+#[test]
+fn a_disk_is_written_as_raw_and_qcow2_with_its_holes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let reference = folder.path().join("reference.raw");
+    fs::write(&reference, &guest)?;
+    for (format, name) in [(Format::Raw, "raw"), (Format::Qcow2, "qcow2")] {
+        let output = folder.path().join(format!("disk.{name}"));
+        fs::write(&output, "something older")?;
+        let mut last = 0.0;
+        export::disk(&entry, format, &output, &mut |share| {
+            last = share;
+            ControlFlow::Continue(())
+        })?;
+        ensure!((last - 1.0).abs() < 1e-9, "{name}: progress ended at {last}");
+        ensure!(fs::metadata(&output)?.blocks() * 512 < 4 * MIB, "{name}: the holes were filled");
+        let compared = Command::new("qemu-img")
+            .args(["compare", "-f", "raw", "-F", name])
+            .args([&reference, &output])
+            .output()?;
+        ensure!(compared.status.success(), "{name}: {}", String::from_utf8_lossy(&compared.stdout));
+    }
+    let mut checked = Command::new("qemu-img");
+    let checked = checked.args(["check", "-f", "qcow2"]).arg(folder.path().join("disk.qcow2"));
+    ensure!(checked.output()?.status.success(), "qemu-img check");
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_export_leaves_the_old_file_and_nothing_beside() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let outputs = folder.path().join("out");
+    fs::create_dir(&outputs)?;
+    let output = outputs.join("disk.raw");
+    fs::write(&output, "older")?;
+    let stopped = export::disk(&entry, Format::Raw, &output, &mut |_| ControlFlow::Break(()));
+    ensure!(matches!(stopped, Err(export::Error::Cancelled)), "{stopped:?}");
+    ensure!(fs::read(&output)? == b"older");
+    ensure!(fs::read_dir(&outputs)?.count() == 1, "something was left beside");
+    Ok(())
+}
+
+#[test]
+fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let layer = noise(9, 300_000);
+    let parts = [(0, 262_144), (262_144, 300_000 - 262_144)];
+    let (recipe, _) = store(&cache, RecipeKind::Blob, &layer, &parts)?;
+    let manifest = br#"{"schemaVersion":2}"#;
+    let sha256 = |bytes: &[u8]| Digest::sha256(Sha256::digest(bytes).into());
+    let mut resolution = AgentResolution {
+        image: "demo/app".parse()?,
+        kind: "container".into(),
+        version: "ver-1".into(),
+        manifest_digest: sha256(manifest),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        manifest: STANDARD.encode(manifest),
+        manifests: Vec::new(),
+        disk: None,
+        blobs: vec![BlobGrant {
+            digest: sha256(&layer),
+            size_bytes: layer.len() as u64,
+            recipe: recipe.encode_with_id().0,
+            ticket: String::new(),
+        }],
+    };
+    let target = folder.path().join("layout");
+    let reference = "demo/app:v1".parse()?;
+    // Twice: what is there and right is kept.
+    for _ in 0..2 {
+        layout::write(&cache, &reference, &resolution, &target)?;
+    }
+    let blob = |digest: &Digest| target.join("blobs/sha256").join(digest.encoded());
+    ensure!(fs::read(blob(&sha256(&layer)))? == layer);
+    ensure!(fs::read(blob(&sha256(manifest)))? == manifest);
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(target.join("index.json"))?)?;
+    let first = index["manifests"].get(0).context("an empty index")?;
+    ensure!(first["digest"] == sha256(manifest).to_string() && first["size"] == manifest.len());
+    ensure!(first["annotations"]["org.opencontainers.image.ref.name"] == "v1");
+
+    resolution.blobs[0].digest = sha256(b"another blob");
+    let wrong = layout::write(&cache, &reference, &resolution, &target);
+    ensure!(matches!(wrong, Err(layout::Error::Mismatch(_))), "{wrong:?}");
+    ensure!(!blob(&sha256(b"another blob")).exists());
+    Ok(())
+}

@@ -1,2 +1,106 @@
-//! Placeholder until its first commit.
-fn main() {}
+//! `shoal`: the command line for people and their scripts.
+//!
+//! Each command is one call or a few on the REST API of any node. Results go to standard output,
+//! everything else to standard error; the exit code says how it ended (see `error`).
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::arguments::{Arguments, Command, ImageCommand};
+use crate::client::Client;
+use crate::config::Config;
+use crate::error::{EXIT_FAILED, Error};
+use crate::screen::Screen;
+
+mod arguments;
+mod client;
+mod config;
+mod deployments;
+mod download;
+mod error;
+mod events;
+mod explain;
+mod images;
+mod members;
+mod resume;
+mod screen;
+mod session;
+mod trust;
+mod upload;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("shoal: the TLS library could not be set up");
+        return ExitCode::from(EXIT_FAILED);
+    }
+    let arguments = Arguments::parse();
+    let screen = Screen { json: arguments.json };
+    match run(arguments, screen).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error, screen);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn complain(error: &Error, screen: Screen) {
+    if screen.json {
+        let shown = serde_json::json!({
+            "error": { "code": error.code(), "message": error.to_string(), "hint": error.hint() }
+        });
+        eprintln!("{shown}");
+        return;
+    }
+    eprintln!("shoal: {error}");
+    if let Some(hint) = error.hint() {
+        eprintln!("  {hint}");
+    }
+}
+
+async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
+    if let Command::Completions { shell } = arguments.command {
+        let mut command = Arguments::command();
+        clap_complete::generate(shell, &mut command, "shoal", &mut std::io::stdout());
+        return Ok(());
+    }
+    let mut config = Config::load(arguments.config, arguments.context)?;
+    match &arguments.command {
+        Command::Login(login) => return session::login(login, &mut config, screen).await,
+        Command::Logout => return session::logout(&mut config, screen),
+        Command::Context(command) => return session::context(command, &mut config, screen),
+        _ => {}
+    }
+    let client = &Client::new(config.context()?)?;
+    match &arguments.command {
+        Command::Status => session::status(client, &mut config, screen).await,
+        Command::Image(command) => image(command, client, &config, screen).await,
+        Command::Deploy(deploy) => deployments::deploy(deploy, client, screen).await,
+        Command::Deployments => deployments::list(client, screen).await,
+        Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
+        Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
+        Command::Agent(command) => members::agent(command, client, screen).await,
+        Command::Token(command) => members::token(command, client, screen).await,
+        Command::Login(_) | Command::Logout | Command::Context(_) | Command::Completions { .. } => {
+            unreachable!("these need no client and ended above")
+        }
+    }
+}
+
+async fn image(
+    command: &ImageCommand,
+    client: &Client,
+    config: &Config,
+    screen: Screen,
+) -> Result<(), Error> {
+    match command {
+        ImageCommand::Upload(upload) => upload::upload(upload, client, config, screen).await,
+        ImageCommand::List => images::list(client, screen).await,
+        ImageCommand::Show { name } => images::show(client, name, screen).await,
+        ImageCommand::Delete { name, yes } => images::delete(client, name, *yes, screen).await,
+        ImageCommand::Download(download) => download::download(download, client, screen).await,
+        ImageCommand::Tag { source, tag } => images::tag(client, source, tag, screen).await,
+    }
+}

@@ -1,0 +1,156 @@
+//! What people and programs see: tables or one JSON document, sizes, rates, bars.
+//!
+//! Invariant: with `--json`, standard output carries one document and nothing else; bars and
+//! remarks go to standard error, bars only to a terminal.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// How often bars are drawn, per second.
+const DRAW_RATE_HZ: u8 = 8;
+
+/// How this call shows its results.
+#[derive(Debug, Clone, Copy)]
+pub struct Screen {
+    pub json: bool,
+}
+
+impl Screen {
+    /// Shows a result: `value` for programs, `people` for people.
+    pub fn show(
+        self,
+        value: &impl Serialize,
+        people: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
+        let text = if self.json {
+            serde_json::to_string_pretty(value).map_err(|e| Error::Answer(e.to_string()))?
+        } else {
+            people()
+        };
+        let mut out = io::stdout().lock();
+        match writeln!(out, "{}", text.trim_end()) {
+            // Whoever reads us may stop reading, as `head` does.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::file("writing", "standard output")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A line for people about what goes on.
+    pub fn remark(self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    pub fn bars(self) -> bool {
+        !self.json && io::stderr().is_terminal()
+    }
+
+    pub fn draw_target(self) -> ProgressDrawTarget {
+        if self.bars() {
+            ProgressDrawTarget::stderr_with_hz(DRAW_RATE_HZ)
+        } else {
+            ProgressDrawTarget::hidden()
+        }
+    }
+
+    /// A bar over `bytes` bytes with rate and rest.
+    pub fn byte_bar(self, label: &str, bytes: u64) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(bytes), self.draw_target());
+        bar.set_style(byte_style());
+        bar.set_prefix(label.to_owned());
+        bar
+    }
+}
+
+pub fn byte_style() -> ProgressStyle {
+    ProgressStyle::with_template(
+        "{prefix:<16!} [{bar:28}] {percent:>3}%  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} {wide_msg}",
+    )
+    .expect("the template is a constant")
+    .progress_chars("=> ")
+}
+
+/// A table with a bold head, without frames.
+pub fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if !colours() {
+        table.force_no_tty();
+    }
+    table.set_header(head.iter().map(|text| Cell::new(text).add_attribute(Attribute::Bold)));
+    table
+}
+
+/// A state in its colour.
+pub fn state(text: &str) -> Cell {
+    let colour = match text {
+        "done" | "active" | "leader" | "online" => Color::Green,
+        "failed" | "offline" | "cancelled" => Color::Red,
+        "running" | "waiting" | "processing" | "receiving" | "learner" => Color::Yellow,
+        _ => return Cell::new(text),
+    };
+    Cell::new(text).fg(colour)
+}
+
+/// Whether standard output takes colours (<https://no-color.org>).
+pub fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+pub fn bytes(count: u64) -> String {
+    HumanBytes(count).to_string()
+}
+
+pub fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", HumanBytes(bytes_per_second))
+}
+
+pub fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+/// `part` of `whole`, in whole percent.
+pub fn percent(part: u64, whole: u64) -> u64 {
+    if whole == 0 { 0 } else { (u128::from(part) * 100 / u128::from(whole)) as u64 }
+}
+
+/// Asks a question on the terminal; without one, the answer is no.
+pub fn confirm(question: &str) -> Result<bool, Error> {
+    if !io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(Error::file("reading", "the terminal"))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_carry_no_colour_codes_away_from_a_terminal() {
+        let mut table = table(&["A", "STATE"]);
+        table.add_row([Cell::new("x"), state("failed")]);
+        let text = table.to_string();
+        assert!(text.contains("STATE") && text.contains("failed"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+
+    #[test]
+    fn percent_of_nothing_is_nothing_and_of_much_is_exact() {
+        assert_eq!(percent(1, 0), 0);
+        assert_eq!(percent(u64::MAX, u64::MAX), 100);
+        assert_eq!(percent(2, 3), 66);
+    }
+}

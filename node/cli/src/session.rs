@@ -1,0 +1,168 @@
+//! Logging in and out, contexts, and the cluster's state.
+
+use std::io::{self, IsTerminal, Read};
+
+use comfy_table::Cell;
+use reqwest::Method;
+use serde::Serialize;
+use shoal_api::{AgentInfo, ClusterStatus, LoginRequest, LoginResponse};
+
+use crate::arguments::{ContextCommand, Login};
+use crate::client::Client;
+use crate::config::{Config, Context};
+use crate::error::Error;
+use crate::screen::{Screen, state, table};
+use crate::trust::{self, Wish};
+
+const PASSWORD_BYTES_MAX: u64 = 4096;
+
+/// `GET /api/v1/cluster`, with the agents besides.
+#[derive(Serialize)]
+struct Status<'a> {
+    #[serde(flatten)]
+    cluster: &'a ClusterStatus,
+    agents: &'a [AgentInfo],
+}
+
+pub async fn login(arguments: &Login, config: &mut Config, screen: Screen) -> Result<(), Error> {
+    let url = trust::parse_url(&arguments.url)?;
+    let wish = match (&arguments.ca, &arguments.fingerprint) {
+        (Some(file), _) => Wish::File(file),
+        (_, Some(fingerprint)) => Wish::Fingerprint(fingerprint),
+        _ if arguments.insecure_skip_verify => Wish::SkipVerify,
+        _ => Wish::Ask,
+    };
+    let trust = trust::settle(&url, wish).await?;
+    let request = LoginRequest {
+        username: arguments.username.clone(),
+        password: password(arguments.password_stdin)?,
+    };
+    let client = Client::anonymous(url.clone(), &trust)?;
+    let answer: LoginResponse = client.call(Method::POST, "api/v1/auth/login", &request).await?;
+    let client = client.with_token(answer.token.clone());
+    let cluster: ClusterStatus = client.get("api/v1/cluster").await?;
+    config.store(Context {
+        url: url.to_string(),
+        nodes: node_urls(&cluster),
+        username: arguments.username.clone(),
+        token: answer.token,
+        token_expires_at: answer.expires_at.clone(),
+        trust,
+    })?;
+    let shown = serde_json::json!({
+        "context": config.name(), "url": url.as_str(), "username": arguments.username,
+        "cluster": cluster.cluster, "expires_at": answer.expires_at,
+    });
+    screen.show(&shown, || {
+        format!("Logged in to {url} as {}, until {}.", arguments.username, answer.expires_at)
+    })
+}
+
+fn password(from_stdin: bool) -> Result<String, Error> {
+    if from_stdin {
+        let mut text = String::new();
+        let mut input = io::stdin().lock().take(PASSWORD_BYTES_MAX);
+        input.read_to_string(&mut text).map_err(Error::file("reading", "standard input"))?;
+        return Ok(text.trim_end_matches(['\r', '\n']).to_owned());
+    }
+    if !io::stdin().is_terminal() {
+        let reason = "there is no terminal to ask for the password on; use --password-stdin";
+        return Err(Error::Usage(reason.into()));
+    }
+    eprint!("Password: ");
+    let terminal = console::Term::stderr();
+    terminal.read_secure_line().map_err(Error::file("reading", "the terminal"))
+}
+
+pub fn logout(config: &mut Config, screen: Screen) -> Result<(), Error> {
+    let name = config.name().to_owned();
+    let was = config.remove()?;
+    screen.show(&serde_json::json!({ "context": name, "removed": was }), || match was {
+        true => format!("Logged out of '{name}'."),
+        false => format!("Nobody was logged in to '{name}'."),
+    })
+}
+
+pub fn context(command: &ContextCommand, config: &mut Config, screen: Screen) -> Result<(), Error> {
+    if let ContextCommand::Use { name } = command {
+        config.make_current(name)?;
+        let shown = serde_json::json!({ "current": name });
+        return screen.show(&shown, || format!("'{name}' is the current context."));
+    }
+    let entry = |(name, context, current): (&str, &Context, bool)| {
+        serde_json::json!({
+            "name": name, "current": current, "url": context.url, "nodes": context.nodes,
+            "username": context.username, "token_expires_at": context.token_expires_at,
+        })
+    };
+    let all: Vec<_> = config.contexts().map(entry).collect();
+    screen.show(&all, || {
+        let mut rows = table(&["", "NAME", "URL", "USER"]);
+        for (name, context, current) in config.contexts() {
+            let mark = if current { "*" } else { "" };
+            rows.add_row([mark, name, &context.url, &context.username]);
+        }
+        rows.to_string()
+    })
+}
+
+pub async fn status(client: &Client, config: &mut Config, screen: Screen) -> Result<(), Error> {
+    let cluster: ClusterStatus = client.get("api/v1/cluster").await?;
+    let agents: Vec<AgentInfo> = client.get("api/v1/agents").await?;
+    config.store_nodes(node_urls(&cluster))?;
+    screen.show(&Status { cluster: &cluster, agents: &agents }, || {
+        let mut rows = table(&["NODE", "NAME", "ROLE", "ZONE", "API", "RAFT", "PEERS"]);
+        for node in &cluster.nodes {
+            rows.add_row([
+                Cell::new(node.id),
+                Cell::new(&node.name),
+                state(&node.role),
+                Cell::new(node.zone.to_string()),
+                Cell::new(&node.api_url),
+                Cell::new(&node.raft_address),
+                Cell::new(&node.peer_address),
+            ]);
+        }
+        let leader = match cluster.leader {
+            Some(id) => format!("node {id} leads"),
+            None => "no leader: nothing can be changed now".to_owned(),
+        };
+        let online = agents.iter().filter(|agent| agent.online).count();
+        format!(
+            "{}, {leader} (term {}, log {}, applied {}), version {}\n{rows}\n{online} of {} agents online",
+            cluster.cluster,
+            cluster.term,
+            cluster.last_log_index,
+            cluster.last_applied_index,
+            cluster.version,
+            agents.len()
+        )
+    })
+}
+
+/// Where nodes that are still members answer.
+pub fn node_urls(cluster: &ClusterStatus) -> Vec<String> {
+    let members = cluster.nodes.iter().filter(|node| node.role != "removed");
+    let urls = members.map(|node| node.api_url.clone());
+    // What cannot be talked to safely is no help later.
+    urls.filter(|url| trust::parse_url(url).is_ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_has_the_nodes_at_its_top_and_the_agents_beside_them() {
+        let text = format!(
+            r#"{{"cluster":{},"answered_by":1,"leader":1,"term":2,"last_log_index":3,
+                "last_applied_index":3,"version":"x","nodes":[]}}"#,
+            serde_json::to_string(&shoal_content::ClusterId::from_uuid(Default::default()))
+                .unwrap()
+        );
+        let cluster: ClusterStatus = serde_json::from_str(&text).unwrap();
+        let shown = serde_json::to_value(Status { cluster: &cluster, agents: &[] }).unwrap();
+        assert!(shown["nodes"].is_array() && shown["agents"].is_array());
+        assert_eq!(shown["leader"], 1);
+    }
+}

@@ -1,0 +1,353 @@
+//! Uploads a disk in parts, several at once, and goes on where an earlier call stopped.
+//!
+//! Order: the image, the session (remembered before the first part goes out), the parts, then
+//! `complete`. Invariant: at most `parallel` parts are in memory. Which parts are safe is what the
+//! node says.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use indicatif::ProgressBar;
+use reqwest::Method;
+use reqwest::header::HeaderValue;
+use sha2::{Digest, Sha256};
+use shoal_api::{CreateImage, Image, InitUpload, UploadStarted, UploadStatus};
+use shoal_content::{ImageReference, Pin, TagName};
+use tokio::time::Instant;
+
+use crate::arguments::Upload;
+use crate::client::{Body, Client, Request};
+use crate::config::Config;
+use crate::error::Error;
+use crate::images;
+use crate::resume::{Place, Session, Source};
+use crate::screen::{Screen, bytes, rate, seconds};
+
+const MIB: u64 = 1 << 20;
+const CHECKSUM_HEADER: &str = "x-shoal-checksum";
+/// How often a node is asked whether it has read the disk: at first, and later.
+const POLL_FIRST: Duration = Duration::from_millis(100);
+const POLL_MAX: Duration = Duration::from_secs(2);
+/// A node that shows no progress with a disk for so long is waited for no more.
+const PROCESSING_STALL_MAX: Duration = Duration::from_secs(900);
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What one upload needs at every step.
+struct Sender<'a> {
+    client: &'a Client,
+    file: Arc<File>,
+    session: Session,
+    screen: Screen,
+}
+
+pub async fn upload(
+    arguments: &Upload,
+    client: &Client,
+    config: &Config,
+    screen: Screen,
+) -> Result<(), Error> {
+    let tag = match &arguments.reference.pin {
+        Pin::Tag(tag) => tag.clone(),
+        Pin::Digest(_) => {
+            let reason = "an upload goes to NAME or NAME:TAG, a digest cannot be chosen";
+            return Err(Error::Usage(reason.into()));
+        }
+    };
+    let source = Source::look(&arguments.file)?;
+    let file = File::open(&source.path).map_err(Error::file("opening", &source.path))?;
+    check_disk(&file, arguments)?;
+    let cluster = &config.context()?.url;
+    let place = Place::of(&config.uploads_folder(), cluster, &source, &arguments.reference);
+    let (session, status) = match resumed(client, &place, &source).await? {
+        Some(found) => {
+            let (done, all) = (found.1.received_chunks.len(), found.1.total_chunks);
+            screen.remark(&format!(
+                "Going on with an earlier upload: {done} of {all} parts are there."
+            ));
+            found
+        }
+        None => started(client, arguments, tag, &place, source).await?,
+    };
+    let sender = Sender { client, file: Arc::new(file), session, screen };
+    let begun = Instant::now();
+    let again =
+        format!("the same command again sends only what is missing ({})", arguments.reference);
+    tokio::select! {
+        result = sender.send_missing(&status, usize::from(arguments.parallel)) => result?,
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(format!("stopped; {again}"))),
+    }
+    let finished = tokio::select! {
+        result = sender.complete() => result,
+        _ = tokio::signal::ctrl_c() => {
+            let text = format!("stopped; the cluster goes on reading the disk, and {again}");
+            return Err(Error::Interrupted(text));
+        }
+    };
+    // A session that ended in failure cannot be gone on with.
+    if !matches!(finished, Err(Error::Unreachable(_))) {
+        place.clear()?;
+    }
+    let finished = finished?;
+    screen.show(&finished, || {
+        let took = begun.elapsed();
+        let size = sender.session.source.bytes;
+        format!(
+            "{} version {}, {} in {} ({}), {}",
+            arguments.reference,
+            finished.version.as_deref().unwrap_or(&sender.session.version),
+            bytes(size),
+            seconds(took),
+            rate((size as f64 / took.as_secs_f64().max(0.001)) as u64),
+            finished.manifest_digest.as_ref().map(ToString::to_string).unwrap_or_default()
+        )
+    })
+}
+
+/// Refuses here what the node would refuse after the whole file had gone over the network.
+fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
+    let hint = arguments.format.map(|format| format.as_str().parse());
+    let hint = hint.transpose().map_err(|error| Error::Usage(format!("{error}")))?;
+    let file = file.try_clone().map_err(Error::file("opening", &arguments.file))?;
+    match shoal_formats::open(Box::new(file), hint) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Disk(format!("{}: {error}", arguments.file.display()))),
+    }
+}
+
+async fn resumed(
+    client: &Client,
+    place: &Place,
+    source: &Source,
+) -> Result<Option<(Session, UploadStatus)>, Error> {
+    let Some(session) = place.load(source) else { return Ok(None) };
+    match client.get::<UploadStatus>(upload_path(&session)).await {
+        Ok(status) if status.status != "failed" && status.total_size_bytes == source.bytes => {
+            Ok(Some((session, status)))
+        }
+        // It failed or expired: from the start.
+        Ok(_) | Err(Error::Refused { status: 404 | 410, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn started(
+    client: &Client,
+    arguments: &Upload,
+    tag: TagName,
+    place: &Place,
+    source: Source,
+) -> Result<(Session, UploadStatus), Error> {
+    let image = image(client, &arguments.reference).await?;
+    let number = arguments.number.clone();
+    let version = number.unwrap_or_else(|| next_version(image.latest_version.as_deref()));
+    let request = InitUpload {
+        version: version.clone(),
+        total_size_bytes: source.bytes,
+        chunk_size_bytes: arguments.chunk_size.map(|mib| mib * MIB),
+        format: arguments.format.map(|format| format.as_str().to_owned()),
+        tags: if tag.as_str() == "latest" { Vec::new() } else { vec![tag] },
+    };
+    let path = format!("api/v1/images/{}/versions/upload/init", image.id);
+    let begun: UploadStarted = client.call(Method::POST, path, &request).await?;
+    let session = Session { source, image: image.id, upload: begun.upload_id, version };
+    place.save(&session)?;
+    let status = client.get(upload_path(&session)).await?;
+    Ok((session, status))
+}
+
+/// The image, made where it is not there.
+async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Error> {
+    if let Some(image) = images::find(client, &reference.name).await? {
+        return Ok(image);
+    }
+    let request = CreateImage {
+        name: reference.name.clone(),
+        display_name: String::new(),
+        description: String::new(),
+        image_type: String::new(),
+        os_type: String::new(),
+        os_version: String::new(),
+        architecture: String::new(),
+        format: String::new(),
+        visibility: String::new(),
+        min_cpu_cores: 0,
+        min_memory_mb: 0,
+        min_disk_gb: 0,
+        labels: Default::default(),
+    };
+    match client.call(Method::POST, "api/v1/images", &request).await {
+        // Somebody else was quicker, or our own first request was and its answer got lost.
+        Err(Error::Refused { status: 409, .. }) => {
+            let found = images::find(client, &reference.name).await?;
+            found.ok_or_else(|| Error::NotFound(format!("there is no image '{}'", reference.name)))
+        }
+        result => result,
+    }
+}
+
+/// `1.0.0`, or the latest with its last number one higher.
+fn next_version(latest: Option<&str>) -> String {
+    let Some(latest) = latest else { return "1.0.0".into() };
+    let digits = latest.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (head, last) = latest.split_at(latest.len() - digits);
+    match last.parse::<u64>() {
+        Ok(number) if number < u64::MAX => format!("{head}{}", number + 1),
+        _ => format!("{latest}.1"),
+    }
+}
+
+fn upload_path(session: &Session) -> String {
+    format!("api/v1/images/{}/versions/upload/{}", session.image, session.upload)
+}
+
+/// The parts that the node does not have, in order.
+fn missing(status: &UploadStatus) -> Vec<u32> {
+    let received: std::collections::BTreeSet<_> = status.received_chunks.iter().collect();
+    (0..status.total_chunks).filter(|index| !received.contains(index)).collect()
+}
+
+/// Where part `index` begins and how long it is.
+fn part_range(index: u32, status: &UploadStatus) -> (u64, u64) {
+    let start = u64::from(index) * status.chunk_size;
+    (start, status.chunk_size.min(status.total_size_bytes.saturating_sub(start)))
+}
+
+impl Sender<'_> {
+    async fn send_missing(&self, status: &UploadStatus, parallel: usize) -> Result<(), Error> {
+        if status.status != "receiving" {
+            return Ok(());
+        }
+        let missing = missing(status);
+        let length = |index: &u32| part_range(*index, status).1;
+        let there = status.total_size_bytes - missing.iter().map(length).sum::<u64>();
+        let sent = Arc::new(AtomicU64::new(0));
+        let bar = self.screen.byte_bar("uploading", status.total_size_bytes);
+        bar.set_position(there);
+        // The rate is that of this call, not of the one that stopped.
+        bar.reset_eta();
+        let sent_now = sent.clone();
+        let parts = futures::stream::iter(missing)
+            .map(|index| self.send_part(index, status, &sent))
+            .buffer_unordered(parallel)
+            .try_collect::<Vec<()>>();
+        drawn(&bar, move || there + sent_now.load(Ordering::Relaxed), parts).await?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    async fn send_part(
+        &self,
+        index: u32,
+        status: &UploadStatus,
+        sent: &Arc<AtomicU64>,
+    ) -> Result<(), Error> {
+        let (start, length) = part_range(index, status);
+        let file = self.file.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut part = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
+            file.read_exact_at(&mut part, start)?;
+            let checksum = format!("sha256:{}", hex::encode(Sha256::digest(&part)));
+            Ok((Bytes::from(part), checksum))
+        });
+        let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let (part, checksum) = read.map_err(Error::file("reading", &self.session.source.path))?;
+        let path = format!("{}/chunks/{index}", upload_path(&self.session));
+        let mut request = Request::new(Method::PUT, path, Body::Part(&part, sent));
+        let value = HeaderValue::from_str(&checksum).map_err(|e| Error::Answer(e.to_string()))?;
+        request.headers.insert(CHECKSUM_HEADER, value);
+        self.client.send(&request).await.map(drop)
+    }
+
+    /// Asks for the version, and waits until the disk has been read.
+    async fn complete(&self) -> Result<UploadStatus, Error> {
+        let path = upload_path(&self.session);
+        let none = serde_json::json!({});
+        let mut status: UploadStatus =
+            self.client.call(Method::POST, format!("{path}/complete"), &none).await?;
+        let bar = self.screen.byte_bar("reading", status.total_size_bytes);
+        let mut pause = POLL_FIRST;
+        let (mut processed, mut moved) = (None, Instant::now());
+        loop {
+            match status.status.as_str() {
+                "active" => break,
+                "failed" => {
+                    let reason =
+                        status.failure.unwrap_or_else(|| "the node does not say why".into());
+                    return Err(Error::Failed { what: "reading the disk".into(), reason });
+                }
+                _ if moved.elapsed() > PROCESSING_STALL_MAX => {
+                    let reason = "the node shows no progress; look at its log".into();
+                    return Err(Error::Failed { what: "reading the disk".into(), reason });
+                }
+                _ => {}
+            }
+            if status.processed_bytes != processed {
+                (processed, moved) = (status.processed_bytes, Instant::now());
+                bar.set_position(processed.unwrap_or(0));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL_MAX);
+            status = self.client.get(path.as_str()).await?;
+        }
+        bar.finish_and_clear();
+        Ok(status)
+    }
+}
+
+/// Runs `work` while the bar follows `position`.
+async fn drawn<T>(
+    bar: &ProgressBar,
+    position: impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(BAR_INTERVAL, work.as_mut()).await {
+            Ok(result) => return result,
+            Err(_) => bar.set_position(position()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus {
+        UploadStatus {
+            upload_id: shoal_content::UploadId::from_uuid(Default::default()),
+            status: "receiving".into(),
+            total_chunks: total,
+            received_chunks: received.to_vec(),
+            chunk_size: chunk,
+            total_size_bytes: bytes,
+            processed_bytes: None,
+            version_id: None,
+            version: None,
+            manifest_digest: None,
+            failure: None,
+            expires_at: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_missing_is_sent_and_the_last_part_is_short() {
+        let status = status(4, &[2, 0], 10, 35);
+        assert_eq!(missing(&status), [1, 3]);
+        assert_eq!(part_range(1, &status), (10, 10));
+        assert_eq!(part_range(3, &status), (30, 5));
+    }
+
+    #[test]
+    fn the_next_version_counts_on() {
+        assert_eq!(next_version(None), "1.0.0");
+        assert_eq!(next_version(Some("1.0.9")), "1.0.10");
+        assert_eq!(next_version(Some("7")), "8");
+        assert_eq!(next_version(Some("stable")), "stable.1");
+    }
+}

@@ -1,7 +1,33 @@
-//! The state machine of the metadata: rows, commands, and how one changes the other; pure.
+//! The state machine of the metadata: rows, commands, and how one changes the other.
+//!
+//! Rows live in tables of bytes behind [`Read`]; two of those exist, [`Memory`] (tests and
+//! simulation) and the RocksDB view of `shoal-raft`. [`apply`] works on a [`Transaction`], an
+//! overlay over a `Read`, and whoever called it writes the overlay down. Questions are asked
+//! through [`Query`], over any `Read`.
+//!
+//! Invariants: nothing here has a clock, randomness, I/O of its own, or an iteration order that
+//! depends on hashing. The same rows and the same command give the same rows, answer and events on
+//! every replica. A refused command changes nothing.
+//! Non-goals: who may do what (the node's handlers), OCI JSON and DTOs, replication.
 
+mod apply;
+mod codec;
 mod command;
+mod key;
+mod memory;
+mod query;
 mod record;
+mod table;
+mod transaction;
 
+pub use apply::{Outcome, apply};
+pub use codec::{
+    CodecError, ROW_VERSION, command_version, decode_command, decode_row, encode_command,
+    encode_row,
+};
 pub use command::*;
+pub use memory::Memory;
+pub use query::Query;
 pub use record::*;
+pub use table::{Fault, Read, Rows, Table};
+pub use transaction::{Transaction, Writes};

@@ -1,0 +1,186 @@
+//! Images and their tags.
+//!
+//! Invariants: a name has one image and an image one name; a tag names a version that is there,
+//! and the index from versions to tags agrees with it.
+
+use shoal_content::{Digest, ImageId, RepositoryName, TagName};
+
+use super::{Step, Stop};
+use crate::command::{Event, Refusal, Response, Subject};
+use crate::key;
+use crate::query::{IMAGES_COUNT, all_rows};
+use crate::record::{Image, ImageKind, ImageProfile};
+use crate::table::{Fault, Read, Table};
+
+/// A repository that something is pushed to, with what its row needs where this makes it.
+pub(super) struct Place {
+    pub repository: RepositoryName,
+    pub image: ImageId,
+    pub owner: String,
+}
+
+impl<R: Read> Step<'_, R> {
+    pub(super) fn image_named(&self, name: &RepositoryName) -> Result<Image, Stop> {
+        Ok(self.query().image_by_name(name)?.ok_or(Refusal::NotFound(Subject::Image))?)
+    }
+
+    pub(super) fn create_image(
+        &mut self,
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        owner: String,
+    ) -> Result<Response, Stop> {
+        let taken = self.query().image_by_name(&name)?.is_some();
+        if taken || self.query().image(id)?.is_some() {
+            return Err(Refusal::Exists(Subject::Image).into());
+        }
+        self.add_image(id, name, kind, profile, owner)?;
+        Ok(Response::Image(id))
+    }
+
+    fn add_image(
+        &mut self,
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        owner: String,
+    ) -> Result<(), Fault> {
+        self.rows.put(Table::ImageNames, name.as_str().as_bytes(), &id);
+        let image = Image {
+            id,
+            name,
+            kind,
+            profile,
+            owner,
+            created_at: self.at,
+            updated_at: self.at,
+            next_sequence: 1,
+            latest: None,
+        };
+        self.put_image(&image);
+        let count = self.query().image_count()?;
+        self.rows.put(Table::Counts, IMAGES_COUNT, &(count + 1));
+        Ok(())
+    }
+
+    pub(super) fn put_image(&mut self, image: &Image) {
+        self.rows.put(Table::Images, key::image(image.id), image);
+    }
+
+    /// Whether something of `kind` can be pushed there; the image, where it is there already.
+    pub(super) fn check_place(
+        &self,
+        place: &Place,
+        kind: ImageKind,
+    ) -> Result<Option<Image>, Stop> {
+        match self.query().image_by_name(&place.repository)? {
+            Some(image) if image.kind != kind => Err(Refusal::WrongKind(image.kind).into()),
+            Some(image) => Ok(Some(image)),
+            None if self.query().image(place.image)?.is_some() => {
+                Err(Refusal::Exists(Subject::Image).into())
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The image of that name, made where it is missing. Checked before.
+    pub(super) fn take_place(&mut self, place: Place, kind: ImageKind) -> Result<ImageId, Fault> {
+        if let Some(image) = self.query().image_by_name(&place.repository)? {
+            return Ok(image.id);
+        }
+        let Place { repository, image, owner } = place;
+        self.add_image(image, repository, kind, ImageProfile::default(), owner)?;
+        Ok(image)
+    }
+
+    pub(super) fn update_image(
+        &mut self,
+        id: ImageId,
+        profile: ImageProfile,
+    ) -> Result<Response, Stop> {
+        let mut image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
+        image.profile = profile;
+        image.updated_at = self.at;
+        self.put_image(&image);
+        Ok(Response::Done)
+    }
+
+    /// Upload sessions to it stay until they expire: they find it missing.
+    pub(super) fn delete_image(&mut self, id: ImageId) -> Result<Response, Stop> {
+        let image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
+        for version in self.query().versions(id)? {
+            self.drop_version(&image.name, &version)?;
+        }
+        let prefix = key::image(id);
+        for (key, _) in all_rows(&self.rows, Table::BlobLinks, &prefix)? {
+            self.unlink(id, &key::read_digest(&key, prefix.len())?)?;
+        }
+        self.rows.remove(Table::ImageNames, image.name.as_str().as_bytes());
+        self.rows.remove(Table::Images, prefix);
+        let count = self.query().image_count()?;
+        let count = count.checked_sub(1).ok_or(Fault::Contradiction("fewer images than none"))?;
+        self.rows.put(Table::Counts, IMAGES_COUNT, &count);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn put_tag(
+        &mut self,
+        repository: &RepositoryName,
+        tag: TagName,
+        digest: &Digest,
+    ) -> Result<Response, Stop> {
+        let mut image = self.image_named(repository)?;
+        if self.query().version(image.id, digest)?.is_none() {
+            return Err(Refusal::NotFound(Subject::Version).into());
+        }
+        self.move_tag(&image, tag, digest)?;
+        image.updated_at = self.at;
+        self.put_image(&image);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn move_tag(
+        &mut self,
+        image: &Image,
+        tag: TagName,
+        digest: &Digest,
+    ) -> Result<(), Fault> {
+        let old = self.query().tag(image.id, &tag)?;
+        if old.as_ref() == Some(digest) {
+            return Ok(());
+        }
+        if let Some(old) = old {
+            self.rows.remove(Table::VersionTags, key::version_tag(image.id, &old, &tag));
+        }
+        self.rows.put(Table::Tags, key::tag(image.id, &tag), digest);
+        self.rows.mark(Table::VersionTags, key::version_tag(image.id, digest, &tag));
+        self.events.push(Event::TagMoved { repository: image.name.clone(), tag });
+        Ok(())
+    }
+
+    pub(super) fn delete_tag(
+        &mut self,
+        repository: &RepositoryName,
+        tag: TagName,
+    ) -> Result<Response, Stop> {
+        let image = self.image_named(repository)?;
+        let old = self.query().tag(image.id, &tag)?.ok_or(Refusal::NotFound(Subject::Tag))?;
+        self.drop_tag(image.id, repository, tag, &old);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn drop_tag(
+        &mut self,
+        image: ImageId,
+        repository: &RepositoryName,
+        tag: TagName,
+        digest: &Digest,
+    ) {
+        self.rows.remove(Table::Tags, key::tag(image, &tag));
+        self.rows.remove(Table::VersionTags, key::version_tag(image, digest, &tag));
+        self.events.push(Event::TagMoved { repository: repository.clone(), tag });
+    }
+}

@@ -1,0 +1,240 @@
+//! Versions: manifests come and go here, and with them what they refer to.
+//!
+//! Invariant: a version and its indexes (id, sequence, number, subject, tags) come and go in one
+//! command, and so do its holds on blobs (a container's) and objects (a disk's).
+
+use shoal_content::{Digest, RepositoryName};
+
+use super::image::Place;
+use super::{Step, Stop};
+use crate::command::{Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject};
+use crate::key;
+use crate::record::{DiskUploadState, Image, Reference, Upload, UploadPurpose, Version};
+use crate::table::{Fault, Read, Table};
+use crate::transaction::row;
+
+/// The most tags one manifest is put under at once.
+const TAGS_PER_MANIFEST_MAX: usize = 64;
+
+/// The most objects one disk version lives in: 100,000 packs of 32 MiB are 3 TiB.
+const OBJECTS_PER_VERSION_MAX: usize = 100_000;
+
+impl<R: Read> Step<'_, R> {
+    pub(super) fn put_manifest(&mut self, put: PutManifest) -> Result<Response, Stop> {
+        check_bounds(&put)?;
+        let place = Place {
+            repository: put.repository.clone(),
+            image: put.image,
+            owner: put.owner.clone(),
+        };
+        let image = self.check_place(&place, put.kind)?;
+        let session = self.check_disk_session(&put, image.as_ref())?;
+        let old = match &image {
+            Some(image) => self.query().version(image.id, &put.digest)?,
+            None => None,
+        };
+        if old.is_none() {
+            self.check_new_version(&put, image.as_ref())?;
+        }
+
+        let id = self.take_place(place, put.kind)?;
+        let missing = Fault::Contradiction("an image just taken is not there");
+        let mut image = self.query().image(id)?.ok_or(missing)?;
+        let tags = put.tags.clone();
+        let digest = put.digest.clone();
+        let (version, created) = match old {
+            Some(old) => (old, false),
+            None => (self.add_version(&mut image, put)?, true),
+        };
+        for tag in tags {
+            self.move_tag(&image, tag, &digest)?;
+        }
+        if let Some(mut session) = session {
+            if let UploadPurpose::Disk { state, .. } = &mut session.purpose {
+                *state = DiskUploadState::Published { version: version.id };
+            }
+            self.put_session(&session);
+            self.events.push(Event::UploadChanged(session.id));
+        }
+        image.updated_at = self.at;
+        self.put_image(&image);
+        Ok(Response::Version { id: version.id, sequence: version.sequence, created })
+    }
+
+    fn check_disk_session(
+        &self,
+        put: &PutManifest,
+        image: Option<&Image>,
+    ) -> Result<Option<Upload>, Stop> {
+        let Some(id) = put.upload else { return Ok(None) };
+        let upload = self.query().upload(id)?.ok_or(Refusal::NotFound(Subject::Upload))?;
+        let UploadPurpose::Disk { image: of, state, .. } = &upload.purpose else {
+            return Err(Refusal::UploadState("it is not for a disk".into()).into());
+        };
+        if image.map(|image| image.id) != Some(*of) {
+            return Err(Refusal::NotFound(Subject::Image).into());
+        }
+        match state {
+            DiskUploadState::Ingesting { .. } => Ok(Some(upload)),
+            DiskUploadState::Receiving => {
+                Err(Refusal::UploadState("nobody has claimed it".into()).into())
+            }
+            DiskUploadState::Published { .. } => {
+                Err(Refusal::UploadState("it is published".into()).into())
+            }
+            DiskUploadState::Failed { .. } => {
+                Err(Refusal::UploadState("it has failed".into()).into())
+            }
+        }
+    }
+
+    fn check_new_version(&self, put: &PutManifest, image: Option<&Image>) -> Result<(), Stop> {
+        let taken = Stop::Refused(Refusal::Exists(Subject::Version));
+        if self.rows.has(Table::VersionIds, &key::version(put.version))? {
+            return Err(taken);
+        }
+        for reference in &put.references {
+            self.check_reference(reference, image)?;
+        }
+        if let (Some(disk), Some(image)) = (&put.disk, image) {
+            if self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))? {
+                return Err(taken);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_reference(&self, reference: &Reference, image: Option<&Image>) -> Result<(), Stop> {
+        let (digest, found) = match (reference, image) {
+            (Reference::Blob { digest, .. } | Reference::Manifest { digest, .. }, None) => {
+                (digest, None)
+            }
+            (Reference::Blob { digest, size }, Some(image)) => {
+                let linked = self.query().blob_in(image.id, digest)?;
+                let blob = self.query().blob(digest)?.filter(|_| linked);
+                (digest, blob.map(|blob| blob.size == *size))
+            }
+            (Reference::Manifest { digest, size }, Some(image)) => {
+                let version = self.query().version(image.id, digest)?;
+                (digest, version.map(|version| version.manifest_bytes == *size))
+            }
+        };
+        if found == Some(true) {
+            Ok(())
+        } else {
+            Err(Refusal::MissingReference(digest.clone()).into())
+        }
+    }
+
+    fn add_version(&mut self, image: &mut Image, put: PutManifest) -> Result<Version, Fault> {
+        let version = Version {
+            id: put.version,
+            image: image.id,
+            digest: put.digest,
+            media_type: put.media_type,
+            artifact_type: put.artifact_type,
+            annotations: put.annotations,
+            subject: put.subject,
+            references: put.references,
+            disk: put.disk,
+            sequence: image.next_sequence,
+            manifest_bytes: put.manifest.len() as u64,
+            created_at: self.at,
+            created_by: put.owner,
+        };
+        image.next_sequence += 1;
+        image.latest = Some(version.digest.clone());
+
+        let digest = &version.digest;
+        let key = key::image_digest(image.id, digest);
+        self.rows.put(Table::Versions, key.clone(), &version);
+        self.rows.put_bytes(Table::Manifests, key, put.manifest);
+        let named = (image.id, digest);
+        self.rows.put(Table::VersionIds, key::version(version.id), &named);
+        let sequence = key::sequence(image.id, version.sequence);
+        self.rows.put(Table::VersionSequences, sequence, digest);
+        if let Some(subject) = &version.subject {
+            self.rows.mark(Table::Referrers, key::referrer(image.id, subject, digest));
+        }
+        if let Some(disk) = &version.disk {
+            self.rows.put(Table::VersionNumbers, key::number(image.id, &disk.number), digest);
+            for object in &disk.objects {
+                self.hold_object(object)?;
+            }
+        }
+        for reference in &version.references {
+            if let Reference::Blob { digest, .. } = reference {
+                self.refer(image.id, digest)?;
+            }
+        }
+        Ok(version)
+    }
+
+    /// An index that lists the manifest stays, as the distribution specification allows.
+    pub(super) fn delete_manifest(
+        &mut self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Response, Stop> {
+        let mut image = self.image_named(repository)?;
+        let version = self.query().version(image.id, digest)?;
+        let version = version.ok_or(Refusal::NotFound(Subject::Version))?;
+        self.drop_version(repository, &version)?;
+        if image.latest.as_ref() == Some(digest) {
+            let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
+            image.latest = match newest.first() {
+                Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,
+                None => None,
+            };
+        }
+        image.updated_at = self.at;
+        self.put_image(&image);
+        Ok(Response::Done)
+    }
+
+    /// Takes a version away with its tags, indexes and holds; the image's row is the caller's.
+    pub(super) fn drop_version(
+        &mut self,
+        repository: &RepositoryName,
+        version: &Version,
+    ) -> Result<(), Fault> {
+        let (image, digest) = (version.image, &version.digest);
+        for tag in self.query().tags_of(image, digest)? {
+            self.drop_tag(image, repository, tag, digest);
+        }
+        let key = key::image_digest(image, digest);
+        self.rows.remove(Table::Versions, key.clone());
+        self.rows.remove(Table::Manifests, key);
+        self.rows.remove(Table::VersionIds, key::version(version.id));
+        self.rows.remove(Table::VersionSequences, key::sequence(image, version.sequence));
+        if let Some(subject) = &version.subject {
+            self.rows.remove(Table::Referrers, key::referrer(image, subject, digest));
+        }
+        if let Some(disk) = &version.disk {
+            self.rows.remove(Table::VersionNumbers, key::number(image, &disk.number));
+            for object in &disk.objects {
+                self.release_object(object)?;
+            }
+        }
+        for reference in &version.references {
+            if let Reference::Blob { digest, .. } = reference {
+                self.cease(image, digest)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_bounds(put: &PutManifest) -> Result<(), Refusal> {
+    if put.manifest.len() > MANIFEST_BYTES_MAX {
+        return Err(Refusal::ManifestTooLong);
+    }
+    if put.tags.len() > TAGS_PER_MANIFEST_MAX {
+        return Err(Refusal::Limit(format!("{TAGS_PER_MANIFEST_MAX} tags at once")));
+    }
+    let objects = put.disk.as_ref().map_or(0, |disk| disk.objects.len());
+    if objects > OBJECTS_PER_VERSION_MAX {
+        return Err(Refusal::Limit(format!("{OBJECTS_PER_VERSION_MAX} objects of one version")));
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Applies one command to the tables.
+//!
+//! Invariants: a command that is refused, or meets a fault, leaves the transaction as it was: it
+//! works on an overlay of its own, which is taken over only at the end. All checks of a command
+//! stand before its first write all the same, so that a reader sees what is refused in one place.
+//! Reference counts change in the command that adds or drops the row that refers.
+
+mod blob;
+mod deployment;
+mod image;
+mod manifest;
+mod member;
+mod object;
+mod upload;
+
+use shoal_content::Timestamp;
+
+use crate::command::{Command, Event, Refusal, Response};
+use crate::query::Query;
+use crate::table::{Fault, Read};
+use crate::transaction::Transaction;
+
+/// What an applied command answers, and what observers are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub response: Response,
+    pub events: Vec<Event>,
+}
+
+/// Applies `command`, proposed at `at`, to `transaction`.
+///
+/// # Errors
+/// The inner error is an answer for the proposer: nothing changed. The outer one says that the
+/// rows could not be read; then, too, nothing changed.
+pub fn apply<R: Read>(
+    transaction: &mut Transaction<'_, R>,
+    at: Timestamp,
+    command: Command,
+) -> Result<Result<Outcome, Refusal>, Fault> {
+    let mut step = Step { rows: Transaction::new(&*transaction), at, events: Vec::new() };
+    match step.run(command) {
+        Ok(response) => {
+            let Step { rows, events, .. } = step;
+            let writes = rows.into_writes();
+            transaction.absorb(writes);
+            Ok(Ok(Outcome { response, events }))
+        }
+        Err(Stop::Refused(refusal)) => Ok(Err(refusal)),
+        Err(Stop::Fault(fault)) => Err(fault),
+    }
+}
+
+/// Why a command went no further.
+#[derive(Debug)]
+enum Stop {
+    Refused(Refusal),
+    Fault(Fault),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// One command under way.
+struct Step<'a, R: Read> {
+    rows: Transaction<'a, R>,
+    at: Timestamp,
+    events: Vec<Event>,
+}
+
+impl<R: Read> Step<'_, R> {
+    fn query(&self) -> Query<'_, impl Read> {
+        Query::new(&self.rows)
+    }
+
+    fn run(&mut self, command: Command) -> Result<Response, Stop> {
+        match command {
+            Command::Found { cluster, admin } => self.found(&cluster, &admin),
+            Command::RegisterNode(node) => self.register_node(node),
+            Command::RemoveNode(id) => self.remove_node(id),
+            Command::PutUser(user) => self.put_user(user),
+            Command::RemoveUser { name } => self.remove_user(&name),
+            Command::CreateJoinToken(token) => self.create_join_token(&token),
+            Command::RevokeJoinToken { id } => self.revoke_join_token(&id),
+            Command::EnrolAgent { token, secret_hash, agent } => {
+                self.enrol_agent(&token, &secret_hash, &agent)
+            }
+            Command::AdmitNode { token, secret_hash, node } => {
+                self.admit_node(&token, &secret_hash, node)
+            }
+            Command::RemoveAgent(peer) => self.remove_agent(peer),
+            Command::CreateImage { id, name, kind, profile, owner } => {
+                self.create_image(id, name, kind, profile, owner)
+            }
+            Command::UpdateImage { id, profile } => self.update_image(id, profile),
+            Command::DeleteImage { id } => self.delete_image(id),
+            Command::BeginUpload(upload) => self.begin_upload(&upload),
+            Command::AdvanceUpload { upload, from, to, checkpoint, multipart, expires_at } => {
+                let advance = upload::Advance { from, to, checkpoint, multipart, expires_at };
+                self.advance_upload(upload, advance)
+            }
+            Command::RecordPart { upload, part, received, expires_at } => {
+                self.record_part(upload, part, received, expires_at)
+            }
+            Command::ClaimIngest { upload, node, lease_until } => {
+                self.claim_ingest(upload, node, lease_until)
+            }
+            Command::FailIngest { upload, reason } => self.fail_ingest(upload, reason),
+            Command::AbortUpload { upload } => self.abort_upload(upload),
+            Command::CommitBlob {
+                upload,
+                repository,
+                digest,
+                size,
+                object,
+                recipe,
+                owner,
+                image,
+            } => {
+                let blob = crate::record::Blob { digest, size, object, recipe };
+                self.commit_blob(upload, blob, image::Place { repository, image, owner })
+            }
+            Command::MountBlob { from, to, digest, owner, image } => {
+                let place = image::Place { repository: to, image, owner };
+                self.mount_blob(from.as_ref(), place, &digest)
+            }
+            Command::UnlinkBlob { repository, digest } => self.unlink_blob(&repository, &digest),
+            Command::PutManifest(put) => self.put_manifest(put),
+            Command::DeleteManifest { repository, digest } => {
+                self.delete_manifest(&repository, &digest)
+            }
+            Command::PutTag { repository, tag, digest } => self.put_tag(&repository, tag, &digest),
+            Command::DeleteTag { repository, tag } => self.delete_tag(&repository, tag),
+            Command::CreateDeployment { id, image, digest, tag, hosts, owner } => {
+                let order = deployment::Order { image, digest, tag, hosts, owner };
+                self.create_deployment(id, order)
+            }
+            Command::ReportHost { deployment, peer, state } => {
+                self.report_host(deployment, peer, state)
+            }
+            Command::CancelDeployment { id } => self.cancel_deployment(id),
+            Command::SweepObjects { candidates, unreferenced_before } => {
+                self.sweep_objects(&candidates, unreferenced_before)
+            }
+            Command::ExpireUploads { limit } => self.expire_uploads(limit),
+        }
+    }
+}

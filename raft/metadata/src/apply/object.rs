@@ -1,0 +1,67 @@
+//! Counts of how many rows refer to an object of central storage.
+//!
+//! Invariant: an object has a row from its first reference until it is swept; while its count is
+//! zero, the row says since when, and the index of unreferenced objects has it.
+
+use std::collections::BTreeSet;
+
+use shoal_content::{ObjectKey, Timestamp};
+
+use super::{Step, Stop};
+use crate::command::{Refusal, Response};
+use crate::key;
+use crate::record::ObjectUse;
+use crate::table::{Fault, Read, Table};
+
+/// The most objects one command sweeps.
+const SWEEP_OBJECTS_MAX: usize = 10_000;
+
+impl<R: Read> Step<'_, R> {
+    pub(super) fn hold_object(&mut self, object: &ObjectKey) -> Result<(), Fault> {
+        let old = self.query().object(object)?;
+        if let Some(since) = old.as_ref().and_then(|old| old.unreferenced_since) {
+            self.rows.remove(Table::UnreferencedObjects, key::unreferenced(since, object));
+        }
+        let count = old.map_or(0, |old| old.count) + 1;
+        let row = ObjectUse { count, unreferenced_since: None };
+        self.rows.put(Table::Objects, key::object(object), &row);
+        Ok(())
+    }
+
+    pub(super) fn release_object(&mut self, object: &ObjectKey) -> Result<(), Fault> {
+        let missing = Fault::Contradiction("an object in use has no count");
+        let old = self.query().object(object)?.ok_or(missing)?;
+        let count = old.count.checked_sub(1).ok_or(Fault::Contradiction("a count below zero"))?;
+        let unreferenced_since = (count == 0).then_some(self.at);
+        if let Some(since) = unreferenced_since {
+            self.rows.mark(Table::UnreferencedObjects, key::unreferenced(since, object));
+        }
+        let row = ObjectUse { count, unreferenced_since };
+        self.rows.put(Table::Objects, key::object(object), &row);
+        Ok(())
+    }
+
+    pub(super) fn sweep_objects(
+        &mut self,
+        candidates: &BTreeSet<ObjectKey>,
+        before: Timestamp,
+    ) -> Result<Response, Stop> {
+        if candidates.len() > SWEEP_OBJECTS_MAX {
+            return Err(Refusal::Limit(format!("{SWEEP_OBJECTS_MAX} objects at once")).into());
+        }
+        let mut swept = BTreeSet::new();
+        for object in candidates {
+            let Some(ObjectUse { count: 0, unreferenced_since: Some(since) }) =
+                self.query().object(object)?
+            else {
+                continue;
+            };
+            if since < before {
+                self.rows.remove(Table::Objects, key::object(object));
+                self.rows.remove(Table::UnreferencedObjects, key::unreferenced(since, object));
+                swept.insert(*object);
+            }
+        }
+        Ok(Response::Swept(swept))
+    }
+}

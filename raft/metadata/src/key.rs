@@ -1,0 +1,135 @@
+//! The bytes that rows are stored under.
+//!
+//! Numbers and times are big-endian, so that byte order is their order; where the newest must come
+//! first they are counted down from the maximum. Every part before the last has a fixed length, or
+//! says its own (a digest starts with its algorithm), so that no key is the beginning of another
+//! of the same shape and a prefix names exactly one thing.
+
+use shoal_content::{
+    Algorithm, DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, TagName, Timestamp,
+    UploadId, VersionId,
+};
+
+use crate::table::Fault;
+
+pub const ID_BYTES: usize = 16;
+pub const TIME_BYTES: usize = 8;
+
+/// Parts, one after another.
+pub fn join(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+pub fn node(id: NodeId) -> [u8; 8] {
+    id.number().to_be_bytes()
+}
+
+pub fn image(id: ImageId) -> [u8; ID_BYTES] {
+    *id.as_uuid().as_bytes()
+}
+
+pub fn version(id: VersionId) -> [u8; ID_BYTES] {
+    *id.as_uuid().as_bytes()
+}
+
+pub fn upload(id: UploadId) -> [u8; ID_BYTES] {
+    *id.as_uuid().as_bytes()
+}
+
+pub fn deployment(id: DeploymentId) -> [u8; ID_BYTES] {
+    *id.as_uuid().as_bytes()
+}
+
+pub fn peer(id: PeerId) -> [u8; 32] {
+    *id.as_public_key()
+}
+
+/// The algorithm (1 is SHA-256, 2 is SHA-512), then the raw bytes.
+pub fn digest(digest: &Digest) -> Vec<u8> {
+    let algorithm = match digest.algorithm() {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    };
+    join(&[&[algorithm], digest.as_bytes()])
+}
+
+pub fn image_digest(id: ImageId, of: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(of)])
+}
+
+pub fn sequence(id: ImageId, sequence: u64) -> Vec<u8> {
+    join(&[&image(id), &(u64::MAX - sequence).to_be_bytes()])
+}
+
+pub fn number(id: ImageId, number: &str) -> Vec<u8> {
+    join(&[&image(id), number.as_bytes()])
+}
+
+pub fn referrer(id: ImageId, subject: &Digest, referrer: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(subject), &digest(referrer)])
+}
+
+pub fn tag(id: ImageId, name: &TagName) -> Vec<u8> {
+    join(&[&image(id), name.as_str().as_bytes()])
+}
+
+pub fn version_tag(id: ImageId, of: &Digest, name: &TagName) -> Vec<u8> {
+    join(&[&image(id), &digest(of), name.as_str().as_bytes()])
+}
+
+pub fn object(key: &ObjectKey) -> Vec<u8> {
+    key.to_string().into_bytes()
+}
+
+pub fn time(at: Timestamp) -> [u8; TIME_BYTES] {
+    at.as_millis().to_be_bytes()
+}
+
+pub fn unreferenced(since: Timestamp, key: &ObjectKey) -> Vec<u8> {
+    join(&[&time(since), &object(key)])
+}
+
+pub fn upload_expiry(at: Timestamp, id: UploadId) -> Vec<u8> {
+    join(&[&time(at), &upload(id)])
+}
+
+pub fn deployment_time(at: Timestamp, id: DeploymentId) -> Vec<u8> {
+    join(&[&(u64::MAX - at.as_millis()).to_be_bytes(), &deployment(id)])
+}
+
+pub fn pending(of: PeerId, id: DeploymentId) -> Vec<u8> {
+    join(&[&peer(of), &deployment(id)])
+}
+
+/// The first key after every key that starts with `key`'s own bytes and ends there.
+pub fn after(mut key: Vec<u8>) -> Vec<u8> {
+    key.push(0);
+    key
+}
+
+/// Reads back a digest that ends a key after `skip` bytes.
+pub fn read_digest(key: &[u8], skip: usize) -> Result<Digest, Fault> {
+    let broken = Fault::Contradiction("a key does not end in a digest");
+    let Some((algorithm, bytes)) = key.get(skip..).and_then(<[u8]>::split_first) else {
+        return Err(broken);
+    };
+    match (algorithm, bytes.len()) {
+        (1, 32) => bytes.try_into().map(Digest::sha256).map_err(|_| broken),
+        (2, 64) => bytes.try_into().map(Digest::sha512).map_err(|_| broken),
+        _ => Err(broken),
+    }
+}
+
+/// Reads back a UUID that ends a key after `skip` bytes.
+pub fn read_id(key: &[u8], skip: usize) -> Result<[u8; ID_BYTES], Fault> {
+    key.get(skip..)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(Fault::Contradiction("a key does not end in an id"))
+}
+
+/// Reads back the text that ends a key after `skip` bytes.
+pub fn read_text(key: &[u8], skip: usize) -> Result<&str, Fault> {
+    key.get(skip..)
+        .and_then(|bytes| str::from_utf8(bytes).ok())
+        .ok_or(Fault::Contradiction("a key does not end in text"))
+}

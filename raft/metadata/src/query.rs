@@ -1,0 +1,298 @@
+//! What can be asked of the metadata, over any [`Read`].
+//!
+//! Lists come in byte order of their keys, as pages where they can grow without bound.
+//! Non-goal: permission; whoever asks has been let in already.
+
+use serde::de::DeserializeOwned;
+use shoal_content::{
+    DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, RepositoryName, TagName, Timestamp,
+    UploadId, VersionId,
+};
+
+use crate::key;
+use crate::record::{
+    Agent, Blob, Cluster, Deployment, Image, JoinToken, Node, ObjectUse, Upload, User, Version,
+};
+use crate::table::{Fault, Read, Rows, Table};
+use crate::transaction::{decoded, row};
+
+/// The rows that one scan of a list that is wanted whole takes.
+const SCAN_ROWS: usize = 1024;
+
+/// The count under [`Table::Counts`] of all images.
+pub(crate) const IMAGES_COUNT: &[u8] = b"images";
+
+/// Questions to a consistent state.
+#[derive(Debug)]
+pub struct Query<'a, R: Read> {
+    read: &'a R,
+}
+
+impl<R: Read> Clone for Query<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Read> Copy for Query<'_, R> {}
+
+impl<'a, R: Read> Query<'a, R> {
+    pub fn new(read: &'a R) -> Self {
+        Self { read }
+    }
+
+    /// The cluster's own row; `None` before it is founded.
+    pub fn cluster(&self) -> Result<Option<Cluster>, Fault> {
+        row(self.read, Table::Cluster, b"")
+    }
+
+    /// By id.
+    pub fn nodes(&self) -> Result<Vec<Node>, Fault> {
+        self.all(Table::Nodes, b"")
+    }
+
+    pub fn node(&self, id: NodeId) -> Result<Option<Node>, Fault> {
+        row(self.read, Table::Nodes, &key::node(id))
+    }
+
+    /// The smallest id above all that were ever given out: an id is never used again.
+    pub fn next_node_id(&self) -> Result<NodeId, Fault> {
+        let mut last = 0;
+        for table in [Table::Nodes, Table::RetiredNodes] {
+            for (key, _) in self.rows(table, b"")? {
+                let number = key.try_into().map(u64::from_be_bytes);
+                last = last.max(number.map_err(|_| Fault::Contradiction("a node key's length"))?);
+            }
+        }
+        Ok(NodeId::new(last + 1))
+    }
+
+    pub fn user(&self, name: &str) -> Result<Option<User>, Fault> {
+        row(self.read, Table::Users, name.as_bytes())
+    }
+
+    /// By name.
+    pub fn users(&self) -> Result<Vec<User>, Fault> {
+        self.all(Table::Users, b"")
+    }
+
+    /// By id.
+    pub fn join_tokens(&self) -> Result<Vec<JoinToken>, Fault> {
+        self.all(Table::JoinTokens, b"")
+    }
+
+    pub fn join_token(&self, id: &str) -> Result<Option<JoinToken>, Fault> {
+        row(self.read, Table::JoinTokens, id.as_bytes())
+    }
+
+    pub fn agent(&self, peer: PeerId) -> Result<Option<Agent>, Fault> {
+        row(self.read, Table::Agents, &key::peer(peer))
+    }
+
+    pub fn agent_by_name(&self, name: &str) -> Result<Option<Agent>, Fault> {
+        match row::<PeerId>(self.read, Table::AgentNames, name.as_bytes())? {
+            Some(peer) => self.agent(peer),
+            None => Ok(None),
+        }
+    }
+
+    /// By peer.
+    pub fn agents(&self) -> Result<Vec<Agent>, Fault> {
+        self.all(Table::Agents, b"")
+    }
+
+    pub fn image(&self, id: ImageId) -> Result<Option<Image>, Fault> {
+        row(self.read, Table::Images, &key::image(id))
+    }
+
+    pub fn image_by_name(&self, name: &RepositoryName) -> Result<Option<Image>, Fault> {
+        match row::<ImageId>(self.read, Table::ImageNames, name.as_str().as_bytes())? {
+            Some(id) => self.image(id),
+            None => Ok(None),
+        }
+    }
+
+    /// A page by name, of those after `after`.
+    pub fn images(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<Image>, Fault> {
+        let from = after.map(|name| key::after(name.as_str().as_bytes().to_vec()));
+        let rows = self.read.scan(Table::ImageNames, from.as_deref().unwrap_or(b""), b"", limit)?;
+        let id = |bytes: &[u8]| decoded::<ImageId>(Table::ImageNames, bytes);
+        let missing = Fault::Contradiction("a name without its image");
+        let images: Result<Option<Vec<Image>>, Fault> =
+            rows.iter().map(|(_, bytes)| self.image(id(bytes)?)).collect();
+        images?.ok_or(missing)
+    }
+
+    /// How many images there are.
+    pub fn image_count(&self) -> Result<u64, Fault> {
+        Ok(row(self.read, Table::Counts, IMAGES_COUNT)?.unwrap_or(0))
+    }
+
+    pub fn version(&self, image: ImageId, digest: &Digest) -> Result<Option<Version>, Fault> {
+        row(self.read, Table::Versions, &key::image_digest(image, digest))
+    }
+
+    pub fn version_by_id(&self, id: VersionId) -> Result<Option<Version>, Fault> {
+        match row::<(ImageId, Digest)>(self.read, Table::VersionIds, &key::version(id))? {
+            Some((image, digest)) => self.version(image, &digest),
+            None => Ok(None),
+        }
+    }
+
+    /// The disk version that its uploader called `number`.
+    pub fn version_by_number(
+        &self,
+        image: ImageId,
+        number: &str,
+    ) -> Result<Option<Version>, Fault> {
+        match row::<Digest>(self.read, Table::VersionNumbers, &key::number(image, number))? {
+            Some(digest) => self.version(image, &digest),
+            None => Ok(None),
+        }
+    }
+
+    /// All versions of an image, by sequence.
+    pub fn versions(&self, image: ImageId) -> Result<Vec<Version>, Fault> {
+        let digests: Vec<Digest> = self.all(Table::VersionSequences, &key::image(image))?;
+        digests.iter().rev().map(|digest| self.present(image, digest)).collect()
+    }
+
+    /// The versions whose subject is `subject`, by digest.
+    pub fn referrers(&self, image: ImageId, subject: &Digest) -> Result<Vec<Version>, Fault> {
+        let prefix = key::image_digest(image, subject);
+        let rows = self.rows(Table::Referrers, &prefix)?;
+        rows.iter()
+            .map(|(key, _)| self.present(image, &key::read_digest(key, prefix.len())?))
+            .collect()
+    }
+
+    /// A manifest, exactly as it was sent.
+    pub fn manifest(&self, image: ImageId, digest: &Digest) -> Result<Option<Vec<u8>>, Fault> {
+        self.read.get(Table::Manifests, &key::image_digest(image, digest))
+    }
+
+    pub fn tag(&self, image: ImageId, name: &TagName) -> Result<Option<Digest>, Fault> {
+        row(self.read, Table::Tags, &key::tag(image, name))
+    }
+
+    /// A page by name in byte order, of those after `after`.
+    pub fn tags(
+        &self,
+        image: ImageId,
+        after: Option<&TagName>,
+        limit: usize,
+    ) -> Result<Vec<(TagName, Digest)>, Fault> {
+        let prefix = key::image(image);
+        let from = after.map(|name| key::after(key::tag(image, name)));
+        let from = from.as_deref().unwrap_or(&prefix);
+        let rows = self.read.scan(Table::Tags, from, &prefix, limit)?;
+        rows.iter()
+            .map(|(key, bytes)| Ok((tag_name(key, prefix.len())?, decoded(Table::Tags, bytes)?)))
+            .collect()
+    }
+
+    /// The names of a version, in byte order.
+    pub fn tags_of(&self, image: ImageId, digest: &Digest) -> Result<Vec<TagName>, Fault> {
+        let prefix = key::image_digest(image, digest);
+        let rows = self.rows(Table::VersionTags, &prefix)?;
+        rows.iter().map(|(key, _)| tag_name(key, prefix.len())).collect()
+    }
+
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Fault> {
+        row(self.read, Table::Blobs, &key::digest(digest))
+    }
+
+    /// Whether the repository holds the blob.
+    pub fn blob_in(&self, image: ImageId, digest: &Digest) -> Result<bool, Fault> {
+        Ok(self.read.get(Table::BlobLinks, &key::image_digest(image, digest))?.is_some())
+    }
+
+    pub fn object(&self, object: &ObjectKey) -> Result<Option<ObjectUse>, Fault> {
+        row(self.read, Table::Objects, &key::object(object))
+    }
+
+    /// Objects whose count is zero and was since before `before`, longest first, at most `limit`.
+    pub fn unreferenced_objects(
+        &self,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<ObjectKey>, Fault> {
+        let rows = self.read.scan(Table::UnreferencedObjects, b"", b"", limit)?;
+        let end = key::time(before);
+        let due = rows.iter().take_while(|(key, _)| key[..] < end[..]);
+        due.map(|(key, _)| {
+            let text = key::read_text(key, key::TIME_BYTES)?;
+            text.parse().map_err(|_| Fault::Contradiction("an index names no object"))
+        })
+        .collect()
+    }
+
+    pub fn upload(&self, id: UploadId) -> Result<Option<Upload>, Fault> {
+        row(self.read, Table::Uploads, &key::upload(id))
+    }
+
+    /// All sessions, by id.
+    pub fn uploads(&self) -> Result<Vec<Upload>, Fault> {
+        self.all(Table::Uploads, b"")
+    }
+
+    pub fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, Fault> {
+        row(self.read, Table::Deployments, &key::deployment(id))
+    }
+
+    /// The newest first, at most `limit`.
+    pub fn deployments(&self, limit: usize) -> Result<Vec<Deployment>, Fault> {
+        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
+        rows.iter().map(|(key, _)| self.ordered(key, key::TIME_BYTES)).collect()
+    }
+
+    /// Those that `peer` has not come to an end with, by id.
+    pub fn pending_deployments(&self, peer: PeerId) -> Result<Vec<Deployment>, Fault> {
+        let prefix = key::peer(peer);
+        let rows = self.rows(Table::PendingDeployments, &prefix)?;
+        rows.iter().map(|(key, _)| self.ordered(key, prefix.len())).collect()
+    }
+
+    fn ordered(&self, key: &[u8], skip: usize) -> Result<Deployment, Fault> {
+        row(self.read, Table::Deployments, &key::read_id(key, skip)?)?
+            .ok_or(Fault::Contradiction("an index names no deployment"))
+    }
+
+    fn present(&self, image: ImageId, digest: &Digest) -> Result<Version, Fault> {
+        self.version(image, digest)?.ok_or(Fault::Contradiction("an index names no version"))
+    }
+
+    fn all<T: DeserializeOwned>(&self, table: Table, prefix: &[u8]) -> Result<Vec<T>, Fault> {
+        self.rows(table, prefix)?.iter().map(|(_, bytes)| decoded(table, bytes)).collect()
+    }
+
+    fn rows(&self, table: Table, prefix: &[u8]) -> Result<Rows, Fault> {
+        all_rows(self.read, table, prefix)
+    }
+}
+
+/// Every row under a prefix, taken in bounded scans.
+pub(crate) fn all_rows(read: &impl Read, table: Table, prefix: &[u8]) -> Result<Rows, Fault> {
+    let mut rows = Rows::new();
+    let mut from = prefix.to_vec();
+    loop {
+        let page = read.scan(table, &from, prefix, SCAN_ROWS)?;
+        let last = page.len() < SCAN_ROWS;
+        if let Some((key, _)) = page.last() {
+            from = key::after(key.clone());
+        }
+        rows.extend(page);
+        if last {
+            return Ok(rows);
+        }
+    }
+}
+
+fn tag_name(key: &[u8], skip: usize) -> Result<TagName, Fault> {
+    let text = key::read_text(key, skip)?;
+    text.parse().map_err(|_| Fault::Contradiction("a key names no tag"))
+}

@@ -1,0 +1,167 @@
+//! The tables, and how they are read.
+//!
+//! Every table is ordered by the bytes of its keys (see `key`), and a page of any list is one
+//! scan. Invariant: a table's number is never used again for another one, since it is the first
+//! byte of its keys on disk.
+
+use thiserror::Error;
+
+use crate::codec::CodecError;
+
+/// What rows are stored under. The number is part of the stored form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Table {
+    /// The one row of the cluster.
+    Cluster = 1,
+    /// Node id -> `Node`.
+    Nodes = 2,
+    /// Node ids that were removed and are never given out again -> nothing.
+    RetiredNodes = 3,
+    /// Name -> `User`.
+    Users = 4,
+    /// Id -> `JoinToken`.
+    JoinTokens = 5,
+    /// Peer -> `Agent`.
+    Agents = 6,
+    /// Name -> peer.
+    AgentNames = 7,
+    /// Image id -> `Image`.
+    Images = 8,
+    /// Repository name -> image id.
+    ImageNames = 9,
+    /// Image, digest -> `Version`.
+    Versions = 10,
+    /// Version id -> image, digest.
+    VersionIds = 11,
+    /// Image, sequence counted down -> digest; so the newest comes first.
+    VersionSequences = 12,
+    /// Image, a disk's version number -> digest.
+    VersionNumbers = 13,
+    /// Image, digest -> the manifest's bytes, exactly as sent.
+    Manifests = 14,
+    /// Image, subject, digest -> nothing.
+    Referrers = 15,
+    /// Image, tag -> digest.
+    Tags = 16,
+    /// Image, digest, tag -> nothing.
+    VersionTags = 17,
+    /// Digest -> `Blob`.
+    Blobs = 18,
+    /// Digest -> how many links and version references hold the blob.
+    BlobHolds = 19,
+    /// Image, digest -> nothing: the repository holds the blob.
+    BlobLinks = 20,
+    /// Image, digest -> how many versions of the image refer to the blob.
+    BlobReferences = 21,
+    /// Object key (text) -> `ObjectUse`.
+    Objects = 22,
+    /// Time, object key -> nothing, for objects whose count is zero since then.
+    UnreferencedObjects = 23,
+    /// Upload id -> `Upload`.
+    Uploads = 24,
+    /// Time of expiry, upload id -> nothing.
+    UploadExpiries = 25,
+    /// Deployment id -> `Deployment`.
+    Deployments = 26,
+    /// Time of creation counted down, deployment id -> nothing.
+    DeploymentTimes = 27,
+    /// Peer, deployment id -> nothing, while the host has not come to an end.
+    PendingDeployments = 28,
+    /// Name of a count -> the count.
+    Counts = 29,
+}
+
+impl Table {
+    /// All of them, by number.
+    pub const ALL: [Self; 29] = [
+        Self::Cluster,
+        Self::Nodes,
+        Self::RetiredNodes,
+        Self::Users,
+        Self::JoinTokens,
+        Self::Agents,
+        Self::AgentNames,
+        Self::Images,
+        Self::ImageNames,
+        Self::Versions,
+        Self::VersionIds,
+        Self::VersionSequences,
+        Self::VersionNumbers,
+        Self::Manifests,
+        Self::Referrers,
+        Self::Tags,
+        Self::VersionTags,
+        Self::Blobs,
+        Self::BlobHolds,
+        Self::BlobLinks,
+        Self::BlobReferences,
+        Self::Objects,
+        Self::UnreferencedObjects,
+        Self::Uploads,
+        Self::UploadExpiries,
+        Self::Deployments,
+        Self::DeploymentTimes,
+        Self::PendingDeployments,
+        Self::Counts,
+    ];
+
+    /// The first byte of its keys on disk.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+/// The rows could not be read: the storage failed, or holds what no version of this program wrote.
+/// Unlike a refusal it says nothing about the command; a replica stops rather than go on from it.
+#[derive(Debug, Error)]
+pub enum Fault {
+    #[error("the metadata's storage failed: {0}")]
+    Storage(String),
+    #[error("a row of {table:?} cannot be read")]
+    Row { table: Table, source: CodecError },
+    /// An index and the rows it stands for disagree.
+    #[error("the metadata contradict themselves: {0}")]
+    Contradiction(&'static str),
+}
+
+/// Consistent reading of the tables: all calls on one value see the same state.
+pub trait Read {
+    /// The row under `key`.
+    ///
+    /// # Errors
+    /// [`Fault::Storage`] where the storage fails.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// Rows whose key starts with `prefix` and is not before `from`, in byte order of their keys,
+    /// at most `limit`. A `from` before the prefix is the start of the prefix.
+    ///
+    /// # Errors
+    /// [`Fault::Storage`] where the storage fails.
+    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault>;
+}
+
+/// Keys and rows, in byte order of the keys.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl<R: Read + ?Sized> Read for &R {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        (**self).get(table, key)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault> {
+        (**self).scan(table, from, prefix, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_fixed() {
+        for (at, table) in Table::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(table.number()), at + 1);
+        }
+    }
+}

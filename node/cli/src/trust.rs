@@ -241,32 +241,4 @@ impl ServerCertVerifier for Presenting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn http_is_for_loopback_only() {
-        for good in ["https://a:1", "a:5000", "http://127.0.0.1:1", "http://[::1]:1"] {
-            assert!(parse_url(good).is_ok(), "{good}");
-        }
-        assert_eq!(parse_url("node-1:5000").unwrap().scheme(), "https");
-        for bad in ["http://a:1", "ftp://a", "https://a/b", "https://u:p@a", "", "http://10.0.0.1"]
-        {
-            assert!(parse_url(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn skipping_verification_is_refused_away_from_loopback() {
-        let far = parse_url("https://10.1.2.3:5000").unwrap();
-        assert!(matches!(settle(&far, Wish::SkipVerify).await, Err(Error::Usage(_))));
-        let near = parse_url("https://localhost:5000").unwrap();
-        assert_eq!(settle(&near, Wish::SkipVerify).await.unwrap(), Trust::SkipVerify);
-    }
-
-    #[test]
-    fn a_file_without_a_certificate_is_no_authority() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(authority_from_file(file.path()), Err(Error::Usage(_))));
-    }
-}
+mod tests;

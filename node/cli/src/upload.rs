@@ -315,39 +315,4 @@ async fn drawn<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus {
-        UploadStatus {
-            upload_id: shoal_content::UploadId::from_uuid(Default::default()),
-            status: "receiving".into(),
-            total_chunks: total,
-            received_chunks: received.to_vec(),
-            chunk_size: chunk,
-            total_size_bytes: bytes,
-            processed_bytes: None,
-            version_id: None,
-            version: None,
-            manifest_digest: None,
-            failure: None,
-            expires_at: String::new(),
-        }
-    }
-
-    #[test]
-    fn only_what_is_missing_is_sent_and_the_last_part_is_short() {
-        let status = status(4, &[2, 0], 10, 35);
-        assert_eq!(missing(&status), [1, 3]);
-        assert_eq!(part_range(1, &status), (10, 10));
-        assert_eq!(part_range(3, &status), (30, 5));
-    }
-
-    #[test]
-    fn the_next_version_counts_on() {
-        assert_eq!(next_version(None), "1.0.0");
-        assert_eq!(next_version(Some("1.0.9")), "1.0.10");
-        assert_eq!(next_version(Some("7")), "8");
-        assert_eq!(next_version(Some("stable")), "stable.1");
-    }
-}
+mod tests;

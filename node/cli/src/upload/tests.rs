@@ -1,0 +1,183 @@
+//! Uploads to a small real HTTP server that keeps parts, and is full for a while.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use axum::extract::Path as Segment;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use clap::Parser;
+
+use super::*;
+use crate::arguments::{Arguments, Command, ImageCommand};
+use crate::config::{Context, Trust};
+
+const SCREEN: Screen = Screen { json: true };
+const PART_BYTES: u64 = 1000;
+
+fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus {
+    UploadStatus {
+        upload_id: shoal_content::UploadId::from_uuid(Default::default()),
+        status: "receiving".into(),
+        total_chunks: total,
+        received_chunks: received.to_vec(),
+        chunk_size: chunk,
+        total_size_bytes: bytes,
+        processed_bytes: None,
+        version_id: None,
+        version: None,
+        manifest_digest: None,
+        failure: None,
+        expires_at: String::new(),
+    }
+}
+
+/// The parts that arrived, how often each was sent, and whether there is room for odd ones.
+#[derive(Default)]
+struct Store {
+    parts: Mutex<BTreeMap<u32, (Bytes, u32)>>,
+    has_room: std::sync::atomic::AtomicBool,
+    bytes: u64,
+}
+
+impl Store {
+    fn status(&self) -> UploadStatus {
+        let received: Vec<u32> = self.parts.lock().unwrap().keys().copied().collect();
+        status(self.bytes.div_ceil(PART_BYTES) as u32, &received, PART_BYTES, self.bytes)
+    }
+
+    fn take(&self, index: u32, headers: &HeaderMap, part: Bytes) -> StatusCode {
+        if index % 2 == 1 && !self.has_room.load(Ordering::Relaxed) {
+            return StatusCode::INSUFFICIENT_STORAGE;
+        }
+        let wanted = format!("sha256:{}", hex::encode(Sha256::digest(&part)));
+        if headers.get(CHECKSUM_HEADER).is_none_or(|found| found.as_bytes() != wanted.as_bytes()) {
+            return StatusCode::BAD_REQUEST;
+        }
+        let mut parts = self.parts.lock().unwrap();
+        parts.entry(index).or_insert((part, 0)).1 += 1;
+        StatusCode::OK
+    }
+}
+
+async fn serve(store: Arc<Store>) -> Client {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let (shown, kept, ended) = (store.clone(), store.clone(), store);
+    let begun = || async {
+        Json(serde_json::json!({
+            "upload_id": shoal_content::UploadId::from_uuid(Default::default()),
+            "total_chunks": 1, "chunk_size": PART_BYTES, "expires_at": "",
+        }))
+    };
+    let show = move || async move { Json(shown.status()) };
+    let take = move |Segment((_, _, index)): Segment<(String, String, u32)>,
+                     headers: HeaderMap,
+                     part: Bytes| async move { kept.take(index, &headers, part) };
+    let end = move || async move {
+        Json(UploadStatus { status: "active".into(), version: Some("7".into()), ..ended.status() })
+    };
+    let session = "/api/v1/images/{image}/versions/upload/{upload}";
+    let router = Router::new()
+        .route("/api/v1/images/{image}/versions/upload/init", post(begun))
+        .route(session, get(show))
+        .route(&format!("{session}/chunks/{{index}}"), put(take))
+        .route(&format!("{session}/complete"), post(end));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Client::new(&Context {
+        url,
+        nodes: Vec::new(),
+        username: String::new(),
+        token: String::new(),
+        token_expires_at: String::new(),
+        trust: Trust::System,
+    })
+    .unwrap()
+}
+
+fn session(source: Source) -> Session {
+    Session {
+        source,
+        image: shoal_content::ImageId::from_uuid(Default::default()),
+        upload: shoal_content::UploadId::from_uuid(Default::default()),
+        version: "7".into(),
+    }
+}
+
+#[tokio::test]
+async fn goes_on_with_the_missing_parts_and_sends_none_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let content: Vec<u8> = (0..6_500_u32).map(|number| (number % 241) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let source = Source::look(&path).unwrap();
+    let store = Arc::new(Store { bytes: source.bytes, ..Default::default() });
+    let client = serve(store.clone()).await;
+    let reference: ImageReference = "a/b:c".parse().unwrap();
+    let place = Place::of(folder.path(), "cluster", &source, &reference);
+    assert!(resumed(&client, &place, &source).await.unwrap().is_none(), "nothing was begun yet");
+    place.save(&session(source.clone())).unwrap();
+
+    let (found, there) = resumed(&client, &place, &source).await.unwrap().unwrap();
+    let file = Arc::new(File::open(&path).unwrap());
+    let sender = Sender { client: &client, file, session: found, screen: SCREEN };
+    let refused = sender.send_missing(&there, 1).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { status: 507, .. }), "{refused}");
+
+    store.has_room.store(true, Ordering::Relaxed);
+    let (_, there) = resumed(&client, &place, &source).await.unwrap().unwrap();
+    assert_eq!(there.received_chunks, [0], "the part before the refusal is safe");
+    sender.send_missing(&there, 3).await.unwrap();
+    assert_eq!(sender.complete().await.unwrap().version.as_deref(), Some("7"));
+
+    let parts = store.parts.lock().unwrap();
+    let whole: Vec<u8> = parts.values().flat_map(|(part, _)| part.to_vec()).collect();
+    assert_eq!(whole, content);
+    assert!(parts.values().all(|(_, times)| *times == 1), "a part came twice");
+}
+
+#[tokio::test]
+async fn a_session_that_is_gone_is_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, b"content").unwrap();
+    let source = Source::look(&path).unwrap();
+    // The node knows a session of another length: not ours.
+    let client = serve(Arc::new(Store { bytes: 9, ..Default::default() })).await;
+    let place = Place::of(folder.path(), "cluster", &source, &"a/b:c".parse().unwrap());
+    place.save(&session(source.clone())).unwrap();
+    assert!(resumed(&client, &place, &source).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_upload_to_a_digest_is_refused_before_anything_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = format!("shoal image upload f a/b@sha256:{}", "0".repeat(64));
+    let Command::Image(ImageCommand::Upload(arguments)) =
+        Arguments::try_parse_from(line.split(' ')).unwrap().command
+    else {
+        panic!("not an upload")
+    };
+    let client = serve(Arc::default()).await;
+    let config = Config::load(Some(folder.path().join("config.toml")), None).unwrap();
+    let refused = upload(&arguments, &client, &config, SCREEN).await.unwrap_err();
+    assert!(matches!(refused, Error::Usage(_)), "{refused}");
+}
+
+#[test]
+fn only_what_is_missing_is_sent_and_the_last_part_is_short() {
+    let status = status(4, &[2, 0], 10, 35);
+    assert_eq!(missing(&status), [1, 3]);
+    assert_eq!(part_range(1, &status), (10, 10));
+    assert_eq!(part_range(3, &status), (30, 5));
+}
+
+#[test]
+fn the_next_version_counts_on() {
+    assert_eq!(next_version(None), "1.0.0");
+    assert_eq!(next_version(Some("1.0.9")), "1.0.10");
+    assert_eq!(next_version(Some("7")), "8");
+    assert_eq!(next_version(Some("stable")), "stable.1");
+}

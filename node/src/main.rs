@@ -1,2 +1,3 @@
-//! Placeholder until its first commit.
+//! The program `shoal-node`.
+
 fn main() {}

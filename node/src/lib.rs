@@ -1,0 +1,3 @@
+//! The server: HTTP, storage, registry, disks, the swarm's origin.
+
+pub mod store;

@@ -1,0 +1,112 @@
+//! What every store must do, as one suite that runs against each of them.
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use shoal_content::{ObjectKey, PackId, RecipeId, UploadId};
+use uuid::Uuid;
+
+use super::{BlobStore, PART_BYTES_MIN, StoreError, read};
+
+/// Runs the suite; leaves nothing behind in `store` when it succeeds.
+///
+/// # Errors
+/// The first thing that does not hold.
+pub async fn check_conformance(store: &dyn BlobStore) -> Result<()> {
+    whole_objects(store).await?;
+    multipart_uploads(store).await?;
+    listings(store).await?;
+    store.probe().await?;
+    Ok(())
+}
+
+fn upload() -> UploadId {
+    UploadId::from_uuid(Uuid::new_v4())
+}
+
+async fn whole_objects(store: &dyn BlobStore) -> Result<()> {
+    let key = ObjectKey::Pack(PackId::of(upload().to_string().as_bytes()));
+    ensure!(store.length(key).await?.is_none(), "an object before it was put");
+    let missing = store.get(key, 0..1).await;
+    ensure!(matches!(missing, Err(StoreError::NotFound(_))), "a missing object was opened");
+
+    store.put(key, Bytes::from_static(b"0123456789")).await?;
+    ensure!(store.length(key).await? == Some(10), "the length");
+    ensure!(read(store, key, 0..10).await? == "0123456789", "the whole");
+    ensure!(read(store, key, 3..5).await? == "34", "a range");
+    ensure!(read(store, key, 10..10).await?.is_empty(), "an empty range at the end");
+    let beyond = read(store, key, 5..11).await;
+    ensure!(matches!(beyond, Err(StoreError::Range { .. })), "a range beyond the end: {beyond:?}");
+
+    store.put(key, Bytes::from_static(b"ab")).await?;
+    ensure!(read(store, key, 0..2).await? == "ab", "a replaced object");
+    ensure!(store.length(key).await? == Some(2), "a replaced object's length");
+
+    let empty = ObjectKey::Blob(upload());
+    store.put(empty, Bytes::new()).await?;
+    ensure!(store.length(empty).await? == Some(0), "an empty object");
+    ensure!(read(store, empty, 0..0).await?.is_empty(), "an empty object's bytes");
+
+    store.delete(&[key, empty]).await?;
+    store.delete(&[key]).await?;
+    ensure!(store.length(key).await?.is_none(), "a deleted object");
+    Ok(())
+}
+
+async fn multipart_uploads(store: &dyn BlobStore) -> Result<()> {
+    let part = PART_BYTES_MIN as usize;
+    let content: Vec<u8> = (0..part * 2 + 17).map(|n| (n / 7) as u8).collect();
+    let content = Bytes::from(content);
+    let key = ObjectKey::Blob(upload());
+    let id = store.begin(key).await?;
+    // Out of order, in parallel, and one of them again.
+    let (third, first) = tokio::join!(
+        store.put_part(key, &id, 3, part as u64 * 2, content.slice(part * 2..)),
+        store.put_part(key, &id, 1, 0, content.slice(..part)),
+    );
+    let second = store.put_part(key, &id, 2, part as u64, content.slice(part..part * 2)).await?;
+    let first = (first?, store.put_part(key, &id, 1, 0, content.slice(..part)).await?).1;
+    ensure!(store.length(key).await?.is_none(), "visible before it was complete");
+    store.complete(key, &id, &[first, second, third?]).await?;
+    ensure!(store.length(key).await? == Some(content.len() as u64), "the length of the parts");
+    let pieces: Vec<Bytes> = store.get(key, 0..content.len() as u64).await?.try_collect().await?;
+    ensure!(pieces.concat() == content, "the bytes of the parts");
+    let across = part as u64 - 3..part as u64 + 3;
+    ensure!(
+        read(store, key, across.clone()).await?
+            == content.slice(across.start as usize..across.end as usize),
+        "a range across parts"
+    );
+    store.delete(&[key]).await?;
+
+    let dropped = ObjectKey::Blob(upload());
+    let id = store.begin(dropped).await?;
+    store.put_part(dropped, &id, 1, 0, content.slice(..part)).await?;
+    store.abort(dropped, &id).await?;
+    ensure!(store.length(dropped).await?.is_none(), "an aborted upload is visible");
+    let late = store.put_part(dropped, &id, 2, part as u64, content.slice(..part)).await;
+    ensure!(late.is_err(), "a part was taken after the abort");
+    Ok(())
+}
+
+async fn listings(store: &dyn BlobStore) -> Result<()> {
+    let session = upload();
+    let mut parts: Vec<ObjectKey> =
+        (0..5).map(|part| ObjectKey::UploadPart { upload: session, part }).collect();
+    let other = ObjectKey::Recipe(RecipeId::of(session.to_string().as_bytes()));
+    for key in parts.iter().rev().chain([&other]) {
+        store.put(*key, Bytes::from_static(b"x")).await?;
+    }
+    let prefix = format!("uploads/{}/", session.as_uuid().simple());
+    let first = store.list(&prefix, None, 3).await?;
+    let keys: Vec<ObjectKey> = first.iter().map(|object| object.key).collect();
+    ensure!(keys == parts[..3], "the first page: {keys:?}");
+    let rest = store.list(&prefix, Some(parts[2]), 10).await?;
+    let keys: Vec<ObjectKey> = rest.iter().map(|object| object.key).collect();
+    ensure!(keys == parts[3..], "the rest: {keys:?}");
+    ensure!(rest.iter().all(|object| object.length == 1), "the lengths");
+    parts.push(other);
+    store.delete(&parts).await?;
+    ensure!(store.list(&prefix, None, 10).await?.is_empty(), "what is left");
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! Central storage: immutable objects under the keys of `shoal-content`.
+//!
+//! Two real implementations, a folder and S3, pass one conformance suite (`conformance`).
+//! Invariants: an object is visible under its key only whole and durable; what was written is what
+//! is read; nothing is ever changed in place.
+//! Non-goals: references and their counts (the metadata's), caching.
+
+mod conformance;
+mod error;
+mod folder;
+mod s3;
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use shoal_content::ObjectKey;
+
+pub use conformance::check_conformance;
+pub use error::StoreError;
+pub use folder::FolderStore;
+pub use s3::{S3Settings, S3Store};
+
+/// S3 refuses a shorter part, unless it is the last; so every implementation may.
+pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
+/// The most bytes [`BlobStore::read`] gives at once.
+pub const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// One stored part of a multipart upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPart {
+    /// From 1, without a gap.
+    pub number: u32,
+    /// What storage answered for it.
+    pub tag: String,
+    /// In bytes.
+    pub length: u64,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredObject {
+    pub key: ObjectKey,
+    /// In bytes.
+    pub length: u64,
+}
+
+pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
+
+/// The specification of a store:
+///
+/// - What `put` or `complete` has acknowledged survives a crash, and every node that shares the
+///   storage reads it at once.
+/// - Putting a key again replaces the object whole; readers see the old bytes or the new ones.
+/// - A multipart upload is invisible until `complete`; its parts may come in parallel, in any
+///   order, and again; `begin`, `put_part` and `complete` may be called on different nodes.
+/// - `delete` of what is not there succeeds.
+/// - A full disk is [`StoreError::Full`], changes nothing, and passes when there is space again.
+#[async_trait]
+pub trait BlobStore: Send + Sync + std::fmt::Debug {
+    /// Stores a whole object.
+    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Begins a multipart upload to `key`; the answer names it from now on.
+    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError>;
+
+    /// Stores a part that starts `offset` bytes into the object. All but the last are at least
+    /// [`PART_BYTES_MIN`] long.
+    async fn put_part(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        number: u32,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<StoredPart, StoreError>;
+
+    /// Publishes the object, made of `parts` in order of their numbers.
+    async fn complete(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        parts: &[StoredPart],
+    ) -> Result<(), StoreError>;
+
+    /// Drops a multipart upload and its parts.
+    async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError>;
+
+    /// The bytes of `range`, in pieces.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]; a range beyond the object's end is [`StoreError::Range`], in the
+    /// answer or in the stream.
+    async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError>;
+
+    /// An object's length in bytes, if it is there.
+    async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError>;
+
+    async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError>;
+
+    /// Objects whose key text starts with `prefix` and comes after `after`, in byte order, at most
+    /// `limit`.
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredObject>, StoreError>;
+
+    /// Whether storage answers; for readiness.
+    async fn probe(&self) -> Result<(), StoreError>;
+}
+
+/// Reads a range of at most [`READ_BYTES_MAX`] into memory.
+///
+/// # Errors
+/// As [`BlobStore::get`], and [`StoreError::Range`] for a range that is too long or was cut short.
+pub async fn read(
+    store: &dyn BlobStore,
+    key: ObjectKey,
+    range: Range<u64>,
+) -> Result<Bytes, StoreError> {
+    let length = range.end.saturating_sub(range.start);
+    if length > READ_BYTES_MAX {
+        return Err(StoreError::Range { key, start: range.start, end: range.end });
+    }
+    let mut pieces = store.get(key, range.clone()).await?;
+    let mut all = BytesMut::with_capacity(length as usize);
+    while let Some(piece) = pieces.next().await {
+        all.extend_from_slice(&piece?);
+    }
+    if all.len() as u64 != length {
+        return Err(StoreError::Range { key, start: range.start, end: range.end });
+    }
+    Ok(all.freeze())
+}

@@ -1,0 +1,330 @@
+//! Objects in a bucket of an S3 service; made for, and tested on, Ceph's gateway.
+//!
+//! Quirks that are dealt with: path-style addresses; checksums only where the protocol demands
+//! them; an empty ETag in the answer to CompleteMultipartUpload.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_credential_types::Credentials;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream as SdkStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use shoal_content::ObjectKey;
+use tokio_util::io::ReaderStream;
+use zeroize::Zeroizing;
+
+use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For the first byte of an answer; a body may take longer.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const ATTEMPTS_MAX: u32 = 4;
+/// S3's own limit for one DeleteObjects.
+const DELETE_KEYS_MAX: usize = 1000;
+/// S3's own limit for one page of a listing.
+const LIST_KEYS_MAX: usize = 1000;
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Where the bucket is and how to get in.
+#[derive(Clone)]
+pub struct S3Settings {
+    pub endpoint: String,
+    pub region: String,
+    pub bucket: String,
+    pub access_key: String,
+    pub secret_key: Zeroizing<String>,
+    pub path_style: bool,
+}
+
+impl std::fmt::Debug for S3Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Settings")
+            .field("endpoint", &self.endpoint)
+            .field("bucket", &self.bucket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct S3Store {
+    client: Client,
+    bucket: String,
+}
+
+impl S3Store {
+    /// Connects, and makes the bucket where it is missing.
+    ///
+    /// # Errors
+    /// Where the service does not answer or does not let these keys in.
+    pub async fn open(settings: &S3Settings) -> Result<Self, StoreError> {
+        let credentials = Credentials::new(
+            &settings.access_key,
+            settings.secret_key.as_str(),
+            None,
+            None,
+            "shoal configuration",
+        );
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(&settings.endpoint)
+            .region(Region::new(settings.region.clone()))
+            .credentials_provider(credentials)
+            .force_path_style(settings.path_style)
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .read_timeout(READ_TIMEOUT)
+                    .build(),
+            )
+            .build();
+        let store = Self { client: Client::from_conf(config), bucket: settings.bucket.clone() };
+        store.ensure_bucket().await?;
+        Ok(store)
+    }
+
+    async fn ensure_bucket(&self) -> Result<(), StoreError> {
+        let head = self.client.head_bucket().bucket(&self.bucket).send().await;
+        let Err(error) = head else { return Ok(()) };
+        if status(&error) != Some(404) {
+            return Err(refusal("opening the bucket", &error));
+        }
+        let created = self.client.create_bucket().bucket(&self.bucket).send().await;
+        match created {
+            // Another node was quicker.
+            Err(error) if status(&error) != Some(409) => Err(refusal("making the bucket", &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn status<E, R>(error: &SdkError<E, R>) -> Option<u16>
+where
+    R: HasStatus,
+{
+    match error {
+        SdkError::ServiceError(error) => Some(error.raw().status_code()),
+        SdkError::ResponseError(error) => Some(error.raw().status_code()),
+        _ => None,
+    }
+}
+
+/// The SDK is generic over its raw response; only the status matters here.
+trait HasStatus {
+    fn status_code(&self) -> u16;
+}
+
+impl HasStatus for aws_sdk_s3::config::http::HttpResponse {
+    fn status_code(&self) -> u16 {
+        self.status().as_u16()
+    }
+}
+
+fn refusal<E>(
+    doing: &'static str,
+    error: &SdkError<E, aws_sdk_s3::config::http::HttpResponse>,
+) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let code = error.code().unwrap_or_default();
+    let cause = match (code, error.message()) {
+        ("", None) => chain(error),
+        (code, message) => format!("{code} {}", message.unwrap_or_default()).trim().to_owned(),
+    };
+    match (status(error), code) {
+        (Some(507), _) | (_, "QuotaExceeded" | "EntityTooLarge") => {
+            StoreError::Full(format!("no space left in object storage: {cause}"))
+        }
+        (_, "NoSuchUpload" | "InvalidPart" | "InvalidPartOrder") => StoreError::Multipart,
+        (Some(429 | 500..=599) | None, _) => StoreError::Unavailable { doing, cause },
+        _ => StoreError::Refused { doing, cause },
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+#[async_trait]
+impl BlobStore for S3Store {
+    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+        let request = self.client.put_object().bucket(&self.bucket).key(key.to_string());
+        let sent = request.body(SdkStream::from(bytes)).send().await;
+        sent.map(drop).map_err(|error| refusal("putting an object", &error))
+    }
+
+    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
+        let request = self.client.create_multipart_upload().bucket(&self.bucket);
+        let sent = request.key(key.to_string()).send().await;
+        let begun = sent.map_err(|error| refusal("beginning a multipart upload", &error))?;
+        begun.upload_id.ok_or(StoreError::Multipart)
+    }
+
+    async fn put_part(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        number: u32,
+        _: u64,
+        bytes: Bytes,
+    ) -> Result<StoredPart, StoreError> {
+        let length = bytes.len() as u64;
+        let request = self.client.upload_part().bucket(&self.bucket).key(key.to_string());
+        let request = request.upload_id(multipart).part_number(number.cast_signed());
+        let sent = request.body(SdkStream::from(bytes)).send().await;
+        let stored = sent.map_err(|error| refusal("putting a part", &error))?;
+        let tag = stored.e_tag.ok_or(StoreError::Multipart)?;
+        Ok(StoredPart { number, tag, length })
+    }
+
+    async fn complete(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        parts: &[StoredPart],
+    ) -> Result<(), StoreError> {
+        let parts = parts.iter().map(|part| {
+            let part_number = part.number.cast_signed();
+            CompletedPart::builder().part_number(part_number).e_tag(&part.tag).build()
+        });
+        let whole = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
+        let request = self.client.complete_multipart_upload().bucket(&self.bucket);
+        let request = request.key(key.to_string()).upload_id(multipart);
+        match request.multipart_upload(whole).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => match refusal("completing a multipart upload", &error) {
+                // The answer to an earlier try may have been lost: the object tells.
+                StoreError::Multipart if self.length(key).await?.is_some() => Ok(()),
+                refusal => Err(refusal),
+            },
+        }
+    }
+
+    async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket);
+        let sent = request.key(key.to_string()).upload_id(multipart).send().await;
+        match sent.map_err(|error| refusal("aborting a multipart upload", &error)) {
+            Err(StoreError::Multipart) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        if range.start >= range.end {
+            // HTTP has no empty range; the object must be there all the same.
+            return match self.length(key).await? {
+                Some(length) if range.start <= length && range.start == range.end => {
+                    Ok(futures::stream::empty().boxed())
+                }
+                Some(_) => Err(StoreError::Range { key, start: range.start, end: range.end }),
+                None => Err(StoreError::NotFound(key)),
+            };
+        }
+        let request = self.client.get_object().bucket(&self.bucket).key(key.to_string());
+        let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
+        let object = request.send().await.map_err(|error| match status(&error) {
+            Some(404) => StoreError::NotFound(key),
+            Some(416) => StoreError::Range { key, start: range.start, end: range.end },
+            _ => refusal("getting an object", &error),
+        })?;
+        // S3 clamps a range that passes the end.
+        let expected = i64::try_from(range.end - range.start).ok();
+        if object.content_length != expected {
+            return Err(StoreError::Range { key, start: range.start, end: range.end });
+        }
+        let reader = object.body.into_async_read();
+        let failed = |error: std::io::Error| StoreError::Unavailable {
+            doing: "reading an object",
+            cause: error.to_string(),
+        };
+        Ok(ReaderStream::with_capacity(reader, PIECE_BYTES).map_err(failed).boxed())
+    }
+
+    async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
+        let request = self.client.head_object().bucket(&self.bucket).key(key.to_string());
+        match request.send().await {
+            Ok(head) => Ok(Some(head.content_length.unwrap_or_default().unsigned_abs())),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(refusal("looking an object up", &error)),
+        }
+    }
+
+    async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        for batch in keys.chunks(DELETE_KEYS_MAX) {
+            let objects =
+                batch.iter().map(|key| ObjectIdentifier::builder().key(key.to_string()).build());
+            let objects: Result<Vec<_>, _> = objects.collect();
+            let doing = "deleting objects";
+            let malformed = |error: aws_sdk_s3::error::BuildError| StoreError::Refused {
+                doing,
+                cause: error.to_string(),
+            };
+            let delete = Delete::builder()
+                .set_objects(Some(objects.map_err(malformed)?))
+                .quiet(true)
+                .build()
+                .map_err(malformed)?;
+            let request = self.client.delete_objects().bucket(&self.bucket).delete(delete);
+            let answer = request.send().await.map_err(|error| refusal(doing, &error))?;
+            if let Some(error) = answer.errors().first() {
+                let cause = error.message().or(error.code()).unwrap_or("no reason").to_owned();
+                return Err(StoreError::Unavailable { doing, cause });
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredObject>, StoreError> {
+        let mut found = Vec::new();
+        let mut after = after.map(|key| key.to_string());
+        while found.len() < limit {
+            let keys = (limit - found.len()).min(LIST_KEYS_MAX) as i32;
+            let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+            let request = request.set_start_after(after.clone()).max_keys(keys);
+            let page = request.send().await.map_err(|error| refusal("listing objects", &error))?;
+            for object in page.contents() {
+                let text = object.key().unwrap_or_default();
+                after = Some(text.to_owned());
+                // What is not ours is not looked at.
+                if let Ok(key) = text.parse() {
+                    let length = object.size().unwrap_or_default().unsigned_abs();
+                    found.push(StoredObject { key, length });
+                }
+            }
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        let head = self.client.head_bucket().bucket(&self.bucket).send().await;
+        head.map(drop).map_err(|error| refusal("looking at the bucket", &error))
+    }
+}

@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use crate::id::IdError;
 
 /// The most content one chunk holds, in bytes.
 pub const CHUNK_BYTES_MAX: u32 = 256 * 1024;
 
 /// Names a chunk by the BLAKE3 of its (uncompressed) content.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId([u8; 32]);
 
 impl ChunkId {

@@ -38,15 +38,44 @@ macro_rules! hex_text {
                 Ok(Self(bytes))
             }
         }
+
+        $crate::id::text_or_compact!($name, [u8; 32]);
     };
 }
 pub(crate) use hex_text;
+
+/// Serializes a newtype as its text where people read it (JSON), else as what it wraps.
+macro_rules! text_or_compact {
+    ($name:ident, $inner:ty) => {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serde::Serialize::serialize(&self.0, serializer)
+                }
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                    text.parse().map_err(serde::de::Error::custom)
+                } else {
+                    <$inner as serde::Deserialize>::deserialize(deserializer).map(Self)
+                }
+            }
+        }
+    };
+}
+pub(crate) use text_or_compact;
 
 /// Makes an id of a UUID with a short prefix, as it appears in the REST API.
 macro_rules! prefixed_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Uuid);
 
         impl $name {
@@ -76,6 +105,8 @@ macro_rules! prefixed_id {
                     .ok_or(IdError { wanted: concat!("an id of this kind is '", $prefix, "' and a UUID") })
             }
         }
+
+        text_or_compact!($name, Uuid);
     };
 }
 
@@ -137,7 +168,7 @@ impl FromStr for NodeId {
 }
 
 /// A process that takes part in swarms, agent or node: its Ed25519 public key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId([u8; 32]);
 
 impl PeerId {
@@ -156,6 +187,20 @@ hex_text!(PeerId, "a peer id is 64 hexadecimal digits");
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_text_in_json_and_compact_elsewhere() {
+        let peer = PeerId::from_public_key([9; 32]);
+        let json = serde_json::to_string(&peer).unwrap();
+        assert_eq!(json, format!("\"{peer}\""));
+        assert_eq!(serde_json::from_str::<PeerId>(&json).unwrap(), peer);
+        assert_eq!(postcard::to_allocvec(&peer).unwrap(), [9; 32]);
+        let image = ImageId::from_uuid(Uuid::from_u128(7));
+        assert_eq!(serde_json::to_value(image).unwrap(), image.to_string());
+        let bytes = postcard::to_allocvec(&image).unwrap();
+        assert_eq!(postcard::from_bytes::<ImageId>(&bytes).unwrap(), image);
+        assert!(serde_json::from_str::<ImageId>("\"ver-0\"").is_err());
+    }
 
     #[test]
     fn ids_survive_a_round_trip_and_refuse_each_other() {

@@ -165,7 +165,7 @@ impl fmt::Display for Pin {
 }
 
 /// `NAME`, `NAME:TAG` or `NAME@DIGEST`, without a host; a bare name means the tag `latest`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageReference {
     pub name: RepositoryName,
     pub pin: Pin,
@@ -190,6 +190,20 @@ impl fmt::Display for ImageReference {
             Pin::Tag(tag) => write!(f, "{}:{tag}", self.name),
             Pin::Digest(digest) => write!(f, "{}@{digest}", self.name),
         }
+    }
+}
+
+/// As text everywhere: `NAME:TAG` is how people write it, in JSON too.
+impl Serialize for ImageReference {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageReference {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

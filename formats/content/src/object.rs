@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::id::{IdError, UploadId, hex_text};
 
 /// A pack, by the BLAKE3 of its bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId([u8; 32]);
 hex_text!(PackId, "a pack id is 64 hexadecimal digits");
 
@@ -21,7 +21,7 @@ impl PackId {
 }
 
 /// A recipe, by the BLAKE3 of its encoded bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecipeId([u8; 32]);
 hex_text!(RecipeId, "a recipe id is 64 hexadecimal digits");
 

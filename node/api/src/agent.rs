@@ -59,6 +59,12 @@ pub struct EnrolRequest {
     pub labels: BTreeMap<String, String>,
 }
 
+impl std::fmt::Debug for EnrolRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrolRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 #[derive(Clone, Serialize, Deserialize)]
 pub struct EnrolResponse {
     pub cluster: ClusterId,
@@ -69,6 +75,12 @@ pub struct EnrolResponse {
     /// 32 bytes, hexadecimal: the libp2p network's pre-shared key.
     pub network_key: String,
     pub nodes: Vec<NodeAddress>,
+}
+
+impl std::fmt::Debug for EnrolResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrolResponse").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
 }
 
 /// How agents reach a node.

@@ -45,6 +45,12 @@ pub struct JoinRequest {
     pub command_version: u8,
 }
 
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// With it the node starts Raft and waits to be made a member (the answering cluster does that).
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JoinResponse {
@@ -52,4 +58,10 @@ pub struct JoinResponse {
     pub id: NodeId,
     pub certificate_pem: String,
     pub authority_pem: String,
+}
+
+impl std::fmt::Debug for JoinResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinResponse").field("id", &self.id).finish_non_exhaustive()
+    }
 }

@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn content(length: usize) -> Vec<u8> {
-        (0..length).map(|at| (at / 7 ^ at >> 11) as u8).collect()
+        (0..length).map(|at| ((at / 7) ^ (at >> 11)) as u8).collect()
     }
 
     #[test]

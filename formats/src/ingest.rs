@@ -1,9 +1,27 @@
-//! skeleton
-use crate::disk::{Disk, ReadError};
-use crate::pack::{PackSink, SinkError};
-use shoal_content::{ChunkId, Encoding, Recipe, SourceObject};
+//! From a disk to chunks in packs, and the recipe that puts them together again.
+//!
+//! Invariants: the recipe reproduces the disk byte for byte; the same disk with the same answers
+//! of `known` gives the same recipe and packs on every machine; memory is bounded by
+//! [`INGEST_BYTES_MAX`] beside the recipe, whatever the disk's size.
+//! Non-goals: storing packs (see [`PackSink`]), deciding what storage has.
+
+use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::thread;
+
+use shoal_content::{Chunk, ChunkId, Encoding, Extent, Recipe, RecipeKind, SourceObject};
 use thiserror::Error;
+
+use crate::cutter::{Cut, Cutter};
+use crate::disk::{Disk, ExtentKind, ReadError};
+use crate::pack::{PACK_BYTES, PackBuilder, PackSink, Place, SinkError};
+
+/// Guest bytes read at once.
+const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// Cut content that is hashed and compressed together, over all cores.
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
+/// zstd's default: beyond it, time grows faster than what is saved.
+const COMPRESSION_LEVEL: i32 = 3;
 
 /// Bytes an ingest holds at once, beside the recipe it makes (about 150 for each chunk).
 pub const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -58,6 +76,7 @@ pub enum IngestError {
     Cancelled,
 }
 
+/// See the module's documentation.
 #[derive(Debug)]
 pub struct DiskIngest<S> {
     sink: S,
@@ -67,14 +86,283 @@ impl<S: PackSink> DiskIngest<S> {
     pub fn new(sink: S) -> Self {
         Self { sink }
     }
-    /// `known` is asked once for each distinct chunk, in order; `progress` is told about every few MiB and cancels with Break.
+
+    /// Reads `disk` to its end. `known` is asked once for each distinct chunk, in order;
+    /// `progress` is told about every 16 MiB and cancels with `Break`.
+    ///
+    /// # Errors
+    /// See [`IngestError`]. Packs handed over until then are nobody's.
     pub fn run(
         self,
         disk: &mut dyn Disk,
         known: &mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
         progress: &mut dyn FnMut(IngestProgress) -> ControlFlow<()>,
     ) -> Result<Ingested<S>, IngestError> {
-        let _ = (&self.sink, disk, known, progress);
-        todo!()
+        let mut builder = RecipeBuilder::new(self.sink);
+        let mut totals =
+            IngestProgress { bytes_total: disk.virtual_bytes(), ..IngestProgress::default() };
+        let (mut cutter, mut cuts) = (Cutter::new(), Vec::new());
+        let mut window = Vec::new();
+        while totals.bytes_done < totals.bytes_total {
+            let extent = disk.next_extent(totals.bytes_done)?;
+            match extent.kind {
+                ExtentKind::Zero => {
+                    cutter.zeros(extent.length, &mut cuts);
+                    totals.bytes_done += extent.length;
+                }
+                ExtentKind::Data => {
+                    let length = extent.length.min(WINDOW_BYTES);
+                    window.resize(length as usize, 0);
+                    disk.read(extent.offset, &mut window)?;
+                    cutter.data(&window, &mut cuts);
+                    totals.bytes_done += length;
+                }
+            }
+            if cuts.iter().map(|cut| cut.content.len()).sum::<usize>() >= BATCH_BYTES {
+                builder.add(std::mem::take(&mut cuts), known, &mut totals)?;
+                if progress(totals).is_break() {
+                    return Err(IngestError::Cancelled);
+                }
+            }
+        }
+        cutter.finish(&mut cuts);
+        builder.add(cuts, known, &mut totals)?;
+        let (recipe, packs, sink) = builder.finish(totals.bytes_total)?;
+        if progress(totals).is_break() {
+            return Err(IngestError::Cancelled);
+        }
+        Ok(Ingested { recipe, totals, packs, sink })
+    }
+}
+
+/// Where a chunk of the recipe lies: the packs' ids are known only when they are closed.
+#[derive(Debug)]
+enum Home {
+    New(Place),
+    /// Index into the objects that storage has already.
+    Old {
+        object: u32,
+        at: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Listed {
+    id: ChunkId,
+    length: u32,
+    encoding: Encoding,
+    home: Home,
+}
+
+#[derive(Debug)]
+struct RecipeBuilder<S> {
+    packs: PackBuilder<S>,
+    chunks: Vec<Listed>,
+    indices: HashMap<ChunkId, u32>,
+    extents: Vec<Extent>,
+    old: Vec<SourceObject>,
+    old_indices: HashMap<shoal_content::ObjectKey, u32>,
+}
+
+impl<S: PackSink> RecipeBuilder<S> {
+    fn new(sink: S) -> Self {
+        Self {
+            packs: PackBuilder::new(sink, PACK_BYTES),
+            chunks: Vec::new(),
+            indices: HashMap::new(),
+            extents: Vec::new(),
+            old: Vec::new(),
+            old_indices: HashMap::new(),
+        }
+    }
+
+    /// Hashes all cuts on all cores, asks for each new id, compresses what is new on all cores,
+    /// and appends it in order: the packs do not depend on the number of cores.
+    fn add(
+        &mut self,
+        cuts: Vec<Cut>,
+        known: &mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
+        totals: &mut IngestProgress,
+    ) -> Result<(), IngestError> {
+        let ids = on_all_cores(&cuts, |cut| ChunkId::of(&cut.content));
+        let mut fresh: Vec<&Cut> = Vec::new();
+        // Indices into `chunks` of the fresh ones; their homes are filled in below.
+        let mut waiting = Vec::new();
+        for (cut, id) in cuts.iter().zip(ids) {
+            totals.content_bytes += cut.content.len() as u64;
+            if let Some(&chunk) = self.indices.get(&id) {
+                self.extents.push(Extent { offset: cut.offset, chunk });
+                continue;
+            }
+            let chunk = u32::try_from(self.chunks.len()).map_err(|_| IngestError::TooLarge)?;
+            self.indices.insert(id, chunk);
+            self.extents.push(Extent { offset: cut.offset, chunk });
+            let length = cut.content.len() as u32;
+            let stored = known(id).filter(|stored| stored.length == length);
+            let (encoding, home) = match stored {
+                Some(stored) => {
+                    let object = self.old_object(stored.object);
+                    (stored.encoding, Home::Old { object, at: stored.at })
+                }
+                None => {
+                    fresh.push(cut);
+                    waiting.push(chunk as usize);
+                    (Encoding::Raw, Home::New(Place { pack: 0, at: 0 }))
+                }
+            };
+            self.chunks.push(Listed { id, length, encoding, home });
+        }
+        let compressed = on_all_cores(&fresh, |cut| compress(&cut.content));
+        for ((cut, compressed), chunk) in fresh.into_iter().zip(compressed).zip(waiting) {
+            let compressed = compressed.map_err(IngestError::Compress)?;
+            let (stored, encoding) = match &compressed {
+                Some(bytes) => (bytes.as_slice(), Encoding::Zstd { stored: bytes.len() as u32 }),
+                None => (cut.content.as_slice(), Encoding::Raw),
+            };
+            let place = self.packs.append(stored).map_err(IngestError::Sink)?;
+            totals.new_bytes += cut.content.len() as u64;
+            totals.stored_bytes += stored.len() as u64;
+            self.chunks[chunk].encoding = encoding;
+            self.chunks[chunk].home = Home::New(place);
+        }
+        Ok(())
+    }
+
+    fn old_object(&mut self, object: SourceObject) -> u32 {
+        *self.old_indices.entry(object.key).or_insert_with(|| {
+            self.old.push(object);
+            (self.old.len() - 1) as u32
+        })
+    }
+
+    fn finish(self, length: u64) -> Result<(Recipe, Vec<SourceObject>, S), IngestError> {
+        let (sink, packs) = self.packs.finish().map_err(IngestError::Sink)?;
+        let mut objects = self.old;
+        let first_pack = objects.len();
+        // A pack that storage has already, from an ingest that was cut off, is listed once.
+        objects.extend(&packs);
+        let chunks = self.chunks.into_iter().map(|listed| {
+            let (object, at) = match listed.home {
+                Home::Old { object, at } => (object, at),
+                Home::New(place) => ((first_pack + place.pack) as u32, place.at),
+            };
+            let Listed { id, length, encoding, .. } = listed;
+            Chunk { id, length, object, at, encoding }
+        });
+        let recipe = Recipe::new(RecipeKind::Disk, length, objects, chunks.collect(), self.extents)
+            .expect("cuts ascend, and every chunk was placed in an object that is listed");
+        Ok((recipe, packs, sink))
+    }
+}
+
+/// `None` where compressing saves less than a sixteenth: reading raw bytes is cheaper.
+fn compress(content: &[u8]) -> Result<Option<Vec<u8>>, std::io::Error> {
+    let compressed = zstd::bulk::compress(content, COMPRESSION_LEVEL)?;
+    Ok((compressed.len() < content.len() - content.len() / 16).then_some(compressed))
+}
+
+/// `work` for each of `items`, results in their order.
+fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let share = items.len().div_ceil(cores).max(1);
+    let work = &work;
+    thread::scope(|scope| {
+        let shares: Vec<_> = items
+            .chunks(share)
+            .map(|items| scope.spawn(move || items.iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        let done = shares.into_iter().map(|share| share.join().expect("hashing does not panic"));
+        done.flatten().collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::RawDisk;
+
+    type Packs = HashMap<shoal_content::ObjectKey, Vec<u8>>;
+
+    fn noise(seed: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn ingest(disk: &[u8], packs: &mut Packs, before: Option<&Recipe>) -> Ingested<()> {
+        let mut old = HashMap::new();
+        for chunk in before.map(Recipe::chunks).unwrap_or_default() {
+            let object = before.unwrap().objects()[chunk.object as usize];
+            let Chunk { at, encoding, length, .. } = *chunk;
+            old.insert(chunk.id, StoredChunk { object, at, encoding, length });
+        }
+        let sink = |id, bytes: Vec<u8>| {
+            packs.insert(shoal_content::ObjectKey::Pack(id), bytes);
+            Ok(())
+        };
+        let mut source = RawDisk::new(disk.to_vec());
+        let done = DiskIngest::new(sink)
+            .run(&mut source, &mut |id| old.get(&id).copied(), &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        Ingested { recipe: done.recipe, totals: done.totals, packs: done.packs, sink: () }
+    }
+
+    fn read_back(recipe: &Recipe, packs: &Packs) -> Vec<u8> {
+        let mut disk = vec![0; recipe.length() as usize];
+        for extent in recipe.extents() {
+            let chunk = recipe.chunks()[extent.chunk as usize];
+            let pack = &packs[&recipe.objects()[chunk.object as usize].key];
+            let stored = &pack[chunk.at as usize..][..chunk.stored() as usize];
+            let content = crate::decode_chunk(&chunk, stored).unwrap();
+            disk[extent.offset as usize..][..content.len()].copy_from_slice(&content);
+        }
+        disk
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut disk = vec![0; 1 << 20];
+        disk.extend(noise(1, 5 << 20));
+        disk.extend(b"the same line again and again\n".repeat(80_000));
+        disk.resize(disk.len() + (3 << 20), 0);
+        disk.extend_from_within(1 << 20..4 << 20);
+        disk
+    }
+
+    #[test]
+    fn a_disk_comes_back_as_it_went_in() {
+        let (disk, mut packs) = (sample(), Packs::new());
+        let done = ingest(&disk, &mut packs, None);
+        assert!(read_back(&done.recipe, &packs) == disk);
+        assert_eq!(done.totals.bytes_done, disk.len() as u64);
+        assert!(done.totals.stored_bytes < 6 << 20, "text compresses, repeats are stored once");
+        let again = ingest(&disk, &mut Packs::new(), None);
+        assert_eq!(again.recipe, done.recipe, "the same disk gives the same recipe");
+    }
+
+    #[test]
+    fn the_next_version_stores_only_what_changed() {
+        let (disk, mut packs) = (sample(), Packs::new());
+        let first = ingest(&disk, &mut packs, None);
+        let mut changed = disk.clone();
+        changed[2 << 20..][..1000].copy_from_slice(&noise(9, 1000));
+        let second = ingest(&changed, &mut packs, Some(&first.recipe));
+        assert!(read_back(&second.recipe, &packs) == changed);
+        assert!(second.totals.new_bytes <= 3 * 256 * 1024, "{}", second.totals.new_bytes);
+    }
+
+    #[test]
+    fn a_refusing_sink_and_a_cancel_end_it() {
+        let refusing = |_, _: Vec<u8>| Err("the disk is full".into());
+        let result =
+            DiskIngest::new(refusing).run(&mut RawDisk::new(sample()), &mut |_| None, &mut |_| {
+                ControlFlow::Continue(())
+            });
+        assert!(matches!(result, Err(IngestError::Sink(_))));
+        let cancelled = DiskIngest::new(|_, _: Vec<u8>| Ok(())).run(
+            &mut RawDisk::new(sample()),
+            &mut |_| None,
+            &mut |_| ControlFlow::Break(()),
+        );
+        assert!(matches!(cancelled, Err(IngestError::Cancelled)));
     }
 }

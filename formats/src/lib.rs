@@ -23,7 +23,6 @@ mod ingest;
 mod manifest;
 mod offset;
 mod pack;
-mod partition;
 mod qcow2;
 mod raw;
 mod refusal;
@@ -35,7 +34,7 @@ pub use chunk::{ChunkError, decode_chunk};
 pub use cutter::{Cut, Cutter};
 pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
-pub use export::{Export, ExportError, ExportProgress, Piece, write_file};
+pub use export::{Content, Export, ExportError, ExportProgress, Piece, Pieces, write_file};
 pub use ingest::{
     DiskIngest, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
 };

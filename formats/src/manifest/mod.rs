@@ -1,9 +1,21 @@
-//! skeleton
-use shoal_content::Digest;
+//! What an OCI or Docker manifest refers to.
+//!
+//! Reads image manifests and indexes (image-spec v1.1, "Image Manifest" and "Image Index") and
+//! Docker's schema 2 of both. The bytes are never changed: their digest names the version.
+//!
+//! Invariants: what is read costs memory in proportion to at most [`MANIFEST_BYTES_MAX`]; unknown
+//! fields are ignored; a layer that may not be pushed is no reference.
+//! Non-goals: whether what is referred to is there.
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use shoal_content::{Digest, DigestError};
 use thiserror::Error;
 
+/// The longest manifest that is read, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most references of one manifest.
 pub const REFERENCES_MAX: usize = 16 * 1024;
 
 /// The media types of manifests.
@@ -18,6 +30,16 @@ pub mod media_type {
 pub enum ManifestKind {
     Image,
     Index,
+}
+
+impl ManifestKind {
+    fn of(media_type: &str) -> Option<Self> {
+        match media_type {
+            media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => Some(Self::Image),
+            media_type::OCI_INDEX | media_type::DOCKER_LIST => Some(Self::Index),
+            _ => None,
+        }
+    }
 }
 
 /// What must be there for a manifest to be whole.
@@ -44,12 +66,143 @@ pub struct ParsedManifest {
 pub enum ManifestError {
     #[error("the manifest is longer than {MANIFEST_BYTES_MAX} bytes")]
     TooLong,
+    #[error("the manifest is no JSON of the expected shape: {0}")]
+    Json(String),
+    #[error("the schemaVersion is {0}; only 2 is supported")]
+    SchemaVersion(u64),
+    #[error("the media type '{0}' is not that of a manifest or an index")]
+    MediaType(String),
+    #[error("the Content-Type says '{header}', the manifest says '{manifest}'")]
+    MediaTypesDiffer { header: String, manifest: String },
+    #[error("a manifest has {0}, which its kind must not have or must have")]
+    Shape(&'static str),
+    #[error("the manifest refers to '{text}': {error}")]
+    Digest { text: String, error: DigestError },
+    #[error("the manifest has more than {REFERENCES_MAX} references")]
+    TooManyReferences,
 }
 
-pub fn parse_manifest(
-    media_type: Option<&str>,
-    bytes: &[u8],
-) -> Result<ParsedManifest, ManifestError> {
-    let _ = (media_type, bytes);
-    todo!()
+/// The fields that matter, of both kinds. A field that stands twice is refused.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: u64,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
+    subject: Option<Descriptor>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: Option<String>,
+    digest: String,
+    size: u64,
+}
+
+impl Descriptor {
+    fn digest(&self) -> Result<Digest, ManifestError> {
+        self.digest.parse().map_err(|error| ManifestError::Digest {
+            text: self.digest.chars().take(160).collect(),
+            error,
+        })
+    }
+
+    /// Foreign layers lie elsewhere and need not be pushed (image-spec, "Non-Distributable
+    /// Layers").
+    fn is_distributable(&self) -> bool {
+        let media_type = self.media_type.as_deref().unwrap_or_default();
+        !media_type.contains(".nondistributable.") && !media_type.contains(".foreign.")
+    }
+}
+
+/// Reads a manifest; `header` is the `Content-Type` it came with.
+///
+/// # Errors
+/// What makes it no manifest that can be stored; see [`ManifestError`].
+pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManifest, ManifestError> {
+    if bytes.len() > MANIFEST_BYTES_MAX {
+        return Err(ManifestError::TooLong);
+    }
+    // serde_json bounds the depth of nesting by itself.
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|error| ManifestError::Json(error.to_string()))?;
+    if document.schema_version != 2 {
+        return Err(ManifestError::SchemaVersion(document.schema_version));
+    }
+    let media_type = media_type_of(header, &document)?;
+    let kind = ManifestKind::of(&media_type)
+        .ok_or_else(|| ManifestError::MediaType(media_type.chars().take(160).collect()))?;
+    let references = match kind {
+        ManifestKind::Image => image_references(&document)?,
+        ManifestKind::Index => index_references(&document)?,
+    };
+    if references.len() > REFERENCES_MAX {
+        return Err(ManifestError::TooManyReferences);
+    }
+    let subject = document.subject.as_ref().map(Descriptor::digest).transpose()?;
+    let config_type = document.config.and_then(|config| config.media_type);
+    let said = |text: &String| !text.is_empty();
+    Ok(ParsedManifest {
+        artifact_type: document.artifact_type.filter(said).or(match kind {
+            ManifestKind::Image => config_type,
+            ManifestKind::Index => None,
+        }),
+        annotations: document.annotations.unwrap_or_default(),
+        media_type,
+        kind,
+        references,
+        subject,
+    })
+}
+
+/// The manifest's own word and the header's must agree where both speak. Where neither does, the
+/// shape decides, as the specification lets old OCI manifests go without.
+fn media_type_of(header: Option<&str>, document: &Document) -> Result<String, ManifestError> {
+    let header = header
+        .map(|header| header.split(';').next().unwrap_or_default().trim())
+        .filter(|header| !header.is_empty() && *header != "application/json");
+    match (header, document.media_type.as_deref()) {
+        (Some(header), Some(manifest)) if header != manifest => {
+            Err(ManifestError::MediaTypesDiffer {
+                header: header.chars().take(160).collect(),
+                manifest: manifest.chars().take(160).collect(),
+            })
+        }
+        (Some(said), _) | (None, Some(said)) => Ok(said.to_owned()),
+        (None, None) if document.manifests.is_some() => Ok(media_type::OCI_INDEX.to_owned()),
+        (None, None) => Ok(media_type::OCI_MANIFEST.to_owned()),
+    }
+}
+
+fn image_references(document: &Document) -> Result<BTreeSet<Reference>, ManifestError> {
+    if document.manifests.is_some() {
+        return Err(ManifestError::Shape("manifests"));
+    }
+    let config = document.config.as_ref().ok_or(ManifestError::Shape("config"))?;
+    let layers = document.layers.as_ref().ok_or(ManifestError::Shape("layers"))?;
+    let needed = layers.iter().filter(|layer| layer.is_distributable());
+    needed
+        .chain([config])
+        .map(|blob| Ok(Reference::Blob { digest: blob.digest()?, size: blob.size }))
+        .collect()
+}
+
+fn index_references(document: &Document) -> Result<BTreeSet<Reference>, ManifestError> {
+    if document.layers.is_some() || document.config.is_some() {
+        return Err(ManifestError::Shape("layers or config"));
+    }
+    let manifests = document.manifests.as_ref().ok_or(ManifestError::Shape("manifests"))?;
+    manifests
+        .iter()
+        .map(|child| Ok(Reference::Manifest { digest: child.digest()?, size: child.size }))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

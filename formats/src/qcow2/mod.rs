@@ -1,1 +1,20 @@
-//! skeleton
+//! qcow2, versions 2 and 3 (QEMU, `docs/interop/qcow2.txt`), read and laid out for writing.
+//!
+//! Read: all cluster sizes, zlib and zstd compressed clusters, zero clusters, extended L2 entries.
+//! Internal snapshots are ignored: the disk is its active state. Reference counts are not read;
+//! what they are there for, that no cluster is used twice, is checked from the tables themselves.
+//!
+//! Invariant: whatever an image says, opening it takes memory bounded by [`header::L1_BYTES_MAX`]
+//! and the limits of `check`, and every offset is held against the image's length before use.
+//! Non-goals: backing files, data files and encryption, which are refused by name.
+
+mod check;
+mod decompress;
+mod entry;
+mod header;
+mod layout;
+mod reader;
+
+pub(crate) use header::{MAGIC, read_source};
+pub(crate) use layout::{Layout, Part, VIRTUAL_BYTES_MAX};
+pub(crate) use reader::Qcow2Disk;

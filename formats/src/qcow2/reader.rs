@@ -1,0 +1,242 @@
+//! Reads guest bytes through the tables.
+//!
+//! Invariant: it holds one L1 table, [`L2_CACHE_BYTES`] of L2 tables and one decompressed cluster,
+//! and nothing else that grows with the disk.
+//! Non-goal: deciding whether the tables are sound; `check` has done so before the first read.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::check::check_tables;
+use super::decompress::decompress;
+use super::entry::{self, Cluster};
+use super::header::{Header, read_source};
+use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
+use crate::offset::{GuestOffset, HostOffset};
+use crate::refusal::OpenError;
+use crate::source::ReadAt;
+
+/// Bytes of L2 tables that are kept: four of the largest, or what maps 64 GiB by default.
+const L2_CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// The most L2 tables that one call of `next_extent` looks into.
+const EXTENT_TABLES_MAX: u32 = 64;
+
+/// Where the bytes of a run come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Zero,
+    Host(HostOffset),
+    /// The run starts `skip` bytes into the cluster that is compressed at `at`.
+    Compressed {
+        at: HostOffset,
+        bytes: u32,
+        skip: u64,
+    },
+}
+
+impl Place {
+    const fn kind(self) -> ExtentKind {
+        match self {
+            Self::Zero => ExtentKind::Zero,
+            Self::Host(_) | Self::Compressed { .. } => ExtentKind::Data,
+        }
+    }
+
+    /// Whether `next`, which begins `bytes` after this, goes on where this ends.
+    fn continues(self, bytes: u64, next: Self) -> bool {
+        match (self, next) {
+            (Self::Zero, Self::Zero) => true,
+            (Self::Host(at), Self::Host(next)) => at.checked_add(bytes) == Some(next),
+            _ => false,
+        }
+    }
+}
+
+/// Guest bytes from one place, all mapped by one L2 table or by none.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    bytes: u64,
+    place: Place,
+}
+
+pub(crate) struct Qcow2Disk<S> {
+    source: S,
+    header: Header,
+    l1: Vec<u64>,
+    tables: HashMap<u64, Arc<[u8]>>,
+    /// Keys of `tables`, oldest first.
+    ages: VecDeque<u64>,
+    inflated: Option<(HostOffset, Vec<u8>)>,
+}
+
+impl<S: ReadAt> Qcow2Disk<S> {
+    /// Reads and checks all tables.
+    pub fn open(source: S) -> Result<Self, OpenError> {
+        let header = Header::read(&source)?;
+        let mut bytes = vec![0; header.l1_entries() as usize * 8];
+        read_source(&source, header.l1_offset, &mut bytes)?;
+        let l1: Vec<u64> =
+            bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect();
+        drop(bytes);
+        check_tables(&header, &source, &l1)?;
+        Ok(Self {
+            source,
+            header,
+            l1,
+            tables: HashMap::new(),
+            ages: VecDeque::new(),
+            inflated: None,
+        })
+    }
+
+    fn table(&mut self, number: u64, at: HostOffset) -> Result<Arc<[u8]>, OpenError> {
+        if let Some(table) = self.tables.get(&number) {
+            return Ok(Arc::clone(table));
+        }
+        let tables_max = (L2_CACHE_BYTES / self.header.cluster_bytes()).max(1) as usize;
+        while self.tables.len() >= tables_max
+            && let Some(oldest) = self.ages.pop_front()
+        {
+            self.tables.remove(&oldest);
+        }
+        let mut table = vec![0; self.header.cluster_bytes() as usize];
+        read_source(&self.source, at, &mut table)?;
+        let table: Arc<[u8]> = table.into();
+        self.tables.insert(number, Arc::clone(&table));
+        self.ages.push_back(number);
+        Ok(table)
+    }
+
+    /// The run that starts at `guest`, at most `most` bytes of it.
+    fn run(&mut self, guest: GuestOffset, most: u64) -> Result<Run, OpenError> {
+        let span = self.header.l2_span();
+        let number = guest.0 / span;
+        let most = most.min(self.header.virtual_bytes - guest.0).min(span - guest.0 % span);
+        let Some(at) = entry::l2_table(self.l1[number as usize], &self.header)? else {
+            return Ok(Run { bytes: most, place: Place::Zero });
+        };
+        let table = self.table(number, at)?;
+        let mut run = self.piece(&table, guest)?;
+        while run.bytes < most {
+            let next = self.piece(&table, GuestOffset(guest.0 + run.bytes))?;
+            if !run.place.continues(run.bytes, next.place) {
+                break;
+            }
+            run.bytes += next.bytes;
+        }
+        run.bytes = run.bytes.min(most);
+        Ok(run)
+    }
+
+    /// What one entry of `table`, or the subclusters of one kind there, says from `guest` on.
+    fn piece(&self, table: &[u8], guest: GuestOffset) -> Result<Run, OpenError> {
+        let cluster_bytes = self.header.cluster_bytes();
+        let skip = guest.0 % cluster_bytes;
+        let index = guest.0 % self.header.l2_span() / cluster_bytes;
+        let rest = Run { bytes: cluster_bytes - skip, place: Place::Zero };
+        Ok(match entry::decode(table, index as usize, &self.header)? {
+            Cluster::Zero { .. } => rest,
+            Cluster::Data(at) => Run { place: Place::Host(HostOffset(at.0 + skip)), ..rest },
+            Cluster::Compressed { at, bytes } => {
+                Run { place: Place::Compressed { at, bytes, skip }, ..rest }
+            }
+            Cluster::Partial { at, allocated } => {
+                let unit = cluster_bytes / u64::from(entry::SUBCLUSTERS);
+                let from_here = allocated >> (skip / unit);
+                let is_data = from_here & 1 != 0;
+                let same =
+                    if is_data { from_here.trailing_ones() } else { from_here.trailing_zeros() };
+                let end = ((skip / unit + u64::from(same)) * unit).min(cluster_bytes);
+                let place =
+                    if is_data { Place::Host(HostOffset(at.0 + skip)) } else { Place::Zero };
+                Run { bytes: end - skip, place }
+            }
+        })
+    }
+
+    fn fill(&mut self, place: Place, buf: &mut [u8]) -> Result<(), OpenError> {
+        match place {
+            Place::Zero => buf.fill(0),
+            Place::Host(at) => read_source(&self.source, at, buf)?,
+            Place::Compressed { at, bytes, skip } => {
+                let skip = skip as usize;
+                let cluster = self.inflate(at, bytes)?;
+                buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    fn inflate(&mut self, at: HostOffset, bytes: u32) -> Result<&[u8], OpenError> {
+        if self.inflated.as_ref().is_none_or(|(known, _)| *known != at) {
+            // The last sector may be cut short where the image ends.
+            let there = self.source.len().saturating_sub(at.0).min(u64::from(bytes));
+            let mut stored = vec![0; there as usize];
+            read_source(&self.source, at, &mut stored)?;
+            let mut cluster = self.inflated.take().map_or_else(Vec::new, |(_, buffer)| buffer);
+            cluster.resize(self.header.cluster_bytes() as usize, 0);
+            decompress(self.header.compression, &stored, &mut cluster)?;
+            self.inflated = Some((at, cluster));
+        }
+        Ok(self.inflated.as_ref().map_or(&[], |(_, cluster)| cluster))
+    }
+}
+
+/// The same fault, seen while reading guest bytes at `guest`.
+fn at_guest(guest: GuestOffset) -> impl Fn(OpenError) -> ReadError {
+    move |error| match error {
+        OpenError::Refused(refusal) => ReadError::Broken { at: guest.0, refusal },
+        OpenError::Source { at, error } => ReadError::Source { at, error },
+    }
+}
+
+impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
+    fn format(&self) -> Format {
+        Format::Qcow2
+    }
+
+    fn virtual_bytes(&self) -> u64 {
+        self.header.virtual_bytes
+    }
+
+    fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
+        check_range(offset, 1, self.header.virtual_bytes)?;
+        let mut end = offset;
+        let mut kind = None;
+        let mut tables = 0;
+        let mut number = u64::MAX;
+        while end < self.header.virtual_bytes {
+            let span = end / self.header.l2_span();
+            if span != number {
+                number = span;
+                // An empty part of the L1 table is cheap to pass, and may be all there is.
+                tables += u32::from(self.l1[number as usize] != 0);
+                if tables > EXTENT_TABLES_MAX {
+                    break;
+                }
+            }
+            let guest = GuestOffset(end);
+            let run = self.run(guest, u64::MAX).map_err(at_guest(guest))?;
+            if *kind.get_or_insert(run.place.kind()) != run.place.kind() {
+                break;
+            }
+            end += run.bytes;
+        }
+        let kind = kind.unwrap_or(ExtentKind::Data);
+        Ok(MapExtent { offset, length: end - offset, kind })
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        check_range(offset, buf.len(), self.header.virtual_bytes)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let guest = GuestOffset(offset + done as u64);
+            let rest = &mut buf[done..];
+            let run = self.run(guest, rest.len() as u64).map_err(at_guest(guest))?;
+            let count = run.bytes as usize;
+            self.fill(run.place, &mut rest[..count]).map_err(at_guest(guest))?;
+            done += count;
+        }
+        Ok(())
+    }
+}

@@ -96,10 +96,10 @@ impl<R: Read> Step<'_, R> {
         for reference in &put.references {
             self.check_reference(reference, image)?;
         }
-        if let (Some(disk), Some(image)) = (&put.disk, image) {
-            if self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))? {
-                return Err(taken);
-            }
+        if let (Some(disk), Some(image)) = (&put.disk, image)
+            && self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))?
+        {
+            return Err(taken);
         }
         Ok(())
     }

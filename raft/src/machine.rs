@@ -1,0 +1,227 @@
+//! The state machine that openraft drives: applies entries, takes and installs snapshots.
+//!
+//! Invariants: what a batch of entries changed is written in one piece, with the id of its last
+//! entry; answers and events go out after that. A proposal that was applied before is not applied
+//! again but answered as it was then. All work on RocksDB is done off the async threads.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::RwLock;
+use shoal_metadata::{Event, Transaction, apply, decode_command};
+use tokio::sync::broadcast;
+use tracing::info;
+
+use crate::error::fault;
+use crate::folder::Home;
+use crate::log::blocking;
+use crate::metrics::Metrics;
+use crate::proposal::{
+    Applied, Entry, LogId, Membership, PROPOSALS_REMEMBERED, Proposal, SnapshotMeta, TypeConfig,
+};
+use crate::snapshot::{Builder, Checkpoint, CurrentSnapshot, StateSnapshot, take};
+use crate::space::Space;
+use crate::store::{Batch, Store};
+
+/// The most entries that are applied in one write.
+const BATCH_ENTRIES_MAX: usize = 256;
+
+/// A batch is written once its commands have so many bytes.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// The state's database as everyone sees it; an installed snapshot replaces it.
+pub type CurrentStore = Arc<RwLock<Arc<Store>>>;
+
+/// See the module's documentation.
+pub struct StateMachine {
+    pub home: Arc<Home>,
+    pub store: CurrentStore,
+    pub snapshot: CurrentSnapshot,
+    pub events: broadcast::Sender<Event>,
+    pub space: Arc<Space>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl StateMachine {
+    fn store(&self) -> Arc<Store> {
+        self.store.read().clone()
+    }
+
+    async fn apply_batch(&self, batch: Vec<Entry>) -> io::Result<Vec<Applied>> {
+        let (store, count) = (self.store(), batch.len() as u64);
+        let (answers, events) = blocking(move || apply_entries(&store, batch)).await?;
+        self.metrics.entries_applied.inc_by(count);
+        for event in events {
+            // Nobody listening is no failure.
+            let _ = self.events.send(event);
+        }
+        Ok(answers)
+    }
+}
+
+/// Applies entries to `store` and writes the result in one piece.
+fn apply_entries(store: &Store, entries: Vec<Entry>) -> io::Result<(Vec<Applied>, Vec<Event>)> {
+    let mut rows = Transaction::new(store);
+    let mut batch = Batch::default();
+    let mut answers = Vec::with_capacity(entries.len());
+    let mut events = Vec::new();
+    // Proposals of this batch, which the database does not know yet.
+    let mut recent: BTreeMap<u128, Applied> = BTreeMap::new();
+    let mut last: Option<LogId> = None;
+    let mut membership: Option<Membership> = None;
+    for entry in entries {
+        let id = entry.log_id();
+        last = Some(id);
+        if let Some(index) = id.index.checked_sub(PROPOSALS_REMEMBERED)
+            && let Some(old) = store.proposal_at(index)?
+        {
+            batch.forget(index, old);
+        }
+        answers.push(match entry.payload {
+            EntryPayload::Blank => Applied::Nothing,
+            EntryPayload::Membership(members) => {
+                membership = Some(Membership::new(Some(id), members));
+                Applied::Nothing
+            }
+            EntryPayload::Normal(proposal) => {
+                let known = match recent.get(&proposal.id) {
+                    Some(answer) => Some(answer.clone()),
+                    None => store.answer(proposal.id)?,
+                };
+                match known {
+                    Some(answer) => answer,
+                    None => {
+                        let answer = apply_proposal(&mut rows, &proposal, &mut events)?;
+                        batch.remember(id.index, proposal.id, &answer)?;
+                        recent.insert(proposal.id, answer.clone());
+                        answer
+                    }
+                }
+            }
+        });
+    }
+    batch.rows(rows.into_writes());
+    if let Some(last) = &last {
+        batch.applied(last)?;
+    }
+    if let Some(membership) = &membership {
+        batch.membership(membership)?;
+    }
+    store.write(batch.finish())?;
+    Ok((answers, events))
+}
+
+fn apply_proposal(
+    rows: &mut Transaction<'_, Store>,
+    proposal: &Proposal,
+    events: &mut Vec<Event>,
+) -> io::Result<Applied> {
+    // Nobody proposes what the oldest member does not know; where it happens all the same, going
+    // on would make this replica differ from the others.
+    let command = decode_command(&proposal.command)
+        .map_err(|error| io::Error::other(format!("a command of the log: {error}")))?;
+    let answer = apply(rows, proposal.at, command).map_err(|error| fault(&error))?;
+    Ok(Applied::Answer(answer.map(|outcome| {
+        events.extend(outcome.events);
+        outcome.response
+    })))
+}
+
+type Waiting = Vec<Option<ApplyResponder<TypeConfig>>>;
+
+fn answer_all(waiting: Waiting, answers: Vec<Applied>) {
+    for (responder, answer) in waiting.into_iter().zip(answers) {
+        if let Some(responder) = responder {
+            responder.send(answer);
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Checkpoint;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Membership)> {
+        let store = self.store();
+        Ok((store.applied()?, store.membership()?))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let (mut batch, mut waiting, mut bytes) = (Vec::new(), Waiting::new(), 0);
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if let EntryPayload::Normal(proposal) = &entry.payload {
+                bytes += proposal.command.len();
+            }
+            batch.push(entry);
+            waiting.push(responder);
+            if batch.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES {
+                let answers = self.apply_batch(std::mem::take(&mut batch)).await?;
+                answer_all(std::mem::take(&mut waiting), answers);
+                bytes = 0;
+            }
+        }
+        if !batch.is_empty() {
+            let answers = self.apply_batch(batch).await?;
+            answer_all(waiting, answers);
+        }
+        Ok(())
+    }
+
+    /// Without need no snapshot is taken on a disk that is nearly full: it would keep files alive.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        if !force && !self.space.has_reserve() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            store: self.store(),
+            home: self.home.clone(),
+            current: self.snapshot.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    /// The folder is complete, synced and looked into (see `transfer`); the order of the switch
+    /// stands in `folder`. Views of the old state stay good: its folder goes with the last of them.
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Checkpoint,
+    ) -> io::Result<()> {
+        let home = self.home.clone();
+        let (new, fresh) = blocking(move || {
+            let path = home.switch_to(snapshot.folder.path())?;
+            snapshot.folder.keep();
+            let store = Store::open(&path).map_err(io::Error::other)?;
+            let fresh = take(&store, &home)?;
+            Ok((Arc::new(store), fresh))
+        })
+        .await?;
+        let old = std::mem::replace(&mut *self.store.write(), new);
+        old.retire();
+        *self.snapshot.lock() = Some(fresh);
+        self.metrics.snapshots_installed.inc();
+        info!(last = ?meta.last_log_id, "installed a snapshot");
+        // Every kind of row may have changed.
+        for event in [Event::MembersChanged, Event::AgentsChanged] {
+            let _ = self.events.send(event);
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<StateSnapshot>> {
+        Ok(self.snapshot.lock().clone())
+    }
+}

@@ -1,0 +1,145 @@
+//! Connections to the other members, and requests over them.
+//!
+//! Invariants: one connection to an address, made when it is needed; a request that gets no answer
+//! in time takes its connection down, so that the next one starts afresh rather than wait for QUIC
+//! to notice that the other side was replaced.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quinn::{Connection, Endpoint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::config::Transport;
+use crate::store::{decode, encode};
+use crate::wire::{Kind, STOPPING, receive_body, receive_length, send_request};
+
+/// How long finding an address and the handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection on which nothing comes for so long is dead. The servers' own limit counts too
+/// where it is lower.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most addresses that are kept; a group has a handful of members.
+const LINKS_MAX: usize = 64;
+
+/// Why there was no answer.
+#[derive(Debug, Error)]
+pub enum CallError {
+    #[error("cannot connect to {address}: {reason}")]
+    Connect { address: String, reason: String },
+    #[error("{address} did not answer within {} ms", limit.as_millis())]
+    Timeout { address: String, limit: Duration },
+    #[error("the request to {address} broke off")]
+    Broken { address: String, source: io::Error },
+}
+
+/// See the module's documentation.
+pub struct Peers {
+    endpoint: Endpoint,
+    client: quinn::ClientConfig,
+    server_name: String,
+    links: Mutex<BTreeMap<String, Arc<Link>>>,
+}
+
+struct Link {
+    address: String,
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+impl Peers {
+    pub fn new(transport: &Transport) -> Self {
+        let mut client = transport.client.clone();
+        let mut settings = quinn::TransportConfig::default();
+        // The limit fits: it is far below the largest that QUIC can say.
+        settings.max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
+        settings.keep_alive_interval(Some(KEEP_ALIVE_INTERVAL));
+        client.transport_config(Arc::new(settings));
+        Self {
+            endpoint: transport.endpoint.clone(),
+            client,
+            server_name: transport.server_name.clone(),
+            links: Mutex::default(),
+        }
+    }
+
+    fn link(&self, address: &str) -> Arc<Link> {
+        let mut links = self.links.lock();
+        if !links.contains_key(address) && links.len() >= LINKS_MAX {
+            links.clear();
+        }
+        let new = || {
+            let connection = tokio::sync::Mutex::new(None);
+            Arc::new(Link { address: address.to_owned(), connection })
+        };
+        links.entry(address.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// A connection to `address`, the one there is or a new one.
+    pub async fn connection(&self, address: &str) -> Result<Connection, CallError> {
+        let link = self.link(address);
+        let mut slot = link.connection.lock().await;
+        if let Some(connection) = &*slot
+            && connection.close_reason().is_none()
+        {
+            return Ok(connection.clone());
+        }
+        let refuse = |reason: String| CallError::Connect { address: link.address.clone(), reason };
+        let connection = match timeout(CONNECT_TIMEOUT, self.connect(address)).await {
+            Ok(connected) => connected.map_err(|error| refuse(error.to_string()))?,
+            Err(_) => return Err(refuse("no answer".into())),
+        };
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<Connection> {
+        let ipv4 = self.endpoint.local_addr()?.is_ipv4();
+        let mut found = tokio::net::lookup_host(address).await?;
+        let Some(address) = found.find(|found| !ipv4 || found.is_ipv4()) else {
+            return Err(io::Error::other("the name has no address that can be reached from here"));
+        };
+        let connecting = self
+            .endpoint
+            .connect_with(self.client.clone(), address, &self.server_name)
+            .map_err(io::Error::other)?;
+        Ok(connecting.await?)
+    }
+
+    /// Asks `address` and waits for the answer, `limit` at most.
+    pub async fn call<A: DeserializeOwned>(
+        &self,
+        address: &str,
+        kind: Kind,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        let broken = |source| CallError::Broken { address: address.to_owned(), source };
+        let body = encode(body).map_err(broken)?;
+        let connection = self.connection(address).await?;
+        match timeout(limit, exchange(&connection, kind, &body)).await {
+            Ok(Ok(answer)) => decode(&answer).map_err(broken),
+            Ok(Err(source)) => Err(broken(source)),
+            Err(_) => {
+                connection.close(STOPPING, b"no answer in time");
+                Err(CallError::Timeout { address: address.to_owned(), limit })
+            }
+        }
+    }
+}
+
+async fn exchange(connection: &Connection, kind: Kind, body: &[u8]) -> io::Result<Vec<u8>> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send_request(&mut send, kind, body).await?;
+    send.finish().map_err(io::Error::other)?;
+    let length = receive_length(&mut receive).await?;
+    receive_body(&mut receive, length).await
+}

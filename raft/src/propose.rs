@@ -1,0 +1,132 @@
+//! Proposals: from any node to the leader, and on it into the log.
+//!
+//! A proposal has a random id that stays the same in every retry, and the state machine remembers
+//! ids: so trying again, after a lost answer or across an election, is always safe.
+//!
+//! Invariant: no call takes longer than [`PROPOSE_TIMEOUT`] and a little.
+
+use std::time::Duration;
+
+use openraft::error::{ClientWriteError, RaftError};
+use shoal_content::Timestamp;
+use shoal_metadata::{COMMAND_VERSION, Command, Fault, Refusal, Response, encode_command};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::core::{Core, Leader, Shared};
+use crate::error::ProposeError;
+use crate::proposal::{Applied, COMMAND_BYTES_MAX, Proposal};
+use crate::space::DISK_FULL;
+use crate::wire::{Failure, Kind, Proposed};
+
+/// How long a proposal tries to find a leader and a majority.
+pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one try at one leader may take.
+const TRY_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Between two tries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Proposes `command` and waits for its answer.
+pub async fn propose(
+    shared: &Shared,
+    at: Timestamp,
+    command: &Command,
+) -> Result<Response, ProposeError> {
+    let result = propose_until_answered(shared, at, command).await;
+    shared.metrics.proposed(match &result {
+        Ok(_) => "applied",
+        Err(ProposeError::Refused(_)) => "refused",
+        Err(ProposeError::Unavailable { .. }) => "unavailable",
+        Err(ProposeError::Unsupported { .. }) => "unsupported",
+        Err(ProposeError::Storage(_)) => "storage",
+    });
+    result
+}
+
+async fn propose_until_answered(
+    shared: &Shared,
+    at: Timestamp,
+    command: &Command,
+) -> Result<Response, ProposeError> {
+    let bytes = encode_command(command);
+    if bytes.len() > COMMAND_BYTES_MAX {
+        let limit = format!("a command of {} bytes, {COMMAND_BYTES_MAX} at most", bytes.len());
+        return Err(Refusal::Limit(limit).into());
+    }
+    let proposal = Proposal { id: rand::random(), at, command: bytes.into() };
+    let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    let mut last = "no leader is known".to_owned();
+    loop {
+        let attempt = timeout_at(deadline, attempt(shared, &proposal)).await;
+        match attempt {
+            Ok(Ok(answer)) => return Ok(answer?),
+            Ok(Err(Failure::Storage(reason))) => return Err(ProposeError::Storage(reason)),
+            Ok(Err(Failure::Unsupported { needs, oldest })) => {
+                return Err(ProposeError::Unsupported { needs, oldest });
+            }
+            Ok(Err(failure)) => last = failure.to_string(),
+            Err(_) => return Err(ProposeError::Unavailable { reason: last }),
+        }
+        if timeout_at(deadline, sleep(RETRY_INTERVAL)).await.is_err() {
+            return Err(ProposeError::Unavailable { reason: last });
+        }
+    }
+}
+
+/// One try at whoever leads now, given up when somebody else does.
+async fn attempt(shared: &Shared, proposal: &Proposal) -> Proposed {
+    let core = shared.core()?;
+    let leader = core.leader(shared.me());
+    let trying = async {
+        match &leader {
+            Leader::Me => here(shared, proposal.clone()).await,
+            Leader::Other(address) => {
+                let called = shared.peers.call(address, Kind::Propose, proposal, TRY_TIMEOUT).await;
+                called.unwrap_or_else(|error| Err(Failure::Unavailable(error.to_string())))
+            }
+            Leader::Unknown => {
+                std::future::pending::<()>().await;
+                Err(Failure::NotLeader { leader: None })
+            }
+        }
+    };
+    tokio::select! {
+        answer = trying => answer,
+        () = core.leader_changed(shared.me(), &leader) => {
+            Err(Failure::Unavailable("the leader changed".into()))
+        }
+    }
+}
+
+/// Takes a proposal in on the leader.
+pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
+    let core = shared.core()?;
+    if core.leader(shared.me()) != Leader::Me {
+        return Err(core.not_leader(shared.me()));
+    }
+    check_version(&core, &proposal)?;
+    if !shared.space.has_reserve() {
+        return Err(Failure::Storage(DISK_FULL.into()));
+    }
+    match core.engine.client_write(proposal).await {
+        Ok(written) => match written.data {
+            Applied::Answer(answer) => Ok(answer),
+            Applied::Nothing => Err(Failure::Unavailable("the entry was lost".into())),
+        },
+        Err(RaftError::APIError(
+            ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
+        )) => Err(core.not_leader(shared.me())),
+        Err(error) => Err(Failure::Unavailable(error.to_string())),
+    }
+}
+
+/// Every member must be able to apply what goes into the log. Members are known by their rows.
+fn check_version(core: &Core, proposal: &Proposal) -> Result<(), Failure> {
+    let unreadable = |fault: Fault| Failure::Unavailable(fault.to_string());
+    let needs = proposal.command.first().copied().unwrap_or(0);
+    let nodes = core.view().query().nodes().map_err(unreadable)?;
+    let known = nodes.iter().map(|node| node.command_version);
+    let oldest = known.min().unwrap_or(COMMAND_VERSION).min(COMMAND_VERSION);
+    if needs > oldest { Err(Failure::Unsupported { needs, oldest }) } else { Ok(()) }
+}

@@ -1,0 +1,177 @@
+//! Serves what the other members ask.
+//!
+//! Invariants: connections, the streams of one connection (quinn's own limit) and the bytes of all
+//! requests under way are bounded; who is no node of the cluster is refused in the handshake, and
+//! asked for once more after it. A request that does not come in whole in time is dropped.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Incoming, RecvStream, SendStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::core::Shared;
+use crate::proposal::TypeConfig;
+use crate::space::DISK_FULL;
+use crate::store::{decode, encode};
+use crate::wire::{
+    Failure, Kind, STRANGER, UNKNOWN_KIND, receive_body, receive_kind, receive_length, send_answer,
+};
+use crate::{members, propose, read, transfer};
+
+/// The most connections at a time; a group has a handful of members.
+const CONNECTIONS_MAX: usize = 256;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a request may take to come in.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The bytes of all requests under way, in KiB.
+const REQUESTS_KIB_MAX: usize = 256 * 1024;
+
+/// Takes connections until the endpoint is closed.
+pub async fn serve(shared: Arc<Shared>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let budget = Arc::new(Semaphore::new(REQUESTS_KIB_MAX));
+    loop {
+        let incoming = tokio::select! {
+            incoming = shared.endpoint.accept() => incoming,
+            () = shared.stopped.cancelled() => return,
+        };
+        let Some(incoming) = incoming else { return };
+        let Ok(place) = connections.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (served, budget) = (shared.clone(), budget.clone());
+        shared.tasks.spawn(async move {
+            let stopped = served.stopped.clone();
+            tokio::select! {
+                () = serve_connection(served, incoming, budget) => {}
+                () = stopped.cancelled() => {}
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn serve_connection(shared: Arc<Shared>, incoming: Incoming, budget: Arc<Semaphore>) {
+    let address = incoming.remote_address();
+    let connection = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            shared.metrics.strangers_refused.inc();
+            warn!(%address, %error, "refused in the handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let Some(peer) = (shared.authenticate)(&connection) else {
+        shared.metrics.strangers_refused.inc();
+        warn!(%address, "refused: no node of this cluster");
+        connection.close(STRANGER, b"no node of this cluster");
+        return;
+    };
+    debug!(%address, %peer, "connected");
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        let (served, budget) = (shared.clone(), budget.clone());
+        shared.tasks.spawn(async move {
+            let stopped = served.stopped.clone();
+            let served = serve_request(served, send, receive, budget);
+            let result = tokio::select! {
+                result = served => result,
+                () = stopped.cancelled() => return,
+            };
+            if let Err(error) = result {
+                debug!(%peer, %error, "a request broke off");
+            }
+        });
+    }
+}
+
+async fn serve_request(
+    shared: Arc<Shared>,
+    mut send: SendStream,
+    mut receive: RecvStream,
+    budget: Arc<Semaphore>,
+) -> io::Result<()> {
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let head = async {
+        let kind = receive_kind(&mut receive).await?;
+        Ok::<_, io::Error>((Kind::from_byte(kind), receive_length(&mut receive).await?))
+    };
+    let (kind, length) = timeout(REQUEST_TIMEOUT, head).await.map_err(late)??;
+    let Some(kind) = kind else {
+        // Where the other side has gone already there is nobody to tell.
+        let _ = send.reset(UNKNOWN_KIND);
+        return Ok(());
+    };
+    let kib = u32::try_from(length.div_ceil(1024)).map_err(io::Error::other)?;
+    let held = budget.acquire_many(kib).await.map_err(io::Error::other)?;
+    let body = receive_body(&mut receive, length);
+    let body = timeout(REQUEST_TIMEOUT, body).await.map_err(late)??;
+    let answer = answer(&shared, kind, &body, &mut receive).await?;
+    drop(held);
+    send_answer(&mut send, &answer).await
+}
+
+async fn answer(
+    shared: &Shared,
+    kind: Kind,
+    body: &[u8],
+    receive: &mut RecvStream,
+) -> io::Result<Vec<u8>> {
+    match kind {
+        Kind::Append => encode(&append(shared, decode(body)?).await),
+        Kind::Vote => encode(&vote(shared, decode(body)?, false).await),
+        Kind::PreVote => encode(&vote(shared, decode(body)?, true).await),
+        Kind::Snapshot => {
+            let offer = decode(body)?;
+            let installed: transfer::Installed = match shared.core() {
+                Ok(core) => transfer::receive(&core, &shared.space, offer, receive).await,
+                Err(failure) => Err(failure),
+            };
+            encode(&installed)
+        }
+        Kind::Propose => encode(&propose::here(shared, decode(body)?).await),
+        Kind::ReadIndex => {
+            decode::<()>(body)?;
+            encode(&read::index_here(shared).await)
+        }
+        Kind::AddMember => encode(&members::add_here(shared, &decode(body)?).await),
+        Kind::RemoveMember => encode(&members::remove_here(shared, decode(body)?).await),
+    }
+}
+
+type Served<T> = Result<T, Failure>;
+
+/// Entries are not taken while the disk is nearly full: this member falls behind and catches up
+/// when there is space again, rather than let its databases fail.
+async fn append(
+    shared: &Shared,
+    rpc: openraft::raft::AppendEntriesRequest<TypeConfig>,
+) -> Served<openraft::raft::AppendEntriesResponse<TypeConfig>> {
+    if !rpc.entries.is_empty() && !shared.space.has_half_reserve() {
+        return Err(Failure::Storage(DISK_FULL.into()));
+    }
+    let core = shared.core()?;
+    core.engine.append_entries(rpc).await.map_err(unavailable)
+}
+
+async fn vote(
+    shared: &Shared,
+    rpc: openraft::raft::VoteRequest<TypeConfig>,
+    before: bool,
+) -> Served<openraft::raft::VoteResponse<TypeConfig>> {
+    let core = shared.core()?;
+    let answer = if before { core.engine.pre_vote(rpc).await } else { core.engine.vote(rpc).await };
+    answer.map_err(unavailable)
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Failure {
+    Failure::Unavailable(error.to_string())
+}

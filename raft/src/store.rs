@@ -1,0 +1,260 @@
+//! The state's database: the rows of the metadata, and what Raft knows about them.
+//!
+//! Keys: a table's number, then the row's key (see `shoal_metadata::Table`). Number 0 is Raft's:
+//! ```text
+//! 0 "applied"           the id of the last applied entry
+//! 0 "membership"        the last applied membership
+//! 0 "p" id              the answer to a proposal
+//! 0 "o" index (8 bytes) the id of the proposal in that entry, to forget it in order
+//! ```
+//! Invariant: rows, applied id, membership and answers of a batch are written in one piece. Writes
+//! are not synced one by one: after a power cut the state is an earlier one, and the log, which is
+//! synced, gives the rest again. Entries leave the log only behind a checkpoint, which is synced.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::{DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_metadata::{Fault, Read, Rows, Table, Writes};
+
+use crate::error::{Error, storage};
+use crate::folder::Scratch;
+use crate::proposal::{LogId, Membership};
+
+const RAFT: u8 = 0;
+const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const WRITE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
+
+/// Options of both databases.
+pub fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 * 1024 * 1024);
+    options.set_log_level(rocksdb::LogLevel::Warn);
+    options
+}
+
+/// An open state database. Its folder is removed once it was retired and nobody reads it any more.
+#[derive(Debug)]
+pub struct Store {
+    // Dropped in this order: first the database is closed, then its folder goes.
+    db: DB,
+    folder: Arc<Scratch>,
+}
+
+impl Store {
+    /// Opens the database in `path`, or makes it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let folder = Arc::new(Scratch::new(path.to_owned()));
+        folder.keep();
+        Self::open_in(folder)
+    }
+
+    fn open_in(folder: Arc<Scratch>) -> Result<Self, Error> {
+        let db = DB::open(&options(), folder.path()).map_err(|error| Error::Open {
+            path: folder.path().to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { db, folder })
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    /// The folder goes when the last reader does.
+    pub fn retire(&self) {
+        self.folder.retire();
+    }
+
+    pub fn applied(&self) -> io::Result<Option<LogId>> {
+        self.raft_row(b"applied")
+    }
+
+    pub fn membership(&self) -> io::Result<Membership> {
+        Ok(self.raft_row(b"membership")?.unwrap_or_default())
+    }
+
+    /// What was answered to a proposal, if that is remembered.
+    pub fn answer(&self, id: u128) -> io::Result<Option<crate::proposal::Applied>> {
+        self.raft_row(&answer_key(id))
+    }
+
+    /// The proposal in the entry at `index`, if it is remembered.
+    pub fn proposal_at(&self, index: u64) -> io::Result<Option<u128>> {
+        self.raft_row(&order_key(index))
+    }
+
+    fn raft_row<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
+        let bytes = self.db.get(raft_key(key)).map_err(storage("read the state"))?;
+        bytes.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// Writes a batch in one piece.
+    pub fn write(&self, batch: WriteBatch) -> io::Result<()> {
+        self.db.write(batch).map_err(storage("write the state"))
+    }
+
+    /// A copy of the whole state at one moment, in a new folder, mostly of hard links. It is made
+    /// of synced files alone.
+    pub fn checkpoint(&self, path: &Path) -> io::Result<()> {
+        let doing = storage("make a checkpoint");
+        let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(&doing)?;
+        checkpoint.create_checkpoint(path).map_err(&doing)
+    }
+}
+
+/// A batch of the state's rows under way.
+#[derive(Default)]
+pub struct Batch {
+    inner: WriteBatch,
+}
+
+impl Batch {
+    pub fn rows(&mut self, writes: Writes) {
+        for ((table, key), row) in writes {
+            let key = row_key(table, &key);
+            match row {
+                Some(row) => self.inner.put(key, row),
+                None => self.inner.delete(key),
+            }
+        }
+    }
+
+    pub fn applied(&mut self, id: &LogId) -> io::Result<()> {
+        self.put(b"applied", id)
+    }
+
+    pub fn membership(&mut self, membership: &Membership) -> io::Result<()> {
+        self.put(b"membership", membership)
+    }
+
+    pub fn remember(
+        &mut self,
+        index: u64,
+        id: u128,
+        answer: &crate::proposal::Applied,
+    ) -> io::Result<()> {
+        self.put(&answer_key(id), answer)?;
+        self.put(&order_key(index), &id)
+    }
+
+    pub fn forget(&mut self, index: u64, id: u128) {
+        self.inner.delete(raft_key(&answer_key(id)));
+        self.inner.delete(raft_key(&order_key(index)));
+    }
+
+    fn put<T: Serialize>(&mut self, key: &[u8], value: &T) -> io::Result<()> {
+        self.inner.put(raft_key(key), encode(value)?);
+        Ok(())
+    }
+
+    pub fn finish(self) -> WriteBatch {
+        self.inner
+    }
+}
+
+fn answer_key(id: u128) -> Vec<u8> {
+    [&b"p"[..], &id.to_be_bytes()].concat()
+}
+
+fn order_key(index: u64) -> Vec<u8> {
+    [&b"o"[..], &index.to_be_bytes()].concat()
+}
+
+fn raft_key(key: &[u8]) -> Vec<u8> {
+    [&[RAFT], key].concat()
+}
+
+fn row_key(table: Table, key: &[u8]) -> Vec<u8> {
+    [&[table.number()], key].concat()
+}
+
+/// A value as it is stored or sent.
+pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(|error| io::Error::other(format!("encode: {error}")))
+}
+
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("decode: {error}")))
+}
+
+/// Reads the newest rows. Only the one that writes them may use it: it is no consistent view
+/// beside a writer.
+impl Read for Store {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.db.get(row_key(table, key)).map_err(fault)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault> {
+        let (start, options) = range(table, from, prefix);
+        let mode = IteratorMode::From(&start, Direction::Forward);
+        collect(self.db.iterator_opt(mode, options), limit)
+    }
+}
+
+/// Reads the rows of one moment.
+pub struct Frozen<'a>(pub rocksdb::Snapshot<'a>);
+
+impl Read for Frozen<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.0.get(row_key(table, key)).map_err(fault)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault> {
+        let (start, options) = range(table, from, prefix);
+        let mode = IteratorMode::From(&start, Direction::Forward);
+        collect(self.0.iterator_opt(mode, options), limit)
+    }
+}
+
+fn range(table: Table, from: &[u8], prefix: &[u8]) -> (Vec<u8>, ReadOptions) {
+    let mut options = ReadOptions::default();
+    let start = row_key(table, from.max(prefix));
+    options.set_iterate_upper_bound(end_of(row_key(table, prefix)));
+    (start, options)
+}
+
+/// The first key after all those that start with `prefix`. A table's number is below 255, so there
+/// is one.
+fn end_of(mut prefix: Vec<u8>) -> Vec<u8> {
+    while prefix.last() == Some(&u8::MAX) {
+        prefix.pop();
+    }
+    if let Some(last) = prefix.last_mut() {
+        *last += 1;
+    }
+    prefix
+}
+
+type Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
+
+fn collect(items: impl Iterator<Item = Item>, limit: usize) -> Result<Rows, Fault> {
+    items
+        .take(limit)
+        .map(|item| item.map(|(key, row)| (key[1..].to_vec(), row.into_vec())).map_err(fault))
+        .collect()
+}
+
+fn fault(error: rocksdb::Error) -> Fault {
+    Fault::Storage(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_after_all_of_it() {
+        assert_eq!(end_of(vec![5]), [6]);
+        assert_eq!(end_of(vec![5, 7, 255, 255]), [5, 8]);
+    }
+}

@@ -1,0 +1,133 @@
+//! What members say to each other, and how it is framed on a QUIC stream.
+//!
+//! One bidirectional stream carries one request and its answer:
+//! ```text
+//! request  kind (1 byte), length (4 bytes, big-endian), body
+//! answer   length (4 bytes, big-endian), body
+//! ```
+//! Bodies are postcard. A snapshot's request is followed by the bytes of its files (see
+//! `transfer`). The protocol's version is in the ALPN that the endpoints are configured with;
+//! kinds are only ever added, and one that is not known ends the stream with [`UNKNOWN_KIND`].
+//!
+//! Invariant: a length is looked at before anything is allocated for it.
+
+use std::io;
+
+use quinn::{RecvStream, SendStream, VarInt};
+use serde::{Deserialize, Serialize};
+use shoal_metadata::{Refusal, Response};
+
+/// The longest body: a batch of log entries or the longest command.
+pub const FRAME_BYTES_MAX: usize = 20 * 1024 * 1024;
+
+/// Why a stream was ended by the one that serves it.
+pub const UNKNOWN_KIND: VarInt = VarInt::from_u32(1);
+/// Why a connection was closed.
+pub const STRANGER: VarInt = VarInt::from_u32(2);
+pub const STOPPING: VarInt = VarInt::from_u32(3);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Append = 1,
+    Vote = 2,
+    PreVote = 3,
+    Snapshot = 4,
+    Propose = 5,
+    ReadIndex = 6,
+    AddMember = 7,
+    RemoveMember = 8,
+}
+
+impl Kind {
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [
+            Self::Append,
+            Self::Vote,
+            Self::PreVote,
+            Self::Snapshot,
+            Self::Propose,
+            Self::ReadIndex,
+            Self::AddMember,
+            Self::RemoveMember,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Why a request was not served. A version of this program that does not know a variant takes the
+/// answer for malformed, which is retried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// Ask the leader; its address, where it is known.
+    #[error("this node does not lead")]
+    NotLeader { leader: Option<String> },
+    #[error("{0}")]
+    Storage(String),
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("the command needs version {needs}, and the oldest member knows {oldest}")]
+    Unsupported { needs: u8, oldest: u8 },
+    #[error("{0}")]
+    Membership(String),
+}
+
+/// The answer to a proposal.
+pub type Proposed = Result<Result<Response, Refusal>, Failure>;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddMember {
+    pub id: u64,
+    pub address: String,
+}
+
+pub async fn send_request(stream: &mut SendStream, kind: Kind, body: &[u8]) -> io::Result<()> {
+    let mut head = [kind as u8; 5];
+    head[1..].copy_from_slice(&length(body)?);
+    stream.write_all(&head).await?;
+    stream.write_all(body).await?;
+    Ok(())
+}
+
+pub async fn send_answer(stream: &mut SendStream, body: &[u8]) -> io::Result<()> {
+    stream.write_all(&length(body)?).await?;
+    stream.write_all(body).await?;
+    stream.finish().map_err(io::Error::other)
+}
+
+fn length(body: &[u8]) -> io::Result<[u8; 4]> {
+    match u32::try_from(body.len()) {
+        Ok(length) if body.len() <= FRAME_BYTES_MAX => Ok(length.to_be_bytes()),
+        _ => Err(too_long()),
+    }
+}
+
+/// The kind byte of a request; its length and body follow.
+pub async fn receive_kind(stream: &mut RecvStream) -> io::Result<u8> {
+    let mut kind = [0];
+    stream.read_exact(&mut kind).await.map_err(io::Error::other)?;
+    Ok(kind[0])
+}
+
+pub async fn receive_length(stream: &mut RecvStream) -> io::Result<usize> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await.map_err(io::Error::other)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > FRAME_BYTES_MAX { Err(too_long()) } else { Ok(length) }
+}
+
+/// A body whose length was looked at. The buffer grows with what really comes.
+pub async fn receive_body(stream: &mut RecvStream, length: usize) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while body.len() < length {
+        match stream.read_chunk(length - body.len(), true).await.map_err(io::Error::other)? {
+            Some(chunk) => body.extend_from_slice(&chunk.bytes),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+    Ok(body)
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a frame is too long")
+}

@@ -58,6 +58,8 @@ pub struct Core {
     pub engine: Engine,
     pub store: CurrentStore,
     pub home: Arc<Home>,
+    /// Whether it had state when it was opened. openraft's metrics say so only a moment later.
+    pub had_state: bool,
     /// Held while a snapshot comes in.
     pub receiving: tokio::sync::Mutex<()>,
 }
@@ -92,7 +94,10 @@ impl Core {
         let engine = Engine::new(shared.me(), config, network, log, machine)
             .await
             .map_err(|error| Error::Stopped(error.to_string()))?;
-        Ok(Self { engine, store, home, receiving: tokio::sync::Mutex::new(()) })
+        let had_state = engine.is_initialized().await;
+        let had_state = had_state.map_err(|error| Error::Stopped(error.to_string()))?;
+        let receiving = tokio::sync::Mutex::new(());
+        Ok(Self { engine, store, home, had_state, receiving })
     }
 
     pub fn view(&self) -> View {

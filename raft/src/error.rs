@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use shoal_content::NodeId;
 use shoal_metadata::{Fault, Refusal};
 use thiserror::Error;
 
@@ -20,8 +19,6 @@ pub enum Error {
     NotEmpty,
     #[error("the change of the members failed: {0}")]
     Membership(String),
-    #[error("node {0} is a member under another address")]
-    OtherAddress(NodeId),
     #[error("no leader answered in time: {0}")]
     Unavailable(String),
     #[error("the Raft core has stopped: {0}")]

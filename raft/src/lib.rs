@@ -29,6 +29,8 @@
 //! configuration are handed in), HTTP.
 
 mod config;
+#[cfg(test)]
+mod conformance;
 mod core;
 mod error;
 mod folder;

@@ -225,3 +225,89 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(self.snapshot.lock().clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::entry::RaftEntry;
+    use openraft::vote::RaftLeaderId;
+    use shoal_content::{ImageId, Timestamp};
+    use shoal_metadata::{
+        Command, ImageKind, ImageProfile, Query, Refusal, Response, Subject, encode_command,
+    };
+
+    use super::*;
+    use crate::proposal::Entry;
+
+    type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+
+    fn proposed(index: u64, id: u128, command: &Command) -> Entry {
+        let proposal = Proposal {
+            id,
+            at: Timestamp::from_millis(index),
+            command: encode_command(command).into(),
+        };
+        let log_id = LogId::new(LeaderId::new(1, 1).to_committed(), index);
+        Entry::new(log_id, EntryPayload::Normal(proposal))
+    }
+
+    fn create() -> Command {
+        Command::CreateImage {
+            id: image_id(),
+            name: "library/debian".parse().unwrap(),
+            kind: ImageKind::Disk,
+            profile: ImageProfile::default(),
+            owner: "admin".into(),
+        }
+    }
+
+    fn image_id() -> ImageId {
+        format!("img-{:032x}", 7).parse().unwrap()
+    }
+
+    #[test]
+    fn a_proposal_that_comes_again_is_answered_as_before_and_applied_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let done = Applied::Answer(Ok(Response::Image(image_id())));
+        let exists = Applied::Answer(Err(Refusal::Exists(Subject::Image)));
+        {
+            let store = Store::open(folder.path()).unwrap();
+            // Twice in one batch, and a third that only looks the same.
+            let batch = vec![
+                proposed(1, 10, &create()),
+                proposed(2, 10, &create()),
+                proposed(3, 11, &create()),
+            ];
+            let (answers, _) = apply_entries(&store, batch).unwrap();
+            assert_eq!(answers, [done.clone(), done.clone(), exists.clone()]);
+        }
+        // And again after a restart.
+        let store = Store::open(folder.path()).unwrap();
+        let batch = vec![proposed(4, 10, &create()), proposed(5, 11, &create())];
+        let (answers, events) = apply_entries(&store, batch).unwrap();
+        assert_eq!(answers, [done, exists.clone()]);
+        assert_eq!(events, []);
+        assert_eq!(Query::new(&store).image_count().unwrap(), 1);
+        assert_eq!(store.applied().unwrap().map(|id| id.index), Some(5));
+
+        // It is forgotten in the end: what is remembered is bounded.
+        let late = 1 + PROPOSALS_REMEMBERED;
+        apply_entries(&store, vec![proposed(late, 12, &create())]).unwrap();
+        assert_eq!(store.answer(10).unwrap(), None);
+        assert_eq!(store.answer(11).unwrap(), Some(exists));
+    }
+
+    #[test]
+    fn a_command_from_the_future_stops_the_replica_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut newer = encode_command(&create());
+        newer[0] = u8::MAX;
+        let mut entry = proposed(1, 1, &create());
+        if let EntryPayload::Normal(proposal) = &mut entry.payload {
+            proposal.command = newer.into();
+        }
+        let error = apply_entries(&store, vec![entry]).unwrap_err();
+        assert!(error.to_string().contains("newer than this program knows"), "{error}");
+        assert_eq!(store.applied().unwrap(), None);
+    }
+}

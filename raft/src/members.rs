@@ -9,7 +9,6 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
-use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::core::{Core, Leader, Shared};
@@ -28,36 +27,26 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(180);
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
+/// A change that is wanted.
+enum Change {
+    Add(AddMember),
+    Remove(u64),
+}
+
 pub async fn add(shared: &Shared, id: u64, address: String) -> Result<(), Error> {
-    let request = AddMember { id, address };
-    change(shared, Kind::AddMember, &request, async || add_here(shared, &request).await).await
+    change(shared, &Change::Add(AddMember { id, address })).await
 }
 
 pub async fn remove(shared: &Shared, id: u64) -> Result<(), Error> {
-    change(shared, Kind::RemoveMember, &id, async || remove_here(shared, id).await).await
+    change(shared, &Change::Remove(id)).await
 }
 
 /// Has the leader make a change, whoever that is in the end.
-async fn change(
-    shared: &Shared,
-    kind: Kind,
-    request: &impl Serialize,
-    here: impl AsyncFn() -> Result<(), Failure>,
-) -> Result<(), Error> {
+async fn change(shared: &Shared, wanted: &Change) -> Result<(), Error> {
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     let mut last = "no leader is known".to_owned();
     loop {
-        let attempt = async {
-            match shared.core()?.leader(shared.me()) {
-                Leader::Me => here().await,
-                Leader::Other(address) => {
-                    let called = shared.peers.call(&address, kind, request, ANSWER_TIMEOUT).await;
-                    called.unwrap_or_else(|error| Err(Failure::Unavailable(error.to_string())))
-                }
-                Leader::Unknown => Err(Failure::NotLeader { leader: None }),
-            }
-        };
-        match timeout_at(deadline, attempt).await {
+        match timeout_at(deadline, attempt(shared, wanted)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Failure::Membership(reason))) => return Err(Error::Membership(reason)),
             Ok(Err(failure)) => last = failure.to_string(),
@@ -67,6 +56,22 @@ async fn change(
             return Err(Error::Unavailable(last));
         }
     }
+}
+
+async fn attempt(shared: &Shared, wanted: &Change) -> Result<(), Failure> {
+    let leader = shared.core()?.leader(shared.me());
+    let called = match (&leader, wanted) {
+        (Leader::Me, Change::Add(new)) => return add_here(shared, new).await,
+        (Leader::Me, Change::Remove(id)) => return remove_here(shared, *id).await,
+        (Leader::Other(address), Change::Add(new)) => {
+            shared.peers.call(address, Kind::AddMember, new, ANSWER_TIMEOUT).await
+        }
+        (Leader::Other(address), Change::Remove(id)) => {
+            shared.peers.call(address, Kind::RemoveMember, id, ANSWER_TIMEOUT).await
+        }
+        (Leader::Unknown, _) => return Err(Failure::NotLeader { leader: None }),
+    };
+    called.unwrap_or_else(|error| Err(Failure::Unavailable(error.to_string())))
 }
 
 enum Known {

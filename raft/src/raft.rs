@@ -125,7 +125,9 @@ impl Raft {
         let Ok(core) = self.core() else { return false };
         let metrics = core.engine.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.last_log_index.is_some() || metrics.membership_config.nodes().next().is_some()
+        core.had_state
+            || metrics.last_log_index.is_some()
+            || metrics.membership_config.nodes().next().is_some()
     }
 
     /// Has `command`, proposed at `at`, applied everywhere, and answers what the state machine

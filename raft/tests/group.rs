@@ -1,0 +1,197 @@
+//! A group of real members: replication, forwarding, reads, elections, snapshots, membership.
+
+mod harness;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::{
+    Authority, DEADLINE, Home, create_image, eventually, has_image, image_id, leader, three,
+};
+use shoal_content::{NodeId, Timestamp};
+use shoal_metadata::{Refusal, Response, Subject};
+use shoal_raft::{Error, ProposeError};
+
+#[test]
+fn every_member_takes_proposals_and_reads_what_any_other_wrote() {
+    let authority = Authority::new();
+    let (_homes, members) = three(&authority);
+    for round in 0..10 {
+        for (at, writer) in members.iter().enumerate() {
+            let number = round * 3 + at as u64;
+            assert_eq!(writer.propose(create_image(number)), Ok(Response::Image(image_id(number))));
+            for reader in &members {
+                assert!(has_image(&reader.read(), number), "image {number} at {}", reader.id);
+            }
+        }
+    }
+    let again = members[1].propose(create_image(0));
+    assert_eq!(again, Err(ProposeError::Refused(Refusal::Exists(Subject::Image))));
+    assert_eq!(members[2].read().query().image_count().unwrap(), 30);
+}
+
+#[test]
+fn concurrent_reads_share_rounds() {
+    let authority = Authority::new();
+    let (_homes, members) = three(&authority);
+    let follower = &members[(leader(&members) + 1) % 3];
+    let (reads, rounds) = (
+        follower.metric("shoal_raft_reads_total"),
+        follower.metric("shoal_raft_read_rounds_total"),
+    );
+    follower.run(|raft| async move {
+        let reads = (0..500).map(|_| raft.read());
+        for view in futures::future::join_all(reads).await {
+            view.unwrap();
+        }
+    });
+    assert_eq!(follower.metric("shoal_raft_reads_total") - reads, 500.0);
+    assert!(follower.metric("shoal_raft_read_rounds_total") - rounds < 100.0);
+}
+
+#[test]
+fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
+    let authority = Authority::new();
+    let (mut homes, mut members) = three(&authority);
+    let first = leader(&members);
+    let stop = Arc::new(AtomicBool::new(false));
+    // A client of a follower writes all the while, across the leader's death.
+    let writer = members[(first + 1) % 3].raft.clone();
+    let stopped = stop.clone();
+    let (report, progress) = std::sync::mpsc::channel();
+    members[(first + 1) % 3].run(|_| async move {
+        tokio::spawn(async move {
+            for number in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let at = Timestamp::from_millis(number);
+                let written = writer.propose(at, create_image(number)).await;
+                report.send((number, Instant::now(), written)).unwrap();
+            }
+        });
+    });
+    let before = progress.recv_timeout(DEADLINE).unwrap();
+    assert!(before.2.is_ok());
+    let killed_home = first;
+    let killed = members.remove(first);
+    killed.kill();
+    let died = Instant::now();
+
+    let mut acknowledged = vec![before.0];
+    loop {
+        let (number, at, written) = progress.recv_timeout(DEADLINE).unwrap();
+        written.unwrap_or_else(|error| panic!("image {number}: {error}"));
+        acknowledged.push(number);
+        if at > died + Duration::from_secs(1) {
+            break;
+        }
+    }
+    // An election takes 2 s at most, and a second one now and then.
+    assert!(died.elapsed() < Duration::from_secs(10), "took {:?}", died.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    while let Ok((number, _, written)) = progress.recv_timeout(DEADLINE) {
+        written.unwrap();
+        acknowledged.push(number);
+    }
+    assert_ne!(leader(&members), 3);
+    for member in &members {
+        let view = member.read();
+        for number in &acknowledged {
+            assert!(has_image(&view, *number), "image {number} is lost at {}", member.id);
+        }
+        assert_eq!(view.query().image_count().unwrap(), acknowledged.len() as u64);
+    }
+
+    let back = homes[killed_home].start(&authority);
+    let last = *acknowledged.last().unwrap();
+    eventually("the killed member catches up", || {
+        has_image(&back.raft.local(), last).then_some(())
+    });
+    assert_eq!(back.read().query().image_count().unwrap(), acknowledged.len() as u64);
+}
+
+#[test]
+fn a_group_that_was_stopped_starts_again_with_its_data() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    assert!(!member.raft.is_initialized());
+    member.bootstrap();
+    for number in 0..20 {
+        member.propose(create_image(number)).unwrap();
+    }
+    member.stop();
+
+    let member = home.start(&authority);
+    assert!(member.raft.is_initialized());
+    assert_eq!(member.read().query().image_count().unwrap(), 20);
+    let address = member.address.to_string();
+    let again = member.run(|raft| async move { raft.bootstrap(address).await });
+    assert!(matches!(again, Err(Error::NotEmpty)), "{again:?}");
+    member.propose(create_image(20)).unwrap();
+    // And once more, without a good-bye.
+    member.kill();
+    let member = home.start(&authority);
+    assert_eq!(member.read().query().image_count().unwrap(), 21);
+}
+
+#[test]
+fn a_new_member_gets_a_snapshot_where_the_log_is_gone() {
+    let authority = Authority::new();
+    let short = |config: &mut shoal_raft::Config| {
+        config.snapshot_after = 20;
+        config.keep_entries = 0;
+    };
+    let mut homes = [Home::new(1), Home::new(2)];
+    let first = homes[0].start_with(&authority, short);
+    first.bootstrap();
+    for number in 0..300 {
+        first.propose(create_image(number)).unwrap();
+    }
+    eventually("a snapshot is taken", || first.raft.status().snapshot);
+
+    let second = homes[1].start_with(&authority, short);
+    // Opened before: it shows what it showed whatever is installed.
+    let empty = second.raft.local();
+    first.add(&second);
+    assert_eq!(second.metric("shoal_raft_snapshots_installed_total"), 1.0);
+    assert_eq!(second.read().query().image_count().unwrap(), 300);
+    assert_eq!(empty.query().image_count().unwrap(), 0);
+    drop(empty);
+    second.propose(create_image(300)).unwrap();
+
+    // What was installed lasts, and only one state is left.
+    second.stop();
+    let second = homes[1].start_with(&authority, short);
+    assert_eq!(second.read().query().image_count().unwrap(), 301);
+    let states = std::fs::read_dir(homes[1].path().join("raft")).unwrap().flatten();
+    let states = states.filter(|entry| entry.file_name().to_string_lossy().starts_with("state-"));
+    assert_eq!(states.count(), 1);
+}
+
+#[test]
+fn members_come_and_go_even_the_leader() {
+    let authority = Authority::new();
+    let (_homes, mut members) = three(&authority);
+    let all = [1, 2, 3].map(NodeId::new);
+    assert!(members[0].raft.status().voters.iter().eq(&all));
+    // What is done already is no error.
+    members[1].add(&members[2]);
+
+    let leads = leader(&members);
+    let leading = members[leads].id;
+    let other = (leads + 1) % 3;
+    members[other].remove(leading);
+    let gone = members.remove(leads);
+    eventually("the others go on without it", || {
+        let leader = members[0].raft.status().leader?;
+        (leader != leading).then_some(())
+    });
+    members[0].propose(create_image(1)).unwrap();
+    assert!(has_image(&members[1].read(), 1));
+    assert!(!members[0].raft.status().voters.contains(&leading));
+    members[0].remove(leading);
+    drop(gone);
+}

@@ -1,0 +1,268 @@
+//! Members of a group in one process: real QUIC on loopback, real RocksDB in temporary folders.
+//!
+//! Each member has a runtime of its own, so that it can be killed: its tasks vanish where they
+//! stand, and nothing says good-bye to anyone. Used by the tests of this crate alone.
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prometheus_client::registry::Registry;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use shoal_content::{ImageId, NodeId, PeerId, RepositoryName, Timestamp};
+use shoal_metadata::{Command, ImageKind, ImageProfile, Response};
+use shoal_raft::{Config, ProposeError, Raft, Transport, View};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+pub const NAME: &str = "node.shoal.internal";
+const ALPN: &[u8] = b"shoal-raft/1";
+
+/// Within so long everything that is waited for must have happened.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for a condition.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(begun.elapsed() < DEADLINE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A certificate authority of its own.
+pub struct Authority {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        Arc::new(roots)
+    }
+
+    fn issue(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        (vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+    }
+
+    pub fn server(&self) -> quinn::ServerConfig {
+        let (chain, key) = self.issue();
+        let verifier = WebPkiClientVerifier::builder(self.roots()).build().unwrap();
+        let mut tls =
+            rustls::ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(chain, key)
+                .unwrap();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
+    }
+
+    /// A client that trusts this authority and shows a certificate of `identity`'s, if any.
+    pub fn client(&self, identity: Option<&Self>) -> quinn::ClientConfig {
+        let builder =
+            rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+                .with_root_certificates(self.roots());
+        let mut tls = match identity {
+            Some(identity) => {
+                let (chain, key) = identity.issue();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    }
+}
+
+/// One member that runs.
+pub struct Member {
+    pub id: NodeId,
+    pub raft: Raft,
+    pub address: SocketAddr,
+    pub registry: Registry,
+    runtime: Runtime,
+}
+
+/// What stays of a member that does not run.
+pub struct Home {
+    pub id: NodeId,
+    folder: TempDir,
+    address: Option<SocketAddr>,
+}
+
+impl Home {
+    pub fn new(number: u64) -> Self {
+        Self { id: NodeId::new(number), folder: tempfile::tempdir().unwrap(), address: None }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn start(&mut self, authority: &Authority) -> Member {
+        self.start_with(authority, |_| {})
+    }
+
+    /// Starts at the address where it was before. Where it was killed, its databases may be held
+    /// for a moment by what has not ended yet.
+    pub fn start_with(&mut self, authority: &Authority, change: impl Fn(&mut Config)) -> Member {
+        let member = eventually("the member starts", || {
+            let mut config = Config::new(self.id, self.path().join("raft"));
+            config.disk_reserve_bytes = 1024 * 1024;
+            change(&mut config);
+            Member::start(authority, config, self.address)
+        });
+        self.address = Some(member.address);
+        member
+    }
+}
+
+impl Member {
+    fn start(authority: &Authority, config: Config, address: Option<SocketAddr>) -> Option<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let at = address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
+        let id = config.node;
+        let mut registry = Registry::default();
+        let started = runtime.block_on(async {
+            let endpoint = quinn::Endpoint::server(authority.server(), at).ok()?;
+            let address = endpoint.local_addr().unwrap();
+            let transport = Transport {
+                endpoint,
+                client: authority.client(Some(authority)),
+                server_name: NAME.to_owned(),
+                authenticate: Arc::new(|connection| {
+                    connection.peer_identity().map(|_| PeerId::from_public_key([1; 32]))
+                }),
+            };
+            let raft = Raft::start(config, transport, &mut registry).await.ok()?;
+            Some((raft, address))
+        });
+        match started {
+            Some((raft, address)) => Some(Self { id, raft, address, registry, runtime }),
+            None => {
+                runtime.shutdown_background();
+                None
+            }
+        }
+    }
+
+    /// Runs a call on the member's own runtime.
+    pub fn run<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &self,
+        call: impl FnOnce(Raft) -> F,
+    ) -> T {
+        let task = self.runtime.spawn(call(self.raft.clone()));
+        futures::executor::block_on(task).unwrap()
+    }
+
+    pub fn propose(&self, command: Command) -> Result<Response, ProposeError> {
+        self.run(|raft| async move { raft.propose(Timestamp::from_millis(1), command).await })
+    }
+
+    pub fn read(&self) -> View {
+        self.run(|raft| async move { raft.read().await }).unwrap()
+    }
+
+    pub fn bootstrap(&self) {
+        let address = self.address.to_string();
+        self.run(|raft| async move { raft.bootstrap(address).await }).unwrap();
+    }
+
+    pub fn add(&self, member: &Self) {
+        let (id, address) = (member.id, member.address.to_string());
+        self.run(|raft| async move { raft.add_member(id, address).await }).unwrap();
+    }
+
+    pub fn remove(&self, id: NodeId) {
+        self.run(|raft| async move { raft.remove_member(id).await }).unwrap();
+    }
+
+    /// As `kill -9` would: nothing is said to anyone.
+    pub fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+
+    pub fn stop(self) {
+        self.run(|raft| async move { raft.shutdown().await });
+        drop(self.raft);
+        self.runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no metric {name} in {text}")).parse().unwrap()
+    }
+}
+
+pub fn image_name(number: u64) -> RepositoryName {
+    format!("library/image-{number}").parse().unwrap()
+}
+
+pub fn create_image(number: u64) -> Command {
+    Command::CreateImage {
+        id: image_id(number),
+        name: image_name(number),
+        kind: ImageKind::Disk,
+        profile: ImageProfile::default(),
+        owner: "admin".into(),
+    }
+}
+
+pub fn image_id(number: u64) -> ImageId {
+    format!("img-{number:032x}").parse().unwrap()
+}
+
+pub fn has_image(view: &View, number: u64) -> bool {
+    view.query().image_by_name(&image_name(number)).unwrap().is_some()
+}
+
+/// Three members that form one group.
+pub fn three(authority: &Authority) -> (Vec<Home>, Vec<Member>) {
+    let mut homes: Vec<Home> = (1..=3).map(Home::new).collect();
+    let members: Vec<Member> = homes.iter_mut().map(|home| home.start(authority)).collect();
+    members[0].bootstrap();
+    members[0].add(&members[1]);
+    members[0].add(&members[2]);
+    (homes, members)
+}
+
+/// The member that leads, once they all agree.
+pub fn leader(members: &[Member]) -> usize {
+    eventually("all agree on a leader", || {
+        let of = |member: &Member| member.raft.status().leader;
+        let leader = of(&members[0])?;
+        let agreed = members.iter().all(|member| of(member) == Some(leader));
+        let at = members.iter().position(|member| member.id == leader)?;
+        agreed.then_some(at)
+    })
+}

@@ -1,0 +1,112 @@
+//! What a member refuses: strangers, commands that another cannot apply, and a full disk.
+
+mod harness;
+
+use std::fs::OpenOptions;
+use std::time::Duration;
+
+use harness::{Authority, Home, Member, NAME, create_image, eventually};
+use nix::fcntl::{FallocateFlags, fallocate};
+use shoal_content::{NodeId, PeerId, Timestamp, Zone};
+use shoal_metadata::{Command, Node};
+use shoal_raft::ProposeError;
+
+/// Connects as a stranger would and tries to be answered.
+fn approach(member: &Member, client: quinn::ClientConfig) -> Result<(), String> {
+    let address = member.address;
+    member.run(|_| async move {
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let talk = async {
+            let connecting = endpoint.connect_with(client, address, NAME).unwrap();
+            let connection = connecting.await.map_err(|error| error.to_string())?;
+            let (mut send, mut receive) =
+                connection.open_bi().await.map_err(|error| error.to_string())?;
+            // Kind 6 asks for the commit index; its body is empty.
+            send.write_all(&[6, 0, 0, 0, 0]).await.map_err(|error| error.to_string())?;
+            let mut length = [0; 4];
+            receive.read_exact(&mut length).await.map_err(|error| error.to_string())?;
+            Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(10), talk).await.unwrap()
+    })
+}
+
+#[test]
+fn a_stranger_is_refused_in_the_handshake() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    member.bootstrap();
+    // The way in exists for a node of the cluster.
+    approach(&member, authority.client(Some(&authority))).unwrap();
+
+    let other = Authority::new();
+    let error = approach(&member, authority.client(Some(&other))).unwrap_err();
+    assert!(error.contains("certificate") || error.contains("crypto"), "{error}");
+    let error = approach(&member, authority.client(None)).unwrap_err();
+    assert!(error.contains("certificate") || error.contains("crypto"), "{error}");
+    eventually("both are counted", || {
+        (member.metric("shoal_raft_strangers_refused_total") == 2.0).then_some(())
+    });
+    // Nor does a member talk to a stranger that poses as a node.
+    let error = approach(&member, other.client(Some(&authority))).unwrap_err();
+    assert!(!error.is_empty());
+}
+
+#[test]
+fn a_command_that_the_oldest_member_cannot_apply_is_not_proposed() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    member.bootstrap();
+    let node = |id: u64, command_version: u8| {
+        Command::RegisterNode(Node {
+            id: NodeId::new(id),
+            name: format!("node-{id}"),
+            peer: PeerId::from_public_key([id as u8; 32]),
+            zone: Zone::default(),
+            raft_address: "127.0.0.1:1".into(),
+            peer_address: "127.0.0.1:2".into(),
+            discovery_address: "127.0.0.1:3".into(),
+            api_url: "https://127.0.0.1:4".into(),
+            command_version,
+            joined_at: Timestamp::from_millis(0),
+        })
+    };
+    member.propose(node(1, 1)).unwrap();
+    member.propose(create_image(1)).unwrap();
+    member.propose(node(2, 0)).unwrap();
+    let refused = member.propose(create_image(2));
+    assert_eq!(refused, Err(ProposeError::Unsupported { needs: 1, oldest: 0 }));
+    assert_eq!(member.read().query().image_count().unwrap(), 1);
+}
+
+#[test]
+fn a_full_disk_refuses_proposals_and_service_resumes_with_space() {
+    const MIB: u64 = 1024 * 1024;
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let disk = nix::sys::statvfs::statvfs(home.path()).unwrap();
+    let free = disk.blocks_available() * disk.fragment_size();
+    // Others use this disk, too: the reserve begins a good way below what is free.
+    let (margin, ballast) = (768 * MIB, 1536 * MIB);
+    assert!(free > 4096 * MIB, "this test needs 4 GiB of disk");
+    let member = home.start_with(&authority, |config| config.disk_reserve_bytes = free - margin);
+    member.bootstrap();
+    member.propose(create_image(1)).unwrap();
+
+    let path = home.path().join("ballast");
+    let file = OpenOptions::new().create_new(true).write(true).open(&path).unwrap();
+    fallocate(&file, FallocateFlags::empty(), 0, ballast as i64).unwrap();
+    let refused =
+        eventually("the disk is seen to be full", || member.propose(create_image(2)).err());
+    assert_eq!(refused, ProposeError::Storage("disk full".into()));
+    assert!(refused.is_retryable());
+    // Reading goes on.
+    assert!(harness::has_image(&member.read(), 1));
+
+    drop(file);
+    std::fs::remove_file(&path).unwrap();
+    eventually("proposals are taken again", || member.propose(create_image(3)).ok());
+    assert_eq!(member.metric("shoal_raft_core_restarts_total"), 0.0);
+}

@@ -1,0 +1,141 @@
+//! Agents: how they enrol, and how people see and remove them.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use shoal_api::{AgentInfo, EnrolRequest, EnrolResponse};
+use shoal_content::{Labels, PeerId};
+use shoal_metadata::{Agent, AgentRole, Command, JoinRole, Refusal};
+use shoal_p2p::identity::{Authority, Role};
+use shoal_raft::ProposeError;
+use tracing::info;
+
+use super::caller::{Admin, Reader};
+use super::problem::{conflict, missing};
+use super::tokens::Brought;
+use crate::clock::{now, rfc3339};
+use crate::deploy::node_addresses;
+use crate::http::problem::Problem;
+use crate::state::App;
+
+const NAME_BYTES_MAX: usize = 128;
+
+fn role_name(role: AgentRole) -> &'static str {
+    match role {
+        AgentRole::Host => "host",
+        AgentRole::Cache => "cache",
+    }
+}
+
+pub async fn list(
+    State(app): State<App>,
+    _caller: Reader,
+) -> Result<Json<Vec<AgentInfo>>, Problem> {
+    let rows = app.view().await?.query().agents()?;
+    let online = app.services.gatherer.online().await;
+    let shown = rows.into_iter().map(|row| AgentInfo {
+        id: row.peer,
+        online: online.contains(&row.peer),
+        role: role_name(row.role).to_owned(),
+        zone: row.zone,
+        labels: row.labels.into(),
+        enrolled_at: rfc3339(row.enrolled_at),
+        name: row.name,
+    });
+    Ok(Json(shown.collect()))
+}
+
+/// By id or name.
+pub async fn remove(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(wanted): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let view = app.view().await?;
+    let found = match wanted.parse::<PeerId>() {
+        Ok(peer) => view.query().agent(peer)?,
+        Err(_) => view.query().agent_by_name(&wanted)?,
+    };
+    let unknown = || missing("agent_not_found", format!("there is no agent '{wanted}'"));
+    let peer = found.ok_or_else(unknown)?.peer;
+    app.propose(Command::RemoveAgent(peer)).await?;
+    info!(agent = %peer, "agent removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Signs a certificate, and says whose it is.
+pub(super) fn issue(
+    authority: &Authority,
+    csr_pem: &str,
+    role: Role,
+) -> Result<(PeerId, String), Problem> {
+    let refused = || {
+        let text = "csr_pem is no certificate request of an Ed25519 key, signed by that key";
+        Problem::bad_request("request_invalid", text)
+    };
+    let certificate = authority.issue(csr_pem, role).map_err(|_| refused())?;
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(|_| refused())?;
+    let parsed = pem.parse_x509().map_err(|_| refused())?;
+    let key: &[u8] = &parsed.public_key().subject_public_key.data;
+    let key = <[u8; 32]>::try_from(key).map_err(|_| refused())?;
+    Ok((PeerId::from_public_key(key), certificate))
+}
+
+/// The token is the authentication. Enrolling again under the same key and name gives a new
+/// certificate, even where the token's last use was the first time.
+pub async fn enrol(
+    State(app): State<App>,
+    Json(request): Json<EnrolRequest>,
+) -> Result<Json<EnrolResponse>, Problem> {
+    let token = Brought::parse(&request.token)?;
+    check_name(&request.name)?;
+    let role = match request.role.as_str() {
+        "host" => AgentRole::Host,
+        "cache" => AgentRole::Cache,
+        _ => return Err(Problem::bad_request("role_invalid", "role is host or cache")),
+    };
+    let labels = Labels::try_from(request.labels)
+        .map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))?;
+    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Agent)?;
+    let (id, name) = (token.id.clone(), request.name);
+    let agent =
+        Agent { peer, name: name.clone(), role, zone: request.zone, labels, enrolled_at: now() };
+    let secret_hash = token.secret_hash;
+    match app.propose(Command::EnrolAgent { token: id.clone(), secret_hash, agent }).await {
+        Ok(_) => info!(agent = %peer, name, token = id, "agent enrolled"),
+        Err(ProposeError::Refused(Refusal::JoinToken)) => {
+            let view = app.view().await?;
+            let row = view.query().join_token(&id)?;
+            let known = view.query().agent(peer)?.is_some_and(|agent| agent.name == name);
+            if !known || !row.is_some_and(|row| token.is_of(&row, JoinRole::Agent)) {
+                return Err(Refusal::JoinToken.into());
+            }
+        }
+        Err(ProposeError::Refused(Refusal::Exists(_))) => {
+            let text =
+                format!("another agent is called '{name}'; choose another name, or remove it");
+            return Err(conflict("agent_exists", text));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let view = app.view().await?;
+    Ok(Json(EnrolResponse {
+        cluster: app.keys.cluster,
+        certificate_pem,
+        authority_pem: app.keys.authority.certificate_pem().to_owned(),
+        ticket_public_key: hex::encode(app.keys.ticket.peer_id().as_public_key()),
+        network_key: hex::encode(app.keys.network),
+        nodes: node_addresses(view.query())?,
+    }))
+}
+
+/// Names stand in lists, labels of metrics and command lines.
+pub(super) fn check_name(name: &str) -> Result<(), Problem> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(good) {
+        return Ok(());
+    }
+    let text = "a name is letters, digits, '-', '_' and '.', at most 128 of them";
+    Err(Problem::bad_request("name_invalid", text))
+}

@@ -1,0 +1,246 @@
+//! The cluster's members, how a node joins, and what nodes ask each other.
+//!
+//! A node joins in two steps that may each be repeated, through any node. First it asks here, with
+//! a token: its row is written, which takes its id, and its certificate issued. Then it starts, and
+//! [`admit_members`] on the leader makes every node with a row a voter once it answers. A lost
+//! answer costs nothing: the same key gets the same id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, NodeStatus};
+use shoal_content::{DeploymentId, NodeId};
+use shoal_metadata::{COMMAND_VERSION, Command, JoinRole, Node, Refusal};
+use shoal_p2p::identity::Role;
+use shoal_raft::{ProposeError, Raft};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::agents::{check_name, issue};
+use super::caller::{Admin, Reader, Sibling};
+use super::problem::conflict;
+use super::tokens::Brought;
+use crate::clock::now;
+use crate::deploy::Reported;
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// How often an id is chosen anew where two nodes join at the same moment.
+const ID_RACES_MAX: usize = 5;
+const ADDRESS_BYTES_MAX: usize = 300;
+/// How often the leader looks for nodes that are no members yet.
+const ADMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+pub async fn status(
+    State(app): State<App>,
+    _caller: Reader,
+) -> Result<Json<ClusterStatus>, Problem> {
+    let nodes = app.raft.local().query().nodes()?;
+    let raft = app.raft.status();
+    let role = |id: NodeId| {
+        if raft.leader == Some(id) {
+            "leader"
+        } else if raft.voters.contains(&id) {
+            "voter"
+        } else {
+            "learner"
+        }
+    };
+    let shown = nodes.into_iter().map(|node| NodeStatus {
+        id: node.id,
+        role: role(node.id).to_owned(),
+        name: node.name,
+        peer: node.peer,
+        zone: node.zone,
+        api_url: node.api_url,
+        raft_address: node.raft_address,
+        peer_address: node.peer_address,
+    });
+    Ok(Json(ClusterStatus {
+        cluster: app.keys.cluster,
+        answered_by: app.node,
+        leader: raft.leader,
+        term: raft.term,
+        last_log_index: raft.last_log.unwrap_or(0),
+        last_applied_index: raft.last_applied.unwrap_or(0),
+        nodes: shown.collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }))
+}
+
+/// The token is the authentication.
+pub async fn join(
+    State(app): State<App>,
+    Json(request): Json<JoinRequest>,
+) -> Result<Json<JoinResponse>, Problem> {
+    let token = Brought::parse(&request.token)?;
+    check_name(&request.name)?;
+    for address in
+        [&request.raft_address, &request.peer_address, &request.discovery_address, &request.api_url]
+    {
+        if address.is_empty() || address.len() > ADDRESS_BYTES_MAX {
+            let text = "every address is HOST:PORT, and api_url https://HOST:PORT";
+            return Err(Problem::bad_request("address_invalid", text));
+        }
+    }
+    if request.command_version < COMMAND_VERSION {
+        let text = format!(
+            "the node knows commands up to version {}, the cluster uses {COMMAND_VERSION}; upgrade it",
+            request.command_version
+        );
+        return Err(conflict("node_too_old", text));
+    }
+    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Node)?;
+    let mut id = None;
+    for _ in 0..ID_RACES_MAX {
+        let view = app.view().await?;
+        let known = view.query().nodes()?.into_iter().find(|node| node.peer == peer);
+        let next = match &known {
+            Some(node) => node.id,
+            None => view.query().next_node_id()?,
+        };
+        let node = Node {
+            id: next,
+            name: request.name.clone(),
+            peer,
+            zone: request.zone.clone(),
+            raft_address: request.raft_address.clone(),
+            peer_address: request.peer_address.clone(),
+            discovery_address: request.discovery_address.clone(),
+            api_url: request.api_url.clone(),
+            command_version: request.command_version,
+            joined_at: now(),
+        };
+        let row = view.query().join_token(&token.id)?;
+        drop(view);
+        let again = known.is_some() && row.is_some_and(|row| token.is_of(&row, JoinRole::Node));
+        let command = if again {
+            // The use was spent when the row was written.
+            Command::RegisterNode(node)
+        } else {
+            let secret_hash = token.secret_hash;
+            Command::AdmitNode { token: token.id.clone(), secret_hash, node }
+        };
+        match app.propose(command).await {
+            Ok(_) => {
+                id = Some(next);
+                break;
+            }
+            Err(ProposeError::Refused(Refusal::Exists(_))) => {
+                check_name_free(&app, &request.name, peer).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let race = || conflict("node_exists", "other nodes join at the same time; try again");
+    let id = id.ok_or_else(race)?;
+    info!(node = %id, name = request.name, %peer, "node joined");
+    Ok(Json(JoinResponse {
+        cluster: app.keys.cluster,
+        id,
+        certificate_pem,
+        authority_pem: app.keys.authority.certificate_pem().to_owned(),
+    }))
+}
+
+async fn check_name_free(
+    app: &App,
+    name: &str,
+    peer: shoal_content::PeerId,
+) -> Result<(), Problem> {
+    let nodes = app.view().await?.query().nodes()?;
+    if nodes.iter().any(|node| node.name == name && node.peer != peer) {
+        let text = format!("another node is called '{name}'; choose another name, or remove it");
+        return Err(conflict("node_exists", text));
+    }
+    Ok(())
+}
+
+/// Takes a node out for good; its id is never given out again.
+pub async fn remove_node(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(id): Path<u64>,
+) -> Result<StatusCode, Problem> {
+    let id = NodeId::new(id);
+    let status = app.raft.status();
+    if status.voters.len() <= 1 && status.voters.contains(&id) {
+        let text = "the last node cannot be removed";
+        return Err(conflict("last_node", text));
+    }
+    // The row first: the leader would make it a member again otherwise.
+    app.propose(Command::RemoveNode(id)).await?;
+    let raft = app.raft.clone();
+    let removed = change_group(move || async move { raft.remove_member(id).await }).await;
+    removed.map_err(|error| {
+        warn!(node = %id, %error, "a node could not be taken out of the group yet");
+        super::problem::unavailable("the group could not be changed right now; try again")
+    })?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes every node that has a row a voter, on whichever node leads. Runs until it is dropped. A
+/// node that does not answer holds up nobody else.
+pub async fn admit_members(raft: Raft) {
+    let mut ticks = tokio::time::interval(ADMIT_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut adding: JoinSet<NodeId> = JoinSet::new();
+    let mut waiting = BTreeSet::new();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some(ended) = adding.join_next() => {
+                if let Ok(id) = ended {
+                    waiting.remove(&id);
+                }
+                continue;
+            }
+        }
+        let status = raft.status();
+        if !status.is_leader {
+            continue;
+        }
+        let Ok(nodes) = raft.local().query().nodes() else { continue };
+        for node in nodes {
+            if status.voters.contains(&node.id) || !waiting.insert(node.id) {
+                continue;
+            }
+            let (raft, id, address) = (raft.clone(), node.id, node.raft_address);
+            adding.spawn(async move {
+                match change_group(move || async move { raft.add_member(id, address).await }).await
+                {
+                    Ok(()) => info!(node = %id, "node is a member"),
+                    Err(error) => warn!(node = %id, %error, "node is no member yet"),
+                }
+                id
+            });
+        }
+    }
+}
+
+/// Changes of the group are awaited on a thread of their own: their futures stay on one.
+async fn change_group<F: Future<Output = Result<(), shoal_raft::Error>>>(
+    change: impl FnOnce() -> F + Send + 'static,
+) -> Result<(), shoal_raft::Error> {
+    let runtime = tokio::runtime::Handle::current();
+    let changed = tokio::task::spawn_blocking(move || runtime.block_on(change())).await;
+    changed.unwrap_or_else(|error| Err(shoal_raft::Error::Stopped(error.to_string())))
+}
+
+/// What this node has heard of a deployment, for the others.
+pub async fn reports(
+    State(app): State<App>,
+    _caller: Sibling,
+    Path(id): Path<DeploymentId>,
+) -> Json<BTreeMap<String, Reported>> {
+    let reports = app.services.board.reports(id);
+    Json(reports.into_iter().map(|(peer, report)| (peer.to_string(), report)).collect())
+}
+
+/// The agents that listen here, for the other nodes.
+pub async fn streams(State(app): State<App>, _caller: Sibling) -> Json<Vec<String>> {
+    Json(app.services.desk.online().iter().map(ToString::to_string).collect())
+}

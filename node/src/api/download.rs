@@ -1,0 +1,219 @@
+//! A disk as a file in one of its formats, written on the fly from its chunks.
+//!
+//! Invariants: the length is exact and known before the first byte; two downloads of one version
+//! in one format are equal byte for byte, so the entity tag names recipe and format and ranges can
+//! be put together; memory is bounded by [`PIECES_AHEAD`] pieces.
+
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
+use shoal_content::{Digest, ImageId, RecipeId, TagName, VersionId};
+use shoal_formats::{Export, Format, Piece};
+use shoal_metadata::{Query as Metadata, Read, Version};
+
+use super::caller::Reader;
+use super::images::{no_image, no_version, number};
+use super::problem::{conflict, unavailable};
+use crate::http::problem::Problem;
+use crate::origin::{Error, Origin};
+use crate::state::App;
+
+/// Pieces that are read ahead of the client.
+const PIECES_AHEAD: usize = 16;
+/// The longest piece.
+const PIECE_BYTES_MAX: u64 = 256 * 1024;
+static ZEROS: [u8; PIECE_BYTES_MAX as usize] = [0; PIECE_BYTES_MAX as usize];
+/// Changes when the writers' output does.
+const WRITERS_VERSION: u32 = 1;
+
+#[derive(Debug, Deserialize)]
+pub struct DownloadQuery {
+    format: Option<String>,
+}
+
+pub async fn download(
+    State(app): State<App>,
+    _caller: Reader,
+    Path((image, wanted)): Path<(ImageId, String)>,
+    Query(query): Query<DownloadQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let view = app.view().await?;
+    let row = view.query().image(image)?.ok_or_else(|| no_image(image))?;
+    let version = version(view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
+    drop(view);
+    let Some(disk) = &version.disk else {
+        let text = "this is a container image; pull it with docker, skopeo or podman";
+        return Err(conflict("not_a_disk", text));
+    };
+    let asked = query.format.as_deref().filter(|text| !text.is_empty());
+    let kept = Some(row.profile.format.as_str()).filter(|text| !text.is_empty());
+    let format: Format = asked.or(kept).unwrap_or("qcow2").parse()?;
+    let recipe = app.services.origin.recipe(disk.recipe).await?.ok_or_else(|| {
+        tracing::error!(recipe = %disk.recipe, "a version's recipe is not in storage");
+        unavailable("the disk's recipe is not in storage; tell the operator")
+    })?;
+    let export = tokio::task::spawn_blocking(move || Export::new(format, recipe)).await;
+    let export = export.map_err(|_| unavailable("the node is stopping"))??;
+    let file = format!(
+        "{}-{}.{format}",
+        row.name.as_str().rsplit('/').next().unwrap_or_default(),
+        number(&version)
+    );
+    Ok(answer(&app.services.origin, disk.recipe, export, &file, &headers)?)
+}
+
+/// By version id, digest, number or tag.
+fn version<R: Read>(
+    query: Metadata<'_, R>,
+    image: ImageId,
+    wanted: &str,
+) -> Result<Option<Version>, Problem> {
+    if let Ok(id) = wanted.parse::<VersionId>() {
+        return Ok(query.version_by_id(id)?.filter(|version| version.image == image));
+    }
+    if let Ok(digest) = wanted.parse::<Digest>() {
+        return Ok(query.version(image, &digest)?);
+    }
+    if let Some(version) = query.version_by_number(image, wanted)? {
+        return Ok(Some(version));
+    }
+    let Ok(tag) = wanted.parse::<TagName>() else { return Ok(None) };
+    match query.tag(image, &tag)? {
+        Some(digest) => Ok(query.version(image, &digest)?),
+        None => Ok(None),
+    }
+}
+
+fn answer(
+    origin: &Origin,
+    recipe: RecipeId,
+    export: Export,
+    file: &str,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let length = export.len();
+    let etag = format!("\"{recipe}-{}-{WRITERS_VERSION}\"", export.format());
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    }
+    let same = text(header::IF_RANGE).is_none_or(|known| known == etag);
+    let range = text(header::RANGE).filter(|_| same).map(|range| parse_range(range, length));
+    let (status, range) = match range {
+        None | Some(Asked::Whole) => (StatusCode::OK, 0..length),
+        Some(Asked::Part(range)) => (StatusCode::PARTIAL_CONTENT, range),
+        Some(Asked::Outside) => {
+            let text = format!("the file has {length} bytes");
+            let mut refused =
+                Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", text)
+                    .into_response();
+            if let Ok(value) = HeaderValue::from_str(&format!("bytes */{length}")) {
+                refused.headers_mut().insert(header::CONTENT_RANGE, value);
+            }
+            return Ok(refused);
+        }
+    };
+    let mut answer = Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::CONTENT_LENGTH, range.end - range.start)
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::ETAG, etag)
+        .header(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{file}\""));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let shown = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+        answer = answer.header(header::CONTENT_RANGE, shown);
+    }
+    let body = Body::from_stream(content(origin.clone(), recipe, export, range));
+    answer
+        .body(body)
+        .map_err(|_| Problem::bad_request("request_invalid", "the name cannot be sent"))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Whole,
+    Part(Range<u64>),
+    Outside,
+}
+
+/// RFC 9110, section 14.2. More than one range, or another unit, is answered by the whole file.
+fn parse_range(text: &str, length: u64) -> Asked {
+    let Some((from, to)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
+        return Asked::Whole;
+    };
+    let (from, to) = (from.trim(), to.trim());
+    let range = if from.is_empty() {
+        let Ok(last) = to.parse::<u64>() else { return Asked::Whole };
+        length.saturating_sub(last)..length
+    } else {
+        let Ok(from) = from.parse::<u64>() else { return Asked::Whole };
+        let end = match to.parse::<u64>() {
+            Ok(to) if to < from => return Asked::Whole,
+            Ok(to) => to.saturating_add(1).min(length),
+            Err(_) if to.is_empty() => length,
+            Err(_) => return Asked::Whole,
+        };
+        from..end
+    };
+    if range.start < range.end { Asked::Part(range) } else { Asked::Outside }
+}
+
+/// The file's bytes, in order, some pieces ahead of the reader.
+fn content(
+    origin: Origin,
+    id: RecipeId,
+    export: Export,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+    let recipe = export.recipe().clone();
+    let pieces = futures::stream::unfold((export, range.start), move |(export, at)| {
+        let most = range.end.saturating_sub(at).min(PIECE_BYTES_MAX);
+        let piece = export.pieces(at, most).next();
+        std::future::ready(piece.map(|piece| {
+            let next = at + piece.length();
+            (piece, (export, next))
+        }))
+    });
+    pieces
+        .map(move |piece| {
+            let (origin, recipe) = (origin.clone(), recipe.clone());
+            async move {
+                match piece {
+                    Piece::Bytes(bytes) => Ok(Bytes::from(bytes)),
+                    Piece::Zero(length) => Ok(Bytes::from_static(&ZEROS[..length as usize])),
+                    Piece::Chunk { chunk, from, length, .. } => {
+                        let content = origin.chunk(id, &recipe, chunk).await?;
+                        Ok(content.slice(from as usize..(from + length) as usize))
+                    }
+                }
+            }
+        })
+        .buffered(PIECES_AHEAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_http_means_them() {
+        assert_eq!(parse_range("bytes=0-9", 100), Asked::Part(0..10));
+        assert_eq!(parse_range("bytes=90-", 100), Asked::Part(90..100));
+        assert_eq!(parse_range("bytes=-10", 100), Asked::Part(90..100));
+        assert_eq!(parse_range("bytes=-1000", 100), Asked::Part(0..100));
+        assert_eq!(parse_range("bytes=50-1000", 100), Asked::Part(50..100));
+        assert_eq!(parse_range("bytes=100-", 100), Asked::Outside);
+        assert_eq!(parse_range("bytes=-0", 100), Asked::Outside);
+        for odd in ["bytes=9-1", "bytes=a-b", "chunks=1-2", "bytes=0-1,5-6", ""] {
+            assert_eq!(parse_range(odd, 100), Asked::Whole, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What an enrolled agent asks a node for: content with the right to it, orders, and an ear.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use shoal_api::{
+    AgentResolution, AgentResolveRequest, BlobGrant, DiskGrant, ManifestContent, ProgressReport,
+    TransferProgress,
+};
+use shoal_content::{Digest, PeerId, RecipeId};
+use shoal_metadata::{
+    self as metadata, Command, HostState, Query as Metadata, Read, Reference, Version,
+};
+
+use super::caller::Host;
+use super::images::{kind_text, number, resolved};
+use super::problem::{crowded, missing};
+use crate::clock::now;
+use crate::http::problem::Problem;
+use crate::origin::issue_ticket;
+use crate::state::App;
+
+/// Indexes in indexes, this deep.
+const INDEX_DEPTH_MAX: usize = 4;
+/// Manifests of one answer; each is at most 4 MiB, and most are a few KiB.
+const MANIFESTS_MAX: usize = 512;
+/// What the manifests of one answer take together, in bytes.
+const MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Blobs of one answer.
+const BLOBS_MAX: usize = 20_000;
+/// Senders that one report names.
+const SENDERS_MAX: usize = 4096;
+/// The longest reason that is replicated.
+const REASON_CHARS_MAX: usize = 1000;
+
+pub async fn resolve(
+    State(app): State<App>,
+    caller: Host,
+    Json(request): Json<AgentResolveRequest>,
+) -> Result<Json<AgentResolution>, Problem> {
+    let view = app.view().await?;
+    let query = view.query();
+    let (image, version) = resolved(query, &request.reference)?;
+    let below = below(query, &image, &version)?;
+    let wanted = match request.blobs {
+        None => below.blobs.clone(),
+        Some(wanted) => wanted.into_iter().collect(),
+    };
+    if wanted.len() > BLOBS_MAX {
+        return Err(Problem::bad_request("too_many_blobs", format!("at most {BLOBS_MAX} blobs")));
+    }
+    let ticket = |recipe: RecipeId| {
+        let ticket = issue_ticket(&app.keys.ticket, recipe, caller.peer, now());
+        STANDARD.encode(ticket.to_bytes())
+    };
+    let mut blobs = Vec::with_capacity(wanted.len());
+    for digest in wanted {
+        let belongs = below.blobs.contains(&digest) || query.blob_in(image.id, &digest)?;
+        let blob = query.blob(&digest)?.filter(|_| belongs);
+        let unknown = || missing("blob_not_found", format!("{} has no blob {digest}", image.name));
+        let blob = blob.ok_or_else(unknown)?;
+        let (recipe, size_bytes) = (blob.recipe, blob.size);
+        blobs.push(BlobGrant { digest, size_bytes, recipe, ticket: ticket(recipe) });
+    }
+    let disk = version.disk.as_ref().map(|disk| DiskGrant {
+        recipe: disk.recipe,
+        virtual_size_bytes: disk.virtual_bytes,
+        content_size_bytes: disk.content_bytes,
+        ticket: ticket(disk.recipe),
+    });
+    Ok(Json(AgentResolution {
+        kind: kind_text(&image),
+        version: number(&version),
+        manifest: STANDARD.encode(content(query, &image, &version)?),
+        manifests: below.manifests,
+        manifest_digest: version.digest,
+        media_type: version.media_type,
+        image: image.name,
+        disk,
+        blobs,
+    }))
+}
+
+fn content<R: Read>(
+    query: Metadata<'_, R>,
+    image: &metadata::Image,
+    version: &Version,
+) -> Result<Vec<u8>, Problem> {
+    let bytes = query.manifest(image.id, &version.digest)?;
+    bytes.ok_or_else(|| missing("version_not_found", "the version was deleted meanwhile"))
+}
+
+/// What hangs below a version.
+struct Below {
+    manifests: Vec<ManifestContent>,
+    blobs: BTreeSet<Digest>,
+}
+
+fn below<R: Read>(
+    query: Metadata<'_, R>,
+    image: &metadata::Image,
+    top: &Version,
+) -> Result<Below, Problem> {
+    let mut below = Below { manifests: Vec::new(), blobs: BTreeSet::new() };
+    let mut seen = BTreeSet::from([top.digest.clone()]);
+    let mut level = vec![top.clone()];
+    let mut bytes_total = 0;
+    let too_large =
+        || Problem::bad_request("index_too_large", "the index is too large or too deep");
+    for depth in 0.. {
+        let mut next = Vec::new();
+        for version in level {
+            for reference in &version.references {
+                match reference {
+                    Reference::Blob { digest, .. } => {
+                        below.blobs.insert(digest.clone());
+                    }
+                    Reference::Manifest { digest, .. } => {
+                        if !seen.insert(digest.clone()) {
+                            continue;
+                        }
+                        // What was deleted below an index is simply not there.
+                        let Some(child) = query.version(image.id, digest)? else { continue };
+                        let bytes = content(query, image, &child)?;
+                        bytes_total += bytes.len();
+                        let full = below.manifests.len() >= MANIFESTS_MAX;
+                        if full || bytes_total > MANIFEST_BYTES_MAX {
+                            return Err(too_large());
+                        }
+                        below.manifests.push(ManifestContent {
+                            digest: digest.clone(),
+                            media_type: child.media_type.clone(),
+                            content: STANDARD.encode(bytes),
+                        });
+                        next.push(child);
+                    }
+                }
+            }
+        }
+        if next.is_empty() {
+            break;
+        }
+        if depth >= INDEX_DEPTH_MAX {
+            return Err(too_large());
+        }
+        level = next;
+    }
+    Ok(below)
+}
+
+pub async fn orders(State(app): State<App>, caller: Host) -> Result<Response, Problem> {
+    // Before the state is read: what happens in between comes as an event.
+    let events = app.raft.events();
+    let current = app.view().await?;
+    let stream = app.services.desk.stream(caller.peer, current, events);
+    let stream =
+        stream.map_err(|_| crowded("this node has all the order streams that it takes"))?;
+    let headers =
+        [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
+    let body = Body::from_stream(stream.map(Ok::<_, std::convert::Infallible>));
+    Ok((headers, body).into_response())
+}
+
+/// Soft while the transfer runs; its end, and that it began, are replicated. Idempotent.
+pub async fn progress(
+    State(app): State<App>,
+    caller: Host,
+    Json(report): Json<ProgressReport>,
+) -> Result<StatusCode, Problem> {
+    let ProgressReport { deployment, progress, .. } = report;
+    let senders = progress.bytes_by_peer.len() + progress.bytes_by_node.len();
+    if senders > SENDERS_MAX {
+        let text = format!("a report names at most {SENDERS_MAX} senders");
+        return Err(Problem::bad_request("report_too_long", text));
+    }
+    let unknown = || missing("deployment_not_found", "this agent has no such deployment");
+    let known = |row: Option<metadata::Deployment>| {
+        row.and_then(|row| row.hosts.get(&caller.peer).cloned())
+    };
+    let local = app.raft.local().query().deployment(deployment)?;
+    let state = match known(local) {
+        Some(state) => state,
+        // This node may not have heard of it yet.
+        None => known(app.view().await?.query().deployment(deployment)?).ok_or_else(unknown)?,
+    };
+    let next = next_state(&state, &progress)?;
+    app.services.board.record(deployment, caller.peer, progress, now());
+    if let Some(state) = next {
+        let peer: PeerId = caller.peer;
+        app.propose(Command::ReportHost { deployment, peer, state }).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is to be replicated of a report, if anything.
+fn next_state(
+    state: &HostState,
+    progress: &TransferProgress,
+) -> Result<Option<HostState>, Problem> {
+    let sum = |bytes: &BTreeMap<String, u64>| bytes.values().sum();
+    let next = match progress.state.as_str() {
+        "running" => HostState::Running,
+        "done" => HostState::Done {
+            bytes_from_peers: sum(&progress.bytes_by_peer),
+            bytes_from_nodes: sum(&progress.bytes_by_node),
+            bytes_local: progress.bytes_local,
+        },
+        "failed" => {
+            let reason = progress.last_error.as_deref().unwrap_or("the agent gave no reason");
+            HostState::Failed { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+        }
+        _ => {
+            let text = "state is running, done or failed";
+            return Err(Problem::bad_request("state_invalid", text));
+        }
+    };
+    let changes = match (state, &next) {
+        (HostState::Done { .. }, _) => false,
+        (HostState::Waiting, _) => true,
+        (HostState::Running | HostState::Failed { .. }, HostState::Running) => false,
+        (old, next) => old != next,
+    };
+    Ok(changes.then_some(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(state: &str) -> TransferProgress {
+        TransferProgress { state: state.into(), bytes_local: 4, ..TransferProgress::default() }
+    }
+
+    #[test]
+    fn only_changes_of_state_are_replicated() {
+        let done = HostState::Done { bytes_from_peers: 0, bytes_from_nodes: 0, bytes_local: 4 };
+        let next = |state: &HostState, text| next_state(state, &progress(text)).unwrap();
+        assert_eq!(next(&HostState::Waiting, "running"), Some(HostState::Running));
+        assert_eq!(next(&HostState::Running, "running"), None);
+        assert_eq!(next(&HostState::Running, "done"), Some(done.clone()));
+        assert_eq!(next(&done, "done"), None);
+        assert_eq!(next(&done, "failed"), None);
+        let failed = next(&HostState::Running, "failed").unwrap();
+        assert_eq!(next(&failed, "failed"), None);
+        assert_eq!(next(&failed, "done"), Some(done));
+        assert!(next_state(&HostState::Waiting, &progress("odd")).is_err());
+    }
+}

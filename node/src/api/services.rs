@@ -1,0 +1,58 @@
+//! What the REST API works with beside the metadata and the store: made once, shared by handlers.
+
+use std::sync::Arc;
+
+use shoal_content::NodeId;
+use shoal_p2p::identity::KeyPair;
+use shoal_raft::Raft;
+use tokio::task::JoinSet;
+
+use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
+use crate::disks::Disks;
+use crate::origin::Origin;
+use crate::state::Keys;
+use crate::store::BlobStore;
+
+/// See the module's documentation. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub disks: Disks,
+    pub origin: Origin,
+    pub board: Board,
+    pub desk: OrderDesk,
+    pub gatherer: Gatherer,
+}
+
+impl Services {
+    /// `key` is this node's own.
+    ///
+    /// # Errors
+    /// Where the authority's certificate or TLS cannot be used.
+    pub fn new(
+        raft: &Raft,
+        store: &Arc<dyn BlobStore>,
+        node: NodeId,
+        keys: &Keys,
+        key: Arc<KeyPair>,
+    ) -> Result<Self, SiblingsError> {
+        let siblings = Siblings::new(raft.clone(), node, keys, key)?;
+        let origin = Origin::new(Arc::clone(store));
+        let board = Board::default();
+        let desk = OrderDesk::new(raft.clone());
+        Ok(Self {
+            disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
+            origin,
+            gatherer: Gatherer::new(board.clone(), desk.clone(), siblings),
+            board,
+            desk,
+        })
+    }
+
+    /// Starts what runs in the background: unfinished disks are taken over, nodes that joined
+    /// become members. It ends when `tasks` is dropped.
+    pub fn start(&self, raft: &Raft, tasks: &mut JoinSet<()>) {
+        let disks = self.disks.clone();
+        tasks.spawn(async move { disks.sweep().await });
+        tasks.spawn(super::cluster::admit_members(raft.clone()));
+    }
+}

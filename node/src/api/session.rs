@@ -1,0 +1,34 @@
+//! Logging in, and who one is.
+
+use axum::Json;
+use axum::extract::State;
+use shoal_api::{LoginRequest, LoginResponse, Me};
+use shoal_content::Timestamp;
+use shoal_metadata::UserRole;
+use zeroize::Zeroizing;
+
+use crate::clock::rfc3339;
+use crate::http::auth::{Principal, check_password, issue_token};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+pub async fn login(
+    State(app): State<App>,
+    Json(request): Json<LoginRequest>,
+) -> Result<Json<LoginResponse>, Problem> {
+    let password = Zeroizing::new(request.password);
+    let principal = check_password(&app, &request.username, password).await?;
+    let (token, expires) = issue_token(&app, &principal.name())?;
+    let expires_at = rfc3339(Timestamp::from_millis(expires.saturating_mul(1000)));
+    Ok(Json(LoginResponse { token, expires_at }))
+}
+
+pub async fn me(principal: Principal) -> Json<Me> {
+    let role = match &principal {
+        Principal::User { role: UserRole::Admin, .. } => "admin",
+        Principal::User { role: UserRole::User, .. } => "user",
+        Principal::Agent(_) => "agent",
+        Principal::Node(_) => "node",
+    };
+    Json(Me { username: principal.name(), role: role.to_owned() })
+}

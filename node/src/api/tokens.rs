@@ -1,0 +1,132 @@
+//! Join tokens: made here, shown once, and taken apart again when somebody joins.
+//!
+//! Text: `shoal-join-v1.<base64url SHA-256 of the authority's certificate>.<id>.<secret>`.
+//! Invariant: only the BLAKE3 of the secret is kept, and nothing of a token is logged but its id.
+
+use std::fmt;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use shoal_api::{CreateJoinToken, JoinTokenCreated, JoinTokenInfo};
+use shoal_metadata::{Command, JoinRole, JoinToken};
+use zeroize::Zeroizing;
+
+use super::caller::Admin;
+use crate::clock::{now, rfc3339};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+const PREFIX: &str = "shoal-join-v1";
+/// In bytes, before encoding.
+const ID_BYTES: usize = 10;
+const SECRET_BYTES: usize = 32;
+const TTL_SECONDS_MAX: u64 = 365 * 24 * 3600;
+const TOKEN_TEXT_BYTES_MAX: usize = 512;
+
+/// A token as a joiner brought it.
+pub(super) struct Brought {
+    pub id: String,
+    pub secret_hash: [u8; 32],
+}
+
+impl fmt::Debug for Brought {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Brought").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Brought {
+    /// # Errors
+    /// 403, as for every other token that is no good.
+    pub fn parse(text: &str) -> Result<Self, Problem> {
+        let refused = || Problem::from(shoal_metadata::Refusal::JoinToken);
+        let parts: Vec<&str> = text.trim().split('.').collect();
+        match parts.as_slice() {
+            [PREFIX, _, id, secret] if text.len() <= TOKEN_TEXT_BYTES_MAX && !id.is_empty() => {
+                let secret_hash = *blake3::hash(secret.as_bytes()).as_bytes();
+                Ok(Self { id: (*id).to_owned(), secret_hash })
+            }
+            _ => Err(refused()),
+        }
+    }
+
+    /// Whether a row's token is this one and still holds, whatever uses are left: for a joiner
+    /// whose first request was carried out and whose answer was lost.
+    pub fn is_of(&self, row: &JoinToken, role: JoinRole) -> bool {
+        row.id == self.id
+            && blake3::Hash::from_bytes(row.secret_hash)
+                == blake3::Hash::from_bytes(self.secret_hash)
+            && row.role == role
+            && row.expires_at > now()
+    }
+}
+
+fn role_name(role: JoinRole) -> &'static str {
+    match role {
+        JoinRole::Agent => "agent",
+        JoinRole::Node => "node",
+    }
+}
+
+pub async fn create(
+    State(app): State<App>,
+    _caller: Admin,
+    Json(request): Json<CreateJoinToken>,
+) -> Result<(StatusCode, Json<JoinTokenCreated>), Problem> {
+    let role = match request.role.as_str() {
+        "agent" => JoinRole::Agent,
+        "node" => JoinRole::Node,
+        _ => return Err(Problem::bad_request("role_invalid", "role is agent or node")),
+    };
+    if !(1..=TTL_SECONDS_MAX).contains(&request.ttl_seconds) {
+        let text = format!("ttl_seconds is from 1 to {TTL_SECONDS_MAX}");
+        return Err(Problem::bad_request("ttl_invalid", text));
+    }
+    if request.uses == Some(0) {
+        return Err(Problem::bad_request("uses_invalid", "a token is good for at least one use"));
+    }
+    let id = hex::encode(rand::random::<[u8; ID_BYTES]>());
+    let secret = Zeroizing::new(rand::random::<[u8; SECRET_BYTES]>());
+    let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
+    let at = now();
+    let row = JoinToken {
+        id: id.clone(),
+        secret_hash: *blake3::hash(secret.as_bytes()).as_bytes(),
+        role,
+        created_at: at,
+        expires_at: at.plus_millis(request.ttl_seconds.saturating_mul(1000)),
+        uses_left: request.uses,
+    };
+    let expires_at = rfc3339(row.expires_at);
+    app.propose(Command::CreateJoinToken(row)).await?;
+    let fingerprint = URL_SAFE_NO_PAD.encode(app.keys.authority.fingerprint());
+    let token = format!("{PREFIX}.{fingerprint}.{id}.{}", *secret);
+    Ok((StatusCode::CREATED, Json(JoinTokenCreated { id, token, expires_at })))
+}
+
+pub async fn list(
+    State(app): State<App>,
+    _caller: Admin,
+) -> Result<Json<Vec<JoinTokenInfo>>, Problem> {
+    let rows = app.view().await?.query().join_tokens()?;
+    let shown = rows.into_iter().map(|row| JoinTokenInfo {
+        id: row.id,
+        role: role_name(row.role).to_owned(),
+        uses_left: row.uses_left,
+        created_at: rfc3339(row.created_at),
+        expires_at: rfc3339(row.expires_at),
+    });
+    Ok(Json(shown.collect()))
+}
+
+pub async fn revoke(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    app.propose(Command::RevokeJoinToken { id }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,362 @@
+//! The upload of a disk in parts: any order, in parallel, sent again at will.
+//!
+//! Invariants: a part is recorded only when it is safe in storage and its checksum is the one that
+//! was announced; memory for parts is bounded by [`PART_MEMORY_BYTES`], however many come at once.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use sha2::{Digest as _, Sha256};
+use shoal_api::{ChunkReceived, InitUpload, UploadStarted, UploadStatus};
+use shoal_content::{Digest, ImageId, ObjectKey, Timestamp, UploadId};
+use shoal_formats::Format;
+use shoal_metadata::{Command, DiskUploadState, Refusal, Upload, UploadPart, UploadPurpose};
+use shoal_raft::ProposeError;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use uuid::Uuid;
+
+use super::caller::Writer;
+use super::problem::{conflict, missing, unavailable};
+use crate::clock::{now, rfc3339};
+use crate::disks::is_under_way;
+use crate::http::problem::Problem;
+use crate::state::App;
+
+const MIB: u64 = 1024 * 1024;
+/// The length of a part where the client wishes none.
+const PART_BYTES_DEFAULT: u64 = 16 * MIB;
+const PART_BYTES_MIN: u64 = MIB;
+const PART_BYTES_MAX: u64 = 64 * MIB;
+/// Parts of one upload (the metadata hold this too).
+const PARTS_MAX: u64 = 10_000;
+/// The longest file.
+const TOTAL_BYTES_MAX: u64 = PARTS_MAX * PART_BYTES_MAX;
+/// What the parts that are being received take together; further ones wait.
+const PART_MEMORY_BYTES: u64 = 512 * MIB;
+/// A part that brings nothing for so long is given up.
+const PART_STALL: Duration = Duration::from_secs(30);
+/// A session lives so long after its last part.
+const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
+/// `complete` waits so long for the version before it answers 202.
+const COMPLETE_WAIT: Duration = Duration::from_millis(1800);
+const NUMBER_BYTES_MAX: usize = 128;
+const CHECKSUM_HEADER: &str = "x-shoal-checksum";
+
+/// In MiB, rounded up.
+static PART_MEMORY: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new((PART_MEMORY_BYTES / MIB) as usize));
+
+async fn part_memory(bytes: u64) -> Result<SemaphorePermit<'static>, Problem> {
+    let permits = PART_MEMORY.acquire_many(bytes.div_ceil(MIB).max(1) as u32).await;
+    permits.map_err(|_| unavailable("the node is stopping"))
+}
+
+fn expiry() -> Timestamp {
+    now().plus_millis(SESSION_TTL.as_millis() as u64)
+}
+
+fn total_parts(total_bytes: u64, part_bytes: u64) -> u32 {
+    total_bytes.div_ceil(part_bytes.max(1)) as u32
+}
+
+/// The upload with its purpose taken apart, if it is of this image's disks.
+struct Session {
+    row: Upload,
+    total_bytes: u64,
+    part_bytes: u64,
+    number: String,
+    state: DiskUploadState,
+    parts: std::collections::BTreeMap<u32, UploadPart>,
+}
+
+async fn session(app: &App, image: ImageId, id: UploadId) -> Result<Session, Problem> {
+    let view = app.view().await?;
+    let gone = || {
+        missing(
+            "upload_not_found",
+            format!("there is no upload {id} of this image; it may have expired or been aborted"),
+        )
+    };
+    let row = view.query().upload(id)?.ok_or_else(gone)?;
+    let UploadPurpose::Disk { image: of, total_bytes, part_bytes, number, state, parts, .. } =
+        row.purpose.clone()
+    else {
+        return Err(gone());
+    };
+    if of != image {
+        return Err(gone());
+    }
+    Ok(Session { row, total_bytes, part_bytes, number, state, parts })
+}
+
+pub async fn init(
+    State(app): State<App>,
+    caller: Writer,
+    Path(image): Path<ImageId>,
+    Json(request): Json<InitUpload>,
+) -> Result<(StatusCode, Json<UploadStarted>), Problem> {
+    check_number(&request.version)?;
+    if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
+        let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
+        return Err(Problem::bad_request("size_invalid", text));
+    }
+    let format: Option<Format> =
+        request.format.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()?;
+    if let Some(format) = format.filter(|format| !format.is_readable()) {
+        let text = format!("{format} images are not supported yet; convert it to qcow2 first");
+        return Err(Problem::bad_request("format_not_supported", text));
+    }
+    let wished = request.chunk_size_bytes.unwrap_or(PART_BYTES_DEFAULT);
+    // Few enough parts, whatever was wished.
+    let least = request.total_size_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
+    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_MAX).max(least);
+    let upload = Upload {
+        id: UploadId::from_uuid(Uuid::now_v7()),
+        owner: caller.name,
+        created_at: now(),
+        expires_at: expiry(),
+        purpose: UploadPurpose::Disk {
+            image,
+            number: request.version.clone(),
+            tags: request.tags,
+            total_bytes: request.total_size_bytes,
+            part_bytes,
+            format: format.map(|format| format.to_string()),
+            parts: Default::default(),
+            state: DiskUploadState::Receiving,
+        },
+    };
+    let (id, expires_at) = (upload.id, upload.expires_at);
+    app.propose(Command::BeginUpload(upload)).await.map_err(|error| match error {
+        ProposeError::Refused(Refusal::Exists(_)) => conflict(
+            "version_exists",
+            format!("the image has a version {} already; choose another number", request.version),
+        ),
+        error => error.into(),
+    })?;
+    let started = UploadStarted {
+        upload_id: id,
+        total_chunks: total_parts(request.total_size_bytes, part_bytes),
+        chunk_size: part_bytes,
+        expires_at: rfc3339(expires_at),
+    };
+    Ok((StatusCode::CREATED, Json(started)))
+}
+
+/// A version number is a tag's text, so that it can stand wherever a tag can.
+fn check_number(number: &str) -> Result<(), Problem> {
+    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<shoal_content::TagName>().is_ok();
+    if good {
+        return Ok(());
+    }
+    let text = "a version is letters, digits, '_', '.' and '-', for instance 1.0.1";
+    Err(Problem::bad_request("version_invalid", text.to_owned()))
+}
+
+pub async fn put_part(
+    State(app): State<App>,
+    _caller: Writer,
+    Path((image, id, part)): Path<(ImageId, UploadId, u32)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ChunkReceived>, Problem> {
+    let session = session(&app, image, id).await?;
+    let total = total_parts(session.total_bytes, session.part_bytes);
+    if part >= total {
+        let text = format!("there is no part {part}; they count from 0 to {}", total - 1);
+        return Err(Problem::bad_request("chunk_out_of_range", text));
+    }
+    if session.state != DiskUploadState::Receiving {
+        // Sent again after `complete`: what is there already is no mistake.
+        if let Some(known) = session.parts.get(&part) {
+            return Ok(Json(received(part, known, session.parts.len(), total)));
+        }
+        let text = "the upload receives no more parts".to_owned();
+        return Err(conflict("upload_state", text));
+    }
+    let start = u64::from(part) * session.part_bytes;
+    let wanted = session.part_bytes.min(session.total_bytes - start);
+    let announced = announced(&headers)?;
+    if let Some(length) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()) {
+        if length.parse::<u64>() != Ok(wanted) {
+            return Err(wrong_length(part, wanted, length));
+        }
+    }
+    let _memory = part_memory(wanted).await?;
+    let bytes = collect(body, part, wanted).await?;
+    let hashed = bytes.clone();
+    let sha256: [u8; 32] = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into())
+        .await
+        .map_err(|_| unavailable("the node is stopping"))?;
+    let found = Digest::sha256(sha256);
+    if let Some(announced) = announced.filter(|announced| *announced != found) {
+        let text = format!("part {part} is {found}, not {announced}; send it again");
+        return Err(Problem::bad_request("checksum_mismatch", text));
+    }
+    let recorded = UploadPart { bytes: wanted, sha256 };
+    // Sent again as it is: nothing to store.
+    if session.parts.get(&part) != Some(&recorded) {
+        app.store.put(ObjectKey::UploadPart { upload: id, part }, bytes).await?;
+        let received = recorded.clone();
+        let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
+        app.propose(record).await?;
+    }
+    let others = session.parts.keys().filter(|&&other| other != part).count();
+    // Parts that came beside this one show in the state as applied here.
+    let known = app.raft.local().query().upload(id)?.map_or(0, |row| match row.purpose {
+        UploadPurpose::Disk { parts, .. } => parts.len(),
+        UploadPurpose::Blob { .. } => 0,
+    });
+    Ok(Json(received(part, &recorded, known.max(others + 1), total)))
+}
+
+fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> ChunkReceived {
+    ChunkReceived {
+        chunk_index: part,
+        checksum: Digest::sha256(known.sha256).to_string(),
+        uploaded_chunks: uploaded as u32,
+        total_chunks: total,
+        progress: uploaded as f64 * 100.0 / f64::from(total.max(1)),
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
+    let Some(value) = headers.get(CHECKSUM_HEADER) else { return Ok(None) };
+    let digest = value.to_str().ok().and_then(|text| text.parse::<Digest>().ok());
+    let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
+    digest.map(Some).ok_or_else(|| Problem::bad_request("checksum_invalid", text))
+}
+
+fn wrong_length(part: u32, wanted: u64, found: impl std::fmt::Display) -> Problem {
+    let text = format!("part {part} has {wanted} bytes, but {found} were sent");
+    Problem::bad_request("chunk_size_mismatch", text)
+}
+
+async fn collect(body: Body, part: u32, wanted: u64) -> Result<Bytes, Problem> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = BytesMut::with_capacity(wanted as usize);
+    let broken = |text: String| Problem::bad_request("chunk_incomplete", text);
+    loop {
+        let piece = tokio::time::timeout(PART_STALL, pieces.try_next()).await;
+        let piece =
+            piece.map_err(|_| broken(format!("part {part} came to a stop; send it again")))?;
+        let Some(piece) =
+            piece.map_err(|error| broken(format!("part {part} broke off: {error}")))?
+        else {
+            break;
+        };
+        if bytes.len() as u64 + piece.len() as u64 > wanted {
+            return Err(wrong_length(part, wanted, "more"));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    if bytes.len() as u64 != wanted {
+        return Err(wrong_length(part, wanted, bytes.len()));
+    }
+    Ok(bytes.freeze())
+}
+
+pub async fn status(
+    State(app): State<App>,
+    _caller: super::caller::Reader,
+    Path((image, id)): Path<(ImageId, UploadId)>,
+) -> Result<Json<UploadStatus>, Problem> {
+    state_of(&app, image, id).await.map(Json)
+}
+
+async fn state_of(app: &App, image: ImageId, id: UploadId) -> Result<UploadStatus, Problem> {
+    let session = session(app, image, id).await?;
+    let mut status = UploadStatus {
+        upload_id: id,
+        status: "receiving".to_owned(),
+        total_chunks: total_parts(session.total_bytes, session.part_bytes),
+        received_chunks: session.parts.keys().copied().collect(),
+        chunk_size: session.part_bytes,
+        total_size_bytes: session.total_bytes,
+        processed_bytes: None,
+        version_id: None,
+        version: None,
+        manifest_digest: None,
+        failure: None,
+        expires_at: rfc3339(session.row.expires_at),
+    };
+    match session.state {
+        DiskUploadState::Receiving => {}
+        DiskUploadState::Ingesting { .. } => {
+            status.status = "processing".to_owned();
+            status.processed_bytes = app.services.disks.processed_bytes(id);
+        }
+        DiskUploadState::Published { version } => {
+            status.status = "active".to_owned();
+            status.version_id = Some(version);
+            status.version = Some(session.number);
+            let row = app.raft.local().query().version_by_id(version)?;
+            status.manifest_digest = row.map(|row| row.digest);
+        }
+        DiskUploadState::Failed { reason } => {
+            status.status = "failed".to_owned();
+            status.failure = Some(reason);
+        }
+    }
+    Ok(status)
+}
+
+pub async fn complete(
+    State(app): State<App>,
+    _caller: Writer,
+    Path((image, id)): Path<(ImageId, UploadId)>,
+) -> Result<(StatusCode, Json<UploadStatus>), Problem> {
+    let session = session(&app, image, id).await?;
+    if session.state == DiskUploadState::Receiving {
+        check_whole(&session)?;
+    }
+    let ended =
+        matches!(session.state, DiskUploadState::Published { .. } | DiskUploadState::Failed { .. });
+    if !ended {
+        match app.services.disks.begin(id).await {
+            Ok(()) => {}
+            Err(error) if is_under_way(&error) => {}
+            // It came to its end between the two looks; the status says how.
+            Err(ProposeError::Refused(Refusal::UploadState(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Either way the status is the answer.
+        let _ = tokio::time::timeout(COMPLETE_WAIT, app.services.disks.ended(id)).await;
+    }
+    let status = state_of(&app, image, id).await?;
+    let code = match status.status.as_str() {
+        "active" => StatusCode::CREATED,
+        _ => StatusCode::ACCEPTED,
+    };
+    Ok((code, Json(status)))
+}
+
+fn check_whole(session: &Session) -> Result<(), Problem> {
+    const SHOWN: usize = 10;
+    let total = total_parts(session.total_bytes, session.part_bytes);
+    let missing: Vec<u32> = (0..total).filter(|part| !session.parts.contains_key(part)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<String> = missing.iter().take(SHOWN).map(u32::to_string).collect();
+    let more = if missing.len() > SHOWN { ", …" } else { "" };
+    let text = format!("{} parts are missing: {}{more}", missing.len(), shown.join(", "));
+    Err(conflict("chunks_missing", text))
+}
+
+pub async fn abort(
+    State(app): State<App>,
+    _caller: Writer,
+    Path((image, id)): Path<(ImageId, UploadId)>,
+) -> Result<StatusCode, Problem> {
+    let session = session(&app, image, id).await?;
+    app.propose(Command::AbortUpload { upload: id }).await?;
+    app.services.disks.delete_parts_of(&session.row).await;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,229 @@
+//! The order streams of the agents.
+//!
+//! An agent that opens its stream hears of the nodes and of every order that it has not come to an
+//! end with, then of changes as they are applied here. Events are taken before the state is read,
+//! so that nothing falls between.
+//!
+//! Invariants: at most [`ORDER_STREAMS_MAX`] streams are open at a node; a slow agent holds back
+//! only its own stream; a stream whose agent was removed ends.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
+use shoal_api::{NodeAddress, OrderMessage};
+use shoal_content::{DeploymentId, ImageReference, PeerId, Pin};
+use shoal_metadata::{Deployment, Event, Fault, HostState, Query, Read};
+use shoal_raft::{Raft, View};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// Streams open at one node.
+pub const ORDER_STREAMS_MAX: usize = 4096;
+/// Messages that wait for a slow agent.
+const QUEUE: usize = 64;
+/// An agent takes a stream for dead that is silent for 25 s.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Hands out order streams, and knows which agents listen. Clones share it.
+#[derive(Debug, Clone)]
+pub struct OrderDesk {
+    raft: Raft,
+    /// Open streams by agent; an agent that comes again has two for a moment.
+    open: Arc<Mutex<HashMap<PeerId, usize>>>,
+}
+
+/// Counts a stream for as long as it lives.
+struct Seat {
+    desk: OrderDesk,
+    agent: PeerId,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut open = self.desk.open.lock();
+        if let Some(count) = open.get_mut(&self.agent) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.agent);
+            }
+        }
+    }
+}
+
+/// The node has all the streams that it takes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Crowded;
+
+impl OrderDesk {
+    pub fn new(raft: Raft) -> Self {
+        Self { raft, open: Arc::default() }
+    }
+
+    /// Agents that listen here.
+    pub fn online(&self) -> Vec<PeerId> {
+        self.open.lock().keys().copied().collect()
+    }
+
+    fn seat(&self, agent: PeerId) -> Result<Seat, Crowded> {
+        let mut open = self.open.lock();
+        if open.values().sum::<usize>() >= ORDER_STREAMS_MAX {
+            return Err(Crowded);
+        }
+        *open.entry(agent).or_default() += 1;
+        Ok(Seat { desk: self.clone(), agent })
+    }
+
+    /// Newline-delimited JSON of [`OrderMessage`]s. `current` is a linearizable state read after
+    /// the call began.
+    ///
+    /// # Errors
+    /// [`Crowded`].
+    pub fn stream(
+        &self,
+        agent: PeerId,
+        current: View,
+        events: tokio::sync::broadcast::Receiver<Event>,
+    ) -> Result<impl Stream<Item = Bytes> + Send + use<>, Crowded> {
+        let seat = self.seat(agent)?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let stream = OrderStream { agent, raft: self.raft.clone(), sent: HashSet::new(), sender };
+        tokio::spawn(async move {
+            let _seat = seat;
+            stream.run(current, events).await;
+        });
+        let lines = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        Ok(lines.map(|message: OrderMessage| line(&message)))
+    }
+}
+
+fn line(message: &OrderMessage) -> Bytes {
+    let mut line = serde_json::to_vec(message).expect("an order always serialises");
+    line.push(b'\n');
+    line.into()
+}
+
+struct OrderStream {
+    agent: PeerId,
+    raft: Raft,
+    sent: HashSet<DeploymentId>,
+    sender: mpsc::Sender<OrderMessage>,
+}
+
+/// The stream is at its end: nobody listens, or the agent is no member any more.
+struct End;
+
+impl OrderStream {
+    async fn run(mut self, current: View, mut events: tokio::sync::broadcast::Receiver<Event>) {
+        if self.send_all(&current).await.is_err() {
+            return;
+        }
+        drop(current);
+        let mut pings = tokio::time::interval(PING_INTERVAL);
+        pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let step = tokio::select! {
+                () = self.sender.closed() => return,
+                _ = pings.tick() => self.send(OrderMessage::Ping).await,
+                event = events.recv() => match event {
+                    Ok(event) => self.take(event).await,
+                    Err(RecvError::Lagged(_)) => {
+                        let view = self.raft.local();
+                        self.send_all(&view).await
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+            };
+            if step.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self, message: OrderMessage) -> Result<(), End> {
+        self.sender.send(message).await.map_err(|_| End)
+    }
+
+    async fn send_all(&mut self, view: &View) -> Result<(), End> {
+        let query = view.query();
+        let state = query.pending_deployments(self.agent);
+        let (nodes, pending) = match state.and_then(|pending| Ok((node_addresses(query)?, pending)))
+        {
+            Ok(state) => state,
+            Err(error) => return self.broken(&error),
+        };
+        self.send(OrderMessage::Nodes { nodes }).await?;
+        for deployment in pending {
+            self.order(deployment).await?;
+        }
+        Ok(())
+    }
+
+    fn broken(&self, error: &Fault) -> Result<(), End> {
+        warn!(agent = %self.agent, %error, "an order stream ends: the metadata cannot be read");
+        Err(End)
+    }
+
+    async fn order(&mut self, deployment: Deployment) -> Result<(), End> {
+        let pending = matches!(
+            deployment.hosts.get(&self.agent),
+            Some(HostState::Waiting | HostState::Running)
+        );
+        if deployment.cancelled {
+            if self.sent.remove(&deployment.id) {
+                return self.send(OrderMessage::Cancel { deployment: deployment.id }).await;
+            }
+        } else if !pending {
+            self.sent.remove(&deployment.id);
+        } else if self.sent.insert(deployment.id) {
+            let reference =
+                ImageReference { name: deployment.image, pin: Pin::Digest(deployment.digest) };
+            let (deployment, tag) = (deployment.id, deployment.tag);
+            return self.send(OrderMessage::Deploy { deployment, reference, tag }).await;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, event: Event) -> Result<(), End> {
+        let view = self.raft.local();
+        let query = view.query();
+        match event {
+            Event::DeploymentChanged(id) => match query.deployment(id) {
+                Ok(Some(deployment)) => self.order(deployment).await,
+                Ok(None) => Ok(()),
+                Err(error) => self.broken(&error),
+            },
+            Event::MembersChanged => match node_addresses(query) {
+                Ok(nodes) => self.send(OrderMessage::Nodes { nodes }).await,
+                Err(error) => self.broken(&error),
+            },
+            Event::AgentsChanged => match query.agent(self.agent) {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(End),
+                Err(error) => self.broken(&error),
+            },
+            Event::TagMoved { .. } | Event::UploadChanged(_) => Ok(()),
+        }
+    }
+}
+
+/// How agents reach the nodes.
+///
+/// # Errors
+/// Where the metadata cannot be read.
+pub fn node_addresses<R: Read>(query: Query<'_, R>) -> Result<Vec<NodeAddress>, Fault> {
+    let nodes = query.nodes()?.into_iter().map(|node| NodeAddress {
+        id: node.id,
+        name: node.name,
+        peer: node.peer,
+        zone: node.zone,
+        api_url: node.api_url,
+        peer_address: node.peer_address,
+        discovery_address: node.discovery_address,
+    });
+    Ok(nodes.collect())
+}

@@ -1,0 +1,123 @@
+//! Asks the other nodes, over HTTPS that only the cluster's authority can serve.
+//!
+//! Invariants: requests carry a token signed for each of them by this node's own key; an answer is
+//! read within [`ANSWER_BYTES_MAX`] and [`ANSWER_TIMEOUT`]. A node that does not answer is left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
+use shoal_content::{ClusterId, NodeId};
+use shoal_p2p::identity::KeyPair;
+use shoal_raft::Raft;
+use thiserror::Error;
+use tracing::debug;
+
+use super::node_token;
+use crate::clock;
+use crate::state::Keys;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
+const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Why the client could not be made.
+#[derive(Debug, Error)]
+pub enum SiblingsError {
+    #[error("the authority's certificate cannot be read")]
+    Authority,
+    #[error("TLS could not be set up")]
+    Tls(#[from] rustls::Error),
+    #[error("the HTTP client could not be made")]
+    Client(#[from] reqwest::Error),
+}
+
+/// See the module's documentation. Clones share connections.
+#[derive(Clone)]
+pub struct Siblings {
+    raft: Raft,
+    node: NodeId,
+    http: reqwest::Client,
+    key: Arc<KeyPair>,
+    cluster: ClusterId,
+}
+
+impl std::fmt::Debug for Siblings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Siblings").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Siblings {
+    /// The cluster's authority is the only one that is trusted; `key` is this node's own.
+    ///
+    /// # Errors
+    /// Where the authority's certificate or TLS cannot be used.
+    pub fn new(
+        raft: Raft,
+        node: NodeId,
+        keys: &Keys,
+        key: Arc<KeyPair>,
+    ) -> Result<Self, SiblingsError> {
+        let authority = CertificateDer::from_pem_slice(keys.authority.certificate_pem().as_bytes())
+            .map_err(|_| SiblingsError::Authority)?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .https_only(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self { raft, node, http, key, cluster: keys.cluster })
+    }
+
+    /// The answers of all other nodes to `GET path` that came in time.
+    pub async fn ask<T: DeserializeOwned>(&self, path: &str) -> Vec<T> {
+        let nodes = self.raft.local().query().nodes().unwrap_or_default();
+        let others = nodes.into_iter().filter(|node| node.id != self.node);
+        let asked: FuturesUnordered<_> = others
+            .map(|node| async move {
+                let answer = self.get(&node.api_url, path).await;
+                if let Err(error) = &answer {
+                    debug!(node = %node.id, error, "a node did not answer");
+                }
+                answer.ok()
+            })
+            .collect();
+        asked.filter_map(std::future::ready).collect().await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, api_url: &str, path: &str) -> Result<T, String> {
+        let url = format!("{}{path}", api_url.trim_end_matches('/'));
+        let token = node_token::issue(&self.key, self.cluster, clock::now());
+        let token = token.map_err(|error| error.to_string())?;
+        let request = self.http.get(url).bearer_auth(token);
+        let response = request.send().await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(status.to_string());
+        }
+        let mut response = response;
+        let mut body = Vec::new();
+        while let Some(part) = response.chunk().await.map_err(|error| error.to_string())? {
+            if body.len() + part.len() > ANSWER_BYTES_MAX {
+                return Err("the answer is too long".to_owned());
+            }
+            body.extend_from_slice(&part);
+        }
+        serde_json::from_slice(&body).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,246 @@
+//! One disk: opened over its parts, cut, packed, and published.
+//!
+//! Invariant: nothing is published before every pack and the recipe are safe in storage.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use shoal_content::{ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
+use shoal_formats::{DiskIngest, Format, IngestError, Ingested, SinkError, open};
+use shoal_metadata::{
+    Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload, UploadPurpose,
+};
+use shoal_raft::ProposeError;
+use uuid::Uuid;
+
+use super::dedup::{Known, known_chunks};
+use super::manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
+use super::packs::PackUploads;
+use super::source::PartsSource;
+use super::{Disks, Running};
+use crate::store::StoreError;
+
+/// The tag that every new version gets.
+const LATEST: &str = "latest";
+
+/// How an ingest ends without a version.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// For good; the reason is for the uploader.
+    Refused(String),
+    /// Another node has the lease, or the session is gone.
+    Lost,
+    /// Storage or the metadata did not answer; trying again may help.
+    Passing(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        if error.is_full() {
+            Self::Refused(format!("storage_full: {error}"))
+        } else {
+            Self::Passing(chain(&error))
+        }
+    }
+}
+
+/// What was read off the disk.
+struct Cut {
+    recipe: Recipe,
+    format: Format,
+    virtual_bytes: u64,
+    content_bytes: u64,
+    added_bytes: u64,
+}
+
+/// What the session says.
+struct Order {
+    upload: Upload,
+    image: Image,
+    number: String,
+    tags: Vec<TagName>,
+    total_bytes: u64,
+    part_bytes: u64,
+    hint: Option<Format>,
+    /// Of the newest versions.
+    recipes: Vec<RecipeId>,
+}
+
+impl Disks {
+    pub(super) async fn ingest(&self, id: UploadId, entry: &Arc<Running>) -> Result<(), Failure> {
+        let order = self.order(id).await?;
+        let known = known_chunks(&self.inner.origin, &order.recipes).await;
+        let runtime = tokio::runtime::Handle::current();
+        let store = Arc::clone(&self.inner.store);
+        let source = PartsSource::new(
+            Arc::clone(&store),
+            runtime.clone(),
+            id,
+            order.total_bytes,
+            order.part_bytes,
+        );
+        let sink = PackUploads::new(store, runtime);
+        let (hint, running) = (order.hint, Arc::clone(entry));
+        let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, sink, &running));
+        let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
+        let recipe = self.store_recipe(&cut.recipe).await?;
+        self.publish(order, cut, recipe).await
+    }
+
+    async fn order(&self, id: UploadId) -> Result<Order, Failure> {
+        let passing = |error: &dyn std::error::Error| Failure::Passing(chain(error));
+        let view = self.inner.raft.read().await.map_err(|error| passing(&error))?;
+        let query = view.query();
+        let upload = query.upload(id).map_err(|error| passing(&error))?.ok_or(Failure::Lost)?;
+        let UploadPurpose::Disk { image, number, tags, total_bytes, part_bytes, format, .. } =
+            upload.purpose.clone()
+        else {
+            return Err(Failure::Lost);
+        };
+        let gone = || Failure::Refused("image_not_found: the image was deleted meanwhile".into());
+        let image = query.image(image).map_err(|error| passing(&error))?.ok_or_else(gone)?;
+        let versions = query.versions(image.id).map_err(|error| passing(&error))?;
+        let mut versions: Vec<_> =
+            versions.iter().filter_map(|v| Some((v.sequence, v.disk.as_ref()?.recipe))).collect();
+        versions.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        let recipes = versions.into_iter().map(|(_, recipe)| recipe).collect();
+        let hint = format.and_then(|format| format.parse().ok());
+        Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, recipes })
+    }
+
+    async fn store_recipe(&self, recipe: &Recipe) -> Result<RecipeId, Failure> {
+        let encoded = recipe.encode();
+        let id = RecipeId::of(&encoded);
+        self.inner.store.put(ObjectKey::Recipe(id), Bytes::from(encoded)).await?;
+        Ok(id)
+    }
+
+    async fn publish(&self, order: Order, cut: Cut, recipe: RecipeId) -> Result<(), Failure> {
+        let manifest = DiskManifest {
+            recipe,
+            number: &order.number,
+            virtual_bytes: cut.virtual_bytes,
+            content_bytes: cut.content_bytes,
+            source_format: cut.format,
+        };
+        let (bytes, digest) = manifest.encode();
+        let annotations = manifest.annotations();
+        let mut objects: BTreeSet<ObjectKey> =
+            cut.recipe.objects().iter().map(|object| object.key).collect();
+        objects.insert(ObjectKey::Recipe(recipe));
+        let mut tags = order.tags;
+        if let Ok(latest) = LATEST.parse::<TagName>() {
+            tags.push(latest);
+        }
+        tags.dedup();
+        let disk = Disk {
+            recipe,
+            virtual_bytes: cut.virtual_bytes,
+            content_bytes: cut.content_bytes,
+            added_bytes: cut.added_bytes,
+            objects,
+            number: order.number.clone(),
+            source_format: cut.format.to_string(),
+        };
+        let put = PutManifest {
+            repository: order.image.name,
+            image: order.image.id,
+            version: VersionId::from_uuid(Uuid::now_v7()),
+            kind: ImageKind::Disk,
+            digest,
+            media_type: MEDIA_TYPE.to_owned(),
+            manifest: bytes,
+            artifact_type: Some(ARTIFACT_TYPE.to_owned()),
+            annotations,
+            subject: None,
+            references: BTreeSet::new(),
+            disk: Some(disk),
+            tags,
+            owner: order.upload.owner,
+            upload: Some(order.upload.id),
+        };
+        match self.propose_patiently(Command::PutManifest(put)).await {
+            Ok(_) => Ok(()),
+            // Done by another node, or by us where the answer was lost, or ended otherwise.
+            Err(ProposeError::Refused(Refusal::UploadState(_))) => Err(Failure::Lost),
+            Err(ProposeError::Refused(Refusal::NotFound(Subject::Upload))) => Err(Failure::Lost),
+            Err(ProposeError::Refused(Refusal::Exists(Subject::Version))) => {
+                let number = order.number;
+                Err(Failure::Refused(format!(
+                    "version_exists: there is a version {number} already"
+                )))
+            }
+            Err(ProposeError::Refused(refusal)) => Err(Failure::Refused(refusal.to_string())),
+            Err(error) => Err(Failure::Passing(error.to_string())),
+        }
+    }
+}
+
+/// Runs on a blocking thread.
+fn cut(
+    source: PartsSource,
+    hint: Option<Format>,
+    known: &Known,
+    sink: PackUploads,
+    running: &Running,
+) -> Result<Cut, Failure> {
+    let mut disk = open(Box::new(source), hint).map_err(|error| {
+        if error.is_retryable() {
+            Failure::Passing(chain(&error))
+        } else {
+            Failure::Refused(format!("disk_{}: {error}", error.reason()))
+        }
+    })?;
+    let mut look_up = |id| known.get(&id).copied();
+    let mut progress = |progress: shoal_formats::IngestProgress| {
+        running.processed_bytes.store(progress.bytes_done, Ordering::Relaxed);
+        if running.lost.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let ingest = DiskIngest::new(sink);
+    let ingested = ingest.run(disk.as_mut(), &mut look_up, &mut progress).map_err(ended)?;
+    let Ingested { recipe, totals, sink, .. } = ingested;
+    sink.settle().map_err(unstored)?;
+    Ok(Cut {
+        recipe,
+        format: disk.format(),
+        virtual_bytes: disk.virtual_bytes(),
+        content_bytes: totals.content_bytes,
+        added_bytes: totals.stored_bytes,
+    })
+}
+
+fn ended(error: IngestError) -> Failure {
+    match error {
+        IngestError::Cancelled => Failure::Lost,
+        IngestError::Sink(error) => unstored(error),
+        IngestError::Read(error) if error.is_retryable() => Failure::Passing(chain(&error)),
+        IngestError::Read(error) => Failure::Refused(format!("disk_{}: {error}", error.reason())),
+        IngestError::TooLarge => Failure::Refused(format!("disk_too_large: {error}")),
+        IngestError::Compress(_) => Failure::Passing(chain(&error)),
+    }
+}
+
+fn unstored(error: SinkError) -> Failure {
+    match error.downcast::<StoreError>() {
+        Ok(error) => (*error).into(),
+        Err(error) => Failure::Passing(chain(error.as_ref())),
+    }
+}
+
+/// The error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,67 @@
+//! Takes the packs of an ingest and stores several at a time.
+//!
+//! Invariant: at most [`PACKS_IN_FLIGHT_MAX`] packs are in memory here; [`PackUploads::settle`]
+//! returns only when every pack is safe, and nothing is published before that.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shoal_content::{ObjectKey, PackId};
+use shoal_formats::{PackSink, SinkError};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::store::{BlobStore, StoreError};
+
+const PACKS_IN_FLIGHT_MAX: usize = 2;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct PackUploads {
+    store: Arc<dyn BlobStore>,
+    runtime: Handle,
+    tasks: JoinSet<Result<(), StoreError>>,
+}
+
+impl PackUploads {
+    pub fn new(store: Arc<dyn BlobStore>, runtime: Handle) -> Self {
+        Self { store, runtime, tasks: JoinSet::new() }
+    }
+
+    /// Waits until `most` packs are under way.
+    fn wait(&mut self, most: usize) -> Result<(), SinkError> {
+        while self.tasks.len() > most {
+            match self.runtime.block_on(self.tasks.join_next()) {
+                Some(Ok(stored)) => stored?,
+                Some(Err(error)) => return Err(error.into()),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all packs are safe.
+    ///
+    /// # Errors
+    /// The first that failed.
+    pub fn settle(mut self) -> Result<(), SinkError> {
+        self.wait(0)
+    }
+}
+
+impl PackSink for PackUploads {
+    fn put_pack(&mut self, id: PackId, bytes: Vec<u8>) -> Result<(), SinkError> {
+        self.wait(PACKS_IN_FLIGHT_MAX - 1)?;
+        let store = Arc::clone(&self.store);
+        let store_pack = async move {
+            let key = ObjectKey::Pack(id);
+            // An ingest that another node began may have stored it: the name says what it holds.
+            if store.length(key).await? == Some(bytes.len() as u64) {
+                return Ok(());
+            }
+            store.put(key, Bytes::from(bytes)).await
+        };
+        self.tasks.spawn_on(store_pack, &self.runtime);
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! The node as the swarm's origin: recipes and chunks out of central storage.
+//!
+//! Invariants: a recipe is what its id names and a chunk what its id names, checked on every read
+//! from storage; memory is bounded by the named caches; of many who ask for the same thing at once,
+//! one reads it.
+//! Non-goals: who may have what (tickets; see `shoal-p2p` and `grant`), writing.
+
+mod grant;
+mod windows;
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use moka::future::Cache;
+use shoal_content::{ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
+use shoal_formats::{ChunkError, decode_chunk};
+use thiserror::Error;
+
+pub use grant::{TICKET_TTL, issue_ticket};
+pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
+
+use crate::store::{BlobStore, StoreError};
+
+/// What cached recipes take together, about.
+const RECIPE_CACHE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// What cached chunks take together, decoded.
+const CHUNK_CACHE_BYTES_MAX: u64 = 96 * 1024 * 1024;
+/// A decoded chunk entry and an extent, in memory.
+const CHUNK_ENTRY_BYTES: usize = 80;
+const EXTENT_ENTRY_BYTES: usize = 16;
+
+/// Why content could not be had from storage.
+#[derive(Debug, Clone, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error("recipe {0} is longer than any recipe may be")]
+    RecipeTooLong(RecipeId),
+    #[error("the object of recipe {0} holds something else")]
+    RecipeContent(RecipeId),
+    #[error("recipe {id} cannot be read: {error}")]
+    Recipe { id: RecipeId, error: RecipeError },
+    #[error("recipe {id} has no chunk {index}")]
+    NoChunk { id: RecipeId, index: u32 },
+    #[error("a chunk in storage is damaged: {0}")]
+    Chunk(Arc<ChunkError>),
+    #[error("decoding was interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            Self::Interrupted => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// See the module's documentation. Clones share the caches.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    store: Arc<dyn BlobStore>,
+    windows: Windows,
+    recipes: Cache<RecipeId, Arc<Recipe>>,
+    chunks: Cache<(RecipeId, u32), Bytes>,
+}
+
+impl Origin {
+    pub fn new(store: Arc<dyn BlobStore>) -> Self {
+        let weigh = |_: &RecipeId, recipe: &Arc<Recipe>| {
+            let bytes = recipe.chunks().len() * CHUNK_ENTRY_BYTES
+                + recipe.extents().len() * EXTENT_ENTRY_BYTES;
+            u32::try_from(bytes).unwrap_or(u32::MAX).max(1)
+        };
+        let recipes = Cache::builder().weigher(weigh).max_capacity(RECIPE_CACHE_BYTES_MAX).build();
+        let chunks = Cache::builder()
+            .weigher(|_, chunk: &Bytes| u32::try_from(chunk.len()).unwrap_or(u32::MAX))
+            .max_capacity(CHUNK_CACHE_BYTES_MAX)
+            .build();
+        Self { windows: Windows::new(Arc::clone(&store)), store, recipes, chunks }
+    }
+
+    /// The recipe, `None` where storage has no such object.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn recipe(&self, id: RecipeId) -> Result<Option<Arc<Recipe>>, Error> {
+        match self.recipes.try_get_with(id, self.load_recipe(id)).await {
+            Ok(recipe) => Ok(Some(recipe)),
+            Err(error) => match error.as_ref() {
+                Error::Store(store) if matches!(**store, StoreError::NotFound(_)) => Ok(None),
+                error => Err(error.clone()),
+            },
+        }
+    }
+
+    async fn load_recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
+        let key = ObjectKey::Recipe(id);
+        let length = self.store.length(key).await?.ok_or(StoreError::NotFound(key))?;
+        if length > RECIPE_BYTES_MAX as u64 {
+            return Err(Error::RecipeTooLong(id));
+        }
+        let mut encoded = BytesMut::with_capacity(length as usize);
+        let mut pieces = self.store.get(key, 0..length).await?;
+        while let Some(piece) = pieces.try_next().await? {
+            if encoded.len() + piece.len() > length as usize {
+                return Err(Error::RecipeTooLong(id));
+            }
+            encoded.extend_from_slice(&piece);
+        }
+        let decoded = tokio::task::spawn_blocking(move || {
+            if RecipeId::of(&encoded) != id {
+                return Err(Error::RecipeContent(id));
+            }
+            Recipe::decode(&encoded).map_err(|error| Error::Recipe { id, error })
+        });
+        decoded.await.map_err(|_| Error::Interrupted)?.map(Arc::new)
+    }
+
+    /// The content of chunk `index` of `recipe`, whose id is `id`; verified.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn chunk(&self, id: RecipeId, recipe: &Recipe, index: u32) -> Result<Bytes, Error> {
+        let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
+        let object = recipe.objects()[chunk.object as usize];
+        let read = async {
+            let stored = self.windows.read(object, chunk.at, u64::from(chunk.stored())).await;
+            let stored = stored.map_err(Error::Store)?;
+            let decoded = decode_chunk(&chunk, &stored);
+            decoded.map(Bytes::from).map_err(|error| Error::Chunk(Arc::new(error)))
+        };
+        let read = self.chunks.try_get_with((id, index), read);
+        read.await.map_err(|error: Arc<Error>| error.as_ref().clone())
+    }
+}

@@ -1,3 +1,18 @@
 //! The server: HTTP, storage, registry, disks, the swarm's origin.
+//!
+//! Start reading at `server`, which puts the parts together.
 
+pub mod api;
+pub mod clock;
+pub mod config;
+pub mod deploy;
+pub mod disks;
+pub mod founding;
+pub mod home;
+pub mod http;
+pub mod metrics;
+pub mod origin;
+pub mod registry;
+pub mod server;
+pub mod state;
 pub mod store;

@@ -1,3 +1,113 @@
-//! The program `shoal-node`.
+//! The program `shoal-node`: commands, signals, logging.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use shoal_node::config::Config;
+use shoal_node::server::{self, Server};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A Shoal node: keeps images, replicates their metadata, serves docker, agents and the REST API.
+///
+/// Without any configuration it is a complete single node: `shoal-node run` founds a cluster in its
+/// data folder, prints the administrator's password once, and answers on https://127.0.0.1:5000.
+#[derive(Debug, Parser)]
+#[command(name = "shoal-node", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+const EXAMPLES: &str = "Settings come from --config FILE (default /etc/shoal/node.toml), then from the environment \
+(SHOAL_NODE_HTTP_LISTEN and so on), then from --set.\n\nExamples:\n  \
+shoal-node run --set node.data_dir=/srv/shoal\n  \
+shoal-node init --config node.toml      found a cluster, print the password\n  \
+shoal-node config --config node.toml    check the settings and print what is in force";
+
+#[derive(Debug, Subcommand)]
+enum Commands {
+    /// Run the node; an empty data folder becomes a cluster of one
+    Run(Settings),
+    /// Found a cluster of one node and print the administrator's password
+    Init(Settings),
+    /// Check the settings and print them as they are in force
+    Config(Settings),
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// The TOML file
+    #[arg(long, env = "SHOAL_NODE_CONFIG")]
+    config: Option<PathBuf>,
+    /// One setting, which wins over file and environment
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = setting)]
+    overrides: Vec<(String, String)>,
+}
+
+impl Settings {
+    fn load(&self) -> Result<Config> {
+        Ok(Config::load(self.config.as_deref(), std::env::vars(), &self.overrides)?)
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is SECTION.KEY=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.context("the runtime cannot be started").and_then(|runtime| match arguments
+        .command
+    {
+        Commands::Run(settings) => runtime.block_on(run(settings.load()?)),
+        Commands::Init(settings) => {
+            let password = runtime.block_on(server::found(&settings.load()?))?;
+            show_password(&password);
+            Ok(())
+        }
+        Commands::Config(settings) => {
+            print!("{}", toml::to_string_pretty(&settings.load()?)?);
+            Ok(())
+        }
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shoal-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<()> {
+    let filter =
+        EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log.filter))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if config.log.format == "json" {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut server = Server::start(config, show_password).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        error = server.failed() => return Err(error).context("the HTTP server failed"),
+    }
+    server.stop().await
+}
+
+/// To standard output and nowhere else.
+fn show_password(password: &str) {
+    println!("A new cluster was founded. Its administrator, shown this once:");
+    println!("user:     {}", shoal_node::founding::ADMIN);
+    println!("password: {password}");
+}

@@ -21,7 +21,7 @@ use shoal_content::ObjectKey;
 
 pub use conformance::check_conformance;
 pub use error::StoreError;
-pub use folder::FolderStore;
+pub use folder::{FolderStore, RESERVE_BYTES_DEFAULT};
 pub use s3::{S3Settings, S3Store};
 
 /// S3 refuses a shorter part, unless it is the last; so every implementation may.

@@ -1,0 +1,7 @@
+//! What the benchmarks share: runs in turn, medians, ratios, and how they are printed.
+//!
+//! These machines are noisy: an absolute figure means little. So every benchmark runs the peer or
+//! the physical limit beside Shoal, in turn within one run, and prints the ratio.
+
+pub mod report;
+pub mod sample;

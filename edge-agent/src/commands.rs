@@ -1,0 +1,289 @@
+//! What each command does, up to the daemon's socket or the daemon itself.
+//!
+//! Output for people goes to a terminal as bars and tables; with `--json` each update is one JSON
+//! object on a line of its own.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde::Serialize;
+use shoal_api::TransferProgress;
+use shoal_content::Labels;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{Command, Fetch, Settings, Who};
+use crate::config::{self, Config};
+use crate::control::{ClientError, ImageReport, Line, Request, StatusReport, ask};
+use crate::enrolment::{self, DataFolder};
+use crate::transfers::TransferRecord;
+use crate::{daemon, join};
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Folder(#[from] enrolment::Error),
+    #[error(transparent)]
+    Join(#[from] join::Error),
+    #[error(transparent)]
+    Daemon(#[from] daemon::Error),
+    #[error(transparent)]
+    Control(#[from] ClientError),
+    #[error("--join-token needs --node, the address of any node")]
+    NoNode,
+    #[error("labels: {0}")]
+    Labels(#[from] shoal_content::LabelsError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The settings as file, environment and flags give them.
+pub fn load(settings: &Settings) -> Result<Config, Error> {
+    let mut overrides = settings.overrides.clone();
+    if let Some(folder) = &settings.data_dir {
+        // Quoted, so that no path reads as another kind of value.
+        let quoted = toml::Value::String(folder.display().to_string()).to_string();
+        overrides.push(("agent.data_dir".into(), quoted));
+    }
+    Ok(Config::load(settings.config.as_deref(), std::env::vars(), &overrides)?)
+}
+
+/// Carries out `command`.
+pub async fn execute(mut config: Config, command: Command) -> Result<(), Error> {
+    let socket = config.control_socket();
+    match command {
+        Command::Join(join) => {
+            introduce(&mut config, &join.who)?;
+            let folder = DataFolder::open(&config.agent.data_dir)?;
+            let enrolment = join::join(&folder, &config, &join.node, &join.token).await?;
+            let mut out = io::stdout();
+            writeln!(out, "joined {} as {}", enrolment.cluster, enrolment.name)?;
+            Ok(())
+        }
+        Command::Run(run) => {
+            introduce(&mut config, &run.who)?;
+            let folder = DataFolder::open(&config.agent.data_dir)?;
+            if let (Some(token), None) = (&run.join_token, folder.enrolment()?) {
+                let node = run.node.as_deref().ok_or(Error::NoNode)?;
+                join::join(&folder, &config, node, token).await?;
+            }
+            Ok(daemon::run(config, folder, stop_signal()?).await?)
+        }
+        Command::Fetch(arguments) => fetch(&socket, arguments).await,
+        Command::Status(json) => {
+            let line = ask(&socket, &Request::Status, |_| {}).await?;
+            print(&line, json.json, |line, out| match line {
+                Line::Status(report) => status(report, out),
+                _ => Ok(()),
+            })
+        }
+        Command::List(json) => {
+            let line = ask(&socket, &Request::List, |_| {}).await?;
+            print(&line, json.json, |line, out| match line {
+                Line::List { images } => list(images, out),
+                _ => Ok(()),
+            })
+        }
+        Command::Remove(one) => {
+            let request = Request::Remove { reference: one.reference };
+            let line = ask(&socket, &request, |_| {}).await?;
+            print(&line, one.json.json, |line, out| match line {
+                Line::Removed { freed_bytes, kept } => {
+                    writeln!(
+                        out,
+                        "freed {}; {kept} recipes are still used",
+                        HumanBytes(*freed_bytes)
+                    )
+                }
+                _ => Ok(()),
+            })
+        }
+        Command::Pin(one) => pin(&socket, one.reference, true, one.json.json).await,
+        Command::Unpin(one) => pin(&socket, one.reference, false, one.json.json).await,
+        Command::Explain(arguments) => {
+            let request = Request::Explain { limit: arguments.limit };
+            let line = ask(&socket, &request, |_| {}).await?;
+            print(&line, arguments.json.json, |line, out| match line {
+                Line::Explain { transfers, .. } => explain(transfers, out),
+                _ => Ok(()),
+            })
+        }
+    }
+}
+
+/// Flags about this host win over the settings.
+fn introduce(config: &mut Config, who: &Who) -> Result<(), Error> {
+    let agent = &mut config.agent;
+    agent.name = who.name.clone().or(agent.name.take());
+    agent.zone = who.zone.clone().unwrap_or_else(|| agent.zone.clone());
+    agent.role = who.role.unwrap_or(agent.role);
+    let mut labels: BTreeMap<String, String> = agent.labels.clone().into();
+    for more in &who.labels {
+        labels.extend(BTreeMap::<String, String>::from(more.clone()));
+    }
+    agent.labels = Labels::try_from(labels)?;
+    Ok(())
+}
+
+/// Turns true at SIGTERM or SIGINT.
+fn stop_signal() -> Result<watch::Receiver<bool>, Error> {
+    let (sender, receiver) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        sender.send_replace(true);
+    });
+    Ok(receiver)
+}
+
+async fn pin(
+    socket: &Path,
+    reference: shoal_content::ImageReference,
+    pinned: bool,
+    json: bool,
+) -> Result<(), Error> {
+    let line = ask(socket, &Request::Pin { reference, pinned }, |_| {}).await?;
+    let word = if pinned { "pinned" } else { "unpinned" };
+    print(&line, json, |line, out| match line {
+        Line::Pinned { recipes } => writeln!(out, "{word} {recipes} recipes"),
+        _ => Ok(()),
+    })
+}
+
+async fn fetch(socket: &Path, arguments: Fetch) -> Result<(), Error> {
+    let output = arguments.output.map(std::path::absolute).transpose()?;
+    let request =
+        Request::Fetch { reference: arguments.reference, output, format: arguments.format };
+    let json = arguments.json.json;
+    let bar =
+        if !json && io::stderr().is_terminal() { progress_bar() } else { ProgressBar::hidden() };
+    let outcome = ask(socket, &request, |line| {
+        if json {
+            // A closed pipe ends the program at its last line, too.
+            let _ = json_line(line);
+        } else if let Line::Progress { step, progress } = line {
+            bar.set_length(progress.bytes_total);
+            bar.set_position(progress.bytes_done);
+            bar.set_message(step.clone());
+        }
+    })
+    .await;
+    bar.finish_and_clear();
+    print(&outcome?, json, |line, out| match line {
+        Line::Fetched { image, digest, output, progress } => {
+            writeln!(out, "{image} ({digest})")?;
+            if let Some(output) = output {
+                writeln!(out, "written to {}", PathBuf::from(output).display())?;
+            }
+            sources(progress, out)
+        }
+        _ => Ok(()),
+    })
+}
+
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template(
+        "{msg:9} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn print(
+    line: &Line,
+    json: bool,
+    people: impl FnOnce(&Line, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
+    if json {
+        return Ok(json_line(line)?);
+    }
+    Ok(people(line, &mut io::stdout().lock())?)
+}
+
+fn json_line(value: &impl Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+/// Where the bytes came from, one source a line.
+fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
+    let seconds = progress.elapsed_ms as f64 / 1000.0;
+    writeln!(
+        out,
+        "  {} of {} in {seconds:.1} s, {}/s",
+        HumanBytes(progress.bytes_done),
+        HumanBytes(progress.bytes_total),
+        HumanBytes(progress.rate_bytes_per_second)
+    )?;
+    let share = |bytes: u64| 100.0 * bytes as f64 / progress.bytes_done.max(1) as f64;
+    let local = progress.bytes_local;
+    writeln!(out, "  {:>5.1} %  {:>10}  own cache", share(local), HumanBytes(local).to_string())?;
+    for (kind, from) in [("agent", &progress.bytes_by_peer), ("node", &progress.bytes_by_node)] {
+        for (name, bytes) in from {
+            let human = HumanBytes(*bytes).to_string();
+            writeln!(out, "  {:>5.1} %  {human:>10}  {kind} {name}", share(*bytes))?;
+        }
+    }
+    match &progress.last_error {
+        Some(error) => writeln!(out, "  last error: {error}"),
+        None => Ok(()),
+    }
+}
+
+fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
+    let mirror = report.mirror_address.as_deref().unwrap_or("off");
+    let orders = if report.orders_connected { "connected" } else { "not connected" };
+    writeln!(out, "agent      {} (shoal-agent {})", report.name, report.version)?;
+    writeln!(out, "peer       {}", report.peer)?;
+    writeln!(out, "cluster    {}", report.cluster)?;
+    writeln!(out, "address    {}", report.peer_address)?;
+    writeln!(out, "mirror     {mirror}")?;
+    writeln!(out, "nodes      {} ({orders})", report.nodes.join(", "))?;
+    writeln!(
+        out,
+        "cache      {} of {}, {} recipes",
+        HumanBytes(report.cache_bytes),
+        HumanBytes(report.cache_bytes_max),
+        report.recipes
+    )?;
+    writeln!(out, "transfers  {} running", report.transfers_running)
+}
+
+fn list(images: &[ImageReport], out: &mut dyn Write) -> io::Result<()> {
+    let width = images.iter().map(|image| image.reference.len()).max().unwrap_or(0).max(5);
+    writeln!(out, "{:width$}  {:9}  {:>10}  {:>6}  PINNED", "IMAGE", "KIND", "SIZE", "CACHED")?;
+    for image in images {
+        let share = 100 * image.chunks_held / image.chunks_total.max(1);
+        let (size, pinned) =
+            (HumanBytes(image.bytes).to_string(), if image.pinned { "yes" } else { "" });
+        let (reference, kind) = (&image.reference, &image.kind);
+        writeln!(out, "{reference:width$}  {kind:9}  {size:>10}  {share:>4} %  {pinned}")?;
+    }
+    Ok(())
+}
+
+fn explain(transfers: &[TransferRecord], out: &mut dyn Write) -> io::Result<()> {
+    if transfers.is_empty() {
+        return writeln!(out, "nothing was transferred since the agent started");
+    }
+    for transfer in transfers {
+        writeln!(out, "{} ({}, {:?})", transfer.what, transfer.progress.state, transfer.purpose)?;
+        sources(&transfer.progress, out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,345 @@
+//! The answering side of the control socket.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use shoal_api::TransferProgress;
+use shoal_content::{ImageReference, RecipeId};
+use shoal_formats::Format;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{debug, warn};
+
+use super::{ImageReport, LINE_BYTES_MAX, Line, Request, StatusReport};
+use crate::catalogue::Known;
+use crate::export::{self, layout};
+use crate::fetch::{Fetched, Fetcher, Patience};
+use crate::nodes::chain;
+use crate::transfers::{Purpose, Tracked, Transfers};
+
+/// Clients at once; further ones wait.
+const CLIENTS_MAX: usize = 64;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+const EXPLAIN_MAX: usize = 100;
+/// An answer's lines waiting for the client.
+const LINES_MAX: usize = 16;
+
+/// What the requests work on.
+pub struct Control {
+    pub fetcher: Fetcher,
+    pub transfers: Transfers,
+    /// The parts that only the daemon knows.
+    pub status: Box<dyn Fn() -> StatusReport + Send + Sync>,
+    pub swarm_status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+/// Makes the socket, for its owner only. A socket file that a killed agent left is replaced: the
+/// data folder's lock says that nobody listens on it.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Between the two calls the folder's own permissions (0700) keep others out.
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Control {
+    /// Serves until it is dropped.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
+        loop {
+            let Ok(permit) = clients.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let control = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = control.client(stream).await {
+                            debug!(%error, "a control client went away");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "accepting on the control socket failed");
+                    tokio::time::sleep(PROGRESS_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    async fn client(&self, stream: UnixStream) -> io::Result<()> {
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read);
+        let request = tokio::time::timeout(REQUEST_TIMEOUT, request(&mut read)).await??;
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => {
+                let message = format!("the request was not understood: {error}");
+                return send(&mut write, &Line::Error { message }).await;
+            }
+        };
+        let (sender, mut lines) = mpsc::channel(LINES_MAX);
+        let mut answer = std::pin::pin!(self.answer(request, sender));
+        let mut gone = std::pin::pin!(read.fill_buf());
+        loop {
+            tokio::select! {
+                last = &mut answer => {
+                    return send(&mut write, &last).await;
+                }
+                Some(line) = lines.recv() => send(&mut write, &line).await?,
+                // One request a connection: anything more, or the end, means that nobody waits.
+                _ = &mut gone => return Ok(()),
+            }
+        }
+    }
+
+    /// The last line; lines before it go through `lines`.
+    async fn answer(&self, request: Request, lines: mpsc::Sender<Line>) -> Line {
+        match request {
+            Request::Fetch { reference, output, format } => {
+                self.fetch(reference, output, format, &lines).await
+            }
+            Request::Status => Line::Status((self.status)()),
+            Request::List => Line::List { images: self.list() },
+            Request::Remove { reference } => self.remove(reference).await,
+            Request::Pin { reference, pinned } => self.pin(reference, pinned).await,
+            Request::Explain { limit } => Line::Explain {
+                transfers: self.transfers.recent(limit.min(EXPLAIN_MAX)),
+                swarm: (self.swarm_status)(),
+            },
+        }
+    }
+
+    async fn fetch(
+        &self,
+        reference: ImageReference,
+        output: Option<PathBuf>,
+        format: Option<String>,
+        lines: &mpsc::Sender<Line>,
+    ) -> Line {
+        let tracked = self.transfers.start(reference.to_string(), Purpose::Fetch);
+        let format = match chosen_format(format.as_deref(), output.as_deref()) {
+            Ok(format) => format,
+            Err(message) => return failed(&tracked, message),
+        };
+        let fetched = {
+            let fetching = self.fetcher.image(&reference, &tracked, Patience::PERSON);
+            let mut fetching = std::pin::pin!(fetching);
+            let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+            let progress = tracked.watch();
+            loop {
+                tokio::select! {
+                    fetched = &mut fetching => break fetched,
+                    _ = tick.tick() => {
+                        let progress = progress.borrow().clone();
+                        // A client that does not read misses some of them.
+                        let _ = lines.try_send(Line::Progress { step: "fetching".into(), progress });
+                    }
+                }
+            }
+        };
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) => return failed(&tracked, chain(&error)),
+        };
+        if let Some(output) = &output
+            && let Err(message) =
+                self.write(&reference, &fetched, output, format, &tracked, lines).await
+        {
+            return failed(&tracked, message);
+        }
+        let progress = tracked.done();
+        let image = reference.to_string();
+        let digest = fetched.known.resolution.manifest_digest.to_string();
+        Line::Fetched { image, digest, output, progress }
+    }
+
+    /// Writes what was fetched to `output`.
+    async fn write(
+        &self,
+        reference: &ImageReference,
+        fetched: &Fetched,
+        output: &Path,
+        format: Format,
+        tracked: &Tracked,
+        lines: &mpsc::Sender<Line>,
+    ) -> Result<(), String> {
+        if !output.is_absolute() {
+            return Err(format!("the output {} is not an absolute path", output.display()));
+        }
+        let known = fetched.known.clone();
+        let (cache, reference) = (self.fetcher.cache.clone(), reference.clone());
+        let output = output.to_owned();
+        // Dropped with this call, which tells the thread to stop.
+        let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
+        let (stopped, share) = (stop.0.clone(), Arc::new(AtomicU64::new(0)));
+        let done = share.clone();
+        let work = crate::blocking(move || {
+            let Some(disk) = &known.resolution.disk else {
+                return layout::write(&cache, &reference, &known.resolution, &output)
+                    .map_err(|error| chain(&error));
+            };
+            let entry = cache.entry(disk.recipe).ok_or("the disk left the cache")?;
+            let mut progress = |share: f64| {
+                done.store((share * 1_000_000.0) as u64, Ordering::Relaxed);
+                if stopped.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            export::disk(&entry, format, &output, &mut progress).map_err(|error| chain(&error))
+        });
+        let mut work = std::pin::pin!(work);
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let base = tracked.watch().borrow().clone();
+        loop {
+            tokio::select! {
+                outcome = &mut work => {
+                    return outcome.unwrap_or_else(|| Err("the agent is shutting down".into()));
+                }
+                _ = tick.tick() => {
+                    let share = share.load(Ordering::Relaxed) as f64 / 1_000_000.0;
+                    let bytes_done = (base.bytes_total as f64 * share) as u64;
+                    let progress = TransferProgress { bytes_done, ..base.clone() };
+                    let _ = lines.try_send(Line::Progress { step: "writing".into(), progress });
+                }
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<ImageReport> {
+        self.fetcher.catalogue.all().iter().map(|known| self.image_report(known)).collect()
+    }
+
+    fn image_report(&self, known: &Known) -> ImageReport {
+        let resolution = &known.resolution;
+        let recipes: HashSet<RecipeId> = known.recipes().into_iter().collect();
+        let (mut held, mut total, mut pinned) = (0u64, 0u64, !recipes.is_empty());
+        for recipe in &recipes {
+            let entry = self.fetcher.cache.entry(*recipe);
+            let (chunks_held, chunks_total) = entry.as_ref().map_or((0, 1), |e| e.count());
+            held += u64::from(chunks_held);
+            total += u64::from(chunks_total);
+            pinned &= entry.is_some_and(|entry| entry.is_pinned());
+        }
+        let disk = resolution.disk.as_ref().map_or(0, |disk| disk.content_size_bytes);
+        let blobs: u64 = resolution.blobs.iter().map(|blob| blob.size_bytes).sum();
+        ImageReport {
+            reference: known.reference.clone(),
+            kind: resolution.kind.clone(),
+            digest: resolution.manifest_digest.to_string(),
+            chunks_held: held,
+            chunks_total: total,
+            bytes: disk + blobs,
+            pinned,
+        }
+    }
+
+    async fn remove(&self, reference: ImageReference) -> Line {
+        let (cache, catalogue) = (self.fetcher.cache.clone(), self.fetcher.catalogue.clone());
+        let removed = crate::blocking(move || {
+            let name = reference.to_string();
+            let Some(known) = catalogue.forget(&name).map_err(|error| chain(&error))? else {
+                return Err(format!("{name} is not known here; see 'shoal-agent list'"));
+            };
+            let others: HashSet<RecipeId> =
+                catalogue.all().iter().flat_map(|other| other.recipes()).collect();
+            let recipes: HashSet<RecipeId> = known.recipes().into_iter().collect();
+            let (mut freed_bytes, mut kept) = (0, 0);
+            for recipe in recipes {
+                let freed = match others.contains(&recipe) {
+                    true => 0,
+                    false => cache.remove_unleased(recipe).map_err(|error| chain(&error))?,
+                };
+                freed_bytes += freed;
+                kept += usize::from(cache.entry(recipe).is_some());
+            }
+            Ok(Line::Removed { freed_bytes, kept })
+        });
+        line(removed.await)
+    }
+
+    async fn pin(&self, reference: ImageReference, pinned: bool) -> Line {
+        let (cache, catalogue) = (self.fetcher.cache.clone(), self.fetcher.catalogue.clone());
+        let done = crate::blocking(move || {
+            let known = catalogue.find(&reference).ok_or_else(|| {
+                format!("{reference} is not known here; fetch it first, or see 'shoal-agent list'")
+            })?;
+            let entries: Vec<_> =
+                known.recipes().into_iter().filter_map(|recipe| cache.entry(recipe)).collect();
+            for entry in &entries {
+                entry.set_pinned(pinned).map_err(|error| chain(&error))?;
+            }
+            Ok(Line::Pinned { recipes: entries.len() })
+        });
+        line(done.await)
+    }
+}
+
+/// Tells a thread to stop when the call that started it goes away.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn line(outcome: Option<Result<Line, String>>) -> Line {
+    match outcome {
+        Some(Ok(line)) => line,
+        Some(Err(message)) => Line::Error { message },
+        None => Line::Error { message: "the agent is shutting down".into() },
+    }
+}
+
+fn failed(tracked: &Tracked, message: String) -> Line {
+    tracked.failed(&message);
+    Line::Error { message }
+}
+
+/// What is asked for, else what the output's name says, else qcow2.
+fn chosen_format(format: Option<&str>, output: Option<&Path>) -> Result<Format, String> {
+    if let Some(text) = format {
+        return text.parse().map_err(|error| format!("{error}"));
+    }
+    let extension = output.and_then(Path::extension).and_then(|extension| extension.to_str());
+    Ok(match extension {
+        Some("raw" | "img") => Format::Raw,
+        _ => Format::Qcow2,
+    })
+}
+
+async fn request(
+    read: &mut BufReader<OwnedReadHalf>,
+) -> io::Result<Result<Request, serde_json::Error>> {
+    let mut text = Vec::new();
+    read.take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut text).await?;
+    Ok(serde_json::from_slice(&text))
+}
+
+async fn send(write: &mut OwnedWriteHalf, line: &Line) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    write.write_all(&bytes).await
+}

@@ -1,0 +1,427 @@
+//! `shoal-agent run`: puts the parts together and takes them apart again.
+//!
+//! Start: folder locked, enrolment read, cache opened, swarm up, listeners bound; only then is the
+//! agent healthy. Stop (SIGTERM or SIGINT): orders and clients first, then the listeners within
+//! [`DRAIN_TIMEOUT`], then the swarm, then a last checkpoint of the cache. A kill at any time costs
+//! no more than unsynced chunks, which are hashed at the next start.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use prometheus_client::registry::Registry;
+use shoal_api::NodeAddress;
+use shoal_content::Zone;
+use shoal_p2p::identity::{Credentials, KeyPair};
+use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
+use crate::catalogue::Catalogue;
+use crate::config::{Config, Role};
+use crate::control::{self, Control, StatusReport};
+use crate::deploy::Deployments;
+use crate::enrolment::{self, DataFolder, Enrolment};
+use crate::fetch::Fetcher;
+use crate::fetch::download::Downloads;
+use crate::metrics::Metrics;
+use crate::mirror::{self, Mirror};
+use crate::nodes::{self, NodeClient, chain};
+use crate::transfers::Transfers;
+use crate::{blocking, status};
+
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Orders read from the stream that nobody has taken yet.
+const ORDERS_MAX: usize = 64;
+
+/// Why the daemon could not run.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Folder(#[from] enrolment::Error),
+    #[error(
+        "this agent has joined no cluster: run 'shoal-agent join', or give run a --join-token and --node"
+    )]
+    NotEnrolled,
+    #[error("the enrolment in the data folder is damaged: {0}")]
+    Enrolment(String),
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
+    #[error(transparent)]
+    Nodes(#[from] nodes::Error),
+    #[error("the swarm could not start: {0}")]
+    Swarm(String),
+    #[error("listening on {address} for the {what} failed: {source}")]
+    Listen { what: &'static str, address: String, source: std::io::Error },
+    #[error("the mirror's certificate cannot be used: {0}")]
+    MirrorCertificate(std::io::Error),
+    #[error("the peer address cannot be told: {0}; set peer.advertise")]
+    Advertise(String),
+}
+
+/// Runs until `stop` turns true.
+pub async fn run(
+    config: Config,
+    folder: DataFolder,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let enrolment = folder.enrolment()?.ok_or(Error::NotEnrolled)?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let (cache_config, cache_metrics) = (config.cache.clone(), metrics.cache.clone());
+    let cache = Cache::open(&folder.cache_path(), &cache_config, cache_metrics)?;
+    let catalogue = Catalogue::open(&folder.catalogue_path())?;
+    let known = folder.nodes()?;
+    let key = KeyPair::load_or_create(&folder.key_path())
+        .map_err(|error| Error::Enrolment(chain(&error)))?;
+    let key = Arc::new(key);
+    let client = Arc::new(node_client(&config, &enrolment, &key, &known, &metrics)?);
+    let swarm = start_swarm(&config, &enrolment, &key, &known, &cache, &mut registry).await?;
+    swarm.set_nodes(swarm_nodes(&known).await);
+    let downloads = Downloads::new(cache.clone(), swarm.clone());
+    downloads.set_nodes(&known);
+    let fetcher = Fetcher {
+        cache: cache.clone(),
+        catalogue,
+        nodes: client.clone(),
+        downloads: downloads.clone(),
+    };
+    let transfers = Transfers::new(metrics.agent.clone());
+    let parts = Parts {
+        config,
+        enrolment,
+        folder: Arc::new(folder),
+        metrics,
+        cache,
+        client,
+        swarm,
+        fetcher,
+        transfers,
+        nodes: Arc::new(RwLock::new(known)),
+    };
+    let (mut servers, mut background) = (JoinSet::new(), JoinSet::new());
+    let drain = parts.listen(&mut servers, &mut background, Arc::new(registry), &key).await?;
+    parts.background(&mut background);
+    info!(peer = %key.peer_id(), address = %parts.swarm.local_address(), "agent running");
+
+    // An error means that nobody can ask for a stop any more.
+    let _ = stop.wait_for(|stop| *stop).await;
+    info!("stopping");
+    background.shutdown().await;
+    drain.graceful_shutdown(Some(DRAIN_TIMEOUT));
+    while servers.join_next().await.is_some() {}
+    parts.swarm.shutdown().await;
+    let cache = parts.cache.clone();
+    if let Some(Err(error)) = blocking(move || cache.sync_all()).await {
+        warn!(%error, "the last checkpoint failed; its chunks are hashed at the next start");
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// What the running agent is made of.
+struct Parts {
+    config: Config,
+    enrolment: Enrolment,
+    folder: Arc<DataFolder>,
+    metrics: Metrics,
+    cache: Cache,
+    client: Arc<NodeClient>,
+    swarm: Swarm,
+    fetcher: Fetcher,
+    transfers: Transfers,
+    nodes: Arc<RwLock<Vec<NodeAddress>>>,
+}
+
+impl Parts {
+    /// Binds everything that listens, and serves it.
+    async fn listen(
+        &self,
+        servers: &mut JoinSet<()>,
+        background: &mut JoinSet<()>,
+        registry: Arc<Registry>,
+        key: &KeyPair,
+    ) -> Result<axum_server::Handle<SocketAddr>, Error> {
+        let drain = axum_server::Handle::new();
+        if self.config.status.enabled {
+            let listener = bind("status", self.config.status.listen).await?;
+            serve(servers, listener, None, status::router(registry), &drain)?;
+        }
+        if self.config.mirror.enabled {
+            let config = &self.config.mirror;
+            let tls = match (&config.certificate_file, &config.key_file) {
+                (Some(certificate), Some(key)) => {
+                    let loaded =
+                        axum_server::tls_rustls::RustlsConfig::from_pem_file(certificate, key);
+                    Some(loaded.await.map_err(Error::MirrorCertificate)?)
+                }
+                _ => None,
+            };
+            let mirror = Arc::new(Mirror {
+                fetcher: self.fetcher.clone(),
+                transfers: self.transfers.clone(),
+                metrics: self.metrics.agent.clone(),
+                peer: key.peer_id(),
+                ticket_public_key: ticket_key(&self.enrolment)?,
+            });
+            let listener = bind("mirror", config.listen).await?;
+            serve(servers, listener, tls, mirror::router(mirror), &drain)?;
+        }
+        let socket = self.config.control_socket();
+        let listener = control::bind(&socket).map_err(|source| Error::Listen {
+            what: "control socket",
+            address: socket.display().to_string(),
+            source,
+        })?;
+        let swarm = self.swarm.clone();
+        let control = Arc::new(Control {
+            fetcher: self.fetcher.clone(),
+            transfers: self.transfers.clone(),
+            status: self.status_report(key),
+            swarm_status: Box::new(move || {
+                serde_json::to_value(swarm.status()).unwrap_or(serde_json::Value::Null)
+            }),
+        });
+        background.spawn(control.serve(listener));
+        Ok(drain)
+    }
+
+    fn status_report(&self, key: &KeyPair) -> Box<dyn Fn() -> StatusReport + Send + Sync> {
+        let mirror = &self.config.mirror;
+        let base = StatusReport {
+            name: self.enrolment.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            peer: key.peer_id(),
+            cluster: self.enrolment.cluster,
+            peer_address: self.swarm.local_address().to_string(),
+            mirror_address: mirror.enabled.then(|| mirror.listen.to_string()),
+            orders_connected: false,
+            nodes: Vec::new(),
+            transfers_running: 0,
+            cache_bytes: 0,
+            cache_bytes_max: self.cache.limits().high,
+            recipes: 0,
+        };
+        let (cache, client) = (self.cache.clone(), self.client.clone());
+        let (transfers, metrics) = (self.transfers.clone(), self.metrics.agent.clone());
+        Box::new(move || StatusReport {
+            orders_connected: metrics.orders_connected.get() == 1,
+            nodes: client.urls(),
+            transfers_running: transfers.running(),
+            cache_bytes: cache.used_bytes(),
+            recipes: cache.holdings().len(),
+            ..base.clone()
+        })
+    }
+
+    /// Everything that runs beside.
+    fn background(&self, tasks: &mut JoinSet<()>) {
+        let cache = self.cache.clone();
+        tasks.spawn(async move {
+            let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                let cache = cache.clone();
+                blocking(move || cache.tend()).await;
+            }
+        });
+        let (cache, swarm) = (self.cache.clone(), self.swarm.clone());
+        tasks.spawn(async move {
+            let settling = cache.clone();
+            blocking(move || settling.settle()).await;
+            for holding in cache.holdings().into_iter().filter(|held| held.chunks_held > 0) {
+                if let Err(error) = swarm.announce(holding.recipe).await {
+                    warn!(recipe = %holding.recipe, %error, "a cached recipe is not announced");
+                }
+            }
+        });
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
+        let deployments = Deployments::new(self.fetcher.clone(), self.transfers.clone());
+        tasks.spawn(deployments.serve(orders, self.on_nodes()));
+    }
+
+    /// Spreads a new list of nodes to all that use one, and keeps it.
+    fn on_nodes(&self) -> Box<dyn Fn(Vec<NodeAddress>) + Send + Sync> {
+        let (client, swarm, folder) =
+            (self.client.clone(), self.swarm.clone(), self.folder.clone());
+        let (downloads, known) = (self.fetcher.downloads.clone(), self.nodes.clone());
+        Box::new(move |list| {
+            if list.is_empty() || *known.read() == list {
+                return;
+            }
+            info!(nodes = list.len(), "the list of nodes changed");
+            client.set_nodes(&list);
+            downloads.set_nodes(&list);
+            known.write().clone_from(&list);
+            let (swarm, folder) = (swarm.clone(), folder.clone());
+            tokio::spawn(async move {
+                swarm.set_nodes(swarm_nodes(&list).await);
+                let saved = blocking(move || folder.save_nodes(&list)).await;
+                if let Some(Err(error)) = saved {
+                    warn!(%error, "the list of nodes could not be kept");
+                }
+            });
+        })
+    }
+}
+
+fn node_client(
+    config: &Config,
+    enrolment: &Enrolment,
+    key: &Arc<KeyPair>,
+    known: &[NodeAddress],
+    metrics: &Metrics,
+) -> Result<NodeClient, Error> {
+    let extra = match &config.nodes.authority_file {
+        Some(path) => nodes::read_authorities(path)?,
+        None => Vec::new(),
+    };
+    let authorities = [enrolment.authority_pem.as_bytes(), &extra];
+    Ok(NodeClient::new(
+        key.clone(),
+        enrolment.cluster,
+        &authorities,
+        &config.nodes.urls,
+        known,
+        metrics.agent.clone(),
+    )?)
+}
+
+async fn start_swarm(
+    config: &Config,
+    enrolment: &Enrolment,
+    key: &Arc<KeyPair>,
+    known: &[NodeAddress],
+    cache: &Cache,
+    registry: &mut Registry,
+) -> Result<Swarm, Error> {
+    let credentials = Credentials {
+        key: key.clone(),
+        certificate_pem: enrolment.certificate_pem.clone(),
+        authority_pem: enrolment.authority_pem.clone(),
+    };
+    let discovery = if config.discovery.enabled {
+        Some(DiscoveryConfig {
+            listen: config.discovery.listen,
+            network_key: fixed(&enrolment.network_key, "network key")?,
+            bootstrap: Vec::new(),
+            mdns: config.discovery.mdns,
+        })
+    } else {
+        None
+    };
+    // What a join was told by flags stands where the settings say nothing.
+    let role = match (config.agent.role, enrolment.role) {
+        (Role::Host, Role::Host) => PeerRole::Host,
+        _ => PeerRole::Cache,
+    };
+    let swarm_config = shoal_p2p::Config {
+        credentials,
+        listen: config.peer.listen,
+        advertise: advertised(config, known).await?,
+        zone: zone(config, enrolment),
+        role,
+        ticket_public_key: ticket_key(enrolment)?,
+        discovery,
+    };
+    Swarm::start(swarm_config, Arc::new(cache.clone()), registry)
+        .await
+        .map_err(|error| Error::Swarm(chain(&error)))
+}
+
+fn zone(config: &Config, enrolment: &Enrolment) -> Zone {
+    let configured = &config.agent.zone;
+    if *configured == Zone::default() { enrolment.zone.clone() } else { configured.clone() }
+}
+
+/// The address that peers are told: as configured, else by which this host reaches a node.
+async fn advertised(config: &Config, known: &[NodeAddress]) -> Result<SocketAddr, Error> {
+    if let Some(address) = config.peer.advertise {
+        return Ok(address);
+    }
+    let listen = config.peer.listen;
+    if !listen.ip().is_unspecified() {
+        return Ok(listen);
+    }
+    for node in known {
+        let found = tokio::net::lookup_host(&node.peer_address).await;
+        let Some(address) = found.ok().and_then(|mut found| found.next()) else { continue };
+        // Connecting a UDP socket sends nothing; it only chooses the route.
+        let local = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))
+            .and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
+        if let Ok(local) = local {
+            return Ok(SocketAddr::new(local.ip(), listen.port()));
+        }
+    }
+    Err(Error::Advertise("no node is known whose address this host reaches".into()))
+}
+
+/// The nodes as the swarm dials them; one whose name does not resolve is left out.
+async fn swarm_nodes(list: &[NodeAddress]) -> Vec<shoal_p2p::NodeAddress> {
+    let mut nodes = Vec::new();
+    for node in list {
+        match tokio::net::lookup_host(&node.peer_address).await.map(|mut found| found.next()) {
+            Ok(Some(address)) => {
+                nodes.push(shoal_p2p::NodeAddress { peer: node.peer, address });
+            }
+            Ok(None) => warn!(node = %node.id, "a node's peer address leads nowhere"),
+            Err(error) => warn!(node = %node.id, %error, "a node's peer address leads nowhere"),
+        }
+    }
+    nodes
+}
+
+fn ticket_key(enrolment: &Enrolment) -> Result<[u8; 32], Error> {
+    fixed(&enrolment.ticket_public_key, "ticket key")
+}
+
+fn fixed(text: &str, what: &str) -> Result<[u8; 32], Error> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text, &mut bytes)
+        .map_err(|_| Error::Enrolment(format!("the {what} is not 64 hexadecimal digits")))?;
+    Ok(bytes)
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, Error> {
+    let failed = |source| Error::Listen { what, address: address.to_string(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let failed = |source| Error::Listen { what, address: address.to_string(), source };
+    listener.into_std().map_err(failed)
+}
+
+fn serve(
+    tasks: &mut JoinSet<()>,
+    listener: std::net::TcpListener,
+    tls: Option<axum_server::tls_rustls::RustlsConfig>,
+    router: axum::Router,
+    drain: &axum_server::Handle<SocketAddr>,
+) -> Result<(), Error> {
+    let failed = |source| Error::Listen { what: "HTTP", address: String::new(), source };
+    let (handle, service) = (drain.clone(), router.into_make_service());
+    match tls {
+        Some(tls) => {
+            let server = axum_server::from_tcp_rustls(listener, tls).map_err(failed)?;
+            tasks.spawn(async move {
+                if let Err(error) = server.handle(handle).serve(service).await {
+                    warn!(%error, "a listener ended");
+                }
+            });
+        }
+        None => {
+            let server = axum_server::from_tcp(listener).map_err(failed)?;
+            tasks.spawn(async move {
+                if let Err(error) = server.handle(handle).serve(service).await {
+                    warn!(%error, "a listener ended");
+                }
+            });
+        }
+    }
+    Ok(())
+}

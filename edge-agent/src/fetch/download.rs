@@ -1,0 +1,296 @@
+//! One recipe on its way into the cache, shared by everybody who wants it.
+//!
+//! The download runs in a task of its own. Each [`Download`] is a handle; when the last one is
+//! dropped, the task lingers for [`LINGER`] (a container engine that broke off comes back) and is
+//! cancelled then. What was verified stays in the cache.
+//!
+//! Invariant: a recipe has at most one running download; whoever starts one while it runs joins it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use parking_lot::{Mutex, RwLock};
+use shoal_api::{NodeAddress, TransferProgress};
+use shoal_content::{PeerId, Recipe, RecipeId, Ticket};
+use shoal_p2p::{ChunkStore, FetchError, Progress, Swarm};
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
+
+use crate::cache::{self, Cache};
+
+const LINGER: Duration = Duration::from_secs(5);
+/// Demands waiting for the swarm; more than this many are dropped, since newer ones follow.
+const DEMANDS_MAX: usize = 64;
+
+/// Why a recipe did not arrive.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the ticket in the node's answer is malformed")]
+    Ticket,
+    #[error("the swarm could not bring it: {0}")]
+    Fetch(FetchError),
+    #[error(transparent)]
+    Cache(cache::Error),
+    #[error("the agent is shutting down")]
+    Stopped,
+}
+
+impl Error {
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Fetch(error) => error.is_retryable(),
+            Self::Ticket | Self::Cache(_) | Self::Stopped => false,
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Fetch(error) => error.is_full(),
+            Self::Cache(error) => error.is_full(),
+            _ => false,
+        }
+    }
+}
+
+/// A recipe, the right to it (base64) and its size in bytes as the node gave it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub recipe: RecipeId,
+    pub ticket: String,
+    pub bytes: u64,
+}
+
+/// What happened to a download.
+#[derive(Debug)]
+pub enum Step {
+    Progress(TransferProgress),
+    End(Result<TransferProgress, Arc<Error>>),
+}
+
+type Outcome = Option<Result<TransferProgress, Arc<Error>>>;
+
+#[derive(Debug)]
+struct Running {
+    recipe: watch::Receiver<Option<Arc<Recipe>>>,
+    progress: watch::Receiver<TransferProgress>,
+    outcome: watch::Receiver<Outcome>,
+    demands: mpsc::Sender<Range<u32>>,
+    /// Its receivers are the handles.
+    handles: watch::Sender<()>,
+}
+
+/// A handle on a running (or just finished) download.
+#[derive(Debug, Clone)]
+pub struct Download {
+    running: Arc<Running>,
+    progress: watch::Receiver<TransferProgress>,
+    outcome: watch::Receiver<Outcome>,
+    _handle: watch::Receiver<()>,
+}
+
+impl Download {
+    fn of(running: Arc<Running>) -> Self {
+        let (progress, outcome) = (running.progress.clone(), running.outcome.clone());
+        let handle = running.handles.subscribe();
+        Self { running, progress, outcome, _handle: handle }
+    }
+
+    /// Waits for the next thing that happens.
+    pub async fn next(&mut self) -> Step {
+        let Self { progress, outcome, .. } = self;
+        tokio::select! {
+            biased;
+            ended = outcome.wait_for(Option::is_some) => Step::End(settle(ended.as_deref().ok())),
+            Ok(()) = progress.changed() => Step::Progress(progress.borrow_and_update().clone()),
+        }
+    }
+
+    /// The progress as it stands.
+    pub fn latest(&self) -> TransferProgress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits for the end.
+    pub async fn outcome(&mut self) -> Result<TransferProgress, Arc<Error>> {
+        settle(self.outcome.wait_for(Option::is_some).await.as_deref().ok())
+    }
+
+    /// Waits until the recipe itself is known.
+    pub async fn recipe(&mut self) -> Result<Arc<Recipe>, Arc<Error>> {
+        let mut recipe = self.running.recipe.clone();
+        tokio::select! {
+            biased;
+            found = recipe.wait_for(Option::is_some) => {
+                if let Ok(Some(recipe)) = found.as_deref() {
+                    return Ok(recipe.clone());
+                }
+            }
+            outcome = self.outcome.wait_for(|o| matches!(o, Some(Err(_)))) => {
+                if let Ok(Some(Err(error))) = outcome.as_deref() {
+                    return Err(error.clone());
+                }
+            }
+        }
+        Err(Arc::new(Error::Stopped))
+    }
+
+    /// Asks for these chunks before all others.
+    pub fn demand(&self, chunks: Range<u32>) {
+        // A full queue means that newer demands than the swarm can take are on their way.
+        let _ = self.running.demands.try_send(chunks);
+    }
+}
+
+/// No outcome at all means that the task went with the runtime.
+fn settle(outcome: Option<&Outcome>) -> Result<TransferProgress, Arc<Error>> {
+    outcome.cloned().flatten().unwrap_or_else(|| Err(Arc::new(Error::Stopped)))
+}
+
+#[derive(Debug)]
+struct Shared {
+    cache: Cache,
+    swarm: Swarm,
+    running: Mutex<HashMap<RecipeId, Arc<Running>>>,
+    node_names: RwLock<HashMap<PeerId, String>>,
+}
+
+/// Starts downloads and knows those that run; clones share them.
+#[derive(Debug, Clone)]
+pub struct Downloads(Arc<Shared>);
+
+impl Downloads {
+    pub fn new(cache: Cache, swarm: Swarm) -> Self {
+        Self(Arc::new(Shared {
+            cache,
+            swarm,
+            running: Mutex::default(),
+            node_names: RwLock::default(),
+        }))
+    }
+
+    /// By these names the nodes appear in reports.
+    pub fn set_nodes(&self, nodes: &[NodeAddress]) {
+        let names = nodes.iter().map(|node| (node.peer, node.name.clone()));
+        *self.0.node_names.write() = names.collect();
+    }
+
+    /// Joins the running download of this recipe, or starts one.
+    pub fn start(&self, wanted: Wanted) -> Download {
+        let mut all = self.0.running.lock();
+        let found = all.get(&wanted.recipe).cloned();
+        if let Some(running) = found.filter(|running| running.outcome.borrow().is_none()) {
+            return Download::of(running);
+        }
+        let first = TransferProgress { bytes_total: wanted.bytes, ..Default::default() };
+        let (progress_sender, progress) = watch::channel(first);
+        let (outcome_sender, outcome) = watch::channel(None);
+        let (recipe_sender, recipe) = watch::channel(None);
+        let (demand_sender, demands) = mpsc::channel(DEMANDS_MAX);
+        let handles = watch::Sender::new(());
+        let running = Running { recipe, progress, outcome, demands: demand_sender, handles };
+        let running = Arc::new(running);
+        let id = wanted.recipe;
+        all.insert(id, running.clone());
+        let task = Task {
+            shared: self.0.clone(),
+            wanted,
+            progress: progress_sender,
+            recipe: recipe_sender,
+            demands,
+        };
+        let download = Download::of(running.clone());
+        let shared = self.0.clone();
+        tokio::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = task.run() => outcome,
+                () = abandoned(&running.handles) => Err(Error::Stopped),
+            };
+            let mut all = shared.running.lock();
+            if all.get(&id).is_some_and(|found| Arc::ptr_eq(found, &running)) {
+                all.remove(&id);
+            }
+            outcome_sender.send_replace(Some(outcome.map_err(Arc::new)));
+        });
+        download
+    }
+}
+
+/// Ends once there was no handle for [`LINGER`].
+async fn abandoned(handles: &watch::Sender<()>) {
+    loop {
+        handles.closed().await;
+        tokio::time::sleep(LINGER).await;
+        if handles.is_closed() {
+            return;
+        }
+    }
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+    progress: watch::Sender<TransferProgress>,
+    recipe: watch::Sender<Option<Arc<Recipe>>>,
+    demands: mpsc::Receiver<Range<u32>>,
+}
+
+impl Task {
+    async fn run(mut self) -> Result<TransferProgress, Error> {
+        let id = self.wanted.recipe;
+        let _lease = self.shared.cache.lease(id);
+        let ticket = STANDARD.decode(&self.wanted.ticket).map_err(|_| Error::Ticket)?;
+        let ticket = Ticket::from_bytes(&ticket).map_err(|_| Error::Ticket)?;
+        let store = &self.shared.cache;
+        let kept = ChunkStore::recipe(store, id).await.map_err(FetchError::from);
+        let recipe = match kept.map_err(Error::Fetch)? {
+            Some(recipe) => recipe,
+            None => {
+                let found = self.shared.swarm.recipe(id, ticket.clone()).await;
+                found.map_err(Error::Fetch)?
+            }
+        };
+        self.recipe.send_replace(Some(recipe.clone()));
+        let transfer = self.shared.swarm.fetch(id, recipe, ticket);
+        let mut changes = transfer.progress();
+        let mut waiting = std::pin::pin!(transfer.wait());
+        loop {
+            tokio::select! {
+                outcome = &mut waiting => {
+                    let summary = outcome.map_err(Error::Fetch)?;
+                    let progress = self.convert(&summary);
+                    self.progress.send_replace(progress.clone());
+                    debug!(recipe = %id, bytes = progress.bytes_done, "download complete");
+                    return Ok(progress);
+                }
+                Ok(()) = changes.changed() => {
+                    let progress = changes.borrow_and_update().clone();
+                    self.progress.send_replace(self.convert(&progress));
+                }
+                Some(chunks) = self.demands.recv() => transfer.demand(chunks),
+            }
+        }
+    }
+
+    fn convert(&self, progress: &Progress) -> TransferProgress {
+        let names = self.shared.node_names.read();
+        let named = |(peer, bytes): (&PeerId, &u64)| {
+            (names.get(peer).cloned().unwrap_or_else(|| peer.to_string()), *bytes)
+        };
+        TransferProgress {
+            state: "running".into(),
+            bytes_total: progress.bytes_total,
+            bytes_done: progress.bytes_done,
+            bytes_local: progress.bytes_local,
+            bytes_by_peer: progress.bytes_by_peer.iter().map(named).collect(),
+            bytes_by_node: progress.bytes_by_node.iter().map(named).collect(),
+            rate_bytes_per_second: 0,
+            elapsed_ms: progress.elapsed.as_millis() as u64,
+            last_error: progress.last_error.clone(),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Brings an image to this host: resolve, recipe, chunks into the cache.
+//!
+//! Whoever wants a recipe gets the same running download as everybody else who wants it
+//! (`download`). An image is all of its recipes; a failure that can pass is tried again with fresh
+//! tickets, and what was verified meanwhile is in the cache.
+//!
+//! Invariant: leases are taken before anything is fetched and live as long as the result does.
+
+pub mod download;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rand::RngExt;
+use shoal_api::TransferProgress;
+use shoal_content::ImageReference;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::cache::{Cache, Lease};
+use crate::catalogue::{Catalogue, Known};
+use crate::nodes::{self, NodeClient};
+use crate::transfers::Tracked;
+use download::{Download, Downloads, Step, Wanted};
+
+/// Blobs of one image under way at once.
+const BLOBS_AT_ONCE: usize = 6;
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// Why an image did not arrive.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Nodes(#[from] nodes::Error),
+    #[error(transparent)]
+    Download(#[from] Arc<download::Error>),
+    #[error("what is known of the image could not be kept")]
+    Catalogue(#[from] crate::enrolment::Error),
+    #[error("the fetch was stopped by the agent's shutdown")]
+    Stopped,
+}
+
+impl Error {
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Nodes(error) => error.is_retryable(),
+            Self::Download(error) => error.is_retryable(),
+            Self::Catalogue(_) | Self::Stopped => false,
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Download(error) if error.is_full())
+    }
+}
+
+/// How often a failure that can pass is tried again, and whether a full disk is such a failure.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub attempts: u32,
+    pub waits_for_space: bool,
+}
+
+impl Patience {
+    /// Somebody is waiting for the answer.
+    pub const PERSON: Self = Self { attempts: 4, waits_for_space: false };
+    /// An order stands until it is done; space may come back.
+    pub const ORDER: Self = Self { attempts: 40, waits_for_space: true };
+}
+
+/// An image whose chunks are all here, and stay while this lives.
+#[derive(Debug)]
+pub struct Fetched {
+    pub known: Arc<Known>,
+    pub leases: Vec<Lease>,
+}
+
+/// See the module's documentation; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    pub cache: Cache,
+    pub catalogue: Catalogue,
+    pub nodes: Arc<NodeClient>,
+    pub downloads: Downloads,
+}
+
+impl Fetcher {
+    /// Asks a node what `reference` means, and remembers it.
+    pub async fn resolve(&self, reference: &ImageReference) -> Result<Arc<Known>, Error> {
+        let resolution = self.nodes.resolve(reference, None).await?;
+        let (catalogue, reference) = (self.catalogue.clone(), reference.clone());
+        let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
+        Ok(kept.ok_or(Error::Stopped)??)
+    }
+
+    /// Fetches all of an image.
+    pub async fn image(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+        patience: Patience,
+    ) -> Result<Fetched, Error> {
+        let mut pause = RETRY_PAUSE_MIN;
+        let mut attempt = 1;
+        loop {
+            match self.attempt(reference, tracked).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => {
+                    let passes =
+                        error.is_retryable() || (error.is_full() && patience.waits_for_space);
+                    if !passes || attempt >= patience.attempts {
+                        return Err(error);
+                    }
+                    let text = nodes::chain(&error);
+                    warn!(%reference, attempt, error = text, "the fetch is tried again");
+                    tracked.note_error(&text);
+                }
+            }
+            attempt += 1;
+            let share = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(share)).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+    ) -> Result<Fetched, Error> {
+        let known = self.resolve(reference).await?;
+        let wanted = wanted(&known);
+        let leases = wanted.iter().map(|one| self.cache.lease(one.recipe)).collect();
+        let mut parts: Vec<TransferProgress> = wanted
+            .iter()
+            .map(|one| TransferProgress { bytes_total: one.bytes, ..Default::default() })
+            .collect();
+        let mut waiting = wanted.into_iter().enumerate();
+        let mut running = FuturesUnordered::new();
+        for (at, one) in waiting.by_ref().take(BLOBS_AT_ONCE) {
+            running.push(follow(at, self.downloads.start(one)));
+        }
+        while let Some((at, download, step)) = running.next().await {
+            match step {
+                Step::Progress(progress) => {
+                    parts[at] = progress;
+                    running.push(follow(at, download));
+                }
+                Step::End(outcome) => {
+                    parts[at] = outcome?;
+                    if let Some((at, one)) = waiting.next() {
+                        running.push(follow(at, self.downloads.start(one)));
+                    }
+                }
+            }
+            tracked.update(sum(&parts));
+        }
+        tracked.update(sum(&parts));
+        info!(%reference, recipes = parts.len(), "image is here");
+        Ok(Fetched { known, leases })
+    }
+}
+
+/// Waits for the next thing that happens to a download, and says which one it was.
+async fn follow(at: usize, mut download: Download) -> (usize, Download, Step) {
+    let step = download.next().await;
+    (at, download, step)
+}
+
+/// Every distinct recipe of an image, with the right to it.
+fn wanted(known: &Known) -> Vec<Wanted> {
+    let resolution = &known.resolution;
+    let disk = resolution.disk.iter().map(|disk| Wanted {
+        recipe: disk.recipe,
+        ticket: disk.ticket.clone(),
+        bytes: disk.content_size_bytes,
+    });
+    let blobs = resolution.blobs.iter().map(|blob| Wanted {
+        recipe: blob.recipe,
+        ticket: blob.ticket.clone(),
+        bytes: blob.size_bytes,
+    });
+    let mut all: Vec<Wanted> = Vec::new();
+    for one in disk.chain(blobs) {
+        if !all.iter().any(|known: &Wanted| known.recipe == one.recipe) {
+            all.push(one);
+        }
+    }
+    all
+}
+
+/// The parts of an image as one.
+fn sum(parts: &[TransferProgress]) -> TransferProgress {
+    let mut total = TransferProgress { state: "running".into(), ..Default::default() };
+    for part in parts {
+        total.bytes_total += part.bytes_total;
+        total.bytes_done += part.bytes_done;
+        total.bytes_local += part.bytes_local;
+        for (peer, bytes) in &part.bytes_by_peer {
+            *total.bytes_by_peer.entry(peer.clone()).or_default() += bytes;
+        }
+        for (node, bytes) in &part.bytes_by_node {
+            *total.bytes_by_node.entry(node.clone()).or_default() += bytes;
+        }
+        total.last_error = part.last_error.clone().or(total.last_error);
+    }
+    total
+}

@@ -1,0 +1,95 @@
+//! Manifests: a node's word where one answers, else the last known while its tickets last.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::header;
+use axum::response::Response;
+use shoal_content::{ImageReference, Pin, RepositoryName};
+
+use super::Mirror;
+use super::error::Error;
+use crate::catalogue::{Known, Manifest, manifest_in};
+
+/// A manifest asked for by digest does not change; within this time of a node's word it is served
+/// without asking again, so that a pull of an index asks once.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Answers GET and HEAD of `/v2/NAME/manifests/REFERENCE`.
+pub async fn serve(
+    mirror: &Mirror,
+    name: RepositoryName,
+    pin: Pin,
+    head: bool,
+) -> Result<Response, Error> {
+    let manifest = find(mirror, name, pin).await?;
+    let length = manifest.bytes.len();
+    let body = if head { Body::empty() } else { Body::from(manifest.bytes) };
+    Response::builder()
+        .header(header::CONTENT_TYPE, &manifest.media_type)
+        .header(header::CONTENT_LENGTH, length)
+        .header(header::ETAG, format!("\"{}\"", manifest.digest))
+        .header("docker-content-digest", manifest.digest.to_string())
+        .body(body)
+        .map_err(|_| Error::UnknownManifest)
+}
+
+async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifest, Error> {
+    let fetcher = &mirror.fetcher;
+    if let Pin::Digest(digest) = &pin {
+        let fresh = fetcher.catalogue.all().into_iter().find(|known| {
+            known.resolution.image == name
+                && age(known) < FRESH
+                && manifest_in(&known.resolution, digest).is_some()
+        });
+        if let Some(manifest) = fresh.and_then(|known| manifest_in(&known.resolution, digest)) {
+            return Ok(manifest);
+        }
+    }
+    let reference = ImageReference { name: name.clone(), pin: pin.clone() };
+    let error = match fetcher.nodes.resolve_once(&reference, None).await {
+        Ok(resolution) => {
+            let wanted = match &pin {
+                Pin::Digest(digest) => digest.clone(),
+                Pin::Tag(_) => resolution.manifest_digest.clone(),
+            };
+            let manifest = manifest_in(&resolution, &wanted).ok_or(Error::UnknownManifest)?;
+            let catalogue = fetcher.catalogue.clone();
+            let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
+            if let Some(Err(error)) = kept {
+                tracing::warn!(%error, "an image is served that will be unknown after a restart");
+            }
+            return Ok(manifest);
+        }
+        Err(error) => error,
+    };
+    if !error.is_retryable() {
+        return Err(Error::UnknownManifest);
+    }
+    let known = match &pin {
+        Pin::Tag(_) => fetcher.catalogue.find(&reference),
+        Pin::Digest(digest) => fetcher.catalogue.all().into_iter().find(|known| {
+            known.resolution.image == name && manifest_in(&known.resolution, digest).is_some()
+        }),
+    };
+    let known = known.filter(|known| is_entitled(mirror, known));
+    let known = known.ok_or_else(|| Error::Unavailable(error.to_string()))?;
+    let wanted = match &pin {
+        Pin::Digest(digest) => digest,
+        Pin::Tag(_) => &known.resolution.manifest_digest,
+    };
+    manifest_in(&known.resolution, wanted).ok_or(Error::UnknownManifest)
+}
+
+/// Whether any right that came with the resolution still holds.
+fn is_entitled(mirror: &Mirror, known: &Known) -> bool {
+    let resolution = &known.resolution;
+    let disk = resolution.disk.iter().map(|disk| (disk.recipe, &disk.ticket));
+    let blobs = resolution.blobs.iter().map(|blob| (blob.recipe, &blob.ticket));
+    disk.chain(blobs).any(|(recipe, ticket)| mirror.entitles(recipe, ticket))
+}
+
+fn age(known: &Known) -> Duration {
+    let resolved = UNIX_EPOCH + Duration::from_millis(known.resolved_at);
+    SystemTime::now().duration_since(resolved).unwrap_or_default()
+}

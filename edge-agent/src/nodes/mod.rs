@@ -1,0 +1,302 @@
+//! The nodes, as this agent asks them: resolve a reference, report progress, hear orders.
+//!
+//! Any node answers anything, so the client keeps to the last one that answered and goes on to the
+//! next where a node cannot be reached or says that it cannot serve now. A refusal (not found, no
+//! right) is an answer and ends the round.
+//!
+//! Invariant: requests carry a token signed for each of them; nothing is sent to a node whose
+//! certificate does not lead to the cluster's authority.
+
+pub mod orders;
+pub mod token;
+pub mod trust;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::RwLock;
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_api::{
+    AgentResolution, AgentResolveRequest, EnrolRequest, EnrolResponse, NodeAddress, Problem,
+    ProgressReport,
+};
+use shoal_content::{ClusterId, Digest, ImageReference};
+use shoal_p2p::identity::KeyPair;
+use thiserror::Error;
+use tracing::debug;
+
+use crate::metrics::AgentMetrics;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// An election takes about two seconds: a round of all nodes is made again until this much time
+/// has passed.
+const ROUNDS_DEADLINE: Duration = Duration::from_secs(12);
+const ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// A resolution carries manifests, each at most 4 MiB and base64.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Nodes kept in the list; a cluster has five at most.
+const NODES_MAX: usize = 32;
+
+/// What can go wrong between an agent and the nodes.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the join token is none: it reads shoal-join-v1.FINGERPRINT.ID.SECRET")]
+    Token,
+    #[error("TLS could not be set up: {0}")]
+    Tls(String),
+    #[error("{url} did not answer: {message}")]
+    Unreachable { url: String, message: String },
+    #[error("no node answered; the last one said: {0}")]
+    NoNode(String),
+    #[error("this agent knows no node; join a cluster first")]
+    NoneKnown,
+    #[error("{url} refused ({status}, {}): {}", .problem.code, .problem.message)]
+    Refused { url: String, status: u16, problem: Problem },
+    #[error("{url} answered what this agent does not understand: {message}")]
+    Answer { url: String, message: String },
+}
+
+impl Error {
+    /// Whether asking again, here or elsewhere, can help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::NoNode(_) => true,
+            Self::Refused { status, .. } => *status >= 500 || *status == 429 || *status == 408,
+            _ => false,
+        }
+    }
+
+    /// Whether a node said that there is no such image, or none that this agent may see.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404 | 403, .. })
+    }
+}
+
+/// Asks nodes on behalf of an enrolled agent.
+#[derive(Debug)]
+pub struct NodeClient {
+    http: reqwest::Client,
+    /// Without a limit on the whole answer, for the order stream.
+    streaming: reqwest::Client,
+    key: Arc<KeyPair>,
+    cluster: ClusterId,
+    configured: Vec<String>,
+    /// Their URLs; the one that answered last stands first.
+    urls: RwLock<Vec<String>>,
+    metrics: AgentMetrics,
+}
+
+impl NodeClient {
+    /// `configured` URLs are asked first, then those of `nodes`.
+    pub fn new(
+        key: Arc<KeyPair>,
+        cluster: ClusterId,
+        authorities: &[&[u8]],
+        configured: &[String],
+        nodes: &[NodeAddress],
+        metrics: AgentMetrics,
+    ) -> Result<Self, Error> {
+        let tls = trust::authorities(authorities)?;
+        let client = Self {
+            http: http(tls.clone(), Some(REQUEST_TIMEOUT))?,
+            streaming: http(tls, None)?,
+            key,
+            cluster,
+            configured: configured.iter().map(|url| url.trim_end_matches('/').into()).collect(),
+            urls: RwLock::default(),
+            metrics,
+        };
+        client.set_nodes(nodes);
+        Ok(client)
+    }
+
+    /// Takes a new list of nodes; the one that answered last stays first where it is still there.
+    pub fn set_nodes(&self, nodes: &[NodeAddress]) {
+        let named = nodes.iter().map(|node| node.api_url.trim_end_matches('/').to_owned());
+        let mut urls: Vec<String> = Vec::new();
+        for url in self.configured.iter().cloned().chain(named) {
+            if !url.is_empty() && !urls.contains(&url) && urls.len() < NODES_MAX {
+                urls.push(url);
+            }
+        }
+        let mut current = self.urls.write();
+        let first = current.first().and_then(|first| urls.iter().position(|url| url == first));
+        if let Some(at) = first {
+            urls.swap(0, at);
+        }
+        *current = urls;
+    }
+
+    /// Where the next request goes first.
+    pub fn preferred(&self) -> Option<String> {
+        self.urls.read().first().cloned()
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.urls.read().clone()
+    }
+
+    pub(crate) fn prefer(&self, url: &str) {
+        let mut urls = self.urls.write();
+        if let Some(at) = urls.iter().position(|known| known == url) {
+            urls.swap(0, at);
+        }
+    }
+
+    pub(crate) fn token(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        token::issue(self.key.peer_id(), &self.cluster, now, |message| self.key.sign(message))
+    }
+
+    /// What `reference` means now, with the right to its bytes; `blobs` narrows it to those.
+    pub async fn resolve(
+        &self,
+        reference: &ImageReference,
+        blobs: Option<Vec<Digest>>,
+    ) -> Result<AgentResolution, Error> {
+        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        self.ask(Method::POST, "/api/v1/agents/self/resolve", &request).await
+    }
+
+    /// The same, asked of each node once: for callers that have something to fall back to.
+    pub async fn resolve_once(
+        &self,
+        reference: &ImageReference,
+        blobs: Option<Vec<Digest>>,
+    ) -> Result<AgentResolution, Error> {
+        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        self.round(Method::POST, "/api/v1/agents/self/resolve", &request).await
+    }
+
+    pub async fn report(&self, report: &ProgressReport) -> Result<(), Error> {
+        let path = "/api/v1/agents/self/progress";
+        self.round::<serde_json::Value>(Method::POST, path, report).await.map(drop)
+    }
+
+    /// Rounds over all nodes until one answers or [`ROUNDS_DEADLINE`] has passed.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let started = tokio::time::Instant::now();
+        loop {
+            match self.round(method.clone(), path, body).await {
+                Err(error) if error.is_retryable() && started.elapsed() < ROUNDS_DEADLINE => {
+                    debug!(%error, "asking the nodes again");
+                    tokio::time::sleep(ROUND_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn round<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let mut last = Error::NoneKnown;
+        for url in self.urls() {
+            let request =
+                self.http.request(method.clone(), format!("{url}{path}")).bearer_auth(self.token());
+            let outcome = answer(&url, request.json(body)).await;
+            let label = if outcome.is_ok() { "ok" } else { "failed" };
+            self.metrics.node_requests.get_or_create(&[("outcome", label)]).inc();
+            match outcome {
+                Err(error) if error.is_retryable() => last = error,
+                outcome => {
+                    self.prefer(&url);
+                    return outcome;
+                }
+            }
+        }
+        Err(match last {
+            Error::NoneKnown => last,
+            last => Error::NoNode(last.to_string()),
+        })
+    }
+}
+
+/// Enrols at `url` over TLS pinned by the token's fingerprint.
+pub async fn enrol(url: &str, request: &EnrolRequest) -> Result<EnrolResponse, Error> {
+    let fingerprint = trust::fingerprint_in(&request.token)?;
+    let http = http(trust::pinned(fingerprint)?, Some(REQUEST_TIMEOUT))?;
+    let url = url.trim_end_matches('/');
+    let response: EnrolResponse =
+        answer(url, http.post(format!("{url}/api/v1/agents/enrol")).json(request)).await?;
+    if !trust::is_authority(&response.authority_pem, &fingerprint) {
+        let message = "its authority is not the one that the join token names".to_owned();
+        return Err(Error::Answer { url: url.to_owned(), message });
+    }
+    Ok(response)
+}
+
+/// Reads a PEM file of further authorities.
+pub fn read_authorities(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| Error::Tls(format!("{}: {error}", path.display())))
+}
+
+fn http(tls: rustls::ClientConfig, timeout: Option<Duration>) -> Result<reqwest::Client, Error> {
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .user_agent(concat!("shoal-agent/", env!("CARGO_PKG_VERSION")));
+    if let Some(timeout) = timeout {
+        builder = builder.timeout(timeout);
+    }
+    builder.build().map_err(|error| Error::Tls(error.to_string()))
+}
+
+/// Sends, and reads the answer within bounds. An empty answer reads as JSON's `null`.
+async fn answer<T: DeserializeOwned>(
+    url: &str,
+    request: reqwest::RequestBuilder,
+) -> Result<T, Error> {
+    let unreachable =
+        |error: reqwest::Error| Error::Unreachable { url: url.to_owned(), message: chain(&error) };
+    let mut response = request.send().await.map_err(unreachable)?;
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(unreachable)? {
+        if body.len() + part.len() > ANSWER_BYTES_MAX {
+            let message = format!("more than {ANSWER_BYTES_MAX} bytes");
+            return Err(Error::Answer { url: url.to_owned(), message });
+        }
+        body.extend_from_slice(&part);
+    }
+    if !status.is_success() {
+        return Err(refusal(url, status, &body));
+    }
+    let body = if body.is_empty() { b"null".as_slice() } else { &body };
+    serde_json::from_slice(body)
+        .map_err(|error| Error::Answer { url: url.to_owned(), message: error.to_string() })
+}
+
+pub(crate) fn refusal(url: &str, status: StatusCode, body: &[u8]) -> Error {
+    let problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem {
+        code: "unknown".into(),
+        message: status.canonical_reason().unwrap_or("no reason given").to_owned(),
+        request_id: None,
+    });
+    Error::Refused { url: url.to_owned(), status: status.as_u16(), problem }
+}
+
+/// The error with its causes: reqwest's own text leaves out what happened.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

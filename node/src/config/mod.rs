@@ -1,0 +1,373 @@
+//! What a node is told: one TOML file, overridden by environment variables, overridden by flags.
+//!
+//! Invariants: every setting has a default that gives a complete single node; an unknown key is
+//! refused with its line and the nearest known key; [`SETTINGS`] is the whole list, and a test
+//! holds it against the types.
+//! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
+
+mod source;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shoal_content::Zone;
+use thiserror::Error;
+
+/// Read where no `--config` is given and the file exists.
+pub const DEFAULT_PATH: &str = "/etc/shoal/node.toml";
+/// Environment variables are this, the section, an underscore and the key, in upper case.
+pub const ENVIRONMENT_PREFIX: &str = "SHOAL_NODE_";
+
+/// Every section with its keys, in the order of the documentation.
+pub const SETTINGS: &[(&str, &[&str])] = &[
+    ("node", &["name", "data_dir", "zone"]),
+    ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    ("raft", &["listen", "advertise"]),
+    ("peer", &["listen", "advertise"]),
+    ("discovery", &["enabled", "listen", "advertise", "mdns"]),
+    (
+        "storage",
+        &[
+            "kind",
+            "path",
+            "reserve_bytes",
+            "endpoint",
+            "region",
+            "bucket",
+            "access_key",
+            "secret_key",
+            "secret_key_file",
+            "path_style",
+        ],
+    ),
+    ("metrics", &["public"]),
+    ("log", &["filter", "format"]),
+];
+
+/// Why the settings were refused.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{path} could not be read")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{origin}{line}: unknown {what} '{key}'{nearest}")]
+    Unknown {
+        origin: String,
+        /// ` line N`, or nothing where there are no lines.
+        line: String,
+        what: &'static str,
+        key: String,
+        /// `; did you mean 'X'?`, or the list of what is known.
+        nearest: String,
+    },
+    #[error("{origin}: {message}")]
+    Syntax { origin: String, message: String },
+    #[error("[{section}] {key}: {message}")]
+    Value { section: &'static str, key: &'static str, message: String },
+}
+
+/// The whole of it; `shoal-node config` prints it as it is in force.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub node: Node,
+    pub http: Http,
+    pub raft: Raft,
+    pub peer: Peer,
+    pub discovery: Discovery,
+    pub storage: Storage,
+    pub metrics: Metrics,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// Unique in the cluster.
+    pub name: String,
+    pub data_dir: PathBuf,
+    pub zone: Zone,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let data_dir = "/var/lib/shoal-node".into();
+        Self { name: "node-1".into(), data_dir, zone: Zone::default() }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// HTTPS: registry, REST API, console.
+    pub listen: SocketAddr,
+    /// What others are told; `https://LISTEN` where missing.
+    pub url: Option<String>,
+    /// Names and addresses in the certificate besides those of `listen` and `url`.
+    pub names: Vec<String>,
+    /// A certificate chain of your own, PEM; else the cluster's authority makes one.
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// HTTP without TLS; on loopback only.
+    pub plain_listen: Option<SocketAddr>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            url: None,
+            names: Vec::new(),
+            certificate_file: None,
+            key_file: None,
+            plain_listen: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raft {
+    /// QUIC between nodes.
+    pub listen: SocketAddr,
+    /// `host:port` that the other nodes dial; `listen` where missing.
+    pub advertise: Option<String>,
+}
+
+impl Default for Raft {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), advertise: None }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Peer {
+    /// QUIC for chunks, with agents and nodes.
+    pub listen: SocketAddr,
+    pub advertise: Option<String>,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5002)), advertise: None }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    pub enabled: bool,
+    /// libp2p over TCP.
+    pub listen: SocketAddr,
+    pub advertise: Option<String>,
+    pub mdns: bool,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 5003));
+        Self { enabled: true, listen, advertise: None, mdns: false }
+    }
+}
+
+/// Where objects lie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    #[default]
+    Folder,
+    S3,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    pub kind: StorageKind,
+    /// Of a folder; `DATA_DIR/storage` where missing.
+    pub path: Option<PathBuf>,
+    /// Of a folder: free space that is never used.
+    pub reserve_bytes: u64,
+    pub endpoint: String,
+    pub region: String,
+    pub bucket: String,
+    pub access_key: String,
+    #[serde(skip_serializing)]
+    pub secret_key: String,
+    /// Holds the secret key, in place of `secret_key`.
+    pub secret_key_file: Option<PathBuf>,
+    pub path_style: bool,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            kind: StorageKind::default(),
+            path: None,
+            reserve_bytes: crate::store::RESERVE_BYTES_DEFAULT,
+            endpoint: String::new(),
+            region: "default".into(),
+            bucket: "shoal".into(),
+            access_key: String::new(),
+            secret_key: String::new(),
+            secret_key_file: None,
+            path_style: true,
+        }
+    }
+}
+
+impl std::fmt::Debug for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Storage").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Whether `/metrics` answers without a login.
+    pub public: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// As `RUST_LOG`, which wins.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info,openraft=warn".into(), format: "text".into() }
+    }
+}
+
+impl Config {
+    /// Reads `file` (or the default one, if it exists), the environment, then `overrides`.
+    ///
+    /// # Errors
+    /// What is unknown, malformed or contradictory, with its place.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, Error> {
+        let path = file.unwrap_or(Path::new(DEFAULT_PATH));
+        let mut table = match std::fs::read_to_string(path) {
+            Ok(text) => source::parse_file(&path.display().to_string(), &text)?,
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                toml::Table::new()
+            }
+            Err(source) => return Err(Error::Read { path: path.into(), source }),
+        };
+        source::apply_environment(&mut table, environment)?;
+        source::apply_overrides(&mut table, overrides)?;
+        let config: Self = table.try_into().map_err(|error: toml::de::Error| Error::Syntax {
+            origin: path.display().to_string(),
+            message: error.to_string().trim().to_owned(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let value = |section, key, message: &str| {
+            Err(Error::Value { section, key, message: message.to_owned() })
+        };
+        if self.http.plain_listen.is_some_and(|address| !address.ip().is_loopback()) {
+            return value("http", "plain_listen", "HTTP without TLS is for loopback only");
+        }
+        if self.http.certificate_file.is_some() != self.http.key_file.is_some() {
+            return value("http", "key_file", "certificate_file and key_file come together");
+        }
+        if self.storage.kind == StorageKind::S3 && self.storage.endpoint.is_empty() {
+            return value("storage", "endpoint", "S3 needs the address of its service");
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            return value("log", "format", "it is text or json");
+        }
+        Ok(())
+    }
+
+    /// What others are told to reach the HTTP API by.
+    pub fn api_url(&self) -> String {
+        self.http.url.clone().unwrap_or_else(|| format!("https://{}", self.http.listen))
+    }
+
+    pub fn raft_address(&self) -> String {
+        self.raft.advertise.clone().unwrap_or_else(|| self.raft.listen.to_string())
+    }
+
+    pub fn peer_address(&self) -> String {
+        self.peer.advertise.clone().unwrap_or_else(|| self.peer.listen.to_string())
+    }
+
+    pub fn discovery_address(&self) -> String {
+        self.discovery.advertise.clone().unwrap_or_else(|| self.discovery.listen.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), [], &[])
+    }
+
+    #[test]
+    fn a_misspelled_key_is_refused_with_its_line_and_the_nearest_one() {
+        let error = load("[node]\nname = \"a\"\n\n[http]\nlistn = \"127.0.0.1:1\"\n").unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("line 5") && message.contains("'listen'"), "{message}");
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_which_wins_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, "[node]\nname = \"file\"\nzone = \"eu\"\n").unwrap();
+        let environment = [
+            ("SHOAL_NODE_NODE_NAME".to_owned(), "environment".to_owned()),
+            ("SHOAL_NODE_NODE_ZONE".to_owned(), "us".to_owned()),
+        ];
+        let flags = [("node.name".to_owned(), "flag".to_owned())];
+        let config = Config::load(Some(&path), environment, &flags).unwrap();
+        assert_eq!(
+            (config.node.name.as_str(), config.node.zone.to_string().as_str()),
+            ("flag", "us")
+        );
+    }
+
+    #[test]
+    fn the_list_of_settings_is_the_types_own() {
+        let table = toml::Table::try_from(Config::default()).unwrap();
+        for (section, value) in &table {
+            let keys = SETTINGS.iter().find(|(name, _)| name == section).expect("a section").1;
+            for key in value.as_table().unwrap().keys() {
+                assert!(keys.contains(&key.as_str()), "[{section}] {key} is not listed");
+            }
+        }
+        for (section, keys) in SETTINGS {
+            for key in *keys {
+                let text = format!("[{section}]\n{key} = {{}}\n");
+                let message = load(&text).unwrap_err().to_string();
+                assert!(!message.contains("unknown"), "[{section}] {key} is no setting: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback() {
+        assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
+        assert!(matches!(
+            load("[http]\nplain_listen = \"0.0.0.0:80\"\n"),
+            Err(Error::Value { .. })
+        ));
+    }
+}

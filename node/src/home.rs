@@ -1,0 +1,177 @@
+//! A node's data folder: who it is and which cluster it belongs to.
+//!
+//! Layout: `lock`, `key` (Ed25519, PKCS#8), `node.pem`, `ca.pem`, `member.json`, and the folders
+//! `raft` and `storage`. `member.json` is written last: a node whose founding or joining was cut
+//! off is not a member and begins again.
+//!
+//! Invariant: one process at a time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use shoal_content::{ClusterId, NodeId};
+use shoal_p2p::identity::{self, Credentials, KeyPair};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{path} cannot be used")]
+    File { path: PathBuf, source: io::Error },
+    #[error("another process uses {0}; stop it first, or choose another data_dir")]
+    Locked(PathBuf),
+    #[error("{0} holds something else than a node's membership")]
+    Member(PathBuf),
+    #[error("the node is a member of a cluster already; its data is in {0}")]
+    Exists(PathBuf),
+    #[error("the node's key cannot be used")]
+    Identity(#[from] identity::Error),
+}
+
+/// What `member.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub cluster: ClusterId,
+    pub node: u64,
+}
+
+impl Member {
+    pub fn id(&self) -> NodeId {
+        NodeId::new(self.node)
+    }
+}
+
+/// An open and locked data folder.
+#[derive(Debug)]
+pub struct Home {
+    folder: PathBuf,
+    key: Arc<KeyPair>,
+    _lock: Flock<File>,
+}
+
+impl Home {
+    /// Opens `folder`, making it, readable by its owner alone, where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] where another process has it; else what the file system says.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let fail = |source| Error::File { path: folder.into(), source };
+        fs::create_dir_all(folder).map_err(fail)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let file = options.open(folder.join("lock")).map_err(fail)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| Error::Locked(folder.into()))?;
+        let key = Arc::new(KeyPair::load_or_create(&folder.join("key"))?);
+        Ok(Self { folder: folder.into(), key, _lock: lock })
+    }
+
+    pub fn key(&self) -> &Arc<KeyPair> {
+        &self.key
+    }
+
+    pub fn raft_folder(&self) -> PathBuf {
+        self.folder.join("raft")
+    }
+
+    pub fn storage_folder(&self) -> PathBuf {
+        self.folder.join("storage")
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The membership, if founding or joining was finished.
+    ///
+    /// # Errors
+    /// Where the file is there but is no membership.
+    pub fn member(&self) -> Result<Option<Member>, Error> {
+        let path = self.folder.join("member.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| Error::Member(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::File { path, source }),
+        }
+    }
+
+    /// # Errors
+    /// Where a certificate is missing.
+    pub fn credentials(&self) -> Result<Credentials, Error> {
+        let read = |name: &str| {
+            let path = self.folder.join(name);
+            fs::read_to_string(&path).map_err(|source| Error::File { path, source })
+        };
+        Ok(Credentials {
+            key: Arc::clone(&self.key),
+            certificate_pem: read("node.pem")?,
+            authority_pem: read("ca.pem")?,
+        })
+    }
+
+    /// Keeps the certificates. The membership follows when the cluster knows of it.
+    ///
+    /// # Errors
+    /// Where a file cannot be written and synced.
+    pub fn save_certificates(
+        &self,
+        certificate_pem: &str,
+        authority_pem: &str,
+    ) -> Result<(), Error> {
+        self.save("node.pem", certificate_pem.as_bytes())?;
+        self.save("ca.pem", authority_pem.as_bytes())
+    }
+
+    /// The last step of founding and of joining.
+    ///
+    /// # Errors
+    /// As [`Self::save_certificates`].
+    pub fn save_member(&self, member: &Member) -> Result<(), Error> {
+        let text =
+            serde_json::to_vec_pretty(member).map_err(|_| Error::Member(self.folder.clone()))?;
+        self.save("member.json", &text)
+    }
+
+    /// Write beside, sync, rename, sync the folder.
+    fn save(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.folder.join(name);
+        let part = self.folder.join(format!("{name}.part"));
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&part)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&part, &path)?;
+            File::open(&self.folder)?.sync_all()
+        })();
+        written.map_err(|source| Error::File { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_process_and_one_membership() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        assert!(matches!(Home::open(folder.path()), Err(Error::Locked(_))));
+        assert_eq!(home.member().unwrap(), None);
+        let member = Member { cluster: ClusterId::from_uuid(uuid::Uuid::from_u128(5)), node: 3 };
+        home.save_member(&member).unwrap();
+        let peer = home.key().peer_id();
+        drop(home);
+        let home = Home::open(folder.path()).unwrap();
+        assert_eq!(home.member().unwrap(), Some(member));
+        assert_eq!(home.key().peer_id(), peer);
+    }
+}

@@ -1,0 +1,162 @@
+//! The one place where errors become HTTP answers of `/api/v1`.
+//!
+//! The user gets a status, a stable code and a safe message; the log gets the whole chain, once,
+//! here. `/v2` has its own form (`registry::error`), made from the same [`Problem`].
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use shoal_metadata::{Fault, Refusal};
+use shoal_raft::{ProposeError, ReadError};
+use tracing::{error, info};
+
+use crate::store::StoreError;
+
+/// When a client may try again after [`StatusCode::SERVICE_UNAVAILABLE`], in seconds.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub status: StatusCode,
+    /// For programs; never changes its meaning.
+    pub code: &'static str,
+    /// For people: says what to do.
+    pub message: String,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    pub fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"))
+    }
+
+    pub fn unauthorized() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "log in first: Basic or Bearer credentials are needed",
+        )
+    }
+
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// Our own fault: the log has the chain, the user a request id.
+    pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        error!(error = %chain(error), "a request failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the node failed; its log says why",
+        )
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+    }
+
+    fn storage_full(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", message)
+    }
+}
+
+/// An error with all its causes.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = shoal_api::Problem {
+            code: self.code.to_owned(),
+            message: self.message,
+            request_id: None,
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Basic realm=\"shoal\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Full(message) => Self::storage_full(message),
+            StoreError::Unavailable { .. } => {
+                info!(error = %chain(&error), "storage did not answer");
+                Self::unavailable("storage does not answer; try again in a moment")
+            }
+            StoreError::NotFound(_)
+            | StoreError::Range { .. }
+            | StoreError::Refused { .. }
+            | StoreError::Folder { .. }
+            | StoreError::Multipart => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ProposeError> for Problem {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            ProposeError::Storage(message) => Self::storage_full(message),
+            ProposeError::Unavailable { .. } => Self::unavailable(error.to_string()),
+            ProposeError::Unsupported { .. } => {
+                Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        Self::unavailable(error.to_string())
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(error: Fault) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let (status, code) = match &refusal {
+            Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
+            Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),
+            Refusal::UploadState(_) | Refusal::WrongKind(_) | Refusal::Leased => {
+                (StatusCode::CONFLICT, "wrong_state")
+            }
+            Refusal::PartOutOfRange { .. } => (StatusCode::BAD_REQUEST, "part_out_of_range"),
+            Refusal::MissingReference(_) => (StatusCode::BAD_REQUEST, "missing_reference"),
+            Refusal::ManifestTooLong => (StatusCode::PAYLOAD_TOO_LARGE, "manifest_too_long"),
+            Refusal::JoinToken => (StatusCode::FORBIDDEN, "join_token"),
+            Refusal::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
+            Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
+        };
+        Self::new(status, code, refusal.to_string())
+    }
+}

@@ -1,0 +1,138 @@
+//! The HTTPS server: routes, what every request passes through, and a graceful end.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::task::JoinHandle;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{Instrument, info, info_span};
+use uuid::Uuid;
+
+use super::auth::Principal;
+use super::problem::Problem;
+use crate::api;
+use crate::metrics::RequestLabels;
+use crate::registry;
+use crate::state::App;
+
+/// How long requests under way may take once the node is told to stop.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A request id of a client's is taken over if it is no longer than this.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Listening {
+    handle: Handle<SocketAddr>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Listening {
+    /// Where it listens, once it does.
+    pub async fn address(&self) -> Option<SocketAddr> {
+        self.handle.listening().await
+    }
+
+    /// Takes no new requests, lets those under way end, and returns.
+    ///
+    /// # Errors
+    /// What ended the server, where it had failed before.
+    pub async fn stop(self) -> std::io::Result<()> {
+        self.handle.graceful_shutdown(Some(DRAIN_DEADLINE));
+        self.task.await.map_err(std::io::Error::other)?
+    }
+
+    /// Waits until the server ends by itself, which is a failure.
+    pub async fn failed(&mut self) -> std::io::Error {
+        match (&mut self.task).await {
+            Ok(Ok(())) => std::io::Error::other("the HTTP server ended"),
+            Ok(Err(error)) => error,
+            Err(error) => std::io::Error::other(error),
+        }
+    }
+}
+
+/// Serves the app on `address`; `tls` is missing only for a listener on loopback.
+pub fn serve(app: App, address: SocketAddr, tls: Option<RustlsConfig>) -> Listening {
+    let handle = Handle::new();
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let task = match tls {
+        Some(tls) => tokio::spawn(
+            axum_server::bind_rustls(address, tls).handle(handle.clone()).serve(service),
+        ),
+        None => tokio::spawn(axum_server::bind(address).handle(handle.clone()).serve(service)),
+    };
+    Listening { handle, task }
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(registry::router())
+        .merge(api::router())
+        .layer(CatchPanicLayer::new())
+        .layer(from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+/// A span and a line in the log for each request, and the metrics.
+async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let own = || HeaderValue::from_str(&Uuid::now_v7().simple().to_string());
+    let id =
+        request.headers().get(&REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
+    let id = id.map_or_else(own, Ok).unwrap_or(HeaderValue::from_static("none"));
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let span = info_span!("request", id = id.to_str().unwrap_or_default(), %method, path);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status();
+    let took = started.elapsed();
+    app.metrics
+        .requests
+        .get_or_create(&RequestLabels { method: method.to_string(), status: status.as_u16() })
+        .inc();
+    app.metrics.request_seconds.observe(took.as_secs_f64());
+    if status.is_server_error() {
+        app.metrics.request_errors.inc();
+    }
+    span.in_scope(|| {
+        info!(status = status.as_u16(), duration_ms = took.as_millis() as u64, "answered")
+    });
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Whether this node can do its work: a leader is known and storage answers.
+async fn ready(State(app): State<App>) -> Response {
+    if app.raft.status().leader.is_none() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n").into_response();
+    }
+    match app.store.probe().await {
+        Ok(()) => "ready\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn metrics(
+    State(app): State<App>,
+    principal: Result<Principal, Problem>,
+) -> Result<Response, Problem> {
+    if !app.config.metrics.public {
+        principal?;
+    }
+    let text = app.metrics.text().map_err(|error| Problem::internal(&error))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}

@@ -1,0 +1,155 @@
+//! Errors in the form of the distribution-spec, section "Error Codes".
+
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use shoal_metadata::{Fault, Refusal, Subject};
+use shoal_raft::{ProposeError, ReadError};
+
+use super::intake::IntakeError;
+use crate::http::problem::Problem;
+use crate::store::StoreError;
+
+/// An answer of `/v2` that is no success.
+#[derive(Debug)]
+pub struct RegistryError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl RegistryError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), headers: Vec::new() }
+    }
+
+    /// The same with a header besides.
+    pub fn with(mut self, name: HeaderName, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    pub fn name_invalid(error: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.to_string())
+    }
+
+    pub fn name_unknown() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "the registry has no such repository")
+    }
+
+    pub fn digest_invalid(error: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
+    }
+
+    pub fn blob_unknown() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "the repository has no such blob")
+    }
+
+    pub fn manifest_unknown() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "MANIFEST_UNKNOWN",
+            "the repository has no such manifest or tag",
+        )
+    }
+
+    pub fn upload_unknown() -> Self {
+        let message = "there is no such upload, or it has expired; begin a new one";
+        Self::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", message)
+    }
+
+    pub fn unsupported() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the method is not supported here")
+    }
+}
+
+impl IntoResponse for RegistryError {
+    fn into_response(self) -> Response {
+        let body =
+            json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
+        let mut response = (self.status, Json(body)).into_response();
+        response.headers_mut().extend(self.headers);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, 1.into());
+        }
+        response
+    }
+}
+
+impl From<Problem> for RegistryError {
+    fn from(problem: Problem) -> Self {
+        let code = match problem.status {
+            StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+            StatusCode::FORBIDDEN => "DENIED",
+            StatusCode::TOO_MANY_REQUESTS => "TOOMANYREQUESTS",
+            StatusCode::NOT_FOUND => "NAME_UNKNOWN",
+            StatusCode::BAD_REQUEST => "MANIFEST_INVALID",
+            StatusCode::PAYLOAD_TOO_LARGE => "SIZE_INVALID",
+            _ => "UNKNOWN",
+        };
+        Self::new(problem.status, code, problem.message)
+    }
+}
+
+impl From<Refusal> for RegistryError {
+    fn from(refusal: Refusal) -> Self {
+        match &refusal {
+            Refusal::NotFound(Subject::Image) => Self::name_unknown(),
+            Refusal::NotFound(Subject::Blob) => Self::blob_unknown(),
+            Refusal::NotFound(Subject::Upload) => Self::upload_unknown(),
+            Refusal::NotFound(Subject::Version | Subject::Tag) => Self::manifest_unknown(),
+            Refusal::MissingReference(digest) => Self::new(
+                StatusCode::NOT_FOUND,
+                "MANIFEST_BLOB_UNKNOWN",
+                format!("the manifest refers to {digest}, which the repository does not have"),
+            ),
+            _ => Problem::from(refusal).into(),
+        }
+    }
+}
+
+impl From<ProposeError> for RegistryError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            error => Problem::from(error).into(),
+        }
+    }
+}
+
+impl From<ReadError> for RegistryError {
+    fn from(error: ReadError) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+impl From<Fault> for RegistryError {
+    fn from(error: Fault) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+impl From<StoreError> for RegistryError {
+    fn from(error: StoreError) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+impl From<IntakeError> for RegistryError {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::Store(error) => error.into(),
+            IntakeError::TooLong => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
+            }
+            IntakeError::Checkpoint => Problem::internal(&error).into(),
+            IntakeError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", error.to_string())
+            }
+        }
+    }
+}

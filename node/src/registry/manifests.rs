@@ -1,0 +1,167 @@
+//! GET, HEAD, PUT and DELETE of a manifest, by tag or digest.
+
+use std::collections::BTreeSet;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest as _, Sha256, Sha512};
+use shoal_content::{Algorithm, Digest, ImageId, Pin, RepositoryName, TagName, VersionId};
+use shoal_formats::parse_manifest;
+use shoal_metadata::{Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
+use uuid::Uuid;
+
+use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
+
+/// Tags of one PUT in the query (development branch of the specification).
+const TAGS_MAX: usize = 64;
+
+pub async fn handle(
+    asked: Asked,
+    body: Body,
+    repository: RepositoryName,
+    reference: &str,
+) -> Answer {
+    let pin: Pin =
+        reference.parse().map_err(|error: shoal_content::NameError| match asked.method {
+            Method::GET | Method::HEAD if !reference.contains(':') => {
+                RegistryError::manifest_unknown()
+            }
+            _ if reference.contains(':') => RegistryError::digest_invalid(error),
+            _ => RegistryError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", error.to_string()),
+        })?;
+    match asked.method {
+        Method::GET | Method::HEAD => get(&asked, &repository, pin).await,
+        Method::PUT => put(asked, body, repository, pin).await,
+        Method::DELETE => delete(&asked, repository, pin).await,
+        _ => Err(RegistryError::unsupported()),
+    }
+}
+
+async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
+    let view = asked.app.view().await?;
+    let query = view.query();
+    let image = image(&view, repository)?;
+    let digest = match pin {
+        Pin::Digest(digest) => digest,
+        Pin::Tag(tag) => query.tag(image.id, &tag)?.ok_or_else(RegistryError::manifest_unknown)?,
+    };
+    let version = query.version(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
+    let bytes = query.manifest(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
+    let length = bytes.len() as u64;
+    let body = if asked.method == Method::HEAD { Body::empty() } else { Body::from(bytes) };
+    let mut response = Response::new(body);
+    let digest = digest.to_string();
+    for (name, text) in [
+        (header::CONTENT_TYPE, version.media_type),
+        (header::ETAG, format!("\"{digest}\"")),
+        (CONTENT_DIGEST, digest),
+    ] {
+        let (name, value) = text_header(name, &text)?;
+        response.headers_mut().insert(name, value);
+    }
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    Ok(response)
+}
+
+async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> Answer {
+    let owner = asked.principal.ensure_user()?.to_owned();
+    let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|_| {
+        let message = format!("a manifest has at most {MANIFEST_BYTES_MAX} bytes");
+        RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
+    })?;
+    let invalid =
+        |message: String| RegistryError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message);
+    let content_type =
+        asked.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let parsed =
+        parse_manifest(content_type, &bytes).map_err(|error| invalid(error.to_string()))?;
+    let algorithm = match &pin {
+        Pin::Digest(digest) => digest.algorithm(),
+        Pin::Tag(_) => {
+            asked.query.get("digest-algorithm").map_or(Ok(Algorithm::Sha256), |name| {
+                name.parse().map_err(RegistryError::digest_invalid)
+            })?
+        }
+    };
+    let digest = digest_of(algorithm, &bytes);
+    let mut tags = Vec::new();
+    match pin {
+        Pin::Digest(wanted) if wanted != digest => {
+            let message = format!("the manifest's digest is {digest}, not {wanted}");
+            return Err(RegistryError::digest_invalid(message));
+        }
+        Pin::Digest(_) => tags.extend(query_tags(&asked.pairs)?),
+        Pin::Tag(tag) => tags.push(tag),
+    }
+    let subject = parsed.subject.clone();
+    let command = PutManifest {
+        repository: repository.clone(),
+        image: ImageId::from_uuid(Uuid::now_v7()),
+        version: VersionId::from_uuid(Uuid::now_v7()),
+        kind: ImageKind::Container,
+        digest: digest.clone(),
+        media_type: parsed.media_type,
+        manifest: bytes.to_vec(),
+        artifact_type: parsed.artifact_type,
+        annotations: parsed.annotations,
+        subject: parsed.subject,
+        references: references(parsed.references),
+        disk: None,
+        tags: tags.clone(),
+        owner,
+        upload: None,
+    };
+    asked.app.propose(Command::PutManifest(command)).await?;
+    let mut headers = vec![
+        (header::LOCATION, format!("/v2/{repository}/manifests/{digest}")),
+        (CONTENT_DIGEST, digest.to_string()),
+    ];
+    if let Some(subject) = subject {
+        headers.push((HeaderName::from_static("oci-subject"), subject.to_string()));
+    }
+    let mut response = empty(StatusCode::CREATED, &headers)?;
+    for tag in &tags {
+        let (name, value) = text_header(HeaderName::from_static("oci-tag"), tag.as_str())?;
+        response.headers_mut().append(name, value);
+    }
+    Ok(response)
+}
+
+async fn delete(asked: &Asked, repository: RepositoryName, pin: Pin) -> Answer {
+    asked.principal.ensure_user()?;
+    let command = match pin {
+        Pin::Digest(digest) => Command::DeleteManifest { repository, digest },
+        Pin::Tag(tag) => Command::DeleteTag { repository, tag },
+    };
+    asked.app.propose(command).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+fn query_tags(pairs: &[(String, String)]) -> Result<BTreeSet<TagName>, RegistryError> {
+    let tags: BTreeSet<TagName> = pairs
+        .iter()
+        .filter(|(name, _)| name == "tag")
+        .map(|(_, tag)| tag.parse().map_err(RegistryError::name_invalid))
+        .collect::<Result<_, _>>()?;
+    if tags.len() > TAGS_MAX {
+        let message = format!("more than {TAGS_MAX} tags at once");
+        return Err(RegistryError::new(StatusCode::URI_TOO_LONG, "UNSUPPORTED", message));
+    }
+    Ok(tags)
+}
+
+fn references(parsed: BTreeSet<shoal_formats::Reference>) -> BTreeSet<Reference> {
+    let convert = |reference| match reference {
+        shoal_formats::Reference::Blob { digest, size } => Reference::Blob { digest, size },
+        shoal_formats::Reference::Manifest { digest, size } => Reference::Manifest { digest, size },
+    };
+    parsed.into_iter().map(convert).collect()
+}
+
+fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    match algorithm {
+        Algorithm::Sha256 => Digest::sha256(Sha256::digest(bytes).into()),
+        Algorithm::Sha512 => Digest::sha512(Sha512::digest(bytes).into()),
+    }
+}

@@ -1,0 +1,148 @@
+//! The registry: OCI distribution-spec 1.1 on `/v2`.
+//!
+//! Reads are linearizable views of the local metadata; bytes stream from storage. Writes are one
+//! command each. Invariants: what is answered is exact (`Content-Type`, `Content-Length`, digest);
+//! nothing under `/v2` is compressed on the way; Locations are path-absolute.
+//! Non-goals: redirects to storage, pull-through of other registries.
+
+mod blobs;
+mod error;
+mod intake;
+mod manifests;
+mod range;
+mod route;
+mod tags;
+mod token;
+mod uploads;
+
+use std::collections::HashMap;
+
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use shoal_content::{Digest, RepositoryName};
+use shoal_metadata::Image;
+use shoal_raft::View;
+
+pub use error::RegistryError;
+pub use intake::{INTAKE_BYTES_MAX, Intake};
+
+use crate::http::auth::{Principal, authenticate};
+use crate::state::App;
+use route::Route;
+
+/// Every client checks for it.
+const API_VERSION: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("docker-distribution-api-version"),
+    HeaderValue::from_static("registry/2.0"),
+);
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+
+type Answer = Result<Response, RegistryError>;
+type Parameters = HashMap<String, String>;
+
+/// One request, with who sends it.
+struct Asked {
+    app: App,
+    principal: Principal,
+    method: Method,
+    headers: HeaderMap,
+    query: Parameters,
+    /// In order, for parameters that may stand several times.
+    pairs: Vec<(String, String)>,
+}
+
+pub fn router() -> Router<App> {
+    Router::new()
+        .route("/v2", any(dispatch))
+        .route("/v2/", any(dispatch))
+        .route("/v2/{*path}", any(dispatch))
+}
+
+async fn dispatch(
+    State(app): State<App>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let path = path.strip_prefix("/v2").unwrap_or_default();
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let mut response = match handle(app, path, pairs, request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    let (name, value) = API_VERSION;
+    response.headers_mut().insert(name, value);
+    response
+}
+
+async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Request) -> Answer {
+    let (parts, body) = request.into_parts();
+    let principal = authenticate(&app, &parts.headers).await;
+    let route = Route::parse(path);
+    if matches!(route, Ok(Route::Token)) {
+        return token::handle(&app, principal, &parts.method, &pairs, body).await;
+    }
+    // Who is not let in learns nothing, not even whether a path is well formed.
+    let principal = match principal {
+        Ok(Some(principal)) => principal,
+        Ok(None) => {
+            return Err(token::challenge(&parts.headers, route.as_ref().ok(), &parts.method));
+        }
+        Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
+            return Err(token::challenge(&parts.headers, route.as_ref().ok(), &parts.method));
+        }
+        Err(problem) => return Err(problem.into()),
+    };
+    let query = pairs.iter().cloned().collect();
+    let asked =
+        Asked { app, principal, method: parts.method, headers: parts.headers, query, pairs };
+    match route? {
+        Route::Base => Ok(StatusCode::OK.into_response()),
+        Route::Token => Err(RegistryError::unsupported()),
+        Route::Catalogue => tags::catalogue(asked).await,
+        Route::Tags(repository) => tags::list(asked, repository).await,
+        Route::Manifest(repository, reference) => {
+            manifests::handle(asked, body, repository, reference).await
+        }
+        Route::Blob(repository, digest) => blobs::handle(asked, repository, digest).await,
+        Route::Uploads(repository) => uploads::begin(asked, body, repository).await,
+        Route::Upload(repository, upload) => uploads::handle(asked, body, repository, upload).await,
+        Route::Referrers(repository, digest) => tags::referrers(asked, repository, digest).await,
+    }
+}
+
+/// The repository's row.
+fn image(view: &View, repository: &RepositoryName) -> Result<Image, RegistryError> {
+    view.query().image_by_name(repository)?.ok_or_else(RegistryError::name_unknown)
+}
+
+/// A header made of text that is one by construction.
+fn text_header(name: HeaderName, text: &str) -> Result<(HeaderName, HeaderValue), RegistryError> {
+    let value = HeaderValue::from_str(text).map_err(|_| {
+        RegistryError::new(
+            StatusCode::BAD_REQUEST,
+            "MANIFEST_INVALID",
+            "a header cannot carry this text",
+        )
+    })?;
+    Ok((name, value))
+}
+
+/// A status with some headers and no body.
+fn empty(status: StatusCode, headers: &[(HeaderName, String)]) -> Answer {
+    let mut response = status.into_response();
+    for (name, text) in headers {
+        let (name, value) = text_header(name.clone(), text)?;
+        response.headers_mut().insert(name, value);
+    }
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    Ok(response)
+}
+
+fn blob_location(repository: &RepositoryName, digest: &Digest) -> String {
+    format!("/v2/{repository}/blobs/{digest}")
+}

@@ -1,0 +1,81 @@
+//! What a path below `/v2/` names. Repository names have slashes, so no router's patterns fit.
+
+use shoal_content::RepositoryName;
+
+use super::error::RegistryError;
+
+/// A path of the distribution-spec, section "Endpoints". References and digests are parsed by
+/// their handlers, since what a malformed one means depends on the method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route<'a> {
+    Base,
+    Token,
+    Catalogue,
+    Tags(RepositoryName),
+    Manifest(RepositoryName, &'a str),
+    Blob(RepositoryName, &'a str),
+    Uploads(RepositoryName),
+    Upload(RepositoryName, &'a str),
+    Referrers(RepositoryName, &'a str),
+}
+
+impl<'a> Route<'a> {
+    /// Parses the path after `/v2/`.
+    ///
+    /// # Errors
+    /// `NAME_INVALID` for a bad repository, 404 for a path that is none of the specification's.
+    pub fn parse(path: &'a str) -> Result<Self, RegistryError> {
+        let name = |text: &str| text.parse().map_err(RegistryError::name_invalid);
+        match path {
+            "" => return Ok(Self::Base),
+            "token" => return Ok(Self::Token),
+            "_catalog" => return Ok(Self::Catalogue),
+            _ => {}
+        }
+        if let Some(repository) = path.strip_suffix("/tags/list") {
+            return Ok(Self::Tags(name(repository)?));
+        }
+        let trimmed = path.strip_suffix('/').unwrap_or(path);
+        if let Some(repository) = trimmed.strip_suffix("/blobs/uploads") {
+            return Ok(Self::Uploads(name(repository)?));
+        }
+        let unknown = || {
+            RegistryError::new(axum::http::StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint")
+        };
+        let (rest, last) = path.rsplit_once('/').ok_or_else(unknown)?;
+        if let Some(repository) = rest.strip_suffix("/blobs/uploads") {
+            return Ok(Self::Upload(name(repository)?, last));
+        }
+        let (repository, kind) = rest.rsplit_once('/').ok_or_else(unknown)?;
+        match kind {
+            "manifests" => Ok(Self::Manifest(name(repository)?, last)),
+            "blobs" => Ok(Self::Blob(name(repository)?, last)),
+            "referrers" => Ok(Self::Referrers(name(repository)?, last)),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_may_have_slashes_and_the_words_of_the_api() {
+        let name = |text: &str| text.parse::<RepositoryName>().unwrap();
+        let parsed = |path| Route::parse(path).unwrap();
+        assert_eq!(parsed("a/b/c/tags/list"), Route::Tags(name("a/b/c")));
+        assert_eq!(parsed("a/manifests/latest"), Route::Manifest(name("a"), "latest"));
+        assert_eq!(parsed("a/blobs/uploads/"), Route::Uploads(name("a")));
+        assert_eq!(parsed("a/blobs/uploads"), Route::Uploads(name("a")));
+        assert_eq!(parsed("a/blobs/uploads/x"), Route::Upload(name("a"), "x"));
+        assert_eq!(parsed("a/blobs/sha256:0"), Route::Blob(name("a"), "sha256:0"));
+        assert_eq!(
+            parsed("blobs/manifests/manifests/v1"),
+            Route::Manifest(name("blobs/manifests"), "v1")
+        );
+        for bad in ["A/manifests/x", "../manifests/x", "a/unknown/x", "manifests/x"] {
+            assert!(Route::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

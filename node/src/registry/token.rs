@@ -1,0 +1,121 @@
+//! The challenge and the token endpoint (distribution's token authentication, and OAuth2 as docker
+//! and containerd speak it).
+//!
+//! One challenge for each 401. A client that came by name is sent to the token endpoint on the
+//! same name; one that came by an address is asked for Basic, since crane and cosign refuse realms
+//! that are address literals.
+
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::route::Route;
+use super::{Answer, RegistryError};
+use crate::http::auth::{Principal, TOKEN_TTL, check_password, issue_token};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// The longest form of a token request, in bytes.
+const FORM_BYTES_MAX: usize = 16 * 1024;
+
+/// 401 with what the client is to do about it.
+pub fn challenge(headers: &HeaderMap, route: Option<&Route<'_>>, method: &Method) -> RegistryError {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    let challenge = if is_address || host.is_empty() || !host.chars().all(plain) {
+        "Basic realm=\"shoal\"".to_owned()
+    } else {
+        let scope = route.and_then(|route| scope(route, method));
+        let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
+        format!("Bearer realm=\"https://{host}/v2/token\",service=\"{host}\"{scope}")
+    };
+    RegistryError::from(Problem::unauthorized()).with(header::WWW_AUTHENTICATE, &challenge)
+}
+
+fn scope(route: &Route<'_>, method: &Method) -> Option<String> {
+    let repository = match route {
+        Route::Base | Route::Token => return None,
+        Route::Catalogue => return Some("registry:catalog:*".to_owned()),
+        Route::Tags(name)
+        | Route::Manifest(name, _)
+        | Route::Blob(name, _)
+        | Route::Uploads(name)
+        | Route::Upload(name, _)
+        | Route::Referrers(name, _) => name,
+    };
+    let actions = match *method {
+        Method::GET | Method::HEAD => "pull",
+        Method::DELETE => "delete",
+        _ => "pull,push",
+    };
+    Some(format!("repository:{repository}:{actions}"))
+}
+
+/// `GET` with Basic, or `POST` with a form of `grant_type=password`.
+pub async fn handle(
+    app: &App,
+    principal: Result<Option<Principal>, Problem>,
+    method: &Method,
+    pairs: &[(String, String)],
+    body: Body,
+) -> Answer {
+    let denied = || {
+        RegistryError::from(Problem::unauthorized())
+            .with(header::WWW_AUTHENTICATE, "Basic realm=\"shoal\"")
+    };
+    let name = match *method {
+        Method::GET => match principal {
+            Ok(Some(Principal::User { name, .. })) => name,
+            Ok(_) => return Err(denied()),
+            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => return Err(denied()),
+            Err(problem) => return Err(problem.into()),
+        },
+        Method::POST => password_grant(app, pairs, body).await?,
+        _ => return Err(RegistryError::unsupported()),
+    };
+    let (token, _) = issue_token(app, &name)?;
+    let body = json!({"token": token, "access_token": token, "expires_in": TOKEN_TTL.as_secs()});
+    let mut response = Json(body).into_response();
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Other grants are answered 404, on which containerd falls back to GET.
+async fn password_grant(
+    app: &App,
+    pairs: &[(String, String)],
+    body: Body,
+) -> Result<String, RegistryError> {
+    let form = to_bytes(body, FORM_BYTES_MAX).await.map_err(|_| {
+        RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the form is too long")
+    })?;
+    let form = Zeroizing::new(form.to_vec());
+    let uri = format!("/?{}", String::from_utf8_lossy(&form));
+    let fields = uri
+        .parse()
+        .ok()
+        .and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
+    let fields = fields.map(|query| query.0).unwrap_or_default();
+    let field = |name: &str| {
+        fields.iter().chain(pairs).find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    };
+    let (Some("password"), Some(name), Some(password)) =
+        (field("grant_type").as_deref(), field("username"), field("password"))
+    else {
+        let message = "only grant_type=password is supported; use GET with Basic";
+        return Err(RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", message));
+    };
+    match check_password(app, &name, Zeroizing::new(password)).await? {
+        Principal::User { name, .. } => Ok(name),
+        Principal::Agent(_) | Principal::Node(_) => Err(Problem::unauthorized().into()),
+    }
+}

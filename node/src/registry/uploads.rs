@@ -1,0 +1,292 @@
+//! Upload sessions: POST, PATCH, PUT, GET and DELETE (distribution-spec, "Pushing Blobs").
+//!
+//! The session is a row of the metadata, so the next request may reach another node. A request's
+//! bytes count once its command is through; until then the session stands where it stood.
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode, header};
+use futures::StreamExt;
+use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
+use shoal_metadata::{Command, Refusal, Response as Answered, Upload, UploadPurpose};
+use shoal_raft::ProposeError;
+use tracing::warn;
+use uuid::Uuid;
+
+use super::intake::BlobWriter;
+use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
+use crate::state::App;
+
+/// A session that nothing was heard of for so long has ended, in milliseconds.
+pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
+/// What clients are told to send at least with each PATCH but the last: any length does.
+const CHUNK_BYTES_MIN: &str = "1";
+
+/// `POST /v2/NAME/blobs/uploads/`: a mount, a whole blob, or a new session.
+pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answer {
+    if asked.method != Method::POST {
+        return Err(RegistryError::unsupported());
+    }
+    let owner = asked.principal.ensure_user()?.to_owned();
+    if let Some(mount) = asked.query.get("mount") {
+        let digest: Digest = mount.parse().map_err(RegistryError::digest_invalid)?;
+        let from = asked.query.get("from").map(|name| name.parse()).transpose();
+        // A source that cannot be one is a source that is missing.
+        if let Ok(from) = from {
+            let to = repository.clone();
+            let image = new_image();
+            let mount = Command::MountBlob {
+                from,
+                to,
+                digest: digest.clone(),
+                owner: owner.clone(),
+                image,
+            };
+            match asked.app.propose(mount).await {
+                Ok(_) => return created(&repository, &digest),
+                Err(ProposeError::Refused(Refusal::NotFound(_))) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let upload = Upload {
+        id: UploadId::from_uuid(Uuid::now_v7()),
+        owner,
+        created_at: asked.app.now(),
+        expires_at: expiry(&asked.app),
+        purpose: UploadPurpose::Blob {
+            repository: repository.clone(),
+            offset: 0,
+            checkpoint: None,
+            multipart: None,
+        },
+    };
+    let session = Session {
+        upload: upload.id,
+        repository,
+        owner: upload.owner.clone(),
+        offset: 0,
+        checkpoint: None,
+        multipart: None,
+    };
+    if asked.query.contains_key("digest") {
+        // Whole in one request: there is no session to go on with.
+        return session.close(asked, body, false).await;
+    }
+    asked.app.propose(Command::BeginUpload(upload)).await?;
+    session.answer(StatusCode::ACCEPTED, 0)
+}
+
+/// `/v2/NAME/blobs/uploads/ID`.
+pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload: &str) -> Answer {
+    let id = Uuid::try_parse(upload).map_err(|_| RegistryError::upload_unknown())?;
+    let session = Session::load(&asked.app, repository, UploadId::from_uuid(id)).await?;
+    match asked.method {
+        Method::GET => {
+            let offset = session.offset;
+            session.answer(StatusCode::NO_CONTENT, offset)
+        }
+        Method::PATCH => session.append(asked, body).await,
+        Method::PUT => session.close(asked, body, true).await,
+        Method::DELETE => session.cancel(&asked).await,
+        _ => Err(RegistryError::unsupported()),
+    }
+}
+
+struct Session {
+    upload: UploadId,
+    repository: RepositoryName,
+    owner: String,
+    offset: u64,
+    checkpoint: Option<ObjectKey>,
+    multipart: Option<String>,
+}
+
+impl Session {
+    async fn load(
+        app: &App,
+        repository: RepositoryName,
+        id: UploadId,
+    ) -> Result<Self, RegistryError> {
+        let row = app.view().await?.query().upload(id)?;
+        let Some(Upload {
+            owner,
+            expires_at,
+            purpose: UploadPurpose::Blob { repository: of, offset, checkpoint, multipart },
+            ..
+        }) = row
+        else {
+            return Err(RegistryError::upload_unknown());
+        };
+        if of != repository || expires_at <= app.now() {
+            return Err(RegistryError::upload_unknown());
+        }
+        Ok(Self { upload: id, repository, owner, offset, checkpoint, multipart })
+    }
+
+    /// Where the client goes on, and how far it is. `Range` has no unit here, and is `0-0` both
+    /// for no byte and for one (distribution-spec).
+    fn answer(&self, status: StatusCode, offset: u64) -> Answer {
+        let id = self.upload.as_uuid().simple();
+        let location = format!("/v2/{}/blobs/uploads/{id}", self.repository);
+        empty(
+            status,
+            &[
+                (header::LOCATION, location),
+                (header::RANGE, format!("0-{}", offset.saturating_sub(1))),
+                (header::HeaderName::from_static("docker-upload-uuid"), id.to_string()),
+                (CHUNK_MIN_LENGTH, CHUNK_BYTES_MIN.to_owned()),
+            ],
+        )
+    }
+
+    fn out_of_order(&self) -> RegistryError {
+        let message = format!("the upload stands at byte {}", self.offset);
+        let range = format!("0-{}", self.offset.saturating_sub(1));
+        let location =
+            format!("/v2/{}/blobs/uploads/{}", self.repository, self.upload.as_uuid().simple());
+        RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message)
+            .with(header::RANGE, &range)
+            .with(header::LOCATION, &location)
+    }
+
+    /// `Content-Range: FIRST-LAST`, without a unit, must go on where the session stands and agree
+    /// with the length.
+    fn check_order(&self, asked: &Asked) -> Result<(), RegistryError> {
+        let Some(value) = asked.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+        let text = value.to_str().unwrap_or_default();
+        let parsed = text.split_once('-').and_then(|(first, last)| {
+            Some((first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?))
+        });
+        let (first, last) = parsed.ok_or_else(|| self.out_of_order())?;
+        let length = asked.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let fits = length.is_none_or(|length| last.checked_sub(first) == length.checked_sub(1));
+        if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
+    }
+
+    async fn writer(&self, app: &App) -> Result<BlobWriter, RegistryError> {
+        let store = std::sync::Arc::clone(&app.store);
+        let (checkpoint, multipart) = (self.checkpoint, self.multipart.clone());
+        Ok(BlobWriter::resume(&app.intake, store, self.upload, checkpoint, multipart).await?)
+    }
+
+    async fn append(self, asked: Asked, body: Body) -> Answer {
+        self.check_order(&asked)?;
+        let mut writer = self.writer(&asked.app).await?;
+        let whole = take(&mut writer, body).await;
+        let offset = writer.offset();
+        // What did come before a connection broke is kept, so that the client need not resend it.
+        let (checkpoint, multipart) = writer.checkpoint().await?;
+        let advance = Command::AdvanceUpload {
+            upload: self.upload,
+            from: self.offset,
+            to: offset,
+            checkpoint: Some(checkpoint),
+            multipart,
+            expires_at: expiry(&asked.app),
+        };
+        match asked.app.propose(advance).await {
+            Ok(_) => {}
+            Err(ProposeError::Refused(Refusal::OffsetMismatch(at))) => {
+                return Err(Self { offset: at, ..self }.out_of_order());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(old) = self.checkpoint.filter(|old| *old != checkpoint) {
+            discard(&asked.app, &[old]).await;
+        }
+        whole?;
+        self.answer(StatusCode::ACCEPTED, offset)
+    }
+
+    /// `registered` is whether the session has a row.
+    async fn close(self, asked: Asked, body: Body, registered: bool) -> Answer {
+        let digest = asked.query.get("digest");
+        let digest = digest
+            .ok_or_else(|| RegistryError::digest_invalid("the digest parameter is missing"))?;
+        let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
+        self.check_order(&asked)?;
+        let app = asked.app.clone();
+        let mut writer = self.writer(&app).await?;
+        take(&mut writer, body).await?;
+        let key = writer.key();
+        let outcome =
+            writer.finish(|written| written.digest(digest.algorithm()) == &digest).await?;
+        let written = outcome.map_err(|written| {
+            let is = written.digest(digest.algorithm());
+            RegistryError::digest_invalid(format!("the content's digest is {is}, not {digest}"))
+        })?;
+        let (recipe, encoded) = written.recipe.encode_with_id();
+        app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;
+        let commit = Command::CommitBlob {
+            upload: registered.then_some(self.upload),
+            repository: self.repository.clone(),
+            digest: digest.clone(),
+            size: written.size,
+            object: key,
+            recipe,
+            owner: self.owner.clone(),
+            image: new_image(),
+        };
+        let answer = app.propose(commit).await?;
+        if let Some(checkpoint) = self.checkpoint {
+            discard(&app, &[checkpoint]).await;
+        }
+        match answer {
+            // Someone was quicker with the same content: ours is not needed.
+            Answered::Blob { stored } if stored != key => {
+                discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
+            }
+            _ => {}
+        }
+        created(&self.repository, &digest)
+    }
+
+    async fn cancel(self, asked: &Asked) -> Answer {
+        asked.app.propose(Command::AbortUpload { upload: self.upload }).await?;
+        if let Some(multipart) = &self.multipart {
+            asked.app.store.abort(ObjectKey::Blob(self.upload), multipart).await?;
+        }
+        if let Some(checkpoint) = self.checkpoint {
+            discard(&asked.app, &[checkpoint]).await;
+        }
+        empty(StatusCode::NO_CONTENT, &[])
+    }
+}
+
+/// Hands the body to the writer, as it comes.
+async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| {
+            let message = format!("the connection broke while the body came: {error}");
+            RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
+        })?;
+        writer.write(&piece).await?;
+    }
+    Ok(())
+}
+
+/// Deletes what no row names. A failure leaves an orphan for the scrub, and is no one's error.
+async fn discard(app: &App, keys: &[ObjectKey]) {
+    if let Err(error) = app.store.delete(keys).await {
+        warn!(?keys, %error, "objects nobody needs were not deleted");
+    }
+}
+
+fn created(repository: &RepositoryName, digest: &Digest) -> Answer {
+    let location = blob_location(repository, digest);
+    empty(
+        StatusCode::CREATED,
+        &[(header::LOCATION, location), (CONTENT_DIGEST, digest.to_string())],
+    )
+}
+
+fn expiry(app: &App) -> Timestamp {
+    app.now().plus_millis(SESSION_TTL_MS)
+}
+
+/// For the image row, where the command makes the repository.
+fn new_image() -> ImageId {
+    ImageId::from_uuid(Uuid::now_v7())
+}

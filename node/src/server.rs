@@ -1,0 +1,218 @@
+//! The node as a whole: its parts started in order, and stopped in the opposite one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use axum_server::tls_rustls::RustlsConfig;
+use prometheus_client::registry::Registry;
+use shoal_content::NodeId;
+use shoal_p2p::identity::{Role, peer_of};
+use shoal_raft::{Raft, Transport};
+use tokio::task::JoinSet;
+use tracing::info;
+use zeroize::Zeroizing;
+
+use crate::api::Services;
+use crate::config::{Config, StorageKind};
+use crate::founding::{FIRST_NODE, Founding};
+use crate::home::Home;
+use crate::http::auth::Accounts;
+use crate::http::{Listening, serve};
+use crate::metrics::Metrics;
+use crate::registry::Intake;
+use crate::state::{App, Keys, Parts};
+use crate::store::{BlobStore, FolderStore, S3Settings, S3Store};
+
+const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
+/// How long a node looks for a leader before it gives up reading the cluster's keys.
+const KEYS_DEADLINE: Duration = Duration::from_secs(120);
+const KEYS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A running node.
+#[derive(Debug)]
+pub struct Server {
+    app: App,
+    https: Listening,
+    plain: Option<Listening>,
+    /// What runs in the background; ends with it.
+    _tasks: JoinSet<()>,
+    _home: Home,
+}
+
+/// Founds a cluster of one node, and stops; gives the administrator's password.
+///
+/// # Errors
+/// With what could not be done.
+pub async fn found(config: &Config) -> Result<Zeroizing<String>> {
+    let home = Home::open(&config.node.data_dir)?;
+    let founding = Founding::begin(&home)?;
+    let raft = start_raft(&home, config, NodeId::new(FIRST_NODE), &mut Registry::default()).await?;
+    let password = founding.finish(&home, config, &raft).await?;
+    raft.shutdown().await;
+    Ok(password)
+}
+
+impl Server {
+    /// Starts the node in its data folder. A node that is no member founds a cluster of its own
+    /// first, and hands the password to `founded`.
+    ///
+    /// # Errors
+    /// With what could not be started.
+    pub async fn start(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
+        let home = Home::open(&config.node.data_dir)?;
+        let member = home.member()?;
+        let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
+        let id = member.map_or(NodeId::new(FIRST_NODE), |member| member.id());
+        let mut registry = Registry::default();
+        let store = open_store(&config, &home).await.context("storage cannot be opened")?;
+        let raft = start_raft(&home, &config, id, &mut registry).await?;
+        if let Some(founding) = founding {
+            founded(&founding.finish(&home, &config, &raft).await?);
+        }
+        let keys = read_keys(&raft).await?;
+        let tls = tls(&config, &keys).await?;
+        let services = Services::new(&raft, &store, id, &keys, Arc::clone(home.key()))?;
+        let mut tasks = JoinSet::new();
+        services.start(&raft, &mut tasks);
+        let app = App::new(Parts {
+            node: id,
+            raft,
+            store,
+            keys,
+            accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
+            intake: Intake::default(),
+            metrics: Metrics::new(registry),
+            services,
+            config,
+        });
+        let https = serve(app.clone(), app.config.http.listen, Some(tls));
+        let plain = app.config.http.plain_listen.map(|address| serve(app.clone(), address, None));
+        if https.address().await.is_none() {
+            bail!("{} cannot be listened on; is another process there?", app.config.http.listen);
+        }
+        info!(node = %id, url = app.config.api_url(), "the node answers");
+        Ok(Self { app, https, plain, _tasks: tasks, _home: home })
+    }
+
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Waits for a part that ends by itself.
+    pub async fn failed(&mut self) -> std::io::Error {
+        self.https.failed().await
+    }
+
+    /// Lets requests end, then stops.
+    ///
+    /// # Errors
+    /// Where a part had failed before.
+    pub async fn stop(self) -> Result<()> {
+        self.https.stop().await?;
+        if let Some(plain) = self.plain {
+            plain.stop().await?;
+        }
+        self.app.raft.shutdown().await;
+        Ok(())
+    }
+}
+
+async fn start_raft(
+    home: &Home,
+    config: &Config,
+    id: NodeId,
+    registry: &mut Registry,
+) -> Result<Raft> {
+    let credentials = home.credentials()?;
+    let server = credentials.quinn_server(RAFT_PROTOCOL, &[Role::Node])?;
+    let endpoint = quinn::Endpoint::server(server, config.raft.listen)
+        .with_context(|| format!("the Raft port {} cannot be listened on", config.raft.listen))?;
+    let transport = Transport {
+        endpoint,
+        client: credentials.quinn_client(RAFT_PROTOCOL, &[Role::Node])?,
+        server_name: Role::Node.server_name().to_owned(),
+        authenticate: Arc::new(|connection| match peer_of(connection) {
+            Ok((peer, Role::Node)) => Some(peer),
+            _ => None,
+        }),
+    };
+    let config = shoal_raft::Config::new(id, home.raft_folder());
+    Ok(Raft::start(config, transport, registry).await?)
+}
+
+async fn open_store(config: &Config, home: &Home) -> Result<Arc<dyn BlobStore>> {
+    let storage = &config.storage;
+    Ok(match storage.kind {
+        StorageKind::Folder => {
+            let path = storage.path.clone().unwrap_or_else(|| home.storage_folder());
+            Arc::new(FolderStore::open(&path, storage.reserve_bytes)?)
+        }
+        StorageKind::S3 => {
+            let secret_key = match &storage.secret_key_file {
+                Some(path) => read_secret(path)?,
+                None => Zeroizing::new(storage.secret_key.clone()),
+            };
+            let settings = S3Settings {
+                endpoint: storage.endpoint.clone(),
+                region: storage.region.clone(),
+                bucket: storage.bucket.clone(),
+                access_key: storage.access_key.clone(),
+                secret_key,
+                path_style: storage.path_style,
+            };
+            Arc::new(S3Store::open(&settings).await?)
+        }
+    })
+}
+
+fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("the secret key file {} cannot be read", path.display()))?;
+    Ok(Zeroizing::new(text.trim().to_owned()))
+}
+
+/// The cluster's keys, as soon as a leader answers.
+async fn read_keys(raft: &Raft) -> Result<Keys> {
+    let deadline = tokio::time::Instant::now() + KEYS_DEADLINE;
+    loop {
+        let error = match raft.read().await {
+            Ok(view) => match view.query().cluster()? {
+                Some(row) => return Ok(Keys::from_row(&row)?),
+                None => "the cluster was not founded".to_owned(),
+            },
+            Err(error) => error.to_string(),
+        };
+        if tokio::time::Instant::now() >= deadline {
+            bail!("the cluster's keys cannot be read: {error}");
+        }
+        tokio::time::sleep(KEYS_INTERVAL).await;
+    }
+}
+
+/// A certificate of the operator's, or one of the cluster's for every name this node is known by.
+async fn tls(config: &Config, keys: &Keys) -> Result<RustlsConfig> {
+    let http = &config.http;
+    if let (Some(certificate), Some(key)) = (&http.certificate_file, &http.key_file) {
+        let files = RustlsConfig::from_pem_file(certificate, key).await;
+        return files
+            .with_context(|| format!("{} and its key cannot be used", certificate.display()));
+    }
+    let mut names = http.names.clone();
+    let url = config.api_url();
+    let authority =
+        url.split("://").last().unwrap_or_default().split('/').next().unwrap_or_default();
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    names.push(host.trim_matches(['[', ']']).to_owned());
+    if !http.listen.ip().is_unspecified() {
+        names.push(http.listen.ip().to_string());
+    }
+    names.extend(["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]);
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|name| !name.is_empty());
+    let made = keys.authority.issue_http(&names)?;
+    let (chain, key) = (made.chain_pem.into_bytes(), made.key_pem.as_bytes().to_vec());
+    Ok(RustlsConfig::from_pem(chain, key).await?)
+}

@@ -1,0 +1,111 @@
+//! What every handler is given: the node's parts, put together once at the start.
+
+use std::sync::Arc;
+
+use shoal_content::{ClusterId, NodeId, Timestamp};
+use shoal_metadata::{Cluster, Command, Response};
+use shoal_p2p::identity::{Authority, KeyPair};
+use shoal_raft::{ProposeError, Raft, ReadError, View};
+
+use crate::api::Services;
+use crate::clock;
+use crate::config::Config;
+use crate::http::auth::Accounts;
+use crate::metrics::Metrics;
+use crate::registry::Intake;
+use crate::store::BlobStore;
+
+/// Cloning is cheap; clones are the same node.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Parts>,
+}
+
+/// The parts. All fields are shared by every request.
+pub struct Parts {
+    pub node: NodeId,
+    pub config: Config,
+    pub raft: Raft,
+    pub store: Arc<dyn BlobStore>,
+    pub keys: Keys,
+    pub accounts: Accounts,
+    pub intake: Intake,
+    pub metrics: Metrics,
+    /// What `/api/v1` works with.
+    pub services: Services,
+}
+
+/// The cluster's keys, read from the replicated metadata at the start.
+#[derive(Debug)]
+pub struct Keys {
+    pub cluster: ClusterId,
+    pub authority: Authority,
+    /// Signs tickets.
+    pub ticket: KeyPair,
+    /// Signs Bearer tokens.
+    pub token: KeyPair,
+    pub network: [u8; 32],
+}
+
+impl Keys {
+    /// # Errors
+    /// Where the cluster's row holds something else than keys.
+    pub fn from_row(row: &Cluster) -> Result<Self, shoal_p2p::identity::Error> {
+        let authority_key = std::str::from_utf8(&row.authority_key.0)
+            .map_err(|_| shoal_p2p::identity::Error::Key)?;
+        Ok(Self {
+            cluster: row.id,
+            authority: Authority::load(&row.authority_certificate, authority_key)?,
+            ticket: KeyPair::from_pkcs8_der(&row.ticket_key.0)?,
+            token: KeyPair::from_pkcs8_der(&row.token_key.0)?,
+            network: <[u8; 32]>::try_from(row.network_key.0.as_slice())
+                .map_err(|_| shoal_p2p::identity::Error::Key)?,
+        })
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("node", &self.inner.node).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.inner
+    }
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Self {
+        Self { inner: Arc::new(parts) }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        clock::now()
+    }
+
+    /// Proposes a command with the time of now.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; a refusal is among them.
+    pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
+        self.raft.propose(self.now(), command).await
+    }
+
+    /// A linearizable view of the metadata.
+    ///
+    /// # Errors
+    /// Where no majority answers in time.
+    pub async fn view(&self) -> Result<View, ReadError> {
+        self.raft.read().await
+    }
+}

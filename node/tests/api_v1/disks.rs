@@ -1,0 +1,264 @@
+//! Disks: uploaded in parts, stored as chunks, downloaded in any format.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, StatusCode, header};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
+use shoal_content::{ImageId, UploadId};
+use tokio::time::{Instant, sleep};
+
+use super::node::{DEADLINE, Node, problem, read, run};
+
+const MIB: usize = 1 << 20;
+
+/// A real file system in a real qcow2, with `seed` deciding about half of its content.
+pub fn make_disk(folder: &Path, name: &str, seed: u8) -> Result<PathBuf> {
+    let content = folder.join(format!("{name}-content"));
+    std::fs::create_dir_all(content.join("etc"))?;
+    std::fs::write(content.join("etc/hostname"), name)?;
+    let mut shared = vec![0; 6 * MIB];
+    fill(&mut shared, 1);
+    std::fs::write(content.join("shared"), &shared)?;
+    let mut own = vec![0; 3 * MIB];
+    fill(&mut own, seed);
+    std::fs::write(content.join("own"), &own)?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (raw, qcow2) = (folder.join(format!("{name}.raw")), folder.join(format!("{name}.qcow2")));
+    let (content, raw_text, qcow2_text) = (text(&content), text(&raw), text(&qcow2));
+    run("truncate", &["-s", "48M", &raw_text])?;
+    // The same file system each time: ids and times are given.
+    let uuid = "11111111-2222-3333-4444-555555555555";
+    let hash = format!("hash_seed={uuid}");
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-U", uuid, "-E", &hash, "-d", &content, &raw_text])?;
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw_text, &qcow2_text])?;
+    Ok(qcow2)
+}
+
+/// Bytes that do not compress: xorshift64.
+fn fill(bytes: &mut [u8], seed: u8) {
+    let mut state = 0x9e37_79b9_7f4a_7c15 ^ (u64::from(seed) << 32 | 1);
+    for byte in bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *byte = state as u8;
+    }
+}
+
+fn checksum(part: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(part)))
+}
+
+pub async fn create_image(node: &Node, name: &str) -> Result<ImageId> {
+    let image: Image = node.call(Method::POST, "images", &json!({ "name": name })).await?;
+    Ok(image.id)
+}
+
+struct Session {
+    path: String,
+    parts: Vec<Vec<u8>>,
+}
+
+async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
+    let bytes = std::fs::read(file)?;
+    let wanted = json!({
+        "version": version, "total_size_bytes": bytes.len(), "chunk_size_bytes": MIB, "tags": ["test"],
+    });
+    let path = format!("images/{image}/versions/upload");
+    let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;
+    let parts: Vec<Vec<u8>> =
+        bytes.chunks(started.chunk_size as usize).map(<[u8]>::to_vec).collect();
+    ensure!(parts.len() == started.total_chunks as usize);
+    let upload: UploadId = started.upload_id;
+    Ok(Session { path: format!("{path}/{upload}"), parts })
+}
+
+async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceived> {
+    let part = &session.parts[index];
+    let request = node
+        .request(Method::PUT, &format!("{}/chunks/{index}", session.path))
+        .header("x-shoal-checksum", checksum(part))
+        .body(part.clone());
+    read(request.send().await?).await
+}
+
+/// Completes, and polls until the disk was read.
+async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
+    let path = format!("{}/complete", session.path);
+    let mut status: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
+    let deadline = Instant::now() + DEADLINE;
+    while status.status == "processing" {
+        ensure!(Instant::now() < deadline, "the disk is still being read: {status:?}");
+        sleep(std::time::Duration::from_millis(50)).await;
+        status = node.get(&session.path).await?;
+    }
+    Ok(status)
+}
+
+pub async fn upload(
+    node: &Node,
+    image: ImageId,
+    file: &Path,
+    version: &str,
+) -> Result<UploadStatus> {
+    let session = begin(node, image, file, version).await?;
+    // In parallel, from the end: order is the client's affair.
+    let sent = (0..session.parts.len()).rev().map(|index| put(node, &session, index));
+    futures::future::try_join_all(sent).await?;
+    finish(node, &session).await
+}
+
+async fn download(node: &Node, image: ImageId, version: &str, format: &str) -> Result<Vec<u8>> {
+    let path = format!("images/{image}/versions/{version}/download?format={format}");
+    let response = node.request(Method::GET, &path).send().await?.error_for_status()?;
+    let length = response.content_length().context("a download without a length")?;
+    let bytes = response.bytes().await?;
+    ensure!(bytes.len() as u64 == length);
+    Ok(bytes.into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_comes_back_as_it_was_in_every_format() -> Result<()> {
+    let node = Node::start().await?;
+    let file = make_disk(node.path(), "one", 2)?;
+    let image = create_image(&node, "zedge/one").await?;
+    let status = upload(&node, image, &file, "1.0.0").await?;
+    ensure!(status.status == "active", "{status:?}");
+
+    let names = ["1.0.0", "latest", "test"].map(str::to_owned);
+    let id = status.version_id.context("no version id")?.to_string();
+    let digest = status.manifest_digest.context("no digest")?.to_string();
+    let source = file.to_string_lossy().into_owned();
+    for format in ["qcow2", "raw"] {
+        let first = download(&node, image, &id, format).await?;
+        for name in names.iter().chain([&digest]) {
+            ensure!(download(&node, image, name, format).await? == first, "{name} as {format}");
+        }
+        let output = node.path().join(format!("back.{format}"));
+        std::fs::write(&output, &first)?;
+        let output = output.to_string_lossy().into_owned();
+        run("qemu-img", &["compare", "-f", "qcow2", "-F", format, &source, &output])?;
+        if format == "qcow2" {
+            run("qemu-img", &["check", "-f", "qcow2", &output])?;
+        }
+        let ranged = format!("images/{image}/versions/{id}/download?format={format}");
+        let asked = node.request(Method::GET, &ranged).header(header::RANGE, "bytes=65000-1400000");
+        let part = asked.send().await?;
+        ensure!(part.status() == StatusCode::PARTIAL_CONTENT);
+        ensure!(part.bytes().await? == first[65_000..=1_400_000]);
+        let past = format!("bytes={}-", first.len());
+        let outside = node.request(Method::GET, &ranged).header(header::RANGE, past).send().await?;
+        problem(outside, StatusCode::RANGE_NOT_SATISFIABLE).await?;
+    }
+
+    let found: Resolution = node.get("resolve?reference=zedge/one:test").await?;
+    ensure!(found.version == "1.0.0" && found.disk.is_some());
+    let page: Page<Image> = node.get("images?page=1&page_size=10&name=one&kind=disk").await?;
+    ensure!(page.pagination.total_count == 1 && page.data[0].status == "active");
+    let none: Page<Image> = node.get("images?kind=container").await?;
+    ensure!(none.data.is_empty());
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()> {
+    let node = Node::start().await?;
+    let file = make_disk(node.path(), "two", 2)?;
+    let image = create_image(&node, "zedge/two").await?;
+    let session = begin(&node, image, &file, "1").await?;
+    let last = session.parts.len() - 1;
+    for index in [last, 0, 0] {
+        put(&node, &session, index).await?;
+    }
+    let status: UploadStatus = node.get(&session.path).await?;
+    ensure!(status.received_chunks == [0, last as u32] && status.status == "receiving");
+    let early = node.request(Method::POST, &format!("{}/complete", session.path)).send().await?;
+    let early = problem(early, StatusCode::CONFLICT).await?;
+    ensure!(early.code == "chunks_missing" && early.message.contains("1, 2"), "{early:?}");
+
+    let wrong = node
+        .request(Method::PUT, &format!("{}/chunks/1", session.path))
+        .header("x-shoal-checksum", checksum(b"something else"))
+        .body(session.parts[1].clone());
+    let wrong = problem(wrong.send().await?, StatusCode::BAD_REQUEST).await?;
+    ensure!(wrong.code == "checksum_mismatch", "{wrong:?}");
+    let short = node.request(Method::PUT, &format!("{}/chunks/1", session.path)).body(vec![0; 10]);
+    let short = problem(short.send().await?, StatusCode::BAD_REQUEST).await?;
+    ensure!(short.code == "chunk_size_mismatch", "{short:?}");
+    let status: UploadStatus = node.get(&session.path).await?;
+    ensure!(status.received_chunks.len() == 2, "a refused part was kept");
+
+    for index in 1..last {
+        put(&node, &session, index).await?;
+    }
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    // Asked again, it is the same version.
+    let again = finish(&node, &session).await?;
+    ensure!(again.version_id == status.version_id);
+    // The number is taken now.
+    let wanted = json!({ "version": "1", "total_size_bytes": 5 });
+    let path = format!("images/{image}/versions/upload/init");
+    let taken = node.request(Method::POST, &path).json(&wanted).send().await?;
+    ensure!(problem(taken, StatusCode::CONFLICT).await?.code == "version_exists");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_needs_another_file_is_refused_with_the_reason() -> Result<()> {
+    let node = Node::start().await?;
+    let base = make_disk(node.path(), "base", 2)?.to_string_lossy().into_owned();
+    let file = node.path().join("overlay.qcow2");
+    let name = file.to_string_lossy().into_owned();
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &name])?;
+    let image = create_image(&node, "zedge/overlay").await?;
+    let status = upload(&node, image, &file, "1").await?;
+    let failure = status.failure.clone().unwrap_or_default();
+    ensure!(status.status == "failed", "{status:?}");
+    ensure!(failure.contains("backing_file") && failure.contains("flatten"), "{failure}");
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    ensure!(detail.versions.is_empty() && detail.image.status == "pending");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_version_stores_only_what_is_new() -> Result<()> {
+    let node = Node::start().await?;
+    let (first, second) = (make_disk(node.path(), "v1", 2)?, make_disk(node.path(), "v2", 3)?);
+    let image = create_image(&node, "zedge/versions").await?;
+    for (file, version) in [(&first, "1.0.0"), (&second, "1.0.1")] {
+        let status = upload(&node, image, file, version).await?;
+        ensure!(status.status == "active", "{status:?}");
+    }
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    let by_number = |number: &str| detail.versions.iter().find(|v| v.version == number);
+    let (old, new) = (by_number("1.0.0").context("1.0.0")?, by_number("1.0.1").context("1.0.1")?);
+    ensure!(new.is_latest && !old.is_latest);
+    // 6 of 9 MiB are the same in both.
+    ensure!(
+        new.added_size_bytes * 2 < old.added_size_bytes,
+        "{} after {}",
+        new.added_size_bytes,
+        old.added_size_bytes
+    );
+    let back = node.path().join("back.raw");
+    std::fs::write(&back, download(&node, image, "1.0.1", "raw").await?)?;
+    let (second, back) = (second.to_string_lossy(), back.to_string_lossy());
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &second, &back])?;
+
+    // A tag moves back, and goes.
+    let path = format!("images/{image}/tags/stable");
+    let moved: shoal_api::Tag =
+        node.call(Method::PUT, &path, &json!({ "version_id": old.id.to_string() })).await?;
+    ensure!(moved.version == "1.0.0");
+    let found: Resolution = node.get("resolve?reference=zedge/versions:stable").await?;
+    ensure!(found.version_id == old.id);
+    let gone = node.request(Method::DELETE, &path).send().await?;
+    ensure!(gone.status() == StatusCode::NO_CONTENT);
+    let missing = node.request(Method::GET, "resolve?reference=zedge/versions:stable");
+    problem(missing.send().await?, StatusCode::NOT_FOUND).await?;
+    node.server.stop().await
+}

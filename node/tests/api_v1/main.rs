@@ -1,0 +1,8 @@
+//! `/api/v1` of a real node over HTTPS: real Raft, real storage in a folder, real disks.
+//!
+//! One binary for all of it: linking RocksDB once is enough.
+
+mod disks;
+mod members;
+mod node;
+mod orders;

@@ -1,0 +1,135 @@
+//! A node in this process on free ports, and a client that trusts its authority only.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_api::{JoinTokenCreated, LoginResponse, Problem};
+use shoal_node::config::Config;
+use shoal_node::server::Server;
+use tempfile::TempDir;
+
+/// Whatever is waited for, is waited for no longer.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A running cluster of one.
+pub struct Node {
+    pub server: Server,
+    pub folder: TempDir,
+    pub url: String,
+    pub http: reqwest::Client,
+    token: String,
+}
+
+fn free(of: impl Fn() -> std::io::Result<SocketAddr>) -> Result<SocketAddr> {
+    of().context("no free port")
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+}
+
+pub fn free_tcp() -> Result<SocketAddr> {
+    free(|| TcpListener::bind(any())?.local_addr())
+}
+
+pub fn free_udp() -> Result<SocketAddr> {
+    free(|| UdpSocket::bind(any())?.local_addr())
+}
+
+/// Trusts the authority in `pem` and nobody else.
+pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
+    let authority = reqwest::Certificate::from_pem(pem)?;
+    let client = reqwest::Client::builder()
+        .tls_certs_only([authority])
+        .no_proxy()
+        .timeout(REQUEST_TIMEOUT)
+        .build()?;
+    Ok(client)
+}
+
+impl Node {
+    pub async fn start() -> Result<Self> {
+        // Whoever was first has installed the same.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir()?;
+        let mut config = Config::default();
+        config.node.data_dir = folder.path().join("node");
+        config.storage.reserve_bytes = 0;
+        config.http.listen = free_tcp()?;
+        config.raft.listen = free_udp()?;
+        config.peer.listen = free_udp()?;
+        config.discovery.listen = free_tcp()?;
+        config.discovery.enabled = false;
+        let url = format!("https://{}", config.http.listen);
+        let password = Mutex::new(String::new());
+        let server = Server::start(config, |text| text.clone_into(&mut password.lock())).await?;
+        let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
+        let mut node = Self { server, folder, url, http, token: String::new() };
+        let login = serde_json::json!({ "username": "admin", "password": *password.lock() });
+        let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
+        node.token = answer.token;
+        Ok(node)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}/api/v1/{path}", self.url));
+        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        read(self.request(Method::GET, path).send().await?).await
+    }
+
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        read(self.request(method, path).json(body).send().await?).await
+    }
+
+    /// The join token's text.
+    pub async fn join_token(&self, role: &str, uses: Option<u32>) -> Result<String> {
+        let wanted = serde_json::json!({ "role": role, "ttl_seconds": 600, "uses": uses });
+        let made: JoinTokenCreated = self.call(Method::POST, "join-tokens", &wanted).await?;
+        Ok(made.token)
+    }
+}
+
+pub async fn read<T: DeserializeOwned>(response: Response) -> Result<T> {
+    let status = response.status();
+    let body = response.bytes().await?;
+    ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).with_context(|| String::from_utf8_lossy(&body).into_owned())
+}
+
+/// The problem that a request is expected to end in.
+pub async fn problem(response: Response, status: StatusCode) -> Result<Problem> {
+    let found = response.status();
+    let body = response.bytes().await?;
+    ensure!(found == status, "{found}: {}", String::from_utf8_lossy(&body));
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Runs a program to its end, and fails with what it said.
+pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output =
+        Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
+    if !output.status.success() {
+        bail!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}

@@ -10,6 +10,7 @@ pub mod disks;
 pub mod founding;
 pub mod home;
 pub mod http;
+pub mod joining;
 pub mod metrics;
 pub mod origin;
 pub mod registry;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use shoal_node::config::Config;
+use shoal_node::joining;
 use shoal_node::server::{self, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -33,8 +34,22 @@ enum Commands {
     Run(Settings),
     /// Found a cluster of one node and print the administrator's password
     Init(Settings),
+    /// Join the cluster that another node belongs to; `run` follows
+    Join(Join),
     /// Check the settings and print them as they are in force
     Config(Settings),
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// Any node of the cluster, https://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    node: String,
+    /// As `shoal token create --role node` prints it
+    #[arg(long, env = "SHOAL_JOIN_TOKEN", hide_env_values = true)]
+    token: String,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +84,11 @@ fn main() -> ExitCode {
         Commands::Init(settings) => {
             let password = runtime.block_on(server::found(&settings.load()?))?;
             show_password(&password);
+            Ok(())
+        }
+        Commands::Join(Join { node, token, settings }) => {
+            let member = runtime.block_on(joining::join(&settings.load()?, &node, &token))?;
+            println!("joined {} as node {}; start it with: shoal-node run", member.cluster, member.id());
             Ok(())
         }
         Commands::Config(settings) => {

@@ -66,7 +66,7 @@ pub async fn download(
         row.name.as_str().rsplit('/').next().unwrap_or_default(),
         number(&version)
     );
-    Ok(answer(&app.services.origin, disk.recipe, export, &file, &headers)?)
+    answer(&app.services.origin, disk.recipe, export, &file, &headers)
 }
 
 /// By version id, digest, number or tag.

@@ -183,10 +183,10 @@ pub async fn put_part(
     let start = u64::from(part) * session.part_bytes;
     let wanted = session.part_bytes.min(session.total_bytes - start);
     let announced = announced(&headers)?;
-    if let Some(length) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()) {
-        if length.parse::<u64>() != Ok(wanted) {
-            return Err(wrong_length(part, wanted, length));
-        }
+    if let Some(length) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok())
+        && length.parse::<u64>() != Ok(wanted)
+    {
+        return Err(wrong_length(part, wanted, length));
     }
     let _memory = part_memory(wanted).await?;
     let bytes = collect(body, part, wanted).await?;

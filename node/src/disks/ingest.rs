@@ -105,7 +105,7 @@ impl Disks {
         let versions = query.versions(image.id).map_err(|error| passing(&error))?;
         let mut versions: Vec<_> =
             versions.iter().filter_map(|v| Some((v.sequence, v.disk.as_ref()?.recipe))).collect();
-        versions.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        versions.sort_unstable_by_key(|version| std::cmp::Reverse(version.0));
         let recipes = versions.into_iter().map(|(_, recipe)| recipe).collect();
         let hint = format.and_then(|format| format.parse().ok());
         Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, recipes })

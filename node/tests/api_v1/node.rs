@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_api::{JoinTokenCreated, LoginResponse, Problem};
 use shoal_node::config::Config;
+use shoal_node::joining;
 use shoal_node::server::Server;
 use tempfile::TempDir;
 
@@ -44,6 +45,21 @@ pub fn free_udp() -> Result<SocketAddr> {
     free(|| UdpSocket::bind(any())?.local_addr())
 }
 
+/// A node of its own folder and ports.
+fn config(folder: &TempDir) -> Result<Config> {
+    // Whoever was first has installed the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut config = Config::default();
+    config.node.data_dir = folder.path().join("node");
+    config.storage.reserve_bytes = 0;
+    config.http.listen = free_tcp()?;
+    config.raft.listen = free_udp()?;
+    config.peer.listen = free_udp()?;
+    config.discovery.listen = free_tcp()?;
+    config.discovery.enabled = false;
+    Ok(config)
+}
+
 /// Trusts the authority in `pem` and nobody else.
 pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
     let authority = reqwest::Certificate::from_pem(pem)?;
@@ -57,18 +73,9 @@ pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
 
 impl Node {
     pub async fn start() -> Result<Self> {
-        // Whoever was first has installed the same.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir()?;
-        let mut config = Config::default();
-        config.node.data_dir = folder.path().join("node");
-        config.storage.reserve_bytes = 0;
-        config.http.listen = free_tcp()?;
-        config.raft.listen = free_udp()?;
-        config.peer.listen = free_udp()?;
-        config.discovery.listen = free_tcp()?;
-        config.discovery.enabled = false;
-        let url = format!("https://{}", config.http.listen);
+        let config = config(&folder)?;
+        let url = config.api_url();
         let password = Mutex::new(String::new());
         let server = Server::start(config, |text| text.clone_into(&mut password.lock())).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
@@ -77,6 +84,20 @@ impl Node {
         let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
         node.token = answer.token;
         Ok(node)
+    }
+
+    /// Another node of the same cluster, on the same storage.
+    pub async fn join(&self, name: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut config = config(&folder)?;
+        config.node.name = name.to_owned();
+        config.storage.path = Some(self.path().join("node/storage"));
+        let url = config.api_url();
+        let token = self.join_token("node", Some(1)).await?;
+        joining::join(&config, &self.url, &token).await?;
+        let server = Server::start(config, |_| ()).await?;
+        let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
+        Ok(Self { server, folder, url, http, token: self.token.clone() })
     }
 
     pub fn path(&self) -> &Path {

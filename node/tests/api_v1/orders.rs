@@ -15,7 +15,7 @@ use super::members::Agent;
 use super::node::{DEADLINE, Node, problem, read};
 
 /// Lines of an open answer.
-struct Lines {
+pub struct Lines {
     response: Response,
     buffer: Vec<u8>,
 }
@@ -45,12 +45,12 @@ impl Lines {
     }
 }
 
-async fn orders(node: &Node, agent: &Agent) -> Result<Lines> {
+pub async fn orders(node: &Node, agent: &Agent) -> Result<Lines> {
     let response = agent.request(node, Method::GET, "orders")?.send().await?.error_for_status()?;
     Ok(Lines { response, buffer: Vec::new() })
 }
 
-async fn report(
+pub async fn report(
     node: &Node,
     agent: &Agent,
     deployment: DeploymentId,

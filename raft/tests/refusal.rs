@@ -18,13 +18,13 @@ fn approach(member: &Member, client: quinn::ClientConfig) -> Result<(), String> 
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let talk = async {
             let connecting = endpoint.connect_with(client, address, NAME).unwrap();
-            let connection = connecting.await.map_err(|error| error.to_string())?;
+            let connection = connecting.await.map_err(|error| format!("{error:?}"))?;
             let (mut send, mut receive) =
-                connection.open_bi().await.map_err(|error| error.to_string())?;
+                connection.open_bi().await.map_err(|error| format!("{error:?}"))?;
             // Kind 6 asks for the commit index; its body is empty.
-            send.write_all(&[6, 0, 0, 0, 0]).await.map_err(|error| error.to_string())?;
+            send.write_all(&[6, 0, 0, 0, 0]).await.map_err(|error| format!("{error:?}"))?;
             let mut length = [0; 4];
-            receive.read_exact(&mut length).await.map_err(|error| error.to_string())?;
+            receive.read_exact(&mut length).await.map_err(|error| format!("{error:?}"))?;
             Ok(())
         };
         tokio::time::timeout(Duration::from_secs(10), talk).await.unwrap()
@@ -42,9 +42,9 @@ fn a_stranger_is_refused_in_the_handshake() {
 
     let other = Authority::new();
     let error = approach(&member, authority.client(Some(&other))).unwrap_err();
-    assert!(error.contains("certificate") || error.contains("crypto"), "{error}");
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
     let error = approach(&member, authority.client(None)).unwrap_err();
-    assert!(error.contains("certificate") || error.contains("crypto"), "{error}");
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
     eventually("both are counted", || {
         (member.metric("shoal_raft_strangers_refused_total") == 2.0).then_some(())
     });
@@ -98,8 +98,11 @@ fn a_full_disk_refuses_proposals_and_service_resumes_with_space() {
     let path = home.path().join("ballast");
     let file = OpenOptions::new().create_new(true).write(true).open(&path).unwrap();
     fallocate(&file, FallocateFlags::empty(), 0, ballast as i64).unwrap();
-    let refused =
-        eventually("the disk is seen to be full", || member.propose(create_image(2)).err());
+    // What was seen of the disk may be a moment old.
+    let mut numbers = 2..;
+    let refused = eventually("the disk is seen to be full", || {
+        member.propose(create_image(numbers.next()?)).err()
+    });
     assert_eq!(refused, ProposeError::Storage("disk full".into()));
     assert!(refused.is_retryable());
     // Reading goes on.
@@ -107,6 +110,6 @@ fn a_full_disk_refuses_proposals_and_service_resumes_with_space() {
 
     drop(file);
     std::fs::remove_file(&path).unwrap();
-    eventually("proposals are taken again", || member.propose(create_image(3)).ok());
+    eventually("proposals are taken again", || member.propose(create_image(numbers.next()?)).ok());
     assert_eq!(member.metric("shoal_raft_core_restarts_total"), 0.0);
 }

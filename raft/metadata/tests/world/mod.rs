@@ -1,0 +1,277 @@
+//! A small world of ids and rows for the tests of the state machine.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_content::{
+    ClusterId, DeploymentId, Digest, ImageId, Labels, NodeId, ObjectKey, PackId, PeerId, RecipeId,
+    RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
+};
+use shoal_metadata::*;
+
+/// The state, and the time that passes by one for each command.
+#[derive(Default)]
+pub struct World {
+    pub rows: Memory,
+    pub now: u64,
+}
+
+impl World {
+    /// A founded cluster.
+    pub fn founded() -> Self {
+        let mut world = Self::default();
+        let found = Command::Found { cluster: cluster(), admin: user("admin", UserRole::Admin) };
+        world.accepts(found);
+        world
+    }
+
+    /// Applies a command, and holds that a refusal changes nothing.
+    pub fn propose(&mut self, command: Command) -> Result<Outcome, Refusal> {
+        self.now += 1;
+        let at = Timestamp::from_millis(self.now);
+        let mut transaction = Transaction::new(&self.rows);
+        let answer = apply(&mut transaction, at, command).expect("the rows can be read");
+        if answer.is_err() {
+            assert!(transaction.is_empty(), "a refused command wrote");
+        }
+        let writes = transaction.into_writes();
+        self.rows.commit(writes);
+        answer
+    }
+
+    pub fn accepts(&mut self, command: Command) -> Response {
+        let shown = format!("{command:?}");
+        match self.propose(command) {
+            Ok(outcome) => outcome.response,
+            Err(refusal) => panic!("{shown} was refused: {refusal}"),
+        }
+    }
+
+    pub fn refuses(&mut self, command: Command) -> Refusal {
+        match self.propose(command) {
+            Err(refusal) => refusal,
+            Ok(outcome) => panic!("accepted: {outcome:?}"),
+        }
+    }
+
+    pub fn query(&self) -> Query<'_, Memory> {
+        Query::new(&self.rows)
+    }
+
+    pub fn count(&self, object: &ObjectKey) -> Option<u64> {
+        self.query().object(object).unwrap().map(|used| used.count)
+    }
+}
+
+pub fn id<T: std::str::FromStr<Err = shoal_content::IdError>>(prefix: &str, number: u64) -> T {
+    format!("{prefix}{number:032x}").parse().unwrap()
+}
+
+pub fn image_id(number: u64) -> ImageId {
+    id("img-", number)
+}
+
+pub fn version_id(number: u64) -> VersionId {
+    id("ver-", number)
+}
+
+pub fn upload_id(number: u64) -> UploadId {
+    id("upload-", number)
+}
+
+pub fn deployment_id(number: u64) -> DeploymentId {
+    id("dep-", number)
+}
+
+pub fn peer(number: u8) -> PeerId {
+    PeerId::from_public_key([number; 32])
+}
+
+pub fn digest(number: u8) -> Digest {
+    Digest::sha256([number; 32])
+}
+
+pub fn name(text: &str) -> RepositoryName {
+    text.parse().unwrap()
+}
+
+pub fn tag(text: &str) -> TagName {
+    text.parse().unwrap()
+}
+
+pub fn recipe(number: u8) -> RecipeId {
+    RecipeId::from_bytes([number; 32])
+}
+
+pub fn pack(number: u8) -> ObjectKey {
+    ObjectKey::Pack(PackId::of(&[number]))
+}
+
+pub fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+pub fn cluster() -> Cluster {
+    let id: ClusterId = id("cluster-", 1);
+    Cluster {
+        id,
+        founded_at: at(1),
+        authority_certificate: "certificate".into(),
+        authority_key: Secret(vec![1]),
+        ticket_key: Secret(vec![2]),
+        token_key: Secret(vec![3]),
+        network_key: Secret(vec![4; 32]),
+    }
+}
+
+pub fn user(name: &str, role: UserRole) -> User {
+    User { name: name.into(), password_hash: Secret(b"hash".to_vec()), role, created_at: at(1) }
+}
+
+pub fn node(number: u8) -> Node {
+    Node {
+        id: NodeId::new(number.into()),
+        name: format!("node-{number}"),
+        peer: peer(100 + number),
+        zone: Zone::default(),
+        raft_address: "host:1".into(),
+        peer_address: "host:2".into(),
+        discovery_address: "host:3".into(),
+        api_url: "https://host:4".into(),
+        command_version: COMMAND_VERSION,
+        joined_at: at(1),
+    }
+}
+
+pub fn token(id: &str, role: JoinRole, uses_left: Option<u32>) -> JoinToken {
+    let expires_at = at(1000);
+    JoinToken {
+        id: id.into(),
+        secret_hash: [7; 32],
+        role,
+        created_at: at(1),
+        expires_at,
+        uses_left,
+    }
+}
+
+pub fn agent(number: u8) -> Agent {
+    Agent {
+        peer: peer(number),
+        name: format!("host-{number}"),
+        role: AgentRole::Host,
+        zone: Zone::default(),
+        labels: Labels::default(),
+        enrolled_at: at(1),
+    }
+}
+
+pub fn create_image(number: u64, repository: &str, kind: ImageKind) -> Command {
+    Command::CreateImage {
+        id: image_id(number),
+        name: name(repository),
+        kind,
+        profile: ImageProfile::default(),
+        owner: "admin".into(),
+    }
+}
+
+pub fn blob_upload(number: u64, repository: &str) -> Upload {
+    Upload {
+        id: upload_id(number),
+        owner: "admin".into(),
+        created_at: at(1),
+        expires_at: at(500),
+        purpose: UploadPurpose::Blob {
+            repository: name(repository),
+            offset: 0,
+            checkpoint: None,
+            multipart: None,
+        },
+    }
+}
+
+/// 25 bytes in parts of 10.
+pub fn disk_upload(number: u64, image: u64, version: &str) -> Upload {
+    Upload {
+        purpose: UploadPurpose::Disk {
+            image: image_id(image),
+            number: version.into(),
+            tags: vec![],
+            total_bytes: 25,
+            part_bytes: 10,
+            format: None,
+            parts: BTreeMap::new(),
+            state: DiskUploadState::Receiving,
+        },
+        ..blob_upload(number, "unused")
+    }
+}
+
+pub fn part(upload: u64, part: u32, bytes: u64) -> Command {
+    Command::RecordPart {
+        upload: upload_id(upload),
+        part,
+        received: UploadPart { bytes, sha256: [0; 32] },
+        expires_at: at(600),
+    }
+}
+
+/// The blob with this digest; its object is of the same number.
+pub fn commit_blob(repository: &str, image: u64, blob: u8) -> Command {
+    Command::CommitBlob {
+        upload: None,
+        repository: name(repository),
+        digest: digest(blob),
+        size: 10,
+        object: ObjectKey::Blob(upload_id(blob.into())),
+        recipe: recipe(blob),
+        owner: "admin".into(),
+        image: image_id(image),
+    }
+}
+
+pub fn blob_reference(blob: u8) -> Reference {
+    Reference::Blob { digest: digest(blob), size: 10 }
+}
+
+/// A container's manifest over blobs.
+pub fn container(repository: &str, image: u64, manifest: u8, blobs: &[u8]) -> PutManifest {
+    PutManifest {
+        repository: name(repository),
+        image: image_id(image),
+        version: version_id(u64::from(manifest) * 1000 + image),
+        kind: ImageKind::Container,
+        digest: digest(manifest),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        manifest: vec![manifest; 4],
+        artifact_type: None,
+        annotations: BTreeMap::new(),
+        subject: None,
+        references: blobs.iter().copied().map(blob_reference).collect(),
+        disk: None,
+        tags: vec![],
+        owner: "admin".into(),
+        upload: None,
+    }
+}
+
+/// A disk's manifest over packs.
+pub fn disk(repository: &str, image: u64, manifest: u8, packs: &[u8]) -> PutManifest {
+    let mut objects: BTreeSet<ObjectKey> = packs.iter().copied().map(pack).collect();
+    objects.insert(ObjectKey::Recipe(recipe(manifest)));
+    PutManifest {
+        kind: ImageKind::Disk,
+        references: BTreeSet::new(),
+        disk: Some(Disk {
+            recipe: recipe(manifest),
+            virtual_bytes: 100,
+            content_bytes: 50,
+            added_bytes: 25,
+            objects,
+            number: format!("1.0.{manifest}"),
+            source_format: "raw".into(),
+        }),
+        ..container(repository, image, manifest, &[])
+    }
+}

@@ -88,7 +88,11 @@ fn main() -> ExitCode {
         }
         Commands::Join(Join { node, token, settings }) => {
             let member = runtime.block_on(joining::join(&settings.load()?, &node, &token))?;
-            println!("joined {} as node {}; start it with: shoal-node run", member.cluster, member.id());
+            println!(
+                "joined {} as node {}; start it with: shoal-node run",
+                member.cluster,
+                member.id()
+            );
             Ok(())
         }
         Commands::Config(settings) => {

@@ -28,12 +28,19 @@
 //! Non-goals: what the rows mean (`shoal-metadata`), certificates (the endpoint and the client
 //! configuration are handed in), HTTP.
 
+// The tests inside the crate share the harness of those outside.
+#[cfg(test)]
+extern crate self as shoal_raft;
+
 mod config;
 #[cfg(test)]
 mod conformance;
 mod core;
 mod error;
 mod folder;
+#[cfg(test)]
+#[path = "../tests/harness/mod.rs"]
+mod harness;
 mod log;
 mod machine;
 mod members;

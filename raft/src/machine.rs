@@ -230,9 +230,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 mod tests {
     use openraft::entry::RaftEntry;
     use openraft::vote::RaftLeaderId;
-    use shoal_content::{ImageId, Timestamp};
+    use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, Timestamp};
     use shoal_metadata::{
-        Command, ImageKind, ImageProfile, Query, Refusal, Response, Subject, encode_command,
+        Command, ImageKind, ImageProfile, Memory, PutManifest, Query, Read, Reference, Refusal,
+        Response, Subject, Table, encode_command,
     };
 
     use super::*;
@@ -294,6 +295,90 @@ mod tests {
         apply_entries(&store, vec![proposed(late, 12, &create())]).unwrap();
         assert_eq!(store.answer(10).unwrap(), None);
         assert_eq!(store.answer(11).unwrap(), Some(exists));
+    }
+
+    /// Commands that touch many tables, some of them refused.
+    fn busy_commands() -> Vec<Command> {
+        let repository = |number: u128| format!("library/image-{number}").parse().unwrap();
+        let digest = |number: u128| Digest::sha256([number as u8; 32]);
+        let mut commands = Vec::new();
+        for number in 0..60u128 {
+            let (image, blob) = (number % 7, number % 11);
+            let uuid = format!("{:032x}", number + 1);
+            commands.push(Command::CommitBlob {
+                upload: None,
+                repository: repository(image),
+                digest: digest(blob),
+                size: 5,
+                object: ObjectKey::Blob(format!("upload-{uuid}").parse().unwrap()),
+                recipe: RecipeId::of(&[blob as u8]),
+                owner: "admin".into(),
+                image: format!("img-{:032x}", image + 1).parse().unwrap(),
+            });
+            commands.push(Command::PutManifest(PutManifest {
+                repository: repository(image),
+                image: format!("img-{:032x}", image + 1).parse().unwrap(),
+                version: format!("ver-{uuid}").parse().unwrap(),
+                kind: ImageKind::Container,
+                digest: digest(100 + number),
+                media_type: "m".into(),
+                manifest: vec![number as u8; 9],
+                artifact_type: None,
+                annotations: Default::default(),
+                subject: Some(digest(100)),
+                references: [Reference::Blob { digest: digest(blob), size: 5 }].into(),
+                disk: None,
+                tags: vec!["latest".parse().unwrap()],
+                owner: "admin".into(),
+                upload: None,
+            }));
+            if number % 3 == 0 {
+                let digest = digest(100 + number / 2);
+                commands.push(Command::DeleteManifest { repository: repository(image), digest });
+            }
+            if number % 20 == 19 {
+                let id = format!("img-{:032x}", image + 1).parse().unwrap();
+                commands.push(Command::DeleteImage { id });
+            }
+        }
+        commands
+    }
+
+    #[test]
+    fn rows_in_rocksdb_and_in_memory_are_the_same_however_they_are_batched() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut memory = Memory::default();
+        let commands = busy_commands();
+        let mut expected = Vec::new();
+        for (at, command) in commands.iter().enumerate() {
+            let mut rows = Transaction::new(&memory);
+            let at = Timestamp::from_millis(at as u64);
+            let answer = apply(&mut rows, at, command.clone()).unwrap();
+            let writes = rows.into_writes();
+            memory.commit(writes);
+            expected.push(Applied::Answer(answer.map(|outcome| outcome.response)));
+        }
+        let entries: Vec<Entry> = commands
+            .iter()
+            .enumerate()
+            .map(|(at, command)| proposed(at as u64, at as u128, command))
+            .collect();
+        let mut answers = Vec::new();
+        for (turn, batch) in entries.chunks(13).enumerate() {
+            // Now in one piece, now one by one.
+            let size = if turn % 2 == 0 { batch.len() } else { 1 };
+            for piece in batch.chunks(size) {
+                answers.extend(apply_entries(&store, piece.to_vec()).unwrap().0);
+            }
+        }
+        assert_eq!(answers, expected);
+        assert!(answers.iter().any(|answer| matches!(answer, Applied::Answer(Err(_)))));
+        for table in Table::ALL {
+            let ours = store.scan(table, b"", b"", usize::MAX).unwrap();
+            let theirs = memory.scan(table, b"", b"", usize::MAX).unwrap();
+            assert_eq!(ours, theirs, "{table:?}");
+        }
     }
 
     #[test]

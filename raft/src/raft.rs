@@ -31,7 +31,7 @@ const EVENTS_WAITING_MAX: usize = 4096;
 /// A member of the group; clones are the same one. When the last clone is dropped, it stops.
 #[derive(Clone)]
 pub struct Raft {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     _stop: Arc<StopOnDrop>,
 }
 

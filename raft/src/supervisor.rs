@@ -99,3 +99,34 @@ fn show(shared: &Shared, now: &openraft::RaftMetrics<TypeConfig>) {
     metrics.last_log_index.set(now.last_log_index.unwrap_or(0));
     metrics.applied_index.set(now.last_applied.as_ref().map_or(0, |applied| applied.index));
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::harness::{Authority, Home, create_image, eventually, has_image};
+
+    #[test]
+    fn a_core_that_has_stopped_is_started_again_and_knows_what_it_knew() {
+        let authority = Authority::new();
+        let mut home = Home::new(1);
+        let member = home.start(&authority);
+        member.bootstrap();
+        member.propose(create_image(1)).unwrap();
+        // As on a storage error, openraft ends its core for good. A view that is still held keeps
+        // the databases locked, so the first tries to open them fail.
+        let held = member.read();
+        member.run(|raft| async move {
+            let core = raft.shared.core().unwrap();
+            core.engine.shutdown().await.unwrap();
+        });
+        eventually("the end is noticed", || {
+            (member.metric("shoal_raft_core_restarts_total") == 1.0).then_some(())
+        });
+        assert!(member.raft.local().query().image_count().is_err());
+        assert!(has_image(&held, 1));
+        drop(held);
+        eventually("it serves again", || member.propose(create_image(2)).ok());
+        let view = member.read();
+        assert!(has_image(&view, 1) && has_image(&view, 2));
+        assert_eq!(member.metric("shoal_raft_core_restarts_total"), 1.0);
+    }
+}

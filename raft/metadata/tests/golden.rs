@@ -1,0 +1,96 @@
+//! The stored form of commands, pinned: what is in a log today must be read by every later version.
+//!
+//! Where this test fails, the encoding of a released version has changed. Add a variant or a field
+//! at the end under a new version instead.
+
+mod world;
+
+use shoal_content::{NodeId, ObjectKey};
+use shoal_metadata::*;
+use world::*;
+
+/// One command of each variant, in the order of the enum.
+fn samples() -> Vec<Command> {
+    let (repository, owner) = (name("a/b"), "o".to_owned());
+    let profile = ImageProfile { min_memory_mb: 512, ..ImageProfile::default() };
+    vec![
+        Command::Found { cluster: cluster(), admin: user("admin", UserRole::Admin) },
+        Command::RegisterNode(node(1)),
+        Command::RemoveNode(NodeId::new(300)),
+        Command::PutUser(user("u", UserRole::User)),
+        Command::RemoveUser { name: "u".into() },
+        Command::CreateJoinToken(token("t", JoinRole::Node, Some(3))),
+        Command::RevokeJoinToken { id: "t".into() },
+        Command::EnrolAgent { token: "t".into(), secret_hash: [7; 32], agent: agent(1) },
+        Command::AdmitNode { token: "t".into(), secret_hash: [7; 32], node: node(2) },
+        Command::RemoveAgent(peer(1)),
+        create_image(1, "a/b", ImageKind::Container),
+        Command::UpdateImage { id: image_id(1), profile },
+        Command::DeleteImage { id: image_id(1) },
+        Command::BeginUpload(disk_upload(1, 1, "1.0")),
+        Command::AdvanceUpload {
+            upload: upload_id(1),
+            from: 0,
+            to: 1 << 40,
+            checkpoint: Some(ObjectKey::UploadCheckpoint { upload: upload_id(1), offset: 9 }),
+            multipart: Some("m".into()),
+            expires_at: at(1),
+        },
+        part(1, 2, 3),
+        Command::ClaimIngest { upload: upload_id(1), node: NodeId::new(1), lease_until: at(2) },
+        Command::FailIngest { upload: upload_id(1), reason: "r".into() },
+        Command::AbortUpload { upload: upload_id(1) },
+        commit_blob("a/b", 1, 1),
+        Command::MountBlob {
+            from: Some(repository.clone()),
+            to: repository.clone(),
+            digest: digest(1),
+            owner: owner.clone(),
+            image: image_id(1),
+        },
+        Command::UnlinkBlob { repository: repository.clone(), digest: digest(1) },
+        Command::PutManifest(disk("a/b", 1, 1, &[1])),
+        Command::DeleteManifest { repository: repository.clone(), digest: digest(1) },
+        Command::PutTag { repository: repository.clone(), tag: tag("t"), digest: digest(1) },
+        Command::DeleteTag { repository: repository.clone(), tag: tag("t") },
+        Command::CreateDeployment {
+            id: deployment_id(1),
+            image: repository,
+            digest: digest(1),
+            tag: Some(tag("t")),
+            hosts: [peer(1)].into(),
+            owner,
+        },
+        Command::ReportHost {
+            deployment: deployment_id(1),
+            peer: peer(1),
+            state: HostState::Done { bytes_from_peers: 1, bytes_from_nodes: 2, bytes_local: 300 },
+        },
+        Command::CancelDeployment { id: deployment_id(1) },
+        Command::SweepObjects { candidates: [pack(1)].into(), unreferenced_before: at(5) },
+        Command::ExpireUploads { limit: 100 },
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn the_stored_form_of_each_command_is_what_it_was() {
+    let samples = samples();
+    let encoded: Vec<String> =
+        samples.iter().map(|command| hex(&encode_command(command))).collect();
+    let golden: Vec<&str> = include_str!("golden/commands-v1.txt").lines().collect();
+    assert_eq!(encoded, golden);
+    for (at, command) in samples.iter().enumerate() {
+        let bytes = encode_command(command);
+        // The version, then the variant's number: one sample for each, none left out.
+        assert_eq!((bytes[0], usize::from(bytes[1])), (1, at));
+        assert_eq!(decode_command(&bytes).as_ref(), Ok(command));
+    }
+    // The number after the last is no command: a new variant needs a sample here.
+    let next = [1, u8::try_from(samples.len()).unwrap()];
+    let unknown = CodecError::Malformed(postcard::Error::SerdeDeCustom);
+    assert_eq!(decode_command(&next), Err(unknown));
+}

@@ -112,7 +112,7 @@ const OPENING_WORDS: &[&str] =
 
 /// The one folder of the node that knows S3's types.
 const S3_WORD: &str = "aws_sdk_s3";
-const S3_FOLDER: &str = "node/src/storage";
+const S3_FOLDER: &str = "node/src/store";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")

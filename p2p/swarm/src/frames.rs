@@ -8,7 +8,7 @@
 //! Invariant: what [`decode`] lets through is within every limit of this file.
 //! Non-goal: whether a ticket is good; the shell checks it.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

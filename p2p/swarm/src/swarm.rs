@@ -358,10 +358,10 @@ impl Swarm {
         if contact.peer == self.settings.me || node {
             return;
         }
-        if let Some(membership) = self.memberships.get_mut(&recipe) {
-            if membership.known.len() < KNOWN_MAX || membership.known.contains_key(&contact.peer) {
-                membership.known.insert(contact.peer, contact);
-            }
+        if let Some(membership) = self.memberships.get_mut(&recipe)
+            && (membership.known.len() < KNOWN_MAX || membership.known.contains_key(&contact.peer))
+        {
+            membership.known.insert(contact.peer, contact);
         }
     }
 

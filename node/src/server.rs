@@ -110,6 +110,7 @@ impl Server {
     /// # Errors
     /// Where a part had failed before.
     pub async fn stop(self) -> Result<()> {
+        self.app.services.close();
         self.https.stop().await?;
         if let Some(plain) = self.plain {
             plain.stop().await?;

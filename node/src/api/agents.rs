@@ -1,7 +1,7 @@
 //! Agents: how they enrol, and how people see and remove them.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{AgentInfo, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
@@ -11,6 +11,7 @@ use shoal_raft::ProposeError;
 use tracing::info;
 
 use super::caller::{Admin, Reader};
+use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use super::tokens::Brought;
 use crate::clock::{now, rfc3339};
@@ -86,7 +87,7 @@ pub(super) fn issue(
 /// certificate, even where the token's last use was the first time.
 pub async fn enrol(
     State(app): State<App>,
-    Json(request): Json<EnrolRequest>,
+    Body(request): Body<EnrolRequest>,
 ) -> Result<Json<EnrolResponse>, Problem> {
     let token = Brought::parse(&request.token)?;
     check_name(&request.name)?;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, NodeStatus};
 use shoal_content::{DeploymentId, NodeId};
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::agents::{check_name, issue};
 use super::caller::{Admin, Reader, Sibling};
+use super::input::{Body, Path};
 use super::problem::conflict;
 use super::tokens::Brought;
 use crate::clock::now;
@@ -74,7 +75,7 @@ pub async fn status(
 /// The token is the authentication.
 pub async fn join(
     State(app): State<App>,
-    Json(request): Json<JoinRequest>,
+    Body(request): Body<JoinRequest>,
 ) -> Result<Json<JoinResponse>, Problem> {
     let token = Brought::parse(&request.token)?;
     check_name(&request.name)?;

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::caller::{Reader, Writer};
 use super::images::resolved;
+use super::input::{Body, Path};
 use super::problem::missing;
 use crate::deploy::{Names, Reports, view, watch};
 use crate::http::problem::Problem;
@@ -31,7 +32,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub async fn create(
     State(app): State<App>,
     caller: Writer,
-    Json(request): Json<CreateDeployment>,
+    Body(request): Body<CreateDeployment>,
 ) -> Result<(StatusCode, Json<Deployment>), Problem> {
     let view = app.view().await?;
     let query = view.query();
@@ -153,7 +154,9 @@ pub async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     // Linearizable, so that the local state has what the caller knows of.
     app.view().await?.query().deployment(id)?.ok_or_else(|| unknown(id))?;
-    let states = watch(app.raft.clone(), app.services.gatherer.clone(), id);
+    let services = &app.services;
+    let stopping = services.stopping.clone();
+    let states = watch(app.raft.clone(), services.gatherer.clone(), id, stopping);
     let events = states.map(|state| {
         let event = Event::default().event("deployment").json_data(&*state);
         Ok(event.unwrap_or_else(|_| Event::default().comment("a state could not be written")))

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use shoal_metadata::{Query as Metadata, Read, Version};
 
 use super::caller::Reader;
 use super::images::{no_image, no_version, number};
+use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
 use crate::http::problem::Problem;
 use crate::origin::{Error, Origin};

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +20,7 @@ use shoal_metadata::{
 
 use super::caller::Host;
 use super::images::{kind_text, number, resolved};
+use super::input::Body;
 use super::problem::{crowded, missing};
 use crate::clock::now;
 use crate::http::problem::Problem;
@@ -43,7 +43,7 @@ const REASON_CHARS_MAX: usize = 1000;
 pub async fn resolve(
     State(app): State<App>,
     caller: Host,
-    Json(request): Json<AgentResolveRequest>,
+    Body(request): Body<AgentResolveRequest>,
 ) -> Result<Json<AgentResolution>, Problem> {
     let view = app.view().await?;
     let query = view.query();
@@ -164,7 +164,7 @@ pub async fn orders(State(app): State<App>, caller: Host) -> Result<Response, Pr
         stream.map_err(|_| crowded("this node has all the order streams that it takes"))?;
     let headers =
         [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
-    let body = Body::from_stream(stream.map(Ok::<_, std::convert::Infallible>));
+    let body = axum::body::Body::from_stream(stream.map(Ok::<_, std::convert::Infallible>));
     Ok((headers, body).into_response())
 }
 
@@ -172,7 +172,7 @@ pub async fn orders(State(app): State<App>, caller: Host) -> Result<Response, Pr
 pub async fn progress(
     State(app): State<App>,
     caller: Host,
-    Json(report): Json<ProgressReport>,
+    Body(report): Body<ProgressReport>,
 ) -> Result<StatusCode, Problem> {
     let ProgressReport { deployment, progress, .. } = report;
     let senders = progress.bytes_by_peer.len() + progress.bytes_by_node.len();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use shoal_api::{
@@ -15,6 +15,7 @@ use shoal_metadata::{self as metadata, Command, Fault, ImageKind, ImageProfile, 
 use uuid::Uuid;
 
 use super::caller::{Reader, Writer};
+use super::input::{Body, Path, Query};
 use super::problem::missing;
 use crate::clock::rfc3339;
 use crate::http::problem::Problem;
@@ -109,7 +110,7 @@ fn kind_name(kind: ImageKind) -> &'static str {
 pub async fn create(
     State(app): State<App>,
     caller: Writer,
-    Json(request): Json<CreateImage>,
+    Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
     let labels = Labels::try_from(request.labels)
         .map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))?;
@@ -195,7 +196,7 @@ pub async fn put_tag(
     State(app): State<App>,
     _caller: Writer,
     Path((id, tag)): Path<(ImageId, TagName)>,
-    Json(request): Json<MoveTag>,
+    Body(request): Body<MoveTag>,
 ) -> Result<Json<Tag>, Problem> {
     let view = app.view().await?;
     let query = view.query();

@@ -12,6 +12,7 @@ mod deployments;
 mod download;
 mod host;
 mod images;
+mod input;
 mod problem;
 mod services;
 mod session;

@@ -6,6 +6,7 @@ use shoal_content::NodeId;
 use shoal_p2p::identity::KeyPair;
 use shoal_raft::Raft;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
@@ -21,6 +22,8 @@ pub struct Services {
     pub board: Board,
     pub desk: OrderDesk,
     pub gatherer: Gatherer,
+    /// Ends streams that would stay open for ever.
+    pub stopping: CancellationToken,
 }
 
 impl Services {
@@ -38,14 +41,21 @@ impl Services {
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
-        let desk = OrderDesk::new(raft.clone());
+        let stopping = CancellationToken::new();
+        let desk = OrderDesk::new(raft.clone(), stopping.clone());
         Ok(Self {
             disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             origin,
             gatherer: Gatherer::new(board.clone(), desk.clone(), siblings),
             board,
             desk,
+            stopping,
         })
+    }
+
+    /// Ends the streams of orders and events, so that a stop need not wait for them.
+    pub fn close(&self) {
+        self.stopping.cancel();
     }
 
     /// Starts what runs in the background: unfinished disks are taken over, nodes that joined
@@ -53,6 +63,8 @@ impl Services {
     pub fn start(&self, raft: &Raft, tasks: &mut JoinSet<()>) {
         let disks = self.disks.clone();
         tasks.spawn(async move { disks.sweep().await });
+        let disks = self.disks.clone();
+        tasks.spawn(async move { disks.expire_uploads().await });
         tasks.spawn(super::cluster::admit_members(raft.clone()));
     }
 }

@@ -7,6 +7,7 @@ use shoal_content::Timestamp;
 use shoal_metadata::UserRole;
 use zeroize::Zeroizing;
 
+use super::input::Body;
 use crate::clock::rfc3339;
 use crate::http::auth::{Principal, check_password, issue_token};
 use crate::http::problem::Problem;
@@ -14,7 +15,7 @@ use crate::state::App;
 
 pub async fn login(
     State(app): State<App>,
-    Json(request): Json<LoginRequest>,
+    Body(request): Body<LoginRequest>,
 ) -> Result<Json<LoginResponse>, Problem> {
     let password = Zeroizing::new(request.password);
     let principal = check_password(&app, &request.username, password).await?;

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,6 +15,7 @@ use shoal_metadata::{Command, JoinRole, JoinToken};
 use zeroize::Zeroizing;
 
 use super::caller::Admin;
+use super::input::{Body, Path};
 use crate::clock::{now, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -74,7 +75,7 @@ fn role_name(role: JoinRole) -> &'static str {
 pub async fn create(
     State(app): State<App>,
     _caller: Admin,
-    Json(request): Json<CreateJoinToken>,
+    Body(request): Body<CreateJoinToken>,
 ) -> Result<(StatusCode, Json<JoinTokenCreated>), Problem> {
     let role = match request.role.as_str() {
         "agent" => JoinRole::Agent,

@@ -7,8 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
@@ -22,6 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::caller::Writer;
+use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
@@ -99,7 +99,7 @@ pub async fn init(
     State(app): State<App>,
     caller: Writer,
     Path(image): Path<ImageId>,
-    Json(request): Json<InitUpload>,
+    Body(request): Body<InitUpload>,
 ) -> Result<(StatusCode, Json<UploadStarted>), Problem> {
     check_number(&request.version)?;
     if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
@@ -164,7 +164,7 @@ pub async fn put_part(
     _caller: Writer,
     Path((image, id, part)): Path<(ImageId, UploadId, u32)>,
     headers: HeaderMap,
-    body: Body,
+    body: axum::body::Body,
 ) -> Result<Json<ChunkReceived>, Problem> {
     let session = session(&app, image, id).await?;
     let total = total_parts(session.total_bytes, session.part_bytes);
@@ -238,7 +238,7 @@ fn wrong_length(part: u32, wanted: u64, found: impl std::fmt::Display) -> Proble
     Problem::bad_request("chunk_size_mismatch", text)
 }
 
-async fn collect(body: Body, part: u32, wanted: u64) -> Result<Bytes, Problem> {
+async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes, Problem> {
     let mut pieces = body.into_data_stream();
     let mut bytes = BytesMut::with_capacity(wanted as usize);
     let broken = |text: String| Problem::bad_request("chunk_incomplete", text);

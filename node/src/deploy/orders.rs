@@ -20,6 +20,7 @@ use shoal_metadata::{Deployment, Event, Fault, HostState, Query, Read};
 use shoal_raft::{Raft, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// Streams open at one node.
@@ -35,6 +36,7 @@ pub struct OrderDesk {
     raft: Raft,
     /// Open streams by agent; an agent that comes again has two for a moment.
     open: Arc<Mutex<HashMap<PeerId, usize>>>,
+    stopping: CancellationToken,
 }
 
 /// Counts a stream for as long as it lives.
@@ -60,8 +62,9 @@ impl Drop for Seat {
 pub struct Crowded;
 
 impl OrderDesk {
-    pub fn new(raft: Raft) -> Self {
-        Self { raft, open: Arc::default() }
+    /// Streams end when `stopping` is cancelled.
+    pub fn new(raft: Raft, stopping: CancellationToken) -> Self {
+        Self { raft, open: Arc::default(), stopping }
     }
 
     /// Agents that listen here.
@@ -90,11 +93,12 @@ impl OrderDesk {
         events: tokio::sync::broadcast::Receiver<Event>,
     ) -> Result<impl Stream<Item = Bytes> + Send + use<>, Crowded> {
         let seat = self.seat(agent)?;
+        let stopping = self.stopping.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
         let stream = OrderStream { agent, raft: self.raft.clone(), sent: HashSet::new(), sender };
         tokio::spawn(async move {
             let _seat = seat;
-            stream.run(current, events).await;
+            stopping.run_until_cancelled(stream.run(current, events)).await;
         });
         let lines = tokio_stream::wrappers::ReceiverStream::new(receiver);
         Ok(lines.map(|message: OrderMessage| line(&message)))

@@ -7,6 +7,7 @@ use futures::Stream;
 use shoal_content::DeploymentId;
 use shoal_raft::Raft;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::gather::Gatherer;
@@ -17,11 +18,13 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// States that wait for a slow watcher.
 const QUEUE: usize = 4;
 
-/// Sends the deployment as seen from here, until it is over, it is gone, or nobody listens.
+/// Sends the deployment as seen from here, until it is over, it is gone, nobody listens,
+/// or the node stops.
 pub fn watch(
     raft: Raft,
     gatherer: Gatherer,
     id: DeploymentId,
+    stopping: CancellationToken,
 ) -> impl Stream<Item = Arc<shoal_api::Deployment>> + Send + 'static {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -32,6 +35,7 @@ pub fn watch(
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = sender.closed() => return,
+                () = stopping.cancelled() => return,
             }
             let reports = gatherer.reports(id).await;
             let local = raft.local();

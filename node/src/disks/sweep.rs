@@ -1,13 +1,23 @@
-//! Looks for disks that nobody reads any more, and takes over.
+//! Looks for disks that nobody reads any more and takes over, and ends sessions that expired.
 //!
-//! Invariant: runs on every node; the claim in the metadata decides who gets a disk.
+//! Invariants: the claim in the metadata decides who gets a disk; bytes are deleted only after a
+//! command has ended the session that they belonged to.
 
-use shoal_metadata::Event;
+use std::time::Duration;
+
+use shoal_content::{ObjectKey, UploadId};
+use shoal_metadata::{Command, DiskUploadState, Event, Response, Upload, UploadPurpose};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use super::{Disks, SWEEP_INTERVAL, is_under_way};
+use crate::clock;
+
+/// How often the leader looks for expired sessions.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+/// Sessions that one command ends.
+const EXPIRE_AT_ONCE: u32 = 100;
 
 impl Disks {
     /// Takes over abandoned ingests, until it is dropped.
@@ -33,9 +43,50 @@ impl Disks {
         }
     }
 
+    /// Ends expired sessions, on whichever node leads, and deletes what they left. Runs until it is
+    /// dropped.
+    pub async fn expire_uploads(&self) {
+        let mut ticks = interval_at(Instant::now() + EXPIRY_INTERVAL, EXPIRY_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if !self.inner.raft.status().is_leader {
+                continue;
+            }
+            let expire = Command::ExpireUploads { limit: EXPIRE_AT_ONCE };
+            match self.inner.raft.propose(clock::now(), expire).await {
+                Ok(Response::Expired(uploads)) => {
+                    for upload in &uploads {
+                        info!(upload = %upload.id, "upload session expired");
+                        self.delete_leftovers(upload).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "expired uploads could not be ended"),
+            }
+        }
+    }
+
+    /// What an ended session had in storage beside the content that was published.
+    async fn delete_leftovers(&self, upload: &Upload) {
+        let UploadPurpose::Blob { checkpoint, multipart, .. } = &upload.purpose else {
+            return self.delete_parts_of(upload).await;
+        };
+        let store = &self.inner.store;
+        if let Some(multipart) = multipart
+            && let Err(error) = store.abort(ObjectKey::Blob(upload.id), multipart).await
+        {
+            warn!(upload = %upload.id, %error, "an expired upload's parts stay in storage");
+        }
+        if let Some(checkpoint) = checkpoint
+            && let Err(error) = store.delete(&[*checkpoint]).await
+        {
+            warn!(upload = %upload.id, %error, "an expired upload's checkpoint stays in storage");
+        }
+    }
+
     /// Returns when the upload is published, has failed or is gone, as far as this node knows.
-    pub async fn ended(&self, id: shoal_content::UploadId) {
-        use shoal_metadata::{DiskUploadState, UploadPurpose};
+    pub async fn ended(&self, id: UploadId) {
         let mut events = self.inner.raft.events();
         loop {
             let under_way = match self.inner.raft.local().query().upload(id) {

@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::{
-    Authority, DEADLINE, Home, create_image, eventually, has_image, image_id, leader, three,
+    Authority, DEADLINE, Home, create_image, eventually, has_image, image_id, image_name, leader,
+    three,
 };
-use shoal_content::{NodeId, Timestamp};
-use shoal_metadata::{Refusal, Response, Subject};
+use shoal_content::{Digest, NodeId, Timestamp};
+use shoal_metadata::{
+    Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
+};
 use shoal_raft::{Error, ProposeError};
 
 #[test]
@@ -29,6 +32,46 @@ fn every_member_takes_proposals_and_reads_what_any_other_wrote() {
     let again = members[1].propose(create_image(0));
     assert_eq!(again, Err(ProposeError::Refused(Refusal::Exists(Subject::Image))));
     assert_eq!(members[2].read().query().image_count().unwrap(), 30);
+}
+
+#[test]
+fn the_longest_manifest_gets_through_from_any_member_and_a_longer_one_is_refused() {
+    let authority = Authority::new();
+    let (_homes, members) = three(&authority);
+    let put = |number: u64, bytes: usize| {
+        Command::PutManifest(PutManifest {
+            repository: image_name(0),
+            image: image_id(1),
+            version: format!("ver-{number:032x}").parse().unwrap(),
+            kind: ImageKind::Container,
+            digest: Digest::sha256([number as u8; 32]),
+            media_type: "m".into(),
+            manifest: vec![b' '; bytes],
+            artifact_type: None,
+            annotations: Default::default(),
+            subject: None,
+            references: Default::default(),
+            disk: None,
+            tags: vec![],
+            owner: "admin".into(),
+            upload: None,
+        })
+    };
+    for (number, member) in (1..).zip(&members) {
+        member.propose(put(number, MANIFEST_BYTES_MAX)).unwrap();
+    }
+    for member in &members {
+        let view = member.read();
+        for number in 1..=3u8 {
+            let digest = Digest::sha256([number; 32]);
+            let manifest = view.query().manifest(image_id(1), &digest).unwrap().unwrap();
+            assert_eq!(manifest.len(), MANIFEST_BYTES_MAX);
+        }
+    }
+    let refused = members[1].propose(put(9, MANIFEST_BYTES_MAX + 1));
+    assert_eq!(refused, Err(ProposeError::Refused(Refusal::ManifestTooLong)));
+    let refused = members[1].propose(put(9, 16 * MANIFEST_BYTES_MAX));
+    assert!(matches!(refused, Err(ProposeError::Refused(Refusal::Limit(_)))), "{refused:?}");
 }
 
 #[test]

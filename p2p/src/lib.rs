@@ -3,4 +3,19 @@
 //! The decisions are `shoal-swarm`'s; this crate gives it time, randomness and sockets, and does
 //! what it says.
 
+mod driver;
+mod endpoint;
 pub mod identity;
+mod link;
+mod metrics;
+mod request;
+mod serve;
+mod store;
+mod swarm;
+mod transfer;
+mod wire;
+
+pub use shoal_swarm::ChunkSet;
+pub use store::{ChunkStore, MemoryStore, StoreError};
+pub use swarm::{Config, DiscoveryConfig, Error, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
+pub use transfer::{FetchError, Progress, Transfer};

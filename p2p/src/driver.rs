@@ -1,0 +1,123 @@
+//! Drives the core: hands it events and time, does what it says.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use shoal_content::RecipeId;
+use shoal_swarm::frames::Frame;
+use shoal_swarm::{Action, Event, RequestEnd, RequestId, Settings, Swarm as Core};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use crate::link;
+use crate::request;
+use crate::swarm::Shared;
+
+/// Events taken before time is looked at again.
+const BATCH: usize = 256;
+
+struct Driver {
+    shared: Arc<Shared>,
+    core: Core,
+    began: Instant,
+    requests: HashMap<RequestId, AbortHandle>,
+}
+
+pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    let me = shared.config.credentials.peer_id();
+    let core = Core::new(Settings { me, seed: rand::random() });
+    let cancel = shared.cancel.clone();
+    let mut driver = Driver { shared, core, began: Instant::now(), requests: HashMap::new() };
+    let mut events = Vec::with_capacity(BATCH);
+    loop {
+        let due = driver.core.next_timeout().map(|at| driver.began + at);
+        let timer = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            count = inbox.recv_many(&mut events, BATCH) => if count == 0 { break },
+            () = timer => events.push(Event::Tick),
+        }
+        for event in events.drain(..) {
+            if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
+                driver.requests.remove(request);
+            }
+            driver.core.handle(driver.began.elapsed(), event);
+            driver.act();
+        }
+    }
+    driver.requests.values().for_each(AbortHandle::abort);
+}
+
+impl Driver {
+    fn act(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let shared = &self.shared;
+        let link = |peer| shared.links.lock().get(peer).cloned();
+        match action {
+            Action::Dial(contact) => {
+                shared.tasks.spawn(link::dial(shared.clone(), contact));
+            }
+            Action::Close { peer } => {
+                if let Some(link) = link(&peer) {
+                    link.connection.close(2u32.into(), b"refused");
+                }
+            }
+            Action::Join { peer, recipe, have } => {
+                let ticket = shared.tickets.lock().get(&recipe).cloned();
+                if let (Some(link), Some(ticket)) = (link(&peer), ticket) {
+                    link.send(Frame::Join { recipe, ticket, have });
+                }
+            }
+            Action::Send { peer, frame } => {
+                if let Some(link) = link(&peer) {
+                    link.send(frame);
+                }
+            }
+            Action::Request { request, peer, recipe, indices } => {
+                let (link, running) = (link(&peer), shared.running(recipe));
+                let (Some(link), Some(running)) = (link, running) else {
+                    let _ = shared.events.send(Event::Ended { request, end: RequestEnd::Failed });
+                    return;
+                };
+                let work = request::chunks(shared.clone(), link, running, request, indices);
+                self.requests.insert(request, shared.tasks.spawn(work).abort_handle());
+            }
+            Action::Cancel { request } => {
+                if let Some(task) = self.requests.remove(&request) {
+                    task.abort();
+                }
+            }
+            Action::Ban { peer, reason, until } => {
+                warn!(%peer, reason = reason.as_str(), "banned");
+                shared.metrics.banned(reason.as_str());
+                shared.bans.lock().insert(peer, self.began + until);
+            }
+            Action::Complete { recipe } => {
+                shared.tasks.spawn(complete(shared.clone(), recipe));
+            }
+        }
+    }
+}
+
+async fn complete(shared: Arc<Shared>, recipe: RecipeId) {
+    let Some(running) = shared.running(recipe) else { return };
+    match shared.store.complete(recipe).await {
+        Ok(()) => {
+            info!(%recipe, "complete");
+            running.end(Ok(()));
+        }
+        Err(error) => running.end(Err(error.into())),
+    }
+}

@@ -1,0 +1,253 @@
+//! One connection to one peer: who it is, its control stream, its requests.
+//!
+//! Invariant: at most one link a peer. Where two peers dialled each other at once, both keep the
+//! connection that the smaller id dialled.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shoal_content::{PeerId, RecipeId, Timestamp, Zone};
+use shoal_swarm::frames::{Frame, RANGES_MAX};
+use shoal_swarm::{Contact, Event};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::identity::{Role, peer_of};
+use crate::serve;
+use crate::swarm::{LINKS_MAX, PeerRole, Shared};
+use crate::wire::{self, WireError};
+
+/// From dialling to the peer's Hello.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Frames waiting for a peer that does not read; then the link is closed.
+const FRAMES_MAX: usize = 4096;
+/// Recipes that one connection may present tickets for.
+const GRANTS_MAX: usize = 4096;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) peer: PeerId,
+    pub(crate) address: SocketAddr,
+    pub(crate) zone: Zone,
+    pub(crate) node: bool,
+    pub(crate) connection: quinn::Connection,
+    dialler: PeerId,
+    frames: mpsc::Sender<Frame>,
+    /// Until when this peer has a right to which recipe.
+    grants: Mutex<HashMap<RecipeId, Timestamp>>,
+}
+
+impl Link {
+    pub(crate) fn send(&self, frame: Frame) {
+        if self.frames.try_send(frame).is_err() {
+            self.connection.close(1u32.into(), b"too slow");
+        }
+    }
+
+    pub(crate) fn granted(&self, recipe: RecipeId, now: Timestamp) -> bool {
+        self.grants.lock().get(&recipe).is_some_and(|&until| until > now)
+    }
+
+    fn grant(&self, recipe: RecipeId, until: Timestamp, now: Timestamp) {
+        let mut grants = self.grants.lock();
+        if grants.len() >= GRANTS_MAX {
+            grants.retain(|_, &mut until| until > now);
+        }
+        if grants.len() < GRANTS_MAX {
+            grants.insert(recipe, until);
+        }
+    }
+}
+
+/// Takes connections until shutdown.
+pub(crate) async fn accept(shared: Arc<Shared>) {
+    while let Some(incoming) = shared.endpoint.accept().await {
+        if shared.links.lock().len() >= LINKS_MAX {
+            incoming.refuse();
+            continue;
+        }
+        let task = shared.clone();
+        shared.tasks.spawn(async move {
+            match incoming.await {
+                Ok(connection) => run(task, connection, None).await,
+                Err(error) => debug!(%error, "a stranger did not get in"),
+            }
+        });
+    }
+}
+
+/// Dials and stays until the connection's end.
+pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
+    match connect(&shared, contact).await {
+        Ok(connection) => run(shared, connection, Some(contact.peer)).await,
+        Err(error) => {
+            debug!(peer = %contact.peer, address = %contact.address, %error, "not reached");
+            let _ = shared.events.send(Event::DialFailed { peer: contact.peer });
+        }
+    }
+}
+
+/// A connection to `contact`: the link's if one stands by then, made for it if not.
+pub(crate) async fn establish(
+    shared: &Shared,
+    contact: Contact,
+) -> Result<quinn::Connection, String> {
+    let connection = connect(shared, contact).await?;
+    let shared = shared.this.upgrade().ok_or_else(|| "the swarm is shutting down".to_owned())?;
+    let tasks = shared.tasks.clone();
+    tasks.spawn(run(shared, connection.clone(), Some(contact.peer)));
+    Ok(connection)
+}
+
+async fn connect(shared: &Shared, contact: Contact) -> Result<quinn::Connection, String> {
+    let connecting = shared
+        .endpoint
+        .connect(contact.address, Role::Agent.server_name())
+        .map_err(|error| error.to_string())?;
+    let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .map_err(|_| "no answer in time".to_owned())?
+        .map_err(|error| error.to_string())?;
+    match peer_of(&connection) {
+        Ok((peer, _)) if peer == contact.peer => Ok(connection),
+        _ => Err("another peer answers at this address".to_owned()),
+    }
+}
+
+async fn run(shared: Arc<Shared>, connection: quinn::Connection, dialled: Option<PeerId>) {
+    let failed = |peer| drop(shared.events.send(Event::DialFailed { peer }));
+    let Ok((peer, role)) = peer_of(&connection) else { return };
+    if shared.is_banned(peer) || peer == shared.config.credentials.peer_id() {
+        connection.close(2u32.into(), b"refused");
+        dialled.map(failed);
+        return;
+    }
+    let greeted = tokio::time::timeout(CONNECT_TIMEOUT, greet(&shared, &connection, dialled));
+    let Ok(Ok((address, zone, mut sender, receiver))) = greeted.await else {
+        connection.close(3u32.into(), b"no hello");
+        dialled.map(failed);
+        return;
+    };
+    let (frames, mut outbox) = mpsc::channel(FRAMES_MAX);
+    let me = shared.config.credentials.peer_id();
+    let dialler = if dialled.is_some() { me } else { peer };
+    let link = Arc::new(Link {
+        peer,
+        address,
+        zone,
+        node: role == Role::Node,
+        connection: connection.clone(),
+        dialler,
+        frames,
+        grants: Mutex::default(),
+    });
+    if !register(&shared, &link) {
+        connection.close(4u32.into(), b"already connected");
+        return;
+    }
+    let writer = async {
+        while let Some(frame) = outbox.recv().await {
+            if wire::write(&mut sender, &frame).await.is_err() {
+                break;
+            }
+        }
+    };
+    let requests = async {
+        while let Ok((sender, receiver)) = connection.accept_bi().await {
+            shared.tasks.spawn(serve::answer(shared.clone(), link.clone(), sender, receiver));
+        }
+    };
+    tokio::select! {
+        () = writer => {}
+        () = requests => {}
+        () = listen(&shared, &link, receiver) => {}
+        () = shared.cancel.cancelled() => {}
+    }
+    connection.close(0u32.into(), b"done");
+    let mut links = shared.links.lock();
+    if links.get(&peer).is_some_and(|found| Arc::ptr_eq(found, &link)) {
+        links.remove(&peer);
+        shared.metrics.connections.set(links.len() as i64);
+        let _ = shared.events.send(Event::Disconnected { peer });
+    }
+}
+
+async fn greet(
+    shared: &Shared,
+    connection: &quinn::Connection,
+    dialled: Option<PeerId>,
+) -> Result<(SocketAddr, Zone, quinn::SendStream, quinn::RecvStream), WireError> {
+    let opened =
+        if dialled.is_some() { connection.open_bi().await } else { connection.accept_bi().await };
+    let (mut sender, mut receiver) = opened.map_err(quinn::WriteError::from)?;
+    let hello = Frame::Hello { address: shared.advertise, zone: shared.config.zone.clone() };
+    wire::write(&mut sender, &hello).await?;
+    match wire::read(&mut receiver).await? {
+        Frame::Hello { address, zone } => Ok((address, zone, sender, receiver)),
+        _ => Err(shoal_swarm::frames::FrameError::Malformed.into()),
+    }
+}
+
+/// Whether this link is the peer's one from now on.
+fn register(shared: &Shared, link: &Arc<Link>) -> bool {
+    let mut links = shared.links.lock();
+    let preferred = link.peer.min(shared.config.credentials.peer_id());
+    if let Some(old) = links.get(&link.peer) {
+        let alive = old.connection.close_reason().is_none();
+        if alive && old.dialler == preferred && link.dialler != preferred {
+            return false;
+        }
+        old.connection.close(4u32.into(), b"already connected");
+    }
+    links.insert(link.peer, link.clone());
+    shared.metrics.connections.set(links.len() as i64);
+    let contact = Contact { peer: link.peer, address: link.address };
+    let _ = shared.events.send(Event::Connected { contact, node: link.node });
+    true
+}
+
+async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::RecvStream) {
+    let peer = link.peer;
+    loop {
+        let frame = match wire::read::<Frame>(&mut receiver).await {
+            Ok(frame) => frame,
+            Err(WireError::Frame(error)) => {
+                warn!(%peer, %error, "a frame was refused");
+                let _ = shared.events.send(Event::BadFrame { peer });
+                return;
+            }
+            Err(_) => return,
+        };
+        let event = match frame {
+            Frame::Join { recipe, ticket, have } => {
+                if !shared.entitled(&ticket, recipe, peer) {
+                    warn!(%peer, %recipe, "a join without a valid ticket was refused");
+                    continue;
+                }
+                link.grant(recipe, ticket.expires(), crate::swarm::wall_clock());
+                if shared.config.role != PeerRole::Origin && shared.running(recipe).is_none() {
+                    shared.tasks.spawn(tell_held(shared.clone(), link.clone(), recipe));
+                }
+                Event::Joined { peer, recipe, have }
+            }
+            frame => Event::Frame { peer, frame },
+        };
+        let _ = shared.events.send(event);
+    }
+}
+
+/// What is held of a recipe that is not on its way here.
+async fn tell_held(shared: Arc<Shared>, link: Arc<Link>, recipe: RecipeId) {
+    match shared.store.held(recipe).await {
+        Ok(held) => {
+            for chunks in held.ranges().chunks(RANGES_MAX) {
+                link.send(Frame::Have { recipe, chunks: chunks.to_vec() });
+            }
+        }
+        Err(error) => warn!(%recipe, %error, "what is held cannot be told"),
+    }
+}

@@ -1,0 +1,94 @@
+//! All metrics of this crate, by their fixed names.
+
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use prometheus_client::registry::Registry;
+
+type One = [(&'static str, &'static str); 1];
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    sent: Family<One, Counter>,
+    received: Family<One, Counter>,
+    refused: Family<One, Counter>,
+    bans: Family<One, Counter>,
+    pub(crate) connections: Gauge,
+    pub(crate) gso_segments: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let all = Self::default();
+        registry.register(
+            "shoal_chunk_bytes_sent",
+            "Chunk bytes sent, by the receiver's role",
+            all.sent.clone(),
+        );
+        registry.register(
+            "shoal_chunk_bytes_received",
+            "Verified chunk bytes received, by the sender's role",
+            all.received.clone(),
+        );
+        registry.register(
+            "shoal_chunks_refused",
+            "Chunks that were not kept, by reason",
+            all.refused.clone(),
+        );
+        registry.register("shoal_peer_bans", "Bans of peers, by reason", all.bans.clone());
+        registry.register(
+            "shoal_peer_connections",
+            "Open connections to peers",
+            all.connections.clone(),
+        );
+        registry.register(
+            "shoal_gso_segments",
+            "Datagrams the kernel takes at once; 1 means no offload and a third of the speed",
+            all.gso_segments.clone(),
+        );
+        all
+    }
+
+    pub(crate) fn sent(&self, to_node: bool, bytes: u64) {
+        let to = if to_node { "node" } else { "agent" };
+        self.sent.get_or_create(&[("to", to)]).inc_by(bytes);
+    }
+
+    pub(crate) fn received(&self, from_node: bool, bytes: u64) {
+        let from = if from_node { "node" } else { "peer" };
+        self.received.get_or_create(&[("from", from)]).inc_by(bytes);
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn banned(&self, reason: &'static str) {
+        self.bans.get_or_create(&[("reason", reason)]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_stand() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.sent(false, 1);
+        metrics.received(true, 1);
+        metrics.refused("wrong_content");
+        metrics.banned("wrong_content");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "shoal_chunk_bytes_sent_total{to=\"agent\"} 1",
+            "shoal_chunk_bytes_received_total{from=\"node\"} 1",
+            "shoal_chunks_refused_total{reason=\"wrong_content\"} 1",
+            "shoal_peer_bans_total{reason=\"wrong_content\"} 1",
+            "shoal_peer_connections 0",
+            "shoal_gso_segments 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Asks others: chunks of a transfer, and recipes.
+//!
+//! Invariants: nothing is kept or reported before its hash was checked; what is received and not
+//! yet written never exceeds the budget; a length is checked before its bytes are read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::RecvStream;
+use shoal_content::{ChunkId, PeerId, RECIPE_BYTES_MAX, Recipe, RecipeId, Ticket};
+use shoal_swarm::frames::{Answer, Ask};
+use shoal_swarm::{Contact, Event, RequestEnd, RequestId};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::link::{self, Link};
+use crate::store::StoreError;
+use crate::swarm::Shared;
+use crate::transfer::Running;
+use crate::wire::{self, WireError};
+
+/// Below this, hashing in place is cheaper than another thread.
+const HASH_OFF_BYTES: usize = 64 * 1024;
+const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A recipe is read in pieces of so many bytes: memory grows with what came, not with a claim.
+const RECIPE_PIECE_BYTES: usize = 1024 * 1024;
+
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("busy")]
+    Busy,
+    #[error("not held there")]
+    Absent,
+    #[error("the ticket was refused")]
+    Forbidden,
+    #[error("an answer that is none")]
+    Malformed,
+    #[error("wrong content for chunk {0}")]
+    Wrong(ChunkId),
+    #[error("the content is not the recipe's")]
+    WrongRecipe,
+    #[error("no answer in time")]
+    Late,
+    #[error("{0}")]
+    Unreachable(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<quinn::ReadExactError> for Failure {
+    fn from(error: quinn::ReadExactError) -> Self {
+        Self::Wire(error.into())
+    }
+}
+
+async fn verified(content: Bytes, id: ChunkId) -> bool {
+    if content.len() < HASH_OFF_BYTES {
+        return id.verifies(&content);
+    }
+    tokio::task::spawn_blocking(move || id.verifies(&content)).await.unwrap_or(false)
+}
+
+async fn ask(connection: &quinn::Connection, ask: &Ask) -> Result<RecvStream, Failure> {
+    let opened = connection.open_bi().await.map_err(quinn::WriteError::from);
+    let (mut sender, mut receiver) = opened.map_err(WireError::from)?;
+    wire::write(&mut sender, ask).await?;
+    let _ = sender.finish();
+    let mut answer = [0];
+    receiver.read_exact(&mut answer).await?;
+    match Answer::from_byte(answer[0]) {
+        Some(Answer::Content) => Ok(receiver),
+        Some(Answer::Busy) => Err(Failure::Busy),
+        Some(Answer::Absent) => Err(Failure::Absent),
+        Some(Answer::Forbidden) => Err(Failure::Forbidden),
+        None => Err(Failure::Malformed),
+    }
+}
+
+/// One request for chunks, told to the core to its end.
+pub(crate) async fn chunks(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    running: Arc<Running>,
+    request: RequestId,
+    indices: Vec<u32>,
+) {
+    let outcome = receive(&shared, &link, &running, request, indices).await;
+    let peer: PeerId = link.peer;
+    let end = match outcome {
+        Ok(()) => RequestEnd::Done,
+        Err(Failure::Busy) => RequestEnd::Busy,
+        Err(Failure::Wrong(chunk)) => {
+            warn!(%peer, %chunk, "a peer sent wrong content and is banned");
+            running.trouble(format!("{peer} sent wrong content for chunk {chunk}"));
+            shared.metrics.refused("wrong_content");
+            let _ = shared.events.send(Event::Wrong { request });
+            return;
+        }
+        Err(Failure::Store(error)) => {
+            shared.metrics.refused("storage");
+            running.end(Err(error.into()));
+            let _ = shared.events.send(Event::Stop { recipe: running.id });
+            return;
+        }
+        Err(failure) => {
+            debug!(%peer, recipe = %running.id, %failure, "a request failed");
+            running.trouble(format!("{peer}: {failure}"));
+            RequestEnd::Failed
+        }
+    };
+    let _ = shared.events.send(Event::Ended { request, end });
+}
+
+async fn receive(
+    shared: &Shared,
+    link: &Link,
+    running: &Running,
+    request: RequestId,
+    indices: Vec<u32>,
+) -> Result<(), Failure> {
+    let message = Ask::Chunks { recipe: running.id, indices: indices.clone() };
+    let mut stream = ask(&link.connection, &message).await?;
+    for index in indices {
+        let Some(chunk) = running.recipe.chunks().get(index as usize) else { continue };
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).await?;
+        if u32::from_be_bytes(length) != chunk.length {
+            return Err(Failure::Wrong(chunk.id));
+        }
+        let permit = shared.budget.acquire_many(chunk.length).await;
+        let mut content = vec![0; chunk.length as usize];
+        stream.read_exact(&mut content).await?;
+        let content = Bytes::from(content);
+        if !verified(content.clone(), chunk.id).await {
+            return Err(Failure::Wrong(chunk.id));
+        }
+        shared.store.write(running.id, index, content).await?;
+        drop(permit);
+        let bytes = chunk.length;
+        shared.metrics.received(link.node, u64::from(bytes));
+        running.arrived(link.peer, link.node, u64::from(bytes));
+        let _ = shared.events.send(Event::Arrived { request, index, bytes });
+    }
+    Ok(())
+}
+
+/// The recipe `id` from one source, over the link there is or a connection of its own.
+pub(crate) async fn recipe(
+    shared: &Shared,
+    contact: Contact,
+    id: RecipeId,
+    ticket: Ticket,
+) -> Result<Recipe, Failure> {
+    let fetch = async {
+        let linked = shared.links.lock().get(&contact.peer).map(|link| link.connection.clone());
+        let connection = match linked {
+            Some(connection) => connection,
+            None => dial(shared, contact).await?,
+        };
+        let mut stream = ask(&connection, &Ask::Recipe { recipe: id, ticket }).await?;
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).await?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > RECIPE_BYTES_MAX {
+            return Err(Failure::Malformed);
+        }
+        let mut encoded = Vec::new();
+        while encoded.len() < length {
+            let from = encoded.len();
+            encoded.resize(length.min(from + RECIPE_PIECE_BYTES), 0);
+            stream.read_exact(&mut encoded[from..]).await?;
+        }
+        let decode = move || {
+            let right = RecipeId::of(&encoded) == id;
+            right.then(|| Recipe::decode(&encoded).ok()).flatten()
+        };
+        let decoded = tokio::task::spawn_blocking(decode).await.ok().flatten();
+        decoded.ok_or(Failure::WrongRecipe)
+    };
+    tokio::time::timeout(RECIPE_TIMEOUT, fetch).await.map_err(|_| Failure::Late)?
+}
+
+/// Asks the driver's way for a link and waits for it.
+async fn dial(shared: &Shared, contact: Contact) -> Result<quinn::Connection, Failure> {
+    link::establish(shared, contact).await.map_err(Failure::Unreachable)
+}

@@ -1,0 +1,320 @@
+//! What agents and nodes hold of this crate: one [`Swarm`] for a process.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use shoal_content::{PeerId, Recipe, RecipeId, Ticket, Timestamp, Zone};
+use shoal_swarm::{Contact, Event, Uploads, ranked};
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::identity::{self, Credentials, Role};
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::store::{ChunkStore, StoreError};
+use crate::transfer::{FetchError, Handle, Progress, Running, Transfer};
+use crate::{driver, endpoint, link, request};
+
+/// Chunk bytes received and not yet written, over all transfers.
+pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Connections at once.
+pub(crate) const LINKS_MAX: usize = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum PeerRole {
+    Host,
+    Cache,
+    /// A node: holds everything, tracks swarms.
+    Origin,
+}
+
+/// How peers find each other without nodes.
+#[derive(Debug, Clone)]
+pub struct DiscoveryConfig {
+    pub listen: SocketAddr,
+    pub network_key: [u8; 32],
+    pub bootstrap: Vec<String>,
+    pub mdns: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub credentials: Credentials,
+    pub listen: SocketAddr,
+    /// What others are told to dial; port 0 means the bound one.
+    pub advertise: SocketAddr,
+    pub zone: Zone,
+    pub role: PeerRole,
+    /// Checks tickets: the cluster's raw Ed25519 key.
+    pub ticket_public_key: [u8; 32],
+    pub discovery: Option<DiscoveryConfig>,
+}
+
+/// A node's identity and peer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAddress {
+    pub peer: PeerId,
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the identity cannot be used")]
+    Identity(#[from] identity::Error),
+    #[error("the peer port {address} cannot be opened")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+pub(crate) struct Shared {
+    pub(crate) this: Weak<Self>,
+    pub(crate) config: Config,
+    pub(crate) advertise: SocketAddr,
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) store: Arc<dyn ChunkStore>,
+    pub(crate) metrics: Metrics,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) links: Mutex<HashMap<PeerId, Arc<Link>>>,
+    pub(crate) tickets: Mutex<HashMap<RecipeId, Ticket>>,
+    pub(crate) transfers: Mutex<HashMap<RecipeId, Weak<Handle>>>,
+    pub(crate) uploads: Mutex<Uploads>,
+    pub(crate) nodes: Mutex<Vec<NodeAddress>>,
+    pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
+    pub(crate) budget: Arc<Semaphore>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Shared {
+    /// The running transfer of a recipe.
+    pub(crate) fn running(&self, id: RecipeId) -> Option<Arc<Running>> {
+        Some(self.transfers.lock().get(&id)?.upgrade()?.0.clone())
+    }
+
+    /// Whether `peer` shows a right to `recipe`.
+    pub(crate) fn entitled(&self, ticket: &Ticket, recipe: RecipeId, peer: PeerId) -> bool {
+        let key = &self.config.ticket_public_key;
+        let verify =
+            |message: &[u8], signature: &[u8]| identity::verify_ed25519(key, message, signature);
+        ticket.check(recipe, peer, wall_clock(), verify).is_ok()
+    }
+
+    pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
+        self.bans.lock().get(&peer).is_some_and(|&until| until > Instant::now())
+    }
+}
+
+pub(crate) fn wall_clock() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp::from_millis(since.map_or(0, |since| since.as_millis() as u64))
+}
+
+/// One connection, for people.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerStatus {
+    pub peer: PeerId,
+    pub address: SocketAddr,
+    pub zone: Zone,
+    pub node: bool,
+    pub rtt_ms: u64,
+}
+
+/// What the swarm does, for `explain`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub peer: PeerId,
+    pub role: PeerRole,
+    pub peers: Vec<PeerStatus>,
+    pub banned: BTreeSet<PeerId>,
+    pub transfers: BTreeMap<String, Progress>,
+    pub uploads: usize,
+}
+
+/// See the module's documentation; clones share it.
+#[derive(Clone)]
+pub struct Swarm(Arc<Shared>);
+
+impl std::fmt::Debug for Swarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Swarm").field("peer", &self.peer_id()).finish_non_exhaustive()
+    }
+}
+
+impl Swarm {
+    /// Opens the port and starts to serve what `store` holds.
+    ///
+    /// # Errors
+    /// Where the certificate or the port cannot be used.
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn ChunkStore>,
+        registry: &mut Registry,
+    ) -> Result<Self, Error> {
+        let metrics = Metrics::register(registry);
+        let server = config.credentials.quinn_server(endpoint::ALPN, &Role::ALL)?;
+        let client = config.credentials.quinn_client(endpoint::ALPN, &Role::ALL)?;
+        let failed = |error| Error::Listen { address: config.listen, error };
+        let endpoint = endpoint::open(config.listen, server, client, &metrics).map_err(failed)?;
+        let mut advertise = config.advertise;
+        if advertise.port() == 0 {
+            advertise.set_port(endpoint.local_addr().map_err(failed)?.port());
+        }
+        let (events, inbox) = mpsc::unbounded_channel();
+        let shared = Arc::new_cyclic(|this| Shared {
+            this: this.clone(),
+            config,
+            advertise,
+            endpoint,
+            store,
+            metrics,
+            events,
+            links: Mutex::default(),
+            tickets: Mutex::default(),
+            transfers: Mutex::default(),
+            uploads: Mutex::default(),
+            nodes: Mutex::default(),
+            bans: Mutex::default(),
+            budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        });
+        shared.tasks.spawn(driver::run(shared.clone(), inbox));
+        shared.tasks.spawn(link::accept(shared.clone()));
+        Ok(Self(shared))
+    }
+
+    /// Where peers reach this process.
+    pub fn local_address(&self) -> SocketAddr {
+        self.0.advertise
+    }
+
+    pub fn peer_id(&self) -> PeerId {
+        self.0.config.credentials.peer_id()
+    }
+
+    /// The nodes as they are now; may be called at any time.
+    pub fn set_nodes(&self, nodes: Vec<NodeAddress>) {
+        let me = self.peer_id();
+        let nodes: Vec<_> = nodes.into_iter().filter(|node| node.peer != me).collect();
+        let contacts =
+            nodes.iter().map(|node| Contact { peer: node.peer, address: node.address }).collect();
+        *self.0.nodes.lock() = nodes;
+        let _ = self.0.events.send(Event::Nodes(contacts));
+    }
+
+    /// The recipe itself, from a node or from any peer that is connected; checked by its id.
+    ///
+    /// # Errors
+    /// [`FetchError::NoSource`] with the last refusal, where nobody gave it.
+    pub async fn recipe(&self, id: RecipeId, ticket: Ticket) -> Result<Arc<Recipe>, FetchError> {
+        self.0.tickets.lock().insert(id, ticket.clone());
+        if let Some(recipe) = self.0.store.recipe(id).await? {
+            return Ok(recipe);
+        }
+        let nodes: BTreeMap<PeerId, SocketAddr> =
+            self.0.nodes.lock().iter().map(|node| (node.peer, node.address)).collect();
+        let mut sources: Vec<(PeerId, SocketAddr)> = ranked(id, nodes.keys().copied())
+            .into_iter()
+            .filter_map(|peer| Some((peer, *nodes.get(&peer)?)))
+            .collect();
+        for (peer, link) in self.0.links.lock().iter().filter(|(_, link)| !link.node) {
+            sources.push((*peer, link.address));
+        }
+        let mut last = "no node or peer is known".to_owned();
+        // Twice: the first connection may lose to one that was dialled at the same time.
+        for (peer, address) in sources.clone().into_iter().chain(sources) {
+            match request::recipe(&self.0, Contact { peer, address }, id, ticket.clone()).await {
+                Ok(recipe) => return Ok(Arc::new(recipe)),
+                Err(error) => last = format!("{peer}: {error}"),
+            }
+        }
+        Err(FetchError::NoSource(last))
+    }
+
+    /// Fetches what is missing of a recipe into the store, or joins the transfer that does.
+    pub fn fetch(&self, id: RecipeId, recipe: Arc<Recipe>, ticket: Ticket) -> Transfer {
+        self.0.tickets.lock().insert(id, ticket);
+        let mut all = self.0.transfers.lock();
+        all.retain(|_, handle| handle.strong_count() > 0);
+        if let Some(handle) = all.get(&id).and_then(Weak::upgrade).filter(|h| !h.0.has_ended()) {
+            return Transfer(handle);
+        }
+        let running = Arc::new(Running::new(id, recipe.clone(), self.0.events.clone()));
+        let handle = Arc::new(Handle(running.clone()));
+        all.insert(id, Arc::downgrade(&handle));
+        let shared = self.0.clone();
+        self.0.tasks.spawn(async move {
+            match shared.store.open(id, recipe).await {
+                Ok(held) => {
+                    running.local(held.iter());
+                    let _ = shared.events.send(Event::Start { recipe: id, held });
+                }
+                Err(error) => running.end(Err(error.into())),
+            }
+        });
+        Transfer(handle)
+    }
+
+    /// Offers what the store holds of `recipe` to the swarm.
+    ///
+    /// # Errors
+    /// Where the store cannot say what it holds.
+    pub async fn announce(&self, recipe: RecipeId) -> Result<(), StoreError> {
+        if !self.0.store.held(recipe).await?.is_empty() {
+            let _ = self.0.events.send(Event::Seed { recipe });
+        }
+        Ok(())
+    }
+
+    pub fn status(&self) -> Status {
+        let links = self
+            .0
+            .links
+            .lock()
+            .iter()
+            .map(|(&peer, link)| PeerStatus {
+                peer,
+                address: link.address,
+                zone: link.zone.clone(),
+                node: link.node,
+                rtt_ms: link.connection.rtt().as_millis() as u64,
+            })
+            .collect();
+        let handles: Vec<_> = self.0.transfers.lock().values().filter_map(Weak::upgrade).collect();
+        let transfers = handles.iter().map(|h| (h.0.id.to_string(), h.0.snapshot())).collect();
+        let now = Instant::now();
+        let bans = self.0.bans.lock().clone();
+        let banned =
+            bans.iter().filter(|&(_, &until)| until > now).map(|(&peer, _)| peer).collect();
+        Status {
+            peer: self.peer_id(),
+            role: self.0.config.role,
+            peers: links,
+            banned,
+            transfers,
+            uploads: self.0.uploads.lock().total(),
+        }
+    }
+
+    /// Ends every transfer and connection, and returns when nothing of them runs.
+    pub async fn shutdown(&self) {
+        self.0.cancel.cancel();
+        for handle in self.0.transfers.lock().values().filter_map(Weak::upgrade) {
+            handle.0.end(Err(FetchError::Stopped));
+        }
+        self.0.endpoint.close(0u32.into(), b"shutdown");
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.endpoint.wait_idle().await;
+    }
+}

@@ -1,0 +1,179 @@
+//! A transfer as its owner sees it: progress, demands, the end.
+//!
+//! Invariant: when the last [`Transfer`] of a recipe is dropped before its end, the swarm stops
+//! fetching it; what was verified stays in the store.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use shoal_content::{PeerId, Recipe, RecipeId};
+use shoal_swarm::Event;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use crate::store::StoreError;
+
+/// How far a transfer is, and where its bytes came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    pub chunks_total: u32,
+    pub chunks_done: u32,
+    pub bytes_total: u64,
+    pub bytes_done: u64,
+    /// Held before it began.
+    pub bytes_local: u64,
+    pub bytes_by_peer: BTreeMap<PeerId, u64>,
+    pub bytes_by_node: BTreeMap<PeerId, u64>,
+    /// The last thing that went wrong and was worked around.
+    pub last_error: Option<String>,
+    pub elapsed: Duration,
+}
+
+#[derive(Debug, Clone, Error)]
+pub enum FetchError {
+    #[error(transparent)]
+    Storage(#[from] StoreError),
+    #[error("no node or peer gave the recipe: {0}")]
+    NoSource(String),
+    #[error("the swarm is shutting down")]
+    Stopped,
+}
+
+impl FetchError {
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NoSource(_) | Self::Storage(_))
+    }
+
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Storage(error) if error.is_full())
+    }
+}
+
+type Outcome = Option<Result<Progress, FetchError>>;
+
+/// What the driver and the handles share.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) id: RecipeId,
+    pub(crate) recipe: Arc<Recipe>,
+    began: Instant,
+    progress: watch::Sender<Progress>,
+    outcome: watch::Sender<Outcome>,
+    commands: mpsc::UnboundedSender<Event>,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Running {
+    pub(crate) fn new(
+        id: RecipeId,
+        recipe: Arc<Recipe>,
+        commands: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let progress = Progress {
+            chunks_total: recipe.chunks().len() as u32,
+            bytes_total: recipe.chunk_bytes(),
+            ..Progress::default()
+        };
+        Self {
+            id,
+            recipe,
+            began: Instant::now(),
+            progress: watch::Sender::new(progress),
+            outcome: watch::Sender::new(None),
+            commands,
+            last_error: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn local(&self, indices: impl Iterator<Item = u32>) {
+        let chunks = self.recipe.chunks();
+        let lengths: Vec<u64> = indices.map(|at| u64::from(chunks[at as usize].length)).collect();
+        self.progress.send_modify(|progress| {
+            progress.chunks_done = lengths.len() as u32;
+            progress.bytes_local = lengths.iter().sum();
+            progress.bytes_done = progress.bytes_local;
+        });
+    }
+
+    pub(crate) fn arrived(&self, peer: PeerId, node: bool, bytes: u64) {
+        self.progress.send_modify(|progress| {
+            let by = if node { &mut progress.bytes_by_node } else { &mut progress.bytes_by_peer };
+            *by.entry(peer).or_default() += bytes;
+            progress.bytes_done = (progress.bytes_done + bytes).min(progress.bytes_total);
+            progress.chunks_done = (progress.chunks_done + 1).min(progress.chunks_total);
+            progress.elapsed = self.began.elapsed();
+            progress.last_error = self.last_error.lock().clone();
+        });
+    }
+
+    pub(crate) fn trouble(&self, text: String) {
+        *self.last_error.lock() = Some(text);
+    }
+
+    /// The first end counts.
+    pub(crate) fn end(&self, outcome: Result<(), FetchError>) {
+        self.progress.send_modify(|progress| {
+            progress.elapsed = self.began.elapsed();
+            progress.last_error = self.last_error.lock().clone();
+        });
+        let progress = self.progress.borrow().clone();
+        self.outcome.send_if_modified(|slot| {
+            let first = slot.is_none();
+            if first {
+                *slot = Some(outcome.map(|()| progress));
+            }
+            first
+        });
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
+    pub(crate) fn snapshot(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+}
+
+/// The handles' common end.
+#[derive(Debug)]
+pub(crate) struct Handle(pub(crate) Arc<Running>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !matches!(*self.0.outcome.borrow(), Some(Ok(_))) {
+            let _ = self.0.commands.send(Event::Stop { recipe: self.0.id });
+        }
+    }
+}
+
+/// A recipe on its way. Clones share it; dropping the last one cancels it.
+#[derive(Debug, Clone)]
+pub struct Transfer(pub(crate) Arc<Handle>);
+
+impl Transfer {
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.0.0.progress.subscribe()
+    }
+
+    /// Asks for these chunk indices before all others, in order.
+    pub fn demand(&self, range: Range<u32>) {
+        let _ = self.0.0.commands.send(Event::Demand { recipe: self.0.0.id, range });
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// [`FetchError::Storage`] where the store failed, [`FetchError::Stopped`] at shutdown.
+    pub async fn wait(&self) -> Result<Progress, FetchError> {
+        let mut outcome = self.0.0.outcome.subscribe();
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(FetchError::Stopped),
+        }
+    }
+}

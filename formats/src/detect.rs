@@ -131,7 +131,9 @@ fn claims(head: &[u8], tail: &[u8]) -> Vec<Claim> {
     claim(at(0, b"#!/bin/sh\n#V2.0 Format\n"), foreign(Foreign::Cloop));
     claim(tail.len() == SECTOR_BYTES && tail.starts_with(b"koly"), foreign(Foreign::Dmg));
     claim(is_ova(head), foreign(Foreign::Ova));
-    claim(at(ISO_DESCRIPTOR_AT, b"\x01CD001"), Claim::Iso);
+    // In a qcow2 with smaller clusters the descriptor may stand in the guest's data.
+    let is_small = at(0, qcow2::MAGIC) && head.get(23).is_some_and(|&bits| bits < 16);
+    claim(at(ISO_DESCRIPTOR_AT, b"\x01CD001") && !is_small, Claim::Iso);
     claim(has_partitions(head), Claim::BootSector);
     claims
 }

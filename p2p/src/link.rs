@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use shoal_content::{PeerId, RecipeId, Timestamp, Zone};
 use shoal_swarm::frames::{Frame, RANGES_MAX};
 use shoal_swarm::{Contact, Event};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::identity::{Role, peer_of};
@@ -73,7 +73,7 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
         let task = shared.clone();
         shared.tasks.spawn(async move {
             match incoming.await {
-                Ok(connection) => run(task, connection, None).await,
+                Ok(connection) => run(task, connection, None, None).await,
                 Err(error) => debug!(%error, "a stranger did not get in"),
             }
         });
@@ -83,7 +83,7 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
 /// Dials and stays until the connection's end.
 pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
     match connect(&shared, contact).await {
-        Ok(connection) => run(shared, connection, Some(contact.peer)).await,
+        Ok(connection) => run(shared, connection, Some(contact.peer), None).await,
         Err(error) => {
             debug!(peer = %contact.peer, address = %contact.address, %error, "not reached");
             let _ = shared.events.send(Event::DialFailed { peer: contact.peer });
@@ -97,10 +97,16 @@ pub(crate) async fn establish(
     contact: Contact,
 ) -> Result<quinn::Connection, String> {
     let connection = connect(shared, contact).await?;
-    let shared = shared.this.upgrade().ok_or_else(|| "the swarm is shutting down".to_owned())?;
-    let tasks = shared.tasks.clone();
-    tasks.spawn(run(shared, connection.clone(), Some(contact.peer)));
-    Ok(connection)
+    let stopped = || "the swarm is shutting down".to_owned();
+    let shared = shared.this.upgrade().ok_or_else(stopped)?;
+    let (ready, registered) = oneshot::channel();
+    let work = run(shared.clone(), connection, Some(contact.peer), Some(ready));
+    shared.tasks.clone().spawn(work);
+    // The control stream must be the first; and another connection may have won meanwhile.
+    let _ = registered.await;
+    let links = shared.links.lock();
+    let link = links.get(&contact.peer).ok_or_else(|| "the peer said no hello".to_owned())?;
+    Ok(link.connection.clone())
 }
 
 async fn connect(shared: &Shared, contact: Contact) -> Result<quinn::Connection, String> {
@@ -118,7 +124,13 @@ async fn connect(shared: &Shared, contact: Contact) -> Result<quinn::Connection,
     }
 }
 
-async fn run(shared: Arc<Shared>, connection: quinn::Connection, dialled: Option<PeerId>) {
+/// `ready` is dropped when the link is registered, or will not be.
+async fn run(
+    shared: Arc<Shared>,
+    connection: quinn::Connection,
+    dialled: Option<PeerId>,
+    ready: Option<oneshot::Sender<()>>,
+) {
     let failed = |peer| drop(shared.events.send(Event::DialFailed { peer }));
     let Ok((peer, role)) = peer_of(&connection) else { return };
     if shared.is_banned(peer) || peer == shared.config.credentials.peer_id() {
@@ -149,6 +161,7 @@ async fn run(shared: Arc<Shared>, connection: quinn::Connection, dialled: Option
         connection.close(4u32.into(), b"already connected");
         return;
     }
+    drop(ready);
     let writer = async {
         while let Some(frame) = outbox.recv().await {
             if wire::write(&mut sender, &frame).await.is_err() {

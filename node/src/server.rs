@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
+use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Role, peer_of};
 use shoal_raft::{Raft, Transport};
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use crate::home::Home;
 use crate::http::auth::Accounts;
 use crate::http::{Listening, serve};
 use crate::metrics::Metrics;
+use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, FolderStore, S3Settings, S3Store};
@@ -36,6 +38,7 @@ pub struct Server {
     app: App,
     https: Listening,
     plain: Option<Listening>,
+    swarm: Swarm,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
     _home: Home,
@@ -74,7 +77,11 @@ impl Server {
         let keys = read_keys(&raft).await?;
         let tls = tls(&config, &keys).await?;
         let services = Services::new(&raft, &store, id, &keys, Arc::clone(home.key()))?;
+        let origin = services.origin.clone();
+        let credentials = home.credentials()?;
+        let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
         let mut tasks = JoinSet::new();
+        tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
         let app = App::new(Parts {
             node: id,
@@ -93,7 +100,7 @@ impl Server {
             bail!("{} cannot be listened on; is another process there?", app.config.http.listen);
         }
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, _tasks: tasks, _home: home })
+        Ok(Self { app, https, plain, swarm, _tasks: tasks, _home: home })
     }
 
     pub fn app(&self) -> &App {
@@ -115,6 +122,7 @@ impl Server {
         if let Some(plain) = self.plain {
             plain.stop().await?;
         }
+        self.swarm.shutdown().await;
         self.app.raft.shutdown().await;
         Ok(())
     }

@@ -6,6 +6,8 @@
 //! Non-goals: who may have what (tickets; see `shoal-p2p` and `grant`), writing.
 
 mod grant;
+mod peers;
+mod swarm_store;
 mod windows;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use shoal_formats::{ChunkError, decode_chunk};
 use thiserror::Error;
 
 pub use grant::{TICKET_TTL, issue_ticket};
+pub use peers::{PeersError, follow_members, serve_peers};
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
 use crate::store::{BlobStore, StoreError};

@@ -3,6 +3,7 @@
 //! The decisions are `shoal-swarm`'s; this crate gives it time, randomness and sockets, and does
 //! what it says.
 
+pub mod conformance;
 mod driver;
 mod endpoint;
 pub mod identity;

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::identity::{self, Credentials, Role};
 use crate::link::Link;
@@ -35,7 +36,7 @@ pub enum PeerRole {
     Origin,
 }
 
-/// How peers find each other without nodes.
+/// How peers shall find each other without nodes. Not acted on yet; [`Swarm::start`] says so.
 #[derive(Debug, Clone)]
 pub struct DiscoveryConfig {
     pub listen: SocketAddr,
@@ -160,6 +161,11 @@ impl Swarm {
         store: Arc<dyn ChunkStore>,
         registry: &mut Registry,
     ) -> Result<Self, Error> {
+        if config.discovery.is_some() {
+            warn!(
+                "discovery without nodes is not built in yet: peers are found through nodes only"
+            );
+        }
         let metrics = Metrics::register(registry);
         let server = config.credentials.quinn_server(endpoint::ALPN, &Role::ALL)?;
         let client = config.credentials.quinn_client(endpoint::ALPN, &Role::ALL)?;

@@ -199,3 +199,25 @@ async fn strangers_and_the_unentitled_get_nothing() {
     assert!(tokio::time::timeout(Duration::from_secs(3), refused).await.is_err());
     assert_eq!(origin.metric("shoal_chunk_bytes_sent_total{to=\"agent\"}"), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_goes_on_among_peers_when_every_node_is_gone() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    fill(&origin.store, &recipe, id, &contents[..]).await;
+    let holder = cluster.start(PeerRole::Host).await;
+    holder.swarm.set_nodes(vec![origin.address()]);
+    fetch(&cluster, &holder, id).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]);
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe, ticket);
+    let mut progress = transfer.progress();
+    let began = progress.wait_for(|progress| progress.chunks_done > 0);
+    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    origin.swarm.shutdown().await;
+    let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
+    holds_all(&agent.store, id, &contents).await;
+    assert!(done.bytes_by_peer.contains_key(&holder.swarm.peer_id()));
+}

@@ -7,3 +7,4 @@ mod disks;
 mod members;
 mod node;
 mod orders;
+mod swarm;

@@ -195,15 +195,20 @@ impl Download {
         sample
     }
 
-    /// In the endgame: what is in flight once, and this peer could bring too.
+    /// In the endgame: what is lacking, in flight once, and this peer could bring too. A slow
+    /// request may still list what another one brought; that is not asked for again.
     pub(crate) fn choose_again(&self, peer: PeerId, late: &BTreeSet<u32>) -> Vec<u32> {
         let Some(source) = self.sources.get(&peer) else { return Vec::new() };
-        let once =
-            |index: &&u32| self.flight.get(index) == Some(&1) && source.have.contains(**index);
-        late.iter().filter(once).take(RUN_CHUNKS).copied().collect()
+        let once = |&index: &u32| {
+            !self.have.contains(index)
+                && self.flight.get(&index) == Some(&1)
+                && source.have.contains(index)
+        };
+        late.iter().copied().filter(once).take(RUN_CHUNKS).collect()
     }
 
     pub(crate) fn all_under_way(&self) -> bool {
-        self.have.count() as usize + self.flight.len() >= self.have.len() as usize
+        let lacking = self.flight.keys().filter(|&&index| !self.have.contains(index)).count();
+        self.have.count() as usize + lacking >= self.have.len() as usize
     }
 }

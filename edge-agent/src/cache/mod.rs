@@ -14,6 +14,7 @@ mod index;
 mod journal;
 mod place;
 mod space;
+mod store;
 
 use std::collections::HashMap;
 use std::fs;

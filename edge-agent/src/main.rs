@@ -1,5 +1,6 @@
 //! The program `shoal-agent`: arguments in, exit code out. Everything else is in the library.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -34,6 +35,7 @@ fn log(config: &Config, daemon: bool) -> anyhow::Result<()> {
     let filter = if daemon { config.log.filter.as_str() } else { "warn" };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Text => builder.init(),

@@ -2,6 +2,11 @@
 
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prometheus_client::registry::Registry;
+use shoal_swarm::BanReason;
+
+/// Reasons for which a chunk that came is not kept.
+pub(crate) const WRONG_CONTENT: &str = "wrong_content";
+pub(crate) const NO_STORAGE: &str = "storage";
 
 type One = [(&'static str, &'static str); 1];
 
@@ -44,7 +49,22 @@ impl Metrics {
             "Datagrams the kernel takes at once; 1 means no offload and a third of the speed",
             all.gso_segments.clone(),
         );
+        all.start_from_zero();
         all
+    }
+
+    /// A counter that is absent until its first event reads as a renamed one, and hides its rise.
+    fn start_from_zero(&self) {
+        for to_node in [false, true] {
+            self.sent(to_node, 0);
+            self.received(to_node, 0);
+        }
+        for reason in [BanReason::WrongContent, BanReason::BadFrame] {
+            self.bans.get_or_create(&[("reason", reason.as_str())]).inc_by(0);
+        }
+        for reason in [WRONG_CONTENT, NO_STORAGE] {
+            self.refused.get_or_create(&[("reason", reason)]).inc_by(0);
+        }
     }
 
     pub(crate) fn sent(&self, to_node: bool, bytes: u64) {

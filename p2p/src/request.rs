@@ -15,6 +15,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::link::{self, Link};
+use crate::metrics;
 use crate::store::StoreError;
 use crate::swarm::Shared;
 use crate::transfer::Running;
@@ -95,12 +96,12 @@ pub(crate) async fn chunks(
         Err(Failure::Wrong(chunk)) => {
             warn!(%peer, %chunk, "a peer sent wrong content and is banned");
             running.trouble(format!("{peer} sent wrong content for chunk {chunk}"));
-            shared.metrics.refused("wrong_content");
+            shared.metrics.refused(metrics::WRONG_CONTENT);
             let _ = shared.events.send(Event::Wrong { request });
             return;
         }
         Err(Failure::Store(error)) => {
-            shared.metrics.refused("storage");
+            shared.metrics.refused(metrics::NO_STORAGE);
             running.end(Err(error.into()));
             let _ = shared.events.send(Event::Stop { recipe: running.id });
             return;

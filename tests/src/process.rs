@@ -138,7 +138,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "-p", "shoal-node", "-p", "shoal-agent", "-p", "shoal-cli"]);
+    // The same selection as the tests' own, or else features differ and RocksDB is built again.
+    command.args(["build", "--locked", "--workspace", "--bins", "--tests"]);
     command.current_dir(repository());
     run(command)?;
     let test = std::env::current_exe()?;

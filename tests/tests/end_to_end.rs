@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use shoal_tests::ceph::Ceph;
-use shoal_tests::cluster::{Agent, Cluster, Node, Storage};
+use shoal_tests::cluster::{Agent, Cluster, Node, Operator, Storage};
 use shoal_tests::docker::Docker;
 use shoal_tests::host::{Host, Network};
 use shoal_tests::process::{run, run_text};
@@ -46,17 +46,7 @@ fn whole_way(folder: &Path, network: &Network, cluster: &mut Cluster) -> Result<
     ensure!(through_second == through_third, "the nodes disagree about a pushed tag");
 
     let disk = sample::disk(folder)?;
-    cluster
-        .operator
-        .run(&[
-            "login",
-            &cluster.nodes[1].url(),
-            "--username",
-            "admin",
-            "--password",
-            &cluster.password,
-        ])
-        .ok();
+    cluster.operator = Operator::login(hub, folder, &cluster.nodes[1], &cluster.password)?;
     cluster.operator.run(&[
         "image",
         "upload",

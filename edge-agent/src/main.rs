@@ -36,6 +36,8 @@ fn log(config: &Config, daemon: bool) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log on a full disk loses lines; complaining about that on the same stream panics.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Text => builder.init(),

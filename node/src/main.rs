@@ -116,6 +116,8 @@ async fn run(config: Config) -> Result<()> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log on a full disk loses lines; complaining about that on the same stream panics.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if config.log.format == "json" {
         log.json().init()

@@ -7,6 +7,7 @@
 
 mod chunk_set;
 mod download;
+mod event;
 pub mod frames;
 mod rendezvous;
 mod swarm;
@@ -14,7 +15,8 @@ mod tracker;
 mod uploads;
 
 pub use chunk_set::ChunkSet;
+pub use event::{Action, BanReason, Event, RequestEnd, RequestId};
 pub use frames::{ChunkRange, Contact};
 pub use rendezvous::ranked;
-pub use swarm::{Action, BanReason, Event, RequestEnd, RequestId, Settings, Swarm};
+pub use swarm::{Settings, Swarm};
 pub use uploads::{UPLOADS_MAX, UPLOADS_PER_PEER_MAX, Uploads};

@@ -1,0 +1,136 @@
+//! What the core is told and what it asks for: its whole interface to the world outside.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use shoal_content::{PeerId, RecipeId};
+
+use crate::chunk_set::ChunkSet;
+use crate::frames::{ChunkRange, Contact, Frame};
+
+/// Names a request until it ends.
+pub type RequestId = u64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BanReason {
+    WrongContent,
+    BadFrame,
+}
+
+impl BanReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WrongContent => "wrong_content",
+            Self::BadFrame => "bad_frame",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestEnd {
+    Done,
+    Busy,
+    Failed,
+}
+
+/// What happened outside.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Fetch a recipe of `held.len()` chunks; the shell holds a ticket for it.
+    Start {
+        recipe: RecipeId,
+        held: ChunkSet,
+    },
+    /// Tell the tracker that this recipe can be had here.
+    Seed {
+        recipe: RecipeId,
+    },
+    Stop {
+        recipe: RecipeId,
+    },
+    Demand {
+        recipe: RecipeId,
+        range: Range<u32>,
+    },
+    Nodes(Vec<Contact>),
+    /// A member that somebody named.
+    Hint {
+        recipe: RecipeId,
+        contact: Contact,
+    },
+    Connected {
+        contact: Contact,
+        node: bool,
+    },
+    Disconnected {
+        peer: PeerId,
+    },
+    DialFailed {
+        peer: PeerId,
+    },
+    /// A Join whose ticket the shell found good.
+    Joined {
+        peer: PeerId,
+        recipe: RecipeId,
+        have: Vec<ChunkRange>,
+    },
+    Frame {
+        peer: PeerId,
+        frame: Frame,
+    },
+    BadFrame {
+        peer: PeerId,
+    },
+    /// Verified and written.
+    Arrived {
+        request: RequestId,
+        index: u32,
+        bytes: u32,
+    },
+    /// The content was not what the chunk's id says.
+    Wrong {
+        request: RequestId,
+    },
+    Ended {
+        request: RequestId,
+        end: RequestEnd,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What shall happen outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Dial(Contact),
+    Close {
+        peer: PeerId,
+    },
+    /// Send a Join with the shell's ticket.
+    Join {
+        peer: PeerId,
+        recipe: RecipeId,
+        have: Vec<ChunkRange>,
+    },
+    Send {
+        peer: PeerId,
+        frame: Frame,
+    },
+    Request {
+        request: RequestId,
+        peer: PeerId,
+        recipe: RecipeId,
+        indices: Vec<u32>,
+    },
+    Cancel {
+        request: RequestId,
+    },
+    Ban {
+        peer: PeerId,
+        reason: BanReason,
+        until: Duration,
+    },
+    Complete {
+        recipe: RecipeId,
+    },
+}

@@ -82,7 +82,7 @@ pub async fn run(
     let key = Arc::new(key);
     let client = Arc::new(node_client(&config, &enrolment, &key, &known, &metrics)?);
     let swarm = start_swarm(&config, &enrolment, &key, &known, &cache, &mut registry).await?;
-    swarm.set_nodes(swarm_nodes(&known).await);
+    swarm.set_nodes(swarm_nodes(&known).await).await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
     let fetcher = Fetcher {
@@ -262,7 +262,7 @@ impl Parts {
             known.write().clone_from(&list);
             let (swarm, folder) = (swarm.clone(), folder.clone());
             tokio::spawn(async move {
-                swarm.set_nodes(swarm_nodes(&list).await);
+                swarm.set_nodes(swarm_nodes(&list).await).await;
                 let saved = blocking(move || folder.save_nodes(&list)).await;
                 if let Some(Err(error)) = saved {
                     warn!(%error, "the list of nodes could not be kept");

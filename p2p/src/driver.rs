@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shoal_content::RecipeId;
 use shoal_swarm::frames::Frame;
 use shoal_swarm::{Action, Event, RequestEnd, RequestId, Settings, Swarm as Core};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::link;
@@ -17,20 +18,32 @@ use crate::swarm::Shared;
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
+/// How often transfers that nobody waits for any more are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Driver {
     shared: Arc<Shared>,
     core: Core,
     began: Instant,
     requests: HashMap<RequestId, AbortHandle>,
+    /// Requests that could not even begin; the core hears of them after the action at hand.
+    stillborn: Vec<RequestId>,
 }
 
-pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Event>) {
+pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let me = shared.config.credentials.peer_id();
     let core = Core::new(Settings { me, seed: rand::random() });
     let cancel = shared.cancel.clone();
-    let mut driver = Driver { shared, core, began: Instant::now(), requests: HashMap::new() };
+    let mut driver = Driver {
+        shared,
+        core,
+        began: Instant::now(),
+        requests: HashMap::new(),
+        stillborn: Vec::new(),
+    };
     let mut events = Vec::with_capacity(BATCH);
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let due = driver.core.next_timeout().map(|at| driver.began + at);
         let timer = async {
@@ -43,6 +56,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<
             () = cancel.cancelled() => break,
             count = inbox.recv_many(&mut events, BATCH) => if count == 0 { break },
             () = timer => events.push(Event::Tick),
+            _ = sweep.tick() => events.extend(driver.abandoned()),
         }
         for event in events.drain(..) {
             if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
@@ -57,9 +71,26 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<
 
 impl Driver {
     fn act(&mut self) {
-        while let Some(action) = self.core.poll_action() {
-            self.perform(action);
+        loop {
+            while let Some(action) = self.core.poll_action() {
+                self.perform(action);
+            }
+            let Some(request) = self.stillborn.pop() else { return };
+            let ended = Event::Ended { request, end: RequestEnd::Failed };
+            self.core.handle(self.began.elapsed(), ended);
         }
+    }
+
+    /// Transfers whose owner is gone without that the driver was told.
+    fn abandoned(&mut self) -> Vec<Event> {
+        let mut stops = Vec::new();
+        self.shared.transfers.lock().retain(|&recipe, owned| {
+            if owned.is_abandoned() {
+                stops.push(Event::Stop { recipe });
+            }
+            owned.has_owner()
+        });
+        stops
     }
 
     fn perform(&mut self, action: Action) {
@@ -88,7 +119,7 @@ impl Driver {
             Action::Request { request, peer, recipe, indices } => {
                 let (link, running) = (link(&peer), shared.running(recipe));
                 let (Some(link), Some(running)) = (link, running) else {
-                    let _ = shared.events.send(Event::Ended { request, end: RequestEnd::Failed });
+                    self.stillborn.push(request);
                     return;
                 };
                 let work = request::chunks(shared.clone(), link, running, request, indices);
@@ -102,7 +133,7 @@ impl Driver {
             Action::Ban { peer, reason, until } => {
                 warn!(%peer, reason = reason.as_str(), "banned");
                 shared.metrics.banned(reason.as_str());
-                shared.bans.lock().insert(peer, self.began + until);
+                shared.ban(peer, self.began + until);
             }
             Action::Complete { recipe } => {
                 shared.tasks.spawn(complete(shared.clone(), recipe));

@@ -86,7 +86,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
         Ok(connection) => run(shared, connection, Some(contact.peer), None).await,
         Err(error) => {
             debug!(peer = %contact.peer, address = %contact.address, %error, "not reached");
-            let _ = shared.events.send(Event::DialFailed { peer: contact.peer });
+            shared.tell(Event::DialFailed { peer: contact.peer }).await;
         }
     }
 }
@@ -131,17 +131,18 @@ async fn run(
     dialled: Option<PeerId>,
     ready: Option<oneshot::Sender<()>>,
 ) {
-    let failed = |peer| drop(shared.events.send(Event::DialFailed { peer }));
     let Ok((peer, role)) = peer_of(&connection) else { return };
-    if shared.is_banned(peer) || peer == shared.config.credentials.peer_id() {
-        connection.close(2u32.into(), b"refused");
-        dialled.map(failed);
-        return;
-    }
-    let greeted = tokio::time::timeout(CONNECT_TIMEOUT, greet(&shared, &connection, dialled));
-    let Ok(Ok((address, zone, mut sender, receiver))) = greeted.await else {
-        connection.close(3u32.into(), b"no hello");
-        dialled.map(failed);
+    let greeted = if shared.is_banned(peer) || peer == shared.config.credentials.peer_id() {
+        None
+    } else {
+        let greeted = greet(&shared, &connection, dialled);
+        tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.ok().and_then(Result::ok)
+    };
+    let Some((address, zone, mut sender, receiver)) = greeted else {
+        connection.close(2u32.into(), b"refused, or no hello");
+        if let Some(peer) = dialled {
+            shared.tell(Event::DialFailed { peer }).await;
+        }
         return;
     };
     let (frames, mut outbox) = mpsc::channel(FRAMES_MAX);
@@ -157,7 +158,7 @@ async fn run(
         frames,
         grants: Mutex::default(),
     });
-    if !register(&shared, &link) {
+    if !register(&shared, &link).await {
         connection.close(4u32.into(), b"already connected");
         return;
     }
@@ -181,12 +182,7 @@ async fn run(
         () = shared.cancel.cancelled() => {}
     }
     connection.close(0u32.into(), b"done");
-    let mut links = shared.links.lock();
-    if links.get(&peer).is_some_and(|found| Arc::ptr_eq(found, &link)) {
-        links.remove(&peer);
-        shared.metrics.connections.set(links.len() as i64);
-        let _ = shared.events.send(Event::Disconnected { peer });
-    }
+    unregister(&shared, &link).await;
 }
 
 async fn greet(
@@ -206,7 +202,10 @@ async fn greet(
 }
 
 /// Whether this link is the peer's one from now on.
-fn register(shared: &Shared, link: &Arc<Link>) -> bool {
+///
+/// The place in the queue is taken before the lock: the order of events is that of the links.
+async fn register(shared: &Shared, link: &Arc<Link>) -> bool {
+    let Ok(place) = shared.events.reserve().await else { return false };
     let mut links = shared.links.lock();
     let preferred = link.peer.min(shared.config.credentials.peer_id());
     if let Some(old) = links.get(&link.peer) {
@@ -219,8 +218,18 @@ fn register(shared: &Shared, link: &Arc<Link>) -> bool {
     links.insert(link.peer, link.clone());
     shared.metrics.connections.set(links.len() as i64);
     let contact = Contact { peer: link.peer, address: link.address };
-    let _ = shared.events.send(Event::Connected { contact, node: link.node });
+    place.send(Event::Connected { contact, node: link.node });
     true
+}
+
+async fn unregister(shared: &Shared, link: &Arc<Link>) {
+    let Ok(place) = shared.events.reserve().await else { return };
+    let mut links = shared.links.lock();
+    if links.get(&link.peer).is_some_and(|found| Arc::ptr_eq(found, link)) {
+        links.remove(&link.peer);
+        shared.metrics.connections.set(links.len() as i64);
+        place.send(Event::Disconnected { peer: link.peer });
+    }
 }
 
 async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::RecvStream) {
@@ -230,7 +239,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
             Ok(frame) => frame,
             Err(WireError::Frame(error)) => {
                 warn!(%peer, %error, "a frame was refused");
-                let _ = shared.events.send(Event::BadFrame { peer });
+                shared.tell(Event::BadFrame { peer }).await;
                 return;
             }
             Err(_) => return,
@@ -249,7 +258,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
             }
             frame => Event::Frame { peer, frame },
         };
-        let _ = shared.events.send(event);
+        shared.tell(event).await;
     }
 }
 

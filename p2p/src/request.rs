@@ -97,13 +97,13 @@ pub(crate) async fn chunks(
             warn!(%peer, %chunk, "a peer sent wrong content and is banned");
             running.trouble(format!("{peer} sent wrong content for chunk {chunk}"));
             shared.metrics.refused(metrics::WRONG_CONTENT);
-            let _ = shared.events.send(Event::Wrong { request });
+            shared.tell(Event::Wrong { request }).await;
             return;
         }
         Err(Failure::Store(error)) => {
             shared.metrics.refused(metrics::NO_STORAGE);
             running.end(Err(error.into()));
-            let _ = shared.events.send(Event::Stop { recipe: running.id });
+            shared.tell(Event::Stop { recipe: running.id }).await;
             return;
         }
         Err(failure) => {
@@ -112,7 +112,7 @@ pub(crate) async fn chunks(
             RequestEnd::Failed
         }
     };
-    let _ = shared.events.send(Event::Ended { request, end });
+    shared.tell(Event::Ended { request, end }).await;
 }
 
 async fn receive(
@@ -143,7 +143,7 @@ async fn receive(
         let bytes = chunk.length;
         shared.metrics.received(link.node, u64::from(bytes));
         running.arrived(link.peer, link.node, u64::from(bytes));
-        let _ = shared.events.send(Event::Arrived { request, index, bytes });
+        shared.tell(Event::Arrived { request, index, bytes }).await;
     }
     Ok(())
 }

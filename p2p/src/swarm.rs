@@ -25,6 +25,10 @@ use crate::{driver, endpoint, link, request};
 
 /// Chunk bytes received and not yet written, over all transfers.
 pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Events waiting for the driver; whoever brings more waits, a peer's control stream with it.
+const EVENTS_MAX: usize = 8 * 1024;
+/// Tickets kept for recipes; the first to expire go first.
+const TICKETS_MAX: usize = 16 * 1024;
 /// Connections at once.
 pub(crate) const LINKS_MAX: usize = 1024;
 
@@ -77,6 +81,23 @@ pub enum Error {
     },
 }
 
+/// A transfer, and whether somebody still holds a handle of it. The driver drops it some time
+/// after the last handle.
+pub(crate) struct Owned {
+    running: Arc<Running>,
+    handle: Weak<Handle>,
+}
+
+impl Owned {
+    pub(crate) fn has_owner(&self) -> bool {
+        self.handle.strong_count() > 0
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        !self.has_owner() && !self.running.has_succeeded()
+    }
+}
+
 pub(crate) struct Shared {
     pub(crate) this: Weak<Self>,
     pub(crate) config: Config,
@@ -84,10 +105,10 @@ pub(crate) struct Shared {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) metrics: Metrics,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) events: mpsc::Sender<Event>,
     pub(crate) links: Mutex<HashMap<PeerId, Arc<Link>>>,
     pub(crate) tickets: Mutex<HashMap<RecipeId, Ticket>>,
-    pub(crate) transfers: Mutex<HashMap<RecipeId, Weak<Handle>>>,
+    pub(crate) transfers: Mutex<HashMap<RecipeId, Owned>>,
     pub(crate) uploads: Mutex<Uploads>,
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
     pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
@@ -99,7 +120,8 @@ pub(crate) struct Shared {
 impl Shared {
     /// The running transfer of a recipe.
     pub(crate) fn running(&self, id: RecipeId) -> Option<Arc<Running>> {
-        Some(self.transfers.lock().get(&id)?.upgrade()?.0.clone())
+        let transfers = self.transfers.lock();
+        transfers.get(&id).filter(|owned| owned.has_owner()).map(|owned| owned.running.clone())
     }
 
     /// Whether `peer` shows a right to `recipe`.
@@ -108,6 +130,29 @@ impl Shared {
         let verify =
             |message: &[u8], signature: &[u8]| identity::verify_ed25519(key, message, signature);
         ticket.check(recipe, peer, wall_clock(), verify).is_ok()
+    }
+
+    pub(crate) async fn tell(&self, event: Event) {
+        // The driver is gone only at shutdown, when nobody needs to know any more.
+        let _ = self.events.send(event).await;
+    }
+
+    fn keep_ticket(&self, recipe: RecipeId, ticket: Ticket) {
+        let mut tickets = self.tickets.lock();
+        if tickets.len() >= TICKETS_MAX && !tickets.contains_key(&recipe) {
+            let first = tickets.iter().min_by_key(|(_, ticket)| ticket.expires());
+            if let Some(first) = first.map(|(&recipe, _)| recipe) {
+                tickets.remove(&first);
+            }
+        }
+        tickets.insert(recipe, ticket);
+    }
+
+    pub(crate) fn ban(&self, peer: PeerId, until: Instant) {
+        let mut bans = self.bans.lock();
+        let now = Instant::now();
+        bans.retain(|_, &mut until| until > now);
+        bans.insert(peer, until);
     }
 
     pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
@@ -175,7 +220,7 @@ impl Swarm {
         if advertise.port() == 0 {
             advertise.set_port(endpoint.local_addr().map_err(failed)?.port());
         }
-        let (events, inbox) = mpsc::unbounded_channel();
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
             config,
@@ -209,13 +254,13 @@ impl Swarm {
     }
 
     /// The nodes as they are now; may be called at any time.
-    pub fn set_nodes(&self, nodes: Vec<NodeAddress>) {
+    pub async fn set_nodes(&self, nodes: Vec<NodeAddress>) {
         let me = self.peer_id();
         let nodes: Vec<_> = nodes.into_iter().filter(|node| node.peer != me).collect();
         let contacts =
             nodes.iter().map(|node| Contact { peer: node.peer, address: node.address }).collect();
         *self.0.nodes.lock() = nodes;
-        let _ = self.0.events.send(Event::Nodes(contacts));
+        self.0.tell(Event::Nodes(contacts)).await;
     }
 
     /// The recipe itself, from a node or from any peer that is connected; checked by its id.
@@ -223,7 +268,7 @@ impl Swarm {
     /// # Errors
     /// [`FetchError::NoSource`] with the last refusal, where nobody gave it.
     pub async fn recipe(&self, id: RecipeId, ticket: Ticket) -> Result<Arc<Recipe>, FetchError> {
-        self.0.tickets.lock().insert(id, ticket.clone());
+        self.0.keep_ticket(id, ticket.clone());
         if let Some(recipe) = self.0.store.recipe(id).await? {
             return Ok(recipe);
         }
@@ -249,21 +294,21 @@ impl Swarm {
 
     /// Fetches what is missing of a recipe into the store, or joins the transfer that does.
     pub fn fetch(&self, id: RecipeId, recipe: Arc<Recipe>, ticket: Ticket) -> Transfer {
-        self.0.tickets.lock().insert(id, ticket);
+        self.0.keep_ticket(id, ticket);
         let mut all = self.0.transfers.lock();
-        all.retain(|_, handle| handle.strong_count() > 0);
-        if let Some(handle) = all.get(&id).and_then(Weak::upgrade).filter(|h| !h.0.has_ended()) {
+        let under_way = all.get(&id).filter(|owned| !owned.running.has_ended());
+        if let Some(handle) = under_way.and_then(|owned| owned.handle.upgrade()) {
             return Transfer(handle);
         }
         let running = Arc::new(Running::new(id, recipe.clone(), self.0.events.clone()));
         let handle = Arc::new(Handle(running.clone()));
-        all.insert(id, Arc::downgrade(&handle));
+        all.insert(id, Owned { running: running.clone(), handle: Arc::downgrade(&handle) });
         let shared = self.0.clone();
         self.0.tasks.spawn(async move {
             match shared.store.open(id, recipe).await {
                 Ok(held) => {
                     running.local(held.iter());
-                    let _ = shared.events.send(Event::Start { recipe: id, held });
+                    shared.tell(Event::Start { recipe: id, held }).await;
                 }
                 Err(error) => running.end(Err(error.into())),
             }
@@ -277,7 +322,7 @@ impl Swarm {
     /// Where the store cannot say what it holds.
     pub async fn announce(&self, recipe: RecipeId) -> Result<(), StoreError> {
         if !self.0.store.held(recipe).await?.is_empty() {
-            let _ = self.0.events.send(Event::Seed { recipe });
+            self.0.tell(Event::Seed { recipe }).await;
         }
         Ok(())
     }
@@ -296,8 +341,14 @@ impl Swarm {
                 rtt_ms: link.connection.rtt().as_millis() as u64,
             })
             .collect();
-        let handles: Vec<_> = self.0.transfers.lock().values().filter_map(Weak::upgrade).collect();
-        let transfers = handles.iter().map(|h| (h.0.id.to_string(), h.0.snapshot())).collect();
+        let transfers = self
+            .0
+            .transfers
+            .lock()
+            .iter()
+            .filter(|(_, owned)| owned.has_owner())
+            .map(|(id, owned)| (id.to_string(), owned.running.snapshot()))
+            .collect();
         let now = Instant::now();
         let bans = self.0.bans.lock().clone();
         let banned =
@@ -315,8 +366,8 @@ impl Swarm {
     /// Ends every transfer and connection, and returns when nothing of them runs.
     pub async fn shutdown(&self) {
         self.0.cancel.cancel();
-        for handle in self.0.transfers.lock().values().filter_map(Weak::upgrade) {
-            handle.0.end(Err(FetchError::Stopped));
+        for owned in self.0.transfers.lock().values() {
+            owned.running.end(Err(FetchError::Stopped));
         }
         self.0.endpoint.close(0u32.into(), b"shutdown");
         self.0.tasks.close();

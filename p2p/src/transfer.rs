@@ -63,16 +63,12 @@ pub(crate) struct Running {
     began: Instant,
     progress: watch::Sender<Progress>,
     outcome: watch::Sender<Outcome>,
-    commands: mpsc::UnboundedSender<Event>,
+    commands: mpsc::Sender<Event>,
     last_error: Mutex<Option<String>>,
 }
 
 impl Running {
-    pub(crate) fn new(
-        id: RecipeId,
-        recipe: Arc<Recipe>,
-        commands: mpsc::UnboundedSender<Event>,
-    ) -> Self {
+    pub(crate) fn new(id: RecipeId, recipe: Arc<Recipe>, commands: mpsc::Sender<Event>) -> Self {
         let progress = Progress {
             chunks_total: recipe.chunks().len() as u32,
             bytes_total: recipe.chunk_bytes(),
@@ -134,6 +130,10 @@ impl Running {
         self.outcome.borrow().is_some()
     }
 
+    pub(crate) fn has_succeeded(&self) -> bool {
+        matches!(*self.outcome.borrow(), Some(Ok(_)))
+    }
+
     pub(crate) fn snapshot(&self) -> Progress {
         self.progress.borrow().clone()
     }
@@ -145,8 +145,9 @@ pub(crate) struct Handle(pub(crate) Arc<Running>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if !matches!(*self.0.outcome.borrow(), Some(Ok(_))) {
-            let _ = self.0.commands.send(Event::Stop { recipe: self.0.id });
+        if !self.0.has_succeeded() {
+            // Where the queue is full, the driver finds the transfer without an owner by itself.
+            let _ = self.0.commands.try_send(Event::Stop { recipe: self.0.id });
         }
     }
 }
@@ -160,9 +161,10 @@ impl Transfer {
         self.0.0.progress.subscribe()
     }
 
-    /// Asks for these chunk indices before all others, in order.
+    /// Asks for these chunk indices before all others, in order. A hint: under overload it may be
+    /// lost, and the chunks come in their turn.
     pub fn demand(&self, range: Range<u32>) {
-        let _ = self.0.0.commands.send(Event::Demand { recipe: self.0.0.id, range });
+        let _ = self.0.0.commands.try_send(Event::Demand { recipe: self.0.0.id, range });
     }
 
     /// Waits for the end.

@@ -79,7 +79,7 @@ pub async fn follow_members(raft: Raft, swarm: Swarm) {
                 }
                 if found != known {
                     let list = found.iter().map(|(&peer, &address)| NodeAddress { peer, address });
-                    swarm.set_nodes(list.collect());
+                    swarm.set_nodes(list.collect()).await;
                     known = found;
                 }
             }

@@ -50,15 +50,28 @@ impl Swarm {
         }
     }
 
+    /// Someone who came by itself is remembered in place of someone who is not there.
+    fn know_present(&mut self, recipe: RecipeId, contact: Contact) {
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        let known = &mut membership.known;
+        if known.len() >= KNOWN_MAX && !known.contains_key(&contact.peer) {
+            let absent = known.keys().find(|peer| !self.peers.contains_key(peer)).copied();
+            let Some(absent) = absent else { return };
+            known.remove(&absent);
+        }
+        known.insert(contact.peer, contact);
+    }
+
     pub(super) fn joined(&mut self, peer: PeerId, recipe: RecipeId, have: &[ChunkRange]) {
         let Some(contact) = self.peers.get(&peer).map(|peer| peer.contact) else { return };
-        let Some(membership) = self.memberships.get_mut(&recipe) else {
+        if !self.memberships.contains_key(&recipe) {
             return self.track(peer, recipe, contact, true);
-        };
-        membership.known.insert(peer, contact);
-        let Some(download) = &mut membership.download else { return };
+        }
+        self.know_present(recipe, contact);
+        let now = self.now;
+        let Some(download) = self.download(recipe) else { return };
         let len = download.have.len();
-        download.learn(self.now, peer, have.iter().flat_map(|range| range.within(len)));
+        download.learn(now, peer, have.iter().flat_map(|range| range.within(len)));
         let mine = download.have.ranges();
         for chunks in mine.chunks(RANGES_MAX) {
             let frame = Frame::Have { recipe, chunks: chunks.to_vec() };

@@ -14,6 +14,9 @@ use crate::frames::Contact;
 
 pub(super) const COOLDOWN_MIN: Duration = Duration::from_millis(200);
 const COOLDOWN_MAX: Duration = Duration::from_secs(5);
+/// How long past its due time a pause is remembered.
+const REDIAL_MEMORY: Duration = Duration::from_secs(60);
+/// The first ban; each further one is twice as long, to [`BAN_DOUBLINGS_MAX`].
 const BAN: Duration = Duration::from_secs(60);
 const BAN_DOUBLINGS_MAX: u32 = 6;
 
@@ -83,11 +86,20 @@ impl Swarm {
         self.pause_dialling(peer);
     }
 
+    /// A peer that was lost or not reached is dialled again later, each time later. One that stays
+    /// away is no longer known: whoever names it again gives it a new chance.
     pub(super) fn pause_dialling(&mut self, peer: PeerId) {
+        let now = self.now;
+        self.redials.retain(|_, redial| redial.dialling || redial.at + REDIAL_MEMORY > now);
         let redial = self.redials.entry(peer).or_default();
         redial.dialling = false;
         redial.pause = (redial.pause * 2).clamp(COOLDOWN_MIN, COOLDOWN_MAX);
-        redial.at = self.now + redial.pause;
+        redial.at = now + redial.pause;
+        if redial.pause == COOLDOWN_MAX {
+            for membership in self.memberships.values_mut() {
+                membership.known.remove(&peer);
+            }
+        }
     }
 
     pub(super) fn dial(&mut self, contact: Contact) {

@@ -1,0 +1,131 @@
+//! A cluster of real swarms on loopback, and made-up content for it.
+
+#![allow(dead_code, reason = "each test binary takes what it needs")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus_client::registry::Registry;
+use shoal_content::{
+    Chunk, ChunkId, ClusterId, Encoding, Extent, ObjectKey, PackId, PeerId, Recipe, RecipeId,
+    RecipeKind, SourceObject, Ticket, Timestamp, Zone,
+};
+use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
+use shoal_p2p::{ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm};
+
+pub const CHUNK_BYTES: usize = 64 * 1024;
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct Cluster {
+    authority: Authority,
+    tickets: KeyPair,
+}
+
+pub struct Process {
+    pub swarm: Swarm,
+    pub store: Arc<dyn ChunkStore>,
+    registry: Registry,
+}
+
+impl Cluster {
+    pub fn found(number: u128) -> Self {
+        let id = ClusterId::from_uuid(uuid::Uuid::from_u128(number));
+        Self { authority: Authority::create(&id).unwrap(), tickets: KeyPair::generate().unwrap() }
+    }
+
+    pub async fn start(&self, role: PeerRole) -> Process {
+        self.start_on(role, Arc::new(MemoryStore::default())).await
+    }
+
+    pub async fn start_on(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Process {
+        let key = KeyPair::generate().unwrap();
+        let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
+        let certificate_pem = self.authority.issue(&key.csr_pem().unwrap(), kind).unwrap();
+        let authority_pem = self.authority.certificate_pem().to_owned();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let config = Config {
+            credentials: Credentials { key: Arc::new(key), certificate_pem, authority_pem },
+            listen: address,
+            advertise: address,
+            zone: Zone::default(),
+            role,
+            ticket_public_key: *self.tickets.peer_id().as_public_key(),
+            discovery: None,
+        };
+        let mut registry = Registry::default();
+        let swarm = Swarm::start(config, store.clone(), &mut registry).await.unwrap();
+        Process { swarm, store, registry }
+    }
+
+    pub fn ticket(&self, recipe: RecipeId, peer: PeerId) -> Ticket {
+        let expires = Timestamp::from_millis(u64::MAX);
+        Ticket::issue(recipe, peer, expires, |message| self.tickets.sign(message))
+    }
+}
+
+impl Process {
+    pub fn address(&self) -> NodeAddress {
+        NodeAddress { peer: self.swarm.peer_id(), address: self.swarm.local_address() }
+    }
+
+    /// The value of a counter with exactly this name and these labels; 0 where it has none yet.
+    pub fn metric(&self, line: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let found = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
+        found.unwrap_or(0)
+    }
+}
+
+pub fn content(chunks: usize) -> (Arc<Recipe>, RecipeId, Vec<Bytes>) {
+    let contents: Vec<Bytes> = (0..chunks)
+        .map(|at| (0..CHUNK_BYTES).map(|byte| (at * 31 + byte / 7) as u8).collect::<Vec<_>>())
+        .enumerate()
+        .map(|(at, mut bytes)| {
+            bytes[..8].copy_from_slice(&(at as u64).to_be_bytes());
+            Bytes::from(bytes)
+        })
+        .collect();
+    let all = contents.iter().enumerate().map(|(at, bytes)| Chunk {
+        id: ChunkId::of(bytes),
+        length: CHUNK_BYTES as u32,
+        object: 0,
+        at: (at * CHUNK_BYTES) as u64,
+        encoding: Encoding::Raw,
+    });
+    let length = (chunks * CHUNK_BYTES) as u64;
+    let object = SourceObject { key: ObjectKey::Pack(PackId::of(b"pack")), length };
+    let extents = (0..chunks)
+        .map(|at| Extent { offset: (at * CHUNK_BYTES) as u64, chunk: at as u32 })
+        .collect();
+    let recipe =
+        Recipe::new(RecipeKind::Disk, length, vec![object], all.collect(), extents).unwrap();
+    let id = recipe.encode_with_id().0;
+    (Arc::new(recipe), id, contents)
+}
+
+pub async fn fill(store: &dyn ChunkStore, recipe: &Arc<Recipe>, id: RecipeId, contents: &[Bytes]) {
+    store.open(id, recipe.clone()).await.unwrap();
+    for (index, bytes) in contents.iter().enumerate() {
+        store.write(id, index as u32, bytes.clone()).await.unwrap();
+    }
+}
+
+pub async fn fetch(cluster: &Cluster, process: &Process, id: RecipeId) -> shoal_p2p::Progress {
+    let ticket = cluster.ticket(id, process.swarm.peer_id());
+    let work = async {
+        let recipe = process.swarm.recipe(id, ticket.clone()).await.unwrap();
+        process.swarm.fetch(id, recipe, ticket).wait().await.unwrap()
+    };
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(progress) => progress,
+        Err(_) => panic!("not in time: {:?}", process.swarm.status()),
+    }
+}
+
+pub async fn holds_all(store: &dyn ChunkStore, id: RecipeId, contents: &[Bytes]) {
+    for (index, bytes) in contents.iter().enumerate() {
+        assert_eq!(store.read(id, index as u32).await.unwrap().as_ref(), Some(bytes));
+    }
+}

@@ -1,0 +1,124 @@
+//! What a transfer survives: a peer that dies in the middle, an owner who gives up, a full disk.
+
+mod cluster;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use shoal_content::{Recipe, RecipeId};
+use shoal_p2p::{ChunkSet, ChunkStore, MemoryStore, PeerRole, StoreError};
+
+use cluster::{Cluster, DEADLINE, content, fetch, fill, holds_all};
+
+/// A store whose disk may be full.
+#[derive(Debug, Default)]
+struct SmallStore {
+    inner: MemoryStore,
+    full: AtomicBool,
+}
+
+#[async_trait]
+impl ChunkStore for SmallStore {
+    async fn recipe(&self, id: RecipeId) -> Result<Option<Arc<Recipe>>, StoreError> {
+        self.inner.recipe(id).await
+    }
+
+    async fn held(&self, id: RecipeId) -> Result<ChunkSet, StoreError> {
+        self.inner.held(id).await
+    }
+
+    async fn read(&self, id: RecipeId, index: u32) -> Result<Option<Bytes>, StoreError> {
+        self.inner.read(id, index).await
+    }
+
+    async fn open(&self, id: RecipeId, recipe: Arc<Recipe>) -> Result<ChunkSet, StoreError> {
+        self.inner.open(id, recipe).await
+    }
+
+    async fn write(&self, id: RecipeId, index: u32, content: Bytes) -> Result<(), StoreError> {
+        if index >= 16 && self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::full("no space left".to_owned()));
+        }
+        self.inner.write(id, index, content).await
+    }
+
+    async fn complete(&self, id: RecipeId) -> Result<(), StoreError> {
+        self.inner.complete(id).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_dies_in_the_middle_only_costs_what_it_had_not_sent() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(512);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let holder = cluster.start(PeerRole::Host).await;
+    holder.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &holder, id).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+    let mut progress = transfer.progress();
+    let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
+    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    holder.swarm.shutdown().await;
+    let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
+    holds_all(&*agent.store, id, &contents).await;
+    let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
+    // The endgame may bring a few chunks twice.
+    assert!(came <= recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_transfer_stops_and_a_new_one_goes_on_from_there() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(512);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket.clone());
+    let mut progress = transfer.progress();
+    let began = progress.wait_for(|progress| progress.chunks_done >= 8);
+    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    drop(transfer);
+    // No more uploads at the origin: the requests under way were cancelled.
+    let idle = async {
+        while origin.swarm.status().uploads > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, idle).await.unwrap();
+    assert!(agent.swarm.status().transfers.is_empty());
+    let kept = agent.store.held(id).await.unwrap().count();
+    assert!(kept >= 8, "only {kept} chunks were kept");
+    let done = fetch(&cluster, &agent, id).await;
+    assert!(done.bytes_local > 0, "what was verified before was fetched again");
+    holds_all(&*agent.store, id, &contents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_ends_the_fetch_with_that_reason_and_a_retry_goes_on() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let store = Arc::new(SmallStore::default());
+    store.full.store(true, Ordering::Relaxed);
+    let agent = cluster.start_on(PeerRole::Host, store.clone()).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe, ticket);
+    let error = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap_err();
+    assert!(error.is_full(), "{error}");
+    assert!(agent.metric("shoal_chunks_refused_total{reason=\"storage\"}") >= 1);
+    drop(transfer);
+    store.full.store(false, Ordering::Relaxed);
+    fetch(&cluster, &agent, id).await;
+    holds_all(&*agent.store, id, &contents).await;
+}

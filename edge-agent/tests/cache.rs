@@ -351,3 +351,18 @@ fn thousands_of_entries_open_without_hashing() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_is_the_chunk_store_that_the_swarm_asks_for() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    shoal_p2p::conformance::run(&open(folder.path(), 1 << 30)?).await;
+    // What was published is there for the next process.
+    let again = open(folder.path(), 1 << 30)?;
+    let (recipe, id, contents) = shoal_p2p::conformance::sample();
+    ensure!(shoal_p2p::ChunkStore::recipe(&again, id).await? == Some(recipe));
+    for (index, content) in contents.into_iter().enumerate() {
+        let read = shoal_p2p::ChunkStore::read(&again, id, index as u32).await?;
+        ensure!(read == Some(content), "chunk {index} is gone after a restart");
+    }
+    Ok(())
+}

@@ -15,10 +15,10 @@ pub struct Run {
 }
 
 /// Measures `work`, in wall and CPU time.
-pub fn measure<T>(work: impl FnOnce() -> Result<T>) -> Result<(Run, T)> {
+pub async fn measure<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<(Run, T)> {
     let cpu = cpu_time()?;
     let started = Instant::now();
-    let value = work()?;
+    let value = work().await?;
     Ok((Run { wall: started.elapsed(), cpu: cpu_time()?.saturating_sub(cpu) }, value))
 }
 

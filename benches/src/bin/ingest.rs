@@ -29,7 +29,8 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> Result<()> {
+#[tokio::main]
+async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let folder = tempfile::tempdir()?;
     let disk = match &arguments.disk {
@@ -40,11 +41,11 @@ fn main() -> Result<()> {
     let (mut ours, mut plain, mut qemu) = (Vec::new(), Vec::new(), Vec::new());
     let mut stored = 0;
     for _ in 0..arguments.runs {
-        let (run, packed) = measure(|| ingest(&disk))?;
+        let (run, packed) = measure(async || ingest(&disk)).await?;
         stored = packed;
         ours.push(run);
-        plain.push(measure(|| compress(&disk))?.0);
-        qemu.push(measure(|| convert(&disk, &folder.path().join("out.qcow2")))?.0);
+        plain.push(measure(async || compress(&disk)).await?.0);
+        qemu.push(measure(async || convert(&disk, &folder.path().join("out.qcow2"))).await?.0);
     }
     let contestants = [
         ("shoal: cut, hash, zstd -3, packs", ours),

@@ -1,0 +1,217 @@
+//! One disk over one hop, from a node's memory into an agent's cache, beside bare quinn with hash and file.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use clap::Parser;
+use prometheus_client::registry::Registry;
+use shoal_agent::cache::Cache;
+use shoal_agent::config;
+use shoal_agent::metrics::CacheMetrics;
+use shoal_benches::report::{Report, Run, measure};
+use shoal_benches::sample::noise;
+use shoal_content::{
+    CHUNK_BYTES_MAX, Chunk, ChunkId, ClusterId, Encoding, Extent, ObjectKey, PackId, Recipe,
+    RecipeId, RecipeKind, SourceObject, Ticket, Timestamp, Zone,
+};
+use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
+use shoal_p2p::{ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm};
+use tokio::runtime::Runtime;
+
+const PROTOCOL: &[u8] = b"shoal-bench/1";
+/// As the swarm's own endpoint has it.
+const MTU_MAX: u16 = 6500;
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Measures one hop of the swarm: node to agent, verified, written and synced.
+#[derive(Debug, Parser)]
+#[command(name = "hop", version, about, long_about = None)]
+struct Arguments {
+    /// What is sent, in MiB.
+    #[arg(long, default_value_t = 512)]
+    mib: usize,
+    /// How often each contestant runs.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// One JSON object in place of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is sent, and who may have it.
+struct Load {
+    authority: Authority,
+    tickets: KeyPair,
+    contents: Vec<Bytes>,
+    recipe: Arc<Recipe>,
+    id: RecipeId,
+}
+
+fn main() -> Result<()> {
+    // Fails only where a provider is installed already, which is what is wanted.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let arguments = Arguments::parse();
+    let load = Load::make(arguments.mib)?;
+    let runtime = Runtime::new()?;
+    let (mut ours, mut verified, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..arguments.runs {
+        ours.push(runtime.block_on(swarm(&load))?);
+        let folder = tempfile::tempdir()?;
+        verified.push(runtime.block_on(stream(&load, Some(folder.path())))?);
+        bare.push(runtime.block_on(stream(&load, None))?);
+    }
+    let contestants = [
+        ("shoal: swarm, BLAKE3, cache, synced", ours),
+        ("quinn, one stream, BLAKE3, file, synced", verified),
+        ("quinn, one stream, thrown away", bare),
+    ];
+    Report::new("hop", load.recipe.chunk_bytes(), &contestants)?
+        .note("loopback; sender and receiver share this machine's cores")
+        .print(arguments.json)
+}
+
+impl Load {
+    fn make(mib: usize) -> Result<Self> {
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+        let chunk_bytes = CHUNK_BYTES_MAX as usize;
+        let count = (mib << 20) / chunk_bytes;
+        ensure!(count > 0, "--mib must be at least 1");
+        let contents: Vec<Bytes> =
+            (0..count).map(|at| noise(at as u64, chunk_bytes).into()).collect();
+        let chunk = |(at, content): (usize, &Bytes)| Chunk {
+            id: ChunkId::of(content),
+            length: content.len() as u32,
+            object: 0,
+            at: (at * chunk_bytes) as u64,
+            encoding: Encoding::Raw,
+        };
+        let chunks: Vec<Chunk> = contents.iter().enumerate().map(chunk).collect();
+        let extent = |at: usize| Extent { offset: (at * chunk_bytes) as u64, chunk: at as u32 };
+        let length = (count * chunk_bytes) as u64;
+        let object = SourceObject { key: ObjectKey::Pack(PackId::of(b"hop")), length };
+        let extents = (0..count).map(extent).collect();
+        let recipe = Recipe::new(RecipeKind::Disk, length, vec![object], chunks, extents)?;
+        let id = recipe.encode_with_id().0;
+        Ok(Self {
+            authority: Authority::create(&cluster)?,
+            tickets: KeyPair::generate()?,
+            contents,
+            recipe: Arc::new(recipe),
+            id,
+        })
+    }
+
+    fn credentials(&self, role: Role) -> Result<Credentials> {
+        let key = KeyPair::generate()?;
+        let certificate_pem = self.authority.issue(&key.csr_pem()?, role)?;
+        let authority_pem = self.authority.certificate_pem().to_owned();
+        Ok(Credentials { key: Arc::new(key), certificate_pem, authority_pem })
+    }
+
+    async fn join(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Result<Swarm> {
+        let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
+        let config = Config {
+            credentials: self.credentials(kind)?,
+            listen: loopback(),
+            advertise: loopback(),
+            zone: Zone::default(),
+            role,
+            ticket_public_key: *self.tickets.peer_id().as_public_key(),
+            discovery: None,
+        };
+        Ok(Swarm::start(config, store, &mut Registry::default()).await?)
+    }
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// One fetch by a fresh agent, from the order to the synced end.
+async fn swarm(load: &Load) -> Result<Run> {
+    let held = Arc::new(MemoryStore::default());
+    held.open(load.id, load.recipe.clone()).await?;
+    for (index, content) in load.contents.iter().enumerate() {
+        held.write(load.id, index as u32, content.clone()).await?;
+    }
+    let node = load.join(PeerRole::Origin, held).await?;
+    let folder = tempfile::tempdir()?;
+    let cache = Cache::open(folder.path(), &config::Cache::default(), CacheMetrics::default())?;
+    let agent = load.join(PeerRole::Host, Arc::new(cache)).await?;
+    let address = NodeAddress { peer: node.peer_id(), address: node.local_address() };
+    agent.set_nodes(vec![address]).await;
+    let ticket =
+        Ticket::issue(load.id, agent.peer_id(), Timestamp::from_millis(u64::MAX), |message| {
+            load.tickets.sign(message)
+        });
+    let recipe = agent.recipe(load.id, ticket.clone()).await?;
+    let work = agent.fetch(load.id, recipe, ticket);
+    let run = measure(async || Ok(work.wait().await.map(drop)?)).await?.0;
+    agent.shutdown().await;
+    node.shutdown().await;
+    Ok(run)
+}
+
+/// The same bytes over one stream of quinn; with a folder, hashed chunk by chunk, written, synced.
+async fn stream(load: &Load, folder: Option<&Path>) -> Result<Run> {
+    let server = quinn_server(load)?;
+    let address = server.local_addr()?;
+    let contents = load.contents.clone();
+    let sending = tokio::spawn(async move {
+        let connection = server.accept().await.context("the endpoint closed")?.await?;
+        let mut stream = connection.open_uni().await?;
+        for content in contents {
+            stream.write_chunk(content).await?;
+        }
+        stream.finish()?;
+        stream.stopped().await?;
+        anyhow::Ok(())
+    });
+    let mut endpoint = quinn::Endpoint::client(loopback())?;
+    let mut client = load.credentials(Role::Agent)?.quinn_client(PROTOCOL, &Role::ALL)?;
+    client.transport_config(transport());
+    endpoint.set_default_client_config(client);
+    let connection = endpoint.connect(address, Role::Agent.server_name())?.await?;
+    let work = async || {
+        let mut stream = connection.accept_uni().await?;
+        let mut file = folder.map(|folder| File::create(folder.join("disk"))).transpose()?;
+        for chunk in load.recipe.chunks() {
+            let mut content = vec![0; chunk.length as usize];
+            stream.read_exact(&mut content).await?;
+            if let Some(file) = &mut file {
+                ensure!(chunk.id.verifies(&content), "the stream brought something else");
+                file.write_all(&content)?;
+            }
+        }
+        if let Some(file) = file {
+            file.sync_data()?;
+        }
+        Ok(())
+    };
+    let run = measure(work).await?.0;
+    drop(connection);
+    sending.abort();
+    Ok(run)
+}
+
+fn quinn_server(load: &Load) -> Result<quinn::Endpoint> {
+    let mut config = load.credentials(Role::Node)?.quinn_server(PROTOCOL, &Role::ALL)?;
+    config.transport_config(transport());
+    Ok(quinn::Endpoint::server(config, loopback())?)
+}
+
+fn transport() -> Arc<quinn::TransportConfig> {
+    let mut transport = quinn::TransportConfig::default();
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX);
+    transport
+        .mtu_discovery_config(Some(mtu))
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window((4 * STREAM_WINDOW_BYTES).into());
+    Arc::new(transport)
+}

@@ -6,6 +6,7 @@
 //! no more than unsynced chunks, which are hashed at the next start.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +82,15 @@ pub async fn run(
         .map_err(|error| Error::Enrolment(chain(&error)))?;
     let key = Arc::new(key);
     let client = Arc::new(node_client(&config, &enrolment, &key, &known, &metrics)?);
-    let swarm = start_swarm(&config, &enrolment, &key, &known, &cache, &mut registry).await?;
+    let swarm = start_swarm(
+        &config,
+        &enrolment,
+        &key,
+        Known { nodes: &known, members: folder.members_path() },
+        &cache,
+        &mut registry,
+    )
+    .await?;
     swarm.set_nodes(swarm_nodes(&known).await).await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
@@ -263,6 +272,7 @@ impl Parts {
             let (swarm, folder) = (swarm.clone(), folder.clone());
             tokio::spawn(async move {
                 swarm.set_nodes(swarm_nodes(&list).await).await;
+                swarm.set_bootstrap(members(&list)).await;
                 let saved = blocking(move || folder.save_nodes(&list)).await;
                 if let Some(Err(error)) = saved {
                     warn!(%error, "the list of nodes could not be kept");
@@ -294,11 +304,22 @@ fn node_client(
     )?)
 }
 
+/// What earlier runs leave behind of others: the nodes, and a file of other members.
+struct Known<'a> {
+    nodes: &'a [NodeAddress],
+    members: PathBuf,
+}
+
+/// Where the nodes are members of the discovery network.
+fn members(nodes: &[NodeAddress]) -> Vec<String> {
+    nodes.iter().map(|node| node.discovery_address.clone()).collect()
+}
+
 async fn start_swarm(
     config: &Config,
     enrolment: &Enrolment,
     key: &Arc<KeyPair>,
-    known: &[NodeAddress],
+    known: Known<'_>,
     cache: &Cache,
     registry: &mut Registry,
 ) -> Result<Swarm, Error> {
@@ -311,8 +332,9 @@ async fn start_swarm(
         Some(DiscoveryConfig {
             listen: config.discovery.listen,
             network_key: fixed(&enrolment.network_key, "network key")?,
-            bootstrap: Vec::new(),
+            bootstrap: members(known.nodes),
             mdns: config.discovery.mdns,
+            memory: Some(known.members),
         })
     } else {
         None
@@ -325,7 +347,7 @@ async fn start_swarm(
     let swarm_config = shoal_p2p::Config {
         credentials,
         listen: config.peer.listen,
-        advertise: advertised(config, known).await?,
+        advertise: advertised(config, known.nodes).await?,
         zone: zone(config, enrolment),
         role,
         ticket_public_key: ticket_key(enrolment)?,

@@ -7,6 +7,7 @@
 //! identity.pk8      the Ed25519 key
 //! cluster.json      certificate, authority, ticket and network keys; its presence means: enrolled
 //! nodes.json        the nodes, as last heard
+//! members           others in the discovery network, for when no node answers
 //! ```
 //! Write order of a join: the key (before the request that names it), then `cluster.json` by a
 //! file beside, a sync and a rename. A join that ends between is made again with the same key.
@@ -27,6 +28,7 @@ const LOCK_FILE: &str = "lock";
 const KEY_FILE: &str = "identity.pk8";
 const CLUSTER_FILE: &str = "cluster.json";
 const NODES_FILE: &str = "nodes.json";
+const MEMBERS_FILE: &str = "members";
 
 /// Why the data folder cannot be used.
 #[derive(Debug, Error)]
@@ -90,6 +92,10 @@ impl DataFolder {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn members_path(&self) -> PathBuf {
+        self.path.join(MEMBERS_FILE)
     }
 
     pub fn key_path(&self) -> PathBuf {

@@ -56,12 +56,16 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             () = cancel.cancelled() => break,
             count = inbox.recv_many(&mut events, BATCH) => if count == 0 { break },
             () = timer => events.push(Event::Tick),
-            _ = sweep.tick() => events.extend(driver.abandoned()),
+            _ = sweep.tick() => {
+                driver.seek_where_no_node_helps();
+                events.extend(driver.abandoned());
+            }
         }
         for event in events.drain(..) {
             if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
                 driver.requests.remove(request);
             }
+            driver.tell_discovery(&event);
             driver.core.handle(driver.began.elapsed(), event);
             driver.act();
         }
@@ -78,6 +82,33 @@ impl Driver {
             let Some(request) = self.stillborn.pop() else { return };
             let ended = Event::Ended { request, end: RequestEnd::Failed };
             self.core.handle(self.began.elapsed(), ended);
+        }
+    }
+
+    fn tell_discovery(&self, event: &Event) {
+        let Some(discovery) = &self.shared.discovery else { return };
+        match *event {
+            Event::Start { recipe, .. } => {
+                discovery.offer(recipe);
+                if !self.shared.has_node() {
+                    discovery.seek(recipe);
+                }
+            }
+            Event::Seed { recipe } => discovery.offer(recipe),
+            Event::Stop { recipe } => discovery.withdraw(recipe),
+            _ => {}
+        }
+    }
+
+    fn seek_where_no_node_helps(&self) {
+        let Some(discovery) = &self.shared.discovery else { return };
+        let alone = !self.shared.has_node();
+        for (&recipe, owned) in self.shared.transfers.lock().iter() {
+            if alone && owned.is_under_way() {
+                discovery.seek(recipe);
+            } else {
+                discovery.rest(recipe);
+            }
         }
     }
 

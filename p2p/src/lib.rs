@@ -4,6 +4,7 @@
 //! what it says.
 
 pub mod conformance;
+mod discovery;
 mod driver;
 mod endpoint;
 pub mod identity;
@@ -16,7 +17,8 @@ mod swarm;
 mod transfer;
 mod wire;
 
+pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use store::{ChunkStore, MemoryStore, StoreError};
-pub use swarm::{Config, DiscoveryConfig, Error, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
+pub use swarm::{Config, Error, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
 pub use transfer::{FetchError, Progress, Transfer};

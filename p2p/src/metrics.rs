@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     bans: Family<One, Counter>,
     pub(crate) connections: Gauge,
     pub(crate) gso_segments: Gauge,
+    pub(crate) discovery_connections: Gauge,
+    pub(crate) contacts_found: Counter,
 }
 
 impl Metrics {
@@ -48,6 +50,16 @@ impl Metrics {
             "shoal_gso_segments",
             "Datagrams the kernel takes at once; 1 means no offload and a third of the speed",
             all.gso_segments.clone(),
+        );
+        registry.register(
+            "shoal_discovery_connections",
+            "Members of the libp2p network that are connected",
+            all.discovery_connections.clone(),
+        );
+        registry.register(
+            "shoal_discovery_contacts",
+            "Peers found without a node's help",
+            all.contacts_found.clone(),
         );
         all.start_from_zero();
         all
@@ -107,6 +119,8 @@ mod tests {
             "shoal_peer_bans_total{reason=\"wrong_content\"} 1",
             "shoal_peer_connections 0",
             "shoal_gso_segments 0",
+            "shoal_discovery_connections 0",
+            "shoal_discovery_contacts_total 0",
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");
         }

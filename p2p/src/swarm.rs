@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -11,11 +11,13 @@ use serde::Serialize;
 use shoal_content::{PeerId, Recipe, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::{Contact, Event, Uploads, ranked};
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::debug;
 
+use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -29,6 +31,8 @@ pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
 const EVENTS_MAX: usize = 8 * 1024;
 /// Tickets kept for recipes; the first to expire go first.
 const TICKETS_MAX: usize = 16 * 1024;
+/// How long the discovery network is searched for a recipe that no node gives.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections at once.
 pub(crate) const LINKS_MAX: usize = 1024;
 
@@ -38,15 +42,6 @@ pub enum PeerRole {
     Cache,
     /// A node: holds everything, tracks swarms.
     Origin,
-}
-
-/// How peers shall find each other without nodes. Not acted on yet; [`Swarm::start`] says so.
-#[derive(Debug, Clone)]
-pub struct DiscoveryConfig {
-    pub listen: SocketAddr,
-    pub network_key: [u8; 32],
-    pub bootstrap: Vec<String>,
-    pub mdns: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -79,6 +74,12 @@ pub enum Error {
         #[source]
         error: std::io::Error,
     },
+    #[error("the discovery network cannot be joined on {address}")]
+    Discovery {
+        address: SocketAddr,
+        #[source]
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A transfer, and whether somebody still holds a handle of it. The driver drops it some time
@@ -91,6 +92,10 @@ pub(crate) struct Owned {
 impl Owned {
     pub(crate) fn has_owner(&self) -> bool {
         self.handle.strong_count() > 0
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.has_owner() && !self.running.has_ended()
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
@@ -113,6 +118,7 @@ pub(crate) struct Shared {
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
     pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
     pub(crate) budget: Arc<Semaphore>,
+    pub(crate) discovery: Option<Discovery>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -155,6 +161,11 @@ impl Shared {
         bans.insert(peer, until);
     }
 
+    /// Whether a node is connected, which tracks swarms and has every recipe.
+    pub(crate) fn has_node(&self) -> bool {
+        self.links.lock().values().any(|link| link.node)
+    }
+
     pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
         self.bans.lock().get(&peer).is_some_and(|&until| until > Instant::now())
     }
@@ -186,6 +197,22 @@ pub struct Status {
     pub uploads: usize,
 }
 
+/// Members that discovery names may be worth knowing.
+async fn take_hints(shared: Arc<Shared>, mut found: broadcast::Receiver<Found>) {
+    loop {
+        let next = tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            next = found.recv() => next,
+        };
+        match next {
+            Ok(Found { recipe, contact }) => shared.tell(Event::Hint { recipe, contact }).await,
+            // What was missed is found again at the next search.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
 /// See the module's documentation; clones share it.
 #[derive(Clone)]
 pub struct Swarm(Arc<Shared>);
@@ -206,11 +233,6 @@ impl Swarm {
         store: Arc<dyn ChunkStore>,
         registry: &mut Registry,
     ) -> Result<Self, Error> {
-        if config.discovery.is_some() {
-            warn!(
-                "discovery without nodes is not built in yet: peers are found through nodes only"
-            );
-        }
         let metrics = Metrics::register(registry);
         let server = config.credentials.quinn_server(endpoint::ALPN, &Role::ALL)?;
         let client = config.credentials.quinn_client(endpoint::ALPN, &Role::ALL)?;
@@ -220,6 +242,16 @@ impl Swarm {
         if advertise.port() == 0 {
             advertise.set_port(endpoint.local_addr().map_err(failed)?.port());
         }
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let discovery = match config.discovery.clone() {
+            Some(wanted) => {
+                let (key, metrics) = (&config.credentials.key, metrics.clone());
+                let started =
+                    Discovery::start(wanted, key, advertise, metrics, &tasks, cancel.clone());
+                Some(started.await?)
+            }
+            None => None,
+        };
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
@@ -236,9 +268,13 @@ impl Swarm {
             nodes: Mutex::default(),
             bans: Mutex::default(),
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
-            tasks: TaskTracker::new(),
-            cancel: CancellationToken::new(),
+            discovery,
+            tasks,
+            cancel,
         });
+        if let Some(discovery) = &shared.discovery {
+            shared.tasks.spawn(take_hints(shared.clone(), discovery.found()));
+        }
         shared.tasks.spawn(driver::run(shared.clone(), inbox));
         shared.tasks.spawn(link::accept(shared.clone()));
         Ok(Self(shared))
@@ -247,6 +283,18 @@ impl Swarm {
     /// Where peers reach this process.
     pub fn local_address(&self) -> SocketAddr {
         self.0.advertise
+    }
+
+    /// Where other members of the discovery network reach this process.
+    pub fn discovery_address(&self) -> Option<SocketAddr> {
+        self.0.discovery.as_ref().map(Discovery::address)
+    }
+
+    /// Members to begin with, as `HOST:PORT` or multiaddrs; replaces those given before.
+    pub async fn set_bootstrap(&self, addresses: Vec<String>) {
+        if let Some(discovery) = &self.0.discovery {
+            discovery.bootstrap(addresses).await;
+        }
     }
 
     pub fn peer_id(&self) -> PeerId {
@@ -289,7 +337,33 @@ impl Swarm {
                 Err(error) => last = format!("{peer}: {error}"),
             }
         }
-        Err(FetchError::NoSource(last))
+        let found = self.recipe_from_members(id, ticket).await;
+        found.map(Arc::new).ok_or(FetchError::NoSource(last))
+    }
+
+    /// The recipe from whoever the discovery network says has it.
+    async fn recipe_from_members(&self, id: RecipeId, ticket: Ticket) -> Option<Recipe> {
+        let discovery = self.0.discovery.as_ref()?;
+        let mut found = discovery.found();
+        discovery.seek(id);
+        let search = async {
+            loop {
+                let contact = match found.recv().await {
+                    Ok(Found { recipe, contact }) if recipe == id => contact,
+                    Ok(_) | Err(RecvError::Lagged(_)) => continue,
+                    Err(RecvError::Closed) => return None,
+                };
+                match request::recipe(&self.0, contact, id, ticket.clone()).await {
+                    Ok(recipe) => return Some(recipe),
+                    Err(error) => debug!(peer = %contact.peer, %error, "no recipe from there"),
+                }
+            }
+        };
+        let recipe = tokio::time::timeout(MEMBERS_TIMEOUT, search).await.ok().flatten();
+        if self.0.running(id).is_none() {
+            discovery.rest(id);
+        }
+        recipe
     }
 
     /// Fetches what is missing of a recipe into the store, or joins the transfer that does.

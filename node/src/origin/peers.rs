@@ -49,6 +49,7 @@ pub async fn serve_peers(
         network_key: keys.network,
         bootstrap: Vec::new(),
         mdns: config.discovery.mdns,
+        memory: None, // the other nodes are in the metadata
     });
     let config = shoal_p2p::Config {
         credentials,
@@ -70,6 +71,8 @@ pub async fn follow_members(raft: Raft, swarm: Swarm) {
         match raft.local().query().nodes() {
             Ok(nodes) => {
                 let mut found = BTreeMap::new();
+                let members = nodes.iter().map(|node| node.discovery_address.clone()).collect();
+                swarm.set_bootstrap(members).await;
                 for node in nodes {
                     if let Some(address) = look_up(&node.peer_address).await {
                         found.insert(node.peer, address);

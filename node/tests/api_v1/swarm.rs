@@ -43,7 +43,7 @@ async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
         .iter()
         .map(|node| Ok(NodeAddress { peer: node.peer, address: node.peer_address.parse()? }))
         .collect();
-    swarm.set_nodes(nodes?);
+    swarm.set_nodes(nodes?).await;
     Ok(swarm)
 }
 

@@ -159,7 +159,6 @@ impl KeyPair {
     }
 
     /// The seed, for libp2p, whose identity is the same key.
-    #[expect(dead_code, reason = "libp2p discovery takes the same key")]
     pub(crate) fn seed(&self) -> Result<Zeroizing<[u8; 32]>, Error> {
         use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
         let seed: Curve25519SeedBin<'static> =

@@ -12,7 +12,7 @@ use shoal_content::{
     RecipeKind, SourceObject, Ticket, Timestamp, Zone,
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
-use shoal_p2p::{ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm};
+use shoal_p2p::{ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm};
 
 pub const CHUNK_BYTES: usize = 64 * 1024;
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -39,6 +39,21 @@ impl Cluster {
     }
 
     pub async fn start_on(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Process {
+        self.start_with(role, store, None).await
+    }
+
+    /// A host that is a member of the discovery network.
+    pub async fn start_member(&self, discovery: DiscoveryConfig) -> Process {
+        let store = Arc::new(MemoryStore::default());
+        self.start_with(PeerRole::Host, store, Some(discovery)).await
+    }
+
+    async fn start_with(
+        &self,
+        role: PeerRole,
+        store: Arc<dyn ChunkStore>,
+        discovery: Option<DiscoveryConfig>,
+    ) -> Process {
         let key = KeyPair::generate().unwrap();
         let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
         let certificate_pem = self.authority.issue(&key.csr_pem().unwrap(), kind).unwrap();
@@ -51,7 +66,7 @@ impl Cluster {
             zone: Zone::default(),
             role,
             ticket_public_key: *self.tickets.peer_id().as_public_key(),
-            discovery: None,
+            discovery,
         };
         let mut registry = Registry::default();
         let swarm = Swarm::start(config, store.clone(), &mut registry).await.unwrap();

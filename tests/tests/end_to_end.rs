@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use shoal_tests::ceph::Ceph;
+use shoal_tests::clock::wait_for;
 use shoal_tests::cluster::{Agent, Cluster, Node, Operator, Storage};
 use shoal_tests::docker::Docker;
 use shoal_tests::host::{Host, Network};
@@ -18,6 +20,7 @@ const LAYERS: usize = 6;
 const LAYER_BYTES: usize = 12 << 20;
 /// The nodes may send this many copies of what the agents got, in sum.
 const ORIGIN_COPIES_MAX: f64 = 1.5;
+const MEET_DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn an_image_goes_from_push_and_upload_through_the_swarm_into_use() -> Result<()> {
@@ -65,9 +68,21 @@ fn whole_way(folder: &Path, network: &Network, cluster: &mut Cluster) -> Result<
     }
     deploy_and_count(cluster, "demo/app:v1")?;
 
+    agents_know_each_other_without_the_nodes(cluster)?;
     pull_through_the_mirror(&engine, folder, &pushed)?;
     drop(engine);
     agents_agree_on_the_layers(folder, &cluster.agents, &pushed)
+}
+
+/// The discovery network stands beside the nodes, for when none of them answers.
+fn agents_know_each_other_without_the_nodes(cluster: &Cluster) -> Result<()> {
+    for agent in &cluster.agents {
+        wait_for(&format!("{} to meet other members", agent.name), MEET_DEADLINE, || {
+            let connections = agent.metric("shoal_discovery_connections", "")?;
+            Ok((connections >= 1.0).then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// Deploys to every agent, and holds that the nodes sent little more than one copy.

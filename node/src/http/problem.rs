@@ -15,6 +15,16 @@ use crate::store::StoreError;
 /// When a client may try again after [`StatusCode::SERVICE_UNAVAILABLE`], in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
+tokio::task_local! {
+    /// The id of the request that is being answered.
+    static REQUEST_ID: String;
+}
+
+/// Does `work` for the request `id`, which every problem on the way then names.
+pub async fn within_request<T>(id: String, work: impl Future<Output = T>) -> T {
+    REQUEST_ID.scope(id, work).await
+}
+
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -85,7 +95,7 @@ impl IntoResponse for Problem {
         let body = shoal_api::Problem {
             code: self.code.to_owned(),
             message: self.message,
-            request_id: None,
+            request_id: REQUEST_ID.try_with(String::clone).ok(),
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

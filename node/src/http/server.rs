@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use tokio::task::JoinHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, info, info_span};
 use uuid::Uuid;
 
 use super::auth::Principal;
-use super::problem::Problem;
+use super::door::{CONNECTIONS_MAX, Door};
+use super::leftover::read_leftover;
+use super::problem::{self, Problem};
 use crate::api;
 use crate::metrics::RequestLabels;
 use crate::registry;
@@ -26,6 +30,13 @@ use crate::state::App;
 /// How long requests under way may take once the node is told to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// From a request's first byte to the end of its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// An HTTP/2 client that is silent is asked, and given up when it does not answer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A request id of a client's is taken over if it is no longer than this.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -65,13 +76,32 @@ impl Listening {
 pub fn serve(app: App, address: SocketAddr, tls: Option<RustlsConfig>) -> Listening {
     let handle = Handle::new();
     let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let door = Door::new(CONNECTIONS_MAX);
     let task = match tls {
-        Some(tls) => tokio::spawn(
-            axum_server::bind_rustls(address, tls).handle(handle.clone()).serve(service),
-        ),
-        None => tokio::spawn(axum_server::bind(address).handle(handle.clone()).serve(service)),
+        Some(tls) => {
+            let acceptor = RustlsAcceptor::new(tls).acceptor(door);
+            let mut server = axum_server::bind(address).acceptor(acceptor);
+            bound(server.http_builder());
+            tokio::spawn(server.handle(handle.clone()).serve(service))
+        }
+        None => {
+            let mut server = axum_server::bind(address).acceptor(door);
+            bound(server.http_builder());
+            tokio::spawn(server.handle(handle.clone()).serve(service))
+        }
     };
     Listening { handle, task }
+}
+
+/// What one connection may take: time for its headers, streams at once, silence.
+fn bound(builder: &mut Builder<TokioExecutor>) {
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
 }
 
 fn router(app: App) -> Router {
@@ -81,9 +111,25 @@ fn router(app: App) -> Router {
         .route("/metrics", get(metrics))
         .merge(registry::router())
         .merge(api::router())
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn(read_leftover))
         .layer(CatchPanicLayer::new())
         .layer(from_fn_with_state(app.clone(), observe))
         .with_state(app)
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no_such_path",
+        "nothing is here; the REST API is below /api/v1, the registry below /v2",
+    )
+}
+
+async fn no_such_method() -> Problem {
+    let message = "this path knows no such method";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
 /// A span and a line in the log for each request, and the metrics.
@@ -96,7 +142,9 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let span = info_span!("request", id = id.to_str().unwrap_or_default(), %method, path);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let named = id.to_str().unwrap_or_default().to_owned();
+    let work = next.run(request).instrument(span.clone());
+    let mut response = problem::within_request(named, work).await;
     let status = response.status();
     let took = started.elapsed();
     app.metrics

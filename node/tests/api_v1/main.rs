@@ -4,6 +4,7 @@
 
 mod cluster;
 mod disks;
+mod http;
 mod members;
 mod node;
 mod orders;

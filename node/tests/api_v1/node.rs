@@ -73,8 +73,14 @@ pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
 
 impl Node {
     pub async fn start() -> Result<Self> {
+        Self::start_with(|_| ()).await
+    }
+
+    /// With other settings than the usual ones.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let config = config(&folder)?;
+        let mut config = config(&folder)?;
+        change(&mut config);
         let url = config.api_url();
         let password = Mutex::new(String::new());
         let server = Server::start(config, |text| text.clone_into(&mut password.lock())).await?;

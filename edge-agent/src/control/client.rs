@@ -11,9 +11,7 @@ use super::{LINE_BYTES_MAX, Line, Request};
 /// Why the daemon gave no answer.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error(
-        "no agent answers at {path}: {source}; is 'shoal-agent run' running, with the same --config?"
-    )]
+    #[error("no agent answers at {path}; is 'shoal-agent run' running, with the same --config?")]
     NotRunning { path: PathBuf, source: std::io::Error },
     #[error("the agent went away before it had answered")]
     Closed,

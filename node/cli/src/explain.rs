@@ -86,9 +86,14 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
             Cell::new(progress.last_error.as_deref().unwrap_or("-")),
         ]);
     }
+    let crossed = if sums.bytes_from_peers + sums.bytes_from_nodes == 0 {
+        "nothing crossed the network".to_owned()
+    } else {
+        format!("{} % of what crossed the network came from peers", sums.percent_from_peers)
+    };
     format!(
         "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from nodes, {} from own caches; \
-         {} % of what crossed the network came from peers",
+         {crossed}",
         deployment.id,
         deployment.reference,
         deployment.state,
@@ -96,7 +101,6 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
         bytes(sums.bytes_from_peers),
         bytes(sums.bytes_from_nodes),
         bytes(sums.bytes_from_own_cache),
-        sums.percent_from_peers
     )
 }
 

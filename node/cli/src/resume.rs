@@ -30,6 +30,9 @@ impl Source {
         if !metadata.is_file() {
             return Err(Error::Usage(format!("{} is not a file", path.display())));
         }
+        if metadata.len() == 0 {
+            return Err(Error::Usage(format!("{} is empty, no disk is", path.display())));
+        }
         Ok(Self {
             bytes: metadata.len(),
             modified_s: metadata.mtime(),

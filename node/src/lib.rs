@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod collection;
 pub mod config;
 pub mod deploy;
 pub mod disks;

@@ -16,6 +16,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::api::Services;
+use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
@@ -83,6 +84,13 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let timing = Timing::new(
+            seconds(config.collection.grace_seconds),
+            seconds(config.collection.interval_seconds),
+        );
+        let collector = Collector::new(raft.clone(), Arc::clone(&store), timing, &mut registry);
+        tasks.spawn(collector.run());
         let app = App::new(Parts {
             node: id,
             raft,

@@ -41,6 +41,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "path_style",
         ],
     ),
+    ("collection", &["grace_seconds", "interval_seconds"]),
     ("metrics", &["public"]),
     ("log", &["filter", "format"]),
 ];
@@ -76,6 +77,7 @@ pub struct Config {
     pub peer: Peer,
     pub discovery: Discovery,
     pub storage: Storage,
+    pub collection: Collection,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -222,6 +224,21 @@ impl std::fmt::Debug for Storage {
     }
 }
 
+/// When objects are deleted that nothing refers to any more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Collection {
+    /// How long they are kept: downloads under way may still need them.
+    pub grace_seconds: u64,
+    pub interval_seconds: u64,
+}
+
+impl Default for Collection {
+    fn default() -> Self {
+        Self { grace_seconds: 24 * 3600, interval_seconds: 600 }
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
@@ -284,6 +301,9 @@ impl Config {
         }
         if self.storage.kind == StorageKind::S3 && self.storage.endpoint.is_empty() {
             return value("storage", "endpoint", "S3 needs the address of its service");
+        }
+        if self.collection.interval_seconds == 0 {
+            return value("collection", "interval_seconds", "at least 1");
         }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return value("log", "format", "it is text or json");

@@ -1,19 +1,23 @@
 //! One disk: opened over its parts, cut, packed, and published.
 //!
-//! Invariant: nothing is published before every pack and the recipe are safe in storage.
+//! Invariants: nothing is published before every pack and the recipe are safe in storage, and
+//! nothing of which one of them was not seen there just before; see `collection`.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use shoal_content::{ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
 use shoal_formats::{DiskIngest, Format, IngestError, Ingested, SinkError, open};
 use shoal_metadata::{
     Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload, UploadPurpose,
 };
 use shoal_raft::ProposeError;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::dedup::{Known, known_chunks};
@@ -21,8 +25,12 @@ use super::manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
 use super::packs::PackUploads;
 use super::source::PartsSource;
 use super::{Disks, Running};
+use crate::clock;
+use crate::collection::PUBLISH_WINDOW;
 use crate::store::StoreError;
 
+/// Objects looked for in storage at once.
+const LOOKS_AT_ONCE: usize = 32;
 /// The tag that every new version gets.
 const LATEST: &str = "latest";
 
@@ -162,11 +170,15 @@ impl Disks {
             owner: order.upload.owner,
             upload: Some(order.upload.id),
         };
-        match self.propose_patiently(Command::PutManifest(put)).await {
+        match self.propose_published(put).await? {
             Ok(_) => Ok(()),
             // Done by another node, or by us where the answer was lost, or ended otherwise.
             Err(ProposeError::Refused(Refusal::UploadState(_))) => Err(Failure::Lost),
             Err(ProposeError::Refused(Refusal::NotFound(Subject::Upload))) => Err(Failure::Lost),
+            // Whatever was kept of an earlier version goes just now; it will be stored anew.
+            Err(ProposeError::Refused(refusal @ Refusal::BeingDeleted(_))) => {
+                Err(Failure::Passing(refusal.to_string()))
+            }
             Err(ProposeError::Refused(Refusal::Exists(Subject::Version))) => {
                 let number = order.number;
                 Err(Failure::Refused(format!(
@@ -176,6 +188,47 @@ impl Disks {
             Err(ProposeError::Refused(refusal)) => Err(Failure::Refused(refusal.to_string())),
             Err(error) => Err(Failure::Passing(error.to_string())),
         }
+    }
+}
+
+impl Disks {
+    /// Proposes until an answer comes, each time right after all objects were seen in storage.
+    async fn propose_published(
+        &self,
+        put: PutManifest,
+    ) -> Result<Result<(), ProposeError>, Failure> {
+        let objects: Vec<ObjectKey> =
+            put.disk.iter().flat_map(|disk| disk.objects.iter().copied()).collect();
+        loop {
+            let began = Instant::now();
+            self.see_all(&objects).await?;
+            if began.elapsed() > PUBLISH_WINDOW / 2 {
+                return Err(Failure::Passing("storage is too slow to publish safely".into()));
+            }
+            let command = Command::PutManifest(put.clone());
+            match self.inner.raft.propose(clock::now(), command).await {
+                Err(error) if error.is_retryable() => {
+                    warn!(%error, "the metadata do not answer; asking again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                outcome => return Ok(outcome.map(drop)),
+            }
+        }
+    }
+
+    async fn see_all(&self, objects: &[ObjectKey]) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        let looks = objects.to_vec().into_iter().map(|object| {
+            let store = Arc::clone(store);
+            async move {
+                match store.length(object).await? {
+                    Some(_) => Ok(()),
+                    None => Err(Failure::Passing(format!("{object} was deleted meanwhile"))),
+                }
+            }
+        });
+        let looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+        looks.try_collect::<()>().await
     }
 }
 

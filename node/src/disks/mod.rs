@@ -42,6 +42,10 @@ const INGESTS_KNOWN_MAX: usize = 256;
 pub const LEASE: Duration = Duration::from_secs(20);
 /// How often the lease is renewed: it survives an election.
 const LEASE_RENEWAL: Duration = Duration::from_secs(5);
+/// How often a disk is read before its lease is left to run out, and the pauses between, each
+/// longer by this.
+const ATTEMPTS_MAX: u32 = 5;
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
 /// How often a node looks for disks that nobody reads any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 /// Keys in one call of delete.
@@ -147,7 +151,18 @@ impl Disks {
 
     async fn work(&self, upload: UploadId, entry: &Arc<Running>) {
         let Ok(_permit) = self.inner.permits.acquire().await else { return };
-        match self.ingest(upload, entry).await {
+        let mut attempt = 1;
+        let outcome = loop {
+            match self.ingest(upload, entry).await {
+                Err(ingest::Failure::Passing(error)) if attempt < ATTEMPTS_MAX => {
+                    warn!(%upload, error, attempt, "reading a disk failed; once more");
+                    tokio::time::sleep(ATTEMPT_PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                outcome => break outcome,
+            }
+        };
+        match outcome {
             Ok(()) => info!(%upload, "disk published"),
             Err(ingest::Failure::Lost) => {}
             Err(ingest::Failure::Refused(reason)) => {
@@ -159,7 +174,7 @@ impl Disks {
                 }
             }
             Err(ingest::Failure::Passing(error)) => {
-                warn!(%upload, error, "reading a disk failed; it will be tried again");
+                warn!(%upload, error, "reading a disk failed; whoever gets the lease tries again");
                 return;
             }
         }

@@ -164,6 +164,7 @@ impl From<Refusal> for Problem {
             Refusal::MissingReference(_) => (StatusCode::BAD_REQUEST, "missing_reference"),
             Refusal::ManifestTooLong => (StatusCode::PAYLOAD_TOO_LARGE, "manifest_too_long"),
             Refusal::JoinToken => (StatusCode::FORBIDDEN, "join_token"),
+            Refusal::BeingDeleted(_) => (StatusCode::SERVICE_UNAVAILABLE, "being_deleted"),
             Refusal::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         };

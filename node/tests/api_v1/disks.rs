@@ -111,7 +111,7 @@ pub async fn upload(
     finish(node, &session).await
 }
 
-async fn download(node: &Node, image: ImageId, version: &str, format: &str) -> Result<Vec<u8>> {
+pub async fn download(node: &Node, image: ImageId, version: &str, format: &str) -> Result<Vec<u8>> {
     let path = format!("images/{image}/versions/{version}/download?format={format}");
     let response = node.request(Method::GET, &path).send().await?.error_for_status()?;
     let length = response.content_length().context("a download without a length")?;

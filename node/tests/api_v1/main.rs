@@ -3,6 +3,7 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod cluster;
+mod collection;
 mod disks;
 mod http;
 mod members;

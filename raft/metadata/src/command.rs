@@ -159,8 +159,9 @@ pub enum Command {
     CancelDeployment {
         id: DeploymentId,
     },
-    /// Forgets objects whose count is zero and was since before `unreferenced_before`; those that
-    /// are in use again are left out of the answer, which lists what may now be deleted.
+    /// Marks objects as being deleted whose count is zero and was since before
+    /// `unreferenced_before`; those that are in use again are left out of the answer, which lists
+    /// what may now be deleted. Until it is forgotten, no row can name such an object.
     SweepObjects {
         candidates: BTreeSet<ObjectKey>,
         unreferenced_before: Timestamp,
@@ -168,6 +169,16 @@ pub enum Command {
     /// Ends sessions that expired at or before the command's time, at most `limit` of them.
     ExpireUploads {
         limit: u32,
+    },
+    /// Begins the deletion of these anew, of those that are being deleted: their bytes were found
+    /// to be there still.
+    RetryDeletion {
+        objects: BTreeSet<ObjectKey>,
+    },
+    /// Forgets objects whose deletion began before `deleting_before` and whose bytes are gone.
+    ForgetObjects {
+        objects: BTreeSet<ObjectKey>,
+        deleting_before: Timestamp,
     },
 }
 
@@ -208,7 +219,7 @@ pub enum Response {
     Blob {
         stored: ObjectKey,
     },
-    /// Objects no row refers to any more, to be deleted by the proposer.
+    /// Objects no row refers to any more, to be deleted by the proposer now.
     Swept(BTreeSet<ObjectKey>),
     /// The sessions that ended, whose parts are the proposer's to delete.
     Expired(Vec<Upload>),
@@ -246,6 +257,8 @@ pub enum Refusal {
     Limit(String),
     #[error("another node holds the work until its lease runs out")]
     Leased,
+    #[error("the stored object {0} is being deleted; try again later")]
+    BeingDeleted(ObjectKey),
 }
 
 /// The kinds of thing that can be missing or there already.

@@ -231,6 +231,26 @@ impl<'a, R: Read> Query<'a, R> {
         .collect()
     }
 
+    /// Objects whose bytes are being deleted, with the time since when, after `after` in the order
+    /// of their keys.
+    pub fn deleting_objects(
+        &self,
+        after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<(ObjectKey, Timestamp)>, Fault> {
+        let from = after.map(|after| key::after(key::object(after))).unwrap_or_default();
+        let rows = self.read.scan(Table::DeletingObjects, &from, b"", limit)?;
+        rows.iter()
+            .map(|(key, bytes)| {
+                let object = key::read_text(key, 0)?;
+                let object = object
+                    .parse()
+                    .map_err(|_| Fault::Contradiction("a row of a deletion names no object"))?;
+                Ok((object, decoded(Table::DeletingObjects, bytes)?))
+            })
+            .collect()
+    }
+
     pub fn upload(&self, id: UploadId) -> Result<Option<Upload>, Fault> {
         row(self.read, Table::Uploads, &key::upload(id))
     }

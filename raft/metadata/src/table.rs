@@ -70,11 +70,13 @@ pub enum Table {
     PendingDeployments = 28,
     /// Name of a count -> the count.
     Counts = 29,
+    /// Object key (text) -> since when its bytes are being deleted.
+    DeletingObjects = 30,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -104,6 +106,7 @@ impl Table {
         Self::DeploymentTimes,
         Self::PendingDeployments,
         Self::Counts,
+        Self::DeletingObjects,
     ];
 
     /// The first byte of its keys on disk.

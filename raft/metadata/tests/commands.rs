@@ -486,6 +486,32 @@ fn only_what_was_unreferenced_long_enough_is_swept() {
 }
 
 #[test]
+fn nothing_can_name_an_object_while_its_bytes_are_deleted() {
+    let mut world = World::founded();
+    world.accepts(Command::PutManifest(disk("vm", 1, 20, &[1])));
+    world.accepts(Command::DeleteManifest { repository: name("vm"), digest: digest(20) });
+    world.now = 100;
+    let gone: BTreeSet<ObjectKey> = [pack(1)].into();
+    let sweep = Command::SweepObjects { candidates: gone.clone(), unreferenced_before: at(99) };
+    assert_eq!(world.accepts(sweep), Response::Swept(gone.clone()));
+    let again = Command::PutManifest(disk("vm", 1, 21, &[1]));
+    assert_eq!(world.refuses(again.clone()), Refusal::BeingDeleted(pack(1)));
+    // The bytes turned out to be there still, so that the deletion begins anew.
+    world.now = 200;
+    let retry = Command::RetryDeletion { objects: [pack(1), pack(2)].into() };
+    assert_eq!(world.accepts(retry), Response::Swept(gone.clone()));
+    let since = world.query().deleting_objects(None, 9).unwrap();
+    assert!(since.len() == 1 && since[0].0 == pack(1) && since[0].1 >= at(200), "{since:?}");
+    let forget =
+        |before| Command::ForgetObjects { objects: gone.clone(), deleting_before: at(before) };
+    world.accepts(forget(150));
+    assert_eq!(world.refuses(again.clone()), Refusal::BeingDeleted(pack(1)));
+    world.accepts(forget(300));
+    world.accepts(again);
+    assert_eq!(world.count(&pack(1)), Some(1));
+}
+
+#[test]
 fn an_image_goes_with_all_it_has() {
     let mut world = World::founded();
     world.accepts(commit_blob("a", 1, 1));

@@ -69,6 +69,8 @@ fn samples() -> Vec<Command> {
         Command::CancelDeployment { id: deployment_id(1) },
         Command::SweepObjects { candidates: [pack(1)].into(), unreferenced_before: at(5) },
         Command::ExpireUploads { limit: 100 },
+        Command::RetryDeletion { objects: [pack(1)].into() },
+        Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
     ]
 }
 

@@ -66,6 +66,13 @@ fn command() -> impl Strategy<Value = Command> {
             candidates: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
             unreferenced_before: at(before),
         }),
+        1 => (0u8..4).prop_map(|number| Command::RetryDeletion {
+            objects: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
+        }),
+        1 => (0u8..4, 0u64..60).prop_map(|(number, before)| Command::ForgetObjects {
+            objects: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
+            deleting_before: at(before),
+        }),
         1 => (0u64..3).prop_map(|number| Command::BeginUpload(disk_upload(number, 10, "9.9"))),
         1 => (0u64..3, 0u32..4).prop_map(|(number, index)| {
             part(number, index, if index == 2 { 5 } else { 10 })
@@ -129,6 +136,9 @@ fn check(world: &World) {
         }
     }
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
+    for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
+        assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
+    }
     let listed = world.query().unreferenced_objects(at(u64::MAX), 1000).unwrap();
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);

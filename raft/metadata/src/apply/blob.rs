@@ -27,6 +27,10 @@ impl<R: Read> Step<'_, R> {
         };
         let old = self.query().blob(&blob.digest)?;
         self.check_place(&place, ImageKind::Container)?;
+        if old.is_none() {
+            self.check_object(&blob.object)?;
+            self.check_object(&ObjectKey::Recipe(blob.recipe))?;
+        }
 
         if let Some(session) = session {
             self.remove_session(&session);

@@ -96,6 +96,9 @@ impl<R: Read> Step<'_, R> {
         for reference in &put.references {
             self.check_reference(reference, image)?;
         }
+        for object in put.disk.iter().flat_map(|disk| &disk.objects) {
+            self.check_object(object)?;
+        }
         if let (Some(disk), Some(image)) = (&put.disk, image)
             && self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))?
         {

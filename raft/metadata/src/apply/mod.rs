@@ -151,6 +151,10 @@ impl<R: Read> Step<'_, R> {
                 self.sweep_objects(&candidates, unreferenced_before)
             }
             Command::ExpireUploads { limit } => self.expire_uploads(limit),
+            Command::RetryDeletion { objects } => self.retry_deletion(&objects),
+            Command::ForgetObjects { objects, deleting_before } => {
+                self.forget_objects(&objects, deleting_before)
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Counts of how many rows refer to an object of central storage.
 //!
-//! Invariant: an object has a row from its first reference until it is swept; while its count is
-//! zero, the row says since when, and the index of unreferenced objects has it.
+//! Invariants: an object has a row from its first reference until it is swept; while its count is
+//! zero, the row says since when, and the index of unreferenced objects has it. From then until it
+//! is forgotten it is being deleted, and nothing can refer to it: packs and recipes are named by
+//! their content, so the same name may be wanted again while its bytes are on their way out.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +14,20 @@ use crate::command::{Refusal, Response};
 use crate::key;
 use crate::record::ObjectUse;
 use crate::table::{Fault, Read, Table};
+use crate::transaction::row;
 
-/// The most objects one command sweeps.
+/// The most objects one command of collection names.
 const SWEEP_OBJECTS_MAX: usize = 10_000;
 
 impl<R: Read> Step<'_, R> {
+    /// To be asked before [`Self::hold_object`].
+    pub(super) fn check_object(&self, object: &ObjectKey) -> Result<(), Stop> {
+        if self.rows.has(Table::DeletingObjects, &key::object(object))? {
+            return Err(Refusal::BeingDeleted(*object).into());
+        }
+        Ok(())
+    }
+
     pub(super) fn hold_object(&mut self, object: &ObjectKey) -> Result<(), Fault> {
         let old = self.query().object(object)?;
         if let Some(since) = old.as_ref().and_then(|old| old.unreferenced_since) {
@@ -46,9 +57,7 @@ impl<R: Read> Step<'_, R> {
         candidates: &BTreeSet<ObjectKey>,
         before: Timestamp,
     ) -> Result<Response, Stop> {
-        if candidates.len() > SWEEP_OBJECTS_MAX {
-            return Err(Refusal::Limit(format!("{SWEEP_OBJECTS_MAX} objects at once")).into());
-        }
+        check_bound(candidates)?;
         let mut swept = BTreeSet::new();
         for object in candidates {
             let Some(ObjectUse { count: 0, unreferenced_since: Some(since) }) =
@@ -59,9 +68,48 @@ impl<R: Read> Step<'_, R> {
             if since < before {
                 self.rows.remove(Table::Objects, key::object(object));
                 self.rows.remove(Table::UnreferencedObjects, key::unreferenced(since, object));
+                self.rows.put(Table::DeletingObjects, key::object(object), &self.at);
                 swept.insert(*object);
             }
         }
         Ok(Response::Swept(swept))
     }
+
+    pub(super) fn retry_deletion(
+        &mut self,
+        objects: &BTreeSet<ObjectKey>,
+    ) -> Result<Response, Stop> {
+        check_bound(objects)?;
+        let mut again = BTreeSet::new();
+        for object in objects {
+            if self.rows.has(Table::DeletingObjects, &key::object(object))? {
+                self.rows.put(Table::DeletingObjects, key::object(object), &self.at);
+                again.insert(*object);
+            }
+        }
+        Ok(Response::Swept(again))
+    }
+
+    pub(super) fn forget_objects(
+        &mut self,
+        objects: &BTreeSet<ObjectKey>,
+        before: Timestamp,
+    ) -> Result<Response, Stop> {
+        check_bound(objects)?;
+        for object in objects {
+            let since: Option<Timestamp> =
+                row(&self.rows, Table::DeletingObjects, &key::object(object))?;
+            if since.is_some_and(|since| since < before) {
+                self.rows.remove(Table::DeletingObjects, key::object(object));
+            }
+        }
+        Ok(Response::Done)
+    }
+}
+
+fn check_bound(objects: &BTreeSet<ObjectKey>) -> Result<(), Refusal> {
+    if objects.len() > SWEEP_OBJECTS_MAX {
+        return Err(Refusal::Limit(format!("{SWEEP_OBJECTS_MAX} objects at once")));
+    }
+    Ok(())
 }

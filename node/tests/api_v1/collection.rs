@@ -1,0 +1,165 @@
+//! What nothing refers to goes from storage, and nothing else does, whatever happens meanwhile.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use prometheus_client::registry::Registry;
+use reqwest::Method;
+use shoal_content::{ImageId, ObjectKey};
+use shoal_node::collection::{Collected, Collector, Timing};
+use shoal_node::store::StoredObject;
+use tokio::time::{Instant, sleep};
+
+use super::disks::{create_image, download, make_disk, upload};
+use super::node::{DEADLINE, Node};
+
+/// How long pushes race against collection.
+const RACE: Duration = Duration::from_secs(20);
+const OBJECTS_MAX: usize = 1000;
+
+fn collector(node: &Node, window: Duration, forget: Duration) -> Collector {
+    let app = node.server.app();
+    let timing = Timing { grace: Duration::ZERO, interval: Duration::from_secs(1), window, forget };
+    Collector::new(app.raft.clone(), Arc::clone(&app.store), timing, &mut Registry::default())
+}
+
+/// Packs and recipes in storage.
+async fn stored(node: &Node) -> Result<Vec<ObjectKey>> {
+    let all = node.server.app().store.list("", None, OBJECTS_MAX).await?;
+    let content =
+        |object: &StoredObject| matches!(object.key, ObjectKey::Pack(_) | ObjectKey::Recipe(_));
+    Ok(all.iter().filter(|object| content(object)).map(|object| object.key).collect())
+}
+
+/// A clock of whole milliseconds must have gone on for a grace of zero to be over.
+async fn collect_until(collector: &Collector, done: impl Fn(&Collected) -> bool) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut sum = Collected::default();
+    while !done(&sum) {
+        ensure!(Instant::now() < deadline, "only {sum:?} was collected");
+        let more = collector.collect().await?;
+        sum.swept += more.swept;
+        sum.again += more.again;
+        sum.forgotten += more.forgotten;
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+async fn delete(node: &Node, image: ImageId) -> Result<()> {
+    let answer = node.request(Method::DELETE, &format!("images/{image}")).send().await?;
+    ensure!(answer.status().is_success(), "{}", answer.text().await?);
+    Ok(())
+}
+
+async fn published(node: &Node, image: ImageId, file: &Path) -> Result<()> {
+    let status = upload(node, image, file, "1.0").await?;
+    ensure!(status.status == "active", "{status:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_disk_leaves_storage_and_may_come_again() -> Result<()> {
+    let node = Node::start().await?;
+    let (kept, gone) =
+        (create_image(&node, "vm/kept").await?, create_image(&node, "vm/gone").await?);
+    let kept_disk = make_disk(node.path(), "kept", 1)?;
+    let gone_disk = make_disk(node.path(), "gone", 2)?;
+    published(&node, kept, &kept_disk).await?;
+    let before = stored(&node).await?;
+    published(&node, gone, &gone_disk).await?;
+    ensure!(stored(&node).await?.len() > before.len(), "the second disk stored nothing");
+    delete(&node, gone).await?;
+    let added = stored(&node).await?.len() - before.len();
+
+    let patient = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
+    collect_until(&patient, |sum| sum.swept == added).await?;
+    ensure!(stored(&node).await? == before, "something else is stored than before");
+    // Another leader, later: the names are free again.
+    let quick = collector(&node, Duration::ZERO, Duration::from_millis(1));
+    collect_until(&quick, |sum| sum.forgotten == added).await?;
+    let again = create_image(&node, "vm/again").await?;
+    published(&node, again, &gone_disk).await?;
+    for image in [kept, again] {
+        ensure!(!download(&node, image, "1.0", "raw").await?.is_empty());
+    }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_was_not_followed_by_deletion_is_found_again() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "vm/a").await?;
+    published(&node, image, &make_disk(node.path(), "a", 3)?).await?;
+    delete(&node, image).await?;
+    // A window of nothing is a leader that dies between the mark and the deletion.
+    let dying = collector(&node, Duration::ZERO, Duration::from_secs(3600));
+    collect_until(&dying, |sum| sum.swept > 0).await?;
+    let left = stored(&node).await?.len();
+    ensure!(left > 0, "nothing was left behind");
+    let next = collector(&node, Duration::from_secs(60), Duration::from_millis(1));
+    let objects = left;
+    // The mark is within the new leader's window, so that it deletes.
+    collect_until(&next, |_| true).await?;
+    next.collect().await?;
+    ensure!(stored(&node).await?.is_empty(), "{objects} objects stayed");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "vm/a").await?;
+    published(&node, image, &make_disk(node.path(), "a", 4)?).await?;
+    delete(&node, image).await?;
+    let dying = collector(&node, Duration::ZERO, Duration::from_secs(3600));
+    collect_until(&dying, |sum| sum.swept > 0).await?;
+    let left = stored(&node).await?.len();
+    // The marks are older than any window now, and the bytes are there.
+    sleep(Duration::from_millis(20)).await;
+    let next = collector(&node, Duration::from_millis(5), Duration::from_millis(10));
+    collect_until(&next, |sum| sum.again >= left && sum.forgotten == left).await?;
+    ensure!(stored(&node).await?.is_empty());
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_race_against_collection_and_lose_nothing() -> Result<()> {
+    let node = Arc::new(Node::start().await?);
+    let disk = make_disk(node.path(), "racer", 5)?;
+    let expected = {
+        let image = create_image(&node, "vm/first").await?;
+        published(&node, image, &disk).await?;
+        let expected = download(&node, image, "1.0", "raw").await?;
+        delete(&node, image).await?;
+        expected
+    };
+    let collector = collector(&node, Duration::from_millis(200), Duration::from_secs(2));
+    let collecting = tokio::spawn(async move {
+        let mut swept = 0;
+        loop {
+            match collector.collect().await {
+                Ok(done) => swept += done.swept,
+                Err(error) => return (swept, error),
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let end = Instant::now() + RACE;
+    let mut rounds = 0;
+    while Instant::now() < end {
+        rounds += 1;
+        // The same content each time, so that its names are always just being deleted.
+        let image = create_image(&node, &format!("vm/racer-{rounds}")).await?;
+        published(&node, image, &disk).await?;
+        let got = download(&node, image, "1.0", "raw").await?;
+        ensure!(got == expected, "round {rounds} lost something");
+        delete(&node, image).await?;
+    }
+    ensure!(!collecting.is_finished(), "collection ended: {:?}", collecting.await?);
+    collecting.abort();
+    ensure!(rounds >= 2, "nothing raced");
+    Ok(())
+}

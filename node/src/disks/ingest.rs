@@ -218,7 +218,7 @@ impl Disks {
 
     async fn see_all(&self, objects: &[ObjectKey]) -> Result<(), Failure> {
         let store = &self.inner.store;
-        let looks = objects.to_vec().into_iter().map(|object| {
+        let looks = objects.iter().copied().map(|object| {
             let store = Arc::clone(store);
             async move {
                 match store.length(object).await? {

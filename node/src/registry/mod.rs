@@ -90,10 +90,10 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
     let principal = match principal {
         Ok(Some(principal)) => principal,
         Ok(None) => {
-            return Err(token::challenge(&parts.headers, route.as_ref().ok(), &parts.method));
+            return Err(token::challenge(&parts, route.as_ref().ok()));
         }
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
-            return Err(token::challenge(&parts.headers, route.as_ref().ok(), &parts.method));
+            return Err(token::challenge(&parts, route.as_ref().ok()));
         }
         Err(problem) => return Err(problem.into()),
     };

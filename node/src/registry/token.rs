@@ -9,7 +9,9 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
+use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -24,8 +26,11 @@ use crate::state::App;
 const FORM_BYTES_MAX: usize = 16 * 1024;
 
 /// 401 with what the client is to do about it.
-pub fn challenge(headers: &HeaderMap, route: Option<&Route<'_>>, method: &Method) -> RegistryError {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+pub fn challenge(parts: &Parts, route: Option<&Route<'_>>) -> RegistryError {
+    let (headers, method) = (&parts.headers, &parts.method);
+    // HTTP/2 has the host in its `:authority`.
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(parts.uri.authority().map(Authority::as_str)).unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);

@@ -27,6 +27,7 @@ pub struct Node {
     pub url: String,
     pub http: reqwest::Client,
     token: String,
+    password: String,
 }
 
 fn free(of: impl Fn() -> std::io::Result<SocketAddr>) -> Result<SocketAddr> {
@@ -85,8 +86,10 @@ impl Node {
         let password = Mutex::new(String::new());
         let server = Server::start(config, |text| text.clone_into(&mut password.lock())).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
-        let mut node = Self { server, folder, url, http, token: String::new() };
-        let login = serde_json::json!({ "username": "admin", "password": *password.lock() });
+        let password = password.into_inner();
+        let (token, secret) = (String::new(), password.clone());
+        let mut node = Self { server, folder, url, http, token, password };
+        let login = serde_json::json!({ "username": "admin", "password": secret });
         let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
         node.token = answer.token;
         Ok(node)
@@ -103,7 +106,13 @@ impl Node {
         joining::join(&config, &self.url, &token).await?;
         let server = Server::start(config, |_| ()).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
-        Ok(Self { server, folder, url, http, token: self.token.clone() })
+        let (token, password) = (self.token.clone(), self.password.clone());
+        Ok(Self { server, folder, url, http, token, password })
+    }
+
+    /// The administrator's.
+    pub fn password(&self) -> &str {
+        &self.password
     }
 
     pub fn path(&self) -> &Path {
@@ -113,6 +122,15 @@ impl Node {
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}/api/v1/{path}", self.url));
         if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+    }
+
+    /// A request to the registry, as the administrator.
+    pub fn v2(&self, method: Method, path: &str) -> RequestBuilder {
+        self.anonymous_v2(method, path).bearer_auth(&self.token)
+    }
+
+    pub fn anonymous_v2(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/v2/{path}", self.url))
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {

@@ -1,0 +1,76 @@
+//! Pulling blobs, whole and in parts, and deleting them.
+
+use anyhow::{Result, ensure};
+use reqwest::{Method, StatusCode};
+
+use super::super::node::Node;
+use super::{expect, header, push_blob, refused, sha256};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_comes_whole_with_exact_headers() -> Result<()> {
+    let node = Node::start().await?;
+    for content in [&b""[..], b"some content"] {
+        let digest = push_blob(&node, "a/whole", content).await?;
+        let path = format!("a/whole/blobs/{digest}");
+        for method in [Method::HEAD, Method::GET] {
+            // Go's clients offer gzip; taking it up would change digests and lengths.
+            let request = node.v2(method.clone(), &path).header("accept-encoding", "gzip");
+            let answer = request.send().await?;
+            expect(&answer, StatusCode::OK)?;
+            ensure!(header(&answer, "content-length")? == content.len().to_string());
+            ensure!(header(&answer, "docker-content-digest")? == digest);
+            ensure!(!answer.headers().contains_key("content-encoding"));
+            let body = answer.bytes().await?;
+            ensure!(body == if method == Method::HEAD { &b""[..] } else { content });
+        }
+    }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_are_served_clamped_or_refused() -> Result<()> {
+    let node = Node::start().await?;
+    let content: Vec<u8> = (0..=255).collect();
+    let digest = push_blob(&node, "a/ranges", &content).await?;
+    let path = format!("a/ranges/blobs/{digest}");
+    for (range, wanted) in [
+        ("bytes=0-9", 0..10),
+        ("bytes=10-10", 10..11),
+        ("bytes=250-", 250..256),
+        ("bytes=-6", 250..256),
+        ("bytes=-1000", 0..256),
+        ("bytes=200-100000", 200..256),
+    ] {
+        let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
+        expect(&answer, StatusCode::PARTIAL_CONTENT)?;
+        let said = format!("bytes {}-{}/256", wanted.start, wanted.end - 1);
+        ensure!(header(&answer, "content-range")? == said, "{range}");
+        ensure!(answer.bytes().await? == content[wanted], "{range}");
+    }
+    for range in ["bytes=256-", "bytes=500-0", "bytes=1000-2000", "bytes=-0"] {
+        let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
+        expect(&answer, StatusCode::RANGE_NOT_SATISFIABLE)?;
+        ensure!(header(&answer, "content-length")? != "256", "{range} has the blob's length");
+    }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_blob_is_gone_from_its_repository_only() -> Result<()> {
+    let node = Node::start().await?;
+    let digest = push_blob(&node, "a/one", b"shared").await?;
+    push_blob(&node, "a/two", b"shared").await?;
+    let one = format!("a/one/blobs/{digest}");
+    expect(&node.v2(Method::DELETE, &one).send().await?, StatusCode::ACCEPTED)?;
+    expect(&node.v2(Method::HEAD, &one).send().await?, StatusCode::NOT_FOUND)?;
+    refused(node.v2(Method::GET, &one).send().await?, StatusCode::NOT_FOUND, "BLOB_UNKNOWN")
+        .await?;
+    refused(node.v2(Method::DELETE, &one).send().await?, StatusCode::NOT_FOUND, "BLOB_UNKNOWN")
+        .await?;
+    let two = node.v2(Method::GET, &format!("a/two/blobs/{digest}")).send().await?;
+    ensure!(two.bytes().await? == &b"shared"[..]);
+    let never = format!("a/two/blobs/{}", sha256(b"never"));
+    refused(node.v2(Method::GET, &never).send().await?, StatusCode::NOT_FOUND, "BLOB_UNKNOWN")
+        .await?;
+    node.server.stop().await
+}

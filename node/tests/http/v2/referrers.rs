@@ -1,0 +1,79 @@
+//! What refers to a manifest.
+
+use anyhow::{Result, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::super::node::Node;
+use super::{
+    CONFIG, INDEX, MANIFEST, descriptor, expect, header, push_blob, push_image, put, sha256,
+};
+
+async fn referrers(node: &Node, path: &str) -> Result<(Vec<Value>, Option<String>)> {
+    let answer = node.v2(Method::GET, path).send().await?;
+    expect(&answer, StatusCode::OK)?;
+    ensure!(header(&answer, "content-type")? == INDEX);
+    let filters = answer.headers().get("oci-filters-applied");
+    let filters = filters.map(|value| value.to_str().map(str::to_owned)).transpose()?;
+    let index: Value = answer.json().await?;
+    ensure!(index["schemaVersion"] == 2 && index["mediaType"] == INDEX, "{index}");
+    Ok((index["manifests"].as_array().cloned().unwrap_or_default(), filters))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_was_never_pushed_has_an_empty_list() -> Result<()> {
+    let node = Node::start().await?;
+    let path = format!("a/never/referrers/{}", sha256(b"anything"));
+    ensure!(referrers(&node, &path).await? == (Vec::new(), None));
+    let answer = node.v2(Method::GET, "a/never/referrers/sha256:nonsense").send().await?;
+    expect(&answer, StatusCode::BAD_REQUEST)?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_come_with_type_and_annotations_filtered_and_go_again() -> Result<()> {
+    let node = Node::start().await?;
+    let subject = push_image(&node, "a/refs", "v1", b"layer").await?;
+    let about = descriptor(MANIFEST, &subject);
+    let base = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, b"{}"),
+        "layers": [], "subject": about,
+    });
+    let mut signature = base.clone();
+    signature["artifactType"] = json!("application/x-signature");
+    signature["annotations"] = json!({ "by": "somebody" });
+    let mut plain = base;
+    plain["annotations"] = json!({ "kind": "by its config" });
+    let index = json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": [], "subject": about,
+        "artifactType": "application/x-list",
+    });
+    push_blob(&node, "a/refs", b"{}").await?;
+    for manifest in [&signature, &plain, &index] {
+        let digest = sha256(manifest.to_string().as_bytes());
+        let answer = put(&node, "a/refs", &digest, manifest).await?;
+        expect(&answer, StatusCode::CREATED)?;
+        ensure!(header(&answer, "oci-subject")? == sha256(&subject));
+    }
+    let path = format!("a/refs/referrers/{}", sha256(&subject));
+    let (all, filters) = referrers(&node, &path).await?;
+    ensure!(all.len() == 3 && filters.is_none(), "{all:?}");
+    let of = |manifest: &Value| {
+        let digest = sha256(manifest.to_string().as_bytes());
+        all.iter().find(|found| found["digest"] == digest.as_str())
+    };
+    let found = of(&signature).map(|found| (&found["artifactType"], &found["annotations"]["by"]));
+    ensure!(found == Some((&json!("application/x-signature"), &json!("somebody"))), "{all:?}");
+    let found = of(&plain).map(|found| (&found["artifactType"], &found["size"]));
+    ensure!(found == Some((&json!(CONFIG), &json!(plain.to_string().len()))), "{all:?}");
+    ensure!(of(&index).is_some_and(|found| found["mediaType"] == INDEX), "{all:?}");
+
+    let filtered = format!("{path}?artifactType=application/x-signature");
+    let (some, filters) = referrers(&node, &filtered).await?;
+    ensure!(some.len() == 1 && filters.as_deref() == Some("artifactType"), "{some:?}");
+    let digest = sha256(signature.to_string().as_bytes());
+    let gone = node.v2(Method::DELETE, &format!("a/refs/manifests/{digest}")).send().await?;
+    expect(&gone, StatusCode::ACCEPTED)?;
+    ensure!(referrers(&node, &path).await?.0.len() == 2);
+    node.server.stop().await
+}

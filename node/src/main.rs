@@ -47,7 +47,7 @@ struct Join {
     #[arg(long, value_name = "URL")]
     node: String,
     /// As `shoal token create --role node` prints it
-    #[arg(long, env = "SHOAL_JOIN_TOKEN", hide_env_values = true)]
+    #[arg(long, env = "SHOAL_NODE_JOIN_TOKEN", hide_env_values = true)]
     token: String,
     #[command(flatten)]
     settings: Settings,

@@ -19,6 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shoal-swarm", &["shoal-content"]),
     ("shoal-metadata", &["shoal-content"]),
     ("shoal-api", &["shoal-content"]),
+    // Reads files and the environment; knows nothing of Shoal.
+    ("shoal-settings", &[]),
     ("shoal-p2p", &["shoal-swarm", "shoal-content"]),
     ("shoal-raft", &["shoal-metadata", "shoal-content"]),
     (
@@ -31,10 +33,21 @@ const ARROWS: &[(&str, &[&str])] = &[
             "shoal-p2p",
             "shoal-formats",
             "shoal-content",
+            "shoal-settings",
         ],
     ),
     ("shoal-cli", &["shoal-api", "shoal-formats", "shoal-content"]),
-    ("shoal-agent", &["shoal-api", "shoal-swarm", "shoal-p2p", "shoal-formats", "shoal-content"]),
+    (
+        "shoal-agent",
+        &[
+            "shoal-api",
+            "shoal-swarm",
+            "shoal-p2p",
+            "shoal-formats",
+            "shoal-content",
+            "shoal-settings",
+        ],
+    ),
 ];
 
 /// They may depend on anything, and nothing may depend on them.

@@ -7,21 +7,17 @@
 //! Non-goal: what a join brings (identity, certificate, nodes); that is `enrolment`.
 
 mod bytes;
-mod source;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{Labels, Zone};
-use thiserror::Error;
+use shoal_settings::Schema;
 
 pub use bytes::{ByteSize, ByteSizeError};
+pub use shoal_settings::Error;
 
-/// Read where no `--config` is given and the file exists.
-pub const DEFAULT_PATH: &str = "/etc/shoal/agent.toml";
-/// Environment variables are this, the section, an underscore and the key, in upper case.
-pub const ENVIRONMENT_PREFIX: &str = "SHOAL_AGENT_";
 /// Unix socket paths end here (`sun_path`, with its closing zero byte).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -37,26 +33,12 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("log", &["filter", "format"]),
 ];
 
-/// Why the settings were refused.
-#[derive(Debug, Error)]
-pub enum Error {
-    #[error("{path} could not be read")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{origin}{line}: unknown {what} '{key}'{nearest}")]
-    Unknown {
-        origin: String,
-        /// ` line N`, or nothing where there are no lines.
-        line: String,
-        what: &'static str,
-        key: String,
-        /// `; did you mean 'X'?`, or the list of what is known.
-        nearest: String,
-    },
-    #[error("{origin}: {message}")]
-    Syntax { origin: String, message: String },
-    #[error("[{section}] {key}: {message}")]
-    Value { section: &'static str, key: &'static str, message: String },
-}
+const SCHEMA: Schema = Schema {
+    default_path: "/etc/shoal/agent.toml",
+    prefix: "SHOAL_AGENT_",
+    sections: SETTINGS,
+    other_variables: &["SHOAL_AGENT_CONFIG", "SHOAL_AGENT_JOIN_TOKEN"],
+};
 
 /// The whole of it; see `shoal-agent --help` for the file's form.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -245,19 +227,7 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[(String, String)],
     ) -> Result<Self, Error> {
-        let mut table = toml::Table::new();
-        let default = Path::new(DEFAULT_PATH);
-        if let Some(path) = path.or_else(|| default.exists().then_some(default)) {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-            table = source::parse_file(&path.display().to_string(), &text)?;
-        }
-        source::apply_environment(&mut table, environment)?;
-        source::apply_overrides(&mut table, overrides)?;
-        let config: Self = table.try_into().map_err(|error: toml::de::Error| Error::Syntax {
-            origin: "the settings".into(),
-            message: error.to_string().trim().to_owned(),
-        })?;
+        let config: Self = SCHEMA.load(path, environment, overrides)?;
         config.check()?;
         Ok(config)
     }

@@ -24,7 +24,7 @@ use shoal_api::{
     ProgressReport,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
-use shoal_p2p::identity::KeyPair;
+use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
 use thiserror::Error;
 use tracing::debug;
 
@@ -44,8 +44,8 @@ const NODES_MAX: usize = 32;
 /// What can go wrong between an agent and the nodes.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("the join token is none: it reads shoal-join-v1.FINGERPRINT.ID.SECRET")]
-    Token,
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
     #[error("TLS could not be set up: {0}")]
     Tls(String),
     #[error("{url} did not answer: {message}")]
@@ -226,12 +226,12 @@ impl NodeClient {
 
 /// Enrols at `url` over TLS pinned by the token's fingerprint.
 pub async fn enrol(url: &str, request: &EnrolRequest) -> Result<EnrolResponse, Error> {
-    let fingerprint = trust::fingerprint_in(&request.token)?;
-    let http = http(trust::pinned(fingerprint)?, Some(REQUEST_TIMEOUT))?;
+    let pin = AuthorityPin::of_token(&request.token)?;
+    let http = http(pin.client_config()?, Some(REQUEST_TIMEOUT))?;
     let url = url.trim_end_matches('/');
     let response: EnrolResponse =
         answer(url, http.post(format!("{url}/api/v1/agents/enrol")).json(request)).await?;
-    if !trust::is_authority(&response.authority_pem, &fingerprint) {
+    if !pin.names(&response.authority_pem) {
         let message = "its authority is not the one that the join token names".to_owned();
         return Err(Error::Answer { url: url.to_owned(), message });
     }

@@ -5,19 +5,14 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
-mod source;
-
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::Zone;
-use thiserror::Error;
+use shoal_settings::Schema;
 
-/// Read where no `--config` is given and the file exists.
-pub const DEFAULT_PATH: &str = "/etc/shoal/node.toml";
-/// Environment variables are this, the section, an underscore and the key, in upper case.
-pub const ENVIRONMENT_PREFIX: &str = "SHOAL_NODE_";
+pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
@@ -46,26 +41,12 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("log", &["filter", "format"]),
 ];
 
-/// Why the settings were refused.
-#[derive(Debug, Error)]
-pub enum Error {
-    #[error("{path} could not be read")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{origin}{line}: unknown {what} '{key}'{nearest}")]
-    Unknown {
-        origin: String,
-        /// ` line N`, or nothing where there are no lines.
-        line: String,
-        what: &'static str,
-        key: String,
-        /// `; did you mean 'X'?`, or the list of what is known.
-        nearest: String,
-    },
-    #[error("{origin}: {message}")]
-    Syntax { origin: String, message: String },
-    #[error("[{section}] {key}: {message}")]
-    Value { section: &'static str, key: &'static str, message: String },
-}
+const SCHEMA: Schema = Schema {
+    default_path: "/etc/shoal/node.toml",
+    prefix: "SHOAL_NODE_",
+    sections: SETTINGS,
+    other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN"],
+};
 
 /// The whole of it; `shoal-node config` prints it as it is in force.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -271,20 +252,7 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[(String, String)],
     ) -> Result<Self, Error> {
-        let path = file.unwrap_or(Path::new(DEFAULT_PATH));
-        let mut table = match std::fs::read_to_string(path) {
-            Ok(text) => source::parse_file(&path.display().to_string(), &text)?,
-            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                toml::Table::new()
-            }
-            Err(source) => return Err(Error::Read { path: path.into(), source }),
-        };
-        source::apply_environment(&mut table, environment)?;
-        source::apply_overrides(&mut table, overrides)?;
-        let config: Self = table.try_into().map_err(|error: toml::de::Error| Error::Syntax {
-            origin: path.display().to_string(),
-            message: error.to_string().trim().to_owned(),
-        })?;
+        let config: Self = SCHEMA.load(file, environment, overrides)?;
         config.check()?;
         Ok(config)
     }

@@ -7,6 +7,7 @@
 
 mod authority;
 mod credentials;
+mod pin;
 mod verifier;
 
 use std::fs::{File, OpenOptions};
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 pub use authority::{Authority, HttpCertificate};
 pub use credentials::{Credentials, peer_of};
+pub use pin::AuthorityPin;
 
 /// What a process is in the cluster; stands in its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +55,8 @@ pub enum Error {
     },
     #[error("the private key is no Ed25519 key in PKCS#8")]
     Key,
+    #[error("the join token is none: it reads shoal-join-v1.FINGERPRINT.ID.SECRET")]
+    JoinToken,
     #[error("the certificate request was refused: {0}")]
     Request(&'static str),
     #[error("a certificate could not be made or read")]

@@ -1,5 +1,7 @@
 //! Deletes from storage what no row refers to any more, while pushes go on.
 //!
+//! Repositories first let go of blobs that no version of theirs has needed for the grace period.
+//!
 //! Packs and recipes are named by their content, so an upload may want a name again while its bytes
 //! are being deleted. Hence this order, for each object:
 //!
@@ -25,7 +27,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use shoal_content::{ObjectKey, Timestamp};
+use shoal_content::{Digest, ImageId, ObjectKey, Timestamp};
 use shoal_metadata::{Command, Fault, Response};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
@@ -85,6 +87,8 @@ pub struct Collected {
     pub again: usize,
     /// Their names are free.
     pub forgotten: usize,
+    /// Blobs that repositories let go of.
+    pub unlinked: usize,
 }
 
 /// See the module's documentation.
@@ -129,8 +133,8 @@ impl Collector {
             }
             match self.collect().await {
                 Ok(done) if done == Collected::default() => {}
-                Ok(Collected { swept, again, forgotten }) => {
-                    info!(swept, again, forgotten, "unreferenced objects collected");
+                Ok(Collected { swept, again, forgotten, unlinked }) => {
+                    info!(swept, again, forgotten, unlinked, "collected what nobody needs");
                 }
                 Err(error) => {
                     self.failures.inc();
@@ -147,6 +151,7 @@ impl Collector {
     pub async fn collect(&self) -> Result<Collected, CollectionError> {
         let mut done = Collected::default();
         self.end_deletions(&mut done).await?;
+        self.unlink_loose(&mut done).await?;
         loop {
             let now = clock::now();
             let before = earlier(now, self.timing.grace);
@@ -165,6 +170,28 @@ impl Collector {
             self.delete(&swept, now).await?;
             done.swept += swept.len();
             self.swept.inc_by(swept.len() as u64);
+        }
+    }
+
+    /// Lets repositories let go of blobs that nothing of theirs needs.
+    async fn unlink_loose(&self, done: &mut Collected) -> Result<(), CollectionError> {
+        let mut after = None;
+        loop {
+            let view = self.raft.read().await?;
+            let rows = view.query().loose_blobs(after.as_ref(), BATCH_OBJECTS)?;
+            drop(view);
+            let Some((image, digest, _)) = rows.last() else { return Ok(()) };
+            after = Some((*image, digest.clone()));
+            let now = clock::now();
+            let loose_before = earlier(now, self.timing.grace);
+            let due = rows.into_iter().filter(|(_, _, since)| *since < loose_before);
+            let links: BTreeSet<(ImageId, Digest)> =
+                due.map(|(image, digest, _)| (image, digest)).collect();
+            if !links.is_empty() {
+                done.unlinked += links.len();
+                let unlink = Command::UnlinkLooseBlobs { links, loose_before };
+                self.raft.propose(now, unlink).await?;
+            }
         }
     }
 

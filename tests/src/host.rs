@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
+use crate::process::run;
+
 /// Networks made by this process so far: part of each namespace's name.
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
@@ -105,10 +107,11 @@ impl Host {
         command
     }
 
+    /// By nsenter: `ip -n` mounts, which it may not where `/` is no mount point (in a chroot).
     fn ip(&self, arguments: &[&str]) -> Result<()> {
-        let mut all = vec!["-n", &self.namespace];
-        all.extend_from_slice(arguments);
-        ip(&all)
+        let mut command = self.command("ip");
+        command.args(arguments);
+        run(command).map(drop)
     }
 }
 

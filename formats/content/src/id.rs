@@ -79,6 +79,10 @@ macro_rules! prefixed_id {
         pub struct $name(Uuid);
 
         impl $name {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
             /// From a UUID that the caller made: this crate has no randomness of its own.
             pub const fn from_uuid(uuid: Uuid) -> Self {
                 Self(uuid)

@@ -219,13 +219,17 @@ impl View {
             return;
         }
         let sum = |of: fn(&DeploymentHost) -> u64| deployment.hosts.iter().map(of).sum::<u64>();
-        self.whole.set_length(sum(|host| host.progress.bytes_total));
+        // A host that has not begun does not know its total: it is the others', and never zero,
+        // which a bar shows as complete.
+        let each = deployment.hosts.iter().map(|host| host.progress.bytes_total).max();
+        let each = each.unwrap_or_default().max(1);
+        self.whole.set_length(each * deployment.hosts.len() as u64);
         self.whole.set_position(sum(|host| host.progress.bytes_done));
         let done = deployment.hosts.iter().filter(|host| host.state == "done").count();
         self.whole.set_message(format!("{done} done"));
         for (bar, host) in self.hosts.iter().zip(slowest(deployment)) {
             bar.set_prefix(host.name.clone());
-            bar.set_length(host.progress.bytes_total);
+            bar.set_length(host.progress.bytes_total.max(each));
             bar.set_position(host.progress.bytes_done);
             let error = host.progress.last_error.clone();
             bar.set_message(error.unwrap_or_else(|| host.state.clone()));

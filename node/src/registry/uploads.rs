@@ -3,12 +3,15 @@
 //! The session is a row of the metadata, so the next request may reach another node. A request's
 //! bytes count once its command is through; until then the session stands where it stood.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
 use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
 use shoal_metadata::{Command, Refusal, Response as Answered, Upload, UploadPurpose};
 use shoal_raft::ProposeError;
+use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -18,6 +21,10 @@ use crate::state::App;
 
 /// A session that nothing was heard of for so long has ended, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
+/// A client may be silent for so long in all, and longer as it sends.
+const BODY_GRACE: Duration = Duration::from_secs(30);
+/// What earns a second of silence, in bytes.
+const BODY_BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
 /// What clients are told to send at least with each PATCH but the last: any length does.
 const CHUNK_BYTES_MIN: &str = "1";
 
@@ -254,17 +261,52 @@ impl Session {
     }
 }
 
-/// Hands the body to the writer, as it comes.
+/// Hands the body to the writer, as it comes. A body that comes too slowly is cut off: it holds
+/// memory that other uploads wait for. What came is kept, and the client may go on from there.
 async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
     let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
+    let mut pace = Pace::begin();
+    while let Some(piece) = pace.within(pieces.next()).await? {
         let piece = piece.map_err(|error| {
             let message = format!("the connection broke while the body came: {error}");
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
         })?;
+        pace.count(piece.len());
         writer.write(&piece).await?;
     }
     Ok(())
+}
+
+/// How fast a body comes. Only the time spent waiting for the client counts.
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn begin() -> Self {
+        Self { waited: Duration::ZERO, bytes: 0 }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// How long the client may be waited for until all in all it is too slow.
+    fn patience(&self) -> Duration {
+        let earned = Duration::from_millis(self.bytes * 1000 / BODY_BYTES_PER_SECOND_MIN);
+        (BODY_GRACE + earned).saturating_sub(self.waited)
+    }
+
+    async fn within<T>(&mut self, next: impl Future<Output = T>) -> Result<T, RegistryError> {
+        let began = Instant::now();
+        let outcome = tokio::time::timeout(self.patience(), next).await;
+        self.waited += began.elapsed();
+        outcome.map_err(|_| {
+            let message = "the body comes too slowly; go on from where the session stands";
+            RegistryError::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
+        })
+    }
 }
 
 /// Deletes what no row names. A failure leaves an orphan for the scrub, and is no one's error.
@@ -289,4 +331,28 @@ fn expiry(app: &App) -> Timestamp {
 /// For the image row, where the command makes the repository.
 fn new_image() -> ImageId {
     ImageId::from_uuid(Uuid::now_v7())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    #[test]
+    fn what_drips_runs_out_of_patience_and_what_flows_does_not() {
+        let after = |waited, bytes| Pace { waited: Duration::from_secs(waited), bytes }.patience();
+        assert_eq!(after(0, 0), BODY_GRACE);
+        assert!(after(30, 30) < Duration::from_millis(10));
+        assert_eq!(after(600, 600), Duration::ZERO);
+        assert!(after(600, 600 * 20 * 1024) > BODY_GRACE);
+    }
+
+    #[tokio::test]
+    async fn a_body_without_patience_left_is_refused_unless_it_is_there() {
+        let mut pace = Pace { waited: BODY_GRACE, bytes: 0 };
+        assert!(pace.within(std::future::ready(())).await.is_ok());
+        let refused = pace.within(std::future::pending::<()>()).await.err();
+        assert!(refused.is_some_and(|error| error.into_response().status() == 408));
+    }
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::disks::{create_image, download, make_disk, upload};
 use super::node::{DEADLINE, Node};
+use super::v2::{push_blob, push_image, sha256};
 
 /// How long pushes race against collection.
 const RACE: Duration = Duration::from_secs(20);
@@ -23,6 +24,36 @@ fn collector(node: &Node, window: Duration, forget: Duration) -> Collector {
     let app = node.server.app();
     let timing = Timing { grace: Duration::ZERO, interval: Duration::from_secs(1), window, forget };
     Collector::new(app.raft.clone(), Arc::clone(&app.store), timing, &mut Registry::default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_a_deleted_image_and_of_a_push_that_never_ended_go() -> Result<()> {
+    let node = Node::start().await?;
+    let kept = push_image(&node, "a/kept", "v1", b"shared layer").await?;
+    push_blob(&node, "a/kept", b"pushed and never used").await?;
+    let gone = push_image(&node, "a/gone", "v1", b"a layer of its own").await?;
+    push_blob(&node, "a/gone", b"shared layer").await?;
+    let path = format!("a/gone/manifests/{}", sha256(&gone));
+    ensure!(node.v2(Method::DELETE, &path).send().await?.status().is_success());
+    let collector = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
+    collect_until(&collector, |sum| sum.unlinked >= 4 && sum.swept >= 4).await?;
+    for (blob, status) in [
+        ("a/kept", &b"shared layer"[..], 200),
+        ("a/kept", b"{}", 200),
+        ("a/kept", b"pushed and never used", 404),
+        ("a/gone", b"a layer of its own", 404),
+        ("a/gone", b"shared layer", 404),
+    ]
+    .map(|(name, content, status)| (format!("{name}/blobs/{}", sha256(content)), status))
+    {
+        let answer = node.v2(Method::GET, &blob).send().await?;
+        ensure!(answer.status().as_u16() == status, "{blob}: {}", answer.status());
+    }
+    let path = format!("a/kept/manifests/{}", sha256(&kept));
+    ensure!(node.v2(Method::GET, &path).send().await?.status().is_success());
+    // Two blobs with their recipes are what is left.
+    ensure!(node.server.app().store.list("", None, OBJECTS_MAX).await?.len() == 4);
+    node.server.stop().await
 }
 
 /// Packs and recipes in storage.
@@ -43,6 +74,7 @@ async fn collect_until(collector: &Collector, done: impl Fn(&Collected) -> bool)
         sum.swept += more.swept;
         sum.again += more.again;
         sum.forgotten += more.forgotten;
+        sum.unlinked += more.unlinked;
         sleep(Duration::from_millis(10)).await;
     }
     Ok(())

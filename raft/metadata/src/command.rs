@@ -180,6 +180,12 @@ pub enum Command {
         objects: BTreeSet<ObjectKey>,
         deleting_before: Timestamp,
     },
+    /// Lets repositories let go of blobs that no version of theirs has referred to since before
+    /// `loose_before`; links that are in use again stay.
+    UnlinkLooseBlobs {
+        links: BTreeSet<(ImageId, Digest)>,
+        loose_before: Timestamp,
+    },
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.

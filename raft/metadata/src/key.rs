@@ -120,6 +120,12 @@ pub fn read_digest(key: &[u8], skip: usize) -> Result<Digest, Fault> {
     }
 }
 
+/// Reads back an image and a digest, which are the whole key.
+pub fn read_image_digest(key: &[u8]) -> Result<(ImageId, Digest), Fault> {
+    let id = read_id(key.get(..ID_BYTES).unwrap_or_default(), 0)?;
+    Ok((ImageId::from_bytes(id), read_digest(key, ID_BYTES)?))
+}
+
 /// Reads back a UUID that ends a key after `skip` bytes.
 pub fn read_id(key: &[u8], skip: usize) -> Result<[u8; ID_BYTES], Fault> {
     key.get(skip..)

@@ -251,6 +251,22 @@ impl<'a, R: Read> Query<'a, R> {
             .collect()
     }
 
+    /// Blobs that repositories hold without need, with the time since when, after `after`.
+    pub fn loose_blobs(
+        &self,
+        after: Option<&(ImageId, Digest)>,
+        limit: usize,
+    ) -> Result<Vec<(ImageId, Digest, Timestamp)>, Fault> {
+        let from = after.map(|(image, digest)| key::after(key::image_digest(*image, digest)));
+        let rows = self.read.scan(Table::LooseBlobs, &from.unwrap_or_default(), b"", limit)?;
+        rows.iter()
+            .map(|(key, bytes)| {
+                let (image, digest) = key::read_image_digest(key)?;
+                Ok((image, digest, decoded(Table::LooseBlobs, bytes)?))
+            })
+            .collect()
+    }
+
     pub fn upload(&self, id: UploadId) -> Result<Option<Upload>, Fault> {
         row(self.read, Table::Uploads, &key::upload(id))
     }

@@ -72,11 +72,14 @@ pub enum Table {
     Counts = 29,
     /// Object key (text) -> since when its bytes are being deleted.
     DeletingObjects = 30,
+    /// Image, digest -> since when the repository holds the blob without any version of it that
+    /// refers to the blob.
+    LooseBlobs = 31,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -107,6 +110,7 @@ impl Table {
         Self::PendingDeployments,
         Self::Counts,
         Self::DeletingObjects,
+        Self::LooseBlobs,
     ];
 
     /// The first byte of its keys on disk.

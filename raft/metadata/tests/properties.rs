@@ -66,6 +66,12 @@ fn command() -> impl Strategy<Value = Command> {
             candidates: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
             unreferenced_before: at(before),
         }),
+        1 => (0u64..2, 0u8..3, 0u64..60).prop_map(|(image, blob, before)| {
+            Command::UnlinkLooseBlobs {
+                links: [(image_id(image), digest(blob))].into(),
+                loose_before: at(before),
+            }
+        }),
         1 => (0u8..4).prop_map(|number| Command::RetryDeletion {
             objects: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
         }),
@@ -136,12 +142,37 @@ fn check(world: &World) {
         }
     }
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
+    check_loose(world, &versions);
     for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
         assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
     }
     let listed = world.query().unreferenced_objects(at(u64::MAX), 1000).unwrap();
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);
+}
+
+/// A link is loose exactly while no version of its image refers to the blob.
+fn check_loose(world: &World, versions: &[(Image, Version)]) {
+    let loose: BTreeSet<(shoal_content::ImageId, Digest)> = world
+        .query()
+        .loose_blobs(None, 1000)
+        .unwrap()
+        .into_iter()
+        .map(|(image, digest, _)| (image, digest))
+        .collect();
+    for image in world.query().images(None, 100).unwrap() {
+        for blob in (0..3).map(digest) {
+            let linked = world.query().blob_in(image.id, &blob).unwrap();
+            let referred = versions.iter().any(|(of, version)| {
+                of.id == image.id
+                    && version.references.iter().any(|reference| {
+                        matches!(reference, Reference::Blob { digest, .. } if *digest == blob)
+                    })
+            });
+            let key = (image.id, blob);
+            assert_eq!(loose.contains(&key), linked && !referred, "{key:?}");
+        }
+    }
 }
 
 fn check_indexes(world: &World, versions: &[(Image, Version)]) {

@@ -19,7 +19,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
@@ -48,7 +48,7 @@ async fn refused(answer: Response, status: StatusCode, code: &str) -> Result<()>
 }
 
 /// Pushes a blob with one POST; gives its digest.
-async fn push_blob(node: &Node, repository: &str, bytes: &[u8]) -> Result<String> {
+pub async fn push_blob(node: &Node, repository: &str, bytes: &[u8]) -> Result<String> {
     let digest = sha256(bytes);
     let path = format!("{repository}/blobs/uploads/?digest={digest}");
     let answer = node.v2(Method::POST, &path).body(bytes.to_vec()).send().await?;
@@ -79,7 +79,7 @@ async fn put(node: &Node, repository: &str, reference: &str, manifest: &Value) -
 }
 
 /// Pushes an image of one layer under `tag`; gives the manifest's bytes.
-async fn push_image(node: &Node, repository: &str, tag: &str, layer: &[u8]) -> Result<Vec<u8>> {
+pub async fn push_image(node: &Node, repository: &str, tag: &str, layer: &[u8]) -> Result<Vec<u8>> {
     push_blob(node, repository, b"{}").await?;
     push_blob(node, repository, layer).await?;
     let manifest = image(layer);

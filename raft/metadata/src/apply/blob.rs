@@ -2,9 +2,13 @@
 //!
 //! Invariant: a blob's row lives exactly while something holds it, and `BlobHolds` counts what
 //! does: one for each repository's link and one for each version that refers to it. The row holds
-//! one on its object and one on its recipe.
+//! one on its object and one on its recipe. `LooseBlobs` has exactly the links to which no version
+//! of the same repository refers, with the time since when: pushes link before they refer, and what
+//! a deleted version leaves may be pushed again in a moment.
 
-use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, UploadId};
+use std::collections::BTreeSet;
+
+use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
 
 use super::image::Place;
 use super::{Step, Stop};
@@ -13,6 +17,9 @@ use crate::key;
 use crate::record::{Blob, ImageKind, UploadPurpose};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
+
+/// The most links one command of collection names.
+const LOOSE_LINKS_MAX: usize = 10_000;
 
 impl<R: Read> Step<'_, R> {
     pub(super) fn commit_blob(
@@ -97,6 +104,10 @@ impl<R: Read> Step<'_, R> {
 
     fn link(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
+        if !self.rows.has(Table::BlobReferences, &key)? {
+            // Pushed again is as good as new.
+            self.rows.put(Table::LooseBlobs, key.clone(), &self.at);
+        }
         if !self.rows.has(Table::BlobLinks, &key)? {
             self.rows.mark(Table::BlobLinks, key);
             self.hold_blob(digest)?;
@@ -106,20 +117,41 @@ impl<R: Read> Step<'_, R> {
 
     /// Takes a link that is there away.
     pub(super) fn unlink(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
-        self.rows.remove(Table::BlobLinks, key::image_digest(image, digest));
+        let key = key::image_digest(image, digest);
+        self.rows.remove(Table::BlobLinks, key.clone());
+        self.rows.remove(Table::LooseBlobs, key);
         self.release_blob(digest)
+    }
+
+    pub(super) fn unlink_loose(
+        &mut self,
+        links: &BTreeSet<(ImageId, Digest)>,
+        before: Timestamp,
+    ) -> Result<Response, Stop> {
+        if links.len() > LOOSE_LINKS_MAX {
+            return Err(Refusal::Limit(format!("{LOOSE_LINKS_MAX} links at once")).into());
+        }
+        for (image, digest) in links {
+            let key = key::image_digest(*image, digest);
+            let since: Option<Timestamp> = row(&self.rows, Table::LooseBlobs, &key)?;
+            if since.is_some_and(|since| since < before) {
+                self.unlink(*image, digest)?;
+            }
+        }
+        Ok(Response::Done)
     }
 
     /// A version of `image` begins to refer to the blob.
     pub(super) fn refer(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         let count = row::<u64>(&self.rows, Table::BlobReferences, &key)?.unwrap_or(0) + 1;
+        self.rows.remove(Table::LooseBlobs, key.clone());
         self.rows.put(Table::BlobReferences, key, &count);
         self.hold_blob(digest)
     }
 
-    /// A version of `image` ceases to refer to the blob. With the last one the repository lets go
-    /// of the blob altogether: there is no other way for its users to free it.
+    /// A version of `image` ceases to refer to the blob. With the last one the link is loose:
+    /// collection lets go of it, since there is no other way for its users to free it.
     pub(super) fn cease(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         let count = row::<u64>(&self.rows, Table::BlobReferences, &key)?.unwrap_or(0);
@@ -128,7 +160,7 @@ impl<R: Read> Step<'_, R> {
             1 => {
                 self.rows.remove(Table::BlobReferences, key.clone());
                 if self.rows.has(Table::BlobLinks, &key)? {
-                    self.unlink(image, digest)?;
+                    self.rows.put(Table::LooseBlobs, key, &self.at);
                 }
             }
             more => self.rows.put(Table::BlobReferences, key, &(more - 1)),

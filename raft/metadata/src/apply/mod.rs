@@ -152,6 +152,9 @@ impl<R: Read> Step<'_, R> {
             }
             Command::ExpireUploads { limit } => self.expire_uploads(limit),
             Command::RetryDeletion { objects } => self.retry_deletion(&objects),
+            Command::UnlinkLooseBlobs { links, loose_before } => {
+                self.unlink_loose(&links, loose_before)
+            }
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }

@@ -82,6 +82,11 @@ impl Home {
         self.folder.join("storage")
     }
 
+    /// What is kept of objects that lie elsewhere.
+    pub fn cache_folder(&self) -> PathBuf {
+        self.folder.join("cache")
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }

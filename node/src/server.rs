@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
 use crate::state::{App, Keys, Parts};
-use crate::store::{BlobStore, FolderStore, S3Settings, S3Store};
+use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
 
 const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
@@ -70,7 +70,8 @@ impl Server {
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
         let id = member.map_or(NodeId::new(FIRST_NODE), |member| member.id());
         let mut registry = Registry::default();
-        let store = open_store(&config, &home).await.context("storage cannot be opened")?;
+        let store = open_store(&config, &home, &mut registry).await;
+        let store = store.context("storage cannot be opened")?;
         let raft = start_raft(&home, &config, id, &mut registry).await?;
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
@@ -159,7 +160,11 @@ async fn start_raft(
     Ok(Raft::start(config, transport, registry).await?)
 }
 
-async fn open_store(config: &Config, home: &Home) -> Result<Arc<dyn BlobStore>> {
+async fn open_store(
+    config: &Config,
+    home: &Home,
+    registry: &mut Registry,
+) -> Result<Arc<dyn BlobStore>> {
     let storage = &config.storage;
     Ok(match storage.kind {
         StorageKind::Folder => {
@@ -179,7 +184,11 @@ async fn open_store(config: &Config, home: &Home) -> Result<Arc<dyn BlobStore>> 
                 secret_key,
                 path_style: storage.path_style,
             };
-            Arc::new(S3Store::open(&settings).await?)
+            let s3 = Arc::new(S3Store::open(&settings).await?);
+            match storage.cache_bytes {
+                0 => s3,
+                most => Arc::new(CachedStore::open(s3, &home.cache_folder(), most, registry)?),
+            }
         }
     })
 }

@@ -34,6 +34,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "secret_key",
             "secret_key_file",
             "path_style",
+            "cache_bytes",
         ],
     ),
     ("collection", &["grace_seconds", "interval_seconds"]),
@@ -180,6 +181,8 @@ pub struct Storage {
     /// Holds the secret key, in place of `secret_key`.
     pub secret_key_file: Option<PathBuf>,
     pub path_style: bool,
+    /// Of S3: what this node keeps of it in `DATA_DIR/cache`; 0 is nothing.
+    pub cache_bytes: u64,
 }
 
 impl Default for Storage {
@@ -195,6 +198,7 @@ impl Default for Storage {
             secret_key: String::new(),
             secret_key_file: None,
             path_style: true,
+            cache_bytes: 8 * 1024 * 1024 * 1024,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Central storage: immutable objects under the keys of `shoal-content`.
 //!
-//! Two real implementations, a folder and S3, pass one conformance suite (`conformance`).
+//! Two real implementations, a folder and S3, pass one conformance suite (`conformance`), and so
+//! does the cache that stands before S3.
 //! Invariants: an object is visible under its key only whole and durable; what was written is what
 //! is read; nothing is ever changed in place.
-//! Non-goals: references and their counts (the metadata's), caching.
+//! Non-goals: references and their counts (the metadata's).
 
+mod cached;
 mod conformance;
 mod error;
 mod folder;
@@ -19,6 +21,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_content::ObjectKey;
 
+pub use cached::CachedStore;
 pub use conformance::check_conformance;
 pub use error::StoreError;
 pub use folder::{FolderStore, RESERVE_BYTES_DEFAULT};

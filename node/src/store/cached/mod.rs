@@ -1,0 +1,251 @@
+//! Storage behind a bounded cache on this node's own disk: a hundred hosts that pull one layer
+//! through a node cost storage one read.
+//!
+//! An object is read in windows of [`WINDOW_BYTES`]. A window is fetched once, however many ask
+//! for it at that time; it stays in memory for a moment, and on disk until others were used more
+//! recently.
+//!
+//! Invariants: only immutable objects are cached, and existence is always asked of storage itself;
+//! what the disk gives is checked before it is served; a cache that cannot be read or written
+//! costs speed only. A reader holds at most [`WINDOWS_AHEAD`] windows, and past
+//! [`READERS_MAX`] readers the next ones are served from storage, uncached.
+
+mod disk;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use moka::future::Cache;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use shoal_content::ObjectKey;
+use tokio::sync::Semaphore;
+
+use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart, read};
+use disk::Disk;
+
+pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// Windows that one reader has on their way.
+const WINDOWS_AHEAD: usize = 2;
+/// Readers that the cache serves at once: at most half a GiB in their hands.
+const READERS_MAX: usize = 128;
+const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const LENGTHS_MAX: u64 = 100_000;
+
+/// A window of an object, by its number from the object's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct WindowId {
+    key: ObjectKey,
+    number: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct CachedStore {
+    windows: Arc<Windows>,
+    readers: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Windows {
+    inner: Arc<dyn BlobStore>,
+    disk: Disk,
+    memory: Cache<WindowId, Bytes>,
+    lengths: Cache<ObjectKey, u64>,
+    reads: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+impl CachedStore {
+    /// Opens the cache in `folder`, which takes at most `bytes_max`.
+    ///
+    /// # Errors
+    /// Where the folder cannot be made or read.
+    pub fn open(
+        inner: Arc<dyn BlobStore>,
+        folder: &Path,
+        bytes_max: u64,
+        registry: &mut Registry,
+    ) -> std::io::Result<Self> {
+        let reads = Family::default();
+        registry.register(
+            "shoal_storage_window_reads",
+            "Windows of objects read, by where from: the cache's disk, or storage",
+            reads.clone(),
+        );
+        let weight = |_: &WindowId, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let windows = Windows {
+            inner,
+            disk: Disk::open(folder, bytes_max)?,
+            memory: Cache::builder().weigher(weight).max_capacity(MEMORY_BYTES_MAX).build(),
+            lengths: Cache::new(LENGTHS_MAX),
+            reads,
+        };
+        Ok(Self { windows: Arc::new(windows), readers: Arc::new(Semaphore::new(READERS_MAX)) })
+    }
+
+    async fn forget(&self, keys: &[ObjectKey]) {
+        for &key in keys {
+            self.windows.lengths.invalidate(&key).await;
+            let held = self.windows.memory.iter().map(|(id, _)| *id);
+            let held: Vec<WindowId> = held.filter(|id| id.key == key).collect();
+            for id in held {
+                self.windows.memory.invalidate(&id).await;
+            }
+            self.windows.disk.forget(key).await;
+        }
+    }
+}
+
+/// Whether the bytes under a key are for good.
+fn is_cacheable(key: ObjectKey) -> bool {
+    match key {
+        ObjectKey::Blob(_) | ObjectKey::Pack(_) | ObjectKey::Recipe(_) => true,
+        ObjectKey::UploadPart { .. } | ObjectKey::UploadCheckpoint { .. } => false,
+    }
+}
+
+impl Windows {
+    async fn length(&self, key: ObjectKey) -> Result<u64, StoreError> {
+        let ask = async { self.inner.length(key).await?.ok_or(StoreError::NotFound(key)) };
+        self.lengths.try_get_with(key, ask).await.map_err(shared)
+    }
+
+    /// A window of an object that is `length` bytes long.
+    async fn window(&self, id: WindowId, length: u64) -> Result<Bytes, StoreError> {
+        let fetch = async {
+            if let Some(bytes) = self.disk.read(id).await {
+                self.reads.get_or_create(&[("from", "disk")]).inc();
+                return Ok(bytes);
+            }
+            self.reads.get_or_create(&[("from", "storage")]).inc();
+            let start = id.number * WINDOW_BYTES;
+            let bytes = read(&*self.inner, id.key, start..length.min(start + WINDOW_BYTES)).await?;
+            self.disk.write(id, bytes.clone()).await;
+            Ok(bytes)
+        };
+        self.memory.try_get_with(id, fetch).await.map_err(shared)
+    }
+}
+
+/// An error that several readers share, as one of them reports it.
+fn shared(error: Arc<StoreError>) -> StoreError {
+    match &*error {
+        StoreError::NotFound(key) => StoreError::NotFound(*key),
+        StoreError::Range { key, start, end } => {
+            StoreError::Range { key: *key, start: *start, end: *end }
+        }
+        StoreError::Full(message) => StoreError::Full(message.clone()),
+        StoreError::Unavailable { doing, cause } => {
+            StoreError::Unavailable { doing, cause: cause.clone() }
+        }
+        StoreError::Refused { doing, cause } => StoreError::Refused { doing, cause: cause.clone() },
+        StoreError::Folder { doing, error } => {
+            let error = std::io::Error::new(error.kind(), error.to_string());
+            StoreError::Folder { doing, error }
+        }
+        StoreError::Multipart => StoreError::Multipart,
+    }
+}
+
+#[async_trait]
+impl BlobStore for CachedStore {
+    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+        let outcome = self.windows.inner.put(key, bytes).await;
+        self.forget(&[key]).await;
+        outcome
+    }
+
+    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
+        self.windows.inner.begin(key).await
+    }
+
+    async fn put_part(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        number: u32,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<StoredPart, StoreError> {
+        self.windows.inner.put_part(key, multipart, number, offset, bytes).await
+    }
+
+    async fn complete(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        parts: &[StoredPart],
+    ) -> Result<(), StoreError> {
+        let outcome = self.windows.inner.complete(key, multipart, parts).await;
+        self.forget(&[key]).await;
+        outcome
+    }
+
+    async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {
+        self.windows.inner.abort(key, multipart).await
+    }
+
+    async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let place = Arc::clone(&self.readers).try_acquire_owned();
+        let (Ok(place), true) = (place, is_cacheable(key) && !range.is_empty()) else {
+            return self.windows.inner.get(key, range).await;
+        };
+        let length = self.windows.length(key).await?;
+        if range.end > length {
+            return Err(StoreError::Range { key, start: range.start, end: range.end });
+        }
+        let numbers = range.start / WINDOW_BYTES..=(range.end - 1) / WINDOW_BYTES;
+        let windows = Arc::clone(&self.windows);
+        let pieces = stream::iter(numbers).map(move |number| {
+            let (windows, range) = (Arc::clone(&windows), range.clone());
+            async move {
+                let window = windows.window(WindowId { key, number }, length).await?;
+                let start = number * WINDOW_BYTES;
+                let from = range.start.saturating_sub(start) as usize;
+                let to = (range.end - start).min(window.len() as u64) as usize;
+                Ok(window.slice(from..to))
+            }
+        });
+        let mut pieces = pieces.buffered(WINDOWS_AHEAD).boxed();
+        // Read before the answer begins, so that what is missing is said in place of it.
+        let first = pieces.next().await.transpose()?;
+        let all = stream::iter(first.map(Ok)).chain(pieces);
+        // The reader's place is its own until it has all.
+        Ok(all
+            .inspect(move |_| {
+                let _ = &place;
+            })
+            .boxed())
+    }
+
+    async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
+        self.windows.inner.length(key).await
+    }
+
+    async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        let outcome = self.windows.inner.delete(keys).await;
+        self.forget(keys).await;
+        outcome
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredObject>, StoreError> {
+        self.windows.inner.list(prefix, after, limit).await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.windows.inner.probe().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use prometheus_client::registry::Registry;
 use reqwest::Method;
 use shoal_content::{ImageId, ObjectKey};
@@ -149,9 +149,15 @@ async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
     let dying = collector(&node, Duration::ZERO, Duration::from_secs(3600));
     collect_until(&dying, |sum| sum.swept > 0).await?;
     let left = stored(&node).await?.len();
-    // The marks are older than any window now, and the bytes are there.
-    sleep(Duration::from_millis(20)).await;
-    let next = collector(&node, Duration::from_millis(5), Duration::from_millis(10));
+    // The marks get older than the next leader's window, and the bytes are there.
+    let window = Duration::from_millis(5);
+    let app = node.server.app();
+    let marked = app.raft.read().await?.query().deleting_objects(None, OBJECTS_MAX)?;
+    let newest = marked.iter().map(|(_, since)| *since).max().context("nothing is marked")?;
+    while app.now() <= newest.plus_millis(window.as_millis() as u64) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let next = collector(&node, window, Duration::from_millis(10));
     collect_until(&next, |sum| sum.again >= left && sum.forgotten == left).await?;
     ensure!(stored(&node).await?.is_empty());
     node.server.stop().await

@@ -313,6 +313,21 @@ mod tests {
     }
 
     #[test]
+    fn the_example_loads_and_names_every_setting() {
+        let text = include_str!("../../../deploy/node.toml");
+        load(text).unwrap();
+        for (section, keys) in SETTINGS {
+            let (_, rest) = text.split_once(&format!("[{section}]\n")).expect(section);
+            let rest = rest.split("\n[").next().unwrap_or_default();
+            for key in *keys {
+                let line =
+                    |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} ="));
+                assert!(rest.lines().any(line), "[{section}] {key} is not in the example");
+            }
+        }
+    }
+
+    #[test]
     fn a_misspelled_key_is_refused_with_its_line_and_the_nearest_one() {
         let error = load("[node]\nname = \"a\"\n\n[http]\nlistn = \"127.0.0.1:1\"\n").unwrap_err();
         let message = error.to_string();

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shoal_content::{ObjectKey, UploadId};
+use shoal_content::UploadId;
 use shoal_metadata::{Command, DiskUploadState, Event, Response, Upload, UploadPurpose};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -74,7 +74,7 @@ impl Disks {
         };
         let store = &self.inner.store;
         if let Some(multipart) = multipart
-            && let Err(error) = store.abort(ObjectKey::Blob(upload.id), multipart).await
+            && let Err(error) = store.abort(multipart.object, &multipart.id).await
         {
             warn!(upload = %upload.id, %error, "an expired upload's parts stay in storage");
         }

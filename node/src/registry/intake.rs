@@ -7,10 +7,13 @@
 //! Crash order: parts, then the checkpoint, then the command that names it. A crash between leaves
 //! the session at its last offset; the client sends the rest again.
 //!
-//! Invariants: a writer holds two parts at most, and all writers of a node together
-//! [`INTAKE_BYTES_MAX`]; whoever comes later waits. Nothing is copied at the end.
+//! Invariants: no two writers ever write under one key, unless one goes on where the other ended,
+//! and then within one multipart upload, whose completion names each part's tag. All writers of a
+//! node together hold [`INTAKE_BYTES_MAX`]; whoever comes later waits. Nothing is copied at the
+//! end. A multipart upload that no row will name is aborted.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -18,19 +21,29 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ObjectKey, Recipe, UploadId};
 use shoal_formats::BlobCutter;
+use shoal_metadata::Multipart;
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tracing::warn;
+use uuid::Uuid;
 
 use crate::store::{self, BlobStore, StoreError, StoredPart};
 
 /// Bytes of one part: above S3's minimum, small enough for many at once.
 const PART_BYTES: usize = 8 * 1024 * 1024;
+/// Parts of one upload on their way to storage while the next one fills.
+const PARTS_ON_THEIR_WAY_MAX: usize = 2;
+/// What an upload may hold before it needs room for a part.
+const SMALL_BYTES: usize = 256 * 1024;
+/// Uploads that hold so little.
+const SMALL_MAX: usize = 128;
+/// Parts of all uploads, filling or on their way.
+const PARTS_HELD_MAX: usize = 14;
 /// What all uploads of a node may hold at once.
-pub const INTAKE_BYTES_MAX: usize = 160 * 1024 * 1024;
-const WRITERS_MAX: usize = INTAKE_BYTES_MAX / (2 * PART_BYTES);
+pub const INTAKE_BYTES_MAX: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
 /// S3's own limit.
-const PARTS_MAX: usize = 10_000;
+const PARTS_MAX: u32 = 10_000;
 const CHECKPOINT_VERSION: u8 = 1;
 
 #[derive(Debug, Error)]
@@ -45,21 +58,48 @@ pub enum IntakeError {
     Stopping,
 }
 
-/// The node's budget for uploads.
+/// The node's budget for uploads, and the order of their requests.
+///
+/// Who holds little may wait for room for a part, and who fills a part waits for nothing: so
+/// everyone gets a turn.
 #[derive(Debug, Clone)]
 pub struct Intake {
-    writers: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+    parts: Arc<Semaphore>,
+    turns: Arc<Mutex<HashMap<UploadId, Weak<AsyncMutex<()>>>>>,
 }
+
+/// Held by whoever works on a session at this node; others wait.
+pub type Turn = Arc<OwnedMutexGuard<()>>;
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { writers: Arc::new(Semaphore::new(WRITERS_MAX)) }
+        Self {
+            small: Arc::new(Semaphore::new(SMALL_MAX)),
+            parts: Arc::new(Semaphore::new(PARTS_HELD_MAX)),
+            turns: Arc::default(),
+        }
     }
 }
 
 impl Intake {
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, IntakeError> {
-        Arc::clone(&self.writers).acquire_owned().await.map_err(|_| IntakeError::Stopping)
+    /// Waits until no other request of this session is under way at this node.
+    pub async fn turn(&self, upload: UploadId) -> Turn {
+        let lock = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, lock| lock.strong_count() > 0);
+            let known = turns.get(&upload).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                turns.insert(upload, Arc::downgrade(&lock));
+                lock
+            })
+        };
+        Arc::new(lock.lock_owned().await)
+    }
+
+    async fn admit(budget: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, IntakeError> {
+        Arc::clone(budget).acquire_owned().await.map_err(|_| IntakeError::Stopping)
     }
 }
 
@@ -73,30 +113,43 @@ struct Checkpoint {
     cutter: Vec<u8>,
 }
 
+/// Bytes that may be held, and what was admitted for them.
+#[derive(Debug, Default)]
+struct Room {
+    bytes: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct BlobWriter {
+    intake: Intake,
     store: Arc<dyn BlobStore>,
-    upload: UploadId,
-    multipart: Option<String>,
+    turn: Turn,
+    /// Names what this writer makes, and nobody else.
+    name: UploadId,
+    multipart: Option<Multipart>,
+    /// Whether the multipart upload is this writer's own, which no row names yet.
+    unnamed: bool,
     parts: Vec<StoredPart>,
-    /// Bytes in `parts` and in the one on its way.
+    /// Bytes in `parts` and in those on their way.
     flushed: u64,
     part_numbers: u32,
-    on_its_way: Option<JoinHandle<Result<StoredPart, StoreError>>>,
+    on_their_way: VecDeque<JoinHandle<Result<StoredPart, StoreError>>>,
     buffer: BytesMut,
+    room: Room,
     sha256: Sha256,
     sha512: Sha512,
     cutter: BlobCutter,
-    _admission: OwnedSemaphorePermit,
 }
 
-/// A blob whose bytes are all in storage under [`BlobWriter::key`].
+/// A blob whose bytes are all in storage.
 #[derive(Debug)]
 pub struct Written {
     pub sha256: Digest,
     pub sha512: Digest,
     pub size: u64,
+    pub object: ObjectKey,
     pub recipe: Recipe,
 }
 
@@ -111,29 +164,25 @@ impl Written {
 }
 
 impl BlobWriter {
-    /// A new blob; waits for its turn where many are on their way.
-    ///
-    /// # Errors
-    /// Only where the node is stopping.
-    pub async fn begin(
-        intake: &Intake,
-        store: Arc<dyn BlobStore>,
-        upload: UploadId,
-    ) -> Result<Self, IntakeError> {
-        Ok(Self {
+    /// A new blob.
+    pub fn begin(intake: &Intake, store: Arc<dyn BlobStore>, turn: Turn) -> Self {
+        Self {
+            intake: intake.clone(),
             store,
-            upload,
+            turn,
+            name: UploadId::from_uuid(Uuid::now_v7()),
             multipart: None,
+            unnamed: false,
             parts: Vec::new(),
             flushed: 0,
             part_numbers: 0,
-            on_its_way: None,
+            on_their_way: VecDeque::new(),
             buffer: BytesMut::new(),
+            room: Room::default(),
             sha256: Sha256::new(),
             sha512: Sha512::new(),
             cutter: BlobCutter::new(),
-            _admission: intake.admit().await?,
-        })
+        }
     }
 
     /// Goes on where a session's last request ended, here or on another node.
@@ -143,15 +192,15 @@ impl BlobWriter {
     pub async fn resume(
         intake: &Intake,
         store: Arc<dyn BlobStore>,
-        upload: UploadId,
-        checkpoint: Option<ObjectKey>,
-        multipart: Option<String>,
+        turn: Turn,
+        checkpoint: ObjectKey,
+        multipart: Option<Multipart>,
     ) -> Result<Self, IntakeError> {
-        let mut writer = Self::begin(intake, store, upload).await?;
+        let mut writer = Self::begin(intake, store, turn);
         writer.multipart = multipart;
-        let Some(key) = checkpoint else { return Ok(writer) };
-        let length = writer.store.length(key).await?.ok_or(IntakeError::Checkpoint)?;
-        let bytes = store::read(writer.store.as_ref(), key, 0..length).await?;
+        let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
+        writer.make_room(length.try_into().map_err(|_| IntakeError::Checkpoint)?).await?;
+        let bytes = store::read(writer.store.as_ref(), checkpoint, 0..length).await?;
         writer.restore(&bytes).ok_or(IntakeError::Checkpoint)?;
         Ok(writer)
     }
@@ -172,10 +221,6 @@ impl BlobWriter {
         Some(())
     }
 
-    pub fn key(&self) -> ObjectKey {
-        ObjectKey::Blob(self.upload)
-    }
-
     /// Bytes taken so far.
     pub fn offset(&self) -> u64 {
         self.cutter.length()
@@ -185,54 +230,94 @@ impl BlobWriter {
     ///
     /// # Errors
     /// See [`IntakeError`].
-    pub async fn write(&mut self, bytes: &Bytes) -> Result<(), IntakeError> {
-        self.sha256.update(bytes);
-        self.sha512.update(bytes);
-        self.cutter.update(bytes);
-        self.buffer.extend_from_slice(bytes);
-        while self.buffer.len() >= PART_BYTES {
-            let part = self.buffer.split_to(PART_BYTES).freeze();
-            self.send(part).await?;
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), IntakeError> {
+        self.sha256.update(&bytes);
+        self.sha512.update(&bytes);
+        self.cutter.update(&bytes);
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PART_BYTES - self.buffer.len()));
+            self.make_room(self.buffer.len() + piece.len()).await?;
+            self.buffer.extend_from_slice(&piece);
+            if self.buffer.len() == PART_BYTES {
+                self.send().await?;
+            }
         }
         Ok(())
     }
 
-    /// Sends a part on its way, after the one before it has arrived.
-    async fn send(&mut self, part: Bytes) -> Result<(), IntakeError> {
-        self.settle().await?;
-        if self.parts.len() >= PARTS_MAX {
+    /// Waits until `bytes` may be held.
+    async fn make_room(&mut self, bytes: usize) -> Result<(), IntakeError> {
+        if bytes <= self.room.bytes {
+            return Ok(());
+        }
+        let small = bytes <= SMALL_BYTES && self.part_numbers == 0;
+        let budget = if small { &self.intake.small } else { &self.intake.parts };
+        let permit = Intake::admit(budget).await?;
+        let bytes = if small { SMALL_BYTES } else { PART_BYTES };
+        self.room = Room { bytes, permit: Some(permit) };
+        if !small {
+            self.buffer.reserve(PART_BYTES - self.buffer.len());
+        }
+        Ok(())
+    }
+
+    /// Sends what is held as a part, once few enough are on their way.
+    async fn send(&mut self) -> Result<(), IntakeError> {
+        while self.on_their_way.len() >= PARTS_ON_THEIR_WAY_MAX {
+            self.arrived().await?;
+        }
+        if self.part_numbers >= PARTS_MAX {
             return Err(IntakeError::TooLong);
         }
         let multipart = match &self.multipart {
             Some(multipart) => multipart.clone(),
-            None => self.multipart.insert(self.store.begin(self.key()).await?).clone(),
+            None => {
+                let object = ObjectKey::Blob(self.name);
+                let id = self.store.begin(object).await?;
+                self.unnamed = true;
+                self.multipart.insert(Multipart { object, id }).clone()
+            }
         };
         self.part_numbers += 1;
-        let (store, key) = (Arc::clone(&self.store), self.key());
+        let part = std::mem::take(&mut self.buffer).freeze();
+        let permit = std::mem::take(&mut self.room).permit;
+        let (store, turn) = (Arc::clone(&self.store), Arc::clone(&self.turn));
         let (number, offset) = (self.part_numbers, self.flushed);
         self.flushed += part.len() as u64;
-        self.on_its_way = Some(tokio::spawn(async move {
-            store.put_part(key, &multipart, number, offset, part).await
+        // The part goes on where its request is dropped: until then nobody else gets the turn.
+        self.on_their_way.push_back(tokio::spawn(async move {
+            let _held = (permit, turn);
+            store.put_part(multipart.object, &multipart.id, number, offset, part).await
         }));
         Ok(())
     }
 
-    async fn settle(&mut self) -> Result<(), IntakeError> {
-        if let Some(part) = self.on_its_way.take() {
+    /// Waits for the oldest part on its way.
+    async fn arrived(&mut self) -> Result<(), IntakeError> {
+        if let Some(part) = self.on_their_way.pop_front() {
             self.parts.push(part.await.map_err(|_| IntakeError::Stopping)??);
         }
         Ok(())
     }
 
-    /// Makes what was taken so far safe, for another request to go on; gives the checkpoint's key.
+    async fn settle(&mut self) -> Result<(), IntakeError> {
+        while !self.on_their_way.is_empty() {
+            self.arrived().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was taken so far safe, for another request to go on, which is told its key by a
+    /// row. Where there will be no such row, drop the writer, and the parts are dropped too; else
+    /// call [`BlobWriter::named`].
     ///
     /// # Errors
     /// See [`IntakeError`].
-    pub async fn checkpoint(mut self) -> Result<(ObjectKey, Option<String>), IntakeError> {
+    pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
         self.settle().await?;
-        let key = ObjectKey::UploadCheckpoint { upload: self.upload, offset: self.offset() };
+        let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
         let checkpoint = Checkpoint {
-            parts: std::mem::take(&mut self.parts),
+            parts: self.parts.clone(),
             tail: self.buffer.to_vec(),
             sha256: self.sha256.serialize().to_vec(),
             sha512: self.sha512.serialize().to_vec(),
@@ -241,7 +326,12 @@ impl BlobWriter {
         let mut bytes = vec![CHECKPOINT_VERSION];
         bytes.extend(postcard::to_allocvec(&checkpoint).map_err(|_| IntakeError::Checkpoint)?);
         self.store.put(key, bytes.into()).await?;
-        Ok((key, self.multipart))
+        Ok((key, self.multipart.clone()))
+    }
+
+    /// A row names the multipart upload now.
+    pub fn named(mut self) {
+        self.unnamed = false;
     }
 
     /// Publishes the object, unless `accept` does not like what it has become.
@@ -253,31 +343,50 @@ impl BlobWriter {
         mut self,
         accept: impl FnOnce(&Written) -> bool,
     ) -> Result<Result<Written, Written>, IntakeError> {
-        self.settle().await?;
-        let key = self.key();
-        let size = self.offset();
+        let object = match &self.multipart {
+            Some(multipart) => multipart.object,
+            None => ObjectKey::Blob(self.name),
+        };
         let written = Written {
             sha256: Digest::sha256(self.sha256.clone().finalize().into()),
             sha512: Digest::sha512(self.sha512.clone().finalize().into()),
-            size,
-            recipe: std::mem::take(&mut self.cutter).finish(key),
+            size: self.offset(),
+            object,
+            recipe: std::mem::take(&mut self.cutter).finish(object),
         };
         if !accept(&written) {
             return Ok(Err(written));
         }
-        let tail = std::mem::take(&mut self.buffer).freeze();
-        match self.multipart.take() {
-            None => self.store.put(key, tail).await?,
+        if self.multipart.is_some() && !self.buffer.is_empty() {
+            self.send().await?;
+        }
+        self.settle().await?;
+        match &self.multipart {
+            None => self.store.put(object, std::mem::take(&mut self.buffer).freeze()).await?,
             Some(multipart) => {
-                if !tail.is_empty() {
-                    self.multipart = Some(multipart.clone());
-                    self.send(tail).await?;
-                    self.settle().await?;
-                }
-                self.store.complete(key, &multipart, &self.parts).await?;
+                self.store.complete(object, &multipart.id, &self.parts).await?;
+                self.unnamed = false;
             }
         }
         Ok(Ok(written))
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        let Some(multipart) = self.multipart.take().filter(|_| self.unnamed) else { return };
+        // Without a runtime the process is ending; the scrub finds what is left.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (store, parts) = (Arc::clone(&self.store), std::mem::take(&mut self.on_their_way));
+        runtime.spawn(async move {
+            for part in parts {
+                // It is dropped with the rest, whatever became of it.
+                let _ = part.await;
+            }
+            if let Err(error) = store.abort(multipart.object, &multipart.id).await {
+                warn!(object = %multipart.object, %error, "the parts of a broken upload stay");
+            }
+        });
     }
 }
 
@@ -291,50 +400,119 @@ mod tests {
     use super::*;
     use crate::store::FolderStore;
 
-    fn content(length: usize) -> Bytes {
+    fn content(seed: &str, length: usize) -> Bytes {
         let mut bytes = vec![0; length];
-        blake3::Hasher::new().update(b"blob").finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
         bytes.into()
     }
 
-    fn upload() -> UploadId {
-        UploadId::from_uuid(uuid::Uuid::new_v4())
+    fn session() -> UploadId {
+        UploadId::from_uuid(Uuid::new_v4())
+    }
+
+    fn folder_store() -> (tempfile::TempDir, Arc<dyn BlobStore>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(FolderStore::open(folder.path(), 0).unwrap());
+        (folder, store)
     }
 
     #[tokio::test]
     async fn a_blob_may_come_in_requests_of_any_size() {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn BlobStore> = Arc::new(FolderStore::open(folder.path(), 0).unwrap());
-        let bytes = content(3 * PART_BYTES + 4321);
-        let (intake, upload) = (Intake::default(), upload());
-        let (mut checkpoint, mut multipart) = (None, None);
+        let (_folder, store) = folder_store();
+        let bytes = content("blob", 4 * PART_BYTES + 4321);
+        let (intake, session) = (Intake::default(), session());
+        let mut kept = None;
         for piece in [0..10, 10..10, 10..PART_BYTES + 7, PART_BYTES + 7..bytes.len()] {
-            let store = Arc::clone(&store);
-            let mut writer =
-                BlobWriter::resume(&intake, store, upload, checkpoint, multipart).await.unwrap();
+            let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
+            let mut writer = match kept.take() {
+                None => BlobWriter::begin(&intake, store, turn),
+                Some((checkpoint, multipart)) => {
+                    let writer = BlobWriter::resume(&intake, store, turn, checkpoint, multipart);
+                    writer.await.unwrap()
+                }
+            };
             assert_eq!(writer.offset(), piece.start as u64);
-            writer.write(&bytes.slice(piece)).await.unwrap();
-            let (key, id) = writer.checkpoint().await.unwrap();
-            (checkpoint, multipart) = (Some(key), id);
+            writer.write(bytes.slice(piece)).await.unwrap();
+            kept = Some(writer.checkpoint().await.unwrap());
+            writer.named();
         }
-        let writer = BlobWriter::resume(&intake, Arc::clone(&store), upload, checkpoint, multipart);
-        let written = writer.await.unwrap().finish(|_| true).await.unwrap().unwrap();
+        let (checkpoint, multipart) = kept.unwrap();
+        let turn = intake.turn(session).await;
+        let writer =
+            BlobWriter::resume(&intake, Arc::clone(&store), turn, checkpoint, multipart).await;
+        let written = writer.unwrap().finish(|_| true).await.unwrap().unwrap();
         assert_eq!(written.size, bytes.len() as u64);
         assert_eq!(written.sha256, Digest::sha256(Sha256::digest(&bytes).into()));
         assert_eq!(written.sha512, Digest::sha512(Sha512::digest(&bytes).into()));
-        let stored = store::read(store.as_ref(), ObjectKey::Blob(upload), 0..written.size);
+        let stored = store::read(store.as_ref(), written.object, 0..written.size);
         assert!(stored.await.unwrap() == bytes);
         assert_eq!(written.recipe.length(), written.size);
     }
 
     #[tokio::test]
-    async fn what_is_not_accepted_is_not_published() {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn BlobStore> = Arc::new(FolderStore::open(folder.path(), 0).unwrap());
-        let (intake, upload) = (Intake::default(), upload());
-        let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), upload).await.unwrap();
-        writer.write(&content(100)).await.unwrap();
-        assert!(writer.finish(|_| false).await.unwrap().is_err());
-        assert_eq!(store.length(ObjectKey::Blob(upload)).await.unwrap(), None);
+    async fn what_is_not_accepted_is_not_published_and_leaves_nothing() {
+        let (folder, store) = folder_store();
+        let intake = Intake::default();
+        for length in [100, PART_BYTES + 1] {
+            let id = session();
+            let turn = intake.turn(id).await;
+            let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn);
+            writer.write(content("refused", length)).await.unwrap();
+            let refused = writer.finish(|_| false).await.unwrap().unwrap_err();
+            assert_eq!(store.length(refused.object).await.unwrap(), None);
+            // The parts hold the turn until they are gone.
+            drop(intake.turn(id).await);
+        }
+        let partial = || std::fs::read_dir(folder.path().join("partial")).unwrap().count();
+        while partial() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Two nodes may be asked to close one session at once: each has its own turns.
+    #[tokio::test]
+    async fn writers_that_go_on_from_one_point_do_not_overwrite_each_other() {
+        let (_folder, store) = folder_store();
+        let session = session();
+        let mut written = Vec::new();
+        for seed in ["first", "second"] {
+            let intake = Intake::default();
+            let turn = intake.turn(session).await;
+            let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn);
+            writer.write(content(seed, 1000)).await.unwrap();
+            written.push(writer);
+        }
+        for (writer, seed) in written.into_iter().zip(["first", "second"]).rev() {
+            let written = writer.finish(|_| true).await.unwrap().unwrap();
+            let stored = store::read(store.as_ref(), written.object, 0..1000).await.unwrap();
+            assert!(stored == content(seed, 1000));
+        }
+        assert_eq!(store.list("blobs/", None, 10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_writers_shares_the_budget_and_all_come_through() {
+        let (_folder, store) = folder_store();
+        let intake = Intake::default();
+        let bytes = content("many", PART_BYTES + SMALL_BYTES);
+        let mut writers = tokio::task::JoinSet::new();
+        for _ in 0..2 * PARTS_HELD_MAX {
+            let (intake, store, bytes) = (intake.clone(), Arc::clone(&store), bytes.clone());
+            writers.spawn(async move {
+                let turn = intake.turn(session()).await;
+                let mut writer = BlobWriter::begin(&intake, store, turn);
+                for start in (0..bytes.len()).step_by(SMALL_BYTES) {
+                    writer.write(bytes.slice(start..start + SMALL_BYTES)).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                writer.finish(|_| true).await.unwrap().unwrap().sha256
+            });
+        }
+        let wanted = Digest::sha256(Sha256::digest(&bytes).into());
+        while let Some(digest) = writers.join_next().await {
+            assert_eq!(digest.unwrap(), wanted);
+        }
+        assert_eq!(intake.parts.available_permits(), PARTS_HELD_MAX);
+        assert_eq!(intake.small.available_permits(), SMALL_MAX);
     }
 }

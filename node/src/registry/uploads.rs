@@ -1,7 +1,8 @@
 //! Upload sessions: POST, PATCH, PUT, GET and DELETE (distribution-spec, "Pushing Blobs").
 //!
 //! The session is a row of the metadata, so the next request may reach another node. A request's
-//! bytes count once its command is through; until then the session stands where it stood.
+//! bytes count once its command is through; until then the session stands where it stood. Requests
+//! of one session take turns at a node; at two nodes, the first command wins.
 
 use std::time::Duration;
 
@@ -9,13 +10,13 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
 use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
-use shoal_metadata::{Command, Refusal, Response as Answered, Upload, UploadPurpose};
+use shoal_metadata::{Command, Multipart, Refusal, Response as Answered, Upload, UploadPurpose};
 use shoal_raft::ProposeError;
 use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::intake::BlobWriter;
+use super::intake::{BlobWriter, Turn};
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::state::App;
 
@@ -23,6 +24,10 @@ use crate::state::App;
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
 /// A client may be silent for so long in all, and longer as it sends.
 const BODY_GRACE: Duration = Duration::from_secs(30);
+/// No silence is longer than this, whatever was sent before.
+const BODY_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long a request waits for an earlier one of its session to end.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(90);
 /// What earns a second of silence, in bytes.
 const BODY_BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
 /// What clients are told to send at least with each PATCH but the last: any length does.
@@ -77,7 +82,8 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
     };
     if asked.query.contains_key("digest") {
         // Whole in one request: there is no session to go on with.
-        return session.close(asked, body, false).await;
+        let turn = asked.app.intake.turn(session.upload).await;
+        return session.close(asked, body, turn, false).await;
     }
     asked.app.propose(Command::BeginUpload(upload)).await?;
     session.answer(StatusCode::ACCEPTED, 0)
@@ -86,15 +92,21 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
 /// `/v2/NAME/blobs/uploads/ID`.
 pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload: &str) -> Answer {
     let id = Uuid::try_parse(upload).map_err(|_| RegistryError::upload_unknown())?;
-    let session = Session::load(&asked.app, repository, UploadId::from_uuid(id)).await?;
+    let id = UploadId::from_uuid(id);
+    if asked.method == Method::GET {
+        let session = Session::load(&asked.app, repository, id).await?;
+        return session.answer(StatusCode::NO_CONTENT, session.offset);
+    }
+    let turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)).await;
+    let turn = turn.map_err(|_| {
+        let message = "another request of this upload session is still under way";
+        RegistryError::new(StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID", message)
+    })?;
+    let session = Session::load(&asked.app, repository, id).await?;
     match asked.method {
-        Method::GET => {
-            let offset = session.offset;
-            session.answer(StatusCode::NO_CONTENT, offset)
-        }
-        Method::PATCH => session.append(asked, body).await,
-        Method::PUT => session.close(asked, body, true).await,
-        Method::DELETE => session.cancel(&asked).await,
+        Method::PATCH => session.append(asked, body, turn).await,
+        Method::PUT => session.close(asked, body, turn, true).await,
+        Method::DELETE => session.cancel(&asked, turn).await,
         _ => Err(RegistryError::unsupported()),
     }
 }
@@ -105,7 +117,7 @@ struct Session {
     owner: String,
     offset: u64,
     checkpoint: Option<ObjectKey>,
-    multipart: Option<String>,
+    multipart: Option<Multipart>,
 }
 
 impl Session {
@@ -171,15 +183,18 @@ impl Session {
         if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
     }
 
-    async fn writer(&self, app: &App) -> Result<BlobWriter, RegistryError> {
+    async fn writer(&self, app: &App, turn: Turn) -> Result<BlobWriter, RegistryError> {
         let store = std::sync::Arc::clone(&app.store);
-        let (checkpoint, multipart) = (self.checkpoint, self.multipart.clone());
-        Ok(BlobWriter::resume(&app.intake, store, self.upload, checkpoint, multipart).await?)
+        let Some(checkpoint) = self.checkpoint else {
+            return Ok(BlobWriter::begin(&app.intake, store, turn));
+        };
+        let multipart = self.multipart.clone();
+        Ok(BlobWriter::resume(&app.intake, store, turn, checkpoint, multipart).await?)
     }
 
-    async fn append(self, asked: Asked, body: Body) -> Answer {
+    async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
         self.check_order(&asked)?;
-        let mut writer = self.writer(&asked.app).await?;
+        let mut writer = self.writer(&asked.app, turn).await?;
         let whole = take(&mut writer, body).await;
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
@@ -193,11 +208,19 @@ impl Session {
             expires_at: expiry(&asked.app),
         };
         match asked.app.propose(advance).await {
-            Ok(_) => {}
-            Err(ProposeError::Refused(Refusal::OffsetMismatch(at))) => {
-                return Err(Self { offset: at, ..self }.out_of_order());
+            Ok(_) => writer.named(),
+            Err(ProposeError::Refused(refusal)) => {
+                discard(&asked.app, &[checkpoint]).await;
+                return Err(match refusal {
+                    Refusal::OffsetMismatch(at) => Self { offset: at, ..self }.out_of_order(),
+                    refusal => ProposeError::Refused(refusal).into(),
+                });
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // The command may have gone through: what it names stays.
+                writer.named();
+                return Err(error.into());
+            }
         }
         if let Some(old) = self.checkpoint.filter(|old| *old != checkpoint) {
             discard(&asked.app, &[old]).await;
@@ -207,22 +230,22 @@ impl Session {
     }
 
     /// `registered` is whether the session has a row.
-    async fn close(self, asked: Asked, body: Body, registered: bool) -> Answer {
+    async fn close(self, asked: Asked, body: Body, turn: Turn, registered: bool) -> Answer {
         let digest = asked.query.get("digest");
         let digest = digest
             .ok_or_else(|| RegistryError::digest_invalid("the digest parameter is missing"))?;
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
         self.check_order(&asked)?;
         let app = asked.app.clone();
-        let mut writer = self.writer(&app).await?;
+        let mut writer = self.writer(&app, turn).await?;
         take(&mut writer, body).await?;
-        let key = writer.key();
         let outcome =
             writer.finish(|written| written.digest(digest.algorithm()) == &digest).await?;
         let written = outcome.map_err(|written| {
             let is = written.digest(digest.algorithm());
             RegistryError::digest_invalid(format!("the content's digest is {is}, not {digest}"))
         })?;
+        let key = written.object;
         let (recipe, encoded) = written.recipe.encode_with_id();
         app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;
         let commit = Command::CommitBlob {
@@ -235,7 +258,15 @@ impl Session {
             owner: self.owner.clone(),
             image: new_image(),
         };
-        let answer = app.propose(commit).await?;
+        let answer = match app.propose(commit).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if matches!(error, ProposeError::Refused(_)) {
+                    discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
+                }
+                return Err(error.into());
+            }
+        };
         if let Some(checkpoint) = self.checkpoint {
             discard(&app, &[checkpoint]).await;
         }
@@ -249,10 +280,10 @@ impl Session {
         created(&self.repository, &digest)
     }
 
-    async fn cancel(self, asked: &Asked) -> Answer {
+    async fn cancel(self, asked: &Asked, _turn: Turn) -> Answer {
         asked.app.propose(Command::AbortUpload { upload: self.upload }).await?;
         if let Some(multipart) = &self.multipart {
-            asked.app.store.abort(ObjectKey::Blob(self.upload), multipart).await?;
+            asked.app.store.abort(multipart.object, &multipart.id).await?;
         }
         if let Some(checkpoint) = self.checkpoint {
             discard(&asked.app, &[checkpoint]).await;
@@ -272,7 +303,7 @@ async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> 
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
         })?;
         pace.count(piece.len());
-        writer.write(&piece).await?;
+        writer.write(piece).await?;
     }
     Ok(())
 }
@@ -295,7 +326,7 @@ impl Pace {
     /// How long the client may be waited for until all in all it is too slow.
     fn patience(&self) -> Duration {
         let earned = Duration::from_millis(self.bytes * 1000 / BODY_BYTES_PER_SECOND_MIN);
-        (BODY_GRACE + earned).saturating_sub(self.waited)
+        (BODY_GRACE + earned).saturating_sub(self.waited).min(BODY_SILENCE_MAX)
     }
 
     async fn within<T>(&mut self, next: impl Future<Output = T>) -> Result<T, RegistryError> {

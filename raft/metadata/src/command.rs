@@ -14,8 +14,8 @@ use shoal_content::{
 use thiserror::Error;
 
 use crate::record::{
-    Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Node, Reference, Upload,
-    UploadPart, User,
+    Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Multipart, Node,
+    Reference, Upload, UploadPart, User,
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -78,7 +78,7 @@ pub enum Command {
         from: u64,
         to: u64,
         checkpoint: Option<ObjectKey>,
-        multipart: Option<String>,
+        multipart: Option<Multipart>,
         expires_at: Timestamp,
     },
     /// Records a part of a disk upload that is safe in storage; sending it again replaces it.

@@ -227,8 +227,8 @@ pub enum UploadPurpose {
         offset: u64,
         /// The object that holds what the next request needs to go on; `None` at offset 0.
         checkpoint: Option<ObjectKey>,
-        /// The store's own name for the multipart upload, once there is one.
-        multipart: Option<String>,
+        /// Where the bytes go, once there is more than a checkpoint holds.
+        multipart: Option<Multipart>,
     },
     /// A disk file in parts of equal size, in any order.
     Disk {
@@ -243,6 +243,15 @@ pub enum UploadPurpose {
         parts: BTreeMap<u32, UploadPart>,
         state: DiskUploadState,
     },
+}
+
+/// A multipart upload that storage has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Multipart {
+    /// What it will be once it is whole.
+    pub object: ObjectKey,
+    /// Storage's own name for it.
+    pub id: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -33,7 +33,7 @@ fn samples() -> Vec<Command> {
             from: 0,
             to: 1 << 40,
             checkpoint: Some(ObjectKey::UploadCheckpoint { upload: upload_id(1), offset: 9 }),
-            multipart: Some("m".into()),
+            multipart: Some(Multipart { object: ObjectKey::Blob(upload_id(7)), id: "m".into() }),
             expires_at: at(1),
         },
         part(1, 2, 3),

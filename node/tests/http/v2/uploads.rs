@@ -168,3 +168,57 @@ async fn an_upload_goes_on_through_another_node() -> Result<()> {
     other.server.stop().await?;
     node.server.stop().await
 }
+
+/// A body that is sent only when it is told to.
+fn held_body(bytes: &'static [u8]) -> (tokio::sync::oneshot::Sender<()>, Body) {
+    let (go, told) = tokio::sync::oneshot::channel::<()>();
+    let body = stream::once(async move {
+        let _ = told.await;
+        Ok::<_, std::io::Error>(bytes)
+    });
+    (go, Body::wrap_stream(body))
+}
+
+/// Both requests find the session open; whichever ends later must not touch what the other stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_requests_that_close_one_session_do_not_harm_each_others_bytes() -> Result<()> {
+    let node = Node::start().await?;
+    for first_ends_first in [true, false] {
+        let path = open_upload(&node, "a/race").await?;
+        let mut gates = Vec::new();
+        let mut requests = tokio::task::JoinSet::new();
+        for bytes in [FIRST, SECOND] {
+            let (go, body) = held_body(bytes);
+            gates.push(go);
+            let closing = format!("{path}?digest={}", sha256(bytes));
+            let request = node.v2(Method::PUT, &closing).body(body);
+            requests.spawn(async move { (bytes, request.send().await) });
+            // Time for the request to find its session.
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        if !first_ends_first {
+            gates.reverse();
+        }
+        for go in gates {
+            let _ = go.send(());
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        let mut created = 0;
+        while let Some(ended) = requests.join_next().await {
+            let (bytes, answer) = ended?;
+            let answer = answer?;
+            let blob = format!("a/race/blobs/{}", sha256(bytes));
+            match answer.status() {
+                StatusCode::CREATED => {
+                    created += 1;
+                    let got = node.v2(Method::GET, &blob).send().await?.bytes().await?;
+                    ensure!(got == bytes, "the blob's bytes are someone else's");
+                    node.v2(Method::DELETE, &blob).send().await?.error_for_status()?;
+                }
+                status => ensure!(status == StatusCode::NOT_FOUND, "{status}"),
+            }
+        }
+        ensure!(created == 1, "{created} requests closed one session");
+    }
+    node.server.stop().await
+}

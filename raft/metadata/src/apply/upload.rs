@@ -7,7 +7,7 @@ use shoal_content::{NodeId, ObjectKey, Timestamp, UploadId};
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
-use crate::record::{DiskUploadState, ImageKind, Upload, UploadPart, UploadPurpose};
+use crate::record::{DiskUploadState, ImageKind, Multipart, Upload, UploadPart, UploadPurpose};
 use crate::table::{Fault, Read, Table};
 
 /// The most parts a disk upload is cut into.
@@ -21,7 +21,7 @@ pub(super) struct Advance {
     pub from: u64,
     pub to: u64,
     pub checkpoint: Option<ObjectKey>,
-    pub multipart: Option<String>,
+    pub multipart: Option<Multipart>,
     pub expires_at: Timestamp,
 }
 

@@ -120,7 +120,7 @@ async fn run(config: Config) -> Result<()> {
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if config.log.format == "json" {
-        log.json().init()
+        log.json().flatten_event(true).init()
     } else {
         log.init()
     }

@@ -18,6 +18,7 @@ use super::caller::{Reader, Writer};
 use super::input::{Body, Path, Query};
 use super::problem::missing;
 use crate::clock::rfc3339;
+use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -264,6 +265,7 @@ pub(super) fn resolved<R: Read>(
     reference: &ImageReference,
 ) -> Result<(metadata::Image, metadata::Version), Problem> {
     let image = query.image_by_name(&reference.name)?.ok_or_else(|| no_image(&reference.name))?;
+    noted::note_image(image.id, image.name.as_str());
     let found = match &reference.pin {
         Pin::Digest(digest) => query.version(image.id, digest)?,
         Pin::Tag(tag) => match query.tag(image.id, tag)? {

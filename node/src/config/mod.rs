@@ -12,12 +12,15 @@ use serde::{Deserialize, Serialize};
 use shoal_content::Zone;
 use shoal_settings::Schema;
 
+use crate::http::cors;
+
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
     ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
     ("raft", &["listen", "advertise"]),
     ("peer", &["listen", "advertise"]),
     ("discovery", &["enabled", "listen", "advertise", "mdns"]),
@@ -55,6 +58,7 @@ const SCHEMA: Schema = Schema {
 pub struct Config {
     pub node: Node,
     pub http: Http,
+    pub cors: Cors,
     pub raft: Raft,
     pub peer: Peer,
     pub discovery: Discovery,
@@ -106,6 +110,23 @@ impl Default for Http {
             key_file: None,
             plain_listen: None,
         }
+    }
+}
+
+/// Which web pages may call this node; `*` is any.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cors {
+    /// `https://console.example`; empty switches CORS off.
+    pub allowed_origins: Vec<String>,
+    pub allowed_methods: Vec<String>,
+    pub allowed_headers: Vec<String>,
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        let any = || vec!["*".to_owned()];
+        Self { allowed_origins: Vec::new(), allowed_methods: any(), allowed_headers: any() }
     }
 }
 
@@ -270,6 +291,9 @@ impl Config {
         }
         if self.http.certificate_file.is_some() != self.http.key_file.is_some() {
             return value("http", "key_file", "certificate_file and key_file come together");
+        }
+        if let Some((key, message)) = cors::check(&self.cors) {
+            return value("cors", key, &message);
         }
         if self.storage.kind == StorageKind::S3 && self.storage.endpoint.is_empty() {
             return value("storage", "endpoint", "S3 needs the address of its service");

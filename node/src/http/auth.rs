@@ -21,6 +21,7 @@ use shoal_metadata::{Secret, UserRole};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use super::noted;
 use super::problem::Problem;
 use crate::state::App;
 
@@ -194,6 +195,14 @@ pub fn issue_token(app: &App, name: &str) -> Result<(String, u64), Problem> {
 /// # Errors
 /// 401 for credentials that are wrong, expired or malformed.
 pub async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Option<Principal>, Problem> {
+    let principal = credentials(app, headers).await?;
+    if let Some(principal) = &principal {
+        noted::note_user(|| principal.name());
+    }
+    Ok(principal)
+}
+
+async fn credentials(app: &App, headers: &HeaderMap) -> Result<Option<Principal>, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
     if text.len() > CREDENTIALS_BYTES_MAX {

@@ -1,8 +1,11 @@
 //! HTTP: who asks, what errors look like, and the server itself.
 
+mod access;
 pub mod auth;
+pub mod cors;
 mod door;
 mod leftover;
+pub mod noted;
 pub mod problem;
 mod server;
 

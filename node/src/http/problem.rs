@@ -10,20 +10,11 @@ use shoal_metadata::{Fault, Refusal};
 use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
+use super::noted;
 use crate::store::StoreError;
 
 /// When a client may try again after [`StatusCode::SERVICE_UNAVAILABLE`], in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
-
-tokio::task_local! {
-    /// The id of the request that is being answered.
-    static REQUEST_ID: String;
-}
-
-/// Does `work` for the request `id`, which every problem on the way then names.
-pub async fn within_request<T>(id: String, work: impl Future<Output = T>) -> T {
-    REQUEST_ID.scope(id, work).await
-}
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +86,7 @@ impl IntoResponse for Problem {
         let body = shoal_api::Problem {
             code: self.code.to_owned(),
             message: self.message,
-            request_id: REQUEST_ID.try_with(String::clone).ok(),
+            request_id: noted::request_id(),
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

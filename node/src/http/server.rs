@@ -1,12 +1,12 @@
 //! The HTTPS server: routes, what every request passes through, and a graceful end.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum_server::Handle;
@@ -15,21 +15,19 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::task::JoinHandle;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::{Instrument, info, info_span};
-use uuid::Uuid;
 
+use super::access::observe;
 use super::auth::Principal;
+use super::cors;
 use super::door::{CONNECTIONS_MAX, Door};
 use super::leftover::read_leftover;
-use super::problem::{self, Problem};
+use super::problem::Problem;
 use crate::api;
-use crate::metrics::RequestLabels;
 use crate::registry;
 use crate::state::App;
 
 /// How long requests under way may take once the node is told to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// From a request's first byte to the end of its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests at once on one HTTP/2 connection.
@@ -37,8 +35,6 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// An HTTP/2 client that is silent is asked, and given up when it does not answer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// A request id of a client's is taken over if it is no longer than this.
-const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// A running server.
 #[derive(Debug)]
@@ -105,7 +101,7 @@ fn bound(builder: &mut Builder<TokioExecutor>) {
 }
 
 fn router(app: App) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -114,9 +110,12 @@ fn router(app: App) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(from_fn(read_leftover))
-        .layer(CatchPanicLayer::new())
-        .layer(from_fn_with_state(app.clone(), observe))
-        .with_state(app)
+        .layer(CatchPanicLayer::new());
+    let router = match cors::layer(&app.config.cors) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(from_fn_with_state(app.clone(), observe)).with_state(app)
 }
 
 async fn no_such_path() -> Problem {
@@ -130,36 +129,6 @@ async fn no_such_path() -> Problem {
 async fn no_such_method() -> Problem {
     let message = "this path knows no such method";
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
-}
-
-/// A span and a line in the log for each request, and the metrics.
-async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let own = || HeaderValue::from_str(&Uuid::now_v7().simple().to_string());
-    let id =
-        request.headers().get(&REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
-    let id = id.map_or_else(own, Ok).unwrap_or(HeaderValue::from_static("none"));
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let span = info_span!("request", id = id.to_str().unwrap_or_default(), %method, path);
-    let named = id.to_str().unwrap_or_default().to_owned();
-    let work = next.run(request).instrument(span.clone());
-    let mut response = problem::within_request(named, work).await;
-    let status = response.status();
-    let took = started.elapsed();
-    app.metrics
-        .requests
-        .get_or_create(&RequestLabels { method: method.to_string(), status: status.as_u16() })
-        .inc();
-    app.metrics.request_seconds.observe(took.as_secs_f64());
-    if status.is_server_error() {
-        app.metrics.request_errors.inc();
-    }
-    span.in_scope(|| {
-        info!(status = status.as_u16(), duration_ms = took.as_millis() as u64, "answered")
-    });
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }
 
 /// Whether this node can do its work: a leader is known and storage answers.

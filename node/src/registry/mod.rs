@@ -30,6 +30,7 @@ pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, Intake};
 
 use crate::http::auth::{Principal, authenticate};
+use crate::http::noted;
 use crate::state::App;
 use route::Route;
 
@@ -97,10 +98,15 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
         }
         Err(problem) => return Err(problem.into()),
     };
+    let route = route?;
+    if let Some(repository) = route.repository() {
+        noted::note_image_name(repository.as_str());
+    }
+    noted::note_action(route.action(&parts.method));
     let query = pairs.iter().cloned().collect();
     let asked =
         Asked { app, principal, method: parts.method, headers: parts.headers, query, pairs };
-    match route? {
+    match route {
         Route::Base => Ok(StatusCode::OK.into_response()),
         Route::Token => Err(RegistryError::unsupported()),
         Route::Catalogue => tags::catalogue(asked).await,
@@ -117,7 +123,9 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
 
 /// The repository's row.
 fn image(view: &View, repository: &RepositoryName) -> Result<Image, RegistryError> {
-    view.query().image_by_name(repository)?.ok_or_else(RegistryError::name_unknown)
+    let image = view.query().image_by_name(repository)?.ok_or_else(RegistryError::name_unknown)?;
+    noted::note_image(image.id, image.name.as_str());
+    Ok(image)
 }
 
 /// A header made of text that is one by construction.

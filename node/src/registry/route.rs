@@ -1,5 +1,6 @@
 //! What a path below `/v2/` names. Repository names have slashes, so no router's patterns fit.
 
+use axum::http::Method;
 use shoal_content::RepositoryName;
 
 use super::error::RegistryError;
@@ -52,6 +53,41 @@ impl<'a> Route<'a> {
             "blobs" => Ok(Self::Blob(name(repository)?, last)),
             "referrers" => Ok(Self::Referrers(name(repository)?, last)),
             _ => Err(unknown()),
+        }
+    }
+
+    /// The repository that it is about.
+    pub fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::Base | Self::Token | Self::Catalogue => None,
+            Self::Tags(name)
+            | Self::Manifest(name, _)
+            | Self::Blob(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _)
+            | Self::Referrers(name, _) => Some(name),
+        }
+    }
+
+    /// What the access log calls it.
+    pub fn action(&self, method: &Method) -> &'static str {
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let deletes = *method == Method::DELETE;
+        match self {
+            Self::Base => "ping_registry",
+            Self::Token => "issue_token",
+            Self::Catalogue => "list_repositories",
+            Self::Tags(_) => "list_tags",
+            Self::Manifest(..) if reads => "pull_manifest",
+            Self::Manifest(..) if deletes => "delete_manifest",
+            Self::Manifest(..) => "push_manifest",
+            Self::Blob(..) if deletes => "delete_blob",
+            Self::Blob(..) => "pull_blob",
+            Self::Uploads(_) => "begin_upload",
+            Self::Upload(..) if reads => "read_upload",
+            Self::Upload(..) if deletes => "cancel_upload",
+            Self::Upload(..) => "push_blob",
+            Self::Referrers(..) => "list_referrers",
         }
     }
 }

@@ -59,3 +59,29 @@ async fn a_client_that_never_ends_its_headers_is_cut_off() -> Result<()> {
     ensure!(!answer.starts_with(b"HTTP/1.1 200"), "half a request was answered");
     node.server.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn web_pages_call_only_from_where_they_may() -> Result<()> {
+    const CONSOLE: &str = "https://console.example";
+    let node = Node::start_with(|config| config.cors.allowed_origins = vec![CONSOLE.into()]);
+    let node = node.await?;
+    for (origin, allowed) in [(CONSOLE, true), ("https://elsewhere.example", false)] {
+        let asked = node.anonymous_v2(Method::OPTIONS, "a/b/tags/list").header("origin", origin);
+        let asked = asked
+            .header("access-control-request-method", "GET")
+            .header("access-control-request-headers", "authorization");
+        let preflight = asked.send().await?;
+        let page = node.v2(Method::GET, "").header("origin", origin).send().await?;
+        for answer in [&preflight, &page] {
+            let header = answer.headers().get("access-control-allow-origin");
+            ensure!(header.is_some() == allowed, "{origin}: {answer:?}");
+        }
+        ensure!(preflight.status().is_success(), "{preflight:?}");
+    }
+    node.server.stop().await?;
+
+    let closed = Node::start().await?;
+    let answer = closed.v2(Method::GET, "").header("origin", CONSOLE).send().await?;
+    ensure!(answer.headers().get("access-control-allow-origin").is_none());
+    closed.server.stop().await
+}

@@ -5,7 +5,9 @@
 mod cluster;
 mod collection;
 mod disks;
+mod hostile;
 mod limits;
+mod logs;
 mod members;
 mod node;
 mod orders;

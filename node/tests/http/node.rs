@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,20 +31,30 @@ pub struct Node {
     password: String,
 }
 
-fn free(of: impl Fn() -> std::io::Result<SocketAddr>) -> Result<SocketAddr> {
-    of().context("no free port")
-}
-
-fn any() -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+/// Ports that the system gives to nobody by itself, below Linux' range for that: a port that was
+/// free a moment ago must not become another test's.
+fn free(bind: impl Fn(SocketAddr) -> bool) -> Result<SocketAddr> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    // Test programs that run at the same time start at different places.
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    for _ in 0..COUNT {
+        let number = (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + number));
+        if bind(address) {
+            return Ok(address);
+        }
+    }
+    bail!("no free port")
 }
 
 pub fn free_tcp() -> Result<SocketAddr> {
-    free(|| TcpListener::bind(any())?.local_addr())
+    free(|address| TcpListener::bind(address).is_ok())
 }
 
 pub fn free_udp() -> Result<SocketAddr> {
-    free(|| UdpSocket::bind(any())?.local_addr())
+    free(|address| UdpSocket::bind(address).is_ok())
 }
 
 /// A node of its own folder and ports.
@@ -113,6 +124,11 @@ impl Node {
     /// The administrator's.
     pub fn password(&self) -> &str {
         &self.password
+    }
+
+    /// The administrator's Bearer token.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     pub fn path(&self) -> &Path {

@@ -57,7 +57,7 @@ pub async fn push_blob(node: &Node, repository: &str, bytes: &[u8]) -> Result<St
 }
 
 /// Opens a session; gives its path below `/v2/`.
-async fn open_upload(node: &Node, repository: &str) -> Result<String> {
+pub async fn open_upload(node: &Node, repository: &str) -> Result<String> {
     let answer = node.v2(Method::POST, &format!("{repository}/blobs/uploads/")).send().await?;
     expect(&answer, StatusCode::ACCEPTED)?;
     session(&answer)

@@ -1,0 +1,116 @@
+//! A small HTTP/1.1 client that costs next to nothing, so that what is measured is the server.
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+const HEADER_BYTES_MAX: u64 = 64 * 1024;
+const SHORT_BODY_BYTES_MAX: u64 = 16 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// One request; `head` has no `Host`, `Content-Length` or `Authorization`.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub method: &'static str,
+    pub path: String,
+    /// Whole lines with their ends.
+    pub headers: String,
+    pub body: bytes::Bytes,
+    pub expect: u16,
+}
+
+impl Request {
+    pub fn get(path: impl Into<String>) -> Self {
+        let body = bytes::Bytes::new();
+        Self { method: "GET", path: path.into(), headers: String::new(), body, expect: 200 }
+    }
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub location: Option<String>,
+    pub body_bytes: u64,
+    /// The body, where it is short.
+    pub text: String,
+}
+
+/// A connection that is kept.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    host: String,
+    authorization: String,
+    scratch: Vec<u8>,
+}
+
+impl Connection {
+    /// `authorization` is a whole header line, or empty.
+    pub async fn open(host: &str, authorization: &str) -> Result<Self> {
+        let stream = TcpStream::connect(host).await.with_context(|| format!("dialing {host}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream: BufReader::with_capacity(BUFFER_BYTES, stream),
+            host: host.to_owned(),
+            authorization: authorization.to_owned(),
+            scratch: vec![0; BUFFER_BYTES],
+        })
+    }
+
+    /// Sends a request and reads the whole answer.
+    pub async fn send(&mut self, request: &Request) -> Result<Answer> {
+        let Request { method, path, headers, body, expect } = request;
+        let length = match *method {
+            "GET" | "HEAD" => String::new(),
+            _ => format!("Content-Length: {}\r\n", body.len()),
+        };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{}{headers}{length}\r\n",
+            self.host, self.authorization
+        );
+        self.stream.write_all(head.as_bytes()).await?;
+        self.stream.write_all(body).await?;
+        let (status, length, location) = self.read_head().await?;
+        let length = if *method == "HEAD" { 0 } else { length };
+        if length <= SHORT_BODY_BYTES_MAX || status != *expect {
+            let mut body = vec![0; usize::try_from(length)?];
+            self.stream.read_exact(&mut body).await?;
+            let text = String::from_utf8_lossy(&body).into_owned();
+            ensure!(status == *expect, "{method} {path}: {status}, not {expect}: {text}");
+            return Ok(Answer { location, body_bytes: length, text });
+        }
+        let mut left = length;
+        while left > 0 {
+            let room = self.scratch.len().min(usize::try_from(left)?);
+            let read = self.stream.read(&mut self.scratch[..room]).await?;
+            ensure!(read > 0, "the body of {method} {path} ended early");
+            left -= read as u64;
+        }
+        Ok(Answer { location, body_bytes: length, text: String::new() })
+    }
+
+    async fn read_head(&mut self) -> Result<(u16, u64, Option<String>)> {
+        let (mut status, mut length, mut location) = (0, 0, None);
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = (&mut self.stream).take(HEADER_BYTES_MAX).read_line(&mut line).await?;
+            ensure!(read > 0, "the connection was closed");
+            let text = line.trim_end();
+            if text.is_empty() {
+                return Ok((status, length, location));
+            }
+            if status == 0 {
+                status = text.split(' ').nth(1).context("no status")?.parse()?;
+            } else if let Some((name, value)) = text.split_once(':') {
+                if name.eq_ignore_ascii_case("content-length") {
+                    length = value.trim().parse()?;
+                } else if name.eq_ignore_ascii_case("location") {
+                    location = Some(value.trim().to_owned());
+                } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                    bail!("this client reads answers of known length only");
+                }
+            }
+        }
+    }
+}

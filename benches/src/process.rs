@@ -1,0 +1,68 @@
+//! A server in a process of its own, with what it costs.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Killed when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// Starts it, with its output in `log`.
+    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let log = std::fs::File::create(log)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("{command:?} does not start"))?;
+        Ok(Self { child })
+    }
+
+    /// Waits until something listens at `address`.
+    pub async fn listening(&mut self, address: &str, log: &Path) -> Result<()> {
+        let end = Instant::now() + START_DEADLINE;
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            if self.child.try_wait()?.is_some() || Instant::now() > end {
+                let mut text = String::new();
+                std::fs::File::open(log)?.read_to_string(&mut text)?;
+                bail!("nothing listens at {address}:\n{text}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// User and system time so far.
+    pub fn cpu(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name may have spaces; the fields are counted from its end (proc(5)).
+        let (_, fields) = stat.rsplit_once(')').context("no stat")?;
+        let ticks = |index: usize| -> Result<u64> {
+            Ok(fields.split_whitespace().nth(index).context("a short stat")?.parse()?)
+        };
+        const TICKS_PER_SECOND: u64 = 100;
+        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
+    }
+
+    /// A field of `/proc/PID/status` in MiB, such as `VmHWM` (the peak) or `VmRSS`.
+    pub fn memory_mib(&self, field: &str) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib: f64 = line.context("no such field")?.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,213 @@
+//! What every request passes through: its id, its metrics, and its line in the access log.
+//!
+//! The line is written when the answer has been sent whole, or was broken off, and counts the bytes
+//! that were taken from it. With `log.format = "json"` it is one flat JSON object; its target is
+//! [`TARGET`], by which it can be filtered (`log.filter = "info,shoal::access=off"`).
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tracing::{Instrument, info, info_span};
+use uuid::Uuid;
+
+use super::noted::{self, Noted};
+use crate::metrics::RequestLabels;
+use crate::state::App;
+
+const TARGET: &str = "shoal::access";
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A request id of a client's is taken over if it is no longer than this.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Of a path, this much is logged.
+const PATH_BYTES_MAX: usize = 512;
+
+/// The middleware.
+pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let own = || HeaderValue::from_str(&Uuid::now_v7().simple().to_string());
+    let given = request.headers().get(&REQUEST_ID);
+    let given = given.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX && id.to_str().is_ok());
+    let id = given.cloned().map_or_else(own, Ok).unwrap_or(HeaderValue::from_static("none"));
+    let noted = Noted::new(id.to_str().unwrap_or_default());
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let mut line = Line {
+        started: Instant::now(),
+        trace_id: trace_id(request.headers()).unwrap_or_else(|| noted.id.clone()),
+        noted: Arc::clone(&noted),
+        client,
+        method: request.method().clone(),
+        path: request.uri().path().chars().take(PATH_BYTES_MAX).collect(),
+        route: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
+        status: StatusCode::OK,
+        length: None,
+    };
+    let span = info_span!("request", id = noted.id, method = %line.method, path = line.path);
+    let mut response = noted::within(noted, next.run(request).instrument(span)).await;
+    line.status = response.status();
+    let length = response.headers().get(header::CONTENT_LENGTH);
+    line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+    app.metrics
+        .requests
+        .get_or_create(&RequestLabels {
+            method: line.method.to_string(),
+            status: line.status.as_u16(),
+        })
+        .inc();
+    app.metrics.request_seconds.observe(line.started.elapsed().as_secs_f64());
+    if line.status.is_server_error() {
+        app.metrics.request_errors.inc();
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response.map(|inner| Body::new(Logged { inner, sent: 0, line }))
+}
+
+/// The trace that a caller's `traceparent` names (W3C Trace Context, version 00).
+fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = text.split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let known = version == "00" && trace.len() == 32 && hex(trace) && trace != "0".repeat(32);
+    known.then(|| trace.to_owned())
+}
+
+/// What the line will say.
+struct Line {
+    started: Instant,
+    trace_id: String,
+    noted: Arc<Noted>,
+    client: Option<SocketAddr>,
+    method: Method,
+    path: String,
+    route: Option<String>,
+    status: StatusCode,
+    /// The answer's Content-Length.
+    length: Option<u64>,
+}
+
+impl Line {
+    fn write(&self, sent: u64, whole: bool) {
+        let text = |value: Option<&String>| value.cloned().unwrap_or_default();
+        let failed = self.status.is_client_error() || self.status.is_server_error();
+        let status = match (failed, whole) {
+            (true, _) => "failure",
+            (false, true) => "success",
+            (false, false) => "aborted",
+        };
+        let action = self.noted.action.get().cloned();
+        let action = action.unwrap_or_else(|| action_of(&self.method, self.route.as_deref()));
+        info!(
+            target: TARGET,
+            service = "shoal-node",
+            trace_id = self.trace_id,
+            request_id = self.noted.id,
+            user_id = text(self.noted.user.get()),
+            action,
+            image_id = self.noted.image_id.get().map(ToString::to_string).unwrap_or_default(),
+            image_name = text(self.noted.image_name.get()),
+            client_ip = self.client.map(|client| client.ip().to_string()).unwrap_or_default(),
+            duration_ms = self.started.elapsed().as_millis() as u64,
+            status,
+            http_status = self.status.as_u16(),
+            method = %self.method,
+            path = self.path,
+            bytes_sent = sent,
+            "answered"
+        );
+    }
+}
+
+/// What is done, out of the method and the fixed parts of a route: `create_images`.
+fn action_of(method: &Method, route: Option<&str>) -> String {
+    let verb = match *method {
+        Method::GET | Method::HEAD => "read",
+        Method::POST => "create",
+        Method::PUT | Method::PATCH => "write",
+        Method::DELETE => "delete",
+        _ => "other",
+    };
+    let route = route.unwrap_or("unknown");
+    let route = route.strip_prefix("/api/v1/").unwrap_or(route.trim_start_matches('/'));
+    let fixed = route.split('/').filter(|part| !part.is_empty() && !part.starts_with('{'));
+    fixed.fold(verb.to_owned(), |action, part| format!("{action}_{}", part.replace('-', "_")))
+}
+
+/// A body that writes the line when it is done with.
+struct Logged {
+    inner: Body,
+    sent: u64,
+    line: Line,
+}
+
+impl HttpBody for Logged {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.sent += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        // A HEAD takes nothing of its body. What has no known length and was not seen to end was
+        // left by the client.
+        let whole = self.line.method == Method::HEAD
+            || self.inner.is_end_stream()
+            || self.line.length.is_some_and(|length| self.sent >= length);
+        self.line.write(self.sent, whole);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_is_what_is_done_to_what() {
+        let action = |method, route| action_of(&method, Some(route));
+        assert_eq!(action(Method::GET, "/api/v1/images/{image}"), "read_images");
+        assert_eq!(action(Method::POST, "/api/v1/join-tokens"), "create_join_tokens");
+        assert_eq!(action(Method::GET, "/health"), "read_health");
+        assert_eq!(action_of(&Method::DELETE, None), "delete_unknown");
+    }
+
+    #[test]
+    fn a_trace_is_taken_over_only_where_it_is_well_formed() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_str(text).unwrap());
+            trace_id(&headers)
+        };
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(of(&format!("00-{trace}-00f067aa0ba902b7-01")).as_deref(), Some(trace));
+        for bad in ["", "00", "00-xyz-1-01", &format!("00-{}-1-01", "0".repeat(32)), "01-"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}

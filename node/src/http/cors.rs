@@ -1,0 +1,78 @@
+//! Which web pages of other origins may call this node (the Fetch standard's CORS protocol).
+//!
+//! Credentials of the browser's own (cookies) are never allowed: pages bring a token.
+
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+use super::access::REQUEST_ID;
+use crate::config::Cors;
+
+/// How long a browser remembers the answer to a preflight.
+const MAX_AGE: Duration = Duration::from_secs(600);
+const ANY: &str = "*";
+
+/// What pages may read of an answer.
+const EXPOSED: [HeaderName; 10] = [
+    header::LINK,
+    header::LOCATION,
+    header::RANGE,
+    header::CONTENT_RANGE,
+    header::CONTENT_LENGTH,
+    header::ETAG,
+    header::WWW_AUTHENTICATE,
+    REQUEST_ID,
+    HeaderName::from_static("docker-content-digest"),
+    HeaderName::from_static("oci-subject"),
+];
+
+/// `None` where no origin is allowed. The settings were checked when they were loaded.
+pub fn layer(cors: &Cors) -> Option<CorsLayer> {
+    if cors.allowed_origins.is_empty() {
+        return None;
+    }
+    let origins = match parsed::<HeaderValue>(&cors.allowed_origins) {
+        Some(list) => AllowOrigin::list(list),
+        None => AllowOrigin::any(),
+    };
+    let methods = match parsed::<Method>(&cors.allowed_methods) {
+        Some(list) => AllowMethods::list(list),
+        None => AllowMethods::any(),
+    };
+    let headers = match parsed::<HeaderName>(&cors.allowed_headers) {
+        Some(list) => AllowHeaders::list(list),
+        None => AllowHeaders::any(),
+    };
+    let layer = CorsLayer::new().allow_origin(origins).allow_methods(methods);
+    Some(layer.allow_headers(headers).expose_headers(EXPOSED).max_age(MAX_AGE))
+}
+
+/// Each one parsed; `None` is any.
+fn parsed<T: std::str::FromStr>(texts: &[String]) -> Option<Vec<T>> {
+    if texts.iter().any(|text| text == ANY) {
+        return None;
+    }
+    Some(texts.iter().filter_map(|text| text.parse().ok()).collect())
+}
+
+/// What is wrong with the settings, if anything.
+pub fn check(cors: &Cors) -> Option<(&'static str, String)> {
+    let bad = |texts: &[String], fits: fn(&str) -> bool| {
+        texts.iter().find(|text| *text != ANY && !fits(text)).cloned()
+    };
+    // An origin is scheme, host and port: a slash at the end is the usual mistake.
+    let origin = |text: &str| {
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        rest.is_some_and(|host| !host.is_empty() && !host.contains('/'))
+    };
+    if let Some(text) = bad(&cors.allowed_origins, origin) {
+        return Some(("allowed_origins", format!("{text} is no origin like https://example.org")));
+    }
+    if let Some(text) = bad(&cors.allowed_methods, |text| text.parse::<Method>().is_ok()) {
+        return Some(("allowed_methods", format!("{text} is no method")));
+    }
+    let text = bad(&cors.allowed_headers, |text| text.parse::<HeaderName>().is_ok());
+    text.map(|text| ("allowed_headers", format!("{text} is no header")))
+}

@@ -1,0 +1,60 @@
+//! What is learnt about a request while it is answered: for its problems, and for the access log.
+
+use std::sync::{Arc, OnceLock};
+
+use shoal_content::ImageId;
+
+tokio::task_local! {
+    static NOTED: Arc<Noted>;
+}
+
+/// Each fact is noted once; the first one stands.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// The request's id.
+    pub id: String,
+    pub user: OnceLock<String>,
+    pub action: OnceLock<String>,
+    pub image_id: OnceLock<ImageId>,
+    pub image_name: OnceLock<String>,
+}
+
+impl Noted {
+    pub fn new(id: &str) -> Arc<Self> {
+        Arc::new(Self { id: id.to_owned(), ..Self::default() })
+    }
+}
+
+/// Does `work` for a request.
+pub async fn within<T>(noted: Arc<Noted>, work: impl Future<Output = T>) -> T {
+    NOTED.scope(noted, work).await
+}
+
+/// The id of the request that is being answered, if one is.
+pub fn request_id() -> Option<String> {
+    NOTED.try_with(|noted| noted.id.clone()).ok()
+}
+
+fn note<T>(field: fn(&Noted) -> &OnceLock<T>, value: impl FnOnce() -> T) {
+    // Outside a request there is nothing to be noted for.
+    let _ = NOTED.try_with(|noted| {
+        field(noted).get_or_init(value);
+    });
+}
+
+pub fn note_user(name: impl FnOnce() -> String) {
+    note(|noted| &noted.user, name);
+}
+
+pub fn note_action(action: &str) {
+    note(|noted| &noted.action, || action.to_owned());
+}
+
+pub fn note_image_name(name: &str) {
+    note(|noted| &noted.image_name, || name.to_owned());
+}
+
+pub fn note_image(id: ImageId, name: &str) {
+    note(|noted| &noted.image_id, || id);
+    note_image_name(name);
+}

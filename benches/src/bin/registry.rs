@@ -20,7 +20,7 @@ use shoal_benches::sample::noise;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TAGS_MAX: usize = 100_000;
 /// Tags that one request of ours sets.
-const TAGS_PER_REQUEST: usize = 100;
+const TAGS_PER_REQUEST: usize = 50;
 const MIB: usize = 1 << 20;
 
 /// Measures a registry's requests: rate, latency, CPU and memory of both servers.

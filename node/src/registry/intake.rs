@@ -10,12 +10,14 @@
 //! Invariants: no two writers ever write under one key, unless one goes on where the other ended,
 //! and then within one multipart upload, whose completion names each part's tag. All writers of a
 //! node together hold [`INTAKE_BYTES_MAX`]; whoever comes later waits. Nothing is copied at the
-//! end. A multipart upload that no row will name is aborted.
+//! end. A multipart upload that no row will name is aborted. What is published has the digest that
+//! was asked for, or is deleted again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -39,7 +41,7 @@ const SMALL_BYTES: usize = 256 * 1024;
 /// Uploads that hold so little.
 const SMALL_MAX: usize = 128;
 /// Parts of all uploads, filling or on their way.
-const PARTS_HELD_MAX: usize = 14;
+const PARTS_HELD_MAX: usize = 10;
 /// What all uploads of a node may hold at once.
 pub const INTAKE_BYTES_MAX: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
 /// S3's own limit.
@@ -108,9 +110,62 @@ impl Intake {
 struct Checkpoint {
     parts: Vec<StoredPart>,
     tail: Vec<u8>,
-    sha256: Vec<u8>,
-    sha512: Vec<u8>,
+    hash: Vec<u8>,
+    algorithm: u8,
     cutter: Vec<u8>,
+}
+
+/// The one hash that is computed as the bytes come; a second one would cost as much as all else.
+#[derive(Debug, Clone)]
+enum Hash {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hash {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
+            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
+        }
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Sha512(hash) => hash.update(bytes),
+        }
+    }
+
+    fn digest(self) -> Digest {
+        match self {
+            Self::Sha256(hash) => Digest::sha256(hash.finalize().into()),
+            Self::Sha512(hash) => Digest::sha512(hash.finalize().into()),
+        }
+    }
+
+    /// Its midstate, with a number for the algorithm that is stored.
+    fn save(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::Sha256(hash) => (1, hash.serialize().to_vec()),
+            Self::Sha512(hash) => (2, hash.serialize().to_vec()),
+        }
+    }
+
+    fn restore(algorithm: u8, bytes: &[u8]) -> Option<Self> {
+        match algorithm {
+            1 => restore_hash(bytes).map(Self::Sha256),
+            2 => restore_hash(bytes).map(Self::Sha512),
+            _ => None,
+        }
+    }
 }
 
 /// Bytes that may be held, and what was admitted for them.
@@ -138,34 +193,34 @@ pub struct BlobWriter {
     on_their_way: VecDeque<JoinHandle<Result<StoredPart, StoreError>>>,
     buffer: BytesMut,
     room: Room,
-    sha256: Sha256,
-    sha512: Sha512,
+    hash: Hash,
     cutter: BlobCutter,
 }
 
-/// A blob whose bytes are all in storage.
+/// A blob whose bytes are all in storage, and have the digest that was asked for.
 #[derive(Debug)]
 pub struct Written {
-    pub sha256: Digest,
-    pub sha512: Digest,
     pub size: u64,
     pub object: ObjectKey,
     pub recipe: Recipe,
 }
 
-impl Written {
-    /// Its digest under the algorithm of `wanted`.
-    pub fn digest(&self, algorithm: Algorithm) -> &Digest {
-        match algorithm {
-            Algorithm::Sha256 => &self.sha256,
-            Algorithm::Sha512 => &self.sha512,
-        }
-    }
+/// The content has another digest than the one that was asked for.
+#[derive(Debug)]
+pub struct Mismatch {
+    pub is: Digest,
+    /// Whether the session has nothing left to go on with.
+    pub ended: bool,
 }
 
 impl BlobWriter {
-    /// A new blob.
-    pub fn begin(intake: &Intake, store: Arc<dyn BlobStore>, turn: Turn) -> Self {
+    /// A new blob, whose digest will most likely be of `algorithm`.
+    pub fn begin(
+        intake: &Intake,
+        store: Arc<dyn BlobStore>,
+        turn: Turn,
+        algorithm: Algorithm,
+    ) -> Self {
         Self {
             intake: intake.clone(),
             store,
@@ -179,8 +234,7 @@ impl BlobWriter {
             on_their_way: VecDeque::new(),
             buffer: BytesMut::new(),
             room: Room::default(),
-            sha256: Sha256::new(),
-            sha512: Sha512::new(),
+            hash: Hash::new(algorithm),
             cutter: BlobCutter::new(),
         }
     }
@@ -196,7 +250,7 @@ impl BlobWriter {
         checkpoint: ObjectKey,
         multipart: Option<Multipart>,
     ) -> Result<Self, IntakeError> {
-        let mut writer = Self::begin(intake, store, turn);
+        let mut writer = Self::begin(intake, store, turn, Algorithm::Sha256);
         writer.multipart = multipart;
         let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
         writer.make_room(length.try_into().map_err(|_| IntakeError::Checkpoint)?).await?;
@@ -211,8 +265,7 @@ impl BlobWriter {
             return None;
         }
         let checkpoint: Checkpoint = postcard::from_bytes(body).ok()?;
-        self.sha256 = restore_hash(&checkpoint.sha256)?;
-        self.sha512 = restore_hash(&checkpoint.sha512)?;
+        self.hash = Hash::restore(checkpoint.algorithm, &checkpoint.hash)?;
         self.cutter = BlobCutter::from_bytes(&checkpoint.cutter).ok()?;
         self.flushed = checkpoint.parts.iter().map(|part| part.length).sum();
         self.part_numbers = u32::try_from(checkpoint.parts.len()).ok()?;
@@ -231,8 +284,7 @@ impl BlobWriter {
     /// # Errors
     /// See [`IntakeError`].
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), IntakeError> {
-        self.sha256.update(&bytes);
-        self.sha512.update(&bytes);
+        self.hash.update(&bytes);
         self.cutter.update(&bytes);
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PART_BYTES - self.buffer.len()));
@@ -316,11 +368,12 @@ impl BlobWriter {
     pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
         self.settle().await?;
         let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
+        let (algorithm, hash) = self.hash.save();
         let checkpoint = Checkpoint {
             parts: self.parts.clone(),
             tail: self.buffer.to_vec(),
-            sha256: self.sha256.serialize().to_vec(),
-            sha512: self.sha512.serialize().to_vec(),
+            hash,
+            algorithm,
             cutter: self.cutter.to_bytes(),
         };
         let mut bytes = vec![CHECKPOINT_VERSION];
@@ -334,29 +387,27 @@ impl BlobWriter {
         self.unnamed = false;
     }
 
-    /// Publishes the object, unless `accept` does not like what it has become.
+    /// Publishes the object if its digest is `wanted`. Where another hash was computed than the
+    /// one that is asked for, what is stored is read again.
     ///
     /// # Errors
-    /// See [`IntakeError`]; `Ok(Err(_))` gives back the hashes of what was not accepted, with
-    /// nothing published.
+    /// See [`IntakeError`].
     pub async fn finish(
         mut self,
-        accept: impl FnOnce(&Written) -> bool,
-    ) -> Result<Result<Written, Written>, IntakeError> {
+        wanted: &Digest,
+    ) -> Result<Result<Written, Mismatch>, IntakeError> {
+        let known = self.hash.algorithm() == wanted.algorithm();
+        if known {
+            let is = self.hash.clone().digest();
+            if is != *wanted {
+                return Ok(Err(Mismatch { is, ended: false }));
+            }
+        }
         let object = match &self.multipart {
             Some(multipart) => multipart.object,
             None => ObjectKey::Blob(self.name),
         };
-        let written = Written {
-            sha256: Digest::sha256(self.sha256.clone().finalize().into()),
-            sha512: Digest::sha512(self.sha512.clone().finalize().into()),
-            size: self.offset(),
-            object,
-            recipe: std::mem::take(&mut self.cutter).finish(object),
-        };
-        if !accept(&written) {
-            return Ok(Err(written));
-        }
+        let size = self.offset();
         if self.multipart.is_some() && !self.buffer.is_empty() {
             self.send().await?;
         }
@@ -368,7 +419,29 @@ impl BlobWriter {
                 self.unnamed = false;
             }
         }
-        Ok(Ok(written))
+        if !known {
+            let is = self.read_digest(object, size, wanted.algorithm()).await?;
+            if is != *wanted {
+                self.store.delete(&[object]).await?;
+                return Ok(Err(Mismatch { is, ended: self.multipart.is_some() }));
+            }
+        }
+        let recipe = std::mem::take(&mut self.cutter).finish(object);
+        Ok(Ok(Written { size, object, recipe }))
+    }
+
+    async fn read_digest(
+        &self,
+        object: ObjectKey,
+        size: u64,
+        algorithm: Algorithm,
+    ) -> Result<Digest, IntakeError> {
+        let mut hash = Hash::new(algorithm);
+        let mut pieces = self.store.get(object, 0..size).await?;
+        while let Some(piece) = pieces.next().await {
+            hash.update(&piece?);
+        }
+        Ok(hash.digest())
     }
 }
 
@@ -406,6 +479,10 @@ mod tests {
         bytes.into()
     }
 
+    fn digest(bytes: &[u8]) -> Digest {
+        Digest::sha256(Sha256::digest(bytes).into())
+    }
+
     fn session() -> UploadId {
         UploadId::from_uuid(Uuid::new_v4())
     }
@@ -425,7 +502,7 @@ mod tests {
         for piece in [0..10, 10..10, 10..PART_BYTES + 7, PART_BYTES + 7..bytes.len()] {
             let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
             let mut writer = match kept.take() {
-                None => BlobWriter::begin(&intake, store, turn),
+                None => BlobWriter::begin(&intake, store, turn, Algorithm::Sha256),
                 Some((checkpoint, multipart)) => {
                     let writer = BlobWriter::resume(&intake, store, turn, checkpoint, multipart);
                     writer.await.unwrap()
@@ -440,10 +517,8 @@ mod tests {
         let turn = intake.turn(session).await;
         let writer =
             BlobWriter::resume(&intake, Arc::clone(&store), turn, checkpoint, multipart).await;
-        let written = writer.unwrap().finish(|_| true).await.unwrap().unwrap();
+        let written = writer.unwrap().finish(&digest(&bytes)).await.unwrap().unwrap();
         assert_eq!(written.size, bytes.len() as u64);
-        assert_eq!(written.sha256, Digest::sha256(Sha256::digest(&bytes).into()));
-        assert_eq!(written.sha512, Digest::sha512(Sha512::digest(&bytes).into()));
         let stored = store::read(store.as_ref(), written.object, 0..written.size);
         assert!(stored.await.unwrap() == bytes);
         assert_eq!(written.recipe.length(), written.size);
@@ -456,16 +531,38 @@ mod tests {
         for length in [100, PART_BYTES + 1] {
             let id = session();
             let turn = intake.turn(id).await;
-            let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn);
+            let mut writer =
+                BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
             writer.write(content("refused", length)).await.unwrap();
-            let refused = writer.finish(|_| false).await.unwrap().unwrap_err();
-            assert_eq!(store.length(refused.object).await.unwrap(), None);
+            let refused = writer.finish(&digest(b"other")).await.unwrap().unwrap_err();
+            assert!(!refused.ended && refused.is == digest(&content("refused", length)));
             // The parts hold the turn until they are gone.
             drop(intake.turn(id).await);
         }
         let partial = || std::fs::read_dir(folder.path().join("partial")).unwrap().count();
         while partial() > 0 {
             tokio::task::yield_now().await;
+        }
+        assert_eq!(store.list("", None, 10).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn another_algorithm_than_the_expected_one_is_read_back() {
+        let (_folder, store) = folder_store();
+        let intake = Intake::default();
+        for (length, right) in [(100, true), (PART_BYTES + 1, true), (PART_BYTES + 1, false)] {
+            let turn = intake.turn(session()).await;
+            let mut writer =
+                BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+            let bytes = content("long", length);
+            writer.write(bytes.clone()).await.unwrap();
+            let is = Digest::sha512(Sha512::digest(&bytes).into());
+            let wanted = if right { is } else { Digest::sha512([7; 64]) };
+            let before = store.list("", None, 10).await.unwrap().len();
+            let finished = writer.finish(&wanted).await.unwrap();
+            assert_eq!(finished.is_ok(), right);
+            let kept = store.list("", None, 10).await.unwrap().len() - before;
+            assert_eq!(kept, usize::from(right));
         }
     }
 
@@ -478,12 +575,14 @@ mod tests {
         for seed in ["first", "second"] {
             let intake = Intake::default();
             let turn = intake.turn(session).await;
-            let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn);
+            let mut writer =
+                BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
             writer.write(content(seed, 1000)).await.unwrap();
             written.push(writer);
         }
         for (writer, seed) in written.into_iter().zip(["first", "second"]).rev() {
-            let written = writer.finish(|_| true).await.unwrap().unwrap();
+            let wanted = digest(&content(seed, 1000));
+            let written = writer.finish(&wanted).await.unwrap().unwrap();
             let stored = store::read(store.as_ref(), written.object, 0..1000).await.unwrap();
             assert!(stored == content(seed, 1000));
         }
@@ -498,19 +597,19 @@ mod tests {
         let mut writers = tokio::task::JoinSet::new();
         for _ in 0..2 * PARTS_HELD_MAX {
             let (intake, store, bytes) = (intake.clone(), Arc::clone(&store), bytes.clone());
+            let wanted = digest(&bytes);
             writers.spawn(async move {
                 let turn = intake.turn(session()).await;
-                let mut writer = BlobWriter::begin(&intake, store, turn);
+                let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
                 for start in (0..bytes.len()).step_by(SMALL_BYTES) {
                     writer.write(bytes.slice(start..start + SMALL_BYTES)).await.unwrap();
                     tokio::task::yield_now().await;
                 }
-                writer.finish(|_| true).await.unwrap().unwrap().sha256
+                writer.finish(&wanted).await.unwrap().unwrap().size
             });
         }
-        let wanted = Digest::sha256(Sha256::digest(&bytes).into());
-        while let Some(digest) = writers.join_next().await {
-            assert_eq!(digest.unwrap(), wanted);
+        while let Some(size) = writers.join_next().await {
+            assert_eq!(size.unwrap(), bytes.len() as u64);
         }
         assert_eq!(intake.parts.available_permits(), PARTS_HELD_MAX);
         assert_eq!(intake.small.available_permits(), SMALL_MAX);

@@ -9,14 +9,14 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
-use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
+use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
 use shoal_metadata::{Command, Multipart, Refusal, Response as Answered, Upload, UploadPurpose};
 use shoal_raft::ProposeError;
 use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::intake::{BlobWriter, Turn};
+use super::intake::{BlobWriter, Mismatch, Turn};
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::state::App;
 
@@ -183,10 +183,15 @@ impl Session {
         if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
     }
 
-    async fn writer(&self, app: &App, turn: Turn) -> Result<BlobWriter, RegistryError> {
+    async fn writer(
+        &self,
+        app: &App,
+        turn: Turn,
+        algorithm: Algorithm,
+    ) -> Result<BlobWriter, RegistryError> {
         let store = std::sync::Arc::clone(&app.store);
         let Some(checkpoint) = self.checkpoint else {
-            return Ok(BlobWriter::begin(&app.intake, store, turn));
+            return Ok(BlobWriter::begin(&app.intake, store, turn, algorithm));
         };
         let multipart = self.multipart.clone();
         Ok(BlobWriter::resume(&app.intake, store, turn, checkpoint, multipart).await?)
@@ -194,7 +199,8 @@ impl Session {
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
         self.check_order(&asked)?;
-        let mut writer = self.writer(&asked.app, turn).await?;
+        // The client says at the end which digest it has; nearly always it is this one.
+        let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
         let whole = take(&mut writer, body).await;
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
@@ -237,14 +243,18 @@ impl Session {
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
         self.check_order(&asked)?;
         let app = asked.app.clone();
-        let mut writer = self.writer(&app, turn).await?;
+        let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
         take(&mut writer, body).await?;
-        let outcome =
-            writer.finish(|written| written.digest(digest.algorithm()) == &digest).await?;
-        let written = outcome.map_err(|written| {
-            let is = written.digest(digest.algorithm());
-            RegistryError::digest_invalid(format!("the content's digest is {is}, not {digest}"))
-        })?;
+        let written = match writer.finish(&digest).await? {
+            Ok(written) => written,
+            Err(Mismatch { is, ended }) => {
+                if ended && registered {
+                    app.propose(Command::AbortUpload { upload: self.upload }).await?;
+                }
+                let message = format!("the content's digest is {is}, not {digest}");
+                return Err(RegistryError::digest_invalid(message));
+            }
+        };
         let key = written.object;
         let (recipe, encoded) = written.recipe.encode_with_id();
         app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;

@@ -19,7 +19,7 @@
 //! A crash at any step leaves a mark, which the next leader finds. The times are the nodes' wall
 //! clocks; they may differ by minutes without harm, by a quarter of an hour not.
 //!
-//! Non-goals: objects that no row ever named (see the scrub), sessions that expire (see `disks`).
+//! Non-goals: objects that no row ever named (see `scrub`), sessions that expire (see `disks`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -91,8 +91,8 @@ pub struct Collected {
     pub unlinked: usize,
 }
 
-/// See the module's documentation.
-#[derive(Debug)]
+/// See the module's documentation. Clones count the same.
+#[derive(Debug, Clone)]
 pub struct Collector {
     raft: Raft,
     store: Arc<dyn BlobStore>,

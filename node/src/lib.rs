@@ -15,6 +15,7 @@ pub mod joining;
 pub mod metrics;
 pub mod origin;
 pub mod registry;
+pub mod scrub;
 pub mod server;
 pub mod state;
 pub mod store;

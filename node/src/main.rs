@@ -12,6 +12,10 @@ use shoal_node::server::{self, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// RocksDB and bursts of uploads leave glibc's heap in pieces; this one gives memory back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A Shoal node: keeps images, replicates their metadata, serves docker, agents and the REST API.
 ///
 /// Without any configuration it is a complete single node: `shoal-node run` founds a cluster in its

@@ -25,6 +25,7 @@ use crate::http::{Listening, serve};
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
+use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
 
@@ -78,20 +79,25 @@ impl Server {
         }
         let keys = read_keys(&raft).await?;
         let tls = tls(&config, &keys).await?;
-        let services = Services::new(&raft, &store, id, &keys, Arc::clone(home.key()))?;
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let timing = Timing::new(
+            seconds(config.collection.grace_seconds),
+            seconds(config.collection.interval_seconds),
+        );
+        let collector =
+            Collector::new(raft.clone(), Arc::clone(&store.front), timing, &mut registry);
+        let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
+        // What lies in a cache says nothing about storage.
+        let scrubber = Scrubber::new(raft.clone(), store.behind, limits, &mut registry);
+        let store = store.front;
+        let key = Arc::clone(home.key());
+        let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber)?;
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
-        let seconds = |seconds| Duration::from_secs(seconds);
-        let timing = Timing::new(
-            seconds(config.collection.grace_seconds),
-            seconds(config.collection.interval_seconds),
-        );
-        let collector = Collector::new(raft.clone(), Arc::clone(&store), timing, &mut registry);
-        tasks.spawn(collector.run());
         let app = App::new(Parts {
             node: id,
             raft,
@@ -160,16 +166,19 @@ async fn start_raft(
     Ok(Raft::start(config, transport, registry).await?)
 }
 
-async fn open_store(
-    config: &Config,
-    home: &Home,
-    registry: &mut Registry,
-) -> Result<Arc<dyn BlobStore>> {
+/// Storage as the node uses it, and itself, without a cache before it.
+struct Stores {
+    front: Arc<dyn BlobStore>,
+    behind: Arc<dyn BlobStore>,
+}
+
+async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Result<Stores> {
     let storage = &config.storage;
     Ok(match storage.kind {
         StorageKind::Folder => {
             let path = storage.path.clone().unwrap_or_else(|| home.storage_folder());
-            Arc::new(FolderStore::open(&path, storage.reserve_bytes)?)
+            let store = Arc::new(FolderStore::open(&path, storage.reserve_bytes)?);
+            Stores { front: Arc::clone(&store) as Arc<dyn BlobStore>, behind: store }
         }
         StorageKind::S3 => {
             let secret_key = match &storage.secret_key_file {
@@ -184,11 +193,15 @@ async fn open_store(
                 secret_key,
                 path_style: storage.path_style,
             };
-            let s3 = Arc::new(S3Store::open(&settings).await?);
-            match storage.cache_bytes {
-                0 => s3,
-                most => Arc::new(CachedStore::open(s3, &home.cache_folder(), most, registry)?),
-            }
+            let behind: Arc<dyn BlobStore> = Arc::new(S3Store::open(&settings).await?);
+            let front: Arc<dyn BlobStore> = match storage.cache_bytes {
+                0 => Arc::clone(&behind),
+                most => {
+                    let behind = Arc::clone(&behind);
+                    Arc::new(CachedStore::open(behind, &home.cache_folder(), most, registry)?)
+                }
+            };
+            Stores { front, behind }
         }
     })
 }

@@ -18,6 +18,8 @@ use shoal_benches::process::Server;
 use shoal_benches::sample::noise;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// How long both do nothing before their idle memory is read.
+const IDLE: Duration = Duration::from_secs(6);
 const TAGS_MAX: usize = 100_000;
 /// Tags that one request of ours sets.
 const TAGS_PER_REQUEST: usize = 50;
@@ -121,7 +123,7 @@ async fn main() -> Result<()> {
     let ours = start_node(&arguments, folder).await?;
     let peer = start_peer(&arguments, folder).await?;
     let mut memory = BTreeMap::new();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(IDLE).await;
     memory.insert("shoal, idle", ours.server.memory_mib("VmRSS")?);
     memory.insert("docker-registry, idle", peer.server.memory_mib("VmRSS")?);
 

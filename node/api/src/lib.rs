@@ -10,6 +10,7 @@ mod deployment;
 mod image;
 mod problem;
 mod session;
+mod storage;
 
 pub use agent::*;
 pub use cluster::*;
@@ -17,3 +18,4 @@ pub use deployment::*;
 pub use image::*;
 pub use problem::*;
 pub use session::*;
+pub use storage::*;

@@ -72,8 +72,25 @@ pub enum Command {
     /// Tokens that let agents and nodes join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What lies in storage without need, and whether what lies there is sound
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// What nothing refers to any more, and the last scrub
+    Status,
+    /// Delete what nothing has referred to for the grace period, now
+    Collect {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Look through all of storage: find orphans, compare a sample with its names
+    Scrub,
 }
 
 #[derive(Debug, Args)]

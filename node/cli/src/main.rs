@@ -26,6 +26,7 @@ mod members;
 mod resume;
 mod screen;
 mod session;
+mod storage;
 mod trust;
 mod upload;
 
@@ -82,6 +83,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
+        Command::Storage(command) => storage::storage(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,
         Command::Login(_) | Command::Logout | Command::Context(_) | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")

@@ -62,6 +62,14 @@ impl Screen {
         }
     }
 
+    /// Something that moves while nobody knows how long it takes.
+    pub fn spinner(self, message: &str) -> ProgressBar {
+        let spinner = ProgressBar::with_draw_target(None, self.draw_target());
+        spinner.set_message(message.to_owned());
+        spinner.enable_steady_tick(Duration::from_secs(1) / u32::from(DRAW_RATE_HZ));
+        spinner
+    }
+
     /// A bar over `bytes` bytes with rate and rest.
     pub fn byte_bar(self, label: &str, bytes: u64) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(bytes), self.draw_target());

@@ -16,6 +16,7 @@ mod input;
 mod problem;
 mod services;
 mod session;
+mod storage;
 mod tokens;
 mod uploads;
 
@@ -66,6 +67,9 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))
+        .route("/api/v1/storage", get(storage::status))
+        .route("/api/v1/storage/collect", post(storage::collect))
+        .route("/api/v1/storage/scrub", post(storage::scrub))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
 }

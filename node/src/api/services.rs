@@ -8,9 +8,11 @@ use shoal_raft::Raft;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::collection::Collector;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
 use crate::origin::Origin;
+use crate::scrub::Scrubber;
 use crate::state::Keys;
 use crate::store::BlobStore;
 
@@ -22,6 +24,8 @@ pub struct Services {
     pub board: Board,
     pub desk: OrderDesk,
     pub gatherer: Gatherer,
+    pub collector: Collector,
+    pub scrubber: Scrubber,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
 }
@@ -37,6 +41,8 @@ impl Services {
         node: NodeId,
         keys: &Keys,
         key: Arc<KeyPair>,
+        collector: Collector,
+        scrubber: Scrubber,
     ) -> Result<Self, SiblingsError> {
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
@@ -49,6 +55,8 @@ impl Services {
             gatherer: Gatherer::new(board.clone(), desk.clone(), siblings),
             board,
             desk,
+            collector,
+            scrubber,
             stopping,
         })
     }
@@ -65,6 +73,8 @@ impl Services {
         tasks.spawn(async move { disks.sweep().await });
         let disks = self.disks.clone();
         tasks.spawn(async move { disks.expire_uploads().await });
+        tasks.spawn(self.collector.clone().run());
+        tasks.spawn(self.scrubber.clone().run());
         tasks.spawn(super::cluster::admit_members(raft.clone()));
     }
 }

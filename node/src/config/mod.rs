@@ -41,6 +41,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("collection", &["grace_seconds", "interval_seconds"]),
+    ("scrub", &["interval_seconds", "sample_bytes"]),
     ("metrics", &["public"]),
     ("log", &["filter", "format"]),
 ];
@@ -64,6 +65,7 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub collection: Collection,
+    pub scrub: Scrub,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -245,6 +247,21 @@ impl Default for Collection {
     }
 }
 
+/// When all of storage is looked through.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scrub {
+    pub interval_seconds: u64,
+    /// How much is read each time, and compared with its name.
+    pub sample_bytes: u64,
+}
+
+impl Default for Scrub {
+    fn default() -> Self {
+        Self { interval_seconds: 24 * 3600, sample_bytes: 1024 * 1024 * 1024 }
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
@@ -300,6 +317,9 @@ impl Config {
         }
         if self.collection.interval_seconds == 0 {
             return value("collection", "interval_seconds", "at least 1");
+        }
+        if self.scrub.interval_seconds == 0 {
+            return value("scrub", "interval_seconds", "at least 1");
         }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return value("log", "format", "it is text or json");

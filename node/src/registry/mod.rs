@@ -28,6 +28,7 @@ use shoal_raft::View;
 
 pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, Intake};
+pub use uploads::SESSION_TTL_MS;
 
 use crate::http::auth::{Principal, authenticate};
 use crate::http::noted;

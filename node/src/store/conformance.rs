@@ -1,14 +1,21 @@
 //! What every store must do, as one suite that runs against each of them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use shoal_content::{ObjectKey, PackId, RecipeId, UploadId};
+use shoal_content::{ObjectKey, PackId, RecipeId, Timestamp, UploadId};
 use uuid::Uuid;
+
+use crate::clock;
 
 use super::{BlobStore, PART_BYTES_MIN, StoreError, read};
 
-/// Runs the suite; leaves nothing behind in `store` when it succeeds.
+const HOUR_MS: u64 = 3600 * 1000;
+
+/// Runs the suite; leaves nothing behind in `store` when it succeeds. Drops multipart uploads under
+/// way there.
 ///
 /// # Errors
 /// The first thing that does not hold.
@@ -86,6 +93,22 @@ async fn multipart_uploads(store: &dyn BlobStore) -> Result<()> {
     ensure!(store.length(dropped).await?.is_none(), "an aborted upload is visible");
     let late = store.put_part(dropped, &id, 2, part as u64, content.slice(..part)).await;
     ensure!(late.is_err(), "a part was taken after the abort");
+
+    let (left, named) = (store.begin(dropped).await?, store.begin(dropped).await?);
+    let part_of = |id: String| async move {
+        store.put_part(dropped, &id, 1, 0, Bytes::from_static(b"x")).await
+    };
+    // An hour each way: clocks of storage and node differ.
+    let now = clock::now();
+    let before = Timestamp::from_millis(now.as_millis().saturating_sub(HOUR_MS));
+    store.abort_stale(before, &BTreeSet::new()).await?;
+    part_of(left.clone()).await?;
+    let names = BTreeSet::from([named.clone()]);
+    let count = store.abort_stale(now.plus_millis(HOUR_MS), &names).await?;
+    ensure!(count >= 1, "an abandoned upload was not found");
+    ensure!(part_of(left).await.is_err(), "an abandoned upload goes on");
+    part_of(named.clone()).await?;
+    store.abort(dropped, &named).await?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //! A multipart upload is one partial file that parts are written into at their offsets, so that
 //! completing it copies nothing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -17,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use shoal_content::ObjectKey;
+use shoal_content::{ObjectKey, Timestamp};
 use uuid::Uuid;
 
 use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart};
@@ -150,6 +151,34 @@ impl FolderStore {
         self.publish(&path, &file, key).map_err(failed)
     }
 
+    /// Partial files count by their last change: they may be of a `put` under way.
+    fn abort_stale_now(
+        &self,
+        before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        let failed = self.failed("looking for abandoned uploads");
+        let mut dropped = 0;
+        for entry in fs::read_dir(&self.partial).map_err(&failed)? {
+            let entry = entry.map_err(&failed)?;
+            let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) else {
+                // It was published or dropped since the folder was read.
+                continue;
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if timestamp(changed) < before && !named.contains(&name) {
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => {
+                        removed.map_err(&failed)?;
+                        dropped += 1;
+                    }
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
     fn list_now(
         &self,
         prefix: &str,
@@ -177,8 +206,13 @@ impl FolderStore {
             let text = self.text(&path);
             let Ok(key) = text.parse() else { continue };
             if text.starts_with(prefix) && text > after {
-                let length = fs::metadata(&path).map_err(&failed)?.len();
-                found.push(StoredObject { key, length });
+                let metadata = match fs::metadata(&path) {
+                    // It was deleted since the folder was read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    metadata => metadata.map_err(&failed)?,
+                };
+                let stored_at = timestamp(metadata.modified().map_err(&failed)?);
+                found.push(StoredObject { key, length: metadata.len(), stored_at });
                 if found.len() == limit {
                     break;
                 }
@@ -209,6 +243,11 @@ impl FolderStore {
 /// Whether a file or folder named `text` can be, or hold, something that starts with `prefix`.
 fn may_hold(text: &str, prefix: &str) -> bool {
     text.starts_with(prefix) || prefix.starts_with(text)
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(since.as_millis() as u64)
 }
 
 fn missing_multipart(error: io::Error) -> StoreError {
@@ -301,6 +340,15 @@ impl BlobStore for FolderStore {
         }
         let multipart = multipart.to_owned();
         self.blocking(move |store| store.complete_now(key, &multipart, end)).await
+    }
+
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        let named = named.clone();
+        self.blocking(move |store| store.abort_stale_now(begun_before, &named)).await
     }
 
     async fn abort(&self, _: ObjectKey, multipart: &str) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ mod error;
 mod folder;
 mod s3;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use shoal_content::ObjectKey;
+use shoal_content::{ObjectKey, Timestamp};
 
 pub use cached::CachedStore;
 pub use conformance::check_conformance;
@@ -49,6 +50,8 @@ pub struct StoredObject {
     pub key: ObjectKey,
     /// In bytes.
     pub length: u64,
+    /// When storage got it, by storage's clock.
+    pub stored_at: Timestamp,
 }
 
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
@@ -88,6 +91,14 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
         multipart: &str,
         parts: &[StoredPart],
     ) -> Result<(), StoreError>;
+
+    /// Drops multipart uploads that began before `begun_before` and that `named` does not have;
+    /// gives their number.
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError>;
 
     /// Drops a multipart upload and its parts.
     async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError>;

@@ -3,6 +3,7 @@
 //! Quirks that are dealt with: path-style addresses; checksums only where the protocol demands
 //! them; an empty ETag in the answer to CompleteMultipartUpload.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -15,13 +16,15 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::primitives::ByteStream as SdkStream;
+use aws_sdk_s3::primitives::{ByteStream as SdkStream, DateTime};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use shoal_content::ObjectKey;
+use shoal_content::{ObjectKey, Timestamp};
 use tokio_util::io::ReaderStream;
 use zeroize::Zeroizing;
+
+use crate::clock;
 
 use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart};
 
@@ -109,6 +112,12 @@ impl S3Store {
             _ => Ok(()),
         }
     }
+}
+
+/// A time that is missing is now: nothing is old that does not say so.
+fn timestamp(time: Option<&DateTime>) -> Timestamp {
+    let millis = time.and_then(|time| time.to_millis().ok()?.try_into().ok());
+    millis.map_or_else(clock::now, Timestamp::from_millis)
 }
 
 fn status<E, R>(error: &SdkError<E, R>) -> Option<u16>
@@ -313,7 +322,8 @@ impl BlobStore for S3Store {
                 // What is not ours is not looked at.
                 if let Ok(key) = text.parse() {
                     let length = object.size().unwrap_or_default().unsigned_abs();
-                    found.push(StoredObject { key, length });
+                    let stored_at = timestamp(object.last_modified());
+                    found.push(StoredObject { key, length, stored_at });
                 }
             }
             if page.is_truncated() != Some(true) {
@@ -321,6 +331,35 @@ impl BlobStore for S3Store {
             }
         }
         Ok(found)
+    }
+
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        let mut dropped = 0;
+        let (mut key_marker, mut id_marker) = (None, None);
+        loop {
+            let request = self.client.list_multipart_uploads().bucket(&self.bucket);
+            let request = request.set_key_marker(key_marker).set_upload_id_marker(id_marker);
+            let page = request.send().await;
+            let page = page.map_err(|error| refusal("listing multipart uploads", &error))?;
+            for upload in page.uploads() {
+                let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
+                // What is not ours is not touched.
+                let Ok(key) = key.parse::<ObjectKey>() else { continue };
+                if timestamp(upload.initiated()) < begun_before && !named.contains(id) {
+                    self.abort(key, id).await?;
+                    dropped += 1;
+                }
+            }
+            if page.is_truncated() != Some(true) {
+                return Ok(dropped);
+            }
+            key_marker = page.next_key_marker().map(str::to_owned);
+            id_marker = page.next_upload_id_marker().map(str::to_owned);
+        }
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -11,5 +11,6 @@ mod logs;
 mod members;
 mod node;
 mod orders;
+mod scrub;
 mod swarm;
 mod v2;

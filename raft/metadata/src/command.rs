@@ -186,6 +186,11 @@ pub enum Command {
         links: BTreeSet<(ImageId, Digest)>,
         loose_before: Timestamp,
     },
+    /// Counts objects that were found in storage and that no row knows: unreferenced from now on,
+    /// so that they are kept for the grace period and then swept.
+    AdoptObjects {
+        objects: BTreeSet<ObjectKey>,
+    },
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.
@@ -231,6 +236,8 @@ pub enum Response {
     Expired(Vec<Upload>),
     /// The session that was aborted.
     Aborted(Upload),
+    /// So many objects were counted that no row knew.
+    Adopted(u64),
 }
 
 /// Why a command changed nothing. These are answers for users, not failures.

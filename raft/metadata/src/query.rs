@@ -211,6 +211,12 @@ impl<'a, R: Read> Query<'a, R> {
         Ok(self.read.get(Table::BlobLinks, &key::image_digest(image, digest))?.is_some())
     }
 
+    /// Blobs in the order of their digests, from `from` on, at most `limit`.
+    pub fn blobs(&self, from: &Digest, limit: usize) -> Result<Vec<Blob>, Fault> {
+        let rows = self.read.scan(Table::Blobs, &key::digest(from), b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Blobs, bytes)).collect()
+    }
+
     pub fn object(&self, object: &ObjectKey) -> Result<Option<ObjectUse>, Fault> {
         row(self.read, Table::Objects, &key::object(object))
     }

@@ -527,3 +527,23 @@ fn an_image_goes_with_all_it_has() {
     let gone = world.refuses(Command::DeleteImage { id: image_id(1) });
     assert_eq!(gone, Refusal::NotFound(Subject::Image));
 }
+
+#[test]
+fn what_was_found_in_storage_is_counted_once_and_swept_like_the_rest() {
+    let mut world = World::founded();
+    let objects: BTreeSet<ObjectKey> = [pack(1), pack(2)].into();
+    let adopt = || Command::AdoptObjects { objects: objects.clone() };
+    world.now = 10;
+    assert_eq!(world.accepts(adopt()), Response::Adopted(2));
+    world.now = 20;
+    assert_eq!(world.accepts(adopt()), Response::Adopted(0));
+    world.now = 30;
+    let sweep = |before| Command::SweepObjects {
+        candidates: objects.clone(),
+        unreferenced_before: at(before),
+    };
+    assert_eq!(world.accepts(sweep(10)), Response::Swept(BTreeSet::new()));
+    assert_eq!(world.accepts(sweep(15)), Response::Swept(objects.clone()));
+    // While they are deleted, they are nobody's orphans.
+    assert_eq!(world.accepts(adopt()), Response::Adopted(0));
+}

@@ -72,6 +72,7 @@ fn samples() -> Vec<Command> {
         Command::RetryDeletion { objects: [pack(1)].into() },
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
+        Command::AdoptObjects { objects: [pack(1)].into() },
     ]
 }
 

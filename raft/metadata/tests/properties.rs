@@ -72,6 +72,9 @@ fn command() -> impl Strategy<Value = Command> {
                 loose_before: at(before),
             }
         }),
+        1 => (0u8..4).prop_map(|number| Command::AdoptObjects {
+            objects: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
+        }),
         1 => (0u8..4).prop_map(|number| Command::RetryDeletion {
             objects: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
         }),

@@ -12,6 +12,7 @@
 
 mod disk;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use moka::future::Cache;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use shoal_content::ObjectKey;
+use shoal_content::{ObjectKey, Timestamp};
 use tokio::sync::Semaphore;
 
 use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart, read};
@@ -184,6 +185,14 @@ impl BlobStore for CachedStore {
         let outcome = self.windows.inner.complete(key, multipart, parts).await;
         self.forget(&[key]).await;
         outcome
+    }
+
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        self.windows.inner.abort_stale(begun_before, named).await
     }
 
     async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {

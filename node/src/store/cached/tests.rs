@@ -53,6 +53,14 @@ impl BlobStore for Counted {
         self.inner.abort(key, multipart).await
     }
 
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        self.inner.abort_stale(begun_before, named).await
+    }
+
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.get(key, range).await

@@ -152,6 +152,7 @@ impl<R: Read> Step<'_, R> {
             }
             Command::ExpireUploads { limit } => self.expire_uploads(limit),
             Command::RetryDeletion { objects } => self.retry_deletion(&objects),
+            Command::AdoptObjects { objects } => self.adopt_objects(&objects),
             Command::UnlinkLooseBlobs { links, loose_before } => {
                 self.unlink_loose(&links, loose_before)
             }

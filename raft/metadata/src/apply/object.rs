@@ -1,6 +1,7 @@
 //! Counts of how many rows refer to an object of central storage.
 //!
-//! Invariants: an object has a row from its first reference until it is swept; while its count is
+//! Invariants: an object has a row from its first reference, or from when it was found in storage
+//! without one, until it is swept; while its count is
 //! zero, the row says since when, and the index of unreferenced objects has it. From then until it
 //! is forgotten it is being deleted, and nothing can refer to it: packs and recipes are named by
 //! their content, so the same name may be wanted again while its bytes are on their way out.
@@ -73,6 +74,25 @@ impl<R: Read> Step<'_, R> {
             }
         }
         Ok(Response::Swept(swept))
+    }
+
+    pub(super) fn adopt_objects(
+        &mut self,
+        objects: &BTreeSet<ObjectKey>,
+    ) -> Result<Response, Stop> {
+        check_bound(objects)?;
+        let mut adopted = 0;
+        for object in objects {
+            let deleting = self.rows.has(Table::DeletingObjects, &key::object(object))?;
+            if deleting || self.query().object(object)?.is_some() {
+                continue;
+            }
+            let row = ObjectUse { count: 0, unreferenced_since: Some(self.at) };
+            self.rows.put(Table::Objects, key::object(object), &row);
+            self.rows.mark(Table::UnreferencedObjects, key::unreferenced(self.at, object));
+            adopted += 1;
+        }
+        Ok(Response::Adopted(adopted))
     }
 
     pub(super) fn retry_deletion(

@@ -1,0 +1,63 @@
+//! What the node does about storage: collection of what nobody needs, and the scrub.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /api/v1/storage`: what is known to be on its way out. Nothing is changed by asking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// What nothing refers to is kept this long.
+    pub grace_seconds: u64,
+    /// Blobs that a repository holds without any version needing them.
+    pub loose_blobs: Waiting,
+    /// Objects that nothing refers to.
+    pub unreferenced: Waiting,
+    /// Objects whose bytes are being deleted.
+    pub deleting_objects: u64,
+    pub scrub: ScrubStatus,
+}
+
+/// Things that wait for their grace to be over.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub total: u64,
+    /// Of those: what a collection now would take.
+    pub due: u64,
+    /// The first few that are due, by name.
+    pub examples: Vec<String>,
+    /// Whether counting was given up at `total`, because there are more.
+    pub more: bool,
+}
+
+/// `POST /api/v1/storage/collect`: what was done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionDone {
+    /// Objects deleted.
+    pub deleted: u64,
+    /// Objects that were still there after they had been deleted, and were deleted again.
+    pub deleted_again: u64,
+    /// Names that are free for new content again.
+    pub forgotten: u64,
+    /// Blobs that repositories let go of.
+    pub unlinked: u64,
+}
+
+/// The scrub under way at the node that answers, or its last one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    pub running: bool,
+    pub started_at: Option<String>,
+    /// Looked at in storage.
+    pub objects: u64,
+    pub bytes: u64,
+    /// Content that no row knew; it goes after the grace period.
+    pub orphans: u64,
+    /// What ended sessions had left; it was deleted.
+    pub leftovers: u64,
+    /// Objects read and compared with their names.
+    pub verified: u64,
+    pub verified_bytes: u64,
+    /// Of those: damaged or missing.
+    pub damaged: u64,
+    /// Why it ended early.
+    pub error: Option<String>,
+}

@@ -1,0 +1,114 @@
+//! Storage's upkeep: what would go, let it go now, look through all of it.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use shoal_api::{CollectionDone, ScrubStatus, StorageStatus, Waiting};
+
+use crate::arguments::StorageCommand;
+use crate::client::Client;
+use crate::error::Error;
+use crate::screen::{Screen, table};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const PATH: &str = "api/v1/storage";
+
+pub async fn storage(
+    command: &StorageCommand,
+    client: &Client,
+    screen: Screen,
+) -> Result<(), Error> {
+    match command {
+        StorageCommand::Status => {
+            let status: StorageStatus = client.get(PATH).await?;
+            screen.show(&status, || format!("{}\n\n{}", waiting(&status), scrub(&status.scrub)))
+        }
+        StorageCommand::Collect { dry_run: true } => {
+            let status: StorageStatus = client.get(PATH).await?;
+            screen.show(&status, || format!("{}\n{}", waiting(&status), examples(&status)))
+        }
+        StorageCommand::Collect { dry_run: false } => {
+            let nothing = serde_json::json!({});
+            let done: CollectionDone =
+                client.call(Method::POST, format!("{PATH}/collect"), &nothing).await?;
+            screen.show(&done, || {
+                let CollectionDone { deleted, deleted_again, forgotten, unlinked } = &done;
+                format!(
+                    "Deleted {deleted} objects ({deleted_again} again), freed {forgotten} names, \
+                     unlinked {unlinked} blobs."
+                )
+            })
+        }
+        StorageCommand::Scrub => follow_scrub(client, screen).await,
+    }
+}
+
+/// The table of what waits.
+fn waiting(status: &StorageStatus) -> String {
+    let mut rows = table(&["", "WAITING", "DUE NOW"]);
+    for (name, Waiting { total, due, more, .. }) in [
+        ("blobs no version needs", &status.loose_blobs),
+        ("unreferenced objects", &status.unreferenced),
+    ] {
+        let total = if *more { format!("{total} or more") } else { total.to_string() };
+        rows.add_row([name.to_owned(), total, due.to_string()]);
+    }
+    rows.add_row(["being deleted".to_owned(), status.deleting_objects.to_string(), String::new()]);
+    format!("{rows}\nWhat nothing refers to is kept for {} s.", status.grace_seconds)
+}
+
+fn examples(status: &StorageStatus) -> String {
+    let lists = [&status.loose_blobs, &status.unreferenced];
+    let due: Vec<&str> = lists.iter().flat_map(|list| &list.examples).map(String::as_str).collect();
+    if due.is_empty() {
+        return "Nothing would go now.".to_owned();
+    }
+    format!("These would go now, among others:\n  {}", due.join("\n  "))
+}
+
+fn scrub(status: &ScrubStatus) -> String {
+    let Some(started_at) = &status.started_at else {
+        return "This node has not scrubbed since it started.".to_owned();
+    };
+    let ScrubStatus {
+        objects, bytes, orphans, leftovers, verified, verified_bytes, damaged, ..
+    } = status;
+    let state = match (&status.error, status.running) {
+        (_, true) => "is under way".to_owned(),
+        (Some(error), false) => format!("ended early: {error}"),
+        (None, false) => "ended".to_owned(),
+    };
+    format!(
+        "The scrub of {started_at} {state}: {objects} objects of {} MiB looked at, {orphans} \
+         orphans found, {leftovers} leftovers deleted, {verified} objects of {} MiB verified, \
+         {damaged} damaged.",
+        bytes >> 20,
+        verified_bytes >> 20
+    )
+}
+
+/// Starts a scrub, shows how far it is, and fails where it found damage.
+async fn follow_scrub(client: &Client, screen: Screen) -> Result<(), Error> {
+    let nothing = serde_json::json!({});
+    let mut status: ScrubStatus =
+        client.call(Method::POST, format!("{PATH}/scrub"), &nothing).await?;
+    let spinner = screen.spinner("scrubbing");
+    while status.running {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let all: StorageStatus = client.get(PATH).await?;
+        status = all.scrub;
+        spinner.set_message(format!(
+            "scrubbing: {} objects looked at, {} verified",
+            status.objects, status.verified
+        ));
+    }
+    spinner.finish_and_clear();
+    screen.show(&status, || scrub(&status))?;
+    match status.damaged {
+        0 => Ok(()),
+        damaged => Err(Error::Failed {
+            what: "the scrub".into(),
+            reason: format!("{damaged} objects are damaged or missing; the node's log names them"),
+        }),
+    }
+}

@@ -1,0 +1,76 @@
+//! Storage's upkeep, for administrators: what would go, let it go now, look through all of it.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use shoal_api::{CollectionDone, ScrubStatus, StorageStatus, Waiting};
+use shoal_content::Timestamp;
+
+use super::caller::Admin;
+use crate::clock::now;
+use crate::collection::CollectionError;
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// Counting stops here.
+const COUNTED_MAX: usize = 100_000;
+const EXAMPLES_MAX: usize = 20;
+
+/// `GET /api/v1/storage`: the dry run.
+pub async fn status(
+    State(app): State<App>,
+    _caller: Admin,
+) -> Result<Json<StorageStatus>, Problem> {
+    let grace_seconds = app.config.collection.grace_seconds;
+    let grace = Duration::from_secs(grace_seconds).as_millis() as u64;
+    let due_before = Timestamp::from_millis(now().as_millis().saturating_sub(grace));
+    let view = app.view().await?;
+    let query = view.query();
+    let loose = query.loose_blobs(None, COUNTED_MAX)?;
+    let due = loose.iter().filter(|(_, _, since)| *since < due_before);
+    let due: Vec<String> = due.map(|(_, digest, _)| digest.to_string()).collect();
+    let loose_blobs = waiting(loose.len(), &due);
+    let all = query.unreferenced_objects(Timestamp::from_millis(u64::MAX), COUNTED_MAX)?;
+    let due = query.unreferenced_objects(due_before, COUNTED_MAX)?;
+    let due: Vec<String> = due.iter().map(ToString::to_string).collect();
+    let unreferenced = waiting(all.len(), &due);
+    let deleting_objects = query.deleting_objects(None, COUNTED_MAX)?.len() as u64;
+    let scrub = app.services.scrubber.status();
+    Ok(Json(StorageStatus { grace_seconds, loose_blobs, unreferenced, deleting_objects, scrub }))
+}
+
+fn waiting(total: usize, due: &[String]) -> Waiting {
+    Waiting {
+        total: total as u64,
+        due: due.len() as u64,
+        examples: due.iter().take(EXAMPLES_MAX).cloned().collect(),
+        more: total == COUNTED_MAX,
+    }
+}
+
+/// `POST /api/v1/storage/collect`: what the leader does at every interval, now.
+pub async fn collect(
+    State(app): State<App>,
+    _caller: Admin,
+) -> Result<Json<CollectionDone>, Problem> {
+    let done = app.services.collector.collect().await.map_err(|error| match error {
+        CollectionError::Read(error) => error.into(),
+        CollectionError::Rows(error) => error.into(),
+        CollectionError::Propose(error) => error.into(),
+        CollectionError::Store(error) => Problem::from(error),
+    })?;
+    Ok(Json(CollectionDone {
+        deleted: done.swept as u64,
+        deleted_again: done.again as u64,
+        forgotten: done.forgotten as u64,
+        unlinked: done.unlinked as u64,
+    }))
+}
+
+/// `POST /api/v1/storage/scrub`: starts a scrub at this node, unless one is under way.
+pub async fn scrub(State(app): State<App>, _caller: Admin) -> (StatusCode, Json<ScrubStatus>) {
+    app.services.scrubber.start();
+    (StatusCode::ACCEPTED, Json(app.services.scrubber.status()))
+}

@@ -1,0 +1,126 @@
+//! What a crash left in storage is found, what is damaged is named, and nothing else is touched.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use prometheus_client::registry::Registry;
+use reqwest::{Method, StatusCode};
+use shoal_api::{CollectionDone, ScrubStatus, StorageStatus};
+use shoal_content::{ObjectKey, PackId, UploadId};
+use shoal_metadata::UploadPurpose;
+use shoal_node::scrub::{Limits, Scrubber};
+use shoal_node::store::PART_BYTES_MIN;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::node::{DEADLINE, Node};
+use super::v2::{open_upload, push_blob, push_image, sha256};
+
+const SAMPLE_BYTES: u64 = 1 << 30;
+
+/// Takes everything for old.
+fn scrubber(node: &Node) -> Scrubber {
+    let app = node.server.app();
+    let limits = Limits {
+        orphan_age: Duration::ZERO,
+        leftover_age: Duration::ZERO,
+        ..Limits::new(Duration::from_secs(3600), SAMPLE_BYTES)
+    };
+    Scrubber::new(app.raft.clone(), Arc::clone(&app.store), limits, &mut Registry::default())
+}
+
+async fn scrub(scrubber: &Scrubber) -> Result<ScrubStatus> {
+    scrubber.start();
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let status = scrubber.status();
+        if !status.running {
+            ensure!(status.error.is_none(), "{status:?}");
+            return Ok(status);
+        }
+        ensure!(Instant::now() < deadline, "{status:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn name() -> UploadId {
+    UploadId::from_uuid(Uuid::now_v7())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
+    let node = Node::start_with(|config| config.collection.grace_seconds = 0).await?;
+    push_image(&node, "a/kept", "v1", b"a layer").await?;
+    let store = Arc::clone(&node.server.app().store);
+    let session = open_upload(&node, "a/kept").await?;
+    // Enough for a multipart upload and a tail.
+    let half = vec![7; 9 << 20];
+    let answer = node.v2(Method::PATCH, &session).body(half.clone()).send().await?;
+    ensure!(answer.status() == StatusCode::ACCEPTED);
+
+    // As crashes at different moments would leave them.
+    let orphan = ObjectKey::Blob(name());
+    let pack = ObjectKey::Pack(PackId::of(b"a pack"));
+    store.put(orphan, Bytes::from_static(b"never named")).await?;
+    store.put(pack, Bytes::from_static(b"a pack")).await?;
+    let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), offset: 9 };
+    let part = ObjectKey::UploadPart { upload: name(), part: 1 };
+    store.put(checkpoint, Bytes::from_static(b"left")).await?;
+    store.put(part, Bytes::from_static(b"left")).await?;
+    let broken = ObjectKey::Blob(name());
+    let multipart = store.begin(broken).await?;
+    let bytes = Bytes::from(vec![1; PART_BYTES_MIN as usize]);
+    let stored = store.put_part(broken, &multipart, 1, 0, bytes).await?;
+
+    sleep(Duration::from_millis(20)).await;
+    let status = scrub(&scrubber(&node)).await?;
+    ensure!(status.orphans == 2 && status.leftovers == 3 && status.damaged == 0, "{status:?}");
+    ensure!(status.verified > 0 && status.objects >= 6, "{status:?}");
+    for gone in [checkpoint, part] {
+        ensure!(store.length(gone).await?.is_none(), "{gone} is there");
+    }
+    ensure!(store.complete(broken, &multipart, &[stored]).await.is_err());
+    // Again: what is adopted is no orphan any more.
+    let status = scrub(&scrubber(&node)).await?;
+    ensure!(status.orphans == 0 && status.leftovers == 0, "{status:?}");
+
+    // They are shown before they go, and go.
+    let waiting: StorageStatus = node.get("storage").await?;
+    let names = &waiting.unreferenced.examples;
+    ensure!(names.contains(&orphan.to_string()) && names.contains(&pack.to_string()), "{names:?}");
+    ensure!(store.length(orphan).await?.is_some(), "asking changed something");
+    let nothing = serde_json::json!({});
+    let done: CollectionDone = node.call(Method::POST, "storage/collect", &nothing).await?;
+    ensure!(done.deleted >= 2, "{done:?}");
+    for gone in [orphan, pack] {
+        ensure!(store.length(gone).await?.is_none(), "{gone} is there");
+    }
+
+    let whole = [half.as_slice(), b"the rest"].concat();
+    let closing = format!("{session}?digest={}", sha256(&whole));
+    let answer = node.v2(Method::PUT, &closing).body("the rest").send().await?;
+    ensure!(answer.status() == StatusCode::CREATED, "the session was harmed");
+    let sessions = node.server.app().view().await?.query().uploads()?;
+    ensure!(!sessions.iter().any(|row| matches!(row.purpose, UploadPurpose::Blob { .. })));
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_and_counted() -> Result<()> {
+    let node = Node::start().await?;
+    let digest = push_blob(&node, "a/blob", b"as it was pushed").await?;
+    let app = node.server.app();
+    let blob = app.view().await?.query().blob(&digest.parse()?)?.context("the row")?;
+    ensure!(scrub(&scrubber(&node)).await?.damaged == 0);
+    // A flipped bit, a lost end, a lost object.
+    app.store.put(blob.object, Bytes::from_static(b"bs it was pushed")).await?;
+    ensure!(scrub(&scrubber(&node)).await?.damaged == 1);
+    app.store.put(blob.object, Bytes::from_static(b"as it was")).await?;
+    ensure!(scrub(&scrubber(&node)).await?.damaged == 1);
+    app.store.delete(&[blob.object]).await?;
+    let status = scrub(&scrubber(&node)).await?;
+    ensure!(status.damaged == 1, "{status:?}");
+    node.server.stop().await
+}

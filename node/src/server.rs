@@ -187,6 +187,7 @@ async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Re
             };
             let settings = S3Settings {
                 endpoint: storage.endpoint.clone(),
+                redirect_endpoint: storage.redirect_endpoint.clone(),
                 region: storage.region.clone(),
                 bucket: storage.bucket.clone(),
                 access_key: storage.access_key.clone(),

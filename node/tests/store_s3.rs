@@ -1,11 +1,16 @@
 //! The S3 store against a real Ceph gateway, by the suite that every store must pass.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use shoal_node::store::{S3Settings, S3Store, StoreError, check_conformance};
+use bytes::Bytes;
+use shoal_content::{ObjectKey, PackId};
+use shoal_node::config::{Config, StorageKind};
+use shoal_node::server::Server;
+use shoal_node::store::{BlobStore, S3Settings, S3Store, StoreError, check_conformance};
 
 /// A Ceph of this test's own; stopped when dropped.
 struct Ceph {
@@ -33,6 +38,7 @@ impl Ceph {
         };
         let settings = S3Settings {
             endpoint: endpoint.into(),
+            redirect_endpoint: None,
             region: "default".into(),
             bucket: "shoal-test".into(),
             access_key: access_key.into(),
@@ -63,12 +69,14 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_s3_store_conforms_on_real_ceph() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let ceph = Ceph::start(folder.path())?;
     let store = S3Store::open(&ceph.settings).await?;
     check_conformance(&store).await?;
+    check_presigned(&store).await?;
+    check_redirect(&ceph.settings, folder.path()).await?;
     // The bucket is there by now; a second node opens it as well.
     S3Store::open(&ceph.settings).await?;
     let stranger = S3Settings { secret_key: "wrong".to_owned().into(), ..ceph.settings.clone() };
@@ -77,10 +85,68 @@ async fn the_s3_store_conforms_on_real_ceph() -> Result<()> {
     Ok(())
 }
 
+/// A client without credentials reads the object at the address, and ranges of it.
+async fn check_presigned(store: &S3Store) -> Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let key = ObjectKey::Pack(PackId::of(b"presigned"));
+    store.put(key, Bytes::from_static(b"0123456789")).await?;
+    let url = store.presigned(key, Duration::from_secs(60)).await?.context("an address")?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let whole = client.get(&url).send().await?.error_for_status()?.bytes().await?;
+    ensure!(whole == "0123456789");
+    let part = client.get(&url).header("range", "bytes=3-4").send().await?;
+    ensure!(part.status() == 206 && part.bytes().await? == "34");
+    let other = client.get(url.replace("packs", "recipes")).send().await?;
+    ensure!(other.status() == 403, "a signature fits another object: {}", other.status());
+    store.delete(&[key]).await?;
+    Ok(())
+}
+
+/// Clients of the networks that are named are sent to storage; others get the bytes from the node.
+async fn check_redirect(settings: &S3Settings, folder: &Path) -> Result<()> {
+    for (network, redirected) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let mut config = Config::default();
+        config.node.data_dir = folder.join(format!("node-{redirected}"));
+        config.storage.kind = StorageKind::S3;
+        config.storage.endpoint = settings.endpoint.clone();
+        config.storage.bucket = settings.bucket.clone();
+        config.storage.access_key = settings.access_key.clone();
+        config.storage.secret_key = settings.secret_key.as_str().to_owned();
+        config.storage.redirect_networks = vec![network.parse()?];
+        config.discovery.enabled = false;
+        let plain = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        config.http.plain_listen = Some(plain);
+        config.http.listen.set_port(free_port()?);
+        config.raft.listen.set_port(free_port()?);
+        config.peer.listen.set_port(free_port()?);
+        let mut password = String::new();
+        let server = Server::start(config, |text| text.clone_into(&mut password)).await?;
+        let policy = reqwest::redirect::Policy::none();
+        let client = reqwest::Client::builder().no_proxy().redirect(policy).build()?;
+        let hash = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+        let url = format!("http://{plain}/v2/a/b/blobs");
+        let push = client.post(format!("{url}/uploads/?digest=sha256:{hash}")).body("foo");
+        push.basic_auth("admin", Some(&password)).send().await?.error_for_status()?;
+        let pull = client.get(format!("{url}/sha256:{hash}"));
+        let answer = pull.basic_auth("admin", Some(&password)).send().await?;
+        if redirected {
+            ensure!(answer.status() == 307, "{}", answer.status());
+            let at = answer.headers()["location"].to_str()?.to_owned();
+            ensure!(at.starts_with(&settings.endpoint), "{at}");
+            ensure!(client.get(at).send().await?.bytes().await? == "foo");
+        } else {
+            ensure!(answer.status() == 200 && answer.bytes().await? == "foo");
+        }
+        server.stop().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_gateway_that_is_away_is_said_to_be_so() -> Result<()> {
     let settings = S3Settings {
         endpoint: format!("http://127.0.0.1:{}", free_port()?),
+        redirect_endpoint: None,
         region: "default".into(),
         bucket: "shoal-test".into(),
         access_key: "a".into(),

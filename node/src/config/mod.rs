@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_content::Zone;
 use shoal_settings::Schema;
@@ -38,6 +39,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "secret_key_file",
             "path_style",
             "cache_bytes",
+            "redirect_networks",
+            "redirect_endpoint",
         ],
     ),
     ("collection", &["grace_seconds", "interval_seconds"]),
@@ -206,6 +209,10 @@ pub struct Storage {
     pub path_style: bool,
     /// Of S3: what this node keeps of it in `DATA_DIR/cache`; 0 is nothing.
     pub cache_bytes: u64,
+    /// Of S3: clients from these networks are sent to storage itself for a blob's bytes.
+    pub redirect_networks: Vec<IpNet>,
+    /// Of S3: where those clients reach it; `endpoint` where missing.
+    pub redirect_endpoint: Option<String>,
 }
 
 impl Default for Storage {
@@ -222,6 +229,8 @@ impl Default for Storage {
             secret_key_file: None,
             path_style: true,
             cache_bytes: 8 * 1024 * 1024 * 1024,
+            redirect_networks: Vec::new(),
+            redirect_endpoint: None,
         }
     }
 }

@@ -1,13 +1,18 @@
 //! GET, HEAD and DELETE of a blob.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shoal_content::{Digest, RepositoryName};
-use shoal_metadata::Command;
+use shoal_metadata::{Blob, Command};
 
 use super::range::{Wanted, wanted};
-use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, image};
+use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
+
+/// How long an address of storage's own holds: for the slowest download to begin.
+const REDIRECT_TTL: Duration = Duration::from_secs(15 * 60);
 
 pub async fn handle(asked: Asked, repository: RepositoryName, digest: &str) -> Answer {
     // A malformed digest names nothing that could be here.
@@ -27,6 +32,12 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     }
     let blob = view.query().blob(digest)?.ok_or_else(RegistryError::blob_unknown)?;
     drop(view);
+    if asked.method == Method::GET
+        && let Some(address) = elsewhere(asked, &blob).await?
+    {
+        let headers = [(header::LOCATION, address), (CONTENT_DIGEST, digest.to_string())];
+        return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
+    }
     let range = asked.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let (status, range) = match wanted(range, blob.size) {
         Wanted::Whole => (StatusCode::OK, 0..blob.size),
@@ -64,6 +75,18 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
         }
     }
     Ok(response)
+}
+
+/// Where this client reads the blob from storage itself, which is for some networks so. A range is
+/// asked for there again.
+async fn elsewhere(asked: &Asked, blob: &Blob) -> Result<Option<String>, RegistryError> {
+    let networks = &asked.app.config.storage.redirect_networks;
+    let client = asked.client.map(|client| client.to_canonical());
+    let inside = client.is_some_and(|client| networks.iter().any(|net| net.contains(&client)));
+    if !inside {
+        return Ok(None);
+    }
+    Ok(asked.app.store.presigned(blob.object, REDIRECT_TTL).await?)
 }
 
 async fn delete(asked: &Asked, repository: RepositoryName, digest: Digest) -> Answer {

@@ -16,9 +16,10 @@ mod token;
 mod uploads;
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::Router;
-use axum::extract::{Query, Request, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -53,6 +54,7 @@ struct Asked {
     method: Method,
     headers: HeaderMap,
     query: Parameters,
+    client: Option<IpAddr>,
     /// In order, for parameters that may stand several times.
     pairs: Vec<(String, String)>,
 }
@@ -105,8 +107,9 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
     }
     noted::note_action(route.action(&parts.method));
     let query = pairs.iter().cloned().collect();
-    let asked =
-        Asked { app, principal, method: parts.method, headers: parts.headers, query, pairs };
+    let client = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
+    let (method, headers) = (parts.method, parts.headers);
+    let asked = Asked { app, principal, method, headers, query, client, pairs };
     match route {
         Route::Base => Ok(StatusCode::OK.into_response()),
         Route::Token => Err(RegistryError::unsupported()),

@@ -14,6 +14,7 @@ mod s3;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -109,6 +110,16 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
     /// [`StoreError::NotFound`]; a range beyond the object's end is [`StoreError::Range`], in the
     /// answer or in the stream.
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError>;
+
+    /// Where a client without credentials may read the object itself for `ttl`; `None` where
+    /// storage has no such address.
+    async fn presigned(
+        &self,
+        _key: ObjectKey,
+        _ttl: Duration,
+    ) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
 
     /// An object's length in bytes, if it is there.
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError>;

@@ -16,6 +16,7 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::{ByteStream as SdkStream, DateTime};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use bytes::Bytes;
@@ -42,6 +43,8 @@ const PIECE_BYTES: usize = 256 * 1024;
 #[derive(Clone)]
 pub struct S3Settings {
     pub endpoint: String,
+    /// Where clients that are redirected reach it, if not at `endpoint`.
+    pub redirect_endpoint: Option<String>,
     pub region: String,
     pub bucket: String,
     pub access_key: String,
@@ -62,6 +65,8 @@ impl std::fmt::Debug for S3Settings {
 #[derive(Debug, Clone)]
 pub struct S3Store {
     client: Client,
+    /// Signs addresses, and is never connected.
+    signer: Client,
     bucket: String,
 }
 
@@ -78,6 +83,7 @@ impl S3Store {
             None,
             "shoal configuration",
         );
+        let redirect_endpoint = settings.redirect_endpoint.as_ref();
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .endpoint_url(&settings.endpoint)
@@ -94,7 +100,13 @@ impl S3Store {
                     .build(),
             )
             .build();
-        let store = Self { client: Client::from_conf(config), bucket: settings.bucket.clone() };
+        let signing = config.to_builder();
+        let signing = signing.endpoint_url(redirect_endpoint.unwrap_or(&settings.endpoint)).build();
+        let store = Self {
+            client: Client::from_conf(config),
+            signer: Client::from_conf(signing),
+            bucket: settings.bucket.clone(),
+        };
         store.ensure_bucket().await?;
         Ok(store)
     }
@@ -360,6 +372,15 @@ impl BlobStore for S3Store {
             key_marker = page.next_key_marker().map(str::to_owned);
             id_marker = page.next_upload_id_marker().map(str::to_owned);
         }
+    }
+
+    async fn presigned(&self, key: ObjectKey, ttl: Duration) -> Result<Option<String>, StoreError> {
+        let request = self.signer.get_object().bucket(&self.bucket).key(key.to_string());
+        // Only a time that S3 does not know is refused.
+        let Ok(presigning) = PresigningConfig::expires_in(ttl) else { return Ok(None) };
+        let signed = request.presigned(presigning).await;
+        let signed = signed.map_err(|error| refusal("signing an address", &error))?;
+        Ok(Some(signed.uri().to_owned()))
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -46,6 +46,8 @@ async fn start(folder: &std::path::Path) -> Result<Program> {
             break password.to_owned();
         }
     };
+    // Whoever was first has installed the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let http = reqwest::Client::builder().no_proxy().build()?;
     let url = format!("http://{listen}");
     let asked = async {

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -193,6 +194,10 @@ impl BlobStore for CachedStore {
         named: &BTreeSet<String>,
     ) -> Result<u64, StoreError> {
         self.windows.inner.abort_stale(begun_before, named).await
+    }
+
+    async fn presigned(&self, key: ObjectKey, ttl: Duration) -> Result<Option<String>, StoreError> {
+        self.windows.inner.presigned(key, ttl).await
     }
 
     async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
 use shoal_p2p::Swarm;
@@ -21,7 +20,7 @@ use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
 use crate::http::auth::Accounts;
-use crate::http::{Listening, serve};
+use crate::http::{Listening, certificate, serve};
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
@@ -78,7 +77,7 @@ impl Server {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft).await?;
-        let tls = tls(&config, &keys).await?;
+        let tls = certificate::load(&config, &keys).await?;
         let seconds = |seconds| Duration::from_secs(seconds);
         let timing = Timing::new(
             seconds(config.collection.grace_seconds),
@@ -109,6 +108,7 @@ impl Server {
             services,
             config,
         });
+        tasks.spawn(certificate::follow(app.config.clone(), tls.clone()));
         let https = serve(app.clone(), app.config.http.listen, Some(tls));
         let plain = app.config.http.plain_listen.map(|address| serve(app.clone(), address, None));
         if https.address().await.is_none() {
@@ -229,30 +229,4 @@ async fn read_keys(raft: &Raft) -> Result<Keys> {
         }
         tokio::time::sleep(KEYS_INTERVAL).await;
     }
-}
-
-/// A certificate of the operator's, or one of the cluster's for every name this node is known by.
-async fn tls(config: &Config, keys: &Keys) -> Result<RustlsConfig> {
-    let http = &config.http;
-    if let (Some(certificate), Some(key)) = (&http.certificate_file, &http.key_file) {
-        let files = RustlsConfig::from_pem_file(certificate, key).await;
-        return files
-            .with_context(|| format!("{} and its key cannot be used", certificate.display()));
-    }
-    let mut names = http.names.clone();
-    let url = config.api_url();
-    let authority =
-        url.split("://").last().unwrap_or_default().split('/').next().unwrap_or_default();
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    names.push(host.trim_matches(['[', ']']).to_owned());
-    if !http.listen.ip().is_unspecified() {
-        names.push(http.listen.ip().to_string());
-    }
-    names.extend(["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]);
-    names.sort_unstable();
-    names.dedup();
-    names.retain(|name| !name.is_empty());
-    let made = keys.authority.issue_http(&names)?;
-    let (chain, key) = (made.chain_pem.into_bytes(), made.key_pem.as_bytes().to_vec());
-    Ok(RustlsConfig::from_pem(chain, key).await?)
 }

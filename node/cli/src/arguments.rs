@@ -66,6 +66,9 @@ pub enum Command {
         /// A deployment's id, or an image: its newest deployment
         deployment: String,
     },
+    /// The nodes: add, remove, replace
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// The daemons on the hosts
     #[command(subcommand)]
     Agent(AgentCommand),
@@ -77,6 +80,37 @@ pub enum Command {
     Storage(StorageCommand),
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// All nodes, with their part in Raft
+    Nodes,
+    /// Make a token for one more node, and show what to do on its machine
+    Add {
+        /// How long the token holds
+        #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+    },
+    /// Take a node out of the cluster, alive or dead
+    Remove {
+        /// Its name or id
+        node: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Take a node out, and make a token for the one in its place
+    Replace {
+        /// Its name or id
+        node: String,
+        /// How long the token holds
+        #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,6 +15,7 @@ use crate::screen::Screen;
 
 mod arguments;
 mod client;
+mod cluster;
 mod config;
 mod deployments;
 mod download;
@@ -82,6 +83,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Deployments => deployments::list(client, screen).await,
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
+        Command::Cluster(command) => cluster::cluster(command, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,

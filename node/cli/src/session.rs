@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Read};
 
-use comfy_table::Cell;
+use comfy_table::{Cell, Table};
 use reqwest::Method;
 use serde::Serialize;
 use shoal_api::{AgentInfo, ClusterStatus, LoginRequest, LoginResponse};
@@ -111,18 +111,7 @@ pub async fn status(client: &Client, config: &mut Config, screen: Screen) -> Res
     let agents: Vec<AgentInfo> = client.get("api/v1/agents").await?;
     config.store_nodes(node_urls(&cluster))?;
     screen.show(&Status { cluster: &cluster, agents: &agents }, || {
-        let mut rows = table(&["NODE", "NAME", "ROLE", "ZONE", "API", "RAFT", "PEERS"]);
-        for node in &cluster.nodes {
-            rows.add_row([
-                Cell::new(node.id),
-                Cell::new(&node.name),
-                state(&node.role),
-                Cell::new(node.zone.to_string()),
-                Cell::new(&node.api_url),
-                Cell::new(&node.raft_address),
-                Cell::new(&node.peer_address),
-            ]);
-        }
+        let rows = node_table(&cluster);
         let leader = match cluster.leader {
             Some(id) => format!("node {id} leads"),
             None => "no leader: nothing can be changed now".to_owned(),
@@ -138,6 +127,22 @@ pub async fn status(client: &Client, config: &mut Config, screen: Screen) -> Res
             agents.len()
         )
     })
+}
+
+pub fn node_table(cluster: &ClusterStatus) -> Table {
+    let mut rows = table(&["NODE", "NAME", "ROLE", "ZONE", "API", "RAFT", "PEERS"]);
+    for node in &cluster.nodes {
+        rows.add_row([
+            Cell::new(node.id),
+            Cell::new(&node.name),
+            state(&node.role),
+            Cell::new(node.zone.to_string()),
+            Cell::new(&node.api_url),
+            Cell::new(&node.raft_address),
+            Cell::new(&node.peer_address),
+        ]);
+    }
+    rows
 }
 
 /// Where nodes that are still members answer.

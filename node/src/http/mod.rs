@@ -2,6 +2,7 @@
 
 mod access;
 pub mod auth;
+pub mod certificate;
 pub mod cors;
 mod door;
 mod leftover;

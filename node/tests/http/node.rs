@@ -90,13 +90,25 @@ impl Node {
 
     /// With other settings than the usual ones.
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        Self::start_and_trust(None, change).await
+    }
+
+    /// The same, behind a certificate of the authority in `pem`.
+    pub async fn start_trusting(pem: &[u8], change: impl FnOnce(&mut Config)) -> Result<Self> {
+        Self::start_and_trust(Some(pem), change).await
+    }
+
+    async fn start_and_trust(pem: Option<&[u8]>, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut config = config(&folder)?;
         change(&mut config);
         let url = config.api_url();
         let password = Mutex::new(String::new());
         let server = Server::start(config, |text| text.clone_into(&mut password.lock())).await?;
-        let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
+        let http = match pem {
+            Some(pem) => client(pem)?,
+            None => client(&std::fs::read(folder.path().join("node/ca.pem"))?)?,
+        };
         let password = password.into_inner();
         let (token, secret) = (String::new(), password.clone());
         let mut node = Self { server, folder, url, http, token, password };

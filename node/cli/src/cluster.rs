@@ -1,0 +1,91 @@
+//! The cluster's nodes: list, add, remove, replace.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use shoal_api::{ClusterStatus, CreateJoinToken, JoinTokenCreated, NodeStatus};
+
+use crate::arguments::ClusterCommand;
+use crate::client::Client;
+use crate::error::Error;
+use crate::screen::{Screen, confirm};
+use crate::session::node_table;
+
+pub async fn cluster(
+    command: &ClusterCommand,
+    client: &Client,
+    screen: Screen,
+) -> Result<(), Error> {
+    let status: ClusterStatus = client.get("api/v1/cluster").await?;
+    match command {
+        ClusterCommand::Nodes => screen.show(&status.nodes, || node_table(&status).to_string()),
+        ClusterCommand::Add { ttl } => {
+            let made = token(client, *ttl).await?;
+            screen.show(&made, || how_to_join(&status, &made))
+        }
+        ClusterCommand::Remove { node, yes } => {
+            let node = remove(client, &status, node, *yes).await?;
+            screen.show(&serde_json::json!({ "removed": node }), || {
+                format!(
+                    "Removed {} (node {}). Its machine can be switched off, and its data deleted.",
+                    node.name, node.id
+                )
+            })
+        }
+        ClusterCommand::Replace { node, ttl, yes } => {
+            // The token first: where it is refused, the cluster is still whole.
+            let made = token(client, *ttl).await?;
+            let node = remove(client, &status, node, *yes).await?;
+            screen.show(&serde_json::json!({ "removed": node, "token": made }), || {
+                format!(
+                    "Removed {} (node {}).\n\n{}",
+                    node.name,
+                    node.id,
+                    how_to_join(&status, &made)
+                )
+            })
+        }
+    }
+}
+
+async fn token(client: &Client, ttl: Duration) -> Result<JoinTokenCreated, Error> {
+    let request =
+        CreateJoinToken { role: "node".into(), ttl_seconds: ttl.as_secs(), uses: Some(1) };
+    client.call(Method::POST, "api/v1/join-tokens", &request).await
+}
+
+fn how_to_join(status: &ClusterStatus, made: &JoinTokenCreated) -> String {
+    let url = status.nodes.first().map_or("https://NODE:5000", |node| &node.api_url);
+    format!(
+        "On the new machine, with a name and addresses of its own in /etc/shoal/node.toml:\n\
+         \x20 shoal-node join --node {url} --token '{}'\n\
+         \x20 systemctl enable --now shoal-node\n\
+         The token is shown once, for one node, and good until {}.",
+        made.token, made.expires_at
+    )
+}
+
+/// Takes out the node that `wanted` names, once whoever asks is sure.
+async fn remove(
+    client: &Client,
+    status: &ClusterStatus,
+    wanted: &str,
+    yes: bool,
+) -> Result<NodeStatus, Error> {
+    let is_it = |node: &&NodeStatus| node.name == wanted || node.id.to_string() == wanted;
+    let members = status.nodes.iter().filter(|node| node.role != "removed");
+    let node = members.clone().find(is_it);
+    let node = node.ok_or_else(|| Error::NotFound(format!("no node '{wanted}'")))?;
+    let left = members.count().saturating_sub(1);
+    // A group of an even number bears no more losses than one of one member less.
+    let bears = left.saturating_sub(1) / 2;
+    let question = format!(
+        "Remove {} (node {})? {left} nodes stay, which work on while {bears} of them fail.",
+        node.name, node.id
+    );
+    if !yes && !confirm(&question)? {
+        return Err(Error::Usage("nothing was removed; --yes removes without asking".into()));
+    }
+    client.delete(format!("api/v1/cluster/nodes/{}", node.id.number())).await?;
+    Ok(node.clone())
+}

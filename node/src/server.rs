@@ -20,7 +20,7 @@ use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
 use crate::http::auth::Accounts;
-use crate::http::{Listening, certificate, serve};
+use crate::http::{Certificates, Listening, serve};
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
@@ -77,7 +77,7 @@ impl Server {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft).await?;
-        let tls = certificate::load(&config, &keys).await?;
+        let certificates = Certificates::load(&config, &keys)?;
         let seconds = |seconds| Duration::from_secs(seconds);
         let timing = Timing::new(
             seconds(config.collection.grace_seconds),
@@ -108,8 +108,8 @@ impl Server {
             services,
             config,
         });
-        tasks.spawn(certificate::follow(app.config.clone(), tls.clone()));
-        let https = serve(app.clone(), app.config.http.listen, Some(tls));
+        let https = serve(app.clone(), app.config.http.listen, Some(certificates.tls()?));
+        tasks.spawn(certificates.follow());
         let plain = app.config.http.plain_listen.map(|address| serve(app.clone(), address, None));
         if https.address().await.is_none() {
             bail!("{} cannot be listened on; is another process there?", app.config.http.listen);

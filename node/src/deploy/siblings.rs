@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
 use shoal_content::{ClusterId, NodeId};
-use shoal_p2p::identity::KeyPair;
+use shoal_p2p::identity::{self, KeyPair};
 use shoal_raft::Raft;
 use thiserror::Error;
 use tracing::debug;
@@ -30,8 +30,10 @@ const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub enum SiblingsError {
     #[error("the authority's certificate cannot be read")]
     Authority,
+    #[error("the authority's certificate cannot be trusted")]
+    Roots(#[from] rustls::Error),
     #[error("TLS could not be set up")]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] identity::Error),
     #[error("the HTTP client could not be made")]
     Client(#[from] reqwest::Error),
 }
@@ -67,11 +69,7 @@ impl Siblings {
             .map_err(|_| SiblingsError::Authority)?;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = identity::member_client(roots)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)

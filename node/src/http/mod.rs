@@ -2,7 +2,7 @@
 
 mod access;
 pub mod auth;
-pub mod certificate;
+mod certificate;
 pub mod cors;
 mod door;
 mod leftover;
@@ -10,4 +10,5 @@ pub mod noted;
 pub mod problem;
 mod server;
 
+pub use certificate::Certificates;
 pub use server::{Listening, serve};

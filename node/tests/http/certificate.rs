@@ -4,12 +4,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use shoal_content::ClusterId;
-use shoal_p2p::identity::Authority;
+use shoal_node::config::Config;
+use shoal_node::joining;
+use shoal_p2p::identity::{Authority, member_client};
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::node::{DEADLINE, Node, client};
+use super::node::{DEADLINE, Node, client, free_tcp, free_udp};
+
+fn joining_config(folder: &TempDir) -> Result<Config> {
+    let mut config = Config::default();
+    config.node.name = "node-2".into();
+    config.node.data_dir = folder.path().join("node-2");
+    config.http.listen = free_tcp()?;
+    config.raft.listen = free_udp()?;
+    config.peer.listen = free_udp()?;
+    Ok(config)
+}
 
 /// Writes a certificate for loopback, of an authority that nobody knew before.
 fn issue(folder: &Path) -> Result<Authority> {
@@ -29,6 +45,17 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
         config.http.key_file = Some(folder.path().join("https.key"));
     });
     let node = node.await?;
+    // Members trust the cluster's authority only, and get its certificate.
+    let token = node.join_token("node", Some(1)).await?;
+    let joined = joining_config(&folder)?;
+    joining::join(&joined, &node.url, &token).await?;
+    let mut roots = RootCertStore::empty();
+    let pem = std::fs::read(node.path().join("node/ca.pem"))?;
+    roots.add(CertificateDer::from_pem_slice(&pem)?)?;
+    let member = reqwest::Client::builder().tls_backend_preconfigured(member_client(roots)?);
+    let member = member.no_proxy().build()?;
+    ensure!(member.get(format!("{}/health", node.url)).send().await?.status().is_success());
+
     let health = format!("{}/health", node.url);
 
     std::fs::write(folder.path().join("https.pem"), "no certificate")?;

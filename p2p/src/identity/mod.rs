@@ -7,6 +7,7 @@
 
 mod authority;
 mod credentials;
+mod member;
 mod pin;
 mod verifier;
 
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 
 pub use authority::{Authority, HttpCertificate};
 pub use credentials::{Credentials, peer_of};
+pub use member::{is_member, member_client};
 pub use pin::AuthorityPin;
 
 /// What a process is in the cluster; stands in its certificate.

@@ -1,0 +1,247 @@
+//! Real clients against one node, over TLS that they check: podman, buildah and skopeo push and
+//! pull; and the command `shoal` adds and removes a node, and keeps storage clean.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use shoal_tests::clock::wait_for;
+use shoal_tests::cluster::{Node, Operator, Storage};
+use shoal_tests::host::{Host, Network};
+use shoal_tests::process::{run, run_text};
+use shoal_tests::sample::{self, ContainerImage};
+
+const LAYERS: usize = 3;
+const LAYER_BYTES: usize = 3 << 20;
+const MEMBER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A node, and where its clients keep what they need.
+struct Scene {
+    folder: PathBuf,
+    hub: Host,
+    node: Node,
+    password: String,
+    /// With the authority as `ca.crt`, as docker's tools want it.
+    certificates: PathBuf,
+    _network: Network,
+    _temporary: tempfile::TempDir,
+}
+
+impl Scene {
+    fn set() -> Result<Self> {
+        // podman names an image after the path of its layout, and such names have no capitals.
+        static SCENES: AtomicU32 = AtomicU32::new(0);
+        let number = SCENES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("shoal-clients-{}-{number}", std::process::id());
+        let temporary = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
+        let folder = temporary.path().to_owned();
+        let network = Network::create(0)?;
+        let hub = network.hub().clone();
+        let storage = Storage::Folder(folder.join("storage"));
+        let mut node =
+            Node::prepare(&hub, &folder.join("node-1"), "node-1", "10.77.0.1", &storage)?;
+        let password = node.init()?;
+        node.start()?;
+        let certificates = folder.join("certificates");
+        fs::create_dir_all(&certificates)?;
+        fs::copy(node.data_dir().join("ca.pem"), certificates.join("ca.crt"))?;
+        // Nobody's login but the one that each command is given.
+        fs::write(folder.join("auth.json"), "{}")?;
+        let (_network, _temporary) = (network, temporary);
+        Ok(Self { folder, hub, node, password, certificates, _network, _temporary })
+    }
+
+    fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.node.registry())
+    }
+
+    fn credentials(&self) -> String {
+        format!("admin:{}", self.password)
+    }
+
+    /// A tool of containers' own, with storage of this test's.
+    fn tool(&self, program: &str) -> Command {
+        let mut command = self.hub.command(program);
+        command.arg("--root").arg(self.folder.join("containers"));
+        command.arg("--runroot").arg(self.folder.join("run"));
+        command.args(["--storage-driver", "vfs"]);
+        command.env("REGISTRY_AUTH_FILE", self.folder.join("auth.json"));
+        command
+    }
+
+    /// Runs `VERB --creds … --cert-dir … ARGUMENTS`.
+    fn remote(&self, program: &str, verb: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.tool(program);
+        command.args([verb, "--creds", &self.credentials(), "--cert-dir"]);
+        command.arg(&self.certificates).args(arguments);
+        run_text(command)
+    }
+
+    fn skopeo(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.hub.command("skopeo");
+        command.arg("--insecure-policy").args(arguments);
+        run_text(command)
+    }
+
+    /// The manifest as the node has it.
+    fn manifest(&self, name: &str) -> Result<Value> {
+        let certificates = self.certificates.display().to_string();
+        let image = format!("docker://{}", self.image(name));
+        let text = self.skopeo(&[
+            "inspect",
+            "--raw",
+            "--creds",
+            &self.credentials(),
+            "--cert-dir",
+            &certificates,
+            &image,
+        ])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+#[test]
+fn podman_buildah_and_skopeo_push_and_pull() -> Result<()> {
+    let scene = Scene::set()?;
+    let image = sample::container(&scene.folder, 7, LAYERS, LAYER_BYTES)?;
+    podman(&scene, &image).context("podman")?;
+    buildah(&scene).context("buildah")?;
+    skopeo(&scene, &image).context("skopeo")
+}
+
+fn podman(scene: &Scene, image: &ContainerImage) -> Result<()> {
+    let archive = format!("oci:{}:latest", image.layout.display());
+    let mut pull = scene.tool("podman");
+    pull.args(["pull", "--quiet", &archive]);
+    let id = run_text(pull)?;
+    let name = scene.image("clients/podman:v1");
+    scene.remote("podman", "push", &["--quiet", &id, &name])?;
+    let layers = scene.manifest("clients/podman:v1")?["layers"].as_array().map(Vec::len);
+    ensure!(layers == Some(LAYERS), "{layers:?} layers arrived");
+    let mut remove = scene.tool("podman");
+    remove.args(["rmi", "--force", &id]);
+    run(remove)?;
+    let pulled = scene.remote("podman", "pull", &["--quiet", &name])?;
+    ensure!(pulled == id, "{pulled} came back, not {id}");
+    Ok(())
+}
+
+/// Builds an image of its own, as CI does.
+fn buildah(scene: &Scene) -> Result<()> {
+    let file = scene.folder.join("hello.txt");
+    fs::write(&file, "built here\n")?;
+    let buildah = |arguments: &[&str]| {
+        let mut command = scene.tool("buildah");
+        command.args(arguments);
+        run_text(command)
+    };
+    let container = buildah(&["from", "scratch"])?;
+    buildah(&["copy", &container, &file.display().to_string(), "/hello.txt"])?;
+    let id = buildah(&["commit", "--quiet", &container])?;
+    let name = scene.image("clients/buildah:v1");
+    for format in ["oci", "v2s2"] {
+        scene.remote("buildah", "push", &["--quiet", "--format", format, &id, &name])?;
+        let media_type = scene.manifest("clients/buildah:v1")?["mediaType"].clone();
+        let docker = media_type == "application/vnd.docker.distribution.manifest.v2+json";
+        ensure!(docker == (format == "v2s2"), "pushed as {format}, it is {media_type}");
+    }
+    buildah(&["rm", "--all"])?;
+    buildah(&["rmi", "--force", &id])?;
+    scene.remote("buildah", "pull", &["--quiet", &name])?;
+    let again = buildah(&["from", &name])?;
+    let mounted = buildah(&["mount", &again])?;
+    let text = fs::read_to_string(Path::new(&mounted).join("hello.txt"))?;
+    ensure!(text == "built here\n", "{text:?}");
+    buildah(&["rm", "--all"]).map(drop)
+}
+
+/// Lists, copies between repositories, converts, deletes.
+fn skopeo(scene: &Scene, image: &ContainerImage) -> Result<()> {
+    let (credentials, directory) = (scene.credentials(), scene.certificates.display().to_string());
+    let source = format!("oci:{}:latest", image.layout.display());
+    let place = |name: &str| format!("docker://{}", scene.image(name));
+    let to = ["--dest-creds", &credentials, "--dest-cert-dir", &directory];
+    let from = ["--src-creds", &credentials, "--src-cert-dir", &directory];
+    for (tag, format) in [("v1", "oci"), ("v2", "v2s2")] {
+        let target = place(&format!("clients/skopeo:{tag}"));
+        let mut arguments = vec!["copy", "--quiet", "--format", format];
+        arguments.extend(to);
+        arguments.extend([source.as_str(), target.as_str()]);
+        scene.skopeo(&arguments)?;
+    }
+    // Within the registry: the layers are mounted, not sent again.
+    let (first, second) = (place("clients/skopeo:v1"), place("clients/copied:v1"));
+    let mut arguments = vec!["copy", "--quiet"];
+    arguments.extend(from.into_iter().chain(to));
+    arguments.extend([first.as_str(), second.as_str()]);
+    scene.skopeo(&arguments)?;
+
+    let here = ["--creds", &credentials, "--cert-dir", &directory];
+    let repository = place("clients/skopeo");
+    let list = [&["list-tags"], &here[..], &[&repository]].concat();
+    let tags: Value = serde_json::from_str(&scene.skopeo(&list)?)?;
+    ensure!(tags["Tags"] == serde_json::json!(["v1", "v2"]), "{tags}");
+    scene.skopeo(&[&["delete"], &here[..], &[&first]].concat())?;
+    let tags: Value = serde_json::from_str(&scene.skopeo(&list)?)?;
+    ensure!(tags["Tags"] == serde_json::json!(["v2"]), "{tags}");
+    ensure!(scene.manifest("clients/copied:v1").is_ok(), "a copy went with its source");
+    Ok(())
+}
+
+#[test]
+fn the_operator_adds_and_removes_a_node_and_looks_after_storage() -> Result<()> {
+    let scene = Scene::set()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let made = operator.json(&["cluster", "add"])?;
+    let token = made["token"].as_str().context("a token")?;
+    let storage = Storage::Folder(scene.folder.join("storage"));
+    let folder = scene.folder.join("node-2");
+    let mut second = Node::prepare(&scene.hub, &folder, "node-2", "10.77.0.2", &storage)?;
+    second.join(&scene.node, token)?;
+    second.start()?;
+    let roles = || -> Result<Vec<String>> {
+        let nodes = operator.json(&["cluster", "nodes"])?;
+        let nodes = nodes.as_array().context("a list")?;
+        Ok(nodes.iter().map(|node| node["role"].as_str().unwrap_or_default().into()).collect())
+    };
+    let both = |roles: Vec<String>| {
+        let counts = |role: &String| role == "leader" || role == "voter";
+        (roles.iter().filter(|role| counts(role)).count() == 2).then_some(())
+    };
+    wait_for("both nodes to be voters", MEMBER_DEADLINE, || Ok(both(roles()?)))?;
+
+    // Nobody is there to ask, and nothing happens.
+    ensure!(operator.run(&["cluster", "remove", "node-2"]).is_err());
+    ensure!(operator.run(&["cluster", "remove", "node-9", "--yes"]).is_err());
+    let text = operator.run(&["cluster", "replace", "node-2", "--yes"])?;
+    ensure!(text.contains("Removed node-2") && text.contains("shoal-node join"), "{text}");
+    let alone = |roles: Vec<String>| {
+        (roles.iter().filter(|role| *role != "removed").count() == 1).then_some(())
+    };
+    wait_for("one node to be left", MEMBER_DEADLINE, || Ok(alone(roles()?)))?;
+
+    let image = sample::container(&scene.folder, 8, LAYERS, LAYER_BYTES)?;
+    podman(&scene, &image)?;
+    // A crash between bytes and command would leave this.
+    let orphan = scene.folder.join("storage/objects/blobs/00/00000000000000000000000000000000");
+    fs::create_dir_all(orphan.parent().context("a folder")?)?;
+    fs::write(&orphan, "left behind")?;
+    let mut age = Command::new("touch");
+    age.args(["-d", "1 day ago"]).arg(&orphan);
+    run(age)?;
+    let done = operator.json(&["storage", "scrub"])?;
+    ensure!(done["orphans"] == 1 && done["damaged"] == 0, "{done}");
+    ensure!(done["verified"].as_u64().is_some_and(|count| count > 0), "{done}");
+    let waiting = operator.json(&["storage", "collect", "--dry-run"])?;
+    // It is kept for the grace period, from when it was found.
+    ensure!(waiting["unreferenced"]["total"] == 1, "{waiting}");
+    ensure!(waiting["unreferenced"]["due"] == 0, "{waiting}");
+    operator.run(&["storage", "collect"])?;
+    ensure!(orphan.exists(), "it went before its time");
+    ensure!(operator.run(&["storage", "status"])?.contains("verified"));
+    Ok(())
+}

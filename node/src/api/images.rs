@@ -45,6 +45,13 @@ pub struct ListQuery {
     sort: Option<String>,
 }
 
+impl ListQuery {
+    /// What has `part` in its name.
+    pub(super) fn named(part: String) -> Self {
+        Self { page: None, page_size: None, name: Some(part), kind: None, sort: None }
+    }
+}
+
 pub async fn list(
     State(app): State<App>,
     _caller: Reader,

@@ -1,4 +1,5 @@
-//! The REST API, `/api/v1`: its routes, and nothing else in this file.
+//! The REST API, `/api/v1`, and what of other managers' it answers to: its routes, and nothing else
+//! in this file.
 //!
 //! Invariants: every handler says in its signature who may call it (see `caller`); whatever is not
 //! carried out is answered with a `Problem`; a handler reads the metadata linearizably unless its
@@ -8,6 +9,7 @@
 mod agents;
 mod caller;
 mod cluster;
+mod compatible;
 mod deployments;
 mod download;
 mod host;
@@ -46,6 +48,9 @@ pub fn router() -> Router<App> {
         .route("/api/v1/images/{image}/versions", get(images::versions))
         .route("/api/v1/images/{image}/versions/{version}/download", get(download::download))
         .route("/api/v1/images/{image}/tags/{tag}", put(images::put_tag).delete(images::delete_tag))
+        .route("/api/images", get(images::list))
+        .route("/api/images/search", get(compatible::search))
+        .route("/api/images/{*path}", get(compatible::show).delete(compatible::delete))
         .route("/api/v1/resolve", get(images::resolve))
         .route(&format!("{uploads}/init"), post(uploads::init))
         .route(&format!("{uploads}/{{upload}}"), get(uploads::status).delete(uploads::abort))

@@ -5,6 +5,7 @@
 mod certificate;
 mod cluster;
 mod collection;
+mod compatible;
 mod disks;
 mod hostile;
 mod limits;

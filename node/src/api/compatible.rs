@@ -1,0 +1,103 @@
+//! `/api/images…`: the paths that other registry managers have, for their scripts.
+//!
+//! Names have slashes, and the last part of a path is the tag. What they answer is what `/api/v1`
+//! answers, and for one image the layers besides.
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shoal_api::{Image, Page};
+use shoal_content::{ImageReference, Pin};
+use shoal_metadata::Command;
+
+use super::caller::{Reader, Writer};
+use super::images::{self, ListQuery, resolved};
+use super::input::Path;
+use super::problem::missing;
+use crate::clock::rfc3339;
+use crate::http::problem::Problem;
+use crate::state::App;
+
+#[derive(Debug, Deserialize)]
+pub struct SearchQuery {
+    #[serde(default)]
+    q: String,
+}
+
+/// `GET /api/images/search?q=PART`.
+pub async fn search(
+    state: State<App>,
+    caller: Reader,
+    Query(SearchQuery { q }): Query<SearchQuery>,
+) -> Result<Json<Page<Image>>, Problem> {
+    images::list(state, caller, super::input::Query(ListQuery::named(q))).await
+}
+
+/// `NAME/TAG`, or `NAME/DIGEST`.
+fn reference(path: &str) -> Result<ImageReference, Problem> {
+    let unknown = || missing("image_not_found", format!("there is no image {path}"));
+    let (name, last) = path.rsplit_once('/').ok_or_else(unknown)?;
+    let separator = if last.contains(':') { '@' } else { ':' };
+    format!("{name}{separator}{last}").parse().map_err(|_| unknown())
+}
+
+/// `GET /api/images/NAME/TAG`: one image with its layers.
+pub async fn show(
+    State(app): State<App>,
+    _caller: Reader,
+    Path(path): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let reference = reference(&path)?;
+    let view = app.view().await?;
+    let query = view.query();
+    let (image, version) = resolved(query, &reference)?;
+    let manifest = query.manifest(image.id, &version.digest)?.unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
+    let bytes = layers.iter().chain([&manifest["config"]]).filter_map(|part| part["size"].as_u64());
+    let url = app.config.api_url();
+    let host = url.split("://").last().unwrap_or_default();
+    Ok(Json(json!({
+        "id": image.id,
+        "name": image.name.as_str(),
+        "tag": match &reference.pin {
+            Pin::Tag(tag) => Some(tag.as_str()),
+            Pin::Digest(_) => None,
+        },
+        "digest": version.digest.to_string(),
+        "media_type": version.media_type,
+        "size": bytes.sum::<u64>(),
+        "config": manifest["config"],
+        "layers": layers,
+        "tags": query.tags_of(image.id, &version.digest)?,
+        "created_at": rfc3339(version.created_at),
+        "pull_command": format!("docker pull {host}/{reference}"),
+    })))
+}
+
+/// `DELETE /api/images/NAME/TAG`: the tag, and with the last one its version.
+pub async fn delete(
+    State(app): State<App>,
+    _caller: Writer,
+    Path(path): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let reference = reference(&path)?;
+    let (repository, digest) = {
+        let view = app.view().await?;
+        let (image, version) = resolved(view.query(), &reference)?;
+        (image.name, version.digest)
+    };
+    if let Pin::Tag(tag) = reference.pin {
+        app.propose(Command::DeleteTag { repository: repository.clone(), tag }).await?;
+        let view = app.view().await?;
+        let image = view.query().image_by_name(&repository)?;
+        let tags = image.map(|image| view.query().tags_of(image.id, &digest)).transpose()?;
+        if tags.is_none_or(|tags| !tags.is_empty()) {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+    app.propose(Command::DeleteManifest { repository, digest }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

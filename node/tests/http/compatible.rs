@@ -1,0 +1,52 @@
+//! The paths of other registry managers.
+
+use anyhow::{Result, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use super::node::{Node, read};
+use super::v2::{push_image, sha256};
+
+async fn get(node: &Node, path: &str) -> Result<Value> {
+    let request = node.http.get(format!("{}/api/images{path}", node.url));
+    read(request.bearer_auth(node.token()).send().await?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<()> {
+    let node = Node::start().await?;
+    let manifest = push_image(&node, "team/app", "v1", b"a layer").await?;
+    push_image(&node, "team/app", "v2", b"a layer").await?;
+    push_image(&node, "other", "latest", b"another").await?;
+
+    let all = get(&node, "").await?;
+    ensure!(all["data"].as_array().is_some_and(|list| list.len() == 2), "{all}");
+    let found = get(&node, "/search?q=eam/a").await?;
+    ensure!(found["data"][0]["name"] == "team/app", "{found}");
+    ensure!(found["pagination"]["total_count"] == 1, "{found}");
+
+    let shown = get(&node, "/team/app/v1").await?;
+    ensure!(shown["digest"] == sha256(&manifest) && shown["tag"] == "v1", "{shown}");
+    ensure!(shown["layers"][0]["digest"] == sha256(b"a layer"), "{shown}");
+    ensure!(shown["size"] == b"a layer{}".len(), "{shown}");
+    ensure!(shown["pull_command"].as_str().is_some_and(|text| text.ends_with("/team/app:v1")));
+
+    let delete = |path: &str| {
+        let request = node.http.delete(format!("{}/api/images{path}", node.url));
+        request.bearer_auth(node.token()).send()
+    };
+    // Both tags name one version, which goes with the last of them.
+    let manifest_path = format!("team/app/manifests/{}", sha256(&manifest));
+    for (path, left) in [("/team/app/v1", StatusCode::OK), ("/team/app/v2", StatusCode::NOT_FOUND)]
+    {
+        ensure!(delete(path).await?.status() == StatusCode::NO_CONTENT);
+        let answer = node.v2(Method::GET, &manifest_path).send().await?;
+        ensure!(answer.status() == left, "after {path}: {}", answer.status());
+    }
+    for path in ["/team/app/v1", "/nothing/here", "/nothing", "/UPPER/case"] {
+        ensure!(delete(path).await?.status() == StatusCode::NOT_FOUND, "{path}");
+    }
+    let stranger = node.http.get(format!("{}/api/images/other/latest", node.url)).send().await?;
+    ensure!(stranger.status() == StatusCode::UNAUTHORIZED);
+    node.server.stop().await
+}

@@ -18,7 +18,7 @@ use shoal_formats::{Export, Format, Piece};
 use shoal_metadata::{Query as Metadata, Read, Version};
 
 use super::caller::Reader;
-use super::images::{no_image, no_version, number};
+use super::images::{existing, no_version, number};
 use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
 use crate::http::problem::Problem;
@@ -46,7 +46,7 @@ pub async fn download(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let view = app.view().await?;
-    let row = view.query().image(image)?.ok_or_else(|| no_image(image))?;
+    let row = existing(view.query(), image)?;
     let version = version(view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
     drop(view);
     let Some(disk) = &version.disk else {

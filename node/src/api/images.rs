@@ -140,11 +140,11 @@ pub async fn create(
     let (name, kind, owner) = (request.name, ImageKind::Disk, caller.name);
     app.propose(Command::CreateImage { id, name, kind, profile, owner }).await?;
     let view = app.view().await?;
-    let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
+    let row = existing(view.query(), id)?;
     Ok((StatusCode::CREATED, Json(image(view.query(), &row)?)))
 }
 
-pub(super) fn no_image(id: impl std::fmt::Display) -> Problem {
+fn no_image(id: impl std::fmt::Display) -> Problem {
     missing("image_not_found", format!("there is no image {id}"))
 }
 
@@ -155,7 +155,7 @@ pub async fn show(
 ) -> Result<Json<ImageDetail>, Problem> {
     let view = app.view().await?;
     let query = view.query();
-    let row = query.image(id)?.ok_or_else(|| no_image(id))?;
+    let row = existing(query, id)?;
     let rows = query.versions(id)?;
     let versions = rows.iter().map(|one| version(query, &row, one));
     let versions = versions.collect::<Result<Vec<_>, Fault>>()?;
@@ -194,7 +194,7 @@ pub async fn versions(
 ) -> Result<Json<Vec<Version>>, Problem> {
     let view = app.view().await?;
     let query = view.query();
-    let row = query.image(id)?.ok_or_else(|| no_image(id))?;
+    let row = existing(query, id)?;
     let rows = query.versions(id)?;
     let versions = rows.iter().map(|one| version(query, &row, one));
     Ok(Json(versions.collect::<Result<_, Fault>>()?))
@@ -208,7 +208,7 @@ pub async fn put_tag(
 ) -> Result<Json<Tag>, Problem> {
     let view = app.view().await?;
     let query = view.query();
-    let row = query.image(id)?.ok_or_else(|| no_image(id))?;
+    let row = existing(query, id)?;
     let found = query.version_by_id(request.version_id)?.filter(|version| version.image == id);
     let found = found.ok_or_else(|| no_version(request.version_id))?;
     let digest = found.digest.clone();
@@ -223,7 +223,7 @@ pub async fn delete_tag(
     Path((id, tag)): Path<(ImageId, TagName)>,
 ) -> Result<StatusCode, Problem> {
     let view = app.view().await?;
-    let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
+    let row = existing(view.query(), id)?;
     app.propose(Command::DeleteTag { repository: row.name, tag }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -264,6 +264,16 @@ pub async fn resolve(
         media_type: version.media_type,
         disk,
     }))
+}
+
+/// An image by its id.
+pub(super) fn existing<R: Read>(
+    query: Metadata<'_, R>,
+    id: ImageId,
+) -> Result<metadata::Image, Problem> {
+    let image = query.image(id)?.ok_or_else(|| no_image(id))?;
+    noted::note_image(image.id, image.name.as_str());
+    Ok(image)
 }
 
 /// The version that a reference means now. A tag's text may also be a disk's version number.

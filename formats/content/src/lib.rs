@@ -22,7 +22,7 @@ pub use id::{
     ClusterId, DeploymentId, IdError, ImageId, NodeId, PeerId, TransferId, UploadId, VersionId,
 };
 pub use labels::{LABELS_MAX, Labels, LabelsError, Proximity, Zone};
-pub use name::{ImageReference, NameError, Pin, ProjectName, RepositoryName, TagName};
+pub use name::{AccountName, ImageReference, NameError, Pin, ProjectName, RepositoryName, TagName};
 pub use object::{ObjectKey, ObjectKeyError, PackId, RecipeId};
 pub use recipe::{
     Chunk, Encoding, Extent, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeKind, SourceObject,

@@ -13,6 +13,7 @@ use crate::digest::Digest;
 /// The longest repository name, in bytes. Clients limit host and name together to 255.
 const REPOSITORY_BYTES_MAX: usize = 200;
 const TAG_BYTES_MAX: usize = 128;
+const ACCOUNT_BYTES_MAX: usize = 64;
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -25,6 +26,10 @@ pub enum NameError {
         "'{0}' is no tag: letters, digits, '_', '.' and '-', at most 128 bytes, not starting with '.' or '-'"
     )]
     Tag(String),
+    #[error(
+        "'{0}' is no name for an account: lower-case letters and digits, parted by '.', '_', '__' or '-', at most 64 bytes"
+    )]
+    Account(String),
     #[error("'{0}' is no image reference: NAME, NAME:TAG or NAME@DIGEST")]
     Reference(String),
 }
@@ -113,6 +118,24 @@ impl FromStr for ProjectName {
             Ok(Self(text.to_owned()))
         } else {
             Err(NameError::Repository(excerpt(text)))
+        }
+    }
+}
+
+/// The name of a user, an organization, a group or a robot: one path component, so that each can
+/// stand in a path and in a project's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountName(String);
+text_name!(AccountName);
+
+impl FromStr for AccountName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.len() <= ACCOUNT_BYTES_MAX && is_path_component(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError::Account(excerpt(text)))
         }
     }
 }

@@ -8,14 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{
-    DeploymentId, Digest, ImageId, ObjectKey, PeerId, RecipeId, RepositoryName, TagName, Timestamp,
-    UploadId, VersionId,
+    AccountName, DeploymentId, Digest, ImageId, ObjectKey, PeerId, ProjectName, RecipeId,
+    RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 use thiserror::Error;
 
 use crate::record::{
     Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Multipart, Node,
     Reference, Upload, UploadPart, User,
+};
+use crate::rights::{
+    Grantee, Group, Organization, PersonalToken, Place, Project, Right, Robot, RobotName,
+    Visibility,
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -191,6 +195,52 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// With its first owner, who is a user.
+    CreateOrganization {
+        organization: Organization,
+        owner: AccountName,
+    },
+    /// Refused while it owns a project. Its groups go with it.
+    RemoveOrganization {
+        name: AccountName,
+    },
+    CreateGroup(Group),
+    RemoveGroup {
+        organization: AccountName,
+        name: AccountName,
+    },
+    CreateProject(Project),
+    UpdateProject {
+        name: ProjectName,
+        visibility: Visibility,
+        description: String,
+    },
+    /// Refused while it has images. Its members and robots go with it.
+    RemoveProject {
+        name: ProjectName,
+    },
+    /// Gives a right, in place of the one that the grantee has there.
+    PutRight {
+        place: Place,
+        grantee: Grantee,
+        right: Right,
+    },
+    RemoveRight {
+        place: Place,
+        grantee: Grantee,
+    },
+    /// Makes a robot, or replaces it with its secret.
+    PutRobot(Robot),
+    RemoveRobot(RobotName),
+    CreatePersonalToken(PersonalToken),
+    RemovePersonalToken {
+        user: AccountName,
+        id: String,
+    },
+    /// Notes when tokens were last used, by the hash of their secrets.
+    NoteTokenUses {
+        uses: BTreeMap<[u8; 32], Timestamp>,
+    },
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.
@@ -272,6 +322,14 @@ pub enum Refusal {
     Leased,
     #[error("the stored object {0} is being deleted; try again later")]
     BeingDeleted(ObjectKey),
+    #[error("the {subject} is in use: {by}")]
+    InUse { subject: Subject, by: String },
+    #[error("the last owner of an organization cannot leave it")]
+    LastOwner,
+    #[error("such a right cannot be had there")]
+    WrongRight,
+    #[error("the project came to be in the meantime, and is not yours")]
+    NotYours,
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -288,6 +346,12 @@ pub enum Subject {
     Blob,
     Upload,
     Deployment,
+    Project,
+    Organization,
+    Group,
+    Right,
+    Robot,
+    Token,
 }
 
 impl std::fmt::Display for Subject {
@@ -304,6 +368,12 @@ impl std::fmt::Display for Subject {
             Self::Blob => "blob",
             Self::Upload => "upload",
             Self::Deployment => "deployment",
+            Self::Project => "project",
+            Self::Organization => "organization",
+            Self::Group => "group",
+            Self::Right => "membership or grant",
+            Self::Robot => "robot",
+            Self::Token => "token",
         })
     }
 }

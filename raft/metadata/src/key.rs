@@ -6,10 +6,11 @@
 //! of the same shape and a prefix names exactly one thing.
 
 use shoal_content::{
-    Algorithm, DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, TagName, Timestamp,
-    UploadId, VersionId,
+    AccountName, Algorithm, DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, ProjectName,
+    TagName, Timestamp, UploadId, VersionId,
 };
 
+use crate::rights::{Grantee, Place, PlaceKind, RobotName};
 use crate::table::Fault;
 
 pub const ID_BYTES: usize = 16;
@@ -99,6 +100,62 @@ pub fn deployment_time(at: Timestamp, id: DeploymentId) -> Vec<u8> {
 
 pub fn pending(of: PeerId, id: DeploymentId) -> Vec<u8> {
     join(&[&peer(of), &deployment(id)])
+}
+
+/// No name has it: it ends a name inside a key.
+const END: u8 = 0;
+
+pub fn group_prefix(organization: &AccountName) -> Vec<u8> {
+    join(&[organization.as_str().as_bytes(), &[END]])
+}
+
+pub fn group(organization: &AccountName, name: &AccountName) -> Vec<u8> {
+    join(&[&group_prefix(organization), name.as_str().as_bytes()])
+}
+
+/// What the keys of all rights at a place begin with.
+pub fn place(place: &Place) -> Vec<u8> {
+    let name = match place {
+        Place::Project(name) => name.as_str().as_bytes().to_vec(),
+        Place::Image(id) => return join(&[&[place.kind() as u8], &image(*id)]),
+        Place::Organization(name) => name.as_str().as_bytes().to_vec(),
+        Place::Group { organization, group: name } => group(organization, name),
+    };
+    join(&[&[place.kind() as u8], &name, &[END]])
+}
+
+pub fn right(at: &Place, grantee: &Grantee) -> Vec<u8> {
+    join(&[&place(at), grantee.to_string().as_bytes()])
+}
+
+pub fn grantee_prefix(grantee: &Grantee) -> Vec<u8> {
+    join(&[grantee.to_string().as_bytes(), &[END]])
+}
+
+pub fn grantee_place(grantee: &Grantee, at: &Place) -> Vec<u8> {
+    join(&[&grantee_prefix(grantee), &place(at)])
+}
+
+/// What the keys of a grantee's memberships begin with: of organizations, and of groups.
+pub fn membership_prefixes(grantee: &Grantee) -> [Vec<u8>; 2] {
+    let of = |kind: PlaceKind| join(&[&grantee_prefix(grantee), &[kind as u8]]);
+    [of(PlaceKind::Organization), of(PlaceKind::Group)]
+}
+
+pub fn robot_prefix(project: &ProjectName) -> Vec<u8> {
+    join(&[project.as_str().as_bytes(), &[END]])
+}
+
+pub fn robot(name: &RobotName) -> Vec<u8> {
+    join(&[&robot_prefix(&name.project), name.name.as_str().as_bytes()])
+}
+
+pub fn user_tokens(user: &AccountName) -> Vec<u8> {
+    join(&[user.as_str().as_bytes(), &[END]])
+}
+
+pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
+    join(&[&user_tokens(user), id.as_bytes()])
 }
 
 /// The first key after every key that starts with `key`'s own bytes and ends there.

@@ -8,7 +8,7 @@
 //! Invariants: nothing here has a clock, randomness, I/O of its own, or an iteration order that
 //! depends on hashing. The same rows and the same command give the same rows, answer and events on
 //! every replica. A refused command changes nothing.
-//! Non-goals: who may do what (the node's handlers), OCI JSON and DTOs, replication.
+//! Non-goals: who somebody is (the node's authentication), OCI JSON and DTOs, replication.
 
 mod apply;
 mod codec;
@@ -17,6 +17,7 @@ mod key;
 mod memory;
 mod query;
 mod record;
+mod rights;
 mod table;
 mod transaction;
 
@@ -29,5 +30,6 @@ pub use command::*;
 pub use memory::Memory;
 pub use query::Query;
 pub use record::*;
+pub use rights::*;
 pub use table::{Fault, Read, Rows, Table};
 pub use transaction::{Transaction, Writes};

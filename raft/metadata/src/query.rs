@@ -25,7 +25,7 @@ pub(crate) const IMAGES_COUNT: &[u8] = b"images";
 /// Questions to a consistent state.
 #[derive(Debug)]
 pub struct Query<'a, R: Read> {
-    read: &'a R,
+    pub(crate) read: &'a R,
 }
 
 impl<R: Read> Clone for Query<'_, R> {
@@ -308,11 +308,15 @@ impl<'a, R: Read> Query<'a, R> {
         self.version(image, digest)?.ok_or(Fault::Contradiction("an index names no version"))
     }
 
-    fn all<T: DeserializeOwned>(&self, table: Table, prefix: &[u8]) -> Result<Vec<T>, Fault> {
+    pub(crate) fn all<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+    ) -> Result<Vec<T>, Fault> {
         self.rows(table, prefix)?.iter().map(|(_, bytes)| decoded(table, bytes)).collect()
     }
 
-    fn rows(&self, table: Table, prefix: &[u8]) -> Result<Rows, Fault> {
+    pub(crate) fn rows(&self, table: Table, prefix: &[u8]) -> Result<Rows, Fault> {
         all_rows(self.read, table, prefix)
     }
 }

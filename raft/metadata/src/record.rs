@@ -63,6 +63,8 @@ pub struct Node {
 pub enum UserRole {
     Admin,
     User,
+    /// Sees everything and changes nothing.
+    Auditor,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

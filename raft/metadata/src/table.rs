@@ -75,11 +75,27 @@ pub enum Table {
     /// Image, digest -> since when the repository holds the blob without any version of it that
     /// refers to the blob.
     LooseBlobs = 31,
+    /// Name -> `Project`.
+    Projects = 32,
+    /// Name -> `Organization`.
+    Organizations = 33,
+    /// Organization, name -> `Group`.
+    Groups = 34,
+    /// Place, grantee -> `Right`.
+    Rights = 35,
+    /// Grantee, place -> `Place`.
+    GranteePlaces = 36,
+    /// Project, name -> `Robot`.
+    Robots = 37,
+    /// Hash of the secret -> `PersonalToken`.
+    PersonalTokens = 38,
+    /// User, token's id -> hash of the secret.
+    UserTokens = 39,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 39] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -111,6 +127,14 @@ impl Table {
         Self::Counts,
         Self::DeletingObjects,
         Self::LooseBlobs,
+        Self::Projects,
+        Self::Organizations,
+        Self::Groups,
+        Self::Rights,
+        Self::GranteePlaces,
+        Self::Robots,
+        Self::PersonalTokens,
+        Self::UserTokens,
     ];
 
     /// The first byte of its keys on disk.

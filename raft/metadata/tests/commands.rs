@@ -520,8 +520,14 @@ fn an_image_goes_with_all_it_has() {
     world.accepts(Command::PutManifest(tagged));
     world.accepts(Command::DeleteImage { id: image_id(1) });
     let left: BTreeSet<Table> = world.rows.rows().map(|(table, _, _)| table).collect();
-    let expected =
-        [Table::Cluster, Table::Users, Table::Objects, Table::UnreferencedObjects, Table::Counts];
+    let expected = [
+        Table::Cluster,
+        Table::Users,
+        Table::Objects,
+        Table::UnreferencedObjects,
+        Table::Counts,
+        Table::Projects,
+    ];
     assert_eq!(left, expected.into());
     assert_eq!(world.query().image_count().unwrap(), 0);
     let gone = world.refuses(Command::DeleteImage { id: image_id(1) });

@@ -73,6 +73,31 @@ fn samples() -> Vec<Command> {
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
         Command::AdoptObjects { objects: [pack(1)].into() },
+        Command::CreateOrganization { organization: organization("acme"), owner: account("u") },
+        Command::RemoveOrganization { name: account("acme") },
+        Command::CreateGroup(group("acme", "dev")),
+        Command::RemoveGroup { organization: account("acme"), name: account("dev") },
+        Command::CreateProject(project("a", Owner::Organization(account("acme")))),
+        Command::UpdateProject {
+            name: "a".parse().unwrap(),
+            visibility: Visibility::Public,
+            description: "d".into(),
+        },
+        Command::RemoveProject { name: "a".parse().unwrap() },
+        Command::PutRight {
+            place: Place::Project("a".parse().unwrap()),
+            grantee: Grantee::Group { organization: account("acme"), group: account("dev") },
+            right: Right::Project(ProjectRole::Developer),
+        },
+        Command::RemoveRight {
+            place: Place::Image(image_id(1)),
+            grantee: Grantee::User(account("u")),
+        },
+        Command::PutRobot(robot("robot$a+ci", &[Scope::Read])),
+        Command::RemoveRobot("robot$a+ci".parse().unwrap()),
+        Command::CreatePersonalToken(personal_token("u", 1)),
+        Command::RemovePersonalToken { user: account("u"), id: "1".into() },
+        Command::NoteTokenUses { uses: [([1; 32], at(5))].into() },
     ]
 }
 

@@ -47,7 +47,8 @@ impl<R: Read> Step<'_, R> {
         kind: ImageKind,
         profile: ImageProfile,
         owner: String,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Stop> {
+        self.enter_project(&name, &owner)?;
         self.rows.put(Table::ImageNames, name.as_str().as_bytes(), &id);
         let image = Image {
             id,
@@ -87,7 +88,7 @@ impl<R: Read> Step<'_, R> {
     }
 
     /// The image of that name, made where it is missing. Checked before.
-    pub(super) fn take_place(&mut self, place: Place, kind: ImageKind) -> Result<ImageId, Fault> {
+    pub(super) fn take_place(&mut self, place: Place, kind: ImageKind) -> Result<ImageId, Stop> {
         if let Some(image) = self.query().image_by_name(&place.repository)? {
             return Ok(image.id);
         }
@@ -118,6 +119,7 @@ impl<R: Read> Step<'_, R> {
         for (key, _) in all_rows(&self.rows, Table::BlobLinks, &prefix)? {
             self.unlink(id, &key::read_digest(&key, prefix.len())?)?;
         }
+        self.drop_rights_at(&crate::rights::Place::Image(id))?;
         self.rows.remove(Table::ImageNames, image.name.as_str().as_bytes());
         self.rows.remove(Table::Images, prefix);
         let count = self.query().image_count()?;

@@ -3,12 +3,13 @@
 //! Invariants: once there is an administrator there is always one; a node's id is never given out
 //! twice; names of nodes and agents are unique, and so is a peer among the nodes.
 
-use shoal_content::{NodeId, PeerId};
+use shoal_content::{AccountName, NodeId, PeerId};
 
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
 use crate::record::{Agent, Cluster, HostState, JoinRole, JoinToken, Node, User, UserRole};
+use crate::rights::Grantee;
 use crate::table::{Read, Table};
 use crate::transaction::row;
 
@@ -83,6 +84,12 @@ impl<R: Read> Step<'_, R> {
     pub(super) fn remove_user(&mut self, name: &str) -> Result<Response, Stop> {
         let user = self.query().user(name)?.ok_or(Refusal::NotFound(Subject::User))?;
         self.check_another_admin(&user)?;
+        if let Ok(account) = name.parse() {
+            let grantee = Grantee::User(AccountName::clone(&account));
+            self.check_leaving(&grantee)?;
+            self.drop_rights_of(&grantee)?;
+            self.drop_tokens_of(&account)?;
+        }
         self.rows.remove(Table::Users, name.as_bytes());
         Ok(Response::Done)
     }

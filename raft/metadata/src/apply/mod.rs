@@ -6,11 +6,13 @@
 //! Reference counts change in the command that adds or drops the row that refers.
 
 mod blob;
+mod credential;
 mod deployment;
 mod image;
 mod manifest;
 mod member;
 mod object;
+mod rights;
 mod upload;
 
 use shoal_content::Timestamp;
@@ -159,6 +161,24 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::CreateOrganization { organization, owner } => {
+                self.create_organization(&organization, owner)
+            }
+            Command::RemoveOrganization { name } => self.remove_organization(&name),
+            Command::CreateGroup(group) => self.create_group(&group),
+            Command::RemoveGroup { organization, name } => self.remove_group(&organization, &name),
+            Command::CreateProject(project) => self.create_project(&project),
+            Command::UpdateProject { name, visibility, description } => {
+                self.update_project(&name, visibility, description)
+            }
+            Command::RemoveProject { name } => self.remove_project(&name),
+            Command::PutRight { place, grantee, right } => self.put_right(&place, &grantee, right),
+            Command::RemoveRight { place, grantee } => self.remove_right(&place, &grantee),
+            Command::PutRobot(robot) => self.put_robot(robot),
+            Command::RemoveRobot(name) => self.remove_robot(&name),
+            Command::CreatePersonalToken(token) => self.create_personal_token(&token),
+            Command::RemovePersonalToken { user, id } => self.remove_personal_token(&user, &id),
+            Command::NoteTokenUses { uses } => self.note_token_uses(&uses),
         }
     }
 }

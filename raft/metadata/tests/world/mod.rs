@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
-    ClusterId, DeploymentId, Digest, ImageId, Labels, NodeId, ObjectKey, PackId, PeerId, RecipeId,
-    RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
+    AccountName, ClusterId, DeploymentId, Digest, ImageId, Labels, NodeId, ObjectKey, PackId,
+    PeerId, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
 };
 use shoal_metadata::*;
 
@@ -273,5 +273,55 @@ pub fn disk(repository: &str, image: u64, manifest: u8, packs: &[u8]) -> PutMani
             source_format: "raw".into(),
         }),
         ..container(repository, image, manifest, &[])
+    }
+}
+
+pub fn account(text: &str) -> AccountName {
+    text.parse().unwrap()
+}
+
+pub fn organization(text: &str) -> Organization {
+    Organization { name: account(text), description: String::new(), created_at: at(1) }
+}
+
+pub fn group(organization: &str, text: &str) -> Group {
+    let (organization, name) = (account(organization), account(text));
+    Group { organization, name, description: String::new(), created_at: at(1) }
+}
+
+pub fn project(text: &str, owner: Owner) -> Project {
+    Project {
+        name: text.parse().unwrap(),
+        owner,
+        visibility: Visibility::Private,
+        description: String::new(),
+        created_at: at(1),
+        updated_at: at(1),
+    }
+}
+
+pub fn robot(text: &str, scopes: &[Scope]) -> Robot {
+    Robot {
+        name: text.parse().unwrap(),
+        description: String::new(),
+        secret_hash: [9; 32],
+        scopes: scopes.iter().copied().collect(),
+        repositories: BTreeSet::new(),
+        created_at: at(1),
+        created_by: "admin".into(),
+        expires_at: None,
+    }
+}
+
+pub fn personal_token(user: &str, number: u8) -> PersonalToken {
+    PersonalToken {
+        id: number.to_string(),
+        user: account(user),
+        name: format!("token {number}"),
+        secret_hash: [number; 32],
+        scopes: [Scope::Read].into(),
+        created_at: at(1),
+        expires_at: None,
+        last_used_at: None,
     }
 }

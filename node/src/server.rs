@@ -19,7 +19,7 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
-use crate::http::auth::Accounts;
+use crate::http::auth::{Accounts, TokenUses};
 use crate::http::{Certificates, Listening, serve};
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
@@ -97,12 +97,16 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
+        let token_uses = Arc::new(TokenUses::default());
+        let (uses, group) = (Arc::clone(&token_uses), raft.clone());
+        tasks.spawn(async move { uses.run(group).await });
         let app = App::new(Parts {
             node: id,
             raft,
             store,
             keys,
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
+            token_uses,
             intake: Intake::default(),
             metrics: Metrics::new(registry),
             services,

@@ -10,7 +10,7 @@ use shoal_raft::{ProposeError, Raft, ReadError, View};
 use crate::api::Services;
 use crate::clock;
 use crate::config::Config;
-use crate::http::auth::Accounts;
+use crate::http::auth::{Accounts, TokenUses};
 use crate::metrics::Metrics;
 use crate::registry::Intake;
 use crate::store::BlobStore;
@@ -29,6 +29,7 @@ pub struct Parts {
     pub store: Arc<dyn BlobStore>,
     pub keys: Keys,
     pub accounts: Accounts,
+    pub token_uses: Arc<TokenUses>,
     pub intake: Intake,
     pub metrics: Metrics,
     /// What `/api/v1` works with.

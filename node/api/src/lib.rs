@@ -4,18 +4,22 @@
 //! that a field cannot mean one thing on one side and another on the other. Times are RFC 3339
 //! texts in UTC; sizes end in `_bytes`.
 
+mod account;
 mod agent;
 mod cluster;
 mod deployment;
 mod image;
 mod problem;
+mod project;
 mod session;
 mod storage;
 
+pub use account::*;
 pub use agent::*;
 pub use cluster::*;
 pub use deployment::*;
 pub use image::*;
 pub use problem::*;
+pub use project::*;
 pub use session::*;
 pub use storage::*;

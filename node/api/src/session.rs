@@ -33,6 +33,6 @@ impl std::fmt::Debug for LoginResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Me {
     pub username: String,
-    /// `admin` or `user`.
+    /// `admin`, `auditor`, `user`, `robot`, `agent` or `node`.
     pub role: String,
 }

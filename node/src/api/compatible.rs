@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_api::{Image, Page};
 use shoal_content::{ImageReference, Pin};
-use shoal_metadata::Command;
+use shoal_metadata::{Action, Command};
 
-use super::caller::{Reader, Writer};
+use super::caller::Caller;
 use super::images::{self, ListQuery, resolved};
 use super::input::Path;
 use super::problem::missing;
@@ -28,11 +28,10 @@ pub struct SearchQuery {
 
 /// `GET /api/images/search?q=PART`.
 pub async fn search(
-    state: State<App>,
-    caller: Reader,
+    caller: Caller,
     Query(SearchQuery { q }): Query<SearchQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
-    images::list(state, caller, super::input::Query(ListQuery::named(q))).await
+    images::list(caller, super::input::Query(ListQuery::named(q))).await
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.
@@ -46,13 +45,12 @@ fn reference(path: &str) -> Result<ImageReference, Problem> {
 /// `GET /api/images/NAME/TAG`: one image with its layers.
 pub async fn show(
     State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Path(path): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let reference = reference(&path)?;
-    let view = app.view().await?;
-    let query = view.query();
-    let (image, version) = resolved(query, &reference)?;
+    let query = caller.view.query();
+    let (image, version) = resolved(&caller.view, &caller.who(), &reference, Action::Pull)?;
     let manifest = query.manifest(image.id, &version.digest)?.unwrap_or_default();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
     let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
@@ -80,15 +78,14 @@ pub async fn show(
 /// `DELETE /api/images/NAME/TAG`: the tag, and with the last one its version.
 pub async fn delete(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path(path): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let reference = reference(&path)?;
-    let (repository, digest) = {
-        let view = app.view().await?;
-        let (image, version) = resolved(view.query(), &reference)?;
-        (image.name, version.digest)
-    };
+    caller.account()?;
+    let (image, version) = resolved(&caller.view, &caller.who(), &reference, Action::Delete)?;
+    let (repository, digest) = (image.name, version.digest);
+    drop(caller);
     if let Pin::Tag(tag) = reference.pin {
         app.propose(Command::DeleteTag { repository: repository.clone(), tag }).await?;
         let view = app.view().await?;

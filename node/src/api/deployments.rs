@@ -11,10 +11,10 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
 use shoal_api::{CreateDeployment, Deployment};
 use shoal_content::{DeploymentId, Labels, PeerId, Pin};
-use shoal_metadata::{Agent, Command, Query as Metadata, Read};
+use shoal_metadata::{self as metadata, Action, Agent, Command, Query as Metadata, Read, What};
 use uuid::Uuid;
 
-use super::caller::{Reader, Writer};
+use super::caller::Caller;
 use super::images::resolved;
 use super::input::{Body, Path};
 use super::problem::missing;
@@ -31,12 +31,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 pub async fn create(
     State(app): State<App>,
-    caller: Writer,
+    caller: Caller,
     Body(request): Body<CreateDeployment>,
 ) -> Result<(StatusCode, Json<Deployment>), Problem> {
-    let view = app.view().await?;
-    let query = view.query();
-    let (image, version) = resolved(query, &request.reference)?;
+    let owner = caller.account()?;
+    let query = caller.view.query();
+    let (image, version) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
     let agents = query.agents()?;
     let hosts = hosts(query, &agents, &request)?;
     let tag = match request.reference.pin {
@@ -50,9 +50,9 @@ pub async fn create(
         digest: version.digest,
         tag,
         hosts,
-        owner: caller.name,
+        owner,
     };
-    drop(view);
+    drop(caller);
     app.propose(order).await?;
     Ok((StatusCode::CREATED, Json(shown(&app, id).await?)))
 }
@@ -115,15 +115,30 @@ fn unknown(id: DeploymentId) -> Problem {
     missing("deployment_not_found", format!("there is no deployment {id}"))
 }
 
+/// Whoever gave an order may do all with it; others what they may do with its image.
+fn may(caller: &Caller, row: &metadata::Deployment, action: Action) -> Result<(), Problem> {
+    if row.created_by == caller.principal.name() {
+        return Ok(());
+    }
+    caller.permit(action, What::Repository(&row.image))
+}
+
+fn permitted(caller: &Caller, id: DeploymentId, action: Action) -> Result<(), Problem> {
+    let row = caller.view.query().deployment(id)?.ok_or_else(|| unknown(id))?;
+    may(caller, &row, action).map_err(|problem| match problem.status {
+        StatusCode::NOT_FOUND => unknown(id),
+        _ => problem,
+    })
+}
+
 /// Without the progress of other nodes: each is a call away.
 pub async fn list(
     State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
 ) -> Result<Json<Vec<Deployment>>, Problem> {
-    let current = app.view().await?;
-    let names = Names::read(current.query())?;
-    let rows = current.query().deployments(LISTED_MAX)?;
-    let shown = rows.iter().map(|row| {
+    let names = Names::read(caller.view.query())?;
+    let rows = caller.view.query().deployments(LISTED_MAX)?;
+    let shown = rows.iter().filter(|row| may(&caller, row, Action::List).is_ok()).map(|row| {
         let reports: Reports = app.services.board.reports(row.id);
         view(row, &reports, &names)
     });
@@ -132,28 +147,34 @@ pub async fn list(
 
 pub async fn show(
     State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Path(id): Path<DeploymentId>,
 ) -> Result<Json<Deployment>, Problem> {
+    permitted(&caller, id, Action::List)?;
+    drop(caller);
     shown(&app, id).await.map(Json)
 }
 
 pub async fn cancel(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path(id): Path<DeploymentId>,
 ) -> Result<StatusCode, Problem> {
+    permitted(&caller, id, Action::Manage)?;
+    caller.account()?;
+    drop(caller);
     app.propose(Command::CancelDeployment { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn events(
     State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Path(id): Path<DeploymentId>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     // Linearizable, so that the local state has what the caller knows of.
-    app.view().await?.query().deployment(id)?.ok_or_else(|| unknown(id))?;
+    permitted(&caller, id, Action::List)?;
+    drop(caller);
     let services = &app.services;
     let stopping = services.stopping.clone();
     let states = watch(app.raft.clone(), services.gatherer.clone(), id, stopping);

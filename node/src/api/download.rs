@@ -15,9 +15,9 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use shoal_content::{Digest, ImageId, RecipeId, TagName, VersionId};
 use shoal_formats::{Export, Format, Piece};
-use shoal_metadata::{Query as Metadata, Read, Version};
+use shoal_metadata::{Action, Query as Metadata, Read, Version};
 
-use super::caller::Reader;
+use super::caller::Caller;
 use super::images::{existing, no_version, number};
 use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
@@ -40,15 +40,15 @@ pub struct DownloadQuery {
 
 pub async fn download(
     State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Path((image, wanted)): Path<(ImageId, String)>,
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let view = app.view().await?;
-    let row = existing(view.query(), image)?;
-    let version = version(view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
-    drop(view);
+    let row = existing(&caller, image, Action::Pull)?;
+    let version =
+        version(caller.view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
+    drop(caller);
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
         return Err(conflict("not_a_disk", text));

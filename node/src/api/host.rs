@@ -15,7 +15,7 @@ use shoal_api::{
 };
 use shoal_content::{Digest, PeerId, RecipeId};
 use shoal_metadata::{
-    self as metadata, Command, HostState, Query as Metadata, Read, Reference, Version,
+    self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version, Who,
 };
 
 use super::caller::Host;
@@ -47,7 +47,7 @@ pub async fn resolve(
 ) -> Result<Json<AgentResolution>, Problem> {
     let view = app.view().await?;
     let query = view.query();
-    let (image, version) = resolved(query, &request.reference)?;
+    let (image, version) = resolved(&view, &Who::Agent, &request.reference, Action::Pull)?;
     let below = below(query, &image, &version)?;
     let wanted = match request.blobs {
         None => below.blobs.clone(),

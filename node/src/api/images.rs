@@ -11,14 +11,18 @@ use shoal_api::{
     Version,
 };
 use shoal_content::{Digest, ImageId, ImageReference, Labels, Pin, RepositoryName, TagName};
-use shoal_metadata::{self as metadata, Command, Fault, ImageKind, ImageProfile, Read, Reference};
+use shoal_metadata::{
+    self as metadata, Action, Command, Fault, ImageKind, ImageProfile, Read, Reference, What, Who,
+};
+use shoal_raft::View;
 use uuid::Uuid;
 
-use super::caller::{Reader, Writer};
+use super::caller::Caller;
 use super::input::{Body, Path, Query};
 use super::problem::missing;
 use crate::clock::rfc3339;
 use crate::http::noted;
+use crate::http::permit::{Visible, permit};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -53,8 +57,7 @@ impl ListQuery {
 }
 
 pub async fn list(
-    State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Query(wanted): Query<ListQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
     let kind = wanted.kind.as_deref().filter(|text| !text.is_empty()).map(kind_of).transpose()?;
@@ -64,8 +67,8 @@ pub async fn list(
         let text = "sort is name, created_at or updated_at, with '-' for descending";
         return Err(Problem::bad_request("sort_invalid", text));
     }
-    let view = app.view().await?;
-    let query = view.query();
+    let query = caller.view.query();
+    let mut visible = Visible::new(&caller.view, caller.who())?;
     let mut found = Vec::new();
     let mut after: Option<RepositoryName> = None;
     let mut seen = 0;
@@ -74,10 +77,12 @@ pub async fn list(
         let last = rows.len() < SCAN_ROWS;
         seen += rows.len();
         after = rows.last().map(|image| image.name.clone());
-        found.extend(rows.into_iter().filter(|image| {
+        for image in rows {
             let named = wanted.name.as_ref().is_none_or(|part| image.name.as_str().contains(part));
-            named && kind.is_none_or(|kind| image.kind == kind)
-        }));
+            if named && kind.is_none_or(|kind| image.kind == kind) && visible.shows(&image)? {
+                found.push(image);
+            }
+        }
         if last || seen >= IMAGES_LISTED_MAX {
             break;
         }
@@ -117,11 +122,14 @@ fn kind_name(kind: ImageKind) -> &'static str {
 
 pub async fn create(
     State(app): State<App>,
-    caller: Writer,
+    caller: Caller,
     Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
     let labels = Labels::try_from(request.labels)
         .map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))?;
+    caller.permit(Action::Push, What::Repository(&request.name))?;
+    let owner = caller.account()?;
+    drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());
     let profile = ImageProfile {
         display_name: request.display_name,
@@ -137,10 +145,10 @@ pub async fn create(
         min_disk_gb: request.min_disk_gb,
         labels,
     };
-    let (name, kind, owner) = (request.name, ImageKind::Disk, caller.name);
+    let (name, kind) = (request.name, ImageKind::Disk);
     app.propose(Command::CreateImage { id, name, kind, profile, owner }).await?;
     let view = app.view().await?;
-    let row = existing(view.query(), id)?;
+    let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
     Ok((StatusCode::CREATED, Json(image(view.query(), &row)?)))
 }
 
@@ -148,14 +156,9 @@ fn no_image(id: impl std::fmt::Display) -> Problem {
     missing("image_not_found", format!("there is no image {id}"))
 }
 
-pub async fn show(
-    State(app): State<App>,
-    _caller: Reader,
-    Path(id): Path<ImageId>,
-) -> Result<Json<ImageDetail>, Problem> {
-    let view = app.view().await?;
-    let query = view.query();
-    let row = existing(query, id)?;
+pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageDetail>, Problem> {
+    let query = caller.view.query();
+    let row = existing(&caller, id, Action::List)?;
     let rows = query.versions(id)?;
     let versions = rows.iter().map(|one| version(query, &row, one));
     let versions = versions.collect::<Result<Vec<_>, Fault>>()?;
@@ -180,21 +183,22 @@ pub async fn show(
 
 pub async fn delete(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path(id): Path<ImageId>,
 ) -> Result<StatusCode, Problem> {
+    existing(&caller, id, Action::Delete)?;
+    caller.account()?;
+    drop(caller);
     app.propose(Command::DeleteImage { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn versions(
-    State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Path(id): Path<ImageId>,
 ) -> Result<Json<Vec<Version>>, Problem> {
-    let view = app.view().await?;
-    let query = view.query();
-    let row = existing(query, id)?;
+    let query = caller.view.query();
+    let row = existing(&caller, id, Action::List)?;
     let rows = query.versions(id)?;
     let versions = rows.iter().map(|one| version(query, &row, one));
     Ok(Json(versions.collect::<Result<_, Fault>>()?))
@@ -202,13 +206,13 @@ pub async fn versions(
 
 pub async fn put_tag(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path((id, tag)): Path<(ImageId, TagName)>,
     Body(request): Body<MoveTag>,
 ) -> Result<Json<Tag>, Problem> {
-    let view = app.view().await?;
-    let query = view.query();
-    let row = existing(query, id)?;
+    caller.account()?;
+    let query = caller.view.query();
+    let row = existing(&caller, id, Action::Push)?;
     let found = query.version_by_id(request.version_id)?.filter(|version| version.image == id);
     let found = found.ok_or_else(|| no_version(request.version_id))?;
     let digest = found.digest.clone();
@@ -219,11 +223,11 @@ pub async fn put_tag(
 
 pub async fn delete_tag(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path((id, tag)): Path<(ImageId, TagName)>,
 ) -> Result<StatusCode, Problem> {
-    let view = app.view().await?;
-    let row = existing(view.query(), id)?;
+    caller.account()?;
+    let row = existing(&caller, id, Action::Delete)?;
     app.propose(Command::DeleteTag { repository: row.name, tag }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -238,16 +242,14 @@ pub struct ResolveQuery {
 }
 
 pub async fn resolve(
-    State(app): State<App>,
-    _caller: Reader,
+    caller: Caller,
     Query(wanted): Query<ResolveQuery>,
 ) -> Result<Json<Resolution>, Problem> {
     let reference: ImageReference = wanted
         .reference
         .parse()
         .map_err(|error| Problem::bad_request("reference_invalid", format!("{error}")))?;
-    let view = app.view().await?;
-    let (image, version) = resolved(view.query(), &reference)?;
+    let (image, version) = resolved(&caller.view, &caller.who(), &reference, Action::Pull)?;
     let disk = version.disk.as_ref().map(|disk| DiskContent {
         recipe: disk.recipe,
         virtual_size_bytes: disk.virtual_bytes,
@@ -266,21 +268,31 @@ pub async fn resolve(
     }))
 }
 
-/// An image by its id.
-pub(super) fn existing<R: Read>(
-    query: Metadata<'_, R>,
+/// An image by its id, where the caller may do that with it.
+pub(super) fn existing(
+    caller: &Caller,
     id: ImageId,
+    action: Action,
 ) -> Result<metadata::Image, Problem> {
-    let image = query.image(id)?.ok_or_else(|| no_image(id))?;
+    let image = caller.view.query().image(id)?.ok_or_else(|| no_image(id))?;
     noted::note_image(image.id, image.name.as_str());
-    Ok(image)
+    match caller.permit(action, What::Repository(&image.name)) {
+        // In the words for an id that there is not: the name is not to be learnt either.
+        Err(problem) if problem.status == StatusCode::NOT_FOUND => Err(no_image(id)),
+        Err(problem) => Err(problem),
+        Ok(()) => Ok(image),
+    }
 }
 
 /// The version that a reference means now. A tag's text may also be a disk's version number.
-pub(super) fn resolved<R: Read>(
-    query: Metadata<'_, R>,
+pub(super) fn resolved(
+    view: &View,
+    who: &Who,
     reference: &ImageReference,
+    action: Action,
 ) -> Result<(metadata::Image, metadata::Version), Problem> {
+    permit(view, who, action, What::Repository(&reference.name))?;
+    let query = view.query();
     let image = query.image_by_name(&reference.name)?.ok_or_else(|| no_image(&reference.name))?;
     noted::note_image(image.id, image.name.as_str());
     let found = match &reference.pin {

@@ -15,12 +15,17 @@ mod download;
 mod host;
 mod images;
 mod input;
+mod members;
+mod organizations;
+mod personal_tokens;
 mod problem;
+mod projects;
 mod services;
 mod session;
 mod storage;
 mod tokens;
 mod uploads;
+mod users;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -72,9 +77,58 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))
+        .merge(people())
+        .merge(projects())
         .route("/api/v1/storage", get(storage::status))
         .route("/api/v1/storage/collect", post(storage::collect))
         .route("/api/v1/storage/scrub", post(storage::scrub))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
+}
+
+/// Accounts, their own tokens, and organizations.
+fn people() -> Router<App> {
+    let organization = "/api/v1/organizations/{organization}";
+    Router::new()
+        .route("/api/v1/users", get(users::list).post(users::create))
+        .route("/api/v1/users/{user}", get(users::show).patch(users::update).delete(users::remove))
+        .route("/api/v1/user/password", put(users::change_password))
+        .route("/api/v1/user/tokens", get(personal_tokens::list).post(personal_tokens::create))
+        .route("/api/v1/user/tokens/{token}", delete(personal_tokens::remove))
+        .route("/api/v1/organizations", get(organizations::list).post(organizations::create))
+        .route(organization, get(organizations::show).delete(organizations::remove))
+        .route(&format!("{organization}/members"), get(members::of_organization))
+        .route(
+            &format!("{organization}/members/{{user}}"),
+            put(members::put_in_organization).delete(members::remove_from_organization),
+        )
+        .route(
+            &format!("{organization}/groups"),
+            get(organizations::groups).post(organizations::create_group),
+        )
+        .route(&format!("{organization}/groups/{{group}}"), delete(organizations::remove_group))
+        .route(
+            &format!("{organization}/groups/{{group}}/members/{{user}}"),
+            put(members::put_in_group).delete(members::remove_from_group),
+        )
+}
+
+/// Projects, and who may do what in them and with single images.
+fn projects() -> Router<App> {
+    let project = "/api/v1/projects/{project}";
+    Router::new()
+        .route("/api/v1/projects", get(projects::list).post(projects::create))
+        .route(project, get(projects::show).put(projects::update).delete(projects::remove))
+        .route(&format!("{project}/members"), get(members::of_project))
+        .route(
+            &format!("{project}/members/{{*grantee}}"),
+            put(members::put_in_project).delete(members::remove_from_project),
+        )
+        .route(&format!("{project}/robots"), get(projects::robots).post(projects::put_robot))
+        .route(&format!("{project}/robots/{{robot}}"), delete(projects::remove_robot))
+        .route("/api/v1/images/{image}/permissions", get(members::of_image))
+        .route(
+            "/api/v1/images/{image}/permissions/{*grantee}",
+            put(members::put_in_image).delete(members::remove_from_image),
+        )
 }

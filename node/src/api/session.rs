@@ -18,8 +18,9 @@ pub async fn login(
     Body(request): Body<LoginRequest>,
 ) -> Result<Json<LoginResponse>, Problem> {
     let password = Zeroizing::new(request.password);
-    let principal = check_password(&app, &request.username, password).await?;
-    let (token, expires) = issue_token(&app, &principal.name())?;
+    let view = app.view().await?;
+    let principal = check_password(&app, &view, &request.username, password).await?;
+    let (token, expires) = issue_token(&app, Some(&principal), None)?;
     let expires_at = rfc3339(Timestamp::from_millis(expires.saturating_mul(1000)));
     Ok(Json(LoginResponse { token, expires_at }))
 }
@@ -28,6 +29,8 @@ pub async fn me(principal: Principal) -> Json<Me> {
     let role = match &principal {
         Principal::User { role: UserRole::Admin, .. } => "admin",
         Principal::User { role: UserRole::User, .. } => "user",
+        Principal::User { role: UserRole::Auditor, .. } => "auditor",
+        Principal::Robot(_) => "robot",
         Principal::Agent(_) => "agent",
         Principal::Node(_) => "node",
     };

@@ -15,12 +15,15 @@ use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, UploadStarted, UploadStatus};
 use shoal_content::{Digest, ImageId, ObjectKey, Timestamp, UploadId};
 use shoal_formats::Format;
-use shoal_metadata::{Command, DiskUploadState, Refusal, Upload, UploadPart, UploadPurpose};
-use shoal_raft::ProposeError;
+use shoal_metadata::{
+    Action, Command, DiskUploadState, Refusal, Upload, UploadPart, UploadPurpose, What,
+};
+use shoal_raft::{ProposeError, View};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
-use super::caller::Writer;
+use super::caller::Caller;
+use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
 use crate::clock::{now, rfc3339};
@@ -75,8 +78,18 @@ struct Session {
     parts: std::collections::BTreeMap<u32, UploadPart>,
 }
 
-async fn session(app: &App, image: ImageId, id: UploadId) -> Result<Session, Problem> {
-    let view = app.view().await?;
+/// The caller's own session, or anyone's for who administers the image.
+fn session(caller: &Caller, image: ImageId, id: UploadId) -> Result<Session, Problem> {
+    let found = existing(caller, image, Action::Push)?;
+    let session = session_of(&caller.view, image, id)?;
+    let own = session.row.owner == caller.account()?;
+    if own || caller.permit(Action::Manage, What::Repository(&found.name)).is_ok() {
+        return Ok(session);
+    }
+    Err(Problem::forbidden("the upload is somebody else's"))
+}
+
+fn session_of(view: &View, image: ImageId, id: UploadId) -> Result<Session, Problem> {
     let gone = || {
         missing(
             "upload_not_found",
@@ -97,10 +110,13 @@ async fn session(app: &App, image: ImageId, id: UploadId) -> Result<Session, Pro
 
 pub async fn init(
     State(app): State<App>,
-    caller: Writer,
+    caller: Caller,
     Path(image): Path<ImageId>,
     Body(request): Body<InitUpload>,
 ) -> Result<(StatusCode, Json<UploadStarted>), Problem> {
+    existing(&caller, image, Action::Push)?;
+    let owner = caller.account()?;
+    drop(caller);
     check_number(&request.version)?;
     if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
         let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
@@ -118,7 +134,7 @@ pub async fn init(
     let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_MAX).max(least);
     let upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
-        owner: caller.name,
+        owner,
         created_at: now(),
         expires_at: expiry(),
         purpose: UploadPurpose::Disk {
@@ -161,12 +177,13 @@ fn check_number(number: &str) -> Result<(), Problem> {
 
 pub async fn put_part(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path((image, id, part)): Path<(ImageId, UploadId, u32)>,
     headers: HeaderMap,
     body: axum::body::Body,
 ) -> Result<Json<ChunkReceived>, Problem> {
-    let session = session(&app, image, id).await?;
+    let session = session(&caller, image, id)?;
+    drop(caller);
     let total = total_parts(session.total_bytes, session.part_bytes);
     if part >= total {
         let text = format!("there is no part {part}; they count from 0 to {}", total - 1);
@@ -264,14 +281,15 @@ async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes
 
 pub async fn status(
     State(app): State<App>,
-    _caller: super::caller::Reader,
+    caller: Caller,
     Path((image, id)): Path<(ImageId, UploadId)>,
 ) -> Result<Json<UploadStatus>, Problem> {
-    state_of(&app, image, id).await.map(Json)
+    let session = session(&caller, image, id)?;
+    drop(caller);
+    Ok(Json(state_of(&app, id, session)?))
 }
 
-async fn state_of(app: &App, image: ImageId, id: UploadId) -> Result<UploadStatus, Problem> {
-    let session = session(app, image, id).await?;
+fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, Problem> {
     let mut status = UploadStatus {
         upload_id: id,
         status: "receiving".to_owned(),
@@ -309,10 +327,11 @@ async fn state_of(app: &App, image: ImageId, id: UploadId) -> Result<UploadStatu
 
 pub async fn complete(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path((image, id)): Path<(ImageId, UploadId)>,
 ) -> Result<(StatusCode, Json<UploadStatus>), Problem> {
-    let session = session(&app, image, id).await?;
+    let session = session(&caller, image, id)?;
+    drop(caller);
     if session.state == DiskUploadState::Receiving {
         check_whole(&session)?;
     }
@@ -329,7 +348,8 @@ pub async fn complete(
         // Either way the status is the answer.
         let _ = tokio::time::timeout(COMPLETE_WAIT, app.services.disks.ended(id)).await;
     }
-    let status = state_of(&app, image, id).await?;
+    let view = app.view().await?;
+    let status = state_of(&app, id, session_of(&view, image, id)?)?;
     let code = match status.status.as_str() {
         "active" => StatusCode::CREATED,
         _ => StatusCode::ACCEPTED,
@@ -352,10 +372,11 @@ fn check_whole(session: &Session) -> Result<(), Problem> {
 
 pub async fn abort(
     State(app): State<App>,
-    _caller: Writer,
+    caller: Caller,
     Path((image, id)): Path<(ImageId, UploadId)>,
 ) -> Result<StatusCode, Problem> {
-    let session = session(&app, image, id).await?;
+    let session = session(&caller, image, id)?;
+    drop(caller);
     app.propose(Command::AbortUpload { upload: id }).await?;
     app.services.disks.delete_parts_of(&session.row).await;
     Ok(StatusCode::NO_CONTENT)

@@ -7,6 +7,7 @@ pub mod cors;
 mod door;
 mod leftover;
 pub mod noted;
+pub mod permit;
 pub mod problem;
 mod server;
 

@@ -157,6 +157,10 @@ impl From<Refusal> for Problem {
             Refusal::JoinToken => (StatusCode::FORBIDDEN, "join_token"),
             Refusal::BeingDeleted(_) => (StatusCode::SERVICE_UNAVAILABLE, "being_deleted"),
             Refusal::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
+            Refusal::LastOwner => (StatusCode::CONFLICT, "last_owner"),
+            Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            Refusal::WrongRight => (StatusCode::BAD_REQUEST, "wrong_right"),
+            Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         };
         Self::new(status, code, refusal.to_string())

@@ -25,7 +25,7 @@ pub async fn handle(asked: Asked, repository: RepositoryName, digest: &str) -> A
 }
 
 async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Answer {
-    let view = asked.app.view().await?;
+    let view = asked.view().await?;
     let image = image(&view, repository)?;
     if !view.query().blob_in(image.id, digest)? {
         return Err(RegistryError::blob_unknown());
@@ -90,7 +90,7 @@ async fn elsewhere(asked: &Asked, blob: &Blob) -> Result<Option<String>, Registr
 }
 
 async fn delete(asked: &Asked, repository: RepositoryName, digest: Digest) -> Answer {
-    asked.principal.ensure_user()?;
+    asked.account()?;
     asked.app.propose(Command::UnlinkBlob { repository, digest }).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }

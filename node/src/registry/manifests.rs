@@ -39,7 +39,7 @@ pub async fn handle(
 }
 
 async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
-    let view = asked.app.view().await?;
+    let view = asked.view().await?;
     let query = view.query();
     let image = image(&view, repository)?;
     let digest = match pin {
@@ -65,7 +65,7 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
 }
 
 async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> Answer {
-    let owner = asked.principal.ensure_user()?.to_owned();
+    let owner = asked.account()?;
     let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|_| {
         let message = format!("a manifest has at most {MANIFEST_BYTES_MAX} bytes");
         RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
@@ -129,7 +129,7 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
 }
 
 async fn delete(asked: &Asked, repository: RepositoryName, pin: Pin) -> Answer {
-    asked.principal.ensure_user()?;
+    asked.account()?;
     let command = match pin {
         Pin::Digest(digest) => Command::DeleteManifest { repository, digest },
         Pin::Tag(tag) => Command::DeleteTag { repository, tag },

@@ -5,6 +5,7 @@
 //! nothing under `/v2` is compressed on the way; Locations are path-absolute.
 //! Non-goals: redirects to storage, pull-through of other registries.
 
+mod access;
 mod blobs;
 mod error;
 mod intake;
@@ -24,15 +25,16 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use shoal_content::{Digest, RepositoryName};
-use shoal_metadata::Image;
+use shoal_metadata::{Image, Who};
 use shoal_raft::View;
 
 pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, Intake};
 pub use uploads::SESSION_TTL_MS;
 
-use crate::http::auth::{Principal, authenticate};
+use crate::http::auth::{Asker, Audience, Principal, authenticate};
 use crate::http::noted;
+use crate::http::problem::Problem;
 use crate::state::App;
 use route::Route;
 
@@ -50,7 +52,10 @@ type Parameters = HashMap<String, String>;
 /// One request, with who sends it.
 struct Asked {
     app: App,
-    principal: Principal,
+    /// `None` is nobody, who reads what is public.
+    principal: Option<Principal>,
+    /// The state that the asker was let in by; reads go on from it.
+    view: Option<View>,
     method: Method,
     headers: HeaderMap,
     query: Parameters,
@@ -85,23 +90,34 @@ async fn dispatch(
 
 async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
-    let principal = authenticate(&app, &parts.headers).await;
+    let asker = authenticate(&app, &parts.headers, Audience::Registry).await;
     let route = Route::parse(path);
     if matches!(route, Ok(Route::Token)) {
-        return token::handle(&app, principal, &parts.method, &pairs, body).await;
+        return token::handle(&app, asker, &parts.method, &pairs, body).await;
     }
     // Who is not let in learns nothing, not even whether a path is well formed.
-    let principal = match principal {
-        Ok(Some(principal)) => principal,
-        Ok(None) => {
-            return Err(token::challenge(&parts, route.as_ref().ok()));
-        }
+    let asker = match asker {
+        Ok(asker) => asker,
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
             return Err(token::challenge(&parts, route.as_ref().ok()));
         }
         Err(problem) => return Err(problem.into()),
     };
-    let route = route?;
+    let route = match route {
+        Ok(route) => route,
+        Err(_) if asker.principal.is_none() => return Err(token::challenge(&parts, None)),
+        Err(error) => return Err(error),
+    };
+    if let Err(refused) = access::check(&asker, &route, &parts.method) {
+        return Err(match refused {
+            access::Refused::Challenge => token::challenge(&parts, Some(&route)),
+            access::Refused::Answer(error) => error,
+        });
+    }
+    let Asker { principal, view, .. } = asker;
+    // A snapshot must not outlive a long upload.
+    let reads = matches!(parts.method, Method::GET | Method::HEAD);
+    let view = Some(view).filter(|_| reads);
     if let Some(repository) = route.repository() {
         noted::note_image_name(repository.as_str());
     }
@@ -109,7 +125,7 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
     let query = pairs.iter().cloned().collect();
     let client = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
     let (method, headers) = (parts.method, parts.headers);
-    let asked = Asked { app, principal, method, headers, query, client, pairs };
+    let asked = Asked { app, principal, view, method, headers, query, client, pairs };
     match route {
         Route::Base => Ok(StatusCode::OK.into_response()),
         Route::Token => Err(RegistryError::unsupported()),
@@ -122,6 +138,26 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
         Route::Uploads(repository) => uploads::begin(asked, body, repository).await,
         Route::Upload(repository, upload) => uploads::handle(asked, body, repository, upload).await,
         Route::Referrers(repository, digest) => tags::referrers(asked, repository, digest).await,
+    }
+}
+
+impl Asked {
+    /// The account that what is written belongs to.
+    fn account(&self) -> Result<String, RegistryError> {
+        let principal = self.principal.as_ref().ok_or_else(Problem::unauthorized)?;
+        Ok(principal.ensure_account()?)
+    }
+
+    fn who(&self) -> Who {
+        self.principal.as_ref().map_or(Who::Anonymous, Principal::who)
+    }
+
+    /// The metadata as of this request.
+    async fn view(&self) -> Result<View, RegistryError> {
+        match &self.view {
+            Some(view) => Ok(view.clone()),
+            None => Ok(self.app.view().await?),
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use shoal_content::{Digest, RepositoryName};
 use shoal_formats::media_type;
 use shoal_metadata::Version;
+use shoal_raft::View;
 
 use super::{Answer, Asked, RegistryError, image, text_header};
+use crate::http::permit::Visible;
 
 /// The longest page; whoever asks for more gets this many and a link.
 const PAGE_MAX: usize = 10_000;
@@ -56,7 +58,7 @@ pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
     let after = after.map_err(|error: shoal_content::NameError| {
         RegistryError::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", error.to_string())
     })?;
-    let view = asked.app.view().await?;
+    let view = asked.view().await?;
     let image = image(&view, &repository)?;
     let mut found = if size == 0 {
         Vec::new()
@@ -77,14 +79,41 @@ pub async fn catalogue(asked: Asked) -> Answer {
     let size = page_size(&asked)?;
     let after = asked.query.get("last").map(|last| last.parse()).transpose();
     let after = after.map_err(RegistryError::name_invalid)?;
-    let view = asked.app.view().await?;
-    let mut found =
-        if size == 0 { Vec::new() } else { view.query().images(after.as_ref(), size + 1)? };
-    let more = found.len() > size;
-    found.truncate(size);
-    let names: Vec<&str> = found.iter().map(|image| image.name.as_str()).collect();
-    let last = names.last().copied().filter(|_| more);
+    let view = asked.view().await?;
+    let (names, more) = visible(&asked, &view, after, size)?;
+    let last = names.last().map(RepositoryName::as_str).filter(|_| more);
+    let names: Vec<&str> = names.iter().map(RepositoryName::as_str).collect();
     linked(Json(json!({"repositories": names})).into_response(), "/v2/_catalog", size, last)
+}
+
+/// A page of the repositories that the asker may list, and whether there are more.
+fn visible(
+    asked: &Asked,
+    view: &View,
+    mut after: Option<RepositoryName>,
+    size: usize,
+) -> Result<(Vec<RepositoryName>, bool), RegistryError> {
+    let mut names = Vec::new();
+    if size == 0 {
+        return Ok((names, false));
+    }
+    let mut visible = Visible::new(view, asked.who())?;
+    loop {
+        let rows = view.query().images(after.as_ref(), size + 1)?;
+        let ended = rows.len() <= size;
+        after = rows.last().map(|image| image.name.clone());
+        for image in rows {
+            if visible.shows(&image)? {
+                if names.len() == size {
+                    return Ok((names, true));
+                }
+                names.push(image.name);
+            }
+        }
+        if ended {
+            return Ok((names, false));
+        }
+    }
 }
 
 /// `GET /v2/NAME/referrers/DIGEST`: an index of what has that subject; empty for a repository that
@@ -92,7 +121,7 @@ pub async fn catalogue(asked: Asked) -> Answer {
 pub async fn referrers(asked: Asked, repository: RepositoryName, digest: &str) -> Answer {
     ensure_get(&asked)?;
     let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
-    let view = asked.app.view().await?;
+    let view = asked.view().await?;
     let versions = match view.query().image_by_name(&repository)? {
         Some(image) => view.query().referrers(image.id, &digest)?,
         None => Vec::new(),

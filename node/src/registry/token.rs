@@ -14,11 +14,14 @@ use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::json;
+use shoal_metadata::Who;
+use shoal_raft::View;
 use zeroize::Zeroizing;
 
+use super::access::grant;
 use super::route::Route;
 use super::{Answer, RegistryError};
-use crate::http::auth::{Principal, TOKEN_TTL, check_password, issue_token};
+use crate::http::auth::{Asker, Principal, TOKEN_TTL, check_password, issue_token};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -55,7 +58,9 @@ fn scope(route: &Route<'_>, method: &Method) -> Option<String> {
         | Route::Upload(name, _)
         | Route::Referrers(name, _) => name,
     };
+    let session = matches!(route, Route::Uploads(_) | Route::Upload(..));
     let actions = match *method {
+        _ if session => "pull,push",
         Method::GET | Method::HEAD => "pull",
         Method::DELETE => "delete",
         _ => "pull,push",
@@ -66,7 +71,7 @@ fn scope(route: &Route<'_>, method: &Method) -> Option<String> {
 /// `GET` with Basic, or `POST` with a form of `grant_type=password`.
 pub async fn handle(
     app: &App,
-    principal: Result<Option<Principal>, Problem>,
+    asker: Result<Asker, Problem>,
     method: &Method,
     pairs: &[(String, String)],
     body: Body,
@@ -75,17 +80,36 @@ pub async fn handle(
         RegistryError::from(Problem::unauthorized())
             .with(header::WWW_AUTHENTICATE, "Basic realm=\"shoal\"")
     };
-    let name = match *method {
-        Method::GET => match principal {
-            Ok(Some(Principal::User { name, .. })) => name,
-            Ok(_) => return Err(denied()),
+    let mut scopes: Vec<&str> = values(pairs, "scope").collect();
+    let fields;
+    let (principal, view) = match *method {
+        Method::GET => match asker {
+            // A token is not good for another token: it would outlive what it was given for.
+            Ok(Asker { granted: Some(_), .. }) => return Err(denied()),
+            // Nobody gets a token for what is public, and only where it asks for something.
+            Ok(Asker { principal: None, .. }) if scopes.is_empty() => return Err(denied()),
+            Ok(Asker { principal: Some(Principal::Agent(_) | Principal::Node(_)), .. }) => {
+                return Err(denied());
+            }
+            Ok(Asker { principal, view, .. }) => (principal, view),
             Err(problem) if problem.status == StatusCode::UNAUTHORIZED => return Err(denied()),
             Err(problem) => return Err(problem.into()),
         },
-        Method::POST => password_grant(app, pairs, body).await?,
+        Method::POST => {
+            fields = form(body).await?;
+            scopes.extend(values(&fields, "scope"));
+            let view = app.view().await?;
+            (Some(password_grant(app, &view, &fields, pairs).await?), view)
+        }
         _ => return Err(RegistryError::unsupported()),
     };
-    let (token, _) = issue_token(app, &name)?;
+    let who = principal.as_ref().map_or(Who::Anonymous, Principal::who);
+    let access = grant(view.query(), &who, &scopes)?;
+    let nothing = access.iter().all(|granted| granted.actions.is_empty());
+    if principal.is_none() && nothing {
+        return Err(denied());
+    }
+    let (token, _) = issue_token(app, principal.as_ref(), Some(access))?;
     let body = json!({"token": token, "access_token": token, "expires_in": TOKEN_TTL.as_secs()});
     let mut response = Json(body).into_response();
     response
@@ -94,12 +118,12 @@ pub async fn handle(
     Ok(response)
 }
 
-/// Other grants are answered 404, on which containerd falls back to GET.
-async fn password_grant(
-    app: &App,
-    pairs: &[(String, String)],
-    body: Body,
-) -> Result<String, RegistryError> {
+fn values<'a>(pairs: &'a [(String, String)], name: &'a str) -> impl Iterator<Item = &'a str> {
+    pairs.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// The fields of a request's form.
+async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
     let form = to_bytes(body, FORM_BYTES_MAX).await.map_err(|_| {
         RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the form is too long")
     })?;
@@ -109,7 +133,16 @@ async fn password_grant(
         .parse()
         .ok()
         .and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
-    let fields = fields.map(|query| query.0).unwrap_or_default();
+    Ok(fields.map(|query| query.0).unwrap_or_default())
+}
+
+/// Other grants are answered 404, on which containerd falls back to GET.
+async fn password_grant(
+    app: &App,
+    view: &View,
+    fields: &[(String, String)],
+    pairs: &[(String, String)],
+) -> Result<Principal, RegistryError> {
     let field = |name: &str| {
         fields.iter().chain(pairs).find(|(key, _)| key == name).map(|(_, value)| value.clone())
     };
@@ -119,8 +152,5 @@ async fn password_grant(
         let message = "only grant_type=password is supported; use GET with Basic";
         return Err(RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", message));
     };
-    match check_password(app, &name, Zeroizing::new(password)).await? {
-        Principal::User { name, .. } => Ok(name),
-        Principal::Agent(_) | Principal::Node(_) => Err(Problem::unauthorized().into()),
-    }
+    Ok(check_password(app, view, &name, Zeroizing::new(password)).await?)
 }

@@ -10,7 +10,10 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
 use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
-use shoal_metadata::{Command, Multipart, Refusal, Response as Answered, Upload, UploadPurpose};
+use shoal_metadata::{
+    Action, Command, Decision, Multipart, Refusal, Response as Answered, Upload, UploadPurpose,
+    What, permission,
+};
 use shoal_raft::ProposeError;
 use tokio::time::Instant;
 use tracing::warn;
@@ -38,12 +41,14 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
     if asked.method != Method::POST {
         return Err(RegistryError::unsupported());
     }
-    let owner = asked.principal.ensure_user()?.to_owned();
+    let owner = asked.account()?;
     if let Some(mount) = asked.query.get("mount") {
         let digest: Digest = mount.parse().map_err(RegistryError::digest_invalid)?;
         let from = asked.query.get("from").map(|name| name.parse()).transpose();
         // A source that cannot be one is a source that is missing.
-        if let Ok(from) = from {
+        if let Ok(from) = from
+            && let Source::Known(from) = source(&asked, &repository, from, &digest).await?
+        {
             let to = repository.clone();
             let image = new_image();
             let mount = Command::MountBlob {
@@ -94,7 +99,7 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
     let id = Uuid::try_parse(upload).map_err(|_| RegistryError::upload_unknown())?;
     let id = UploadId::from_uuid(id);
     if asked.method == Method::GET {
-        let session = Session::load(&asked.app, repository, id).await?;
+        let session = Session::load(&asked, repository, id).await?;
         return session.answer(StatusCode::NO_CONTENT, session.offset);
     }
     let turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)).await;
@@ -102,13 +107,50 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
         let message = "another request of this upload session is still under way";
         RegistryError::new(StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID", message)
     })?;
-    let session = Session::load(&asked.app, repository, id).await?;
+    let session = Session::load(&asked, repository, id).await?;
     match asked.method {
         Method::PATCH => session.append(asked, body, turn).await,
         Method::PUT => session.close(asked, body, turn, true).await,
         Method::DELETE => session.cancel(&asked, turn).await,
         _ => Err(RegistryError::unsupported()),
     }
+}
+
+/// Repositories of the same project that are looked through for a blob.
+const SIBLINGS_MAX: usize = 1000;
+
+/// Where a blob can be mounted from.
+enum Source {
+    /// `None` is any repository: the asker may pull from all of them.
+    Known(Option<RepositoryName>),
+    Nowhere,
+}
+
+/// The repository that is named, if the asker may pull from it; else the first of the same project
+/// that holds the blob. One that lies elsewhere is not to be had by its digest.
+async fn source(
+    asked: &Asked,
+    to: &RepositoryName,
+    from: Option<RepositoryName>,
+    digest: &Digest,
+) -> Result<Source, RegistryError> {
+    let view = asked.app.view().await?;
+    let (query, who) = (view.query(), asked.who());
+    let pulls = |name: &RepositoryName| {
+        permission(query, &who, Action::Pull, What::Repository(name)).map(Decision::is_allowed)
+    };
+    if let Some(from) = from {
+        return Ok(if pulls(&from)? { Source::Known(Some(from)) } else { Source::Nowhere });
+    }
+    if permission(query, &who, Action::Manage, What::System)?.is_allowed() {
+        return Ok(Source::Known(None));
+    }
+    for image in query.images_of(&to.project(), None, SIBLINGS_MAX)? {
+        if query.blob_in(image.id, digest)? && pulls(&image.name)? {
+            return Ok(Source::Known(Some(image.name)));
+        }
+    }
+    Ok(Source::Nowhere)
 }
 
 struct Session {
@@ -122,11 +164,11 @@ struct Session {
 
 impl Session {
     async fn load(
-        app: &App,
+        asked: &Asked,
         repository: RepositoryName,
         id: UploadId,
     ) -> Result<Self, RegistryError> {
-        let row = app.view().await?.query().upload(id)?;
+        let row = asked.app.view().await?.query().upload(id)?;
         let Some(Upload {
             owner,
             expires_at,
@@ -136,7 +178,8 @@ impl Session {
         else {
             return Err(RegistryError::upload_unknown());
         };
-        if of != repository || expires_at <= app.now() {
+        // Whoever else may push there has sessions of its own.
+        if of != repository || expires_at <= asked.app.now() || owner != asked.account()? {
             return Err(RegistryError::upload_unknown());
         }
         Ok(Self { upload: id, repository, owner, offset, checkpoint, multipart })

@@ -18,7 +18,7 @@ use crate::record::{
     Reference, Upload, UploadPart, User,
 };
 use crate::rights::{
-    Grantee, Group, Organization, PersonalToken, Place, Project, Right, Robot, RobotName,
+    Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
     Visibility,
 };
 
@@ -195,6 +195,8 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// Refused where there is such a user.
+    CreateUser(User),
     /// With its first owner, who is a user.
     CreateOrganization {
         organization: Organization,
@@ -214,6 +216,8 @@ pub enum Command {
         name: ProjectName,
         visibility: Visibility,
         description: String,
+        /// `None` stays as it is.
+        owner: Option<Owner>,
     },
     /// Refused while it has images. Its members and robots go with it.
     RemoveProject {

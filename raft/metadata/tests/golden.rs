@@ -73,6 +73,7 @@ fn samples() -> Vec<Command> {
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
         Command::AdoptObjects { objects: [pack(1)].into() },
+        Command::CreateUser(user("u", UserRole::Auditor)),
         Command::CreateOrganization { organization: organization("acme"), owner: account("u") },
         Command::RemoveOrganization { name: account("acme") },
         Command::CreateGroup(group("acme", "dev")),
@@ -82,6 +83,7 @@ fn samples() -> Vec<Command> {
             name: "a".parse().unwrap(),
             visibility: Visibility::Public,
             description: "d".into(),
+            owner: Some(Owner::User("u".into())),
         },
         Command::RemoveProject { name: "a".parse().unwrap() },
         Command::PutRight {

@@ -256,6 +256,19 @@ fn who_goes_takes_all_rights_along() {
     let repository: RepositoryName = "priv/x".parse().unwrap();
     assert_eq!(letters(&world, &who(name), What::Repository(&repository)), "hhhhhh");
 
+    // Projects are left to nobody.
+    world.accepts(Command::RemoveUser { name: "owner".into() });
+    world.accepts(Command::PutUser(user("owner", UserRole::User)));
+    let repository: RepositoryName = "own/x".parse().unwrap();
+    assert_eq!(letters(&world, &who("owner"), What::Repository(&repository)), "hhhhhh");
+    world.accepts(Command::UpdateProject {
+        name: "own".parse().unwrap(),
+        visibility: Visibility::Private,
+        description: String::new(),
+        owner: Some(Owner::User("owner".into())),
+    });
+    assert_eq!(letters(&world, &who("owner"), What::Repository(&repository)), "PLUDMA");
+
     // A group goes with what it was given.
     let (organization, dev) = (account("acme"), account("dev"));
     world.accepts(Command::RemoveGroup { organization: organization.clone(), name: dev.clone() });
@@ -336,6 +349,7 @@ fn rights_fit_their_places() {
         name: "own".parse().unwrap(),
         visibility: Visibility::Organization,
         description: String::new(),
+        owner: None,
     };
     assert_eq!(world.refuses(opened), Refusal::WrongRight);
 }

@@ -70,6 +70,13 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    pub(super) fn create_user(&mut self, user: User) -> Result<Response, Stop> {
+        if self.query().user(&user.name)?.is_some() {
+            return Err(Refusal::Exists(Subject::User).into());
+        }
+        self.put_user(user)
+    }
+
     pub(super) fn put_user(&mut self, mut user: User) -> Result<Response, Stop> {
         if let Some(old) = self.query().user(&user.name)? {
             if user.role != UserRole::Admin {
@@ -90,6 +97,7 @@ impl<R: Read> Step<'_, R> {
             self.drop_rights_of(&grantee)?;
             self.drop_tokens_of(&account)?;
         }
+        self.disown_projects_of(name)?;
         self.rows.remove(Table::Users, name.as_bytes());
         Ok(Response::Done)
     }

@@ -161,6 +161,7 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::CreateUser(user) => self.create_user(user),
             Command::CreateOrganization { organization, owner } => {
                 self.create_organization(&organization, owner)
             }
@@ -168,8 +169,8 @@ impl<R: Read> Step<'_, R> {
             Command::CreateGroup(group) => self.create_group(&group),
             Command::RemoveGroup { organization, name } => self.remove_group(&organization, &name),
             Command::CreateProject(project) => self.create_project(&project),
-            Command::UpdateProject { name, visibility, description } => {
-                self.update_project(&name, visibility, description)
+            Command::UpdateProject { name, visibility, description, owner } => {
+                self.update_project(&name, visibility, description, owner)
             }
             Command::RemoveProject { name } => self.remove_project(&name),
             Command::PutRight { place, grantee, right } => self.put_right(&place, &grantee, right),

@@ -104,17 +104,33 @@ impl<R: Read> Step<'_, R> {
         if self.query().project(&project.name)?.is_some() {
             return Err(Refusal::Exists(Subject::Project).into());
         }
-        match &project.owner {
-            Owner::Organization(name) if self.query().organization(name)?.is_none() => {
-                return Err(Refusal::NotFound(Subject::Organization).into());
-            }
-            Owner::User(_) if project.visibility == Visibility::Organization => {
-                return Err(Refusal::WrongRight.into());
-            }
-            _ => {}
-        }
+        self.check_owner(project)?;
         self.put_project(project);
         Ok(Response::Done)
+    }
+
+    fn check_owner(&self, project: &Project) -> Result<(), Stop> {
+        match &project.owner {
+            Owner::Organization(name) if self.query().organization(name)?.is_none() => {
+                Err(Refusal::NotFound(Subject::Organization).into())
+            }
+            Owner::User(_) if project.visibility == Visibility::Organization => {
+                Err(Refusal::WrongRight.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Somebody who gets a name later does not get the projects of who had it before: they are
+    /// nobody's until an administrator gives them away.
+    pub(super) fn disown_projects_of(&mut self, user: &str) -> Result<(), Fault> {
+        for (_, bytes) in crate::query::all_rows(&self.rows, Table::Projects, b"")? {
+            let project: Project = crate::transaction::decoded(Table::Projects, &bytes)?;
+            if project.owner == Owner::User(user.to_owned()) {
+                self.put_project(&Project { owner: Owner::User(String::new()), ..project });
+            }
+        }
+        Ok(())
     }
 
     fn put_project(&mut self, project: &Project) {
@@ -154,17 +170,23 @@ impl<R: Read> Step<'_, R> {
         name: &ProjectName,
         visibility: Visibility,
         description: String,
+        owner: Option<Owner>,
     ) -> Result<Response, Stop> {
         check_description(&description)?;
         let project = self.query().project(name)?;
         let mut project = project.ok_or(Refusal::NotFound(Subject::Project))?;
-        let owned_by_user = matches!(project.owner, Owner::User(_));
-        if visibility == Visibility::Organization && owned_by_user {
-            return Err(Refusal::WrongRight.into());
-        }
         project.visibility = visibility;
         project.description = description;
         project.updated_at = self.at;
+        if let Some(owner) = owner {
+            if let Owner::User(name) = &owner
+                && self.query().user(name)?.is_none()
+            {
+                return Err(Refusal::NotFound(Subject::User).into());
+            }
+            project.owner = owner;
+        }
+        self.check_owner(&project)?;
         self.put_project(&project);
         Ok(Response::Done)
     }

@@ -1,0 +1,126 @@
+//! People, their tokens, and the organizations that they are in.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use shoal_content::AccountName;
+
+/// A text that no log and no `Debug` output shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden(…)")
+    }
+}
+
+/// A person's account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub username: String,
+    /// `admin`, `auditor` or `user`.
+    pub role: String,
+    pub created_at: String,
+}
+
+/// The answer gives the account; where no password was sent, with one that was made up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateUser {
+    pub username: AccountName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Hidden>,
+    #[serde(default = "user_role")]
+    pub role: String,
+}
+
+fn user_role() -> String {
+    "user".to_owned()
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserCreated {
+    #[serde(flatten)]
+    pub user: User,
+    /// Shown this once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Hidden>,
+}
+
+/// What is to change; the rest stays.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UpdateUser {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Hidden>,
+}
+
+/// One's own password; the current one proves that it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangePassword {
+    pub current_password: Hidden,
+    pub new_password: Hidden,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersonalToken {
+    pub id: String,
+    pub name: String,
+    pub scopes: BTreeSet<String>,
+    pub created_at: String,
+    /// `None` is never.
+    pub expires_at: Option<String>,
+    pub last_used_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreatePersonalToken {
+    pub name: String,
+    /// `repo:read`, `repo:write`, `repo:delete`, `admin`; reading alone where none is given.
+    #[serde(default)]
+    pub scopes: BTreeSet<String>,
+    /// `None` is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PersonalTokenCreated {
+    #[serde(flatten)]
+    pub info: PersonalToken,
+    /// Shown this once.
+    pub token: Hidden,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Organization {
+    pub name: AccountName,
+    pub description: String,
+    pub created_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateOrganization {
+    pub name: AccountName,
+    #[serde(default)]
+    pub description: String,
+    /// A user; whoever asks, where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AccountName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub name: AccountName,
+    pub description: String,
+    pub members: Vec<AccountName>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateGroup {
+    pub name: AccountName,
+    #[serde(default)]
+    pub description: String,
+}

@@ -1,0 +1,99 @@
+//! Projects, their members and robots, and what is granted for one image.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use shoal_content::{AccountName, ProjectName, RepositoryName};
+
+use crate::Hidden;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    pub name: ProjectName,
+    /// `user:NAME` or `organization:NAME`.
+    pub owner: String,
+    /// `public`, `organization` or `private`.
+    pub visibility: String,
+    pub description: String,
+    pub created_at: String,
+    pub updated_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateProject {
+    pub name: ProjectName,
+    /// The organization that owns it; whoever asks, where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<AccountName>,
+    #[serde(default = "private")]
+    pub visibility: String,
+    #[serde(default)]
+    pub description: String,
+}
+
+fn private() -> String {
+    "private".to_owned()
+}
+
+/// What is to change; the rest stays.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UpdateProject {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visibility: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// `user:NAME` or `organization:NAME`; only administrators of the cluster give projects away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+/// Somebody's right at a place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// `user:NAME`, `group:ORGANIZATION/NAME` or `organization:NAME`.
+    pub grantee: String,
+    /// In a project `limited-guest`, `guest`, `developer`, `maintainer` or `admin`; for an image
+    /// `read`, `write` or `admin`; in an organization `member` or `owner`.
+    pub role: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PutMember {
+    pub role: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Robot {
+    /// `robot$PROJECT+NAME`: what it logs in as.
+    pub name: String,
+    pub description: String,
+    pub scopes: BTreeSet<String>,
+    /// Empty is all of the project.
+    pub repositories: BTreeSet<RepositoryName>,
+    pub created_at: String,
+    pub created_by: String,
+    pub expires_at: Option<String>,
+}
+
+/// Makes a robot, or gives the one of that name a new secret and these rights.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateRobot {
+    pub name: AccountName,
+    #[serde(default)]
+    pub description: String,
+    /// `repo:read`, `repo:write`, `repo:delete`; reading alone where none is given.
+    #[serde(default)]
+    pub scopes: BTreeSet<String>,
+    #[serde(default)]
+    pub repositories: BTreeSet<RepositoryName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RobotCreated {
+    #[serde(flatten)]
+    pub robot: Robot,
+    /// Shown this once.
+    pub secret: Hidden,
+}

@@ -1,0 +1,249 @@
+//! Rights at a place – a project, an image, an organization – as lists of members.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use shoal_api::{Member, PutMember};
+use shoal_content::{AccountName, ImageId, ProjectName};
+use shoal_metadata::{
+    Access, Action, Command, Grantee, OrganizationRole, Place, ProjectRole, Right, What,
+};
+
+use super::caller::Caller;
+use super::images::existing;
+use super::input::{Body, Path};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+const PROJECT_ROLES: [(&str, ProjectRole); 5] = [
+    ("limited-guest", ProjectRole::LimitedGuest),
+    ("guest", ProjectRole::Guest),
+    ("developer", ProjectRole::Developer),
+    ("maintainer", ProjectRole::Maintainer),
+    ("admin", ProjectRole::Admin),
+];
+const ACCESSES: [(&str, Access); 3] =
+    [("read", Access::Read), ("write", Access::Write), ("admin", Access::Admin)];
+const ORGANIZATION_ROLES: [(&str, OrganizationRole); 2] =
+    [("member", OrganizationRole::Member), ("owner", OrganizationRole::Owner)];
+
+fn parse<T: Copy>(known: &[(&str, T)], text: &str) -> Result<T, Problem> {
+    let found = known.iter().find(|(name, _)| *name == text);
+    found.map(|(_, role)| *role).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        Problem::bad_request("role_invalid", format!("role is one of {}", names.join(", ")))
+    })
+}
+
+fn name<T: PartialEq>(known: &[(&'static str, T)], role: &T) -> String {
+    let found = known.iter().find(|(_, one)| one == role);
+    found.map(|(name, _)| *name).unwrap_or_default().to_owned()
+}
+
+fn right(place: &Place, text: &str) -> Result<Right, Problem> {
+    match place {
+        Place::Project(_) => parse(&PROJECT_ROLES, text).map(Right::Project),
+        Place::Image(_) => parse(&ACCESSES, text).map(Right::Image),
+        Place::Organization(_) => parse(&ORGANIZATION_ROLES, text).map(Right::Organization),
+        Place::Group { .. } => Ok(Right::Group),
+    }
+}
+
+fn role(right: Right) -> String {
+    match right {
+        Right::Project(role) => name(&PROJECT_ROLES, &role),
+        Right::Image(access) => name(&ACCESSES, &access),
+        Right::Organization(role) => name(&ORGANIZATION_ROLES, &role),
+        Right::Group => "member".to_owned(),
+    }
+}
+
+fn grantee(text: &str) -> Result<Grantee, Problem> {
+    text.parse().map_err(|error: shoal_metadata::GranteeError| {
+        Problem::bad_request("grantee_invalid", error.to_string())
+    })
+}
+
+fn listed(caller: &Caller, place: &Place) -> Result<Json<Vec<Member>>, Problem> {
+    let rights = caller.view.query().rights_at(place)?;
+    let member = |(grantee, right): (Grantee, Right)| Member {
+        grantee: grantee.to_string(),
+        role: role(right),
+    };
+    Ok(Json(rights.into_iter().map(member).collect()))
+}
+
+async fn put(
+    app: &App,
+    place: Place,
+    who: &str,
+    request: &PutMember,
+) -> Result<Json<Member>, Problem> {
+    let (grantee, right) = (grantee(who)?, right(&place, &request.role)?);
+    let shown = Member { grantee: grantee.to_string(), role: role(right) };
+    app.propose(Command::PutRight { place, grantee, right }).await?;
+    Ok(Json(shown))
+}
+
+async fn remove(app: &App, place: Place, who: &str) -> Result<StatusCode, Problem> {
+    let grantee = grantee(who)?;
+    app.propose(Command::RemoveRight { place, grantee }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The project, where the caller may do that with it and it is there.
+pub(super) fn project(
+    caller: &Caller,
+    name: &ProjectName,
+    action: Action,
+) -> Result<shoal_metadata::Project, Problem> {
+    let row = caller.view.query().project(name)?;
+    let unknown =
+        || super::problem::missing("project_not_found", format!("there is no project {name}"));
+    let row = row.ok_or_else(unknown)?;
+    caller.permit(action, What::Project(name))?;
+    Ok(row)
+}
+
+/// The same for an organization.
+pub(super) fn organization(
+    caller: &Caller,
+    name: &AccountName,
+    action: Action,
+) -> Result<shoal_metadata::Organization, Problem> {
+    let row = caller.view.query().organization(name)?;
+    let unknown = || {
+        super::problem::missing(
+            "organization_not_found",
+            format!("there is no organization {name}"),
+        )
+    };
+    let row = row.ok_or_else(unknown)?;
+    caller.permit(action, What::Organization(name))?;
+    Ok(row)
+}
+
+pub async fn of_project(
+    caller: Caller,
+    Path(name): Path<ProjectName>,
+) -> Result<Json<Vec<Member>>, Problem> {
+    project(&caller, &name, Action::List)?;
+    listed(&caller, &Place::Project(name))
+}
+
+pub async fn put_in_project(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, who)): Path<(ProjectName, String)>,
+    Body(request): Body<PutMember>,
+) -> Result<Json<Member>, Problem> {
+    project(&caller, &name, Action::Manage)?;
+    drop(caller);
+    put(&app, Place::Project(name), &who, &request).await
+}
+
+/// Members may leave by themselves.
+pub async fn remove_from_project(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, who)): Path<(ProjectName, String)>,
+) -> Result<StatusCode, Problem> {
+    if !is_self(&caller, &who) {
+        project(&caller, &name, Action::Manage)?;
+    }
+    drop(caller);
+    remove(&app, Place::Project(name), &who).await
+}
+
+fn is_self(caller: &Caller, who: &str) -> bool {
+    caller.person().is_ok_and(|name| who == format!("user:{name}"))
+        && caller.scope(shoal_metadata::Scope::Admin).is_ok()
+}
+
+pub async fn of_image(
+    caller: Caller,
+    Path(id): Path<ImageId>,
+) -> Result<Json<Vec<Member>>, Problem> {
+    existing(&caller, id, Action::List)?;
+    listed(&caller, &Place::Image(id))
+}
+
+pub async fn put_in_image(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, who)): Path<(ImageId, String)>,
+    Body(request): Body<PutMember>,
+) -> Result<Json<Member>, Problem> {
+    existing(&caller, id, Action::Manage)?;
+    drop(caller);
+    put(&app, Place::Image(id), &who, &request).await
+}
+
+pub async fn remove_from_image(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, who)): Path<(ImageId, String)>,
+) -> Result<StatusCode, Problem> {
+    if !is_self(&caller, &who) {
+        existing(&caller, id, Action::Manage)?;
+    }
+    drop(caller);
+    remove(&app, Place::Image(id), &who).await
+}
+
+pub async fn of_organization(
+    caller: Caller,
+    Path(name): Path<AccountName>,
+) -> Result<Json<Vec<Member>>, Problem> {
+    organization(&caller, &name, Action::List)?;
+    listed(&caller, &Place::Organization(name))
+}
+
+pub async fn put_in_organization(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, user)): Path<(AccountName, AccountName)>,
+    Body(request): Body<PutMember>,
+) -> Result<Json<Member>, Problem> {
+    organization(&caller, &name, Action::Manage)?;
+    drop(caller);
+    put(&app, Place::Organization(name), &format!("user:{user}"), &request).await
+}
+
+pub async fn remove_from_organization(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, user)): Path<(AccountName, AccountName)>,
+) -> Result<StatusCode, Problem> {
+    let who = format!("user:{user}");
+    if !is_self(&caller, &who) {
+        organization(&caller, &name, Action::Manage)?;
+    }
+    drop(caller);
+    remove(&app, Place::Organization(name), &who).await
+}
+
+pub async fn put_in_group(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, group, user)): Path<(AccountName, AccountName, AccountName)>,
+) -> Result<Json<Member>, Problem> {
+    organization(&caller, &name, Action::Manage)?;
+    drop(caller);
+    let request = PutMember { role: "member".to_owned() };
+    let place = Place::Group { organization: name, group };
+    put(&app, place, &format!("user:{user}"), &request).await
+}
+
+pub async fn remove_from_group(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, group, user)): Path<(AccountName, AccountName, AccountName)>,
+) -> Result<StatusCode, Problem> {
+    let who = format!("user:{user}");
+    if !is_self(&caller, &who) {
+        organization(&caller, &name, Action::Manage)?;
+    }
+    drop(caller);
+    remove(&app, Place::Group { organization: name, group }, &who).await
+}

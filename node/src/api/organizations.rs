@@ -1,0 +1,113 @@
+//! Organizations and their groups.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use shoal_api::{CreateGroup, CreateOrganization, Group, Organization};
+use shoal_content::AccountName;
+use shoal_metadata::{self as metadata, Action, Command, Grantee, Place, What};
+
+use super::caller::{Admin, Caller};
+use super::input::{Body, Path};
+use super::members;
+use crate::clock::{now, rfc3339};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+fn shown(row: metadata::Organization) -> Organization {
+    let created_at = rfc3339(row.created_at);
+    Organization { name: row.name, description: row.description, created_at }
+}
+
+/// Those that the caller may see.
+pub async fn list(caller: Caller) -> Result<Json<Vec<Organization>>, Problem> {
+    let mut rows = caller.view.query().organizations()?;
+    rows.retain(|row| caller.permit(Action::List, What::Organization(&row.name)).is_ok());
+    Ok(Json(rows.into_iter().map(shown).collect()))
+}
+
+pub async fn show(
+    caller: Caller,
+    Path(name): Path<AccountName>,
+) -> Result<Json<Organization>, Problem> {
+    members::organization(&caller, &name, Action::List).map(|row| Json(shown(row)))
+}
+
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<CreateOrganization>,
+) -> Result<(StatusCode, Json<Organization>), Problem> {
+    caller.permit(Action::Manage, What::System)?;
+    let owner = match request.owner {
+        Some(owner) => owner,
+        None => caller.person()?.parse().map_err(|error: shoal_content::NameError| {
+            Problem::bad_request("owner_invalid", error.to_string())
+        })?,
+    };
+    drop(caller);
+    let organization = metadata::Organization {
+        name: request.name,
+        description: request.description,
+        created_at: now(),
+    };
+    let created = shown(organization.clone());
+    app.propose(Command::CreateOrganization { organization, owner }).await?;
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+pub async fn remove(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(name): Path<AccountName>,
+) -> Result<StatusCode, Problem> {
+    app.propose(Command::RemoveOrganization { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn groups(
+    caller: Caller,
+    Path(name): Path<AccountName>,
+) -> Result<Json<Vec<Group>>, Problem> {
+    members::organization(&caller, &name, Action::List)?;
+    let query = caller.view.query();
+    let mut shown = Vec::new();
+    for row in query.groups(&name)? {
+        let place = Place::Group { organization: name.clone(), group: row.name.clone() };
+        let members = query.rights_at(&place)?.into_iter();
+        let members = members.filter_map(|(grantee, _)| match grantee {
+            Grantee::User(user) => Some(user),
+            _ => None,
+        });
+        let members = members.collect();
+        shown.push(Group { name: row.name, description: row.description, members });
+    }
+    Ok(Json(shown))
+}
+
+pub async fn create_group(
+    State(app): State<App>,
+    caller: Caller,
+    Path(organization): Path<AccountName>,
+    Body(request): Body<CreateGroup>,
+) -> Result<(StatusCode, Json<Group>), Problem> {
+    members::organization(&caller, &organization, Action::Manage)?;
+    drop(caller);
+    let (name, description) = (request.name, request.description);
+    let created =
+        Group { name: name.clone(), description: description.clone(), members: Vec::new() };
+    let group = metadata::Group { organization, name, description, created_at: now() };
+    app.propose(Command::CreateGroup(group)).await?;
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+pub async fn remove_group(
+    State(app): State<App>,
+    caller: Caller,
+    Path((organization, name)): Path<(AccountName, AccountName)>,
+) -> Result<StatusCode, Problem> {
+    members::organization(&caller, &organization, Action::Manage)?;
+    drop(caller);
+    app.propose(Command::RemoveGroup { organization, name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,226 @@
+//! Projects and their robots.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use shoal_api::{CreateProject, CreateRobot, Hidden, Project, Robot, RobotCreated, UpdateProject};
+use shoal_content::{AccountName, ProjectName};
+use shoal_metadata::{
+    self as metadata, Action, Command, Grantee, Owner, RobotName, Visibility, What,
+};
+
+use super::caller::Caller;
+use super::input::{Body, Path};
+use super::members;
+use super::personal_tokens::{end, scope_names, scopes_of};
+use super::problem::conflict;
+use crate::clock::{now, rfc3339};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// Rows that one scan of the list takes.
+const SCAN_ROWS: usize = 1000;
+/// Of a robot's secret, before encoding.
+const SECRET_BYTES: usize = 24;
+
+fn visibility_name(visibility: Visibility) -> &'static str {
+    match visibility {
+        Visibility::Public => "public",
+        Visibility::Organization => "organization",
+        Visibility::Private => "private",
+    }
+}
+
+fn visibility_of(text: &str) -> Result<Visibility, Problem> {
+    match text {
+        "public" => Ok(Visibility::Public),
+        "organization" => Ok(Visibility::Organization),
+        "private" => Ok(Visibility::Private),
+        _ => {
+            let text = "visibility is public, organization or private";
+            Err(Problem::bad_request("visibility_invalid", text))
+        }
+    }
+}
+
+fn shown(row: metadata::Project) -> Project {
+    Project {
+        name: row.name,
+        owner: match row.owner {
+            Owner::User(name) => format!("user:{name}"),
+            Owner::Organization(name) => format!("organization:{name}"),
+        },
+        visibility: visibility_name(row.visibility).to_owned(),
+        description: row.description,
+        created_at: rfc3339(row.created_at),
+        updated_at: rfc3339(row.updated_at),
+    }
+}
+
+/// Those that the caller may see, by name.
+pub async fn list(caller: Caller) -> Result<Json<Vec<Project>>, Problem> {
+    let mut found = Vec::new();
+    let mut after: Option<ProjectName> = None;
+    loop {
+        let rows = caller.view.query().projects(after.as_ref(), SCAN_ROWS)?;
+        let last = rows.len() < SCAN_ROWS;
+        after = rows.last().map(|row| row.name.clone());
+        for row in rows {
+            // Who may pull what it can name sees the project that it is in.
+            if caller.permit(Action::Pull, What::Project(&row.name)).is_ok()
+                || caller.permit(Action::List, What::Project(&row.name)).is_ok()
+            {
+                found.push(shown(row));
+            }
+        }
+        if last {
+            return Ok(Json(found));
+        }
+    }
+}
+
+pub async fn show(caller: Caller, Path(name): Path<ProjectName>) -> Result<Json<Project>, Problem> {
+    members::project(&caller, &name, Action::List).map(|row| Json(shown(row)))
+}
+
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<CreateProject>,
+) -> Result<(StatusCode, Json<Project>), Problem> {
+    let visibility = visibility_of(&request.visibility)?;
+    caller.scope(metadata::Scope::Admin)?;
+    let name = request.name;
+    let exists = || conflict("project_exists", format!("there is a project {name} already"));
+    if caller.view.query().project(&name)?.is_some() {
+        return Err(exists());
+    }
+    let owner = match request.organization {
+        Some(organization) => {
+            members::organization(&caller, &organization, Action::Manage)?;
+            Owner::Organization(organization)
+        }
+        None => Owner::User(caller.person()?.to_owned()),
+    };
+    drop(caller);
+    let at = now();
+    let row = metadata::Project {
+        name: name.clone(),
+        owner,
+        visibility,
+        description: request.description,
+        created_at: at,
+        updated_at: at,
+    };
+    let created = shown(row.clone());
+    app.propose(Command::CreateProject(row)).await.map_err(|error| match error {
+        shoal_raft::ProposeError::Refused(metadata::Refusal::Exists(_)) => exists(),
+        error => error.into(),
+    })?;
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+pub async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<ProjectName>,
+    Body(request): Body<UpdateProject>,
+) -> Result<Json<Project>, Problem> {
+    let row = members::project(&caller, &name, Action::Manage)?;
+    let owner = request.owner.as_deref().map(owner_of).transpose()?;
+    if owner.is_some() {
+        caller.permit(Action::Manage, What::System)?;
+    }
+    drop(caller);
+    let visibility = request.visibility.as_deref().map_or(Ok(row.visibility), visibility_of)?;
+    let description = request.description.unwrap_or(row.description);
+    let update = Command::UpdateProject { name: name.clone(), visibility, description, owner };
+    app.propose(update).await?;
+    let row = app.view().await?.query().project(&name)?;
+    let gone =
+        || super::problem::missing("project_not_found", format!("there is no project {name}"));
+    Ok(Json(shown(row.ok_or_else(gone)?)))
+}
+
+fn owner_of(text: &str) -> Result<Owner, Problem> {
+    match text.parse() {
+        Ok(Grantee::User(name)) => Ok(Owner::User(name.to_string())),
+        Ok(Grantee::Organization(name)) => Ok(Owner::Organization(name)),
+        _ => {
+            let text = "owner is user:NAME or organization:NAME";
+            Err(Problem::bad_request("owner_invalid", text))
+        }
+    }
+}
+
+pub async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<ProjectName>,
+) -> Result<StatusCode, Problem> {
+    members::project(&caller, &name, Action::Manage)?;
+    drop(caller);
+    app.propose(Command::RemoveProject { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn shown_robot(row: metadata::Robot) -> Robot {
+    Robot {
+        name: row.name.to_string(),
+        description: row.description,
+        scopes: scope_names(&row.scopes),
+        repositories: row.repositories,
+        created_at: rfc3339(row.created_at),
+        created_by: row.created_by,
+        expires_at: row.expires_at.map(rfc3339),
+    }
+}
+
+pub async fn robots(
+    caller: Caller,
+    Path(name): Path<ProjectName>,
+) -> Result<Json<Vec<Robot>>, Problem> {
+    members::project(&caller, &name, Action::Manage)?;
+    let rows = caller.view.query().robots(&name)?;
+    Ok(Json(rows.into_iter().map(shown_robot).collect()))
+}
+
+/// Putting a robot that is there gives it a new secret; the old one is no good from then on.
+pub async fn put_robot(
+    State(app): State<App>,
+    caller: Caller,
+    Path(project): Path<ProjectName>,
+    Body(request): Body<CreateRobot>,
+) -> Result<(StatusCode, Json<RobotCreated>), Problem> {
+    members::project(&caller, &project, Action::Manage)?;
+    let created_by = caller.account()?;
+    drop(caller);
+    let at = now();
+    let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET_BYTES]>());
+    let row = metadata::Robot {
+        name: RobotName { project, name: request.name },
+        description: request.description,
+        secret_hash: *blake3::hash(secret.as_bytes()).as_bytes(),
+        scopes: scopes_of(&request.scopes)?,
+        repositories: request.repositories,
+        created_at: at,
+        created_by,
+        expires_at: end(at, request.ttl_seconds)?,
+    };
+    let robot = shown_robot(row.clone());
+    app.propose(Command::PutRobot(row)).await?;
+    Ok((StatusCode::CREATED, Json(RobotCreated { robot, secret: Hidden(secret) })))
+}
+
+pub async fn remove_robot(
+    State(app): State<App>,
+    caller: Caller,
+    Path((project, name)): Path<(ProjectName, AccountName)>,
+) -> Result<StatusCode, Problem> {
+    members::project(&caller, &project, Action::Manage)?;
+    drop(caller);
+    app.propose(Command::RemoveRobot(RobotName { project, name })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

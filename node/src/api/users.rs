@@ -1,0 +1,163 @@
+//! People's accounts: made by administrators; each may change its own password.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use shoal_api::{ChangePassword, CreateUser, Hidden, UpdateUser, User, UserCreated};
+use shoal_metadata::{self as metadata, Action, Command, Refusal, Secret, Subject, UserRole, What};
+use zeroize::Zeroizing;
+
+use super::caller::{Admin, Caller};
+use super::input::{Body, Path};
+use super::problem::{conflict, missing};
+use crate::clock::{now, rfc3339};
+use crate::http::auth::{check_password, hash_password};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// In characters.
+const PASSWORD_MIN: usize = 10;
+const PASSWORD_MAX: usize = 256;
+/// Of a password that is made up, before encoding.
+const PASSWORD_BYTES: usize = 15;
+
+fn role_name(role: UserRole) -> &'static str {
+    match role {
+        UserRole::Admin => "admin",
+        UserRole::User => "user",
+        UserRole::Auditor => "auditor",
+    }
+}
+
+fn role_of(text: &str) -> Result<UserRole, Problem> {
+    match text {
+        "admin" => Ok(UserRole::Admin),
+        "user" => Ok(UserRole::User),
+        "auditor" => Ok(UserRole::Auditor),
+        _ => Err(Problem::bad_request("role_invalid", "role is user, auditor or admin")),
+    }
+}
+
+fn shown(row: &metadata::User) -> User {
+    User {
+        username: row.name.clone(),
+        role: role_name(row.role).to_owned(),
+        created_at: rfc3339(row.created_at),
+    }
+}
+
+fn unknown(name: &str) -> Problem {
+    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+    missing("user_not_found", format!("there is no user {name}"))
+}
+
+/// Hashed where it is good enough.
+async fn hashed(name: &str, password: &Hidden) -> Result<Secret, Problem> {
+    let text = Zeroizing::new(password.0.clone());
+    let refused = |text: String| Problem::bad_request("password_invalid", text);
+    let length = text.chars().count();
+    if !(PASSWORD_MIN..=PASSWORD_MAX).contains(&length) {
+        let text = format!("a password has from {PASSWORD_MIN} to {PASSWORD_MAX} characters");
+        return Err(refused(text));
+    }
+    let few = text.chars().collect::<std::collections::BTreeSet<_>>().len() < 4;
+    if few || text.to_lowercase().contains(&name.to_lowercase()) {
+        return Err(refused("the password is too easy to guess; choose another one".to_owned()));
+    }
+    let hash = tokio::task::spawn_blocking(move || hash_password(&text)).await;
+    match hash {
+        Ok(Ok(hash)) => Ok(hash),
+        Ok(Err(error)) => Err(Problem::internal(&std::io::Error::other(error.to_string()))),
+        Err(error) => Err(Problem::internal(&error)),
+    }
+}
+
+pub async fn list(caller: Caller) -> Result<Json<Vec<User>>, Problem> {
+    caller.permit(Action::Audit, What::System)?;
+    let rows = caller.view.query().users()?;
+    Ok(Json(rows.iter().map(shown).collect()))
+}
+
+pub async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<User>, Problem> {
+    if caller.person().ok() != Some(&name) {
+        caller.permit(Action::Audit, What::System)?;
+    }
+    let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
+    Ok(Json(shown(&row)))
+}
+
+pub async fn create(
+    State(app): State<App>,
+    _caller: Admin,
+    Body(request): Body<CreateUser>,
+) -> Result<(StatusCode, Json<UserCreated>), Problem> {
+    let role = role_of(&request.role)?;
+    let name = request.username.to_string();
+    if app.view().await?.query().user(&name)?.is_some() {
+        return Err(conflict("user_exists", format!("there is a user {name} already")));
+    }
+    let made = request.password.is_none().then(|| {
+        Hidden(URL_SAFE_NO_PAD.encode(Zeroizing::new(rand::random::<[u8; PASSWORD_BYTES]>())))
+    });
+    let password = request.password.as_ref().or(made.as_ref());
+    let password =
+        password.ok_or_else(|| Problem::bad_request("password_invalid", "no password"))?;
+    let password_hash = hashed(&name, password).await?;
+    let row = metadata::User { name, password_hash, role, created_at: now() };
+    let user = shown(&row);
+    app.propose(Command::CreateUser(row)).await.map_err(|error| match error {
+        shoal_raft::ProposeError::Refused(Refusal::Exists(Subject::User)) => {
+            conflict("user_exists", format!("there is a user {} already", user.username))
+        }
+        error => error.into(),
+    })?;
+    Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
+}
+
+pub async fn update(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(name): Path<String>,
+    Body(request): Body<UpdateUser>,
+) -> Result<Json<User>, Problem> {
+    let row = app.view().await?.query().user(&name)?;
+    let mut row = row.ok_or_else(|| unknown(&name))?;
+    if let Some(role) = &request.role {
+        row.role = role_of(role)?;
+    }
+    if let Some(password) = &request.password {
+        row.password_hash = hashed(&name, password).await?;
+    }
+    app.propose(Command::PutUser(row.clone())).await?;
+    Ok(Json(shown(&row)))
+}
+
+pub async fn change_password(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<ChangePassword>,
+) -> Result<StatusCode, Problem> {
+    let name = caller.person()?.to_owned();
+    caller.scope(metadata::Scope::Admin)?;
+    let current = Zeroizing::new(request.current_password.0);
+    check_password(&app, &caller.view, &name, current).await.map_err(|problem| Problem {
+        message: "the current password is wrong".into(),
+        ..problem
+    })?;
+    let password_hash = hashed(&name, &request.new_password).await?;
+    let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
+    drop(caller);
+    app.propose(Command::PutUser(metadata::User { password_hash, ..row })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn remove(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    app.propose(Command::RemoveUser { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

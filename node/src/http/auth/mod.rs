@@ -1,0 +1,252 @@
+//! Who asks: Basic and Bearer credentials of people, robots, agents and nodes.
+//!
+//! Invariants: an unknown user costs as much time as a wrong password; whoever brings a token is
+//! looked up in the metadata again, so that what was revoked is revoked at once; a program's
+//! secret is known by its hash alone.
+//! Non-goal: what the one who asks may do; see `permit`.
+
+mod password;
+mod token;
+mod uses;
+
+use axum::extract::FromRequestParts;
+use axum::http::{HeaderMap, header, request};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use shoal_content::{NodeId, PeerId};
+use shoal_metadata::{
+    Action, PersonalToken, Query, Read, Robot, RobotName, Scope, UserRole, What, Who,
+};
+use shoal_raft::View;
+use std::collections::BTreeSet;
+use zeroize::Zeroizing;
+
+use super::noted;
+use super::permit::permit;
+use super::problem::Problem;
+use crate::state::App;
+
+pub use password::{Accounts, hash_password};
+pub use token::{Audience, Granted, TOKEN_TTL, issue_token};
+pub use uses::TokenUses;
+
+/// Longer credentials are refused unread, in bytes.
+const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
+/// What a personal token begins with.
+pub const PERSONAL_TOKEN_PREFIX: &str = "pat_v1_";
+
+/// Someone whose credentials were right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Principal {
+    User {
+        name: String,
+        role: UserRole,
+        /// The personal token that was brought instead of a password.
+        token: Option<TokenUse>,
+    },
+    Robot(RobotName),
+    Agent(PeerId),
+    Node(NodeId),
+}
+
+/// A personal token, as far as it matters for what its bearer may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenUse {
+    pub id: String,
+    pub scopes: BTreeSet<Scope>,
+}
+
+impl Principal {
+    /// The name that rows and logs carry.
+    pub fn name(&self) -> String {
+        match self {
+            Self::User { name, .. } => name.clone(),
+            Self::Robot(name) => name.to_string(),
+            Self::Agent(peer) => format!("agent:{peer}"),
+            Self::Node(id) => format!("node:{id}"),
+        }
+    }
+
+    /// The asker, as permissions are decided for it.
+    pub fn who(&self) -> Who {
+        match self {
+            Self::User { name, token, .. } => Who::User {
+                name: name.clone(),
+                scopes: token.as_ref().map(|token| token.scopes.clone()),
+            },
+            Self::Robot(name) => Who::Robot(name.clone()),
+            Self::Agent(_) => Who::Agent,
+            Self::Node(_) => Who::Node,
+        }
+    }
+
+    /// # Errors
+    /// 403 for agents and nodes: they read, people and robots write.
+    pub fn ensure_account(&self) -> Result<String, Problem> {
+        match self {
+            Self::User { .. } | Self::Robot(_) => Ok(self.name()),
+            Self::Agent(_) | Self::Node(_) => {
+                Err(Problem::forbidden("only a person or a robot may do this"))
+            }
+        }
+    }
+
+    /// # Errors
+    /// 403 for everyone but administrators of the cluster.
+    pub fn ensure_admin(&self, view: &View) -> Result<(), Problem> {
+        permit(view, &self.who(), Action::Manage, What::System)
+    }
+}
+
+/// Who asks, and the state that this was found in: what a request reads may be read from it, too.
+#[derive(Debug)]
+pub struct Asker {
+    /// `None` is nobody.
+    pub principal: Option<Principal>,
+    /// What the token was given for, where it was given for something only.
+    pub granted: Option<Vec<Granted>>,
+    pub view: View,
+}
+
+impl Asker {
+    pub fn who(&self) -> Who {
+        self.principal.as_ref().map_or(Who::Anonymous, Principal::who)
+    }
+}
+
+/// Checks a name and password, a name and personal token, or a robot and its secret.
+///
+/// # Errors
+/// 401, the same for an unknown name and a wrong password.
+pub async fn check_password(
+    app: &App,
+    view: &View,
+    name: &str,
+    password: Zeroizing<String>,
+) -> Result<Principal, Problem> {
+    let wrong = || Problem {
+        message: "the name or the password is wrong".into(),
+        ..Problem::unauthorized()
+    };
+    let query = view.query();
+    if let Ok(robot) = name.parse::<RobotName>() {
+        let hash = blake3::hash(password.as_bytes());
+        let row = query.robot(&robot)?.filter(|row| blake3::Hash::from(row.secret_hash) == hash);
+        return match row {
+            Some(row) if is_valid(&row, app) => Ok(Principal::Robot(row.name)),
+            _ => Err(wrong()),
+        };
+    }
+    if password.starts_with(PERSONAL_TOKEN_PREFIX) {
+        let principal = personal(app, query, &password)?;
+        return principal.filter(|principal| principal.name() == name).ok_or_else(wrong);
+    }
+    let user = query.user(name)?;
+    let stored = user.as_ref().map(|user| user.password_hash.clone());
+    let right = app.accounts.check(name, password, stored).await;
+    match user {
+        Some(user) if right => {
+            Ok(Principal::User { name: user.name, role: user.role, token: None })
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn is_valid(robot: &Robot, app: &App) -> bool {
+    robot.expires_at.is_none_or(|end| end > app.now())
+}
+
+/// Who brings a personal token, if it is one that holds.
+fn personal<R: Read>(
+    app: &App,
+    query: Query<'_, R>,
+    secret: &str,
+) -> Result<Option<Principal>, Problem> {
+    let hash = *blake3::hash(secret.as_bytes()).as_bytes();
+    let Some(token) = query.personal_token(&hash)? else { return Ok(None) };
+    app.token_uses.note(hash, app.now());
+    bearer(app, query, token)
+}
+
+fn bearer<R: Read>(
+    app: &App,
+    query: Query<'_, R>,
+    token: PersonalToken,
+) -> Result<Option<Principal>, Problem> {
+    if token.expires_at.is_some_and(|end| end <= app.now()) {
+        return Ok(None);
+    }
+    let user = query.user(token.user.as_str())?;
+    let PersonalToken { id, scopes, .. } = token;
+    let used = Some(TokenUse { id, scopes });
+    Ok(user.map(|user| Principal::User { name: user.name, role: user.role, token: used }))
+}
+
+/// Who sends these headers.
+///
+/// # Errors
+/// 401 for credentials that are wrong, expired, malformed or not for this `audience`; 503 where
+/// the metadata cannot be read.
+pub async fn authenticate(
+    app: &App,
+    headers: &HeaderMap,
+    audience: Audience,
+) -> Result<Asker, Problem> {
+    let view = app.view().await?;
+    let (principal, granted) = credentials(app, &view, headers, audience).await?;
+    if let Some(principal) = &principal {
+        noted::note_user(|| principal.name());
+    }
+    Ok(Asker { principal, granted, view })
+}
+
+type Known = (Option<Principal>, Option<Vec<Granted>>);
+
+async fn credentials(
+    app: &App,
+    view: &View,
+    headers: &HeaderMap,
+    audience: Audience,
+) -> Result<Known, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((None, None)) };
+    let text = value.to_str().unwrap_or_default();
+    if text.len() > CREDENTIALS_BYTES_MAX {
+        return Err(Problem::unauthorized());
+    }
+    let (scheme, rest) = text.split_once(' ').ok_or_else(Problem::unauthorized)?;
+    if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = BASE64.decode(rest.trim()).map_err(|_| Problem::unauthorized())?;
+        let decoded =
+            Zeroizing::new(String::from_utf8(decoded).map_err(|_| Problem::unauthorized())?);
+        let (name, password) = decoded.split_once(':').ok_or_else(Problem::unauthorized)?;
+        let password = Zeroizing::new(password.to_owned());
+        let principal = check_password(app, view, name, password).await?;
+        Ok((Some(principal), None))
+    } else if scheme.eq_ignore_ascii_case("bearer") {
+        let token = rest.trim();
+        if token.starts_with(PERSONAL_TOKEN_PREFIX) {
+            let principal = personal(app, view.query(), token)?;
+            return principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized);
+        }
+        token::check(app, view, token, audience)
+    } else {
+        Err(Problem::unauthorized())
+    }
+}
+
+impl FromRequestParts<App> for Asker {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
+        authenticate(app, &parts.headers, Audience::Api).await
+    }
+}
+
+impl FromRequestParts<App> for Principal {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
+        let asker = Asker::from_request_parts(parts, app).await?;
+        asker.principal.ok_or_else(Problem::unauthorized)
+    }
+}

@@ -1,0 +1,187 @@
+//! Bearer tokens: JWTs that this cluster signs for accounts, and that agents and nodes sign for
+//! themselves.
+//!
+//! Invariants: the only algorithm is Ed25519, whatever a token's header says; a token says who it
+//! is for and never what it may do beyond narrowing it, so that rights are those of now; a token
+//! of the registry's flow is good for `/v2` alone, and there for what it was asked for.
+
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use shoal_content::{AccountName, PeerId};
+use shoal_metadata::RobotName;
+use shoal_raft::View;
+
+use super::{Known, Principal, TokenUse, bearer, is_valid};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// How long a Bearer token holds.
+pub const TOKEN_TTL: Duration = Duration::from_secs(3600);
+/// The longest life that a token signed by an agent or node itself may have.
+const SELF_SIGNED_TTL_MAX: Duration = Duration::from_secs(300);
+/// Clocks of hosts may differ by this much.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(30);
+
+const USER_TOKEN: &str = "JWT";
+const AGENT_TOKEN: &str = "shoal-agent+jwt";
+const NODE_TOKEN: &str = "shoal-node+jwt";
+
+/// What a token is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Everything: a session.
+    Api,
+    /// `/v2`.
+    Registry,
+}
+
+impl Audience {
+    fn name(self, app: &App) -> String {
+        match self {
+            Self::Api => app.keys.cluster.to_string(),
+            Self::Registry => format!("{}/v2", app.keys.cluster),
+        }
+    }
+}
+
+/// What a token of the registry's flow was given for (distribution's token specification,
+/// "access").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// `repository` or `registry`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub name: String,
+    pub actions: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    /// Empty for nobody: what is public can be pulled without an account.
+    sub: String,
+    aud: String,
+    iat: u64,
+    exp: u64,
+    /// The personal token that this one was got with: its scopes and its end hold here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pat: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    access: Option<Vec<Granted>>,
+}
+
+/// Signs a Bearer token for `principal`, which holds for [`TOKEN_TTL`]; gives the token and the
+/// second it expires in. `access` makes it one of the registry's flow.
+///
+/// # Errors
+/// Where signing fails.
+pub fn issue_token(
+    app: &App,
+    principal: Option<&Principal>,
+    access: Option<Vec<Granted>>,
+) -> Result<(String, u64), Problem> {
+    let iat = app.now().as_millis() / 1000;
+    let exp = iat + TOKEN_TTL.as_secs();
+    let audience = if access.is_some() { Audience::Registry } else { Audience::Api };
+    let pat = match principal {
+        Some(Principal::User { token: Some(TokenUse { id, .. }), .. }) => Some(id.clone()),
+        _ => None,
+    };
+    let claims = Claims {
+        iss: app.keys.cluster.to_string(),
+        sub: principal.map(Principal::name).unwrap_or_default(),
+        aud: audience.name(app),
+        iat,
+        exp,
+        pat,
+        access,
+    };
+    let key = EncodingKey::from_ed_der(app.keys.token.to_pkcs8_der());
+    let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key)
+        .map_err(|error| Problem::internal(&error))?;
+    Ok((token, exp))
+}
+
+/// Who brings `token`, and what it narrows them to.
+pub(super) fn check(
+    app: &App,
+    view: &View,
+    token: &str,
+    audience: Audience,
+) -> Result<Known, Problem> {
+    let refused = |_| Problem::unauthorized();
+    let header = jsonwebtoken::decode_header(token).map_err(refused)?;
+    if header.alg != Algorithm::EdDSA {
+        return Err(Problem::unauthorized());
+    }
+    match header.typ.as_deref() {
+        Some(USER_TOKEN) => {
+            let claims = verify(app, token, app.keys.token.peer_id(), audience)?;
+            let principal = account(app, view, &claims)?;
+            Ok((principal, claims.access))
+        }
+        Some(kind @ (AGENT_TOKEN | NODE_TOKEN)) => {
+            // Who says to have signed it is only looked at; the signature decides.
+            let claims =
+                jsonwebtoken::dangerous::insecure_decode::<Claims>(token).map_err(refused)?.claims;
+            let peer: PeerId = claims.iss.parse().map_err(|_| Problem::unauthorized())?;
+            let principal = if kind == AGENT_TOKEN {
+                view.query().agent(peer)?.map(|agent| Principal::Agent(agent.peer))
+            } else {
+                let nodes = view.query().nodes()?;
+                nodes.iter().find(|node| node.peer == peer).map(|node| Principal::Node(node.id))
+            };
+            let principal = principal.ok_or_else(Problem::unauthorized)?;
+            let claims = verify(app, token, peer, Audience::Api)?;
+            let life = claims.exp.saturating_sub(claims.iat);
+            if life > SELF_SIGNED_TTL_MAX.as_secs() {
+                return Err(Problem::unauthorized());
+            }
+            Ok((Some(principal), None))
+        }
+        _ => Err(Problem::unauthorized()),
+    }
+}
+
+/// The account that a token is for, as it stands now; nobody where it is for nobody.
+fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>, Problem> {
+    let query = view.query();
+    if claims.sub.is_empty() && claims.access.is_some() {
+        return Ok(None);
+    }
+    let principal = if let Some(id) = &claims.pat {
+        let user: AccountName = claims.sub.parse().map_err(|_| Problem::unauthorized())?;
+        let mut tokens = query.personal_tokens(&user)?;
+        let at = tokens.iter().position(|token| token.id == *id);
+        match at {
+            Some(at) => bearer(app, query, tokens.swap_remove(at))?,
+            None => None,
+        }
+    } else if let Ok(robot) = claims.sub.parse::<RobotName>() {
+        let row = query.robot(&robot)?.filter(|row| is_valid(row, app));
+        row.map(|row| Principal::Robot(row.name))
+    } else {
+        let user = query.user(&claims.sub)?;
+        user.map(|user| Principal::User { name: user.name, role: user.role, token: None })
+    };
+    principal.map(Some).ok_or_else(Problem::unauthorized)
+}
+
+/// Checks signature, audience and time.
+fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<Claims, Problem> {
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    // A session is good for the registry, too.
+    validation.set_audience(&[Audience::Api.name(app), audience.name(app)]);
+    validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+    validation.leeway = CLOCK_SKEW_MAX.as_secs();
+    let key = DecodingKey::from_ed_der(signer.as_public_key());
+    let checked = jsonwebtoken::decode::<Claims>(token, &key, &validation);
+    let claims = checked.map_err(|_| Problem::unauthorized())?.claims;
+    let now = app.now().as_millis() / 1000;
+    if claims.iat > now + CLOCK_SKEW_MAX.as_secs() {
+        return Err(Problem::unauthorized());
+    }
+    Ok(claims)
+}

@@ -58,7 +58,11 @@ pub async fn find(client: &Client, name: &RepositoryName) -> Result<Option<Image
     Ok(None)
 }
 
-async fn existing(client: &Client, name: &str) -> Result<Image, Error> {
+/// The image of that name.
+///
+/// # Errors
+/// Where there is none.
+pub async fn existing(client: &Client, name: &str) -> Result<Image, Error> {
     let name: RepositoryName = name.parse().map_err(|error| Error::Usage(format!("{error}")))?;
     let found = find(client, &name).await?;
     found.ok_or_else(|| Error::NotFound(format!("there is no image '{name}'")))

@@ -24,6 +24,8 @@ mod events;
 mod explain;
 mod images;
 mod members;
+mod people;
+mod projects;
 mod resume;
 mod screen;
 mod session;
@@ -87,6 +89,11 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Agent(command) => members::agent(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,
+        Command::User(command) => people::user(command, client, screen).await,
+        Command::AccessToken(command) => people::access_token(command, client, screen).await,
+        Command::Organization(command) => people::organization(command, client, screen).await,
+        Command::Project(command) => projects::project(command, client, screen).await,
+        Command::Robot(command) => projects::robot(command, client, screen).await,
         Command::Login(_) | Command::Logout | Command::Context(_) | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")
         }
@@ -105,6 +112,11 @@ async fn image(
         ImageCommand::Show { name } => images::show(client, name, screen).await,
         ImageCommand::Delete { name, yes } => images::delete(client, name, *yes, screen).await,
         ImageCommand::Download(download) => download::download(download, client, screen).await,
+        ImageCommand::Grants { name } => projects::grants(client, name, screen).await,
+        ImageCommand::Grant { name, who, access } => {
+            projects::grant(client, name, who, *access, screen).await
+        }
+        ImageCommand::Revoke { name, who } => projects::revoke(client, name, who, screen).await,
         ImageCommand::Tag { source, tag } => images::tag(client, source, tag, screen).await,
     }
 }

@@ -58,7 +58,18 @@ pub async fn login(arguments: &Login, config: &mut Config, screen: Screen) -> Re
     })
 }
 
-fn password(from_stdin: bool) -> Result<String, Error> {
+/// So many lines of standard input: secrets that do not belong on a command line.
+pub fn lines<const COUNT: usize>() -> Result<[String; COUNT], Error> {
+    let mut text = String::new();
+    let mut input = io::stdin().lock().take(PASSWORD_BYTES_MAX);
+    input.read_to_string(&mut text).map_err(Error::file("reading", "standard input"))?;
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let wrong = |_| Error::Usage(format!("standard input has to have {COUNT} lines"));
+    lines.try_into().map_err(wrong)
+}
+
+/// A password from standard input, or asked for on the terminal.
+pub fn password(from_stdin: bool) -> Result<String, Error> {
     if from_stdin {
         let mut text = String::new();
         let mut input = io::stdin().lock().take(PASSWORD_BYTES_MAX);

@@ -110,7 +110,7 @@ fn who(text: &str) -> Who {
 /// Rows: who; columns: the image `x` of `pub`, `org`, `priv`, `own`, and of no project.
 const REPOSITORIES: &str = "
     admin              PLUDMA PLUDMA PLUDMA PLUDMA PLUDMA
-    auditor            PLrrrA hLhhhA hLhhhA hLhhhA hLUhhA
+    auditor            PLrrrA rLrrrA rLrrrA rLrrrA rLUrrA
     owner              PLrrrr hhhhhh hhhhhh PLUDMA hhUhhh
     boss               PLUDMA PLUDMA PLUDMA hhhhhh hhUhhh
     member             PLrrrr PLrrrr hhhhhh hhhhhh hhUhhh
@@ -151,7 +151,7 @@ fn rights_in_repositories_are_as_the_table_says() {
 /// Columns: the projects `pub`, `org`, `priv`; the organization acme; the cluster.
 const PLACES: &str = "
     admin              PLUDMA PLUDMA PLUDMA PLUDMA PLUDMA
-    auditor            PLrrrA hLhhhA hLhhhA hLhhhA aLaaaA
+    auditor            PLrrrA rLrrrA rLrrrA rLrrrA aLaaaA
     boss               PLUDMA PLUDMA PLUDMA PLUDMA aaaaaa
     member             PLrrrr PLrrrr hhhhhh rLrrrr aaaaaa
     padmin             PLUDMA PLUDMA PLUDMA hhhhhh aaaaaa

@@ -32,7 +32,7 @@ fn header<'a>(answer: &'a Response, name: &str) -> Result<&'a str> {
     Ok(value.to_str()?)
 }
 
-fn expect(answer: &Response, status: StatusCode) -> Result<()> {
+pub fn expect(answer: &Response, status: StatusCode) -> Result<()> {
     ensure!(answer.status() == status, "{} of {} is not {status}", answer.status(), answer.url());
     Ok(())
 }

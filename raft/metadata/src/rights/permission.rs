@@ -231,6 +231,22 @@ fn user_may<R: Read>(
         }
         UserRole::Auditor | UserRole::User => {}
     }
+    let decision = member_may(query, name, action, what)?;
+    Ok(match decision {
+        // Nothing is hidden from who may list everything.
+        Decision::Refused(Denial::Hidden) if user.role == UserRole::Auditor => {
+            Decision::Refused(Denial::Role)
+        }
+        decision => decision,
+    })
+}
+
+fn member_may<R: Read>(
+    query: Query<'_, R>,
+    name: &str,
+    action: Action,
+    what: What<'_>,
+) -> Result<Decision, Fault> {
     match what {
         What::System => Ok(Decision::Refused(Denial::Administrator)),
         What::Organization(organization) => {

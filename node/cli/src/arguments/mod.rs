@@ -2,12 +2,16 @@
 //!
 //! Non-goal: doing anything; `main` hands each command to its module.
 
+mod rights;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use shoal_content::{ImageReference, Labels, TagName};
+
+pub use rights::*;
 
 /// The most parts of one upload under way at once; each is held in memory.
 pub const PARALLEL_MAX: u16 = 16;
@@ -78,6 +82,21 @@ pub enum Command {
     /// What lies in storage without need, and whether what lies there is sound
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// People: accounts, roles, your own password
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Your own tokens, for programs that act for you
+    #[command(subcommand)]
+    AccessToken(AccessTokenCommand),
+    /// Organizations, their members and groups
+    #[command(subcommand, visible_alias = "org")]
+    Organization(OrganizationCommand),
+    /// Projects: visibility, members
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Accounts of a project for programs
+    #[command(subcommand)]
+    Robot(RobotCommand),
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -189,6 +208,22 @@ pub enum ImageCommand {
     },
     /// Download a disk; the same command again goes on where an earlier one stopped
     Download(Download),
+    /// Who was granted what for this image, besides its project's members
+    Grants { name: String },
+    /// Let somebody read, write or administer one image
+    Grant {
+        name: String,
+        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
+        who: String,
+        #[arg(value_enum)]
+        access: Access,
+    },
+    /// Take back what was granted for one image
+    Revoke {
+        name: String,
+        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
+        who: String,
+    },
     /// Point a tag at a version
     Tag {
         /// NAME:TAG or NAME@DIGEST that is there

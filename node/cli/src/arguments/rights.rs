@@ -1,0 +1,297 @@
+//! The grammar of the commands about people and rights.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use shoal_content::{AccountName, ProjectName, RepositoryName};
+
+/// Who a right is given to, in the help.
+const GRANTEE: &str = "user:NAME, group:ORGANIZATION/NAME or organization:NAME";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UserRole {
+    User,
+    /// Sees everything, changes nothing
+    Auditor,
+    Admin,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    List,
+    /// Make an account; a password is made up and shown once where none is given
+    Create {
+        name: AccountName,
+        #[arg(long, value_enum, default_value = "user")]
+        role: UserRole,
+        /// Read the password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Change somebody's role or password
+    Set {
+        name: String,
+        #[arg(long, value_enum)]
+        role: Option<UserRole>,
+        /// Read the new password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Delete an account with its tokens and rights
+    Delete {
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Change your own password
+    Password {
+        /// Read two lines from standard input: the current one, and the new one
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Pull and list
+    #[value(name = "repo:read")]
+    Read,
+    /// Push
+    #[value(name = "repo:write")]
+    Write,
+    /// Delete versions, tags and images
+    #[value(name = "repo:delete")]
+    Delete,
+    /// Everything that you may
+    #[value(name = "admin")]
+    Admin,
+}
+
+impl Scope {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "repo:read",
+            Self::Write => "repo:write",
+            Self::Delete => "repo:delete",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AccessTokenCommand {
+    /// Make a token for programs that act for you; its text is shown once
+    Create {
+        /// What you call it
+        name: String,
+        /// What it may be used for; may be given several times [default: repo:read]
+        #[arg(long, value_enum)]
+        scope: Vec<Scope>,
+        /// How long it holds, for instance 30d [default: for ever]
+        #[arg(long, value_parser = humantime::parse_duration)]
+        ttl: Option<Duration>,
+    },
+    List,
+    /// Delete a token, which is no good from then on
+    Delete {
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OrganizationCommand {
+    List,
+    Create {
+        name: AccountName,
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Its first owner [default: you]
+        #[arg(long)]
+        owner: Option<AccountName>,
+    },
+    Delete {
+        name: AccountName,
+    },
+    /// Who is in it
+    Members {
+        name: AccountName,
+    },
+    /// Take a user in, or change what it is there
+    Add {
+        name: AccountName,
+        user: AccountName,
+        /// As an owner, who administers all of its projects
+        #[arg(long)]
+        owner: bool,
+    },
+    /// Put a user out of it and of its groups
+    Remove {
+        name: AccountName,
+        user: AccountName,
+    },
+    /// Its groups with their members
+    Groups {
+        name: AccountName,
+    },
+    /// Make a group
+    CreateGroup {
+        name: AccountName,
+        group: AccountName,
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    DeleteGroup {
+        name: AccountName,
+        group: AccountName,
+    },
+    /// Take a member of the organization into a group
+    AddToGroup {
+        name: AccountName,
+        group: AccountName,
+        user: AccountName,
+    },
+    RemoveFromGroup {
+        name: AccountName,
+        group: AccountName,
+        user: AccountName,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Visibility {
+    /// Anyone pulls, also without an account
+    Public,
+    /// The members of the organization that owns it pull
+    Organization,
+    /// Members pull
+    Private,
+}
+
+impl Visibility {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Organization => "organization",
+            Self::Private => "private",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProjectRole {
+    /// Pulls what it knows the name of
+    LimitedGuest,
+    /// Pulls and lists
+    Guest,
+    /// Pushes besides; to a public project it only reads
+    Developer,
+    /// Pushes and deletes
+    Maintainer,
+    /// Settings, members and robots besides
+    Admin,
+}
+
+impl ProjectRole {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LimitedGuest => "limited-guest",
+            Self::Guest => "guest",
+            Self::Developer => "developer",
+            Self::Maintainer => "maintainer",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProjectCommand {
+    /// The projects that you can see
+    List,
+    Create {
+        name: ProjectName,
+        /// The organization that owns it [default: you do]
+        #[arg(long)]
+        organization: Option<AccountName>,
+        #[arg(long, value_enum, default_value = "private")]
+        visibility: Visibility,
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// One project with its members
+    Show { name: ProjectName },
+    /// Change a project
+    Set {
+        name: ProjectName,
+        #[arg(long, value_enum)]
+        visibility: Option<Visibility>,
+        #[arg(long)]
+        description: Option<String>,
+        /// Give it to user:NAME or organization:NAME
+        #[arg(long)]
+        owner: Option<String>,
+    },
+    /// Delete a project that has no images any more
+    Delete { name: ProjectName },
+    /// Let somebody in, or change what it is there
+    Add {
+        name: ProjectName,
+        #[arg(help = GRANTEE)]
+        who: String,
+        #[arg(value_enum)]
+        role: ProjectRole,
+    },
+    /// Put somebody out
+    Remove {
+        name: ProjectName,
+        #[arg(help = GRANTEE)]
+        who: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateRobot {
+    pub project: ProjectName,
+    pub name: AccountName,
+    #[arg(long, default_value = "")]
+    pub description: String,
+    /// What it may do; may be given several times [default: repo:read]
+    #[arg(long, value_enum)]
+    pub scope: Vec<Scope>,
+    /// A repository that it is held to; may be given several times [default: all of the project]
+    #[arg(long)]
+    pub repository: Vec<RepositoryName>,
+    /// How long it lives, for instance 90d [default: for ever]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub ttl: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RobotCommand {
+    List {
+        project: ProjectName,
+    },
+    /// Make a robot, or give the one of that name a new secret; it is shown once
+    Create(CreateRobot),
+    Delete {
+        project: ProjectName,
+        name: AccountName,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Access {
+    Read,
+    Write,
+    Admin,
+}
+
+impl Access {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        }
+    }
+}

@@ -112,12 +112,19 @@ impl Server {
             services,
             config,
         });
-        let https = serve(app.clone(), app.config.http.listen, Some(certificates.tls()?));
+        let cannot =
+            |address| format!("{address} cannot be listened on; is another process there?");
+        let address = app.config.http.listen;
+        let https = serve(app.clone(), address, Some(certificates.tls()?));
+        let https = https.with_context(|| cannot(address))?;
         tasks.spawn(certificates.follow());
-        let plain = app.config.http.plain_listen.map(|address| serve(app.clone(), address, None));
-        if https.address().await.is_none() {
-            bail!("{} cannot be listened on; is another process there?", app.config.http.listen);
-        }
+        let plain = match app.config.http.plain_listen {
+            Some(address) => {
+                let plain = serve(app.clone(), address, None);
+                Some(plain.with_context(|| cannot(address))?)
+            }
+            None => None,
+        };
         info!(node = %id, url = app.config.api_url(), "the node answers");
         Ok(Self { app, https, plain, swarm, _tasks: tasks, _home: home })
     }

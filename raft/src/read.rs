@@ -59,7 +59,10 @@ async fn attempt(shared: &Shared, deadline: Instant) -> Result<View, Failure> {
         .wait(Some(left))
         .applied_index_at_least(Some(index), "linearizable read")
         .await
-        .map_err(|error| Failure::Unavailable(error.to_string()))?;
+        .map_err(|error| {
+            tracing::debug!(%error, index, "a read did not catch up");
+            Failure::Unavailable("this node did not catch up with the leader in time".into())
+        })?;
     Ok(core.view())
 }
 

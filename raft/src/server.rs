@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Incoming, RecvStream, SendStream};
+use shoal_content::PeerId;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -18,7 +19,8 @@ use crate::proposal::TypeConfig;
 use crate::space::DISK_FULL;
 use crate::store::{decode, encode};
 use crate::wire::{
-    Failure, Kind, STRANGER, UNKNOWN_KIND, receive_body, receive_kind, receive_length, send_answer,
+    Failure, Kind, REMOVED, STRANGER, UNKNOWN_KIND, receive_body, receive_kind, receive_length,
+    send_answer,
 };
 use crate::{members, propose, read, transfer};
 
@@ -76,12 +78,18 @@ async fn serve_connection(shared: Arc<Shared>, incoming: Incoming, budget: Arc<S
         connection.close(STRANGER, b"no node of this cluster");
         return;
     };
+    if is_retired(&shared, peer) {
+        shared.metrics.strangers_refused.inc();
+        warn!(%address, %peer, "refused: removed from this cluster");
+        connection.close(STRANGER, b"removed from this cluster");
+        return;
+    }
     debug!(%address, %peer, "connected");
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (served, budget) = (shared.clone(), budget.clone());
         shared.tasks.spawn(async move {
             let stopped = served.stopped.clone();
-            let served = serve_request(served, send, receive, budget);
+            let served = serve_request(served, peer, send, receive, budget);
             let result = tokio::select! {
                 result = served => result,
                 () = stopped.cancelled() => return,
@@ -93,8 +101,16 @@ async fn serve_connection(shared: Arc<Shared>, incoming: Incoming, budget: Arc<S
     }
 }
 
+/// Whether the peer was a node and was removed, as far as this member has heard. A member that has
+/// not heard of a node yet must take what it sends: it may be the leader that brings the news.
+fn is_retired(shared: &Shared, peer: PeerId) -> bool {
+    let Ok(core) = shared.core() else { return false };
+    core.view().query().is_retired(peer).unwrap_or(false)
+}
+
 async fn serve_request(
     shared: Arc<Shared>,
+    peer: PeerId,
     mut send: SendStream,
     mut receive: RecvStream,
     budget: Arc<Semaphore>,
@@ -114,6 +130,11 @@ async fn serve_request(
     let held = budget.acquire_many(kib).await.map_err(io::Error::other)?;
     let body = receive_body(&mut receive, length);
     let body = timeout(REQUEST_TIMEOUT, body).await.map_err(late)??;
+    // Entries come by the thousand, from a leader that its group has elected.
+    if kind != Kind::Append && is_retired(&shared, peer) {
+        let _ = send.reset(REMOVED);
+        return Ok(());
+    }
     let answer = answer(&shared, kind, &body, &mut receive).await?;
     drop(held);
     send_answer(&mut send, &answer).await

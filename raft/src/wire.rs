@@ -25,6 +25,8 @@ pub const UNKNOWN_KIND: VarInt = VarInt::from_u32(1);
 /// Why a connection was closed.
 pub const STRANGER: VarInt = VarInt::from_u32(2);
 pub const STOPPING: VarInt = VarInt::from_u32(3);
+/// Whoever asks was removed from the cluster.
+pub const REMOVED: VarInt = VarInt::from_u32(4);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -54,6 +54,36 @@ fn a_stranger_is_refused_in_the_handshake() {
 }
 
 #[test]
+fn a_removed_node_is_refused_from_then_on() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    member.bootstrap();
+    let row = |id: u64| Node {
+        id: NodeId::new(id),
+        name: format!("node-{id}"),
+        // Whoever approaches is this peer.
+        peer: PeerId::from_public_key([1; 32]),
+        zone: Zone::default(),
+        raft_address: "127.0.0.1:1".into(),
+        peer_address: "127.0.0.1:2".into(),
+        discovery_address: "127.0.0.1:3".into(),
+        api_url: "https://127.0.0.1:4".into(),
+        command_version: 1,
+        joined_at: Timestamp::from_millis(0),
+    };
+    let known = || authority.client(Some(&authority));
+    member.propose(Command::RegisterNode(row(5))).unwrap();
+    approach(&member, known()).unwrap();
+    member.propose(Command::RemoveNode(NodeId::new(5))).unwrap();
+    let error = approach(&member, known()).unwrap_err();
+    assert!(error.contains("removed from this cluster"), "{error}");
+    // With a new token and a new id it is a node again.
+    member.propose(Command::RegisterNode(row(6))).unwrap();
+    approach(&member, known()).unwrap();
+}
+
+#[test]
 fn a_command_that_the_oldest_member_cannot_apply_is_not_proposed() {
     let authority = Authority::new();
     let mut home = Home::new(1);

@@ -13,7 +13,24 @@ pub struct StorageStatus {
     pub unreferenced: Waiting,
     /// Objects whose bytes are being deleted.
     pub deleting_objects: u64,
+    /// Uploads that have not come to their end, and what they hold.
+    #[serde(default)]
+    pub open_uploads: u64,
+    #[serde(default)]
+    pub open_upload_bytes: u64,
     pub scrub: ScrubStatus,
+}
+
+/// An upload that has not come to its end, and holds space in storage until it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenUpload {
+    pub id: String,
+    pub image: String,
+    pub owner: String,
+    /// So far.
+    pub received_bytes: u64,
+    pub created_at: String,
+    pub expires_at: String,
 }
 
 /// Things that wait for their grace to be over.

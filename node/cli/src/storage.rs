@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use shoal_api::{CollectionDone, ScrubStatus, StorageStatus, Waiting};
+use shoal_api::{CollectionDone, OpenUpload, ScrubStatus, StorageStatus, Waiting};
 
 use crate::arguments::StorageCommand;
-use crate::client::Client;
+use crate::client::{Client, escaped};
 use crate::error::Error;
-use crate::screen::{Screen, table};
+use crate::screen::{Screen, bytes, table};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const PATH: &str = "api/v1/storage";
@@ -39,6 +39,27 @@ pub async fn storage(
                 )
             })
         }
+        StorageCommand::Uploads => {
+            let uploads: Vec<OpenUpload> = client.get(format!("{PATH}/uploads")).await?;
+            screen.show(&uploads, || {
+                let mut rows = table(&["ID", "IMAGE", "OWNER", "RECEIVED", "BEGUN", "EXPIRES"]);
+                for upload in &uploads {
+                    rows.add_row([
+                        upload.id.as_str(),
+                        &upload.image,
+                        &upload.owner,
+                        &bytes(upload.received_bytes),
+                        &upload.created_at,
+                        &upload.expires_at,
+                    ]);
+                }
+                rows.to_string()
+            })
+        }
+        StorageCommand::Abort { upload } => {
+            client.delete(format!("{PATH}/uploads/{}", escaped(upload))).await?;
+            screen.show(&serde_json::json!({ "aborted": upload }), || format!("Ended {upload}."))
+        }
         StorageCommand::Scrub => follow_scrub(client, screen).await,
     }
 }
@@ -53,6 +74,8 @@ fn waiting(status: &StorageStatus) -> String {
         let total = if *more { format!("{total} or more") } else { total.to_string() };
         rows.add_row([name.to_owned(), total, due.to_string()]);
     }
+    let held = format!("{}, {}", status.open_uploads, bytes(status.open_upload_bytes));
+    rows.add_row(["unfinished uploads".to_owned(), held, String::new()]);
     rows.add_row(["being deleted".to_owned(), status.deleting_objects.to_string(), String::new()]);
     format!("{rows}\nWhat nothing refers to is kept for {} s.", status.grace_seconds)
 }

@@ -10,9 +10,12 @@ use shoal_api::{
     CreateImage, DiskContent, Image, ImageDetail, MoveTag, Page, Pagination, Resolution, Tag,
     Version,
 };
-use shoal_content::{Digest, ImageId, ImageReference, Labels, Pin, RepositoryName, TagName};
+use shoal_content::{
+    Digest, ImageId, ImageReference, Labels, Pin, RepositoryName, TagName, UploadId,
+};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageKind, ImageProfile, Read, Reference, What, Who,
+    self as metadata, Action, Command, Fault, ImageKind, ImageProfile, Read, Reference,
+    UploadPurpose, What, Who,
 };
 use shoal_raft::View;
 use uuid::Uuid;
@@ -34,6 +37,9 @@ const SCAN_ROWS: usize = 1000;
 const IMAGES_LISTED_MAX: usize = 200_000;
 /// Tags shown with an image.
 const TAGS_SHOWN_MAX: usize = 1000;
+/// Of what people say of an image, in bytes.
+const TEXT_BYTES_MAX: usize = 255;
+const DESCRIPTION_BYTES_MAX: usize = 4096;
 
 type Metadata<'a, R> = metadata::Query<'a, R>;
 
@@ -125,6 +131,7 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
+    check_texts(&request)?;
     let labels = Labels::try_from(request.labels)
         .map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))?;
     caller.permit(Action::Push, What::Repository(&request.name))?;
@@ -150,6 +157,27 @@ pub async fn create(
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
     Ok((StatusCode::CREATED, Json(image(view.query(), &row)?)))
+}
+
+/// Every listing carries them.
+fn check_texts(request: &CreateImage) -> Result<(), Problem> {
+    let texts = [
+        ("display_name", &request.display_name, TEXT_BYTES_MAX),
+        ("description", &request.description, DESCRIPTION_BYTES_MAX),
+        ("image_type", &request.image_type, TEXT_BYTES_MAX),
+        ("os_type", &request.os_type, TEXT_BYTES_MAX),
+        ("os_version", &request.os_version, TEXT_BYTES_MAX),
+        ("architecture", &request.architecture, TEXT_BYTES_MAX),
+        ("format", &request.format, TEXT_BYTES_MAX),
+        ("visibility", &request.visibility, TEXT_BYTES_MAX),
+    ];
+    for (name, text, most) in texts {
+        if text.len() > most {
+            let text = format!("{name} has at most {most} bytes");
+            return Err(Problem::bad_request("text_too_long", text));
+        }
+    }
+    Ok(())
 }
 
 fn no_image(id: impl std::fmt::Display) -> Problem {
@@ -186,11 +214,25 @@ pub async fn delete(
     caller: Caller,
     Path(id): Path<ImageId>,
 ) -> Result<StatusCode, Problem> {
-    existing(&caller, id, Action::Delete)?;
+    let row = existing(&caller, id, Action::Delete)?;
     caller.account()?;
+    let sessions = sessions_to(&caller, &row)?;
     drop(caller);
+    // What is still being uploaded to it would be found to have no image, a day later perhaps.
+    for upload in sessions {
+        app.services.disks.abort(upload).await?;
+    }
     app.propose(Command::DeleteImage { id }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn sessions_to(caller: &Caller, image: &metadata::Image) -> Result<Vec<UploadId>, Problem> {
+    let sessions = caller.view.query().uploads()?.into_iter();
+    let of_image = sessions.filter(|session| match &session.purpose {
+        UploadPurpose::Blob { repository, .. } => *repository == image.name,
+        UploadPurpose::Disk { image: of, .. } => *of == image.id,
+    });
+    Ok(of_image.map(|session| session.id).collect())
 }
 
 pub async fn versions(

@@ -80,6 +80,8 @@ pub fn router() -> Router<App> {
         .merge(people())
         .merge(projects())
         .route("/api/v1/storage", get(storage::status))
+        .route("/api/v1/storage/uploads", get(storage::uploads))
+        .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))
         .route("/api/v1/storage/collect", post(storage::collect))
         .route("/api/v1/storage/scrub", post(storage::scrub))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -1,7 +1,9 @@
 //! Logging in, and who one is.
 
+use std::net::SocketAddr;
+
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use shoal_api::{LoginRequest, LoginResponse, Me};
 use shoal_content::Timestamp;
 use shoal_metadata::UserRole;
@@ -15,11 +17,13 @@ use crate::state::App;
 
 pub async fn login(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     Body(request): Body<LoginRequest>,
 ) -> Result<Json<LoginResponse>, Problem> {
     let password = Zeroizing::new(request.password);
     let view = app.view().await?;
-    let principal = check_password(&app, &view, &request.username, password).await?;
+    let principal =
+        check_password(&app, &view, Some(client.ip()), &request.username, password).await?;
     let (token, expires) = issue_token(&app, Some(&principal), None)?;
     let expires_at = rfc3339(Timestamp::from_millis(expires.saturating_mul(1000)));
     Ok(Json(LoginResponse { token, expires_at }))

@@ -5,11 +5,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{CollectionDone, ScrubStatus, StorageStatus, Waiting};
-use shoal_content::Timestamp;
+use shoal_api::{CollectionDone, OpenUpload, ScrubStatus, StorageStatus, Waiting};
+use shoal_content::{Timestamp, UploadId};
+use shoal_metadata::{Action, Upload, UploadPurpose, What};
 
-use super::caller::Admin;
-use crate::clock::now;
+use super::caller::{Admin, Caller};
+use super::input::Path;
+use super::problem::missing;
+use crate::clock::{now, rfc3339};
 use crate::collection::CollectionError;
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -37,8 +40,64 @@ pub async fn status(
     let due: Vec<String> = due.iter().map(ToString::to_string).collect();
     let unreferenced = waiting(all.len(), &due);
     let deleting_objects = query.deleting_objects(None, COUNTED_MAX)?.len() as u64;
-    let scrub = app.services.scrubber.status();
-    Ok(Json(StorageStatus { grace_seconds, loose_blobs, unreferenced, deleting_objects, scrub }))
+    let uploads = query.uploads()?;
+    let open_upload_bytes = uploads.iter().map(received).sum();
+    Ok(Json(StorageStatus {
+        grace_seconds,
+        loose_blobs,
+        unreferenced,
+        deleting_objects,
+        open_uploads: uploads.len() as u64,
+        open_upload_bytes,
+        scrub: app.services.scrubber.status(),
+    }))
+}
+
+/// What a session has brought into storage.
+fn received(upload: &Upload) -> u64 {
+    match &upload.purpose {
+        UploadPurpose::Blob { offset, .. } => *offset,
+        UploadPurpose::Disk { parts, .. } => parts.values().map(|part| part.bytes).sum(),
+    }
+}
+
+/// `GET /api/v1/storage/uploads`: what has not come to its end, the oldest first.
+pub async fn uploads(caller: Caller) -> Result<Json<Vec<OpenUpload>>, Problem> {
+    caller.permit(Action::Audit, What::System)?;
+    let query = caller.view.query();
+    let mut rows = query.uploads()?;
+    rows.sort_by_key(|row| row.created_at);
+    let mut shown = Vec::new();
+    for row in rows {
+        let image = match &row.purpose {
+            UploadPurpose::Blob { repository, .. } => repository.to_string(),
+            UploadPurpose::Disk { image, .. } => match query.image(*image)? {
+                Some(image) => image.name.to_string(),
+                None => image.to_string(),
+            },
+        };
+        shown.push(OpenUpload {
+            id: row.id.to_string(),
+            image,
+            received_bytes: received(&row),
+            created_at: rfc3339(row.created_at),
+            expires_at: rfc3339(row.expires_at),
+            owner: row.owner,
+        });
+    }
+    Ok(Json(shown))
+}
+
+/// `DELETE /api/v1/storage/uploads/ID`: ends it, and frees what it holds.
+pub async fn abort(
+    State(app): State<App>,
+    _caller: Admin,
+    Path(id): Path<UploadId>,
+) -> Result<StatusCode, Problem> {
+    let unknown = || missing("upload_not_found", format!("there is no upload {id}"));
+    app.view().await?.query().upload(id)?.ok_or_else(unknown)?;
+    app.services.disks.abort(id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn waiting(total: usize, due: &[String]) -> Waiting {

@@ -28,6 +28,7 @@ use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
+use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -42,12 +43,12 @@ const PARTS_MAX: u64 = 10_000;
 const TOTAL_BYTES_MAX: u64 = PARTS_MAX * PART_BYTES_MAX;
 /// What the parts that are being received take together; further ones wait.
 const PART_MEMORY_BYTES: u64 = 512 * MIB;
-/// A part that brings nothing for so long is given up.
-const PART_STALL: Duration = Duration::from_secs(30);
 /// A session lives so long after its last part.
 const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// `complete` waits so long for the version before it answers 202.
 const COMPLETE_WAIT: Duration = Duration::from_millis(1800);
+/// As many as the metadata take in one command.
+const TAGS_MAX: usize = 64;
 const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
 
@@ -118,6 +119,10 @@ pub async fn init(
     let owner = caller.account()?;
     drop(caller);
     check_number(&request.version)?;
+    if request.tags.len() > TAGS_MAX {
+        let text = format!("at most {TAGS_MAX} tags at once");
+        return Err(Problem::bad_request("too_many_tags", text));
+    }
     if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
         let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
         return Err(Problem::bad_request("size_invalid", text));
@@ -259,10 +264,11 @@ async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes
     let mut pieces = body.into_data_stream();
     let mut bytes = BytesMut::with_capacity(wanted as usize);
     let broken = |text: String| Problem::bad_request("chunk_incomplete", text);
+    let mut pace = Pace::begin();
     loop {
-        let piece = tokio::time::timeout(PART_STALL, pieces.try_next()).await;
+        let piece = pace.within(pieces.try_next()).await;
         let piece =
-            piece.map_err(|_| broken(format!("part {part} came to a stop; send it again")))?;
+            piece.map_err(|_| broken(format!("part {part} came too slowly; send it again")))?;
         let Some(piece) =
             piece.map_err(|error| broken(format!("part {part} broke off: {error}")))?
         else {
@@ -271,6 +277,7 @@ async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes
         if bytes.len() as u64 + piece.len() as u64 > wanted {
             return Err(wrong_length(part, wanted, "more"));
         }
+        pace.count(piece.len());
         bytes.extend_from_slice(&piece);
     }
     if bytes.len() as u64 != wanted {

@@ -1,7 +1,9 @@
 //! People's accounts: made by administrators; each may change its own password.
 
+use std::net::SocketAddr;
+
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -136,15 +138,19 @@ pub async fn update(
 
 pub async fn change_password(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     caller: Caller,
     Body(request): Body<ChangePassword>,
 ) -> Result<StatusCode, Problem> {
     let name = caller.person()?.to_owned();
     caller.scope(metadata::Scope::Admin)?;
     let current = Zeroizing::new(request.current_password.0);
-    check_password(&app, &caller.view, &name, current).await.map_err(|problem| Problem {
-        message: "the current password is wrong".into(),
-        ..problem
+    let checked = check_password(&app, &caller.view, Some(client.ip()), &name, current).await;
+    checked.map_err(|problem| match problem.status {
+        StatusCode::UNAUTHORIZED => {
+            Problem { message: "the current password is wrong".into(), ..problem }
+        }
+        _ => problem,
     })?;
     let password_hash = hashed(&name, &request.new_password).await?;
     let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;

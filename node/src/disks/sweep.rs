@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use shoal_content::UploadId;
-use shoal_metadata::{Command, DiskUploadState, Event, Response, Upload, UploadPurpose};
+use shoal_metadata::{Command, DiskUploadState, Event, Refusal, Response, Upload, UploadPurpose};
+use shoal_raft::ProposeError;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
@@ -65,6 +66,20 @@ impl Disks {
                 Err(error) => warn!(%error, "expired uploads could not be ended"),
             }
         }
+    }
+
+    /// Ends a session and deletes what it left. One that is gone already is no mistake.
+    ///
+    /// # Errors
+    /// Where the metadata did not take the command.
+    pub async fn abort(&self, upload: UploadId) -> Result<(), ProposeError> {
+        let abort = Command::AbortUpload { upload };
+        match self.inner.raft.propose(clock::now(), abort).await {
+            Ok(Response::Aborted(upload)) => self.delete_leftovers(&upload).await,
+            Ok(_) | Err(ProposeError::Refused(Refusal::NotFound(_))) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// What an ended session had in storage beside the content that was published.

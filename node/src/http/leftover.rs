@@ -20,7 +20,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
-const LEFTOVER_BYTES_MAX: u64 = 256 * 1024;
+const LEFTOVER_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The layer; see the module's documentation.

@@ -7,8 +7,10 @@ pub mod cors;
 mod door;
 mod leftover;
 pub mod noted;
+pub mod pace;
 pub mod permit;
 pub mod problem;
+mod prompt;
 mod server;
 
 pub use certificate::Certificates;

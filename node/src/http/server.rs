@@ -13,23 +13,31 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::{Domain, Socket, Type};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::warn;
 
 use super::access::observe;
 use super::auth::Principal;
 use super::cors;
 use super::door::{CONNECTIONS_MAX, Door};
 use super::leftover::read_leftover;
-use super::problem::Problem;
+use super::problem::{Problem, chain};
+use super::prompt::Prompt;
 use crate::api;
 use crate::registry;
 use crate::state::App;
 
 /// How long requests under way may take once the node is told to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+/// Connections that wait to be let in.
+const BACKLOG: i32 = 1024;
 /// From a request's first byte to the end of its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long storage is waited for before a node says that it is not ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// An HTTP/2 client that is silent is asked, and given up when it does not answer.
@@ -44,11 +52,6 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Where it listens, once it does.
-    pub async fn address(&self) -> Option<SocketAddr> {
-        self.handle.listening().await
-    }
-
     /// Takes no new requests, lets those under way end, and returns.
     ///
     /// # Errors
@@ -69,24 +72,43 @@ impl Listening {
 }
 
 /// Serves the app on `address`; `tls` is missing only for a listener on loopback.
-pub fn serve(app: App, address: SocketAddr, tls: Option<RustlsConfig>) -> Listening {
+///
+/// # Errors
+/// Where the address cannot be listened on.
+pub fn serve(
+    app: App,
+    address: SocketAddr,
+    tls: Option<RustlsConfig>,
+) -> std::io::Result<Listening> {
+    let listener = listen(address)?;
     let handle = Handle::new();
     let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
     let door = Door::new(CONNECTIONS_MAX);
     let task = match tls {
         Some(tls) => {
-            let acceptor = RustlsAcceptor::new(tls).acceptor(door);
-            let mut server = axum_server::bind(address).acceptor(acceptor);
+            let acceptor = Prompt::new(RustlsAcceptor::new(tls).acceptor(door));
+            let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor);
             bound(server.http_builder());
             tokio::spawn(server.handle(handle.clone()).serve(service))
         }
         None => {
-            let mut server = axum_server::bind(address).acceptor(door);
+            let mut server = axum_server::from_tcp(listener)?.acceptor(Prompt::new(door));
             bound(server.http_builder());
             tokio::spawn(server.handle(handle.clone()).serve(service))
         }
     };
-    Listening { handle, task }
+    Ok(Listening { handle, task })
+}
+
+/// Bound before anything is promised to anyone.
+fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // What a stopped node left in TIME_WAIT does not hold up the next one.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// What one connection may take: time for its headers, streams at once, silence.
@@ -131,15 +153,28 @@ async fn no_such_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
-/// Whether this node can do its work: a leader is known and storage answers.
+/// Whether this node can do its work: it is a member, a majority answers, and so does storage.
 async fn ready(State(app): State<App>) -> Response {
-    if app.raft.status().leader.is_none() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n").into_response();
+    match timeout(READY_TIMEOUT, app.view()).await {
+        Ok(Ok(view)) if matches!(view.query().node(app.node), Ok(None)) => {
+            let text = "this node was removed from the cluster\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        }
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) | Err(_) => {
+            let text = "no leader answers for a majority\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        }
     }
-    match app.store.probe().await {
-        Ok(()) => "ready\n".into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-    }
+    let failed = match timeout(READY_TIMEOUT, app.store.probe()).await {
+        Ok(Ok(())) => return "ready\n".into_response(),
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("no answer in {} s", READY_TIMEOUT.as_secs()),
+    };
+    // Anyone may ask: what exactly is wrong is the operator's to know.
+    warn!(error = failed, "storage is not ready");
+    (StatusCode::SERVICE_UNAVAILABLE, "storage does not answer; the log says more\n")
+        .into_response()
 }
 
 async fn metrics(

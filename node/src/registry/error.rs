@@ -142,6 +142,8 @@ impl From<StoreError> for RegistryError {
 impl From<IntakeError> for RegistryError {
     fn from(error: IntakeError) -> Self {
         match error {
+            // Somebody else closed or cancelled the session.
+            IntakeError::Store(StoreError::Multipart) => Self::upload_unknown(),
             IntakeError::Store(error) => error.into(),
             IntakeError::TooLong => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())

@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::store::{self, BlobStore, StoreError, StoredPart};
+use crate::store::{self, BlobStore, Completion, StoreError, StoredPart};
 
 /// Bytes of one part: above S3's minimum, small enough for many at once.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -415,8 +415,12 @@ impl BlobWriter {
         match &self.multipart {
             None => self.store.put(object, std::mem::take(&mut self.buffer).freeze()).await?,
             Some(multipart) => {
-                self.store.complete(object, &multipart.id, &self.parts).await?;
+                let completion = self.store.complete(object, &multipart.id, &self.parts).await?;
                 self.unnamed = false;
+                if completion == Completion::Before {
+                    // Another node may have closed the session with other bytes.
+                    self.check_same(object, size, wanted).await?;
+                }
             }
         }
         if !known {
@@ -428,6 +432,19 @@ impl BlobWriter {
         }
         let recipe = std::mem::take(&mut self.cutter).finish(object);
         Ok(Ok(Written { size, object, recipe }))
+    }
+
+    /// # Errors
+    /// [`StoreError::Multipart`] where the object is not what this writer took.
+    async fn check_same(
+        &self,
+        object: ObjectKey,
+        size: u64,
+        wanted: &Digest,
+    ) -> Result<(), IntakeError> {
+        let same = self.store.length(object).await? == Some(size)
+            && self.read_digest(object, size, wanted.algorithm()).await? == *wanted;
+        if same { Ok(()) } else { Err(StoreError::Multipart.into()) }
     }
 
     async fn read_digest(
@@ -587,6 +604,41 @@ mod tests {
             assert!(stored == content(seed, 1000));
         }
         assert_eq!(store.list("blobs/", None, 10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn two_nodes_that_close_one_session_make_one_object_or_none() {
+        let (_folder, store) = folder_store();
+        let (session, bytes) = (session(), content("twice", 2 * PART_BYTES));
+        let here = Intake::default();
+        let mut writer = BlobWriter::begin(
+            &here,
+            Arc::clone(&store),
+            here.turn(session).await,
+            Algorithm::Sha256,
+        );
+        writer.write(bytes.clone()).await.unwrap();
+        let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+        writer.named();
+        let resumed = async |rest: &'static [u8]| {
+            let elsewhere = Intake::default();
+            let (store, turn) = (Arc::clone(&store), elsewhere.turn(session).await);
+            let resumed =
+                BlobWriter::resume(&elsewhere, store, turn, checkpoint, multipart.clone()).await;
+            let mut writer = resumed.unwrap();
+            writer.write(Bytes::from_static(rest)).await.unwrap();
+            writer
+        };
+        let (first, again, other) = (resumed(b"").await, resumed(b"").await, resumed(b"x").await);
+        let object = first.finish(&digest(&bytes)).await.unwrap().unwrap().object;
+        // The same bytes: the object is theirs as well, and stays.
+        assert_eq!(again.finish(&digest(&bytes)).await.unwrap().unwrap().object, object);
+        // Others: what is there is not theirs.
+        let longer = digest(&[&bytes[..], b"x"].concat());
+        let refused = other.finish(&longer).await;
+        assert!(matches!(refused, Err(IntakeError::Store(StoreError::Multipart))));
+        let stored = store::read(store.as_ref(), object, 0..bytes.len() as u64).await.unwrap();
+        assert!(stored == bytes);
     }
 
     #[tokio::test]

@@ -17,10 +17,10 @@ mod token;
 mod uploads;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -32,7 +32,7 @@ pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, Intake};
 pub use uploads::SESSION_TTL_MS;
 
-use crate::http::auth::{Asker, Audience, Principal, authenticate};
+use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
 use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -90,10 +90,10 @@ async fn dispatch(
 
 async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
-    let asker = authenticate(&app, &parts.headers, Audience::Registry).await;
+    let asker = authenticate(&app, &parts, Audience::Registry).await;
     let route = Route::parse(path);
     if matches!(route, Ok(Route::Token)) {
-        return token::handle(&app, asker, &parts.method, &pairs, body).await;
+        return token::handle(&app, asker, &parts, &pairs, body).await;
     }
     // Who is not let in learns nothing, not even whether a path is well formed.
     let asker = match asker {
@@ -123,7 +123,7 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
     }
     noted::note_action(route.action(&parts.method));
     let query = pairs.iter().cloned().collect();
-    let client = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
+    let client = client(&parts);
     let (method, headers) = (parts.method, parts.headers);
     let asked = Asked { app, principal, view, method, headers, query, client, pairs };
     match route {

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::access::grant;
 use super::route::Route;
 use super::{Answer, RegistryError};
-use crate::http::auth::{Asker, Principal, TOKEN_TTL, check_password, issue_token};
+use crate::http::auth::{Asker, Principal, TOKEN_TTL, check_password, client, issue_token};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -72,7 +72,7 @@ fn scope(route: &Route<'_>, method: &Method) -> Option<String> {
 pub async fn handle(
     app: &App,
     asker: Result<Asker, Problem>,
-    method: &Method,
+    parts: &Parts,
     pairs: &[(String, String)],
     body: Body,
 ) -> Answer {
@@ -82,7 +82,7 @@ pub async fn handle(
     };
     let mut scopes: Vec<&str> = values(pairs, "scope").collect();
     let fields;
-    let (principal, view) = match *method {
+    let (principal, view) = match parts.method {
         Method::GET => match asker {
             // A token is not good for another token: it would outlive what it was given for.
             Ok(Asker { granted: Some(_), .. }) => return Err(denied()),
@@ -99,7 +99,7 @@ pub async fn handle(
             fields = form(body).await?;
             scopes.extend(values(&fields, "scope"));
             let view = app.view().await?;
-            (Some(password_grant(app, &view, &fields, pairs).await?), view)
+            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view)
         }
         _ => return Err(RegistryError::unsupported()),
     };
@@ -140,6 +140,7 @@ async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
 async fn password_grant(
     app: &App,
     view: &View,
+    client: Option<IpAddr>,
     fields: &[(String, String)],
     pairs: &[(String, String)],
 ) -> Result<Principal, RegistryError> {
@@ -152,5 +153,5 @@ async fn password_grant(
         let message = "only grant_type=password is supported; use GET with Basic";
         return Err(RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", message));
     };
-    Ok(check_password(app, view, &name, Zeroizing::new(password)).await?)
+    Ok(check_password(app, view, client, &name, Zeroizing::new(password)).await?)
 }

@@ -15,24 +15,18 @@ use shoal_metadata::{
     What, permission,
 };
 use shoal_raft::ProposeError;
-use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::intake::{BlobWriter, Mismatch, Turn};
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
+use crate::http::pace::Pace;
 use crate::state::App;
 
 /// A session that nothing was heard of for so long has ended, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
-/// A client may be silent for so long in all, and longer as it sends.
-const BODY_GRACE: Duration = Duration::from_secs(30);
-/// No silence is longer than this, whatever was sent before.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a request waits for an earlier one of its session to end.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(90);
-/// What earns a second of silence, in bytes.
-const BODY_BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
 /// What clients are told to send at least with each PATCH but the last: any length does.
 const CHUNK_BYTES_MIN: &str = "1";
 
@@ -286,6 +280,8 @@ impl Session {
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
         self.check_order(&asked)?;
         let app = asked.app.clone();
+        // Until the command is answered nobody else closes the session here.
+        let _turn = Turn::clone(&turn);
         let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
         take(&mut writer, body).await?;
         let written = match writer.finish(&digest).await? {
@@ -314,7 +310,10 @@ impl Session {
         let answer = match app.propose(commit).await {
             Ok(answer) => answer,
             Err(error) => {
-                if matches!(error, ProposeError::Refused(_)) {
+                // An object that the session's row named may be another request's, too, at another
+                // node: whose command went through, there it is in use. The scrub knows.
+                let own = self.multipart.is_none();
+                if own && matches!(error, ProposeError::Refused(_)) {
                     discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
                 }
                 return Err(error.into());
@@ -324,9 +323,16 @@ impl Session {
             discard(&app, &[checkpoint]).await;
         }
         match answer {
-            // Someone was quicker with the same content: ours is not needed.
+            // The content is there already, and ours is not needed; unless storage lost it.
             Answered::Blob { stored } if stored != key => {
-                discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
+                if app.store.length(stored).await?.is_some() {
+                    discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
+                } else {
+                    warn!(%digest, object = %stored, "storage had lost a blob that was pushed again");
+                    let digest = digest.clone();
+                    let heal = Command::HealBlob { digest, missing: stored, object: key, recipe };
+                    app.propose(heal).await?;
+                }
             }
             _ => {}
         }
@@ -350,7 +356,7 @@ impl Session {
 async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
     let mut pieces = body.into_data_stream();
     let mut pace = Pace::begin();
-    while let Some(piece) = pace.within(pieces.next()).await? {
+    while let Some(piece) = pace.within(pieces.next()).await.map_err(|_| too_slow())? {
         let piece = piece.map_err(|error| {
             let message = format!("the connection broke while the body came: {error}");
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
@@ -361,36 +367,9 @@ async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> 
     Ok(())
 }
 
-/// How fast a body comes. Only the time spent waiting for the client counts.
-struct Pace {
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    fn begin() -> Self {
-        Self { waited: Duration::ZERO, bytes: 0 }
-    }
-
-    fn count(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
-    }
-
-    /// How long the client may be waited for until all in all it is too slow.
-    fn patience(&self) -> Duration {
-        let earned = Duration::from_millis(self.bytes * 1000 / BODY_BYTES_PER_SECOND_MIN);
-        (BODY_GRACE + earned).saturating_sub(self.waited).min(BODY_SILENCE_MAX)
-    }
-
-    async fn within<T>(&mut self, next: impl Future<Output = T>) -> Result<T, RegistryError> {
-        let began = Instant::now();
-        let outcome = tokio::time::timeout(self.patience(), next).await;
-        self.waited += began.elapsed();
-        outcome.map_err(|_| {
-            let message = "the body comes too slowly; go on from where the session stands";
-            RegistryError::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
-        })
-    }
+fn too_slow() -> RegistryError {
+    let message = "the body comes too slowly; go on from where the session stands";
+    RegistryError::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
 }
 
 /// Deletes what no row names. A failure leaves an orphan for the scrub, and is no one's error.
@@ -415,28 +394,4 @@ fn expiry(app: &App) -> Timestamp {
 /// For the image row, where the command makes the repository.
 fn new_image() -> ImageId {
     ImageId::from_uuid(Uuid::now_v7())
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::response::IntoResponse;
-
-    use super::*;
-
-    #[test]
-    fn what_drips_runs_out_of_patience_and_what_flows_does_not() {
-        let after = |waited, bytes| Pace { waited: Duration::from_secs(waited), bytes }.patience();
-        assert_eq!(after(0, 0), BODY_GRACE);
-        assert!(after(30, 30) < Duration::from_millis(10));
-        assert_eq!(after(600, 600), Duration::ZERO);
-        assert!(after(600, 600 * 20 * 1024) > BODY_GRACE);
-    }
-
-    #[tokio::test]
-    async fn a_body_without_patience_left_is_refused_unless_it_is_there() {
-        let mut pace = Pace { waited: BODY_GRACE, bytes: 0 };
-        assert!(pace.within(std::future::ready(())).await.is_ok());
-        let refused = pace.within(std::future::pending::<()>()).await.err();
-        assert!(refused.is_some_and(|error| error.into_response().status() == 408));
-    }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::clock;
 
-use super::{BlobStore, PART_BYTES_MIN, StoreError, read};
+use super::{BlobStore, Completion, PART_BYTES_MIN, StoreError, read};
 
 const HOUR_MS: u64 = 3600 * 1000;
 
@@ -74,7 +74,10 @@ async fn multipart_uploads(store: &dyn BlobStore) -> Result<()> {
     let second = store.put_part(key, &id, 2, part as u64, content.slice(part..part * 2)).await?;
     let first = (first?, store.put_part(key, &id, 1, 0, content.slice(..part)).await?).1;
     ensure!(store.length(key).await?.is_none(), "visible before it was complete");
-    store.complete(key, &id, &[first, second, third?]).await?;
+    let parts = [first, second, third?];
+    ensure!(store.complete(key, &id, &parts).await? == Completion::Now, "not made of its parts");
+    let again = store.complete(key, &id, &parts).await?;
+    ensure!(again == Completion::Before, "published twice: {again:?}");
     ensure!(store.length(key).await? == Some(content.len() as u64), "the length of the parts");
     let pieces: Vec<Bytes> = store.get(key, 0..content.len() as u64).await?.try_collect().await?;
     ensure!(pieces.concat() == content, "the bytes of the parts");

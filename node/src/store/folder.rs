@@ -21,7 +21,7 @@ use futures::StreamExt;
 use shoal_content::{ObjectKey, Timestamp};
 use uuid::Uuid;
 
-use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart};
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart};
 
 /// Free space that is never used: the system under the folder needs some to live.
 pub const RESERVE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
@@ -138,9 +138,19 @@ impl FolderStore {
         file.sync_data().map_err(self.failed("syncing a part"))
     }
 
-    fn complete_now(&self, key: ObjectKey, multipart: &str, length: u64) -> Result<(), StoreError> {
+    fn complete_now(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        length: u64,
+    ) -> Result<Completion, StoreError> {
         let path = self.partial_path(multipart)?;
-        let file = OpenOptions::new().write(true).open(&path).map_err(missing_multipart)?;
+        let file = match OpenOptions::new().write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path(key).exists() => {
+                return Ok(Completion::Before);
+            }
+            opened => opened.map_err(missing_multipart)?,
+        };
         let failed = self.failed("publishing an object");
         let metadata = file.metadata().map_err(&failed)?;
         if metadata.len() < length {
@@ -148,7 +158,8 @@ impl FolderStore {
         }
         // A part that was sent again, shorter, may have left bytes behind the end.
         file.set_len(length).map_err(&failed)?;
-        self.publish(&path, &file, key).map_err(failed)
+        self.publish(&path, &file, key).map_err(failed)?;
+        Ok(Completion::Now)
     }
 
     /// Partial files count by their last change: they may be of a `put` under way.
@@ -329,7 +340,7 @@ impl BlobStore for FolderStore {
         key: ObjectKey,
         multipart: &str,
         parts: &[StoredPart],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Completion, StoreError> {
         let mut end = 0;
         for part in parts {
             // The tag is the part's offset: parts must follow each other without a gap.

@@ -57,6 +57,16 @@ pub struct StoredObject {
 
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
 
+/// How a multipart upload came to be an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    /// Of the parts that were named, by this call.
+    Now,
+    /// It was one already: by an earlier try whose answer was lost, or by somebody else, of other
+    /// parts perhaps. Only its bytes tell.
+    Before,
+}
+
 /// The specification of a store:
 ///
 /// - What `put` or `complete` has acknowledged survives a crash, and every node that shares the
@@ -86,12 +96,15 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
     ) -> Result<StoredPart, StoreError>;
 
     /// Publishes the object, made of `parts` in order of their numbers.
+    ///
+    /// # Errors
+    /// [`StoreError::Multipart`] where the upload is unknown, and no object is there either.
     async fn complete(
         &self,
         key: ObjectKey,
         multipart: &str,
         parts: &[StoredPart],
-    ) -> Result<(), StoreError>;
+    ) -> Result<Completion, StoreError>;
 
     /// Drops multipart uploads that began before `begun_before` and that `named` does not have;
     /// gives their number.

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 
-use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart};
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the first byte of an answer; a body may take longer.
@@ -223,7 +223,7 @@ impl BlobStore for S3Store {
         key: ObjectKey,
         multipart: &str,
         parts: &[StoredPart],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Completion, StoreError> {
         let parts = parts.iter().map(|part| {
             let part_number = part.number.cast_signed();
             CompletedPart::builder().part_number(part_number).e_tag(&part.tag).build()
@@ -232,10 +232,11 @@ impl BlobStore for S3Store {
         let request = self.client.complete_multipart_upload().bucket(&self.bucket);
         let request = request.key(key.to_string()).upload_id(multipart);
         match request.multipart_upload(whole).send().await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(Completion::Now),
             Err(error) => match refusal("completing a multipart upload", &error) {
-                // The answer to an earlier try may have been lost: the object tells.
-                StoreError::Multipart if self.length(key).await?.is_some() => Ok(()),
+                StoreError::Multipart if self.length(key).await?.is_some() => {
+                    Ok(Completion::Before)
+                }
                 refusal => Err(refusal),
             },
         }

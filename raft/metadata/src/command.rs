@@ -195,6 +195,14 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// Gives a blob, whose object storage has lost, the one that was stored when it was pushed
+    /// again.
+    HealBlob {
+        digest: Digest,
+        missing: ObjectKey,
+        object: ObjectKey,
+        recipe: RecipeId,
+    },
     /// Refused where there is such a user.
     CreateUser(User),
     /// With its first owner, who is a user.

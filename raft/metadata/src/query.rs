@@ -67,6 +67,13 @@ impl<'a, R: Read> Query<'a, R> {
         Ok(NodeId::new(last + 1))
     }
 
+    /// Whether this was a node, and was removed.
+    pub fn is_retired(&self, peer: PeerId) -> Result<bool, Fault> {
+        let removed: Vec<PeerId> = self.all(Table::RetiredNodes, b"")?;
+        // A machine that was removed and has joined anew has a row.
+        Ok(removed.contains(&peer) && self.nodes()?.iter().all(|node| node.peer != peer))
+    }
+
     pub fn user(&self, name: &str) -> Result<Option<User>, Fault> {
         row(self.read, Table::Users, name.as_bytes())
     }

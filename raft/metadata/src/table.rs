@@ -16,7 +16,7 @@ pub enum Table {
     Cluster = 1,
     /// Node id -> `Node`.
     Nodes = 2,
-    /// Node ids that were removed and are never given out again -> nothing.
+    /// Node ids that were removed and are never given out again -> the peer that it was.
     RetiredNodes = 3,
     /// Name -> `User`.
     Users = 4,

@@ -321,7 +321,6 @@ fn of_two_requests_at_one_offset_one_wins() {
     assert_eq!(world.refuses(commit("b")), Refusal::NotFound(Subject::Upload));
     world.accepts(commit("a"));
     assert_eq!(world.query().uploads().unwrap(), []);
-    assert_eq!(world.refuses(commit("a")), Refusal::NotFound(Subject::Upload));
 }
 
 #[test]
@@ -552,4 +551,41 @@ fn what_was_found_in_storage_is_counted_once_and_swept_like_the_rest() {
     assert_eq!(world.accepts(sweep(15)), Response::Swept(objects.clone()));
     // While they are deleted, they are nobody's orphans.
     assert_eq!(world.accepts(adopt()), Response::Adopted(0));
+}
+
+#[test]
+fn a_session_that_is_closed_twice_with_one_object_is_closed_once() {
+    let mut world = World::founded();
+    let session = blob_upload(1, "a");
+    world.accepts(Command::BeginUpload(session.clone()));
+    let commit = match commit_blob("a", 1, 1) {
+        Command::CommitBlob { repository, digest, size, object, recipe, owner, image, .. } => {
+            let upload = Some(session.id);
+            Command::CommitBlob { upload, repository, digest, size, object, recipe, owner, image }
+        }
+        other => other,
+    };
+    let first = world.accepts(commit.clone());
+    assert_eq!(world.accepts(commit.clone()), first);
+    let other = match commit {
+        Command::CommitBlob { upload, repository, digest, size, recipe, owner, image, .. } => {
+            let object = pack(9);
+            Command::CommitBlob { upload, repository, digest, size, object, recipe, owner, image }
+        }
+        other => other,
+    };
+    assert_eq!(world.refuses(other), Refusal::NotFound(Subject::Upload));
+}
+
+#[test]
+fn a_blob_that_storage_lost_is_healed_once() {
+    let mut world = World::founded();
+    let Response::Blob { stored } = world.accepts(commit_blob("a", 1, 1)) else { panic!("none") };
+    let heal =
+        |object, recipe| Command::HealBlob { digest: digest(1), missing: stored, object, recipe };
+    world.accepts(heal(pack(5), recipe(5)));
+    assert_eq!((world.count(&pack(5)), world.count(&stored)), (Some(1), Some(0)));
+    let again = world.accepts(heal(pack(6), recipe(6)));
+    assert_eq!(again, Response::Blob { stored: pack(5) });
+    assert_eq!(world.count(&pack(6)), None);
 }

@@ -73,6 +73,12 @@ fn samples() -> Vec<Command> {
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
         Command::AdoptObjects { objects: [pack(1)].into() },
+        Command::HealBlob {
+            digest: digest(1),
+            missing: pack(1),
+            object: pack(2),
+            recipe: recipe(1),
+        },
         Command::CreateUser(user("u", UserRole::Auditor)),
         Command::CreateOrganization { organization: organization("acme"), owner: account("u") },
         Command::RemoveOrganization { name: account("acme") },

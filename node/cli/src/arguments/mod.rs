@@ -142,6 +142,13 @@ pub enum StorageCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Uploads that have not come to their end, and hold space until they do
+    Uploads,
+    /// End an upload and free what it holds
+    Abort {
+        /// As `uploads` shows it
+        upload: String,
+    },
     /// Look through all of storage: find orphans, compare a sample with its names
     Scrub,
 }

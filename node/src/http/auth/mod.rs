@@ -9,8 +9,11 @@ mod password;
 mod token;
 mod uses;
 
-use axum::extract::FromRequestParts;
-use axum::http::{HeaderMap, header, request};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::{StatusCode, header, request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use shoal_content::{NodeId, PeerId};
@@ -18,7 +21,6 @@ use shoal_metadata::{
     Action, PersonalToken, Query, Read, Robot, RobotName, Scope, UserRole, What, Who,
 };
 use shoal_raft::View;
-use std::collections::BTreeSet;
 use zeroize::Zeroizing;
 
 use super::noted;
@@ -117,10 +119,11 @@ impl Asker {
 /// Checks a name and password, a name and personal token, or a robot and its secret.
 ///
 /// # Errors
-/// 401, the same for an unknown name and a wrong password.
+/// 401, the same for an unknown name and a wrong password; 429 where too many guess.
 pub async fn check_password(
     app: &App,
     view: &View,
+    client: Option<IpAddr>,
     name: &str,
     password: Zeroizing<String>,
 ) -> Result<Principal, Problem> {
@@ -143,7 +146,11 @@ pub async fn check_password(
     }
     let user = query.user(name)?;
     let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let right = app.accounts.check(name, password, stored).await;
+    let right = app.accounts.check(client, name, password, stored).await;
+    let right = right.map_err(|_| {
+        let text = "too many passwords are being checked; try again in a moment";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
+    })?;
     match user {
         Some(user) if right => {
             Ok(Principal::User { name: user.name, role: user.role, token: None })
@@ -189,11 +196,11 @@ fn bearer<R: Read>(
 /// the metadata cannot be read.
 pub async fn authenticate(
     app: &App,
-    headers: &HeaderMap,
+    parts: &request::Parts,
     audience: Audience,
 ) -> Result<Asker, Problem> {
     let view = app.view().await?;
-    let (principal, granted) = credentials(app, &view, headers, audience).await?;
+    let (principal, granted) = credentials(app, &view, parts, audience).await?;
     if let Some(principal) = &principal {
         noted::note_user(|| principal.name());
     }
@@ -202,13 +209,18 @@ pub async fn authenticate(
 
 type Known = (Option<Principal>, Option<Vec<Granted>>);
 
+/// Where a request comes from.
+pub fn client(parts: &request::Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip())
+}
+
 async fn credentials(
     app: &App,
     view: &View,
-    headers: &HeaderMap,
+    parts: &request::Parts,
     audience: Audience,
 ) -> Result<Known, Problem> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((None, None)) };
+    let Some(value) = parts.headers.get(header::AUTHORIZATION) else { return Ok((None, None)) };
     let text = value.to_str().unwrap_or_default();
     if text.len() > CREDENTIALS_BYTES_MAX {
         return Err(Problem::unauthorized());
@@ -220,7 +232,7 @@ async fn credentials(
             Zeroizing::new(String::from_utf8(decoded).map_err(|_| Problem::unauthorized())?);
         let (name, password) = decoded.split_once(':').ok_or_else(Problem::unauthorized)?;
         let password = Zeroizing::new(password.to_owned());
-        let principal = check_password(app, view, name, password).await?;
+        let principal = check_password(app, view, client(parts), name, password).await?;
         Ok((Some(principal), None))
     } else if scheme.eq_ignore_ascii_case("bearer") {
         let token = rest.trim();
@@ -238,7 +250,7 @@ impl FromRequestParts<App> for Asker {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
-        authenticate(app, &parts.headers, Audience::Api).await
+        authenticate(app, parts, Audience::Api).await
     }
 }
 

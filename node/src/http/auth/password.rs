@@ -1,20 +1,27 @@
 //! Passwords: checked against argon2id hashes, and never kept.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use moka::future::Cache;
+use parking_lot::Mutex;
 use shoal_metadata::Secret;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 /// A password that was right is not hashed again for this long.
-const VERIFIED_TTL: Duration = Duration::from_secs(60);
+const VERIFIED_TTL: Duration = Duration::from_secs(600);
 const VERIFIED_MAX: u64 = 10_000;
 /// Argon2 takes 19 MiB and tens of milliseconds each: more at once only wait.
 const HASHES_AT_ONCE_MAX: usize = 2;
+/// Passwords that wait for their turn, of one address and of all: one more is turned away, so that
+/// who guesses does not hold up who knows.
+const WAITING_OF_ONE_MAX: usize = 8;
+const WAITING_MAX: usize = 256;
 
 /// Checks passwords, remembering for a while which were right.
 #[derive(Debug)]
@@ -23,6 +30,7 @@ pub struct Accounts {
     verified: Cache<[u8; 32], ()>,
     key: [u8; 32],
     hashing: Arc<Semaphore>,
+    waiting: Arc<Mutex<Waiting>>,
     /// What an unknown user's password is compared with.
     nobody: Secret,
 }
@@ -38,16 +46,20 @@ impl Accounts {
                 .build(),
             key: rand::random(),
             hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE_MAX)),
+            waiting: Arc::default(),
             nobody: hash_password("nobody")?,
         })
     }
 
+    /// # Errors
+    /// Where too many are waiting already.
     pub(super) async fn check(
         &self,
+        client: Option<IpAddr>,
         name: &str,
         password: Zeroizing<String>,
         stored: Option<Secret>,
-    ) -> bool {
+    ) -> Result<bool, Crowded> {
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.nobody.clone());
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
@@ -56,10 +68,13 @@ impl Accounts {
         }
         let key = *hasher.finalize().as_bytes();
         if known && self.verified.contains_key(&key) {
-            return true;
+            return Ok(true);
         }
-        let Ok(_permit) = self.hashing.acquire().await else { return false };
+        let place = Place::take(&self.waiting, client).ok_or(Crowded)?;
+        let permit = Arc::clone(&self.hashing).acquire_owned().await.map_err(|_| Crowded)?;
         let check = move || {
+            // A request that is given up leaves its hash running: the next one waits all the same.
+            let _held = (permit, place);
             let hash = std::str::from_utf8(&stored.0).unwrap_or_default();
             Argon2::default().verify_password(password.as_bytes(), hash).is_ok()
         };
@@ -67,7 +82,56 @@ impl Accounts {
         if right {
             self.verified.insert(key, ()).await;
         }
-        right
+        Ok(right)
+    }
+}
+
+/// Too many passwords are waiting to be checked.
+#[derive(Debug)]
+pub struct Crowded;
+
+#[derive(Debug, Default)]
+struct Waiting {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A place among those that wait, given back when it is dropped.
+struct Place {
+    waiting: Arc<Mutex<Waiting>>,
+    client: Option<IpAddr>,
+}
+
+impl Place {
+    fn take(waiting: &Arc<Mutex<Waiting>>, client: Option<IpAddr>) -> Option<Self> {
+        let mut counts = waiting.lock();
+        if counts.all >= WAITING_MAX {
+            return None;
+        }
+        if let Some(client) = client {
+            let own = counts.by_address.entry(client).or_default();
+            if *own >= WAITING_OF_ONE_MAX {
+                return None;
+            }
+            *own += 1;
+        }
+        counts.all += 1;
+        Some(Self { waiting: Arc::clone(waiting), client })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.waiting.lock();
+        counts.all -= 1;
+        if let Some(client) = self.client
+            && let Some(own) = counts.by_address.get_mut(&client)
+        {
+            *own -= 1;
+            if *own == 0 {
+                counts.by_address.remove(&client);
+            }
+        }
     }
 }
 
@@ -78,4 +142,23 @@ impl Accounts {
 pub fn hash_password(password: &str) -> Result<Secret, argon2::password_hash::Error> {
     let hash = Argon2::default().hash_password(password.as_bytes())?;
     Ok(Secret(hash.to_string().into_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_the_places_of_others() {
+        let waiting = Arc::default();
+        let (guesser, other) = (Some([10, 0, 0, 1].into()), Some([10, 0, 0, 2].into()));
+        let mut taken: Vec<Place> =
+            (0..WAITING_OF_ONE_MAX).map(|_| Place::take(&waiting, guesser).unwrap()).collect();
+        assert!(Place::take(&waiting, guesser).is_none());
+        assert!(Place::take(&waiting, other).is_some());
+        taken.pop();
+        assert!(Place::take(&waiting, guesser).is_some());
+        drop(taken);
+        assert!(waiting.lock().by_address.is_empty() && waiting.lock().all == 0);
+    }
 }

@@ -28,7 +28,7 @@ use prometheus_client::registry::Registry;
 use shoal_content::{ObjectKey, Timestamp};
 use tokio::sync::Semaphore;
 
-use super::{BlobStore, ByteStream, StoreError, StoredObject, StoredPart, read};
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, read};
 use disk::Disk;
 
 pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
@@ -182,7 +182,7 @@ impl BlobStore for CachedStore {
         key: ObjectKey,
         multipart: &str,
         parts: &[StoredPart],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Completion, StoreError> {
         let outcome = self.windows.inner.complete(key, multipart, parts).await;
         self.forget(&[key]).await;
         outcome

@@ -45,7 +45,7 @@ impl BlobStore for Counted {
         key: ObjectKey,
         multipart: &str,
         parts: &[StoredPart],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Completion, StoreError> {
         self.inner.complete(key, multipart, parts).await
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use shoal_content::{Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
+use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, RepositoryName, Timestamp, UploadId};
 
 use super::image::Place;
 use super::{Step, Stop};
@@ -28,11 +28,14 @@ impl<R: Read> Step<'_, R> {
         blob: Blob,
         place: Place,
     ) -> Result<Response, Stop> {
-        let session = match upload {
-            Some(id) => Some(self.blob_session(id, &place.repository)?),
-            None => None,
-        };
         let old = self.query().blob(&blob.digest)?;
+        let session = match upload.map(|id| self.blob_session(id, &place.repository)) {
+            // Closed by another request with the same object: the client sent it twice.
+            Some(Err(Stop::Refused(_))) if self.is_committed(&blob, &place.repository)? => {
+                return Ok(Response::Blob { stored: blob.object });
+            }
+            session => session.transpose()?,
+        };
         self.check_place(&place, ImageKind::Container)?;
         if old.is_none() {
             self.check_object(&blob.object)?;
@@ -55,6 +58,38 @@ impl<R: Read> Step<'_, R> {
         };
         self.link(image, &blob.digest)?;
         Ok(Response::Blob { stored })
+    }
+
+    fn is_committed(&self, blob: &Blob, repository: &RepositoryName) -> Result<bool, Fault> {
+        let query = self.query();
+        let same = query.blob(&blob.digest)?.is_some_and(|there| there.object == blob.object);
+        match query.image_by_name(repository)? {
+            Some(image) if same => query.blob_in(image.id, &blob.digest),
+            _ => Ok(false),
+        }
+    }
+
+    /// A blob that was healed already, or stored anew, stays as it is.
+    pub(super) fn heal_blob(
+        &mut self,
+        digest: &Digest,
+        missing: &ObjectKey,
+        object: ObjectKey,
+        recipe: RecipeId,
+    ) -> Result<Response, Stop> {
+        let old = self.query().blob(digest)?.ok_or(Refusal::NotFound(Subject::Blob))?;
+        if old.object != *missing {
+            return Ok(Response::Blob { stored: old.object });
+        }
+        self.check_object(&object)?;
+        self.check_object(&ObjectKey::Recipe(recipe))?;
+        let healed = Blob { object, recipe, ..old.clone() };
+        self.rows.put(Table::Blobs, key::digest(digest), &healed);
+        self.hold_object(&object)?;
+        self.hold_object(&ObjectKey::Recipe(recipe))?;
+        self.release_object(&old.object)?;
+        self.release_object(&ObjectKey::Recipe(old.recipe))?;
+        Ok(Response::Blob { stored: object })
     }
 
     fn blob_session(

@@ -61,11 +61,9 @@ impl<R: Read> Step<'_, R> {
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Response, Stop> {
-        if self.query().node(id)?.is_none() {
-            return Err(Refusal::NotFound(Subject::Node).into());
-        }
+        let node = self.query().node(id)?.ok_or(Refusal::NotFound(Subject::Node))?;
         self.rows.remove(Table::Nodes, key::node(id));
-        self.rows.mark(Table::RetiredNodes, key::node(id));
+        self.rows.put(Table::RetiredNodes, key::node(id), &node.peer);
         self.events.push(Event::MembersChanged);
         Ok(Response::Done)
     }

@@ -161,6 +161,9 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::HealBlob { digest, missing, object, recipe } => {
+                self.heal_blob(&digest, &missing, object, recipe)
+            }
             Command::CreateUser(user) => self.create_user(user),
             Command::CreateOrganization { organization, owner } => {
                 self.create_organization(&organization, owner)

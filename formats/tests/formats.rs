@@ -43,7 +43,13 @@ fn judge_ours(length: u64, targets: &[Target]) {
         let size = format!("\"virtual-size\": {},", length.next_multiple_of(512));
         assert!(info.contains(&size), "{target}: {info}");
         compare(length, ("raw", &raw), (driver, &judged));
-        if !matches!(format, Format::Raw | Format::Vhd) {
+        // It has no check of a VHD, and goes through a VMDK grain by grain.
+        let checks = match format {
+            Format::Raw | Format::Vhd => false,
+            Format::Vmdk => length < TIB,
+            _ => true,
+        };
+        if checks {
             qemu_img(&["check", "-f", driver, text(&judged)]);
         }
         // And by our own reader.
@@ -109,7 +115,8 @@ fn compare_read(folder: &Path, path: &Path, format: Format, theirs: (&str, &Path
 
 #[test]
 fn vmdk_reads_as_qemu_reads_it() {
-    for length in SIZES.into_iter().chain([0, 2 * TIB]) {
+    // Its own VMDK of no bytes qemu does not read.
+    for length in SIZES.into_iter().chain([2 * TIB]) {
         judge_qemu(Format::Vmdk, "subformat=monolithicSparse", length);
         judge_qemu(Format::Vmdk, "subformat=streamOptimized", length);
     }

@@ -51,7 +51,9 @@ impl Extents {
     pub fn of_one_file(source: &dyn ReadAt) -> Result<Self, OpenError> {
         let extent = Sparse::open(source, 0, source.len())?;
         // Without a descriptor it is one of several extents; read alone it would be a wrong disk.
-        let text = embedded(source, &extent, 0)?.ok_or(Refusal::DiskPart)?;
+        // QEMU leaves room for one in every extent.
+        let text = embedded(source, &extent, 0)?.filter(|text| descriptor::is_descriptor(text));
+        let text = text.ok_or(Refusal::DiskPart)?;
         let lines = descriptor::parse(&text)?;
         let names_itself = match lines.as_slice() {
             [] => true,

@@ -85,14 +85,21 @@ pub fn export(recipe: &Arc<Recipe>, packs: &Packs, target: impl Into<Target>, pa
     write_file(&export, &file, &mut content, &mut |_| ControlFlow::Continue(())).unwrap();
 }
 
-/// Above this size only the places where [`make_raw`] puts data are compared with a VHDX: qemu does
-/// not know of its holes, and would read them all.
-const WHOLE_BYTES_MAX: u64 = 1 << 30;
+/// Above this size only the places where [`make_raw`] puts data are compared: of the holes of a VHDX
+/// qemu does not know, and through those of others it goes block by block.
+const fn whole_bytes_max(driver: &str) -> u64 {
+    match driver.as_bytes() {
+        b"vhdx" => 1 << 30,
+        b"vmdk" | b"vpc" => 64 << 30,
+        _ => u64::MAX,
+    }
+}
+
 const WINDOW_BYTES: u64 = 4 << 20;
 
 /// Whether two images of disks of `length` bytes are equal, as qemu reads them.
 pub fn compare(length: u64, left: (&str, &Path), right: (&str, &Path)) {
-    if length <= WHOLE_BYTES_MAX || (left.0 != "vhdx" && right.0 != "vhdx") {
+    if length <= whole_bytes_max(left.0).min(whole_bytes_max(right.0)) {
         qemu_img(&["compare", "-f", left.0, "-F", right.0, text(left.1), text(right.1)]);
         return;
     }

@@ -35,7 +35,9 @@ fn judge_ours(length: u64, targets: &[Target]) {
             run("tar", &["-xf", text(&ours), "-C", text(folder.path())]);
             judged = folder.path().join("disk.vmdk");
             let ovf = fs::read_to_string(folder.path().join("disk.ovf")).unwrap();
-            assert!(ovf.contains(&format!("ovf:size=\"{}\"", fs::metadata(&judged).unwrap().len())));
+            assert!(
+                ovf.contains(&format!("ovf:size=\"{}\"", fs::metadata(&judged).unwrap().len()))
+            );
         }
         let format = if target == Target::Ova { Format::Vmdk } else { target.format() };
         let driver = driver(format);
@@ -54,7 +56,10 @@ fn judge_ours(length: u64, targets: &[Target]) {
         }
         // And by our own reader.
         let (again, _) = ingest(&ours, target.format());
-        assert_eq!((again.chunks().len(), again.length()), (recipe.chunks().len(), recipe.length()));
+        assert_eq!(
+            (again.chunks().len(), again.length()),
+            (recipe.chunks().len(), recipe.length())
+        );
         assert_eq!(again.extents(), recipe.extents(), "{target}");
         fs::remove_file(&ours).unwrap();
     }
@@ -162,7 +167,17 @@ fn judge_parts(subformat: &str, length: u64) {
     fs::create_dir(&parts).unwrap();
     let descriptor = parts.join("disk.vmdk");
     let options = format!("subformat={subformat}");
-    qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", &options, text(&raw), text(&descriptor)]);
+    qemu_img(&[
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "vmdk",
+        "-o",
+        &options,
+        text(&raw),
+        text(&descriptor),
+    ]);
     assert_eq!(refusal(&descriptor), "names_files");
     let archive = folder.path().join("parts.tar");
     run("tar", &["--sort=name", "-cf", text(&archive), "-C", text(&parts), "."]);

@@ -34,7 +34,8 @@ impl Adler32 {
     /// As many zero bytes as `count`.
     pub fn zeros(&mut self, count: u64) {
         let count = (count % u64::from(MODULUS)) as u32;
-        self.b = (self.b + (u64::from(self.a) * u64::from(count) % u64::from(MODULUS)) as u32) % MODULUS;
+        self.b =
+            (self.b + (u64::from(self.a) * u64::from(count) % u64::from(MODULUS)) as u32) % MODULUS;
     }
 
     /// As it stands in a stream.

@@ -99,7 +99,10 @@ mod tests {
         let runs = Runs::new(BLOCK, used.into_iter());
         let expected = [Run { guest: 0, count: 3, rank: 0 }, Run { guest: 6, count: 1, rank: 3 }];
         assert_eq!(runs.iter().copied().collect::<Vec<_>>(), expected);
-        assert_eq!((0..8).map(|block| runs.rank(block)).collect::<Vec<_>>(), [0, 1, 2, 3, 3, 3, 3, 4]);
+        assert_eq!(
+            (0..8).map(|block| runs.rank(block)).collect::<Vec<_>>(),
+            [0, 1, 2, 3, 3, 3, 3, 4]
+        );
         let cut: Vec<_> = runs.within(2..7).collect();
         let expected = [Run { guest: 2, count: 1, rank: 2 }, Run { guest: 6, count: 1, rank: 3 }];
         assert_eq!(cut, expected);

@@ -85,7 +85,9 @@ fn references(text: &str) -> Result<(Vec<FileReference>, Vec<DiskReference>), Re
     for token in Tokenizer::from(text) {
         match token.map_err(|_| malformed())? {
             Token::DtdStart { .. } | Token::EmptyDtd { .. } | Token::EntityDeclaration { .. } => {
-                return Err(Refusal::MalformedHeader("the OVF descriptor declares a document type"));
+                return Err(Refusal::MalformedHeader(
+                    "the OVF descriptor declares a document type",
+                ));
             }
             Token::ElementStart { local, .. } => {
                 if open.len() == DEPTH_MAX {
@@ -129,8 +131,8 @@ fn element(
                 return Err(malformed());
             };
             let compression = value("compression").unwrap_or_default();
-            let plain = matches!(compression.as_str(), "" | "identity")
-                && value("chunkSize").is_none();
+            let plain =
+                matches!(compression.as_str(), "" | "identity") && value("chunkSize").is_none();
             files.push(FileReference { id, href, plain });
         }
         [.., _, "Disk"] => {
@@ -202,7 +204,8 @@ mod tests {
     }
 
     const FILE: &str = "<File ovf:id=\"f\" ovf:href=\"my%20disk&amp;1.vmdk\" ovf:size=\"7\"/>";
-    const DISK: &str = "<Disk ovf:fileRef=\"f\" ovf:format=\"http://x/vmdk.html#streamOptimized\"/>";
+    const DISK: &str =
+        "<Disk ovf:fileRef=\"f\" ovf:format=\"http://x/vmdk.html#streamOptimized\"/>";
 
     #[test]
     fn finds_the_only_disk_that_has_a_file() {

@@ -71,7 +71,6 @@ impl Layout {
         let end = data + data_clusters;
         Self { virtual_bytes, runs, tables, refcount_table, refcount_blocks, l1, l2, data, end }
     }
-
 }
 
 impl FileLayout for Layout {

@@ -34,9 +34,7 @@ impl FileLayout for FixedLayout {
     fn part(&self, at: u64, most: u64) -> Part {
         match self.virtual_bytes.checked_sub(at).filter(|&left| left > 0) {
             Some(left) => Part::Guest { guest: at, length: left.min(most) },
-            None => {
-                Part::of(self.footer.clone(), at - self.virtual_bytes, SECTOR_BYTES, most)
-            }
+            None => Part::of(self.footer.clone(), at - self.virtual_bytes, SECTOR_BYTES, most),
         }
     }
 }

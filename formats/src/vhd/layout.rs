@@ -75,7 +75,9 @@ impl DynamicLayout {
         let mut table = vec![0xff; (end - step) as usize];
         for run in self.runs.within(first..last) {
             let places = &mut table[((run.guest - first) * ENTRY_BYTES) as usize..];
-            for (place, rank) in places.as_chunks_mut::<4>().0.iter_mut().zip(run.rank..run.rank + run.count) {
+            for (place, rank) in
+                places.as_chunks_mut::<4>().0.iter_mut().zip(run.rank..run.rank + run.count)
+            {
                 let sector = (self.data + rank * STRIDE_BYTES) / SECTOR_BYTES;
                 // It fits: 2040 GiB of blocks and their bitmaps have fewer sectors.
                 *place = (sector as u32).to_be_bytes();

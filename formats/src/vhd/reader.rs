@@ -37,8 +37,7 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
         }
         Kind::Dynamic(header) => Blocks::Table(Table::read(&*source, header, &footer)?),
     };
-    let tables =
-        Vhd { virtual_bytes: footer.virtual_bytes, blocks, pages: Pages::default() };
+    let tables = Vhd { virtual_bytes: footer.virtual_bytes, blocks, pages: Pages::default() };
     Ok(Box::new(MappedDisk::new(source, tables)))
 }
 

@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use super::crc32c::with_own_cleared;
 use super::{
-    BAT, FILE_PARAMETERS, HAS_PARENT, KIB, LOGICAL_SECTOR, METADATA, MIB, PARENT_LOCATOR,
-    PHYSICAL_SECTOR, DISK_ID, VIRTUAL_BYTES_MAX, VIRTUAL_SIZE,
+    BAT, DISK_ID, FILE_PARAMETERS, HAS_PARENT, KIB, LOGICAL_SECTOR, METADATA, MIB, PARENT_LOCATOR,
+    PHYSICAL_SECTOR, VIRTUAL_BYTES_MAX, VIRTUAL_SIZE,
 };
 use crate::bytes::{Little, array};
 use crate::occupied::meets;
@@ -46,8 +46,8 @@ impl Regions {
     pub fn read(source: &dyn ReadAt, log: &Range<u64>) -> Result<Self, OpenError> {
         for at in REGION_TABLES_AT {
             let bytes = read_part(source, at, TABLE_BYTES, "the end of its region tables")?;
-            let sound = bytes.starts_with(SIGNATURE)
-                && Little(&bytes).u32(4) == with_own_cleared(&bytes);
+            let sound =
+                bytes.starts_with(SIGNATURE) && Little(&bytes).u32(4) == with_own_cleared(&bytes);
             if sound {
                 return Ok(Self::parse(&bytes, source.len(), log)?);
             }

@@ -28,9 +28,14 @@ const NO_PARENT: u32 = u32::MAX;
 /// How the bytes of an extent lie in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Shape {
-    Sparse { name: String },
+    Sparse {
+        name: String,
+    },
     /// From `offset` bytes into the file on.
-    Flat { name: String, offset: u64 },
+    Flat {
+        name: String,
+        offset: u64,
+    },
     Zero,
 }
 

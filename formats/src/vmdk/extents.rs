@@ -157,9 +157,7 @@ impl Tables for Extents {
         let left = extent.end - guest.0;
         let run = match &extent.bytes {
             Bytes::Zero => Run { bytes: left, place: Place::Zero },
-            Bytes::Flat(at) => {
-                Run { bytes: left, place: Place::Host(HostOffset(at.0 + inside)) }
-            }
+            Bytes::Flat(at) => Run { bytes: left, place: Place::Host(HostOffset(at.0 + inside)) },
             Bytes::Sparse(sparse) => sparse.run(source, &mut self.pages, inside)?,
         };
         Ok(Run { bytes: run.bytes.min(left), ..run })

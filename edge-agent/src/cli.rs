@@ -158,7 +158,8 @@ pub struct Fetch {
     /// The file (disk) or folder (container image) to write
     #[arg(long, short, value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// qcow2 or raw [default: raw for .raw and .img, else qcow2]
+    /// raw, qcow2, vmdk, vmdk-stream, vhd, vhd-fixed, vhdx or ova [default: by the output's
+    /// name, else qcow2]
     #[arg(long, short)]
     pub format: Option<String>,
     #[command(flatten)]

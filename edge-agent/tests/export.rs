@@ -19,7 +19,7 @@ use shoal_api::{AgentResolution, BlobGrant};
 use shoal_content::{
     Chunk, ChunkId, Digest, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeKind, SourceObject,
 };
-use shoal_formats::Format;
+use shoal_formats::Target;
 
 const MIB: u64 = 1 << 20;
 
@@ -83,28 +83,40 @@ fn disk() -> (Vec<u8>, Vec<(u64, u64)>) {
 }
 
 #[test]
-fn a_disk_is_written_as_raw_and_qcow2_with_its_holes() -> Result<()> {
+fn a_disk_is_written_in_every_format_with_its_holes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cache = cache(&folder.path().join("cache"))?;
     let (guest, parts) = disk();
     let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
     let reference = folder.path().join("reference.raw");
     fs::write(&reference, &guest)?;
-    for (format, name) in [(Format::Raw, "raw"), (Format::Qcow2, "qcow2")] {
-        let output = folder.path().join(format!("disk.{name}"));
+    for (target, name) in [
+        (Target::Raw, "raw"),
+        (Target::Qcow2, "qcow2"),
+        (Target::Vmdk, "vmdk"),
+        (Target::VmdkStream, "vmdk"),
+        (Target::Vhd, "vpc"),
+        (Target::VhdFixed, "vpc"),
+        (Target::Vhdx, "vhdx"),
+    ] {
+        let output = folder.path().join(format!("disk.{target}"));
         fs::write(&output, "something older")?;
         let mut last = 0.0;
-        export::disk(&entry, format, &output, &mut |share| {
+        export::disk(&entry, target, &output, &mut |share| {
             last = share;
             ControlFlow::Continue(())
         })?;
-        ensure!((last - 1.0).abs() < 1e-9, "{name}: progress ended at {last}");
-        ensure!(fs::metadata(&output)?.blocks() * 512 < 4 * MIB, "{name}: the holes were filled");
+        ensure!((last - 1.0).abs() < 1e-9, "{target}: progress ended at {last}");
+        ensure!(fs::metadata(&output)?.blocks() * 512 < 4 * MIB, "{target}: the holes were filled");
         let compared = Command::new("qemu-img")
             .args(["compare", "-f", "raw", "-F", name])
             .args([&reference, &output])
             .output()?;
-        ensure!(compared.status.success(), "{name}: {}", String::from_utf8_lossy(&compared.stdout));
+        ensure!(
+            compared.status.success(),
+            "{target}: {}",
+            String::from_utf8_lossy(&compared.stdout)
+        );
     }
     let mut checked = Command::new("qemu-img");
     let checked = checked.args(["check", "-f", "qcow2"]).arg(folder.path().join("disk.qcow2"));
@@ -122,7 +134,7 @@ fn a_cancelled_export_leaves_the_old_file_and_nothing_beside() -> Result<()> {
     fs::create_dir(&outputs)?;
     let output = outputs.join("disk.raw");
     fs::write(&output, "older")?;
-    let stopped = export::disk(&entry, Format::Raw, &output, &mut |_| ControlFlow::Break(()));
+    let stopped = export::disk(&entry, Target::Raw, &output, &mut |_| ControlFlow::Break(()));
     ensure!(matches!(stopped, Err(export::Error::Cancelled)), "{stopped:?}");
     ensure!(fs::read(&output)? == b"older");
     ensure!(fs::read_dir(&outputs)?.count() == 1, "something was left beside");

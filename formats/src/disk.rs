@@ -21,10 +21,13 @@ pub enum Format {
     Vmdk,
     Vhd,
     Vhdx,
+    /// An archive with a machine and its disk.
+    Ova,
 }
 
 impl Format {
-    pub const ALL: [Self; 5] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhd, Self::Vhdx];
+    pub const ALL: [Self; 6] =
+        [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhd, Self::Vhdx, Self::Ova];
 
     /// As it stands in the REST API and on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -34,23 +37,14 @@ impl Format {
             Self::Vmdk => "vmdk",
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
+            Self::Ova => "ova",
         }
-    }
-
-    /// Whether [`crate::open`] reads it.
-    pub const fn is_readable(self) -> bool {
-        matches!(self, Self::Raw | Self::Qcow2)
-    }
-
-    /// Whether [`crate::Export`] writes it.
-    pub const fn is_writable(self) -> bool {
-        matches!(self, Self::Raw | Self::Qcow2)
     }
 }
 
 /// A text that names no disk format.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("a disk format is raw, qcow2, vmdk, vhd or vhdx")]
+#[error("a disk format is raw, qcow2, vmdk, vhd, vhdx or ova")]
 pub struct FormatError;
 
 impl FromStr for Format {
@@ -64,6 +58,7 @@ impl FromStr for Format {
             "vmdk" => Ok(Self::Vmdk),
             "vhd" | "vpc" => Ok(Self::Vhd),
             "vhdx" => Ok(Self::Vhdx),
+            "ova" => Ok(Self::Ova),
             _ => Err(FormatError),
         }
     }

@@ -14,6 +14,7 @@
 //! `detect`, and a layout for `export`.
 
 mod blob;
+mod bytes;
 mod chunk;
 mod cutter;
 mod detect;
@@ -21,12 +22,19 @@ mod disk;
 mod export;
 mod ingest;
 mod manifest;
+mod mapped;
+mod occupied;
 mod offset;
+mod ova;
 mod pack;
+mod pages;
 mod qcow2;
 mod raw;
 mod refusal;
 mod source;
+mod vhd;
+mod vhdx;
+mod vmdk;
 mod zero;
 
 pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
@@ -34,7 +42,10 @@ pub use chunk::{ChunkError, decode_chunk};
 pub use cutter::{Cut, Cutter};
 pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
-pub use export::{Content, Export, ExportError, ExportProgress, Piece, Pieces, write_file};
+pub use export::{
+    Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
+    write_file,
+};
 pub use ingest::{
     DiskIngest, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
 };

@@ -22,8 +22,30 @@ pub enum Refusal {
     FormatMismatch { declared: Format, found: &'static str },
     #[error("the image needs a backing file; flatten it first")]
     BackingFile,
+    #[error("the image is a difference to a parent; merge it with the parent first")]
+    Parent,
     #[error("the image keeps its data in a second file; convert it to one file first")]
     DataFile,
+    #[error("the image is a text that names other files; put all of them into one tar or OVA")]
+    NamesFiles,
+    #[error("the image names a path; only bare names of files beside it are looked up")]
+    NamesPath,
+    #[error("the image is one of several parts of a disk; put all of them into one tar or OVA")]
+    DiskPart,
+    #[error("a file that the image needs is not in the archive")]
+    MissingPart,
+    #[error("a name stands in the archive twice")]
+    DuplicateName,
+    #[error("the archive holds no disk")]
+    NoDisk,
+    #[error("the archive holds several disks; send each as an image of its own")]
+    SeveralDisks,
+    #[error("a file of the archive is not listed in its manifest")]
+    NotInManifest,
+    #[error("a file of the archive does not have the checksum that the manifest says")]
+    ChecksumMismatch,
+    #[error("the archive is not supported: {0}")]
+    Archive(&'static str),
     #[error("the image is encrypted; decrypt it first")]
     Encrypted,
     #[error("version {0} of the format is not supported")]
@@ -38,6 +60,8 @@ pub enum Refusal {
     MalformedHeader(&'static str),
     #[error("the image's tables are corrupt: {0}")]
     CorruptTables(&'static str),
+    #[error("the image's log cannot be replayed: {0}")]
+    CorruptLog(&'static str),
     #[error("the image's tables overlap or loop: {0}")]
     OverlappingTables(&'static str),
     #[error("the image ends before {0}; it is truncated")]
@@ -54,7 +78,18 @@ impl Refusal {
             Self::Ambiguous { .. } => "ambiguous_format",
             Self::FormatMismatch { .. } => "format_mismatch",
             Self::BackingFile => "backing_file",
+            Self::Parent => "parent",
             Self::DataFile => "data_file",
+            Self::NamesFiles => "names_files",
+            Self::NamesPath => "names_path",
+            Self::DiskPart => "disk_part",
+            Self::MissingPart => "missing_part",
+            Self::DuplicateName => "duplicate_name",
+            Self::NoDisk => "no_disk",
+            Self::SeveralDisks => "several_disks",
+            Self::NotInManifest => "not_in_manifest",
+            Self::ChecksumMismatch => "checksum_mismatch",
+            Self::Archive(_) => "archive_not_supported",
             Self::Encrypted => "encrypted",
             Self::UnknownVersion(_) => "unknown_version",
             Self::UnknownFeature(_) => "unknown_feature",
@@ -62,6 +97,7 @@ impl Refusal {
             Self::MarkedCorrupt => "marked_corrupt",
             Self::MalformedHeader(_) => "malformed_header",
             Self::CorruptTables(_) => "corrupt_tables",
+            Self::CorruptLog(_) => "corrupt_log",
             Self::OverlappingTables(_) => "overlapping_tables",
             Self::Truncated(_) => "truncated",
             Self::TooLarge(_) => "too_large",
@@ -73,9 +109,10 @@ impl Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Foreign {
     Qcow1,
-    Vmdk,
-    Vhd,
-    Vhdx,
+    /// VMDK extents of ESXi's snapshots.
+    Cowd,
+    /// VMDK extents of ESXi's snapshots since 6.5.
+    SeSparse,
     Qed,
     Luks,
     Vdi,
@@ -83,7 +120,6 @@ pub enum Foreign {
     Bochs,
     Cloop,
     Dmg,
-    Ova,
 }
 
 impl Foreign {
@@ -91,9 +127,8 @@ impl Foreign {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qcow1 => "qcow version 1",
-            Self::Vmdk => "VMDK",
-            Self::Vhd => "VHD",
-            Self::Vhdx => "VHDX",
+            Self::Cowd => "ESXi COWD",
+            Self::SeSparse => "ESXi seSparse",
             Self::Qed => "QED",
             Self::Luks => "LUKS-encrypted",
             Self::Vdi => "VDI",
@@ -101,16 +136,14 @@ impl Foreign {
             Self::Bochs => "Bochs",
             Self::Cloop => "cloop",
             Self::Dmg => "DMG",
-            Self::Ova => "OVA",
         }
     }
 
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::Qcow1 => "qcow1_not_supported",
-            Self::Vmdk => "vmdk_not_supported",
-            Self::Vhd => "vhd_not_supported",
-            Self::Vhdx => "vhdx_not_supported",
+            Self::Cowd => "vmdk_cowd_not_supported",
+            Self::SeSparse => "vmdk_sesparse_not_supported",
             Self::Qed => "qed_not_supported",
             Self::Luks => "luks_not_supported",
             Self::Vdi => "vdi_not_supported",
@@ -118,7 +151,6 @@ impl Foreign {
             Self::Bochs => "bochs_not_supported",
             Self::Cloop => "cloop_not_supported",
             Self::Dmg => "dmg_not_supported",
-            Self::Ova => "ova_not_supported",
         }
     }
 }

@@ -75,6 +75,34 @@ macro_rules! read_through {
 }
 read_through!(&T, Box<T>, Arc<T>);
 
+/// A part of a source, as a source of its own: a file in an archive.
+#[derive(Debug, Clone)]
+pub(crate) struct Slice<S> {
+    source: S,
+    at: u64,
+    length: u64,
+}
+
+impl<S: ReadAt> Slice<S> {
+    /// `at..at + length` lies inside `source`.
+    pub const fn new(source: S, at: u64, length: u64) -> Self {
+        Self { source, at, length }
+    }
+}
+
+impl<S: ReadAt> ReadAt for Slice<S> {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match offset.checked_add(buf.len() as u64) {
+            Some(end) if end <= self.length => self.source.read_at(self.at + offset, buf),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,11 +50,13 @@ fn with(mut image: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn known_formats_are_never_taken_for_raw() {
-    let starts: [(&[u8], &str); 8] = [
-        (b"KDMV", "vmdk_not_supported"),
-        (b"# Disk DescriptorFile\nversion=1\n", "vmdk_not_supported"),
-        (b"conectix", "vhd_not_supported"),
-        (b"vhdxfile", "vhdx_not_supported"),
+    let starts: [(&[u8], &str); 10] = [
+        (b"KDMV", "unknown_version"),
+        (b"# Disk DescriptorFile\nversion=1\n", "names_files"),
+        (b"COWD", "vmdk_cowd_not_supported"),
+        (b"\xbe\xba\xfe\xca\0\0\0\0", "vmdk_sesparse_not_supported"),
+        (b"conectix", "malformed_header"),
+        (b"vhdxfile", "truncated"),
         (b"QED\0", "qed_not_supported"),
         (b"LUKS\xba\xbe", "luks_not_supported"),
         (b"QFI\xfb\0\0\0\x01", "qcow1_not_supported"),
@@ -65,7 +67,7 @@ fn known_formats_are_never_taken_for_raw() {
         assert_eq!(reason(with(vec![0; 8192], 0, start), Some(Format::Raw)), "format_mismatch");
     }
     let fixed_vhd = with(vec![0; 8192], 8192 - 512, b"conectix");
-    assert_eq!(reason(fixed_vhd, None), "vhd_not_supported");
+    assert_eq!(reason(fixed_vhd, None), "malformed_header");
     assert_eq!(reason(b"anything else".to_vec(), None), "raw");
     assert_eq!(reason(Vec::new(), None), "raw");
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use shoal_api::TransferProgress;
 use shoal_content::{ImageReference, RecipeId};
-use shoal_formats::Format;
+use shoal_formats::Target;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -179,7 +179,7 @@ impl Control {
         reference: &ImageReference,
         fetched: &Fetched,
         output: &Path,
-        format: Format,
+        target: Target,
         tracked: &Tracked,
         lines: &mpsc::Sender<Line>,
     ) -> Result<(), String> {
@@ -207,7 +207,7 @@ impl Control {
                     ControlFlow::Continue(())
                 }
             };
-            export::disk(&entry, format, &output, &mut progress).map_err(|error| chain(&error))
+            export::disk(&entry, target, &output, &mut progress).map_err(|error| chain(&error))
         });
         let mut work = std::pin::pin!(work);
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -319,15 +319,12 @@ fn failed(tracked: &Tracked, message: String) -> Line {
 }
 
 /// What is asked for, else what the output's name says, else qcow2.
-fn chosen_format(format: Option<&str>, output: Option<&Path>) -> Result<Format, String> {
+fn chosen_format(format: Option<&str>, output: Option<&Path>) -> Result<Target, String> {
     if let Some(text) = format {
         return text.parse().map_err(|error| format!("{error}"));
     }
     let extension = output.and_then(Path::extension).and_then(|extension| extension.to_str());
-    Ok(match extension {
-        Some("raw" | "img") => Format::Raw,
-        _ => Format::Qcow2,
-    })
+    Ok(extension.and_then(|extension| extension.parse().ok()).unwrap_or(Target::Qcow2))
 }
 
 async fn request(

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use shoal_content::{Recipe, RecipeKind};
-use shoal_formats::{Export, ExportError, Format, write_file};
+use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -31,8 +31,8 @@ const COPY_BYTES_MAX: u64 = 64 << 20;
 pub enum Error {
     #[error("{doing} {path} failed: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("the disk cannot be written as {format}: {source}")]
-    Format { format: Format, source: ExportError },
+    #[error("the disk cannot be written as {target}: {source}")]
+    Target { target: Target, source: ExportError },
     #[error("the cached content cannot be read")]
     Cache(#[from] cache::Error),
     #[error("the output {0} has no folder")]
@@ -94,18 +94,18 @@ impl Drop for Beside {
     }
 }
 
-/// Writes a complete disk entry as `format` to `output`. `progress` hears the share done, from 0
+/// Writes a complete disk entry as `target` to `output`. `progress` hears the share done, from 0
 /// to 1, and may stop it.
 pub fn disk(
     entry: &Entry,
-    format: Format,
+    target: Target,
     output: &Path,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let loaded = entry.load()?;
     let recipe = loaded.places.recipe();
     let beside = Beside::create(output)?;
-    if format == Format::Raw && recipe.kind() == RecipeKind::Disk {
+    if target == Target::Raw && recipe.kind() == RecipeKind::Disk {
         beside.file.set_len(recipe.length()).map_err(beside.error("sizing"))?;
         copy_runs(&loaded.content, &beside.file, recipe, progress, &beside.error("writing"))?;
         return beside.finish();
@@ -113,9 +113,9 @@ pub fn disk(
     let refused = |source| match source {
         ExportError::Cancelled => Error::Cancelled,
         ExportError::Write { error, .. } => beside.error("writing")(error),
-        source => Error::Format { format, source },
+        source => Error::Target { target, source },
     };
-    let export = Export::new(format, recipe.clone()).map_err(refused)?;
+    let export = Export::new(target, recipe.clone()).map_err(refused)?;
     let mut content = |offset, buffer: &mut [u8]| loaded.content.read_exact_at(buffer, offset);
     write_file(&export, &beside.file, &mut content, &mut |step| {
         progress(step.bytes_done as f64 / step.bytes_total.max(1) as f64)

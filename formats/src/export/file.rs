@@ -55,6 +55,11 @@ pub fn write_file(
                 file.write_all_at(&buffer, at).map_err(failed_at(at))?;
                 state.content_done += u64::from(*length);
             }
+            Piece::Adler32 { guest, of, from, length } => {
+                let sum = export.adler32(*guest, *of, content)?;
+                let bytes = &sum[usize::from(*from)..usize::from(*from + *length)];
+                file.write_all_at(bytes, at).map_err(failed_at(at))?;
+            }
         }
         state.bytes_done += piece.length();
         if state.bytes_done - told >= PROGRESS_STEP_BYTES || state.bytes_done == export.len() {

@@ -8,7 +8,12 @@
 //! asked for by chunk, and never for a hole.
 //! Non-goals: fetching chunks; syncing what was written.
 
+mod adler32;
 mod file;
+pub(crate) mod layout;
+pub(crate) mod part;
+pub(crate) mod runs;
+mod target;
 
 use std::io;
 use std::sync::Arc;
@@ -16,10 +21,13 @@ use std::sync::Arc;
 use shoal_content::{Extent, Recipe, RecipeKind};
 use thiserror::Error;
 
+pub use adler32::Adler32;
 pub use file::{ExportProgress, write_file};
+pub use target::{Target, TargetError};
 
-use crate::disk::Format;
-use crate::qcow2::{self, Part};
+use crate::{ova, qcow2, vhd, vhdx, vmdk};
+use layout::{FileLayout, Identity};
+use part::Part;
 
 /// A part of an exported file, in file order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +39,9 @@ pub enum Piece {
     /// Bytes `from..from + length` of the content of chunk number `chunk` of the recipe; the guest
     /// sees them at `guest`.
     Chunk { chunk: u32, from: u32, length: u32, guest: u64 },
+    /// Bytes `from..from + length` of the Adler-32 of `of` guest bytes from `guest` on, which
+    /// [`Export::guest_pieces`] lists.
+    Adler32 { guest: u64, of: u32, from: u8, length: u8 },
 }
 
 impl Piece {
@@ -40,6 +51,7 @@ impl Piece {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Zero(length) => *length,
             Self::Chunk { length, .. } => u64::from(*length),
+            Self::Adler32 { length, .. } => u64::from(*length),
         }
     }
 }
@@ -47,8 +59,6 @@ impl Piece {
 /// Why a disk could not be exported.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    #[error("writing {0} images is not supported yet")]
-    Unsupported(Format),
     #[error("the recipe is of a blob, not of a disk")]
     NotADisk,
     #[error("a disk of {0} bytes is larger than the format can hold")]
@@ -83,48 +93,28 @@ impl ExportError {
 /// Fills a buffer with guest bytes from an offset, all of them inside one chunk of the recipe.
 pub type Content<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;
 
-#[derive(Debug, Clone)]
-enum Layout {
-    Raw,
-    Qcow2(Arc<qcow2::Layout>),
-}
-
 /// See the module's documentation. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Export {
     recipe: Arc<Recipe>,
-    layout: Layout,
+    target: Target,
+    layout: Arc<dyn FileLayout>,
 }
 
 impl Export {
     /// # Errors
-    /// [`ExportError::Unsupported`], [`NotADisk`](ExportError::NotADisk) or
-    /// [`TooLarge`](ExportError::TooLarge).
-    pub fn new(format: Format, recipe: Arc<Recipe>) -> Result<Self, ExportError> {
+    /// [`ExportError::NotADisk`] or [`TooLarge`](ExportError::TooLarge).
+    pub fn new(target: impl Into<Target>, recipe: Arc<Recipe>) -> Result<Self, ExportError> {
         if recipe.kind() != RecipeKind::Disk {
             return Err(ExportError::NotADisk);
         }
-        let layout = match format {
-            Format::Raw => Layout::Raw,
-            Format::Qcow2 => {
-                if recipe.length() > qcow2::VIRTUAL_BYTES_MAX {
-                    return Err(ExportError::TooLarge(recipe.length()));
-                }
-                let used = recipe.extents().iter().map(|e| e.offset..reach(&recipe, e));
-                Layout::Qcow2(Arc::new(qcow2::Layout::new(recipe.length(), used)))
-            }
-            Format::Vmdk | Format::Vhd | Format::Vhdx => {
-                return Err(ExportError::Unsupported(format));
-            }
-        };
-        Ok(Self { recipe, layout })
+        let target = target.into();
+        let layout = layout_of(target, &recipe).ok_or(ExportError::TooLarge(recipe.length()))?;
+        Ok(Self { recipe, target, layout })
     }
 
-    pub fn format(&self) -> Format {
-        match self.layout {
-            Layout::Raw => Format::Raw,
-            Layout::Qcow2(_) => Format::Qcow2,
-        }
+    pub fn target(&self) -> Target {
+        self.target
     }
 
     pub fn recipe(&self) -> &Arc<Recipe> {
@@ -133,10 +123,7 @@ impl Export {
 
     /// The exact length of the file, in bytes.
     pub fn len(&self) -> u64 {
-        match &self.layout {
-            Layout::Raw => self.recipe.length(),
-            Layout::Qcow2(layout) => layout.len(),
-        }
+        self.layout.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -155,12 +142,43 @@ impl Export {
     /// puts each where it belongs with this, and the rest by [`pieces`](Self::pieces).
     pub fn locate(&self, guest: u64) -> Option<(u64, u64)> {
         let left = self.recipe.length().checked_sub(guest).filter(|&left| left > 0)?;
-        match &self.layout {
-            Layout::Raw => Some((guest, left)),
-            Layout::Qcow2(layout) => {
-                layout.locate(guest).map(|(at, follow)| (at, follow.min(left)))
+        self.layout.locate(guest).map(|(at, follow)| (at, follow.min(left)))
+    }
+
+    /// What `length` guest bytes from `guest` on are made of: holes and chunks, in order. Past the
+    /// disk's end they are zero.
+    pub fn guest_pieces(&self, guest: u64, length: u64) -> impl Iterator<Item = Piece> {
+        let end = guest.saturating_add(length);
+        let mut at = guest;
+        std::iter::from_fn(move || {
+            let most = end.checked_sub(at).filter(|&most| most > 0)?;
+            let piece = self.guest_piece(at, most);
+            at += piece.length();
+            Some(piece)
+        })
+    }
+
+    /// The Adler-32 of `of` guest bytes from `guest` on.
+    fn adler32(
+        &self,
+        guest: u64,
+        of: u32,
+        content: &mut Content<'_>,
+    ) -> Result<[u8; 4], ExportError> {
+        let mut sum = Adler32::default();
+        let mut buffer = Vec::new();
+        for piece in self.guest_pieces(guest, u64::from(of)) {
+            match piece {
+                Piece::Chunk { guest, length, .. } => {
+                    buffer.resize(length as usize, 0);
+                    content(guest, &mut buffer)
+                        .map_err(|error| ExportError::Content { at: guest, error })?;
+                    sum.update(&buffer);
+                }
+                hole => sum.zeros(hole.length()),
             }
         }
+        Ok(sum.to_bytes())
     }
 
     /// Fills `buf` with the file's bytes from `offset`. `content` is asked for guest bytes, within
@@ -189,6 +207,10 @@ impl Export {
                 Piece::Zero(_) => part.fill(0),
                 Piece::Chunk { guest, .. } => content(guest, part)
                     .map_err(|error| ExportError::Content { at: guest, error })?,
+                Piece::Adler32 { guest, of, from, length } => {
+                    let sum = self.adler32(guest, of, content)?;
+                    part.copy_from_slice(&sum[usize::from(from)..usize::from(from + length)]);
+                }
             }
         }
         Ok(())
@@ -196,13 +218,14 @@ impl Export {
 
     /// The piece that starts at `at`, which is before the end, and is at most `most` bytes long.
     fn piece(&self, at: u64, most: u64) -> Piece {
-        match &self.layout {
-            Layout::Raw => self.guest_piece(at, most),
-            Layout::Qcow2(layout) => match layout.part(at, most) {
-                Part::Bytes(bytes) => Piece::Bytes(bytes),
-                Part::Zero(length) => Piece::Zero(length),
-                Part::Guest { guest, length } => self.guest_piece(guest, length),
-            },
+        match self.layout.part(at, most) {
+            Part::Bytes(bytes) => Piece::Bytes(bytes),
+            Part::Zero(length) => Piece::Zero(length),
+            Part::Guest { guest, length } => self.guest_piece(guest, length),
+            // It fits: a grain has 64 KiB.
+            Part::Adler32 { guest, of, from, length } => {
+                Piece::Adler32 { guest, of: of as u32, from, length }
+            }
         }
     }
 
@@ -220,6 +243,67 @@ impl Export {
                 guest,
             },
         }
+    }
+}
+
+/// `None` where the disk is larger than the format can hold.
+fn layout_of(target: Target, recipe: &Recipe) -> Option<Arc<dyn FileLayout>> {
+    let length = recipe.length();
+    let used = || recipe.extents().iter().map(|extent| extent.offset..reach(recipe, extent));
+    let identity = || identity(recipe);
+    let limit = match target {
+        Target::Raw => u64::MAX,
+        Target::Qcow2 => qcow2::VIRTUAL_BYTES_MAX,
+        Target::Vmdk | Target::VmdkStream | Target::Ova => vmdk::VIRTUAL_BYTES_MAX,
+        Target::Vhd | Target::VhdFixed => vhd::VIRTUAL_BYTES_MAX,
+        Target::Vhdx => vhdx::VIRTUAL_BYTES_MAX,
+    };
+    if length > limit {
+        return None;
+    }
+    Some(match target {
+        Target::Raw => Arc::new(RawLayout { length }),
+        Target::Qcow2 => Arc::new(qcow2::Layout::new(length, used())),
+        Target::Vmdk => Arc::new(vmdk::SparseLayout::new(length, used(), identity())?),
+        Target::VmdkStream => Arc::new(vmdk::StreamLayout::new(length, used(), identity())?),
+        Target::Vhd => Arc::new(vhd::DynamicLayout::new(length, used(), identity())),
+        Target::VhdFixed => Arc::new(vhd::FixedLayout::new(length, identity())),
+        Target::Vhdx => Arc::new(vhdx::Layout::new(length, used(), identity())),
+        Target::Ova => Arc::new(ova::Layout::new(length, used(), identity())?),
+    })
+}
+
+/// Of the content alone: chunks that were stored anew are the same disk.
+fn identity(recipe: &Recipe) -> Identity {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&recipe.length().to_le_bytes());
+    for extent in recipe.extents() {
+        hash.update(&extent.offset.to_le_bytes());
+        hash.update(recipe.chunks()[extent.chunk as usize].id.as_bytes());
+    }
+    let mut identity = [0; 16];
+    identity.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    Identity(identity)
+}
+
+/// The guest's bytes as they are.
+#[derive(Debug)]
+struct RawLayout {
+    length: u64,
+}
+
+impl FileLayout for RawLayout {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn locate(&self, guest: u64) -> Option<(u64, u64)> {
+        let left = self.length.checked_sub(guest).filter(|&left| left > 0)?;
+        Some((guest, left))
+    }
+
+    fn part(&self, at: u64, most: u64) -> Part {
+        Part::Guest { guest: at, length: most }
     }
 }
 
@@ -275,15 +359,19 @@ mod tests {
 
     #[test]
     fn any_range_reads_as_it_does_in_the_whole() {
-        let recipe = recipe(1_000_001, &[0, 60_000, 65_000, 500_000, 995_001]);
-        for format in [Format::Raw, Format::Qcow2] {
-            let export = Export::new(format, Arc::clone(&recipe)).unwrap();
+        let recipe = recipe(3_000_001, &[0, 60_000, 65_000, 500_000, 2_995_001]);
+        for target in Target::ALL {
+            let export = Export::new(target, Arc::clone(&recipe)).unwrap();
             let mut whole = vec![1; export.len() as usize];
             export.read_at(0, &mut whole, &mut fill).unwrap();
-            for (offset, length) in [(0, 1), (111, 2), (65_530, 70_000), (whole.len() - 9, 9)] {
+            let mut ranges = vec![(0, 1), (111, 2), (65_530, 70_000), (whole.len() - 9, 9)];
+            // All borders that a layout can have are within a few bytes of these.
+            ranges.extend((0..whole.len() - 700).step_by(509).map(|at| (at, 2)));
+            ranges.extend((0..whole.len() - 700).step_by(32_768).map(|at| (at + 30, 600)));
+            for (offset, length) in ranges {
                 let mut part = vec![2; length];
                 export.read_at(offset as u64, &mut part, &mut fill).unwrap();
-                assert_eq!(part, whole[offset..offset + length], "{format} at {offset}");
+                assert_eq!(part, whole[offset..offset + length], "{target} at {offset}");
             }
             let past = export.read_at(export.len(), &mut [0], &mut fill);
             assert!(matches!(past, Err(ExportError::Range { .. })));
@@ -293,33 +381,54 @@ mod tests {
     #[test]
     fn a_chunk_can_be_placed_before_the_rest_is_there() {
         let recipe = recipe(1 << 40, &[0, 1 << 30, (1 << 40) - 5000]);
-        for format in [Format::Raw, Format::Qcow2] {
-            let export = Export::new(format, Arc::clone(&recipe)).unwrap();
+        for target in Target::ALL {
+            let export = Export::new(target, Arc::clone(&recipe)).unwrap();
             for extent in recipe.extents() {
                 let (at, follow) = export.locate(extent.offset).unwrap();
-                assert!(follow >= 5000);
-                let piece = export.pieces(at, 5000).next().unwrap();
+                let piece = export.pieces(at, follow).next().unwrap();
+                let length = follow.min(5000) as u32;
                 let guest = extent.offset;
-                assert_eq!(piece, Piece::Chunk { chunk: 0, from: 0, length: 5000, guest });
+                assert_eq!(piece, Piece::Chunk { chunk: 0, from: 0, length, guest }, "{target}");
             }
         }
     }
 
+    /// Digests of exported files are published: a change here is a new version of the writers.
     #[test]
-    fn refuses_what_it_cannot_write() {
-        let disk = recipe(10_000, &[0]);
-        for format in [Format::Vmdk, Format::Vhd, Format::Vhdx] {
-            assert!(!format.is_writable());
-            let refused = Export::new(format, Arc::clone(&disk));
-            assert!(matches!(refused, Err(ExportError::Unsupported(named)) if named == format));
+    fn bytes_stay_as_they_are() {
+        let recipe = recipe(70_000_001, &[0, 60_000, 65_000, 40_000_000, 69_995_001]);
+        let digests = Target::ALL.map(|target| {
+            let export = Export::new(target, Arc::clone(&recipe)).unwrap();
+            let mut whole = vec![1; export.len() as usize];
+            export.read_at(0, &mut whole, &mut fill).unwrap();
+            format!("{target} {} {}", whole.len(), &blake3::hash(&whole).to_hex()[..16])
+        });
+        assert_eq!(digests, GOLDEN);
+    }
+
+    const GOLDEN: [&str; 8] = [
+        "raw 70000001 498727b3a42b3b32",
+        "qcow2 589824 2b7b656b69706a7e",
+        "vmdk 327680 1d98a4ae965a0285",
+        "vmdk-stream 339968 f6d519d844a5d26e",
+        "vhd 6295552 23778d35b51d2e81",
+        "vhd-fixed 70000640 d876bf35091fcc5d",
+        "vhdx 7340032 b5933221f2313da4",
+        "ova 344576 656b381e446dd189",
+    ];
+
+    #[test]
+    fn refuses_what_is_too_large() {
+        for target in Target::ALL {
+            let huge = Export::new(target, recipe(u64::MAX, &[]));
+            let refused = matches!(huge, Err(ExportError::TooLarge(u64::MAX)));
+            assert_eq!(refused, target != Target::Raw, "{target}");
         }
-        let huge = Export::new(Format::Qcow2, recipe(u64::MAX, &[]));
-        assert!(matches!(huge, Err(ExportError::TooLarge(u64::MAX))));
     }
 
     #[test]
     fn a_failing_source_is_named_with_its_place() {
-        let export = Export::new(Format::Raw, recipe(10_000, &[3000])).unwrap();
+        let export = Export::new(Target::Raw, recipe(10_000, &[3000])).unwrap();
         let mut broken = |_: u64, _: &mut [u8]| Err(io::Error::other("gone"));
         let error = export.read_at(0, &mut [0; 4000], &mut broken).unwrap_err();
         assert!(matches!(error, ExportError::Content { at: 3000, .. }));

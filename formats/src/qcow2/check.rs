@@ -7,8 +7,9 @@
 //! Non-goal: reference counts; a program that only reads has no need of them.
 
 use super::entry::{self, Cluster};
-use super::header::{Header, SECTOR_BYTES, read_source};
+use super::header::{Header, SECTOR_BYTES};
 use crate::offset::HostOffset;
+use crate::pages::read_source;
 use crate::refusal::{OpenError, Refusal};
 use crate::source::ReadAt;
 

@@ -14,6 +14,7 @@
 //! Non-goal: what the tables hold (see `check`).
 
 use crate::offset::HostOffset;
+use crate::pages::read_source;
 use crate::refusal::{Foreign, OpenError, Refusal};
 use crate::source::ReadAt;
 
@@ -265,13 +266,4 @@ fn check_extensions(cluster: &[u8], header_bytes: usize) -> Result<(), Refusal> 
         rest = next;
     }
     Ok(())
-}
-
-/// Reads bytes that are known to lie inside the image.
-pub(crate) fn read_source(
-    source: &dyn ReadAt,
-    at: HostOffset,
-    buf: &mut [u8],
-) -> Result<(), OpenError> {
-    source.read_at(at.0, buf).map_err(|error| OpenError::Source { at: at.0, error })
 }

@@ -12,6 +12,9 @@
 use std::ops::Range;
 
 use super::header::SECTOR_BYTES;
+use crate::export::layout::FileLayout;
+use crate::export::part::Part;
+use crate::export::runs::Runs;
 use crate::qcow2::MAGIC;
 
 const CLUSTER_BITS: u32 = 16;
@@ -28,34 +31,11 @@ const COPIED: u64 = 1 << 63;
 pub(crate) const VIRTUAL_BYTES_MAX: u64 =
     super::header::L1_BYTES_MAX / ENTRY_BYTES * L2_ENTRIES * CLUSTER_BYTES;
 
-/// Guest clusters in a row that are allocated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
-    /// Number of the first guest cluster.
-    guest: u64,
-    count: u64,
-    /// How many data clusters stand before it in the file.
-    rank: u64,
-}
-
-/// What lies at an offset of the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Bytes of a table, at most one cluster.
-    Bytes(Vec<u8>),
-    Zero(u64),
-    /// `length` guest bytes from `guest` on; the guest's last cluster may pass the disk's end.
-    Guest {
-        guest: u64,
-        length: u64,
-    },
-}
-
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     virtual_bytes: u64,
-    runs: Vec<Run>,
+    runs: Runs,
     /// L1 indices that have an L2 table, ascending; they stand in the file in this order.
     tables: Vec<u64>,
     /// Numbers of clusters in the file where each section starts.
@@ -72,14 +52,14 @@ impl Layout {
     /// all before `virtual_bytes`, which is at most [`VIRTUAL_BYTES_MAX`].
     pub fn new(virtual_bytes: u64, used: impl Iterator<Item = Range<u64>>) -> Self {
         let virtual_bytes = virtual_bytes.next_multiple_of(SECTOR_BYTES);
-        let runs = allocate(used);
+        let runs = Runs::new(CLUSTER_BYTES, used);
         let mut tables: Vec<u64> = Vec::new();
-        for run in &runs {
+        for run in runs.iter() {
             let first = run.guest / L2_ENTRIES;
             let first = tables.last().map_or(first, |&last| first.max(last + 1));
             tables.extend(first..(run.guest + run.count).div_ceil(L2_ENTRIES));
         }
-        let data_clusters = runs.last().map_or(0, |run| run.rank + run.count);
+        let data_clusters = runs.blocks();
         let l1_clusters = l1_entries(virtual_bytes).div_ceil(L2_ENTRIES);
         let others = 1 + l1_clusters + tables.len() as u64 + data_clusters;
         let (table_clusters, blocks) = refcounts(others);
@@ -91,45 +71,33 @@ impl Layout {
         let end = data + data_clusters;
         Self { virtual_bytes, runs, tables, refcount_table, refcount_blocks, l1, l2, data, end }
     }
+}
 
-    /// The file's length, in bytes.
-    pub fn len(&self) -> u64 {
+impl FileLayout for Layout {
+    fn len(&self) -> u64 {
         self.end * CLUSTER_BYTES
     }
 
-    /// Where guest byte `guest` lies in the file, and how many follow it there in guest order.
-    pub fn locate(&self, guest: u64) -> Option<(u64, u64)> {
-        let cluster = guest / CLUSTER_BYTES;
-        let after = self.runs.partition_point(|run| run.guest <= cluster);
-        let run = self.runs[..after].last()?;
-        let within = guest - run.guest * CLUSTER_BYTES;
-        let left = (run.count * CLUSTER_BYTES).checked_sub(within).filter(|&left| left > 0)?;
-        Some(((self.data + run.rank) * CLUSTER_BYTES + within, left))
+    fn locate(&self, guest: u64) -> Option<(u64, u64)> {
+        let (rank, within, left) = self.runs.find(guest)?;
+        Some(((self.data + rank) * CLUSTER_BYTES + within, left))
     }
 
-    /// The part that starts at `at`, which is before the end, and is at most `most` bytes long.
-    pub fn part(&self, at: u64, most: u64) -> Part {
+    fn part(&self, at: u64, most: u64) -> Part {
         let cluster = at / CLUSTER_BYTES;
         if cluster >= self.data {
             return self.data_part(at, most);
         }
-        let within = (at % CLUSTER_BYTES) as usize;
-        let mut bytes = self.metadata_cluster(cluster);
-        if bytes.len() <= within {
-            return Part::Zero((CLUSTER_BYTES - within as u64).min(most));
-        }
-        bytes.drain(..within);
-        bytes.truncate(usize::try_from(most).unwrap_or(usize::MAX));
-        Part::Bytes(bytes)
+        Part::of(self.metadata_cluster(cluster), at % CLUSTER_BYTES, CLUSTER_BYTES, most)
     }
+}
 
+impl Layout {
     fn data_part(&self, at: u64, most: u64) -> Part {
-        let rank = at / CLUSTER_BYTES - self.data;
-        let after = self.runs.partition_point(|run| run.rank <= rank);
-        let run = self.runs[after - 1];
-        let within = at - (self.data + run.rank) * CLUSTER_BYTES;
-        let length = (run.count * CLUSTER_BYTES - within).min(most);
-        Part::Guest { guest: run.guest * CLUSTER_BYTES + within, length }
+        let (guest, count) = self.runs.at_rank(at / CLUSTER_BYTES - self.data);
+        let within = at % CLUSTER_BYTES;
+        let length = (count * CLUSTER_BYTES - within).min(most);
+        Part::Guest { guest: guest * CLUSTER_BYTES + within, length }
     }
 
     /// The bytes of a cluster before the data, without the zeros at its end.
@@ -189,13 +157,10 @@ impl Layout {
 
     fn l2_table(&self, index: u64) -> Vec<u8> {
         let (first, end) = (index * L2_ENTRIES, (index + 1) * L2_ENTRIES);
-        let from = self.runs.partition_point(|run| run.guest + run.count <= first);
         let mut bytes = Vec::new();
-        for run in self.runs[from..].iter().take_while(|run| run.guest < end) {
-            let guests = run.guest.max(first)..(run.guest + run.count).min(end);
-            bytes.resize(((guests.start - first) * ENTRY_BYTES) as usize, 0);
-            let data = self.data + run.rank;
-            let hosts = guests.map(|guest| data + guest - run.guest);
+        for run in self.runs.within(first..end) {
+            bytes.resize(((run.guest - first) * ENTRY_BYTES) as usize, 0);
+            let hosts = self.data + run.rank..self.data + run.rank + run.count;
             bytes.extend_from_slice(&words(hosts.map(|host| (host * CLUSTER_BYTES) | COPIED)));
         }
         bytes
@@ -209,23 +174,6 @@ fn l1_entries(virtual_bytes: u64) -> u64 {
 
 fn words(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
     numbers.flat_map(u64::to_be_bytes).collect()
-}
-
-fn allocate(used: impl Iterator<Item = Range<u64>>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for range in used {
-        let (start, end) = (range.start / CLUSTER_BYTES, range.end.div_ceil(CLUSTER_BYTES));
-        match runs.last_mut() {
-            Some(run) if start <= run.guest + run.count => {
-                run.count = run.count.max(end - run.guest);
-            }
-            last => {
-                let rank = last.map_or(0, |run| run.rank + run.count);
-                runs.push(Run { guest: start, count: end - start, rank });
-            }
-        }
-    }
-    runs
 }
 
 /// Clusters of the refcount table, and of the blocks, that count `others` clusters and themselves.
@@ -253,15 +201,6 @@ mod tests {
             assert!((blocks - 1) * REFCOUNTS_PER_BLOCK <= others + table + blocks);
             assert!(table * L2_ENTRIES >= blocks);
         }
-    }
-
-    #[test]
-    fn ranges_that_meet_in_a_cluster_are_one_run() {
-        let runs = allocate([0..1, 10..70_000, 131_072..131_073, 400_000..400_001].into_iter());
-        assert_eq!(
-            runs,
-            [Run { guest: 0, count: 3, rank: 0 }, Run { guest: 6, count: 1, rank: 3 }]
-        );
     }
 
     #[test]

@@ -15,6 +15,6 @@ mod header;
 mod layout;
 mod reader;
 
-pub(crate) use header::{MAGIC, read_source};
-pub(crate) use layout::{Layout, Part, VIRTUAL_BYTES_MAX};
+pub(crate) use header::MAGIC;
+pub(crate) use layout::{Layout, VIRTUAL_BYTES_MAX};
 pub(crate) use reader::Qcow2Disk;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use super::check::check_tables;
 use super::decompress::decompress;
 use super::entry::{self, Cluster};
-use super::header::{Header, read_source};
+use super::header::Header;
 use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
 use crate::offset::{GuestOffset, HostOffset};
+use crate::pages::read_source;
 use crate::refusal::OpenError;
 use crate::source::ReadAt;
 

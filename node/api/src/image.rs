@@ -37,7 +37,8 @@ pub struct CreateImage {
     pub os_version: String,
     #[serde(default)]
     pub architecture: String,
-    /// What downloads default to; `qcow2` where empty.
+    /// What downloads default to: `raw`, `qcow2`, `vmdk`, `vmdk-stream`, `vhd`, `vhd-fixed`, `vhdx`
+    /// or `ova`; `qcow2` where empty.
     #[serde(default)]
     pub format: String,
     #[serde(default)]
@@ -135,7 +136,7 @@ pub struct InitUpload {
     /// The length of every part but the last; the node may answer another one, which counts.
     #[serde(default)]
     pub chunk_size_bytes: Option<u64>,
-    /// `qcow2` or `raw`; found out where missing.
+    /// `raw`, `qcow2`, `vmdk`, `vhd`, `vhdx` or `ova`; found out where missing.
     #[serde(default)]
     pub format: Option<String>,
     /// Tags that the version gets besides `latest`.

@@ -121,7 +121,7 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
         return Err(Error::Usage(reason));
     }
     let format = arguments.format.as_str();
-    let default = || default_output(&arguments.reference, format);
+    let default = || default_output(&arguments.reference, arguments.format.extension());
     let output = arguments.output.clone().unwrap_or_else(default);
     let path = format!(
         "api/v1/images/{}/versions/{}/download?format={format}",
@@ -146,12 +146,12 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
     })
 }
 
-fn default_output(reference: &ImageReference, format: &str) -> PathBuf {
+fn default_output(reference: &ImageReference, extension: &str) -> PathBuf {
     let name = reference.name.as_str().rsplit('/').next().unwrap_or_default();
     let pin = reference.pin.to_string();
     let pin = pin.rsplit(':').next().unwrap_or_default();
     let pin: String = pin.chars().take(20).collect();
-    PathBuf::from(format!("{name}-{pin}.{format}"))
+    PathBuf::from(format!("{name}-{pin}.{extension}"))
 }
 
 /// Fetches `path` into `output`; gives its length.

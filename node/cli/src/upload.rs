@@ -110,10 +110,8 @@ pub async fn upload(
 
 /// Refuses here what the node would refuse after the whole file had gone over the network.
 fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
-    let hint = arguments.format.map(|format| format.as_str().parse());
-    let hint = hint.transpose().map_err(|error| Error::Usage(format!("{error}")))?;
     let file = file.try_clone().map_err(Error::file("opening", &arguments.file))?;
-    match shoal_formats::open(Box::new(file), hint) {
+    match shoal_formats::open(Box::new(file), arguments.format) {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::Disk(format!("{}: {error}", arguments.file.display()))),
     }

@@ -5,6 +5,7 @@
 //! be put together; memory is bounded by [`PIECES_AHEAD`] pieces.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -13,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
-use shoal_content::{Digest, ImageId, RecipeId, TagName, VersionId};
-use shoal_formats::{Export, Format, Piece};
+use shoal_content::{Digest, ImageId, Recipe, RecipeId, TagName, VersionId};
+use shoal_formats::{Adler32, Export, Piece, Target};
 use shoal_metadata::{Action, Query as Metadata, Read, Version};
 
 use super::caller::Caller;
@@ -55,17 +56,18 @@ pub async fn download(
     };
     let asked = query.format.as_deref().filter(|text| !text.is_empty());
     let kept = Some(row.profile.format.as_str()).filter(|text| !text.is_empty());
-    let format: Format = asked.or(kept).unwrap_or("qcow2").parse()?;
+    let target: Target = asked.or(kept).unwrap_or("qcow2").parse()?;
     let recipe = app.services.origin.recipe(disk.recipe).await?.ok_or_else(|| {
         tracing::error!(recipe = %disk.recipe, "a version's recipe is not in storage");
         unavailable("the disk's recipe is not in storage; tell the operator")
     })?;
-    let export = tokio::task::spawn_blocking(move || Export::new(format, recipe)).await;
+    let export = tokio::task::spawn_blocking(move || Export::new(target, recipe)).await;
     let export = export.map_err(|_| unavailable("the node is stopping"))??;
     let file = format!(
-        "{}-{}.{format}",
+        "{}-{}.{}",
         row.name.as_str().rsplit('/').next().unwrap_or_default(),
-        number(&version)
+        number(&version),
+        target.extension()
     );
     answer(&app.services.origin, disk.recipe, export, &file, &headers)
 }
@@ -100,7 +102,7 @@ fn answer(
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let length = export.len();
-    let etag = format!("\"{recipe}-{}-{WRITERS_VERSION}\"", export.format());
+    let etag = format!("\"{recipe}-{}-{WRITERS_VERSION}\"", export.target());
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
@@ -174,7 +176,7 @@ fn content(
     export: Export,
     range: Range<u64>,
 ) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
-    let recipe = export.recipe().clone();
+    let (recipe, whole) = (export.recipe().clone(), export.clone());
     let pieces = futures::stream::unfold((export, range.start), move |(export, at)| {
         let most = range.end.saturating_sub(at).min(PIECE_BYTES_MAX);
         let piece = export.pieces(at, most).next();
@@ -185,7 +187,7 @@ fn content(
     });
     pieces
         .map(move |piece| {
-            let (origin, recipe) = (origin.clone(), recipe.clone());
+            let (origin, recipe, export) = (origin.clone(), recipe.clone(), whole.clone());
             async move {
                 match piece {
                     Piece::Bytes(bytes) => Ok(Bytes::from(bytes)),
@@ -194,10 +196,36 @@ fn content(
                         let content = origin.chunk(id, &recipe, chunk).await?;
                         Ok(content.slice(from as usize..(from + length) as usize))
                     }
+                    Piece::Adler32 { guest, of, from, length } => {
+                        let sum =
+                            adler32(&origin, id, &recipe, export.guest_pieces(guest, of.into()));
+                        let sum = sum.await?;
+                        Ok(Bytes::copy_from_slice(&sum[from.into()..(from + length).into()]))
+                    }
                 }
             }
         })
         .buffered(PIECES_AHEAD)
+}
+
+/// Of what `pieces` of the guest hold; their chunks were just read and are at hand.
+async fn adler32(
+    origin: &Origin,
+    id: RecipeId,
+    recipe: &Arc<Recipe>,
+    pieces: impl Iterator<Item = Piece> + Send,
+) -> Result<[u8; 4], Error> {
+    let mut sum = Adler32::default();
+    for piece in pieces {
+        match piece {
+            Piece::Chunk { chunk, from, length, .. } => {
+                let content = origin.chunk(id, recipe, chunk).await?;
+                sum.update(&content[from as usize..(from + length) as usize]);
+            }
+            hole => sum.zeros(hole.length()),
+        }
+    }
+    Ok(sum.to_bytes())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The answers of `/api/v1` that are no success and that `http::problem` has no word for.
 
 use axum::http::StatusCode;
-use shoal_formats::{ExportError, FormatError};
+use shoal_formats::{ExportError, FormatError, TargetError};
 
 use crate::http::problem::Problem;
 use crate::origin;
@@ -44,12 +44,15 @@ impl From<FormatError> for Problem {
     }
 }
 
+impl From<TargetError> for Problem {
+    fn from(error: TargetError) -> Self {
+        Self::bad_request("format_invalid", error.to_string())
+    }
+}
+
 impl From<ExportError> for Problem {
     fn from(error: ExportError) -> Self {
         match error {
-            ExportError::Unsupported(_) => {
-                Self::bad_request("format_not_supported", error.to_string())
-            }
             ExportError::TooLarge(_) => Self::bad_request("disk_too_large", error.to_string()),
             error => Self::internal(&error),
         }

@@ -129,10 +129,6 @@ pub async fn init(
     }
     let format: Option<Format> =
         request.format.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()?;
-    if let Some(format) = format.filter(|format| !format.is_readable()) {
-        let text = format!("{format} images are not supported yet; convert it to qcow2 first");
-        return Err(Problem::bad_request("format_not_supported", text));
-    }
     let wished = request.chunk_size_bytes.unwrap_or(PART_BYTES_DEFAULT);
     // Few enough parts, whatever was wished.
     let least = request.total_size_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);

@@ -132,15 +132,25 @@ async fn a_disk_comes_back_as_it_was_in_every_format() -> Result<()> {
     let id = status.version_id.context("no version id")?.to_string();
     let digest = status.manifest_digest.context("no digest")?.to_string();
     let source = file.to_string_lossy().into_owned();
-    for format in ["qcow2", "raw"] {
+    for format in ["qcow2", "raw", "vmdk", "vmdk-stream", "vhd", "vhd-fixed", "vhdx", "ova"] {
         let first = download(&node, image, &id, format).await?;
         for name in names.iter().chain([&digest]) {
             ensure!(download(&node, image, name, format).await? == first, "{name} as {format}");
         }
         let output = node.path().join(format!("back.{format}"));
         std::fs::write(&output, &first)?;
-        let output = output.to_string_lossy().into_owned();
-        run("qemu-img", &["compare", "-f", "qcow2", "-F", format, &source, &output])?;
+        let mut output = output.to_string_lossy().into_owned();
+        let driver = match format {
+            "vhd" | "vhd-fixed" => "vpc",
+            "vmdk-stream" | "ova" => "vmdk",
+            other => other,
+        };
+        if format == "ova" {
+            let folder = node.path().to_string_lossy().into_owned();
+            run("tar", &["-xf", &output, "-C", &folder])?;
+            output = format!("{folder}/disk.vmdk");
+        }
+        run("qemu-img", &["compare", "-f", "qcow2", "-F", driver, &source, &output])?;
         if format == "qcow2" {
             run("qemu-img", &["check", "-f", "qcow2", &output])?;
         }
@@ -160,6 +170,69 @@ async fn a_disk_comes_back_as_it_was_in_every_format() -> Result<()> {
     ensure!(page.pagination.total_count == 1 && page.data[0].status == "active");
     let none: Page<Image> = node.get("images?kind=container").await?;
     ensure!(none.data.is_empty());
+    node.server.stop().await
+}
+
+/// A machine's archive of one disk, as exporters make it.
+fn make_ova(folder: &Path, disk: &Path) -> Result<PathBuf> {
+    let name = disk.file_name().context("no name")?.to_string_lossy().into_owned();
+    let ovf = format!(
+        "<Envelope xmlns:ovf='urn:ovf'><References><File ovf:id='f' ovf:href='{name}'/></References>\
+         <DiskSection><Disk ovf:fileRef='f' ovf:format='urn:vmdk'/></DiskSection></Envelope>"
+    );
+    let sum = hex::encode(Sha256::digest(std::fs::read(disk)?));
+    let manifest = format!(
+        "SHA256(vm.ovf)= {}\nSHA256({name})= {sum}\n",
+        hex::encode(Sha256::digest(ovf.as_bytes()))
+    );
+    std::fs::write(folder.join("vm.ovf"), ovf)?;
+    std::fs::write(folder.join("vm.mf"), manifest)?;
+    let archive = folder.join("vm.ova");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let files = ["-cf", &text(&archive), "-C", &text(folder), "vm.ovf", "vm.mf", &name];
+    run("tar", &files)?;
+    Ok(archive)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_disk_in_every_format_is_stored_once() -> Result<()> {
+    let node = Node::start().await?;
+    let file = make_disk(node.path(), "formats", 2)?;
+    let source = file.to_string_lossy().into_owned();
+    let image = create_image(&node, "zedge/formats").await?;
+    let convert = |driver: &str, options: &str| -> Result<PathBuf> {
+        let path = node.path().join(format!("formats.{driver}"));
+        let name = path.to_string_lossy().into_owned();
+        let mut arguments = vec!["convert", "-f", "qcow2", "-O", driver];
+        if !options.is_empty() {
+            arguments.extend(["-o", options]);
+        }
+        arguments.extend([source.as_str(), name.as_str()]);
+        run("qemu-img", &arguments)?;
+        Ok(path)
+    };
+    let vmdk = convert("vmdk", "subformat=streamOptimized")?;
+    let files = [
+        ("qcow2", file.clone()),
+        ("raw", convert("raw", "")?),
+        ("ova", make_ova(node.path(), &vmdk)?),
+        ("vmdk", vmdk),
+        ("vhd", convert("vpc", "force_size=on")?),
+        ("vhdx", convert("vhdx", "")?),
+    ];
+    let mut recipes = Vec::new();
+    for (format, file) in files {
+        let status = upload(&node, image, &file, format).await?;
+        ensure!(status.status == "active", "{format}: {status:?}");
+        let found: Resolution =
+            node.get(&format!("resolve?reference=zedge/formats:{format}")).await?;
+        let disk = found.disk.context("no disk")?;
+        ensure!(disk.source_format == format, "{disk:?}");
+        recipes.push((format, disk.recipe));
+    }
+    // What the guest sees is cut, not what it came in: nothing but the first upload was new.
+    let first = recipes[0].1;
+    ensure!(recipes[1..].iter().all(|(_, recipe)| *recipe == first), "{recipes:?}");
     node.server.stop().await
 }
 

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use shoal_content::{ImageReference, Labels, TagName};
+use shoal_formats::{Format, Target};
 
 pub use rights::*;
 
@@ -183,19 +185,14 @@ pub enum ContextCommand {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    Qcow2,
-    Raw,
+/// The formats that a disk can be uploaded in.
+fn formats() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::ALL.map(Format::as_str)).try_map(|text| text.parse())
 }
 
-impl Format {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Qcow2 => "qcow2",
-            Self::Raw => "raw",
-        }
-    }
+/// What a disk can be downloaded as.
+fn targets() -> impl TypedValueParser<Value = Target> {
+    PossibleValuesParser::new(Target::ALL.map(Target::as_str)).try_map(|text| text.parse())
 }
 
 #[derive(Debug, Subcommand)]
@@ -249,7 +246,7 @@ pub struct Upload {
     #[arg(long = "version", value_name = "VERSION")]
     pub number: Option<String>,
     /// Found out from the file where missing
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = formats())]
     pub format: Option<Format>,
     /// Length of a part in MiB [default: the node's choice]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -267,8 +264,9 @@ pub struct Download {
     /// [default: NAME-TAG.FORMAT in this folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    #[arg(long, value_enum, default_value = "qcow2")]
-    pub format: Format,
+    /// vmdk is for VMware's desktop programs, vmdk-stream for vSphere, vhd-fixed for Azure
+    #[arg(long, value_parser = targets(), default_value = "qcow2")]
+    pub format: Target,
 }
 
 #[derive(Debug, Args)]

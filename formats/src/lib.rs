@@ -19,6 +19,8 @@ mod cutter;
 mod detect;
 mod disk;
 mod export;
+mod filesystem;
+mod grain;
 mod ingest;
 mod manifest;
 mod offset;
@@ -35,8 +37,10 @@ pub use cutter::{Cut, Cutter};
 pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
 pub use export::{Content, Export, ExportError, ExportProgress, Piece, Pieces, write_file};
+pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
+pub use grain::Grain;
 pub use ingest::{
-    DiskIngest, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
+    DiskIngest, FreeSpace, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
 };
 pub use manifest::{
     MANIFEST_BYTES_MAX, ManifestError, ManifestKind, ParsedManifest, REFERENCES_MAX, Reference,

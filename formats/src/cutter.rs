@@ -1,25 +1,44 @@
 //! Where a disk's content is cut.
 //!
-//! Content-defined cutting (FastCDC, 2020 variant) of each run of data, so that bytes put in or
-//! taken out move few cuts. Zero runs are holes: of at least [`HOLE_BYTES_MIN`], counted in blocks
-//! of 4 KiB of guest addresses; shorter ones stay in the chunks, where they compress to nothing.
+//! The cutter is told of each stretch of the disk before its bytes ([`Stretch`]; see
+//! `filesystem`), and cuts along it:
+//! - A large stretch – a run of one file, or whatever is not known – is cut by itself, where its
+//!   content says so (FastCDC, 2020 variant): bytes put in or taken out move few cuts, and a file
+//!   that moved as a whole is cut as before. Files mostly change as a whole or not at all, so that
+//!   theirs are longer.
+//! - Small ones are gathered into groups, which end after a stretch whose own content says so
+//!   ([`ends_group`]): the same small files next to each other make the same groups, and one that
+//!   changes, goes or comes disturbs only its own.
+//! - Nothing goes across a border of a volume, and blocks are counted from there.
 //!
-//! Invariants: a cut depends on the content of its run alone, never on how the bytes were handed
-//! in; cuts ascend, do not overlap, and cover every byte that is not zero.
-//! Non-goal: file systems; their maps will only add places where a run ends.
+//! What is large, and how long a group is at least, follows from a [`Grain`].
+//!
+//! Zero runs of at least [`HOLE_BYTES_MIN`] are holes, counted in blocks of 4 KiB; shorter ones
+//! stay in the chunks, where they compress to nothing.
+//!
+//! Invariants: a cut depends on the stretches and the content since the last hole or border, never
+//! on how the bytes were handed in; cuts ascend, do not overlap, and cover every byte that is not
+//! zero.
+//! Non-goals: file systems; deciding what is free.
 
 use fastcdc::v2020::FastCDC;
 use shoal_content::CHUNK_BYTES_MAX;
 
+use crate::filesystem::{Stretch, StretchKind};
+use crate::grain::Grain;
 use crate::zero::is_zero;
 
-const CHUNK_BYTES_MIN: usize = 16 * 1024;
-const CHUNK_BYTES_AVERAGE: usize = 64 * 1024;
+/// Minimum and average of what is not known.
+const UNKNOWN_BYTES: (usize, usize) = (16 * 1024, 64 * 1024);
+/// Minimum and average of large files.
+const FILE_BYTES: (usize, usize) = (64 * 1024, 128 * 1024);
 const CHUNK_MAX: usize = CHUNK_BYTES_MAX as usize;
 /// The unit in which zeros are looked for.
 const BLOCK_BYTES: u64 = 4096;
 /// A shorter run of zeros is content.
 const HOLE_BYTES_MIN: u64 = 32 * 1024;
+/// One stretch of so many ends a group that is long enough.
+const GROUP_ENDS_ONE_OF: u64 = 3;
 
 /// One chunk to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,42 +49,113 @@ pub struct Cut {
     pub content: Vec<u8>,
 }
 
-/// See the module's documentation. Holds at most one chunk and what was handed in at once.
+/// How the open run is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Manner {
+    /// By content, nothing being known.
+    #[default]
+    Unknown,
+    /// By content, a run of one file.
+    File,
+    Group,
+}
+
+/// See the module's documentation. Holds a few chunks and what was handed in at once.
 #[derive(Debug, Default)]
 pub struct Cutter {
-    /// Guest bytes passed.
+    grain: Grain,
+    /// Guest bytes passed, but for those in `part`.
     position: u64,
+    /// The start of a block whose end has not come yet.
+    part: Vec<u8>,
+    /// Where blocks are counted from.
+    anchor: u64,
     /// Zeros passed since the last byte of the run.
     zeros: u64,
     /// The uncut end of the run that is open.
     run: Vec<u8>,
     /// Where `run` starts.
     run_offset: u64,
+    manner: Manner,
+    /// Where in `run` the open stretch of a group starts.
+    member: usize,
 }
 
 impl Cutter {
-    /// Starts at guest byte 0.
-    pub fn new() -> Self {
-        Self::default()
+    /// Starts at guest byte 0, with content of which nothing is known.
+    pub fn new(grain: Grain) -> Self {
+        Self { grain, ..Self::default() }
+    }
+
+    /// Says what the bytes are that come next, up to the next stretch.
+    pub fn stretch(&mut self, stretch: &Stretch, cuts: &mut Vec<Cut>) {
+        self.end_part(true, cuts);
+        if stretch.at_border {
+            self.end_run(cuts);
+            self.anchor = stretch.offset;
+        }
+        let manner = match stretch.kind {
+            _ if stretch.length < self.grain.large_bytes_min() => Manner::Group,
+            StretchKind::File { .. } => Manner::File,
+            StretchKind::Free | StretchKind::Other => Manner::Unknown,
+        };
+        if self.manner == Manner::Group && manner == Manner::Group {
+            self.end_member(cuts);
+        } else {
+            self.end_run(cuts);
+        }
+        self.manner = manner;
     }
 
     /// Takes the next guest bytes.
     pub fn data(&mut self, mut bytes: &[u8], cuts: &mut Vec<Cut>) {
         while !bytes.is_empty() {
-            let to_border = BLOCK_BYTES - self.position % BLOCK_BYTES;
-            let length = bytes.len().min(to_border as usize);
-            let (block, rest) = bytes.split_at(length);
+            let (head, rest) = bytes.split_at(bytes.len().min(self.room()));
             bytes = rest;
-            if is_zero(block) {
-                self.zeros(length as u64, cuts);
+            if self.part.is_empty() && head.len() == self.room() {
+                self.block(head, cuts);
             } else {
-                self.block(block, cuts);
+                self.part.extend_from_slice(head);
+                self.end_part(self.room() == BLOCK_BYTES as usize, cuts);
             }
         }
     }
 
     /// Takes `length` zero bytes without their being spelled out.
-    pub fn zeros(&mut self, length: u64, cuts: &mut Vec<Cut>) {
+    pub fn zeros(&mut self, mut length: u64, cuts: &mut Vec<Cut>) {
+        if !self.part.is_empty() || self.room() < BLOCK_BYTES as usize {
+            let fill = length.min(self.room() as u64);
+            self.part.resize(self.part.len() + fill as usize, 0);
+            self.end_part(self.room() == BLOCK_BYTES as usize, cuts);
+            length -= fill;
+        }
+        let rest = length % BLOCK_BYTES;
+        self.zero_run(length - rest, cuts);
+        self.part.resize(self.part.len() + rest as usize, 0);
+    }
+
+    /// The disk ends here.
+    pub fn finish(mut self, cuts: &mut Vec<Cut>) {
+        self.end_part(true, cuts);
+        self.end_run(cuts);
+    }
+
+    /// Bytes up to the block's end.
+    fn room(&self) -> usize {
+        let inside = self.position - self.anchor + self.part.len() as u64;
+        (BLOCK_BYTES - inside % BLOCK_BYTES) as usize
+    }
+
+    fn end_part(&mut self, ends: bool, cuts: &mut Vec<Cut>) {
+        if ends && !self.part.is_empty() {
+            let mut part = std::mem::take(&mut self.part);
+            self.block(&part, cuts);
+            part.clear();
+            self.part = part;
+        }
+    }
+
+    fn zero_run(&mut self, length: u64, cuts: &mut Vec<Cut>) {
         self.position += length;
         self.zeros += length;
         if self.zeros >= HOLE_BYTES_MIN {
@@ -73,17 +163,13 @@ impl Cutter {
         }
     }
 
-    /// The disk ends here.
-    pub fn finish(mut self, cuts: &mut Vec<Cut>) {
-        self.end_run(cuts);
-    }
-
     fn block(&mut self, block: &[u8], cuts: &mut Vec<Cut>) {
-        if self.run.is_empty() && self.zeros > 0 {
-            // The zeros before a run are a hole, however few: nothing is open to keep them.
-            self.zeros = 0;
+        if is_zero(block) {
+            return self.zero_run(block.len() as u64, cuts);
         }
         if self.run.is_empty() {
+            // The zeros before a run are a hole, however few: nothing is open to keep them.
+            self.zeros = 0;
             self.run_offset = self.position;
         }
         // Fewer than make a hole, or the run would have ended.
@@ -91,21 +177,53 @@ impl Cutter {
         self.zeros = 0;
         self.run.extend_from_slice(block);
         self.position += block.len() as u64;
-        // In steps of several chunks: what was cut is moved out of the run each time.
-        if self.run.len() >= 8 * CHUNK_MAX {
-            self.cut(CHUNK_MAX, cuts);
+        match self.manner {
+            // In steps of several chunks: what was cut is moved out of the run each time.
+            Manner::Group if self.run.len() > CHUNK_MAX => self.cut_group(self.member, cuts),
+            Manner::Group => {}
+            _ if self.run.len() >= 8 * CHUNK_MAX => self.cut(CHUNK_MAX, cuts),
+            _ => {}
         }
     }
 
+    /// A stretch of a group ends here.
+    fn end_member(&mut self, cuts: &mut Vec<Cut>) {
+        let member = &self.run[self.member.min(self.run.len())..];
+        if !member.is_empty()
+            && self.run.len() >= self.grain.group_bytes_min()
+            && ends_group(member)
+        {
+            self.cut_group(self.run.len(), cuts);
+        }
+        self.member = self.run.len();
+    }
+
     fn end_run(&mut self, cuts: &mut Vec<Cut>) {
-        self.cut(1, cuts);
+        match self.manner {
+            Manner::Group => self.cut_group(self.run.len(), cuts),
+            Manner::File | Manner::Unknown => self.cut(1, cuts),
+        }
+        self.zeros = 0;
+    }
+
+    /// Makes one chunk of the run's first `length` bytes. Zeros after it are a hole.
+    fn cut_group(&mut self, length: usize, cuts: &mut Vec<Cut>) {
+        if length > 0 {
+            let rest = self.run.split_off(length);
+            let content = std::mem::replace(&mut self.run, rest);
+            cuts.push(Cut { offset: self.run_offset, content });
+            self.run_offset += length as u64;
+        }
+        self.member = self.member.saturating_sub(length);
     }
 
     /// Cuts while at least `least` bytes are uncut. A cut is settled where a whole chunk's bytes
     /// were in sight, or the run's end.
     fn cut(&mut self, least: usize, cuts: &mut Vec<Cut>) {
         let mut from = 0;
-        let search = FastCDC::new(&self.run, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_MAX);
+        let (least_chunk, average) =
+            if self.manner == Manner::File { FILE_BYTES } else { UNKNOWN_BYTES };
+        let search = FastCDC::new(&self.run, least_chunk, average, CHUNK_MAX);
         while self.run.len() - from >= least {
             let (_, end) = search.cut(from, self.run.len() - from);
             let offset = self.run_offset + from as u64;
@@ -117,6 +235,16 @@ impl Cutter {
     }
 }
 
+/// Whether the group ends after a stretch of these bytes.
+fn ends_group(member: &[u8]) -> bool {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (words, rest) = member.as_chunks::<8>();
+    let mix = |sum: u64, word: u64| (sum.rotate_left(23) ^ word).wrapping_mul(FACTOR);
+    let sum = words.iter().fold(0, |sum, word| mix(sum, u64::from_le_bytes(*word)));
+    let sum = rest.iter().fold(sum, |sum, byte| mix(sum, u64::from(*byte)));
+    // The upper bits depend on all of the bytes.
+    (sum >> 32) % GROUP_ENDS_ONE_OF == 0
+}
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -130,7 +258,7 @@ mod tests {
     }
 
     fn cut_all(disk: &[u8], step: usize) -> Vec<Cut> {
-        let (mut cutter, mut cuts) = (Cutter::new(), Vec::new());
+        let (mut cutter, mut cuts) = (Cutter::default(), Vec::new());
         disk.chunks(step).for_each(|part| cutter.data(part, &mut cuts));
         cutter.finish(&mut cuts);
         cuts
@@ -187,8 +315,6 @@ mod tests {
             let whole = cut_all(&disk, disk.len());
             prop_assert_eq!(rebuild(&whole, disk.len()), disk.clone());
             prop_assert!(whole.iter().all(|cut| (1..=CHUNK_MAX).contains(&cut.content.len())));
-            // Steps that keep to the blocks' borders; a block is looked at whole.
-            let step = step.next_multiple_of(BLOCK_BYTES as usize);
             prop_assert_eq!(cut_all(&disk, step), whole);
         }
     }

@@ -1,6 +1,7 @@
 //! From a disk to chunks in packs, and the recipe that puts them together again.
 //!
-//! Invariants: the recipe reproduces the disk byte for byte; the same disk with the same answers
+//! Invariants: the recipe reproduces the disk byte for byte, but for bytes that a file system left
+//! clean calls free, which are zero unless they are to be kept; the same disk with the same answers
 //! of `known` gives the same recipe and packs on every machine; memory is bounded by
 //! [`INGEST_BYTES_MAX`] beside the recipe, whatever the disk's size.
 //! Non-goals: storing packs (see [`PackSink`]), deciding what storage has.
@@ -13,11 +14,15 @@ use shoal_content::{Chunk, ChunkId, Encoding, Extent, Recipe, RecipeKind, Source
 use thiserror::Error;
 
 use crate::cutter::{Cut, Cutter};
-use crate::disk::{Disk, ExtentKind, ReadError};
+use crate::disk::{Disk, ExtentKind, MapExtent, ReadError};
+use crate::filesystem::{StretchKind, survey};
+use crate::grain::Grain;
 use crate::pack::{PACK_BYTES, PackBuilder, PackSink, Place, SinkError};
 
 /// Guest bytes read at once.
 const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// Guest bytes read at once at least, where as many follow.
+const READ_BYTES_MIN: u64 = 256 * 1024;
 /// Cut content that is hashed and compressed together, over all cores.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// zstd's default: beyond it, time grows faster than what is saved.
@@ -43,6 +48,8 @@ pub struct IngestProgress {
     pub bytes_done: u64,
     /// Guest bytes in all.
     pub bytes_total: u64,
+    /// Bytes that a file system calls free and that count as zero for it, so far.
+    pub free_bytes: u64,
     /// Bytes that are not in holes, so far.
     pub content_bytes: u64,
     /// Content of chunks that neither this disk nor storage had, so far.
@@ -76,15 +83,32 @@ pub enum IngestError {
     Cancelled,
 }
 
+/// What becomes of bytes that a file system does not use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FreeSpace {
+    /// They read as zero, where the file system was left clean.
+    #[default]
+    Zero,
+    /// They are content like any other.
+    Keep,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct DiskIngest<S> {
     sink: S,
+    free_space: FreeSpace,
 }
 
 impl<S: PackSink> DiskIngest<S> {
     pub fn new(sink: S) -> Self {
-        Self { sink }
+        Self { sink, free_space: FreeSpace::default() }
+    }
+
+    #[must_use]
+    pub fn free_space(mut self, free_space: FreeSpace) -> Self {
+        self.free_space = free_space;
+        self
     }
 
     /// Reads `disk` to its end. `known` is asked once for each distinct chunk, in order;
@@ -98,30 +122,42 @@ impl<S: PackSink> DiskIngest<S> {
         known: &mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
         progress: &mut dyn FnMut(IngestProgress) -> ControlFlow<()>,
     ) -> Result<Ingested<S>, IngestError> {
+        let mut plan = survey(disk)?;
+        if self.free_space == FreeSpace::Keep {
+            plan = plan.keeping_free_space();
+        }
         let mut builder = RecipeBuilder::new(self.sink);
         let mut totals =
             IngestProgress { bytes_total: disk.virtual_bytes(), ..IngestProgress::default() };
-        let (mut cutter, mut cuts) = (Cutter::new(), Vec::new());
-        let mut window = Vec::new();
-        while totals.bytes_done < totals.bytes_total {
-            let extent = disk.next_extent(totals.bytes_done)?;
-            match extent.kind {
-                ExtentKind::Zero => {
-                    cutter.zeros(extent.length, &mut cuts);
-                    totals.bytes_done += extent.length;
-                }
-                ExtentKind::Data => {
-                    let length = extent.length.min(WINDOW_BYTES);
-                    window.resize(length as usize, 0);
-                    disk.read(extent.offset, &mut window)?;
-                    cutter.data(&window, &mut cuts);
-                    totals.bytes_done += length;
-                }
-            }
-            if cuts.iter().map(|cut| cut.content.len()).sum::<usize>() >= BATCH_BYTES {
-                builder.add(std::mem::take(&mut cuts), known, &mut totals)?;
-                if progress(totals).is_break() {
-                    return Err(IngestError::Cancelled);
+        let (mut cutter, mut cuts) = (Cutter::new(Grain::fitting(&plan)), Vec::new());
+        let mut guest = Guest { disk, extent: None, window: Vec::new(), window_offset: 0 };
+        for stretch in plan.walk() {
+            cutter.stretch(&stretch, &mut cuts);
+            let end = stretch.offset + stretch.length;
+            while totals.bytes_done < end {
+                let length = end - totals.bytes_done;
+                let passed = if stretch.kind == StretchKind::Free {
+                    totals.free_bytes += length;
+                    cutter.zeros(length, &mut cuts);
+                    length
+                } else {
+                    match guest.next(totals.bytes_done, length)? {
+                        Part::Zeros(length) => {
+                            cutter.zeros(length, &mut cuts);
+                            length
+                        }
+                        Part::Bytes(bytes) => {
+                            cutter.data(bytes, &mut cuts);
+                            bytes.len() as u64
+                        }
+                    }
+                };
+                totals.bytes_done += passed;
+                if cuts.iter().map(|cut| cut.content.len()).sum::<usize>() >= BATCH_BYTES {
+                    builder.add(std::mem::take(&mut cuts), known, &mut totals)?;
+                    if progress(totals).is_break() {
+                        return Err(IngestError::Cancelled);
+                    }
                 }
             }
         }
@@ -132,6 +168,45 @@ impl<S: PackSink> DiskIngest<S> {
             return Err(IngestError::Cancelled);
         }
         Ok(Ingested { recipe, totals, packs, sink })
+    }
+}
+
+/// Reads a disk front to back, in windows that do not depend on where stretches end.
+struct Guest<'a> {
+    disk: &'a mut dyn Disk,
+    extent: Option<MapExtent>,
+    window: Vec<u8>,
+    window_offset: u64,
+}
+
+enum Part<'a> {
+    Zeros(u64),
+    Bytes(&'a [u8]),
+}
+
+impl Guest<'_> {
+    /// What is at `offset`: at least one byte, and at most `length`.
+    fn next(&mut self, offset: u64, length: u64) -> Result<Part<'_>, ReadError> {
+        let inside = |from: u64, count: u64| (from..from + count).contains(&offset);
+        let extent = match self.extent {
+            Some(extent) if inside(extent.offset, extent.length) => extent,
+            _ => *self.extent.insert(self.disk.next_extent(offset)?),
+        };
+        let length = length.min(extent.offset + extent.length - offset);
+        if extent.kind == ExtentKind::Zero {
+            return Ok(Part::Zeros(length));
+        }
+        if !inside(self.window_offset, self.window.len() as u64) {
+            let ahead = (extent.offset + extent.length - offset).min(WINDOW_BYTES);
+            // What is free behind a short stretch need not be read: no further than twice.
+            let ahead = ahead.min(length.saturating_mul(2).max(READ_BYTES_MIN));
+            self.window.resize(ahead as usize, 0);
+            self.window_offset = offset;
+            self.disk.read(offset, &mut self.window)?;
+        }
+        let from = (offset - self.window_offset) as usize;
+        let count = length.min((self.window.len() - from) as u64) as usize;
+        Ok(Part::Bytes(&self.window[from..from + count]))
     }
 }
 

@@ -20,6 +20,8 @@ mod cutter;
 mod detect;
 mod disk;
 mod export;
+mod filesystem;
+mod grain;
 mod ingest;
 mod manifest;
 mod mapped;
@@ -46,8 +48,10 @@ pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
     write_file,
 };
+pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
+pub use grain::Grain;
 pub use ingest::{
-    DiskIngest, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
+    DiskIngest, FreeSpace, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,
 };
 pub use manifest::{
     MANIFEST_BYTES_MAX, ManifestError, ManifestKind, ParsedManifest, REFERENCES_MAX, Reference,

@@ -547,6 +547,8 @@ fn may_go(
 
 /// What of these versions tags lead to, by lists and subjects, either way round for those.
 fn needed(versions: &[Version], tags: &State) -> BTreeSet<Digest> {
+    // What is not there holds nothing together.
+    let there: BTreeSet<&Digest> = versions.iter().map(|version| &version.digest).collect();
     let mut needed: BTreeSet<Digest> = tags.values().map(|used| used.digest.clone()).collect();
     loop {
         let before = needed.len();
@@ -556,8 +558,8 @@ fn needed(versions: &[Version], tags: &State) -> BTreeSet<Digest> {
                 Reference::Blob { .. } => None,
             });
             if needed.contains(&version.digest) {
-                needed.extend(listed);
-                needed.extend(version.subject.clone());
+                needed.extend(listed.filter(|one| there.contains(one)));
+                needed.extend(version.subject.iter().filter(|one| there.contains(one)).cloned());
             }
             if version.subject.as_ref().is_some_and(|subject| needed.contains(subject)) {
                 needed.insert(version.digest.clone());

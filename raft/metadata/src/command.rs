@@ -17,6 +17,7 @@ use crate::record::{
     Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Multipart, Node,
     Reference, Upload, UploadPart, User,
 };
+use crate::retention::{NameUse, PolicyError, PolicyRules};
 use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
     Visibility,
@@ -253,6 +254,46 @@ pub enum Command {
     NoteTokenUses {
         uses: BTreeMap<[u8; 32], Timestamp>,
     },
+    /// Sets a project's policy, where the one it has is of revision `expected` (0 is none).
+    SetPolicy {
+        project: ProjectName,
+        rules: PolicyRules,
+        expected: Option<u64>,
+        by: String,
+    },
+    RemovePolicy {
+        project: ProjectName,
+    },
+    /// Drops what was judged, as far as it is still as it was judged.
+    Retire(Retire),
+    /// Notes when tags and versions were last pulled.
+    NotePulls {
+        pulls: BTreeMap<ImageId, ImagePulls>,
+    },
+}
+
+/// What goes from one repository. Sound whatever it holds: everything is looked at again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retire {
+    pub image: ImageId,
+    /// Of the policy that was judged by.
+    pub revision: u64,
+    pub judged_at: Timestamp,
+    /// Untagged versions go that are quiet since then or longer; `None` is none.
+    pub quiet_before: Option<Timestamp>,
+    /// With what they were judged by.
+    pub tags: BTreeMap<TagName, NameUse>,
+    /// Disk versions by their numbers; those that have a tag stay.
+    pub numbers: BTreeMap<String, NameUse>,
+    /// Container versions without a tag, in the order in which they go.
+    pub untagged: Vec<Digest>,
+}
+
+/// The last pulls from one repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePulls {
+    pub tags: BTreeMap<TagName, Timestamp>,
+    pub versions: BTreeMap<Digest, Timestamp>,
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.
@@ -300,6 +341,14 @@ pub enum Response {
     Aborted(Upload),
     /// So many objects were counted that no row knew.
     Adopted(u64),
+    Policy {
+        revision: u64,
+    },
+    /// What is gone now.
+    Retired {
+        tags: BTreeSet<TagName>,
+        versions: BTreeSet<Digest>,
+    },
 }
 
 /// Why a command changed nothing. These are answers for users, not failures.
@@ -342,6 +391,15 @@ pub enum Refusal {
     WrongRight,
     #[error("the project came to be in the meantime, and is not yours")]
     NotYours,
+    /// By the project's policy.
+    #[error("{repository}:{name} is immutable by its project's policy, and so is what it names")]
+    Immutable { repository: RepositoryName, name: String },
+    #[error("immutable images may need {0}, so that the repository keeps it")]
+    BlobNeeded(Digest),
+    #[error("the project's policy was changed in the meantime")]
+    PolicyChanged,
+    #[error(transparent)]
+    Policy(PolicyError),
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -364,6 +422,7 @@ pub enum Subject {
     Right,
     Robot,
     Token,
+    Policy,
 }
 
 impl std::fmt::Display for Subject {
@@ -386,6 +445,7 @@ impl std::fmt::Display for Subject {
             Self::Right => "membership or grant",
             Self::Robot => "robot",
             Self::Token => "token",
+            Self::Policy => "policy",
         })
     }
 }

@@ -70,6 +70,11 @@ pub fn referrer(id: ImageId, subject: &Digest, referrer: &Digest) -> Vec<u8> {
     join(&[&image(id), &digest(subject), &digest(referrer)])
 }
 
+/// `parent` is an index that lists `child`.
+pub fn manifest_parent(id: ImageId, child: &Digest, parent: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(child), &digest(parent)])
+}
+
 pub fn tag(id: ImageId, name: &TagName) -> Vec<u8> {
     join(&[&image(id), name.as_str().as_bytes()])
 }

@@ -17,11 +17,12 @@ mod key;
 mod memory;
 mod query;
 mod record;
+mod retention;
 mod rights;
 mod table;
 mod transaction;
 
-pub use apply::{Outcome, apply};
+pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_row, encode_command,
     encode_row,
@@ -30,6 +31,7 @@ pub use command::*;
 pub use memory::Memory;
 pub use query::Query;
 pub use record::*;
+pub use retention::*;
 pub use rights::*;
 pub use table::{Fault, Read, Rows, Table};
 pub use transaction::{Transaction, Writes};

@@ -168,6 +168,14 @@ impl<'a, R: Read> Query<'a, R> {
         digests.iter().rev().map(|digest| self.present(image, digest)).collect()
     }
 
+    /// The versions that were pushed last, at most `limit`.
+    pub fn versions_up_to(&self, image: ImageId, limit: usize) -> Result<Vec<Version>, Fault> {
+        let prefix = key::image(image);
+        let rows = self.read.scan(Table::VersionSequences, &prefix, &prefix, limit)?;
+        let digest = |bytes: &[u8]| decoded::<Digest>(Table::VersionSequences, bytes);
+        rows.iter().map(|(_, bytes)| self.present(image, &digest(bytes)?)).collect()
+    }
+
     /// The versions whose subject is `subject`, by digest.
     pub fn referrers(&self, image: ImageId, subject: &Digest) -> Result<Vec<Version>, Fault> {
         let prefix = key::image_digest(image, subject);

@@ -91,11 +91,23 @@ pub enum Table {
     PersonalTokens = 38,
     /// User, token's id -> hash of the secret.
     UserTokens = 39,
+    /// Project -> `Policy`.
+    Policies = 40,
+    /// Image, tag -> when it was last pushed, since this is kept.
+    TagPushes = 41,
+    /// Image, tag -> when it was last pulled by its name.
+    TagPulls = 42,
+    /// Image, digest -> when it was last pulled by its digest or a name.
+    VersionPulls = 43,
+    /// Image, digest -> since when the version has no tag.
+    UntaggedVersions = 44,
+    /// Image, digest, the digest of an index that lists it -> nothing.
+    ManifestParents = 45,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 45] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -135,6 +147,12 @@ impl Table {
         Self::Robots,
         Self::PersonalTokens,
         Self::UserTokens,
+        Self::Policies,
+        Self::TagPushes,
+        Self::TagPulls,
+        Self::VersionPulls,
+        Self::UntaggedVersions,
+        Self::ManifestParents,
     ];
 
     /// The first byte of its keys on disk.

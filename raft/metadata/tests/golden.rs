@@ -106,7 +106,47 @@ fn samples() -> Vec<Command> {
         Command::CreatePersonalToken(personal_token("u", 1)),
         Command::RemovePersonalToken { user: account("u"), id: "1".into() },
         Command::NoteTokenUses { uses: [([1; 32], at(5))].into() },
+        Command::SetPolicy {
+            project: "a".parse().unwrap(),
+            rules: PolicyRules {
+                automatic: true,
+                retention: vec![
+                    rule("v*", Keep::Newest(300)),
+                    rule("?", Keep::PushedWithin { days: 7 }),
+                    rule("!x", Keep::PulledWithin { days: 30 }),
+                    rule("**", Keep::Always),
+                ],
+                untagged_days: Some(14),
+                immutable: vec![selection("b/*", "1.*")],
+            },
+            expected: Some(0),
+            by: "o".into(),
+        },
+        Command::RemovePolicy { project: "a".parse().unwrap() },
+        Command::Retire(Retire {
+            image: image_id(1),
+            revision: 300,
+            judged_at: at(9),
+            quiet_before: Some(at(5)),
+            tags: [(tag("t"), used(1))].into(),
+            numbers: [("1.0".to_owned(), used(2))].into(),
+            untagged: vec![digest(3)],
+        }),
+        Command::NotePulls {
+            pulls: [(
+                image_id(1),
+                ImagePulls {
+                    tags: [(tag("t"), at(5))].into(),
+                    versions: [(digest(1), at(6))].into(),
+                },
+            )]
+            .into(),
+        },
     ]
+}
+
+fn used(manifest: u8) -> NameUse {
+    NameUse { digest: digest(manifest), pushed_at: at(5), pulled_at: Some(at(6)) }
 }
 
 fn hex(bytes: &[u8]) -> String {

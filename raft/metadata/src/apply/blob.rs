@@ -129,11 +129,12 @@ impl<R: Read> Step<'_, R> {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Response, Stop> {
-        let image = self.image_named(repository)?.id;
-        if !self.query().blob_in(image, digest)? {
+        let image = self.image_named(repository)?;
+        if !self.query().blob_in(image.id, digest)? {
             return Err(Refusal::NotFound(Subject::Blob).into());
         }
-        self.unlink(image, digest)?;
+        self.check_blob_goes(&image, digest)?;
+        self.unlink(image.id, digest)?;
         Ok(Response::Done)
     }
 

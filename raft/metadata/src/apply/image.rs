@@ -112,6 +112,7 @@ impl<R: Read> Step<'_, R> {
     /// Upload sessions to it stay until they expire: they find it missing.
     pub(super) fn delete_image(&mut self, id: ImageId) -> Result<Response, Stop> {
         let image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
+        self.check_image_goes(&image)?;
         for version in self.query().versions(id)? {
             self.drop_version(&image.name, &version)?;
         }
@@ -138,6 +139,7 @@ impl<R: Read> Step<'_, R> {
         if self.query().version(image.id, digest)?.is_none() {
             return Err(Refusal::NotFound(Subject::Version).into());
         }
+        self.check_moves(&image, std::slice::from_ref(&tag), digest)?;
         self.move_tag(&image, tag, digest)?;
         image.updated_at = self.at;
         self.put_image(&image);
@@ -151,12 +153,16 @@ impl<R: Read> Step<'_, R> {
         digest: &Digest,
     ) -> Result<(), Fault> {
         let old = self.query().tag(image.id, &tag)?;
+        // Pushed again is as good as new.
+        self.rows.put(Table::TagPushes, key::tag(image.id, &tag), &self.at);
         if old.as_ref() == Some(digest) {
             return Ok(());
         }
         if let Some(old) = old {
             self.rows.remove(Table::VersionTags, key::version_tag(image.id, &old, &tag));
+            self.mark_untagged(image.id, &old, self.at)?;
         }
+        self.rows.remove(Table::UntaggedVersions, key::image_digest(image.id, digest));
         self.rows.put(Table::Tags, key::tag(image.id, &tag), digest);
         self.rows.mark(Table::VersionTags, key::version_tag(image.id, digest, &tag));
         self.events.push(Event::TagMoved { repository: image.name.clone(), tag });
@@ -170,7 +176,8 @@ impl<R: Read> Step<'_, R> {
     ) -> Result<Response, Stop> {
         let image = self.image_named(repository)?;
         let old = self.query().tag(image.id, &tag)?.ok_or(Refusal::NotFound(Subject::Tag))?;
-        self.drop_tag(image.id, repository, tag, &old);
+        self.check_tag_goes(&image, &tag)?;
+        self.drop_tag_at(&image, &tag, &old, self.at)?;
         Ok(Response::Done)
     }
 
@@ -181,7 +188,9 @@ impl<R: Read> Step<'_, R> {
         tag: TagName,
         digest: &Digest,
     ) {
-        self.rows.remove(Table::Tags, key::tag(image, &tag));
+        for table in [Table::Tags, Table::TagPushes, Table::TagPulls] {
+            self.rows.remove(table, key::tag(image, &tag));
+        }
         self.rows.remove(Table::VersionTags, key::version_tag(image, digest, &tag));
         self.events.push(Event::TagMoved { repository: repository.clone(), tag });
     }

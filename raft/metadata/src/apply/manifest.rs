@@ -36,6 +36,9 @@ impl<R: Read> Step<'_, R> {
         if old.is_none() {
             self.check_new_version(&put, image.as_ref())?;
         }
+        if let Some(image) = &image {
+            self.check_moves(image, &put.tags, &put.digest)?;
+        }
 
         let id = self.take_place(place, put.kind)?;
         let missing = Fault::Contradiction("an image just taken is not there");
@@ -166,10 +169,16 @@ impl<R: Read> Step<'_, R> {
             }
         }
         for reference in &version.references {
-            if let Reference::Blob { digest, .. } = reference {
-                self.refer(image.id, digest)?;
+            match reference {
+                Reference::Blob { digest, .. } => self.refer(image.id, digest)?,
+                Reference::Manifest { digest: child, .. } => {
+                    let key = key::manifest_parent(image.id, child, digest);
+                    self.rows.mark(Table::ManifestParents, key);
+                }
             }
         }
+        // Until a tag is moved to it.
+        self.mark_untagged(image.id, digest, self.at)?;
         Ok(version)
     }
 
@@ -179,11 +188,22 @@ impl<R: Read> Step<'_, R> {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Response, Stop> {
-        let mut image = self.image_named(repository)?;
+        let image = self.image_named(repository)?;
         let version = self.query().version(image.id, digest)?;
         let version = version.ok_or(Refusal::NotFound(Subject::Version))?;
+        self.check_version_goes(&image, &version)?;
         self.drop_version(repository, &version)?;
-        if image.latest.as_ref() == Some(digest) {
+        self.end_removal(image)?;
+        Ok(Response::Done)
+    }
+
+    /// After versions were dropped: the image's row says what is the latest of those that are left.
+    pub(super) fn end_removal(&mut self, mut image: Image) -> Result<(), Fault> {
+        let latest = match &image.latest {
+            Some(latest) => self.query().version(image.id, latest)?,
+            None => None,
+        };
+        if latest.is_none() {
             let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
             image.latest = match newest.first() {
                 Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,
@@ -192,7 +212,7 @@ impl<R: Read> Step<'_, R> {
         }
         image.updated_at = self.at;
         self.put_image(&image);
-        Ok(Response::Done)
+        Ok(())
     }
 
     /// Takes a version away with its tags, indexes and holds; the image's row is the caller's.
@@ -206,7 +226,9 @@ impl<R: Read> Step<'_, R> {
             self.drop_tag(image, repository, tag, digest);
         }
         let key = key::image_digest(image, digest);
-        self.rows.remove(Table::Versions, key.clone());
+        for table in [Table::Versions, Table::VersionPulls, Table::UntaggedVersions] {
+            self.rows.remove(table, key.clone());
+        }
         self.rows.remove(Table::Manifests, key);
         self.rows.remove(Table::VersionIds, key::version(version.id));
         self.rows.remove(Table::VersionSequences, key::sequence(image, version.sequence));
@@ -220,8 +242,12 @@ impl<R: Read> Step<'_, R> {
             }
         }
         for reference in &version.references {
-            if let Reference::Blob { digest, .. } = reference {
-                self.cease(image, digest)?;
+            match reference {
+                Reference::Blob { digest, .. } => self.cease(image, digest)?,
+                Reference::Manifest { digest: child, .. } => {
+                    let key = key::manifest_parent(image, child, digest);
+                    self.rows.remove(Table::ManifestParents, key);
+                }
             }
         }
         Ok(())

@@ -12,10 +12,14 @@ mod image;
 mod manifest;
 mod member;
 mod object;
+mod policy;
+mod retire;
 mod rights;
 mod upload;
 
 use shoal_content::Timestamp;
+
+pub use retire::{PULLS_MAX, RETIRED_MAX};
 
 use crate::command::{Command, Event, Refusal, Response};
 use crate::query::Query;
@@ -183,6 +187,12 @@ impl<R: Read> Step<'_, R> {
             Command::CreatePersonalToken(token) => self.create_personal_token(&token),
             Command::RemovePersonalToken { user, id } => self.remove_personal_token(&user, &id),
             Command::NoteTokenUses { uses } => self.note_token_uses(&uses),
+            Command::SetPolicy { project, rules, expected, by } => {
+                self.set_policy(project, rules, expected, by)
+            }
+            Command::RemovePolicy { project } => self.remove_policy(&project),
+            Command::Retire(retire) => self.retire(retire),
+            Command::NotePulls { pulls } => self.note_pulls(pulls),
         }
     }
 }

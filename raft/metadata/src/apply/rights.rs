@@ -203,6 +203,7 @@ impl<R: Read> Step<'_, R> {
             self.rows.remove(Table::Robots, key::robot(&robot.name));
         }
         self.drop_rights_at(&Place::Project(name.clone()))?;
+        self.drop_policy(name);
         self.rows.remove(Table::Projects, name.as_str().as_bytes());
         Ok(Response::Done)
     }

@@ -1,6 +1,8 @@
 //! A small world of ids and rows for the tests of the state machine.
 #![allow(dead_code)]
 
+pub mod counts;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
@@ -274,6 +276,30 @@ pub fn disk(repository: &str, image: u64, manifest: u8, packs: &[u8]) -> PutMani
         }),
         ..container(repository, image, manifest, &[])
     }
+}
+
+/// An index over manifests that are there.
+pub fn index(repository: &str, image: u64, manifest: u8, listed: &[u8]) -> PutManifest {
+    let reference = |number: &u8| Reference::Manifest { digest: digest(*number), size: 4 };
+    PutManifest {
+        media_type: "application/vnd.oci.image.index.v1+json".into(),
+        references: listed.iter().map(reference).collect(),
+        ..container(repository, image, manifest, &[])
+    }
+}
+
+pub fn selection(repositories: &str, tags: &str) -> Selection {
+    let (repositories, tags) = (repositories.parse().unwrap(), tags.parse().unwrap());
+    Selection { repositories, tags }
+}
+
+pub fn rule(tags: &str, keep: Keep) -> RetentionRule {
+    RetentionRule { selection: selection("**", tags), keep }
+}
+
+pub fn set_policy(project: &str, rules: PolicyRules) -> Command {
+    let project = project.parse().unwrap();
+    Command::SetPolicy { project, rules, expected: None, by: "admin".into() }
 }
 
 pub fn account(text: &str) -> AccountName {

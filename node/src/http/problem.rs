@@ -158,6 +158,7 @@ impl From<Refusal> for Problem {
             Refusal::BeingDeleted(_) => (StatusCode::SERVICE_UNAVAILABLE, "being_deleted"),
             Refusal::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
+            Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
         Self::new(status, code, refusal.to_string())
     }

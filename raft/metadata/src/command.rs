@@ -19,8 +19,12 @@ use crate::record::{
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
-/// than the oldest member can apply.
-pub const COMMAND_VERSION: u8 = 1;
+/// than the cluster's level (see [`Command::RaiseLevel`]), which is at most what its oldest member
+/// can apply.
+pub const COMMAND_VERSION: u8 = 2;
+
+/// The level of a cluster that has never raised it.
+pub const FIRST_LEVEL: u8 = 1;
 
 /// The longest manifest, in bytes (notes: at least 4 MiB must be accepted).
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -191,6 +195,16 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// From now on commands up to this version may be proposed, and no node that knows less is let
+    /// in. Refused while a member knows less; lower than the level there is, it changes nothing.
+    RaiseLevel {
+        to: u8,
+    },
+    /// Notes which program a node runs, for people to see.
+    DescribeNode {
+        id: shoal_content::NodeId,
+        program: String,
+    },
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.
@@ -272,6 +286,8 @@ pub enum Refusal {
     Leased,
     #[error("the stored object {0} is being deleted; try again later")]
     BeingDeleted(ObjectKey),
+    #[error("node {node} knows commands up to version {knows} only; upgrade it first")]
+    TooOld { node: shoal_content::NodeId, knows: u8 },
 }
 
 /// The kinds of thing that can be missing or there already.

@@ -17,17 +17,19 @@ mod key;
 mod memory;
 mod query;
 mod record;
+mod restore;
 mod table;
 mod transaction;
 
 pub use apply::{Outcome, apply};
 pub use codec::{
-    CodecError, ROW_VERSION, command_version, decode_command, decode_row, encode_command,
-    encode_row,
+    CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
+    encode_command, encode_row,
 };
 pub use command::*;
 pub use memory::Memory;
 pub use query::Query;
 pub use record::*;
+pub use restore::{Carried, carry};
 pub use table::{Fault, Read, Rows, Table};
 pub use transaction::{Transaction, Writes};

@@ -8,6 +8,7 @@
 mod blob;
 mod deployment;
 mod image;
+mod level;
 mod manifest;
 mod member;
 mod object;
@@ -159,6 +160,8 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::RaiseLevel { to } => self.raise_level(to),
+            Command::DescribeNode { id, program } => self.describe_node(id, &program),
         }
     }
 }

@@ -30,6 +30,7 @@
 //! Non-goals: opening files, encryption, compression (`zstd` does that to the file as well as here),
 //! what the rows mean.
 
+mod check;
 mod reader;
 mod writer;
 
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{ClusterId, Digest, ObjectKey, Timestamp};
 use thiserror::Error;
 
+pub use check::{Check, Flaw};
 pub use reader::{Frame, Reader};
 pub use writer::Writer;
 

@@ -5,10 +5,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{CollectionDone, ScrubStatus, StorageStatus, Waiting};
+use shoal_api::{
+    CollectionDone, ScrubStatus, StorageStatus, VerificationStatus, VerifyStorage, Waiting,
+};
 use shoal_content::Timestamp;
 
 use super::caller::Admin;
+use super::input::Body;
 use crate::clock::now;
 use crate::collection::CollectionError;
 use crate::http::problem::Problem;
@@ -38,7 +41,15 @@ pub async fn status(
     let unreferenced = waiting(all.len(), &due);
     let deleting_objects = query.deleting_objects(None, COUNTED_MAX)?.len() as u64;
     let scrub = app.services.scrubber.status();
-    Ok(Json(StorageStatus { grace_seconds, loose_blobs, unreferenced, deleting_objects, scrub }))
+    let verification = app.services.verifier.status();
+    Ok(Json(StorageStatus {
+        grace_seconds,
+        loose_blobs,
+        unreferenced,
+        deleting_objects,
+        scrub,
+        verification,
+    }))
 }
 
 fn waiting(total: usize, due: &[String]) -> Waiting {
@@ -67,6 +78,16 @@ pub async fn collect(
         forgotten: done.forgotten as u64,
         unlinked: done.unlinked as u64,
     }))
+}
+
+/// `POST /api/v1/storage/verify`: starts a verification at this node, unless one is under way.
+pub async fn verify(
+    State(app): State<App>,
+    _caller: Admin,
+    Body(wanted): Body<VerifyStorage>,
+) -> (StatusCode, Json<VerificationStatus>) {
+    app.services.verifier.start(wanted.read);
+    (StatusCode::ACCEPTED, Json(app.services.verifier.status()))
 }
 
 /// `POST /api/v1/storage/scrub`: starts a scrub at this node, unless one is under way.

@@ -48,11 +48,13 @@ struct Shown<'a> {
 
 pub async fn backup(wanted: &Backup, client: &Client, screen: Screen) -> Result<(), Error> {
     tokio::select! {
-        made = make(wanted, client, screen) => made,
+        // First, so that there is no moment in which Ctrl-C would leave a temporary file.
+        biased;
         _ = tokio::signal::ctrl_c() => {
             // What was under way is dropped, and its temporary file with it.
             Err(Error::Interrupted("stopped; no backup was written".into()))
         }
+        made = make(wanted, client, screen) => made,
     }
 }
 

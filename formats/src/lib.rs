@@ -3,7 +3,8 @@
 //! A disk in any readable format is opened over a [`ReadAt`] that the caller gives ([`open`]),
 //! cut where its content says so ([`Cutter`]), stored in packs ([`DiskIngest`]), and written again
 //! in any writable format ([`Export`]). An OCI blob is cut while it streams ([`BlobCutter`]), and
-//! [`parse_manifest`] says what a manifest refers to.
+//! [`parse_manifest`] says what a manifest refers to. [`backup`] is the file that a cluster's
+//! metadata are backed up in.
 //!
 //! Invariants: everything here is synchronous and deterministic; nothing opens a path, a socket or
 //! a second file, whatever an image names; no count or size in an image is trusted before it has
@@ -13,6 +14,7 @@
 //! One module for each format; a further format is a reader that implements [`Disk`], a line in
 //! `detect`, and a layout for `export`.
 
+pub mod backup;
 mod blob;
 mod bytes;
 mod chunk;

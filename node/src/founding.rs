@@ -62,6 +62,15 @@ impl Founding {
         Ok(Self { cluster, authority, password: Zeroizing::new(password) })
     }
 
+    fn member(cluster: ClusterId) -> Member {
+        Member { cluster, node: FIRST_NODE, lineage: None }
+    }
+
+    /// The first member of the cluster that is about to be founded.
+    pub fn first_member(&self) -> Member {
+        Self::member(self.cluster)
+    }
+
     /// Founds the cluster through `raft`, with this node as its one member; gives the
     /// administrator's password, to be shown once.
     ///
@@ -91,8 +100,10 @@ impl Founding {
             created_at: now(),
         };
         raft.propose(now(), Command::Found { cluster, admin }).await?;
-        let member = Member { cluster: self.cluster, node: FIRST_NODE };
+        let member = Self::member(self.cluster);
         raft.propose(now(), Command::RegisterNode(node_row(&member, home, config))).await?;
+        // Nobody older is there who would have to keep up.
+        raft.propose(now(), Command::RaiseLevel { to: COMMAND_VERSION }).await?;
         home.save_member(&member)?;
         Ok(self.password)
     }

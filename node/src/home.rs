@@ -32,14 +32,28 @@ pub enum Error {
     Identity(#[from] identity::Error),
 }
 
+const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
+
 /// What `member.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub cluster: ClusterId,
     pub node: u64,
+    /// Of a cluster that was restored from a backup: which of its lives the node belongs to.
+    /// Members of another one cannot talk to it by Raft.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<String>,
 }
 
 impl Member {
+    /// The protocol that the Raft connections of its group agree on (ALPN).
+    pub fn raft_protocol(&self) -> Vec<u8> {
+        match &self.lineage {
+            None => RAFT_PROTOCOL.to_vec(),
+            Some(lineage) => [RAFT_PROTOCOL, b"+", lineage.as_bytes()].concat(),
+        }
+    }
+
     pub fn id(&self) -> NodeId {
         NodeId::new(self.node)
     }
@@ -131,6 +145,14 @@ impl Home {
         self.save("ca.pem", authority_pem.as_bytes())
     }
 
+    /// The first step of a restore, which removes the marker in the end.
+    ///
+    /// # Errors
+    /// As [`Self::save_certificates`].
+    pub fn save_marker(&self) -> Result<(), Error> {
+        self.save("restoring", b"")
+    }
+
     /// The last step of founding and of joining.
     ///
     /// # Errors
@@ -171,7 +193,8 @@ mod tests {
         let home = Home::open(folder.path()).unwrap();
         assert!(matches!(Home::open(folder.path()), Err(Error::Locked(_))));
         assert_eq!(home.member().unwrap(), None);
-        let member = Member { cluster: ClusterId::from_uuid(uuid::Uuid::from_u128(5)), node: 3 };
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(5));
+        let member = Member { cluster, node: 3, lineage: None };
         home.save_member(&member).unwrap();
         let peer = home.key().peer_id();
         drop(home);

@@ -80,7 +80,8 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
         return Err(Error::Authority { url });
     }
     home.save_certificates(&joined.certificate_pem, &joined.authority_pem)?;
-    let member = Member { cluster: joined.cluster, node: joined.id.number() };
+    let (cluster, lineage) = (joined.cluster, joined.lineage);
+    let member = Member { cluster, node: joined.id.number(), lineage };
     home.save_member(&member)?;
     Ok(member)
 }

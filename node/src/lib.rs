@@ -3,6 +3,7 @@
 //! Start reading at `server`, which puts the parts together.
 
 pub mod api;
+pub mod backup;
 pub mod clock;
 pub mod collection;
 pub mod config;
@@ -12,10 +13,14 @@ pub mod founding;
 pub mod home;
 pub mod http;
 pub mod joining;
+pub mod level;
 pub mod metrics;
+pub mod needed;
 pub mod origin;
 pub mod registry;
+pub mod restore;
 pub mod scrub;
 pub mod server;
 pub mod state;
 pub mod store;
+pub mod verification;

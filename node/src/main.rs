@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use shoal_node::config::Config;
 use shoal_node::joining;
+use shoal_node::restore::{Plan, Restored};
 use shoal_node::server::{self, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -31,18 +32,32 @@ const EXAMPLES: &str = "Settings come from --config FILE (default /etc/shoal/nod
 (SHOAL_NODE_HTTP_LISTEN and so on), then from --set.\n\nExamples:\n  \
 shoal-node run --set node.data_dir=/srv/shoal\n  \
 shoal-node init --config node.toml      found a cluster, print the password\n  \
+shoal-node init --restore FILE --objects DIR   make it out of a backup instead\n  \
 shoal-node config --config node.toml    check the settings and print what is in force";
 
 #[derive(Debug, Subcommand)]
 enum Commands {
     /// Run the node; an empty data folder becomes a cluster of one
     Run(Settings),
-    /// Found a cluster of one node and print the administrator's password
-    Init(Settings),
+    /// Found a cluster of one node and print the administrator's password; or restore one
+    Init(Init),
     /// Join the cluster that another node belongs to; `run` follows
     Join(Join),
     /// Check the settings and print them as they are in force
     Config(Settings),
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// Make the cluster out of a backup (`shoal backup`): the same cluster, on this node alone.
+    /// Stop the old nodes first
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
+    /// The folder of the backup's objects, to be put into storage; without it storage must have them
+    #[arg(long, value_name = "DIR", requires = "restore")]
+    objects: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Debug, Args)]
@@ -86,7 +101,12 @@ fn main() -> ExitCode {
         .command
     {
         Commands::Run(settings) => runtime.block_on(run(settings.load()?)),
-        Commands::Init(settings) => {
+        Commands::Init(Init { restore: Some(file), objects, settings }) => {
+            let plan = Plan { file: &file, objects: objects.as_deref() };
+            show_restored(&runtime.block_on(server::restore(&settings.load()?, plan))?);
+            Ok(())
+        }
+        Commands::Init(Init { settings, .. }) => {
             let password = runtime.block_on(server::found(&settings.load()?))?;
             show_password(&password);
             Ok(())
@@ -137,6 +157,26 @@ async fn run(config: Config) -> Result<()> {
         error = server.failed() => return Err(error).context("the HTTP server failed"),
     }
     server.stop().await
+}
+
+fn show_restored(restored: &Restored) {
+    let Restored { head, totals, member, put, missing } = restored;
+    println!(
+        "restored {} as it was at entry {} ({}): {} rows; this is its only node now, node {}",
+        head.cluster,
+        head.index,
+        shoal_node::clock::rfc3339(head.made_at),
+        totals.rows,
+        member.node
+    );
+    println!("objects: {} named by the metadata, {put} put into storage", totals.objects);
+    if *missing > 0 {
+        println!(
+            "WARNING: {missing} of them are not in storage as they should be; \
+             'shoal storage verify' names them"
+        );
+    }
+    println!("users, passwords and agents are those of the backup; start it with: shoal-node run");
 }
 
 /// To standard output and nowhere else.

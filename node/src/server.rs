@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use prometheus_client::registry::Registry;
-use shoal_content::NodeId;
 use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Role, peer_of};
 use shoal_raft::{Raft, Transport};
@@ -17,18 +16,20 @@ use zeroize::Zeroizing;
 use crate::api::Services;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
-use crate::founding::{FIRST_NODE, Founding};
-use crate::home::Home;
+use crate::founding::{Founding, node_row};
+use crate::home::{Home, Member};
 use crate::http::auth::{Accounts, TokenUses};
 use crate::http::{Certificates, Listening, serve};
+use crate::level;
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
+use crate::restore;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
+use crate::verification::Verifier;
 
-const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
 const KEYS_DEADLINE: Duration = Duration::from_secs(120);
 const KEYS_INTERVAL: Duration = Duration::from_millis(200);
@@ -52,10 +53,24 @@ pub struct Server {
 pub async fn found(config: &Config) -> Result<Zeroizing<String>> {
     let home = Home::open(&config.node.data_dir)?;
     let founding = Founding::begin(&home)?;
-    let raft = start_raft(&home, config, NodeId::new(FIRST_NODE), &mut Registry::default()).await?;
+    let member = founding.first_member();
+    let raft = start_raft(&home, config, &member, &mut Registry::default()).await?;
     let password = founding.finish(&home, config, &raft).await?;
     raft.shutdown().await;
     Ok(password)
+}
+
+/// Makes a new cluster of one node out of a backup, and stops (see `restore`).
+///
+/// # Errors
+/// With what could not be done; then nothing was made.
+pub async fn restore(config: &Config, plan: restore::Plan<'_>) -> Result<restore::Restored> {
+    let open_store =
+        async |home: &Home| Ok(open_store(config, home, &mut Registry::default()).await?.behind);
+    let start_raft = async |home: &Home, member: &Member, registry: &mut Registry| {
+        start_raft(home, config, member, registry).await
+    };
+    Ok(Box::pin(restore::restore(config, plan, open_store, start_raft)).await?)
 }
 
 impl Server {
@@ -68,11 +83,16 @@ impl Server {
         let home = Home::open(&config.node.data_dir)?;
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
-        let id = member.map_or(NodeId::new(FIRST_NODE), |member| member.id());
+        let member = match (member, &founding) {
+            (Some(member), _) => member,
+            (None, Some(founding)) => founding.first_member(),
+            (None, None) => bail!("the node is no member of a cluster"),
+        };
+        let id = member.id();
         let mut registry = Registry::default();
         let store = open_store(&config, &home, &mut registry).await;
         let store = store.context("storage cannot be opened")?;
-        let raft = start_raft(&home, &config, id, &mut registry).await?;
+        let raft = start_raft(&home, &config, &member, &mut registry).await?;
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
@@ -87,10 +107,11 @@ impl Server {
             Collector::new(raft.clone(), Arc::clone(&store.front), timing, &mut registry);
         let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
         // What lies in a cache says nothing about storage.
+        let verifier = Verifier::new(raft.clone(), Arc::clone(&store.behind));
         let scrubber = Scrubber::new(raft.clone(), store.behind, limits, &mut registry);
         let store = store.front;
         let key = Arc::clone(home.key());
-        let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber)?;
+        let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber, verifier)?;
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
@@ -100,6 +121,8 @@ impl Server {
         let token_uses = Arc::new(TokenUses::default());
         let (uses, group) = (Arc::clone(&token_uses), raft.clone());
         tasks.spawn(async move { uses.run(group).await });
+        let row = node_row(&member, &home, &config);
+        tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let app = App::new(Parts {
             node: id,
             raft,
@@ -111,6 +134,7 @@ impl Server {
             metrics: Metrics::new(registry),
             services,
             config,
+            lineage: member.lineage,
         });
         let cannot =
             |address| format!("{address} cannot be listened on; is another process there?");
@@ -157,23 +181,24 @@ impl Server {
 async fn start_raft(
     home: &Home,
     config: &Config,
-    id: NodeId,
+    member: &Member,
     registry: &mut Registry,
 ) -> Result<Raft> {
     let credentials = home.credentials()?;
-    let server = credentials.quinn_server(RAFT_PROTOCOL, &[Role::Node])?;
+    let protocol = member.raft_protocol();
+    let server = credentials.quinn_server(&protocol, &[Role::Node])?;
     let endpoint = quinn::Endpoint::server(server, config.raft.listen)
         .with_context(|| format!("the Raft port {} cannot be listened on", config.raft.listen))?;
     let transport = Transport {
         endpoint,
-        client: credentials.quinn_client(RAFT_PROTOCOL, &[Role::Node])?,
+        client: credentials.quinn_client(&protocol, &[Role::Node])?,
         server_name: Role::Node.server_name().to_owned(),
         authenticate: Arc::new(|connection| match peer_of(connection) {
             Ok((peer, Role::Node)) => Some(peer),
             _ => None,
         }),
     };
-    let config = shoal_raft::Config::new(id, home.raft_folder());
+    let config = shoal_raft::Config::new(member.id(), home.raft_folder());
     Ok(Raft::start(config, transport, registry).await?)
 }
 

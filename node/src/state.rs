@@ -34,6 +34,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// What `/api/v1` works with.
     pub services: Services,
+    /// Which life of a restored cluster this is.
+    pub lineage: Option<String>,
 }
 
 /// The cluster's keys, read from the replicated metadata at the start.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use shoal_content::{NodeId, PeerId};
+use shoal_metadata::COMMAND_VERSION;
 
 use crate::error::Error;
 
@@ -37,6 +38,10 @@ pub struct Config {
     pub keep_entries: u64,
     /// Proposals are refused while less than this is free, in bytes.
     pub disk_reserve_bytes: u64,
+    /// The newest command version that this member applies. Tests set another one, to stand for an
+    /// earlier or a later program.
+    #[doc(hidden)]
+    pub command_version: u8,
 }
 
 impl Config {
@@ -50,6 +55,7 @@ impl Config {
             snapshot_after: SNAPSHOT_AFTER_ENTRIES,
             keep_entries: KEEP_ENTRIES,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
+            command_version: COMMAND_VERSION,
         }
     }
 

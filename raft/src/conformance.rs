@@ -33,6 +33,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
             space: Arc::new(Space::new(folder.path().to_owned(), 0)),
             home,
             metrics,
+            command_version: shoal_metadata::COMMAND_VERSION,
         };
         Ok((folder, log, machine))
     }

@@ -24,6 +24,7 @@ use crate::proposal::Engine;
 use crate::read::Waiter;
 use crate::space::Space;
 use crate::store::Store;
+use crate::transfer::Partial;
 use crate::view::View;
 use crate::wire::Failure;
 
@@ -61,7 +62,7 @@ pub struct Core {
     /// Whether it had state when it was opened. openraft's metrics say so only a moment later.
     pub had_state: bool,
     /// Held while a snapshot comes in.
-    pub receiving: tokio::sync::Mutex<()>,
+    pub receiving: tokio::sync::Mutex<Partial>,
 }
 
 /// Who leads, as far as is known here.
@@ -80,6 +81,12 @@ impl Core {
         let opening = blocking(move || Ok(open_databases(&directory, metrics))).await;
         let stopped = |error: std::io::Error| Error::Stopped(error.to_string());
         let (home, log, store) = opening.map_err(stopped)??;
+        let knows = shared.config.command_version;
+        let level = shoal_metadata::Query::new(&store).level();
+        match level.map_err(|fault| Error::Stopped(fault.to_string()))? {
+            level if level > knows => return Err(Error::TooOld { level, knows }),
+            _ => {}
+        }
         let home = Arc::new(home);
         let store: CurrentStore = Arc::new(RwLock::new(Arc::new(store)));
         let machine = StateMachine {
@@ -89,6 +96,7 @@ impl Core {
             events: shared.events.clone(),
             space: shared.space.clone(),
             metrics: shared.metrics.clone(),
+            command_version: shared.config.command_version,
         };
         let network = Network { peers: shared.peers.clone() };
         let engine = Engine::new(shared.me(), config, network, log, machine)
@@ -96,7 +104,7 @@ impl Core {
             .map_err(|error| Error::Stopped(error.to_string()))?;
         let had_state = engine.is_initialized().await;
         let had_state = had_state.map_err(|error| Error::Stopped(error.to_string()))?;
-        let receiving = tokio::sync::Mutex::new(());
+        let receiving = tokio::sync::Mutex::new(Partial::default());
         Ok(Self { engine, store, home, had_state, receiving })
     }
 

@@ -23,6 +23,14 @@ pub enum Error {
     Unavailable(String),
     #[error("the Raft core has stopped: {0}")]
     Stopped(String),
+    /// A cluster does not go back behind its level.
+    #[error(
+        "the cluster is at level {level} and this program knows levels up to {knows} only; \
+         install the version that ran here before, or a later one"
+    )]
+    TooOld { level: u8, knows: u8 },
+    #[error("{path} is there already")]
+    Exists { path: PathBuf },
 }
 
 impl Error {
@@ -41,8 +49,11 @@ pub enum ProposeError {
     /// No majority answered in time. The command may be applied yet.
     #[error("the metadata cannot be changed right now: {reason}")]
     Unavailable { reason: String },
-    /// A member would not understand the command.
-    #[error("the command needs version {needs}, and the oldest member knows {oldest}")]
+    /// A member might not understand the command: `oldest` is the cluster's level.
+    #[error(
+        "this needs the cluster's level {needs}, which is {oldest} now; it rises once every node \
+         runs a program that knows it"
+    )]
     Unsupported { needs: u8, oldest: u8 },
     /// Nothing was changed: the leader's storage has no room.
     #[error("the metadata cannot be stored: {0}")]

@@ -51,12 +51,15 @@ mod proposal;
 mod propose;
 mod raft;
 mod read;
+mod restore;
 mod server;
 mod snapshot;
 mod space;
 mod store;
 mod supervisor;
 mod transfer;
+#[cfg(test)]
+mod upgrade;
 mod view;
 mod wire;
 
@@ -67,4 +70,5 @@ pub use proposal::PROPOSALS_REMEMBERED;
 pub use propose::PROPOSE_TIMEOUT;
 pub use raft::{Raft, Status};
 pub use read::READ_TIMEOUT;
-pub use view::View;
+pub use restore::Restoring;
+pub use view::{StoredRow, View};

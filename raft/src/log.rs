@@ -148,6 +148,13 @@ fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) -> io::Resul
     Ok(())
 }
 
+/// What a log has that begins behind `last`, which was voted for and is committed.
+pub fn put_start(batch: &mut WriteBatch, last: &LogId, vote: &Vote) -> io::Result<()> {
+    put(batch, PURGED, last)?;
+    put(batch, COMMITTED, &Some(*last))?;
+    put(batch, VOTE, vote)
+}
+
 /// The half-open range of indices that `range` names.
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     let start = match range.start_bound() {

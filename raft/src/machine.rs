@@ -13,7 +13,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::RwLock;
-use shoal_metadata::{Event, Transaction, apply, decode_command};
+use shoal_metadata::{Event, Transaction, apply, decode_command_up_to};
 use tokio::sync::broadcast;
 use tracing::info;
 
@@ -45,6 +45,8 @@ pub struct StateMachine {
     pub events: broadcast::Sender<Event>,
     pub space: Arc<Space>,
     pub metrics: Arc<Metrics>,
+    /// The newest commands that are applied here.
+    pub command_version: u8,
 }
 
 impl StateMachine {
@@ -54,7 +56,8 @@ impl StateMachine {
 
     async fn apply_batch(&self, batch: Vec<Entry>) -> io::Result<Vec<Applied>> {
         let (store, count) = (self.store(), batch.len() as u64);
-        let (answers, events) = blocking(move || apply_entries(&store, batch)).await?;
+        let newest = self.command_version;
+        let (answers, events) = blocking(move || apply_entries(&store, batch, newest)).await?;
         self.metrics.entries_applied.inc_by(count);
         for event in events {
             // Nobody listening is no failure.
@@ -65,7 +68,11 @@ impl StateMachine {
 }
 
 /// Applies entries to `store` and writes the result in one piece.
-fn apply_entries(store: &Store, entries: Vec<Entry>) -> io::Result<(Vec<Applied>, Vec<Event>)> {
+fn apply_entries(
+    store: &Store,
+    entries: Vec<Entry>,
+    newest: u8,
+) -> io::Result<(Vec<Applied>, Vec<Event>)> {
     let mut rows = Transaction::new(store);
     let mut batch = Batch::default();
     let mut answers = Vec::with_capacity(entries.len());
@@ -96,7 +103,7 @@ fn apply_entries(store: &Store, entries: Vec<Entry>) -> io::Result<(Vec<Applied>
                 match known {
                     Some(answer) => answer,
                     None => {
-                        let answer = apply_proposal(&mut rows, &proposal, &mut events)?;
+                        let answer = apply_proposal(&mut rows, &proposal, newest, &mut events)?;
                         batch.remember(id.index, proposal.id, &answer)?;
                         recent.insert(proposal.id, answer.clone());
                         answer
@@ -119,11 +126,12 @@ fn apply_entries(store: &Store, entries: Vec<Entry>) -> io::Result<(Vec<Applied>
 fn apply_proposal(
     rows: &mut Transaction<'_, Store>,
     proposal: &Proposal,
+    newest: u8,
     events: &mut Vec<Event>,
 ) -> io::Result<Applied> {
     // Nobody proposes what the oldest member does not know; where it happens all the same, going
     // on would make this replica differ from the others.
-    let command = decode_command(&proposal.command)
+    let command = decode_command_up_to(newest, &proposal.command)
         .map_err(|error| io::Error::other(format!("a command of the log: {error}")))?;
     let answer = apply(rows, proposal.at, command).map_err(|error| fault(&error))?;
     Ok(Applied::Answer(answer.map(|outcome| {
@@ -232,8 +240,8 @@ mod tests {
     use openraft::vote::RaftLeaderId;
     use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, Timestamp};
     use shoal_metadata::{
-        Command, ImageKind, ImageProfile, Memory, PutManifest, Query, Read, Reference, Refusal,
-        Response, Subject, Table, encode_command,
+        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Query, Read,
+        Reference, Refusal, Response, Subject, Table, encode_command,
     };
 
     use super::*;
@@ -278,13 +286,13 @@ mod tests {
                 proposed(2, 10, &create()),
                 proposed(3, 11, &create()),
             ];
-            let (answers, _) = apply_entries(&store, batch).unwrap();
+            let (answers, _) = apply_entries(&store, batch, COMMAND_VERSION).unwrap();
             assert_eq!(answers, [done.clone(), done.clone(), exists.clone()]);
         }
         // And again after a restart.
         let store = Store::open(folder.path()).unwrap();
         let batch = vec![proposed(4, 10, &create()), proposed(5, 11, &create())];
-        let (answers, events) = apply_entries(&store, batch).unwrap();
+        let (answers, events) = apply_entries(&store, batch, COMMAND_VERSION).unwrap();
         assert_eq!(answers, [done, exists.clone()]);
         assert_eq!(events, []);
         assert_eq!(Query::new(&store).image_count().unwrap(), 1);
@@ -292,7 +300,7 @@ mod tests {
 
         // It is forgotten in the end: what is remembered is bounded.
         let late = 1 + PROPOSALS_REMEMBERED;
-        apply_entries(&store, vec![proposed(late, 12, &create())]).unwrap();
+        apply_entries(&store, vec![proposed(late, 12, &create())], COMMAND_VERSION).unwrap();
         assert_eq!(store.answer(10).unwrap(), None);
         assert_eq!(store.answer(11).unwrap(), Some(exists));
     }
@@ -369,7 +377,7 @@ mod tests {
             // Now in one piece, now one by one.
             let size = if turn % 2 == 0 { batch.len() } else { 1 };
             for piece in batch.chunks(size) {
-                answers.extend(apply_entries(&store, piece.to_vec()).unwrap().0);
+                answers.extend(apply_entries(&store, piece.to_vec(), COMMAND_VERSION).unwrap().0);
             }
         }
         assert_eq!(answers, expected);
@@ -391,7 +399,7 @@ mod tests {
         if let EntryPayload::Normal(proposal) = &mut entry.payload {
             proposal.command = newer.into();
         }
-        let error = apply_entries(&store, vec![entry]).unwrap_err();
+        let error = apply_entries(&store, vec![entry], COMMAND_VERSION).unwrap_err();
         assert!(error.to_string().contains("newer than this program knows"), "{error}");
         assert_eq!(store.applied().unwrap(), None);
     }

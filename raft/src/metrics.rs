@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// As Prometheus sees them, without the suffixes that it adds to counters and histograms.
-pub const METRIC_NAMES: [&str; 15] = [
+pub const METRIC_NAMES: [&str; 16] = [
     "shoal_raft_is_leader",
     "shoal_raft_has_leader",
     "shoal_raft_term",
@@ -25,6 +25,7 @@ pub const METRIC_NAMES: [&str; 15] = [
     "shoal_raft_log_sync_seconds",
     "shoal_raft_snapshots_built",
     "shoal_raft_snapshots_installed",
+    "shoal_raft_snapshot_files_resumed",
     "shoal_raft_strangers_refused",
     "shoal_raft_core_restarts",
     "shoal_raft_disk_free_bytes",
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub log_sync_seconds: Histogram,
     pub snapshots_built: Counter,
     pub snapshots_installed: Counter,
+    /// Files of snapshots that had come in before a transfer broke off.
+    pub snapshot_files_resumed: Counter,
     pub strangers_refused: Counter,
     pub core_restarts: Counter,
     pub disk_free_bytes: UGauge,
@@ -71,6 +74,7 @@ impl Metrics {
             log_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 16)),
             snapshots_built: Counter::default(),
             snapshots_installed: Counter::default(),
+            snapshot_files_resumed: Counter::default(),
             strangers_refused: Counter::default(),
             core_restarts: Counter::default(),
             disk_free_bytes: UGauge::default(),
@@ -93,6 +97,7 @@ impl Metrics {
             sync,
             built,
             installed,
+            resumed,
             strangers,
             restarts,
             free,
@@ -109,6 +114,8 @@ impl Metrics {
         registry.register(sync, "Time of one sync of the log", self.log_sync_seconds.clone());
         registry.register(built, "Snapshots taken", self.snapshots_built.clone());
         registry.register(installed, "Snapshots installed", self.snapshots_installed.clone());
+        let files = self.snapshot_files_resumed.clone();
+        registry.register(resumed, "Snapshot files that needed no second transfer", files);
         registry.register(strangers, "Connections refused", self.strangers_refused.clone());
         registry.register(restarts, "Restarts after a storage error", self.core_restarts.clone());
         registry.register(free, "Free bytes of the databases' disk", self.disk_free_bytes.clone());

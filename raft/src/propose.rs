@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_content::Timestamp;
-use shoal_metadata::{COMMAND_VERSION, Command, Fault, Refusal, Response, encode_command};
+use shoal_metadata::{Command, Fault, Refusal, Response, decode_command, encode_command};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::core::{Core, Leader, Shared};
@@ -49,7 +49,15 @@ async fn propose_until_answered(
     at: Timestamp,
     command: &Command,
 ) -> Result<Response, ProposeError> {
-    let bytes = encode_command(command);
+    propose_encoded(shared, at, encode_command(command)).await
+}
+
+/// Proposes a command in its encoded form.
+pub async fn propose_encoded(
+    shared: &Shared,
+    at: Timestamp,
+    bytes: Vec<u8>,
+) -> Result<Response, ProposeError> {
     if bytes.len() > COMMAND_BYTES_MAX {
         let limit = format!("a command of {} bytes, {COMMAND_BYTES_MAX} at most", bytes.len());
         return Err(Refusal::Limit(limit).into());
@@ -105,7 +113,7 @@ pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
     if core.leader(shared.me()) != Leader::Me {
         return Err(core.not_leader(shared.me()));
     }
-    check_version(&core, &proposal)?;
+    check_version(&core, &proposal, shared.config.command_version)?;
     if !shared.space.has_reserve() {
         return Err(Failure::Storage(DISK_FULL.into()));
     }
@@ -121,12 +129,23 @@ pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
     }
 }
 
-/// Every member must be able to apply what goes into the log. Members are known by their rows.
-fn check_version(core: &Core, proposal: &Proposal) -> Result<(), Failure> {
+/// Every member must be able to apply what goes into the log: nothing above the cluster's level is
+/// proposed. What raises the level is held against the members themselves, who are known by their
+/// rows; the state machine looks again, in the order of the log.
+fn check_version(core: &Core, proposal: &Proposal, mine: u8) -> Result<(), Failure> {
     let unreadable = |fault: Fault| Failure::Unavailable(fault.to_string());
     let needs = proposal.command.first().copied().unwrap_or(0);
-    let nodes = core.view().query().nodes().map_err(unreadable)?;
+    let view = core.view();
+    let level = view.query().level().map_err(unreadable)?.min(mine);
+    if needs <= level {
+        return Ok(());
+    }
+    let nodes = view.query().nodes().map_err(unreadable)?;
     let known = nodes.iter().map(|node| node.command_version);
-    let oldest = known.min().unwrap_or(COMMAND_VERSION).min(COMMAND_VERSION);
-    if needs > oldest { Err(Failure::Unsupported { needs, oldest }) } else { Ok(()) }
+    let oldest = known.min().unwrap_or(mine).min(mine);
+    let raises = matches!(decode_command(&proposal.command), Ok(Command::RaiseLevel { .. }));
+    if raises && needs <= oldest {
+        return Ok(());
+    }
+    Err(Failure::Unsupported { needs, oldest: level })
 }

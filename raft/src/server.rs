@@ -135,7 +135,7 @@ async fn serve_request(
         let _ = send.reset(REMOVED);
         return Ok(());
     }
-    let answer = answer(&shared, kind, &body, &mut receive).await?;
+    let answer = answer(&shared, kind, &body, &mut send, &mut receive).await?;
     drop(held);
     send_answer(&mut send, &answer).await
 }
@@ -144,16 +144,18 @@ async fn answer(
     shared: &Shared,
     kind: Kind,
     body: &[u8],
+    send: &mut SendStream,
     receive: &mut RecvStream,
 ) -> io::Result<Vec<u8>> {
     match kind {
         Kind::Append => encode(&append(shared, decode(body)?).await),
         Kind::Vote => encode(&vote(shared, decode(body)?, false).await),
         Kind::PreVote => encode(&vote(shared, decode(body)?, true).await),
-        Kind::Snapshot => {
+        Kind::SnapshotFiles => {
             let offer = decode(body)?;
+            let Shared { space, metrics, .. } = shared;
             let installed: transfer::Installed = match shared.core() {
-                Ok(core) => transfer::receive(&core, &shared.space, offer, receive).await,
+                Ok(core) => transfer::receive(&core, space, metrics, offer, send, receive).await,
                 Err(failure) => Err(failure),
             };
             encode(&installed)

@@ -23,8 +23,11 @@ use shoal_metadata::{Fault, Read, Rows, Table, Writes};
 use crate::error::{Error, storage};
 use crate::folder::Scratch;
 use crate::proposal::{LogId, Membership};
+use crate::view::StoredRow;
 
 const RAFT: u8 = 0;
+const APPLIED: &[u8] = b"applied";
+const MEMBERSHIP: &[u8] = b"membership";
 const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const WRITE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
 
@@ -65,6 +68,25 @@ impl Store {
         Ok(Self { db, folder })
     }
 
+    /// What the state in a complete folder, which stays as it is, says of itself.
+    pub fn inspect(path: &Path) -> io::Result<(Option<LogId>, Membership)> {
+        let doing = storage("look into a checkpoint");
+        let db = DB::open_for_read_only(&options(), path, false).map_err(&doing)?;
+        let row = |key: &[u8]| db.get(raft_key(key)).map_err(&doing);
+        let applied = row(APPLIED)?.map(|bytes| decode(&bytes)).transpose()?;
+        let membership = row(MEMBERSHIP)?.map(|bytes| decode(&bytes)).transpose()?;
+        Ok((applied, membership.unwrap_or_default()))
+    }
+
+    /// Makes what was written last, whatever the write-ahead log was used for.
+    pub fn flush(&self) -> io::Result<()> {
+        self.db.flush().map_err(storage("flush the state"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn db(&self) -> &DB {
         &self.db
     }
@@ -75,11 +97,11 @@ impl Store {
     }
 
     pub fn applied(&self) -> io::Result<Option<LogId>> {
-        self.raft_row(b"applied")
+        self.raft_row(APPLIED)
     }
 
     pub fn membership(&self) -> io::Result<Membership> {
-        Ok(self.raft_row(b"membership")?.unwrap_or_default())
+        Ok(self.raft_row(MEMBERSHIP)?.unwrap_or_default())
     }
 
     /// What was answered to a proposal, if that is remembered.
@@ -117,6 +139,12 @@ pub struct Batch {
     inner: WriteBatch,
 }
 
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("rows", &self.inner.len()).finish()
+    }
+}
+
 impl Batch {
     pub fn rows(&mut self, writes: Writes) {
         for ((table, key), row) in writes {
@@ -128,12 +156,16 @@ impl Batch {
         }
     }
 
+    pub fn row(&mut self, table: Table, key: &[u8], row: &[u8]) {
+        self.inner.put(row_key(table, key), row);
+    }
+
     pub fn applied(&mut self, id: &LogId) -> io::Result<()> {
-        self.put(b"applied", id)
+        self.put(APPLIED, id)
     }
 
     pub fn membership(&mut self, membership: &Membership) -> io::Result<()> {
-        self.put(b"membership", membership)
+        self.put(MEMBERSHIP, membership)
     }
 
     pub fn remember(
@@ -213,6 +245,46 @@ impl Read for Frozen<'_> {
         let (start, options) = range(table, from, prefix);
         let mode = IteratorMode::From(&start, Direction::Forward);
         collect(self.0.iterator_opt(mode, options), limit)
+    }
+}
+
+impl Frozen<'_> {
+    /// Rows of all tables after `after`; see [`crate::View::page`].
+    pub fn page(
+        &self,
+        after: Option<&(Table, Vec<u8>)>,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredRow>, Fault> {
+        let start = match after {
+            // No key starts with another one's bytes and a zero byte without being after it.
+            Some((table, key)) => [row_key(*table, key), vec![0]].concat(),
+            None => vec![RAFT + 1],
+        };
+        let mut options = ReadOptions::default();
+        // What is read once need not push out what is read often.
+        options.fill_cache(false);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let mode = IteratorMode::From(&start, Direction::Forward);
+        for item in self.0.iterator_opt(mode, options) {
+            let (key, row) = item.map_err(fault)?;
+            let unknown = || Fault::Contradiction("a row of no table");
+            let (number, rest) = key.split_first().ok_or_else(unknown)?;
+            let table = Table::from_number(*number).ok_or_else(unknown)?;
+            bytes += key.len() + row.len();
+            rows.push(StoredRow { table, key: rest.to_vec(), row: row.into_vec() });
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    pub fn applied_index(&self) -> Result<u64, Fault> {
+        let bytes = self.0.get(raft_key(APPLIED)).map_err(fault)?;
+        let unreadable = |error: io::Error| Fault::Storage(error.to_string());
+        let id: Option<LogId> =
+            bytes.map(|bytes| decode(&bytes)).transpose().map_err(unreadable)?;
+        Ok(id.map_or(0, |id| id.index))
     }
 }
 

@@ -16,6 +16,8 @@ use shoal_metadata::{Fault, Query, Read, Rows, Table};
 
 use crate::store::{Frozen, Store};
 
+const SOMETHING_ELSE: &str = "a view answered something else";
+
 /// See the module's documentation. Cloning is cheap; clones show the same moment.
 #[derive(Clone)]
 pub struct View {
@@ -43,11 +45,23 @@ enum Slot {
 enum Question {
     Get(Table, Vec<u8>),
     Scan { table: Table, from: Vec<u8>, prefix: Vec<u8>, limit: usize },
+    Page { after: Option<(Table, Vec<u8>)>, bytes_max: usize },
+    Applied,
 }
 
 enum Answer {
     Get(Result<Option<Vec<u8>>, Fault>),
     Scan(Result<Rows, Fault>),
+    Page(Result<Vec<StoredRow>, Fault>),
+    Applied(Result<u64, Fault>),
+}
+
+/// A row as it is stored, whatever table it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRow {
+    pub table: Table,
+    pub key: Vec<u8>,
+    pub row: Vec<u8>,
 }
 
 impl View {
@@ -69,6 +83,33 @@ impl View {
     /// What can be asked.
     pub fn query(&self) -> Query<'_, Self> {
         Query::new(self)
+    }
+
+    /// Rows of all tables in their order, of those after `after`: about `bytes_max` bytes of them,
+    /// and one at least where there is one. For whoever wants everything, piece by piece.
+    ///
+    /// # Errors
+    /// [`Fault::Storage`] where the storage fails.
+    pub fn page(
+        &self,
+        after: Option<(Table, Vec<u8>)>,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredRow>, Fault> {
+        match self.ask(Question::Page { after, bytes_max })? {
+            Answer::Page(answer) => answer,
+            _ => Err(Fault::Storage(SOMETHING_ELSE.into())),
+        }
+    }
+
+    /// Index of the last entry that this state has.
+    ///
+    /// # Errors
+    /// [`Fault::Storage`] where the storage fails.
+    pub fn applied_index(&self) -> Result<u64, Fault> {
+        match self.ask(Question::Applied)? {
+            Answer::Applied(answer) => answer,
+            _ => Err(Fault::Storage(SOMETHING_ELSE.into())),
+        }
     }
 
     fn ask(&self, question: Question) -> Result<Answer, Fault> {
@@ -93,6 +134,10 @@ async fn answer_questions(store: Arc<Store>, slot: Arc<Mutex<Slot>>) {
                 Question::Scan { table, from, prefix, limit } => {
                     Answer::Scan(frozen.scan(*table, from, prefix, *limit))
                 }
+                Question::Page { after, bytes_max } => {
+                    Answer::Page(frozen.page(after.as_ref(), *bytes_max))
+                }
+                Question::Applied => Answer::Applied(frozen.applied_index()),
             };
             *slot = Slot::Answered(answer);
         }
@@ -106,7 +151,7 @@ impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         match self.ask(Question::Get(table, key.to_vec()))? {
             Answer::Get(answer) => answer,
-            Answer::Scan(_) => Err(Fault::Storage("a view answered something else".into())),
+            _ => Err(Fault::Storage(SOMETHING_ELSE.into())),
         }
     }
 
@@ -115,7 +160,7 @@ impl Read for View {
             Question::Scan { table, from: from.to_vec(), prefix: prefix.to_vec(), limit };
         match self.ask(question)? {
             Answer::Scan(answer) => answer,
-            Answer::Get(_) => Err(Fault::Storage("a view answered something else".into())),
+            _ => Err(Fault::Storage(SOMETHING_ELSE.into())),
         }
     }
 }
@@ -146,6 +191,24 @@ mod tests {
         let clone = view.clone();
         let rows = std::thread::spawn(move || clone.scan(Table::Users, b"", b"", 9).unwrap());
         assert_eq!(rows.join().unwrap(), [(b"a".to_vec(), b"1".to_vec())]);
+        // Page by page, all rows of all tables and nothing of Raft's own.
+        let mut batch = WriteBatch::default();
+        batch.put([&[0], b"applied".as_slice()].concat(), b"x");
+        batch.put([&[Table::Agents.number()], b"z".as_slice()].concat(), vec![0; 100]);
+        store.write(batch).unwrap();
+        let (all, mut after, mut keys) = (View::new(store.clone()), None, Vec::new());
+        loop {
+            let page = all.page(after, 1).unwrap();
+            let Some(last) = page.last() else { break };
+            assert_eq!(page.len(), 1, "a page has what it may and no more");
+            keys.push((last.table, last.key.clone(), last.row.len()));
+            after = Some((last.table, last.key.clone()));
+        }
+        let row = |table, key: &[u8], bytes| (table, key.to_vec(), bytes);
+        let expected =
+            [row(Table::Users, b"a", 1), row(Table::Users, b"b", 1), row(Table::Agents, b"z", 100)];
+        assert_eq!(keys, expected);
+        assert_eq!(all.page(None, 1 << 20).unwrap().len(), 3);
         assert_eq!(View::new(store).scan(Table::Users, b"b", b"", 9).unwrap().len(), 1);
     }
 }

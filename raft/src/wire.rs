@@ -5,8 +5,8 @@
 //! request  kind (1 byte), length (4 bytes, big-endian), body
 //! answer   length (4 bytes, big-endian), body
 //! ```
-//! Bodies are postcard. A snapshot's request is followed by the bytes of its files (see
-//! `transfer`). The protocol's version is in the ALPN that the endpoints are configured with;
+//! Bodies are postcard. A snapshot's request is answered twice, and the bytes of its files come in
+//! between (see `transfer`). The protocol's version is in the ALPN that the endpoints are configured with;
 //! kinds are only ever added, and one that is not known ends the stream with [`UNKNOWN_KIND`].
 //!
 //! Invariant: a length is looked at before anything is allocated for it.
@@ -33,11 +33,12 @@ pub enum Kind {
     Append = 1,
     Vote = 2,
     PreVote = 3,
-    Snapshot = 4,
+    // 4 was a snapshot without hashes, before the first release.
     Propose = 5,
     ReadIndex = 6,
     AddMember = 7,
     RemoveMember = 8,
+    SnapshotFiles = 9,
 }
 
 impl Kind {
@@ -46,11 +47,11 @@ impl Kind {
             Self::Append,
             Self::Vote,
             Self::PreVote,
-            Self::Snapshot,
             Self::Propose,
             Self::ReadIndex,
             Self::AddMember,
             Self::RemoveMember,
+            Self::SnapshotFiles,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -68,7 +69,10 @@ pub enum Failure {
     Storage(String),
     #[error("{0}")]
     Unavailable(String),
-    #[error("the command needs version {needs}, and the oldest member knows {oldest}")]
+    #[error(
+        "this needs the cluster's level {needs}, which is {oldest} now; it rises once every node \
+         runs a program that knows it"
+    )]
     Unsupported { needs: u8, oldest: u8 },
     #[error("{0}")]
     Membership(String),
@@ -92,9 +96,15 @@ pub async fn send_request(stream: &mut SendStream, kind: Kind, body: &[u8]) -> i
 }
 
 pub async fn send_answer(stream: &mut SendStream, body: &[u8]) -> io::Result<()> {
+    send_frame(stream, body).await?;
+    stream.finish().map_err(io::Error::other)
+}
+
+/// An answer after which another one follows.
+pub async fn send_frame(stream: &mut SendStream, body: &[u8]) -> io::Result<()> {
     stream.write_all(&length(body)?).await?;
     stream.write_all(body).await?;
-    stream.finish().map_err(io::Error::other)
+    Ok(())
 }
 
 fn length(body: &[u8]) -> io::Result<[u8; 4]> {

@@ -5,10 +5,10 @@ mod harness;
 use std::fs::OpenOptions;
 use std::time::Duration;
 
-use harness::{Authority, Home, Member, NAME, create_image, eventually};
+use harness::{Authority, Home, Member, NAME, create_image, eventually, register};
 use nix::fcntl::{FallocateFlags, fallocate};
-use shoal_content::{NodeId, PeerId, Timestamp, Zone};
-use shoal_metadata::{Command, Node};
+use shoal_content::{NodeId, PeerId};
+use shoal_metadata::{Command, Node, Refusal};
 use shoal_raft::ProposeError;
 
 /// Connects as a stranger would and tries to be answered.
@@ -59,27 +59,21 @@ fn a_removed_node_is_refused_from_then_on() {
     let mut home = Home::new(1);
     let member = home.start(&authority);
     member.bootstrap();
-    let row = |id: u64| Node {
-        id: NodeId::new(id),
-        name: format!("node-{id}"),
-        // Whoever approaches is this peer.
-        peer: PeerId::from_public_key([1; 32]),
-        zone: Zone::default(),
-        raft_address: "127.0.0.1:1".into(),
-        peer_address: "127.0.0.1:2".into(),
-        discovery_address: "127.0.0.1:3".into(),
-        api_url: "https://127.0.0.1:4".into(),
-        command_version: 1,
-        joined_at: Timestamp::from_millis(0),
+    // Whoever approaches is this peer.
+    let row = |id: u64| match register(id, 2) {
+        Command::RegisterNode(node) => {
+            Command::RegisterNode(Node { peer: PeerId::from_public_key([1; 32]), ..node })
+        }
+        other => other,
     };
     let known = || authority.client(Some(&authority));
-    member.propose(Command::RegisterNode(row(5))).unwrap();
+    member.propose(row(5)).unwrap();
     approach(&member, known()).unwrap();
     member.propose(Command::RemoveNode(NodeId::new(5))).unwrap();
     let error = approach(&member, known()).unwrap_err();
     assert!(error.contains("removed from this cluster"), "{error}");
     // With a new token and a new id it is a node again.
-    member.propose(Command::RegisterNode(row(6))).unwrap();
+    member.propose(row(6)).unwrap();
     approach(&member, known()).unwrap();
 }
 
@@ -89,26 +83,17 @@ fn a_command_that_the_oldest_member_cannot_apply_is_not_proposed() {
     let mut home = Home::new(1);
     let member = home.start(&authority);
     member.bootstrap();
-    let node = |id: u64, command_version: u8| {
-        Command::RegisterNode(Node {
-            id: NodeId::new(id),
-            name: format!("node-{id}"),
-            peer: PeerId::from_public_key([id as u8; 32]),
-            zone: Zone::default(),
-            raft_address: "127.0.0.1:1".into(),
-            peer_address: "127.0.0.1:2".into(),
-            discovery_address: "127.0.0.1:3".into(),
-            api_url: "https://127.0.0.1:4".into(),
-            command_version,
-            joined_at: Timestamp::from_millis(0),
-        })
-    };
-    member.propose(node(1, 1)).unwrap();
-    member.propose(create_image(1)).unwrap();
-    member.propose(node(2, 0)).unwrap();
-    let refused = member.propose(create_image(2));
-    assert_eq!(refused, Err(ProposeError::Unsupported { needs: 1, oldest: 0 }));
-    assert_eq!(member.read().query().image_count().unwrap(), 1);
+    member.propose(register(1, 2)).unwrap();
+    member.propose(register(2, 1)).unwrap();
+    let raise = || member.propose(Command::RaiseLevel { to: 2 });
+    let unsupported = ProposeError::Unsupported { needs: 2, oldest: 1 };
+    assert_eq!(raise(), Err(unsupported));
+    member.propose(register(2, 2)).unwrap();
+    raise().unwrap();
+    let refused = member.propose(register(3, 1));
+    let too_old = Refusal::TooOld { node: NodeId::new(3), knows: 1 };
+    assert_eq!(refused, Err(ProposeError::Refused(too_old)));
+    assert_eq!(member.read().query().level().unwrap(), 2);
 }
 
 #[test]

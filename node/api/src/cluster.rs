@@ -15,6 +15,12 @@ pub struct ClusterStatus {
     pub last_applied_index: u64,
     pub nodes: Vec<NodeStatus>,
     pub version: String,
+    /// The newest version of commands that the cluster uses. It rises when every node knows more.
+    #[serde(default)]
+    pub level: u8,
+    /// What every node knows.
+    #[serde(default)]
+    pub level_possible: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +34,12 @@ pub struct NodeStatus {
     pub api_url: String,
     pub raft_address: String,
     pub peer_address: String,
+    /// The version of the program that it runs, where it has said so.
+    #[serde(default)]
+    pub program: Option<String>,
+    /// The newest version of commands that it knows.
+    #[serde(default)]
+    pub level: u8,
 }
 
 /// `POST /api/v1/cluster/join`: the token is the authentication.
@@ -58,6 +70,16 @@ pub struct JoinResponse {
     pub id: NodeId,
     pub certificate_pem: String,
     pub authority_pem: String,
+    /// Of a cluster that was restored: which of its lives this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<String>,
+}
+
+/// `POST /api/v1/cluster/upgrade`: the level is raised to what every node knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelRaised {
+    pub from: u8,
+    pub to: u8,
 }
 
 impl std::fmt::Debug for JoinResponse {

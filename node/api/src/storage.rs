@@ -19,6 +19,46 @@ pub struct StorageStatus {
     #[serde(default)]
     pub open_upload_bytes: u64,
     pub scrub: ScrubStatus,
+    #[serde(default)]
+    pub verification: VerificationStatus,
+}
+
+/// `POST /api/v1/storage/verify`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStorage {
+    /// Whether everything is read and compared with what it is named by.
+    #[serde(default)]
+    pub read: bool,
+}
+
+/// The verification under way at the node that answers, or its last one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerificationStatus {
+    pub running: bool,
+    /// Whether everything is read.
+    pub read: bool,
+    pub started_at: Option<String>,
+    /// Looked at, of those that the metadata name.
+    pub objects: u64,
+    /// Of those that are as they should be.
+    pub bytes: u64,
+    pub missing: u64,
+    pub wrong_size: u64,
+    /// Read, and something else than they are named by.
+    pub damaged: u64,
+    /// The first of those that are not as they should be.
+    pub flaws: Vec<FlawedObject>,
+    /// Why it ended early.
+    pub error: Option<String>,
+}
+
+/// An object that the metadata name and that is not in storage as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlawedObject {
+    pub object: String,
+    /// Of a blob.
+    pub digest: Option<String>,
+    pub flaw: String,
 }
 
 /// An upload that has not come to its end, and holds space in storage until it does.

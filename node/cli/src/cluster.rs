@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use shoal_api::{ClusterStatus, CreateJoinToken, JoinTokenCreated, NodeStatus};
+use shoal_api::{ClusterStatus, CreateJoinToken, JoinTokenCreated, LevelRaised, NodeStatus};
 
 use crate::arguments::ClusterCommand;
 use crate::client::Client;
@@ -18,7 +18,23 @@ pub async fn cluster(
 ) -> Result<(), Error> {
     let status: ClusterStatus = client.get("api/v1/cluster").await?;
     match command {
-        ClusterCommand::Nodes => screen.show(&status.nodes, || node_table(&status).to_string()),
+        ClusterCommand::Nodes => {
+            screen.show(&status.nodes, || format!("{}\n{}", node_table(&status), level(&status)))
+        }
+        ClusterCommand::Upgrade => {
+            let nothing = serde_json::json!({});
+            let raised: LevelRaised =
+                client.call(Method::POST, "api/v1/cluster/upgrade", &nothing).await?;
+            screen.show(&raised, || match raised {
+                LevelRaised { from, to } if from == to => {
+                    format!("The cluster is at level {to}, which is all that every node knows.")
+                }
+                LevelRaised { from, to } => format!(
+                    "The cluster's level rose from {from} to {to}; nodes of the version before \
+                     cannot come back."
+                ),
+            })
+        }
         ClusterCommand::Add { ttl } => {
             let made = token(client, *ttl).await?;
             screen.show(&made, || how_to_join(&status, &made))
@@ -46,6 +62,27 @@ pub async fn cluster(
             })
         }
     }
+}
+
+/// How far the cluster is in an upgrade.
+fn level(status: &ClusterStatus) -> String {
+    let ClusterStatus { level, level_possible, nodes, .. } = status;
+    let most = nodes.iter().map(|node| node.level).max().unwrap_or(*level);
+    if *level_possible > *level {
+        return format!(
+            "The cluster is at level {level}; every node knows {level_possible}: it rises by \
+             itself, or by 'shoal cluster upgrade'."
+        );
+    }
+    if most > *level {
+        let behind: Vec<&str> =
+            nodes.iter().filter(|node| node.level < most).map(|node| node.name.as_str()).collect();
+        return format!(
+            "The cluster is at level {level} and rises to {most} when these are upgraded: {}.",
+            behind.join(", ")
+        );
+    }
+    format!("The cluster is at level {level}.")
 }
 
 async fn token(client: &Client, ttl: Duration) -> Result<JoinTokenCreated, Error> {

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::arguments::{Arguments, Command, ImageCommand};
+use crate::arguments::{Arguments, Backup, BackupCommand, Command, ImageCommand};
 use crate::client::Client;
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
 mod arguments;
+mod backup;
 mod client;
 mod cluster;
 mod config;
@@ -26,6 +27,7 @@ mod images;
 mod members;
 mod people;
 mod projects;
+mod restore;
 mod resume;
 mod screen;
 mod session;
@@ -70,6 +72,15 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         clap_complete::generate(shell, &mut command, "shoal", &mut std::io::stdout());
         return Ok(());
     }
+    match &arguments.command {
+        // These need no cluster: who restores has none.
+        Command::Restore(restore) => return Err(restore::restore(restore)),
+        Command::Backup(Backup {
+            command: Some(BackupCommand::Verify { file, objects, read }),
+            ..
+        }) => return backup::verify(file, objects.as_deref(), *read, screen),
+        _ => {}
+    }
     let mut config = Config::load(arguments.config, arguments.context)?;
     match &arguments.command {
         Command::Login(login) => return session::login(login, &mut config, screen).await,
@@ -88,13 +99,18 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Cluster(command) => cluster::cluster(command, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
+        Command::Backup(command) => backup::backup(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,
         Command::User(command) => people::user(command, client, screen).await,
         Command::AccessToken(command) => people::access_token(command, client, screen).await,
         Command::Organization(command) => people::organization(command, client, screen).await,
         Command::Project(command) => projects::project(command, client, screen).await,
         Command::Robot(command) => projects::robot(command, client, screen).await,
-        Command::Login(_) | Command::Logout | Command::Context(_) | Command::Completions { .. } => {
+        Command::Login(_)
+        | Command::Logout
+        | Command::Context(_)
+        | Command::Restore(_)
+        | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")
         }
     }

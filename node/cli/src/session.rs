@@ -141,12 +141,15 @@ pub async fn status(client: &Client, config: &mut Config, screen: Screen) -> Res
 }
 
 pub fn node_table(cluster: &ClusterStatus) -> Table {
-    let mut rows = table(&["NODE", "NAME", "ROLE", "ZONE", "API", "RAFT", "PEERS"]);
+    let mut rows =
+        table(&["NODE", "NAME", "ROLE", "VERSION", "LEVEL", "ZONE", "API", "RAFT", "PEERS"]);
     for node in &cluster.nodes {
         rows.add_row([
             Cell::new(node.id),
             Cell::new(&node.name),
             state(&node.role),
+            Cell::new(node.program.as_deref().unwrap_or("-")),
+            Cell::new(node.level),
             Cell::new(node.zone.to_string()),
             Cell::new(&node.api_url),
             Cell::new(&node.raft_address),

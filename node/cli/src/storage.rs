@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use shoal_api::{CollectionDone, OpenUpload, ScrubStatus, StorageStatus, Waiting};
+use shoal_api::{
+    CollectionDone, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus, VerifyStorage,
+    Waiting,
+};
 
 use crate::arguments::StorageCommand;
 use crate::client::{Client, escaped};
@@ -61,6 +64,7 @@ pub async fn storage(
             screen.show(&serde_json::json!({ "aborted": upload }), || format!("Ended {upload}."))
         }
         StorageCommand::Scrub => follow_scrub(client, screen).await,
+        StorageCommand::Verify { read } => verify(*read, client, screen).await,
     }
 }
 
@@ -134,4 +138,47 @@ async fn follow_scrub(client: &Client, screen: Screen) -> Result<(), Error> {
             reason: format!("{damaged} objects are damaged or missing; the node's log names them"),
         }),
     }
+}
+
+/// Starts a verification, shows how far it is, and fails where something is not as it should be.
+async fn verify(read: bool, client: &Client, screen: Screen) -> Result<(), Error> {
+    let wanted = VerifyStorage { read };
+    let path = format!("{PATH}/verify");
+    let mut status: VerificationStatus = client.call(Method::POST, path, &wanted).await?;
+    if read && !status.read {
+        return Err(Error::Usage("another verification, without --read, is under way".into()));
+    }
+    let spinner = screen.spinner("verifying");
+    while status.running {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let all: StorageStatus = client.get(PATH).await?;
+        status = all.verification;
+        let text = format!("verifying: {} objects, {}", status.objects, bytes(status.bytes));
+        spinner.set_message(text);
+    }
+    spinner.finish_and_clear();
+    screen.show(&status, || verified(&status))?;
+    let failed = |reason| Err(Error::Failed { what: "the verification".into(), reason });
+    if let Some(error) = &status.error {
+        return failed(format!("it ended early: {error}"));
+    }
+    match status.missing + status.wrong_size + status.damaged {
+        0 => Ok(()),
+        flawed => failed(format!("{flawed} objects are missing or damaged")),
+    }
+}
+
+fn verified(status: &VerificationStatus) -> String {
+    let VerificationStatus { objects, missing, wrong_size, damaged, flaws, read, .. } = status;
+    let how = if *read { "read and compared" } else { "looked at" };
+    let mut text = format!(
+        "{objects} objects that the metadata name were {how}, {}: {missing} are missing, \
+         {wrong_size} of another size, {damaged} damaged.",
+        bytes(status.bytes)
+    );
+    for flaw in flaws {
+        let digest = flaw.digest.as_ref().map(|digest| format!(" ({digest})")).unwrap_or_default();
+        text.push_str(&format!("\n  {}{digest}: {}", flaw.object, flaw.flaw));
+    }
+    text
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, NodeStatus};
+use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, LevelRaised, NodeStatus};
 use shoal_content::{DeploymentId, NodeId};
-use shoal_metadata::{COMMAND_VERSION, Command, JoinRole, Node, Refusal};
+use shoal_metadata::{Command, JoinRole, Node, Refusal};
 use shoal_p2p::identity::Role;
 use shoal_raft::{ProposeError, Raft};
 use tokio::task::JoinSet;
@@ -27,6 +27,7 @@ use super::tokens::Brought;
 use crate::clock::now;
 use crate::deploy::Reported;
 use crate::http::problem::Problem;
+use crate::level;
 use crate::state::App;
 
 /// How often an id is chosen anew where two nodes join at the same moment.
@@ -39,7 +40,9 @@ pub async fn status(
     State(app): State<App>,
     _caller: Reader,
 ) -> Result<Json<ClusterStatus>, Problem> {
-    let nodes = app.raft.local().query().nodes()?;
+    let view = app.raft.local();
+    let query = view.query();
+    let nodes = query.nodes()?;
     let raft = app.raft.status();
     let role = |id: NodeId| {
         if raft.leader == Some(id) {
@@ -50,16 +53,21 @@ pub async fn status(
             "learner"
         }
     };
-    let shown = nodes.into_iter().map(|node| NodeStatus {
-        id: node.id,
-        role: role(node.id).to_owned(),
-        name: node.name,
-        peer: node.peer,
-        zone: node.zone,
-        api_url: node.api_url,
-        raft_address: node.raft_address,
-        peer_address: node.peer_address,
-    });
+    let mut shown = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        shown.push(NodeStatus {
+            id: node.id,
+            role: role(node.id).to_owned(),
+            program: query.program(node.id)?,
+            level: node.command_version,
+            name: node.name,
+            peer: node.peer,
+            zone: node.zone,
+            api_url: node.api_url,
+            raft_address: node.raft_address,
+            peer_address: node.peer_address,
+        });
+    }
     Ok(Json(ClusterStatus {
         cluster: app.keys.cluster,
         answered_by: app.node,
@@ -67,9 +75,22 @@ pub async fn status(
         term: raft.term,
         last_log_index: raft.last_log.unwrap_or(0),
         last_applied_index: raft.last_applied.unwrap_or(0),
-        nodes: shown.collect(),
+        nodes: shown,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        level: query.level()?,
+        level_possible: level::possible(query)?,
     }))
+}
+
+/// Raises the cluster's level to what every node knows.
+pub async fn upgrade(State(app): State<App>, _caller: Admin) -> Result<Json<LevelRaised>, Problem> {
+    let from = app.view().await?.query().level()?;
+    let to = level::raise(&app.raft).await.map_err(|error| match error {
+        level::Error::Read(error) => error.into(),
+        level::Error::Rows(error) => error.into(),
+        level::Error::Propose(error) => Problem::from(error),
+    })?;
+    Ok(Json(LevelRaised { from, to }))
 }
 
 /// The token is the authentication.
@@ -87,9 +108,10 @@ pub async fn join(
             return Err(Problem::bad_request("address_invalid", text));
         }
     }
-    if request.command_version < COMMAND_VERSION {
+    let level = app.view().await?.query().level()?;
+    if request.command_version < level {
         let text = format!(
-            "the node knows commands up to version {}, the cluster uses {COMMAND_VERSION}; upgrade it",
+            "the node knows commands up to version {}, the cluster is at level {level}; upgrade it",
             request.command_version
         );
         return Err(conflict("node_too_old", text));
@@ -144,6 +166,7 @@ pub async fn join(
         id,
         certificate_pem,
         authority_pem: app.keys.authority.certificate_pem().to_owned(),
+        lineage: app.lineage.clone(),
     }))
 }
 

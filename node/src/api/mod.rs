@@ -7,6 +7,7 @@
 //! Non-goals: `/v2` (see `registry`), TLS and limits of connections (see `http`).
 
 mod agents;
+mod backup;
 mod caller;
 mod cluster;
 mod compatible;
@@ -74,6 +75,7 @@ pub fn router() -> Router<App> {
         .route("/api/v1/deployments/{deployment}/events", get(deployments::events))
         .route("/api/v1/cluster", get(cluster::status))
         .route("/api/v1/cluster/join", post(cluster::join))
+        .route("/api/v1/cluster/upgrade", post(cluster::upgrade))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))
@@ -84,6 +86,9 @@ pub fn router() -> Router<App> {
         .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))
         .route("/api/v1/storage/collect", post(storage::collect))
         .route("/api/v1/storage/scrub", post(storage::scrub))
+        .route("/api/v1/storage/verify", post(storage::verify))
+        .route("/api/v1/backup", get(backup::metadata))
+        .route("/api/v1/backup/objects/{*key}", get(backup::object))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
 }

@@ -8,6 +8,7 @@ use shoal_raft::Raft;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::BackupMaker;
 use crate::collection::Collector;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
@@ -15,6 +16,7 @@ use crate::origin::Origin;
 use crate::scrub::Scrubber;
 use crate::state::Keys;
 use crate::store::BlobStore;
+use crate::verification::Verifier;
 
 /// See the module's documentation. Clones share everything.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub struct Services {
     pub gatherer: Gatherer,
     pub collector: Collector,
     pub scrubber: Scrubber,
+    pub verifier: Verifier,
+    pub backups: BackupMaker,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
 }
@@ -35,6 +39,7 @@ impl Services {
     ///
     /// # Errors
     /// Where the authority's certificate or TLS cannot be used.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         raft: &Raft,
         store: &Arc<dyn BlobStore>,
@@ -43,6 +48,7 @@ impl Services {
         key: Arc<KeyPair>,
         collector: Collector,
         scrubber: Scrubber,
+        verifier: Verifier,
     ) -> Result<Self, SiblingsError> {
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
@@ -57,6 +63,8 @@ impl Services {
             desk,
             collector,
             scrubber,
+            verifier,
+            backups: BackupMaker::default(),
             stopping,
         })
     }

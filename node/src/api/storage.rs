@@ -5,12 +5,15 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{CollectionDone, OpenUpload, ScrubStatus, StorageStatus, Waiting};
+use shoal_api::{
+    CollectionDone, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus, VerifyStorage,
+    Waiting,
+};
 use shoal_content::{Timestamp, UploadId};
 use shoal_metadata::{Action, Upload, UploadPurpose, What};
 
 use super::caller::{Admin, Caller};
-use super::input::Path;
+use super::input::{Body, Path};
 use super::problem::missing;
 use crate::clock::{now, rfc3339};
 use crate::collection::CollectionError;
@@ -50,6 +53,7 @@ pub async fn status(
         open_uploads: uploads.len() as u64,
         open_upload_bytes,
         scrub: app.services.scrubber.status(),
+        verification: app.services.verifier.status(),
     }))
 }
 
@@ -126,6 +130,16 @@ pub async fn collect(
         forgotten: done.forgotten as u64,
         unlinked: done.unlinked as u64,
     }))
+}
+
+/// `POST /api/v1/storage/verify`: starts a verification at this node, unless one is under way.
+pub async fn verify(
+    State(app): State<App>,
+    _caller: Admin,
+    Body(wanted): Body<VerifyStorage>,
+) -> (StatusCode, Json<VerificationStatus>) {
+    app.services.verifier.start(wanted.read);
+    (StatusCode::ACCEPTED, Json(app.services.verifier.status()))
 }
 
 /// `POST /api/v1/storage/scrub`: starts a scrub at this node, unless one is under way.

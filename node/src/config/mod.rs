@@ -22,7 +22,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
     ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
     ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
-    ("raft", &["listen", "advertise"]),
+    ("raft", &["listen", "advertise", "auto_upgrade"]),
     ("peer", &["listen", "advertise"]),
     ("discovery", &["enabled", "listen", "advertise", "mdns"]),
     (
@@ -142,11 +142,15 @@ pub struct Raft {
     pub listen: SocketAddr,
     /// `host:port` that the other nodes dial; `listen` where missing.
     pub advertise: Option<String>,
+    /// Whether the cluster's level rises by itself once every node knows more; where not,
+    /// `shoal cluster upgrade` raises it. Behind its level there is no way back.
+    pub auto_upgrade: bool,
 }
 
 impl Default for Raft {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), advertise: None }
+        let listen = SocketAddr::from(([127, 0, 0, 1], 5001));
+        Self { listen, advertise: None, auto_upgrade: true }
     }
 }
 

@@ -160,8 +160,14 @@ impl From<Refusal> for Problem {
             Refusal::LastOwner => (StatusCode::CONFLICT, "last_owner"),
             Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             Refusal::WrongRight => (StatusCode::BAD_REQUEST, "wrong_right"),
+            Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
+                (StatusCode::PRECONDITION_FAILED, "immutable")
+            }
+            Refusal::PolicyChanged => (StatusCode::CONFLICT, "policy_changed"),
+            Refusal::Policy(_) => (StatusCode::BAD_REQUEST, "policy_invalid"),
             Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
+            Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
         Self::new(status, code, refusal.to_string())
     }

@@ -2,6 +2,7 @@
 //!
 //! One binary for all of it: linking RocksDB once is enough.
 
+mod backup;
 mod certificate;
 mod cluster;
 mod collection;

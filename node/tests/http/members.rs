@@ -41,7 +41,7 @@ impl Agent {
         Ok(Self { key, enrolment })
     }
 
-    fn token(&self) -> Result<String> {
+    pub fn token(&self) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         Ok(sign(&self.key, &self.enrolment.cluster, now, now + 200))
     }

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use shoal_api::{JoinTokenCreated, LoginResponse, Problem};
 use shoal_node::config::Config;
 use shoal_node::joining;
-use shoal_node::server::Server;
+use shoal_node::restore::Plan;
+use shoal_node::server::{self, Server};
 use tempfile::TempDir;
 
 /// Whatever is waited for, is waited for no longer.
@@ -58,7 +59,7 @@ pub fn free_udp() -> Result<SocketAddr> {
 }
 
 /// A node of its own folder and ports.
-fn config(folder: &TempDir) -> Result<Config> {
+pub fn config(folder: &TempDir) -> Result<Config> {
     // Whoever was first has installed the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut config = Config::default();
@@ -131,6 +132,24 @@ impl Node {
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
         let (token, password) = (self.token.clone(), self.password.clone());
         Ok(Self { server, folder, url, http, token, password })
+    }
+
+    /// A cluster that is made out of a backup of this one, on a node of its own.
+    pub async fn restored(&self, file: &Path, objects: Option<&Path>) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut config = config(&folder)?;
+        config.node.name = "restored".to_owned();
+        let url = config.api_url();
+        let restored = server::restore(&config, Plan { file, objects }).await?;
+        ensure!(restored.missing == 0, "{restored:?}");
+        let server = Server::start(config, |_| ()).await?;
+        let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
+        let password = self.password.clone();
+        let mut node = Self { server, folder, url, http, token: String::new(), password };
+        let login = serde_json::json!({ "username": "admin", "password": self.password });
+        let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
+        node.token = answer.token;
+        Ok(node)
     }
 
     /// The administrator's.

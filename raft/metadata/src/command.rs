@@ -24,8 +24,12 @@ use crate::rights::{
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
-/// than the oldest member can apply.
-pub const COMMAND_VERSION: u8 = 1;
+/// than the cluster's level (see [`Command::RaiseLevel`]), which is at most what its oldest member
+/// can apply.
+pub const COMMAND_VERSION: u8 = 2;
+
+/// The level of a cluster that has never raised it.
+pub const FIRST_LEVEL: u8 = 1;
 
 /// The longest manifest, in bytes (notes: at least 4 MiB must be accepted).
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -195,6 +199,16 @@ pub enum Command {
     /// so that they are kept for the grace period and then swept.
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
+    },
+    /// From now on commands up to this version may be proposed, and no node that knows less is let
+    /// in. Refused while a member knows less; lower than the level there is, it changes nothing.
+    RaiseLevel {
+        to: u8,
+    },
+    /// Notes which program a node runs, for people to see.
+    DescribeNode {
+        id: shoal_content::NodeId,
+        program: String,
     },
     /// Gives a blob, whose object storage has lost, the one that was stored when it was pushed
     /// again.
@@ -383,6 +397,8 @@ pub enum Refusal {
     Leased,
     #[error("the stored object {0} is being deleted; try again later")]
     BeingDeleted(ObjectKey),
+    #[error("node {node} knows commands up to version {knows} only; upgrade it first")]
+    TooOld { node: shoal_content::NodeId, knows: u8 },
     #[error("the {subject} is in use: {by}")]
     InUse { subject: Subject, by: String },
     #[error("the last owner of an organization cannot leave it")]

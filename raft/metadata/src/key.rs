@@ -16,6 +16,21 @@ use crate::table::Fault;
 pub const ID_BYTES: usize = 16;
 pub const TIME_BYTES: usize = 8;
 
+/// The cluster's level, in its table.
+pub const LEVEL: &[u8] = b"level";
+
+/// Before a node's id: what it runs.
+const PROGRAM: &[u8] = b"program";
+
+/// What a node runs, in the cluster's table.
+pub fn program(id: NodeId) -> Vec<u8> {
+    join(&[PROGRAM, &node(id)])
+}
+
+pub fn is_program(key: &[u8]) -> bool {
+    key.starts_with(PROGRAM)
+}
+
 /// Parts, one after another.
 pub fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()

@@ -17,6 +17,7 @@ mod key;
 mod memory;
 mod query;
 mod record;
+mod restore;
 mod retention;
 mod rights;
 mod table;
@@ -24,13 +25,14 @@ mod transaction;
 
 pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
 pub use codec::{
-    CodecError, ROW_VERSION, command_version, decode_command, decode_row, encode_command,
-    encode_row,
+    CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
+    encode_command, encode_row,
 };
 pub use command::*;
 pub use memory::Memory;
 pub use query::Query;
 pub use record::*;
+pub use restore::{Carried, carry};
 pub use retention::*;
 pub use rights::*;
 pub use table::{Fault, Read, Rows, Table};

@@ -9,6 +9,7 @@ use shoal_content::{
     UploadId, VersionId,
 };
 
+use crate::command::FIRST_LEVEL;
 use crate::key;
 use crate::record::{
     Agent, Blob, Cluster, Deployment, Image, JoinToken, Node, ObjectUse, Upload, User, Version,
@@ -44,6 +45,16 @@ impl<'a, R: Read> Query<'a, R> {
     /// The cluster's own row; `None` before it is founded.
     pub fn cluster(&self) -> Result<Option<Cluster>, Fault> {
         row(self.read, Table::Cluster, b"")
+    }
+
+    /// The newest version of commands that may be proposed.
+    pub fn level(&self) -> Result<u8, Fault> {
+        Ok(row(self.read, Table::Cluster, key::LEVEL)?.unwrap_or(FIRST_LEVEL))
+    }
+
+    /// What a node runs, as far as it has said so.
+    pub fn program(&self, id: NodeId) -> Result<Option<String>, Fault> {
+        row(self.read, Table::Cluster, &key::program(id))
     }
 
     /// By id.
@@ -230,6 +241,32 @@ impl<'a, R: Read> Query<'a, R> {
     pub fn blobs(&self, from: &Digest, limit: usize) -> Result<Vec<Blob>, Fault> {
         let rows = self.read.scan(Table::Blobs, &key::digest(from), b"", limit)?;
         rows.iter().map(|(_, bytes)| decoded(Table::Blobs, bytes)).collect()
+    }
+
+    /// Blobs in the order of their digests, of those after `after`, at most `limit`.
+    pub fn blobs_after(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<Blob>, Fault> {
+        let from = after.map(|after| key::after(key::digest(after))).unwrap_or_default();
+        let rows = self.read.scan(Table::Blobs, &from, b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Blobs, bytes)).collect()
+    }
+
+    /// Objects that storage has or should have, in the order of their keys, of those after `after`,
+    /// at most `limit`.
+    pub fn objects_after(
+        &self,
+        after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<(ObjectKey, ObjectUse)>, Fault> {
+        let from = after.map(|after| key::after(key::object(after))).unwrap_or_default();
+        let rows = self.read.scan(Table::Objects, &from, b"", limit)?;
+        rows.iter()
+            .map(|(key, bytes)| {
+                let object = key::read_text(key, 0)?;
+                let object = object.parse();
+                let object = object.map_err(|_| Fault::Contradiction("a row names no object"))?;
+                Ok((object, decoded(Table::Objects, bytes)?))
+            })
+            .collect()
     }
 
     pub fn object(&self, object: &ObjectKey) -> Result<Option<ObjectUse>, Fault> {

@@ -12,7 +12,8 @@ use crate::codec::CodecError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Table {
-    /// The one row of the cluster.
+    /// The cluster's own: nothing -> `Cluster`, `level` -> its level, `program` and a node id -> what
+    /// that node runs.
     Cluster = 1,
     /// Node id -> `Node`.
     Nodes = 2,
@@ -155,6 +156,11 @@ impl Table {
         Self::ManifestParents,
     ];
 
+    /// The table whose keys start with `number`, if there is one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+
     /// The first byte of its keys on disk.
     pub const fn number(self) -> u8 {
         self as u8
@@ -211,6 +217,7 @@ mod tests {
     fn numbers_are_dense_and_fixed() {
         for (at, table) in Table::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(table.number()), at + 1);
+            assert_eq!(Table::from_number(table.number()), Some(table));
         }
     }
 }

@@ -12,6 +12,8 @@ use world::*;
 /// One command of each variant, in the order of the enum.
 fn samples() -> Vec<Command> {
     let (repository, owner) = (name("a/b"), "o".to_owned());
+    // A row says which version its node knows, whatever this program does.
+    let node = |number| Node { command_version: 1, ..node(number) };
     let profile = ImageProfile { min_memory_mb: 512, ..ImageProfile::default() };
     vec![
         Command::Found { cluster: cluster(), admin: user("admin", UserRole::Admin) },
@@ -73,6 +75,8 @@ fn samples() -> Vec<Command> {
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
         Command::AdoptObjects { objects: [pack(1)].into() },
+        Command::RaiseLevel { to: 2 },
+        Command::DescribeNode { id: NodeId::new(300), program: "0.1.0".into() },
         Command::HealBlob {
             digest: digest(1),
             missing: pack(1),
@@ -163,7 +167,8 @@ fn the_stored_form_of_each_command_is_what_it_was() {
     for (at, command) in samples.iter().enumerate() {
         let bytes = encode_command(command);
         // The version, then the variant's number: one sample for each, none left out.
-        assert_eq!((bytes[0], usize::from(bytes[1])), (1, at));
+        assert_eq!((bytes[0], usize::from(bytes[1])), (command_version(command), at));
+        assert!(bytes[0] <= COMMAND_VERSION);
         assert_eq!(decode_command(&bytes).as_ref(), Ok(command));
     }
     // The number after the last is no command: a new variant needs a sample here.

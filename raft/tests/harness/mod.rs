@@ -15,8 +15,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
-use shoal_content::{ImageId, NodeId, PeerId, RepositoryName, Timestamp};
-use shoal_metadata::{Command, ImageKind, ImageProfile, Response};
+use shoal_content::{ImageId, NodeId, PeerId, RepositoryName, Timestamp, Zone};
+use shoal_metadata::{Command, ImageKind, ImageProfile, Node, Response};
 use shoal_raft::{Config, ProposeError, Raft, Transport, View};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -129,19 +129,50 @@ impl Home {
     /// Starts at the address where it was before. Where it was killed, its databases may be held
     /// for a moment by what has not ended yet.
     pub fn start_with(&mut self, authority: &Authority, change: impl Fn(&mut Config)) -> Member {
-        let member = eventually("the member starts", || {
-            let mut config = Config::new(self.id, self.path().join("raft"));
-            config.disk_reserve_bytes = 1024 * 1024;
-            change(&mut config);
-            Member::start(authority, config, self.address)
-        });
+        let member = eventually("the member starts", || self.try_start(authority, &change).ok());
         self.address = Some(member.address);
         member
+    }
+
+    fn try_start(
+        &self,
+        authority: &Authority,
+        change: impl Fn(&mut Config),
+    ) -> Result<Member, String> {
+        let mut config = Config::new(self.id, self.path().join("raft"));
+        config.disk_reserve_bytes = 1024 * 1024;
+        change(&mut config);
+        Member::start(authority, config, self.address)
+    }
+
+    /// Why it does not start, which is for a reason that has these words in it.
+    pub fn refuses_to_start(
+        &self,
+        authority: &Authority,
+        words: &str,
+        change: impl Fn(&mut Config),
+    ) -> String {
+        eventually("the member refuses to start", || {
+            let refused = self.try_start(authority, &change).err();
+            refused.expect("the member must not start").contains(words).then_some(())
+        });
+        self.try_start(authority, change).err().unwrap_or_default()
+    }
+
+    /// An address that is free now, where it will start.
+    pub fn choose_address(&mut self) -> SocketAddr {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        self.address = Some(free);
+        free
     }
 }
 
 impl Member {
-    fn start(authority: &Authority, config: Config, address: Option<SocketAddr>) -> Option<Self> {
+    fn start(
+        authority: &Authority,
+        config: Config,
+        address: Option<SocketAddr>,
+    ) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -151,7 +182,8 @@ impl Member {
         let id = config.node;
         let mut registry = Registry::default();
         let started = runtime.block_on(async {
-            let endpoint = quinn::Endpoint::server(authority.server(), at).ok()?;
+            let endpoint = quinn::Endpoint::server(authority.server(), at)
+                .map_err(|error| error.to_string())?;
             let address = endpoint.local_addr().unwrap();
             let transport = Transport {
                 endpoint,
@@ -161,14 +193,14 @@ impl Member {
                     connection.peer_identity().map(|_| PeerId::from_public_key([1; 32]))
                 }),
             };
-            let raft = Raft::start(config, transport, &mut registry).await.ok()?;
-            Some((raft, address))
+            let raft = Raft::start(config, transport, &mut registry).await;
+            Ok((raft.map_err(|error| error.to_string())?, address))
         });
         match started {
-            Some((raft, address)) => Some(Self { id, raft, address, registry, runtime }),
-            None => {
+            Ok((raft, address)) => Ok(Self { id, raft, address, registry, runtime }),
+            Err(error) => {
                 runtime.shutdown_background();
-                None
+                Err(error)
             }
         }
     }
@@ -236,6 +268,22 @@ pub fn create_image(number: u64) -> Command {
         profile: ImageProfile::default(),
         owner: "admin".into(),
     }
+}
+
+/// The row of a node whose program knows commands up to a version.
+pub fn register(id: u64, command_version: u8) -> Command {
+    Command::RegisterNode(Node {
+        id: NodeId::new(id),
+        name: format!("node-{id}"),
+        peer: PeerId::from_public_key([id as u8; 32]),
+        zone: Zone::default(),
+        raft_address: "127.0.0.1:1".into(),
+        peer_address: "127.0.0.1:2".into(),
+        discovery_address: "127.0.0.1:3".into(),
+        api_url: "https://127.0.0.1:4".into(),
+        command_version,
+        joined_at: Timestamp::from_millis(0),
+    })
 }
 
 pub fn image_id(number: u64) -> ImageId {

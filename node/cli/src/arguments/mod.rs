@@ -72,9 +72,13 @@ pub enum Command {
         /// A deployment's id, or an image: its newest deployment
         deployment: String,
     },
-    /// The nodes: add, remove, replace
+    /// The nodes: add, remove, replace, upgrade
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Back up the metadata, with or without objects, or verify a backup
+    Backup(Backup),
+    /// Make a new cluster of one node out of a backup, on the machine that will be the node
+    Restore(Restore),
     /// The daemons on the hosts
     #[command(subcommand)]
     Agent(AgentCommand),
@@ -105,8 +109,11 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
-    /// All nodes, with their part in Raft
+    /// All nodes, with their part in Raft, what they run, and the cluster's level
     Nodes,
+    /// Raise the cluster's level to what every node knows, after a rolling upgrade; there is no way
+    /// back to the version before then
+    Upgrade,
     /// Make a token for one more node, and show what to do on its machine
     Add {
         /// How long the token holds
@@ -153,6 +160,55 @@ pub enum StorageCommand {
     },
     /// Look through all of storage: find orphans, compare a sample with its names
     Scrub,
+    /// See that everything that the metadata name is in storage
+    Verify {
+        /// Read all of it, and compare it with what it is named by
+        #[arg(long)]
+        read: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Backup {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+    /// The file to write, or a folder to write one into. It holds the cluster's keys: keep it as
+    /// you keep those
+    #[arg(value_name = "FILE|DIR", required = true)]
+    pub path: Option<PathBuf>,
+    /// Copy the objects that the metadata name into the folder 'objects' beside the file; what is
+    /// there already is not copied again
+    #[arg(long)]
+    pub objects: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Read a backup from its beginning to its end, and see that it is sound
+    Verify {
+        file: PathBuf,
+        /// See that each object that it names is in this folder, too
+        #[arg(long, value_name = "DIR")]
+        objects: Option<PathBuf>,
+        /// Read the objects, and compare them with what they are named by
+        #[arg(long, requires = "objects")]
+        read: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    pub file: PathBuf,
+    /// The folder of the backup's objects, to be put into storage; without it storage must have them
+    #[arg(long, value_name = "DIR")]
+    pub objects: Option<PathBuf>,
+    /// The new node's configuration [default: /etc/shoal/node.toml]
+    #[arg(long, value_name = "FILE")]
+    pub node_config: Option<PathBuf>,
+    /// One setting of the new node, which wins over its configuration
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -382,6 +438,22 @@ mod tests {
         assert_eq!(upload.format, Some(Format::Raw));
         assert!(parse("shoal image upload f a:v --parallel 0").is_err());
         assert!(parse("shoal image upload f A:v").is_err());
+    }
+
+    #[test]
+    fn a_backup_is_made_or_verified() {
+        let Command::Backup(made) = parse("shoal backup /srv/b --objects").unwrap().command else {
+            panic!("not a backup")
+        };
+        assert!(made.objects && made.command.is_none());
+        assert_eq!(made.path, Some("/srv/b".into()));
+        let line = "shoal backup verify f --objects d --read";
+        let Command::Backup(verified) = parse(line).unwrap().command else {
+            panic!("not a backup")
+        };
+        assert!(matches!(verified.command, Some(BackupCommand::Verify { read: true, .. })));
+        assert!(parse("shoal backup").is_err());
+        assert!(parse("shoal backup verify f --read").is_err());
     }
 
     #[test]

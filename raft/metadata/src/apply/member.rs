@@ -45,6 +45,7 @@ impl<R: Read> Step<'_, R> {
         if self.rows.has(Table::RetiredNodes, &key::node(node.id))? {
             return Err(taken);
         }
+        self.check_level(node)?;
         let clash = self.query().nodes()?.into_iter().any(|other| {
             if other.id == node.id {
                 other.peer != node.peer
@@ -64,6 +65,7 @@ impl<R: Read> Step<'_, R> {
         let node = self.query().node(id)?.ok_or(Refusal::NotFound(Subject::Node))?;
         self.rows.remove(Table::Nodes, key::node(id));
         self.rows.put(Table::RetiredNodes, key::node(id), &node.peer);
+        self.rows.remove(Table::Cluster, key::program(id));
         self.events.push(Event::MembersChanged);
         Ok(Response::Done)
     }

@@ -9,6 +9,7 @@ mod blob;
 mod credential;
 mod deployment;
 mod image;
+mod level;
 mod manifest;
 mod member;
 mod object;
@@ -165,6 +166,8 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::RaiseLevel { to } => self.raise_level(to),
+            Command::DescribeNode { id, program } => self.describe_node(id, &program),
             Command::HealBlob { digest, missing, object, recipe } => {
                 self.heal_blob(&digest, &missing, object, recipe)
             }

@@ -1,0 +1,106 @@
+//! Which rows of a backup come along into a new cluster, and as what.
+//!
+//! A restored cluster is the old one – its id, its authority and keys, users, agents, images – with
+//! other nodes. So everything comes along but for what belonged to the old nodes or to a moment:
+//!
+//! | rows | what becomes of them |
+//! |---|---|
+//! | nodes | their ids are retired, so that no new node gets one; what they ran is dropped |
+//! | join tokens | dropped: one may have been revoked since |
+//! | upload sessions | dropped: their parts and leases were of the moment; clients begin again |
+//! | deployments | kept as history; hosts that had not come to an end have failed |
+//!
+//! Users, agents and rights are those of the backup: what was taken away since is there again.
+//!
+//! Invariant: counts and indexes agree with the rows as they did in the backup.
+
+use crate::codec::encode_row;
+use crate::key;
+use crate::record::{Deployment, HostState, Node};
+use crate::table::{Fault, Table};
+use crate::transaction::decoded;
+
+/// Why a host of a restored deployment got no further.
+const RESTORED: &str = "the cluster was restored from a backup; deploy again";
+
+/// What becomes of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carried {
+    AsItIs,
+    Dropped,
+    Instead { table: Table, key: Vec<u8>, row: Vec<u8> },
+}
+
+/// What becomes of one row of a backup.
+///
+/// # Errors
+/// [`Fault::Row`] for a row that cannot be read and would have to be.
+pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
+    // Every table is named: whoever adds one decides.
+    Ok(match table {
+        Table::Nodes => {
+            let (table, key) = (Table::RetiredNodes, key.to_vec());
+            let node: Node = decoded(Table::Nodes, row)?;
+            Carried::Instead { table, key, row: encode_row(&node.peer) }
+        }
+        Table::JoinTokens | Table::Uploads | Table::UploadExpiries | Table::PendingDeployments => {
+            Carried::Dropped
+        }
+        Table::Cluster if key::is_program(key) => Carried::Dropped,
+        Table::Deployments => match ended(decoded(table, row)?) {
+            None => Carried::AsItIs,
+            Some(ended) => Carried::Instead { table, key: key.to_vec(), row: encode_row(&ended) },
+        },
+        Table::Cluster
+        | Table::RetiredNodes
+        | Table::Users
+        | Table::Agents
+        | Table::AgentNames
+        | Table::Images
+        | Table::ImageNames
+        | Table::Versions
+        | Table::VersionIds
+        | Table::VersionSequences
+        | Table::VersionNumbers
+        | Table::Manifests
+        | Table::Referrers
+        | Table::Tags
+        | Table::VersionTags
+        | Table::Blobs
+        | Table::BlobHolds
+        | Table::BlobLinks
+        | Table::BlobReferences
+        | Table::Objects
+        | Table::UnreferencedObjects
+        | Table::DeploymentTimes
+        | Table::Counts
+        | Table::DeletingObjects
+        | Table::LooseBlobs
+        | Table::Projects
+        | Table::Organizations
+        | Table::Groups
+        | Table::Rights
+        | Table::GranteePlaces
+        | Table::Robots
+        | Table::PersonalTokens
+        | Table::UserTokens
+        | Table::Policies
+        | Table::TagPushes
+        | Table::TagPulls
+        | Table::VersionPulls
+        | Table::UntaggedVersions
+        | Table::ManifestParents => Carried::AsItIs,
+    })
+}
+
+/// The deployment with every host at an end, where one was not.
+fn ended(mut deployment: Deployment) -> Option<Deployment> {
+    let mut changed = false;
+    for state in deployment.hosts.values_mut() {
+        if matches!(state, HostState::Waiting | HostState::Running) {
+            *state = HostState::Failed { reason: RESTORED.to_owned() };
+            changed = true;
+        }
+    }
+    changed.then_some(deployment)
+}

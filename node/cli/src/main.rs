@@ -24,6 +24,7 @@ mod events;
 mod explain;
 mod images;
 mod members;
+mod policy;
 mod resume;
 mod screen;
 mod session;
@@ -85,6 +86,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
         Command::Cluster(command) => cluster::cluster(command, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
+        Command::Policy(command) => policy::policy(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,
         Command::Login(_) | Command::Logout | Command::Context(_) | Command::Completions { .. } => {

@@ -12,6 +12,8 @@ use crate::collection::Collector;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
 use crate::origin::Origin;
+use crate::pulls::Pulls;
+use crate::retention::Retainer;
 use crate::scrub::Scrubber;
 use crate::state::Keys;
 use crate::store::BlobStore;
@@ -26,8 +28,19 @@ pub struct Services {
     pub gatherer: Gatherer,
     pub collector: Collector,
     pub scrubber: Scrubber,
+    pub pulls: Pulls,
+    pub retainer: Retainer,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
+}
+
+/// What is done in the background, each at its own interval.
+#[derive(Debug)]
+pub struct Upkeep {
+    pub collector: Collector,
+    pub scrubber: Scrubber,
+    pub pulls: Pulls,
+    pub retainer: Retainer,
 }
 
 impl Services {
@@ -41,9 +54,9 @@ impl Services {
         node: NodeId,
         keys: &Keys,
         key: Arc<KeyPair>,
-        collector: Collector,
-        scrubber: Scrubber,
+        upkeep: Upkeep,
     ) -> Result<Self, SiblingsError> {
+        let Upkeep { collector, scrubber, pulls, retainer } = upkeep;
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
@@ -57,6 +70,8 @@ impl Services {
             desk,
             collector,
             scrubber,
+            pulls,
+            retainer,
             stopping,
         })
     }
@@ -75,6 +90,8 @@ impl Services {
         tasks.spawn(async move { disks.expire_uploads().await });
         tasks.spawn(self.collector.clone().run());
         tasks.spawn(self.scrubber.clone().run());
+        tasks.spawn(self.pulls.clone().run());
+        tasks.spawn(self.retainer.clone().run());
         tasks.spawn(super::cluster::admit_members(raft.clone()));
     }
 }

@@ -160,6 +160,12 @@ impl From<Refusal> for Problem {
             Refusal::LastOwner => (StatusCode::CONFLICT, "last_owner"),
             Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             Refusal::WrongRight => (StatusCode::BAD_REQUEST, "wrong_right"),
+            // What its pusher can change is the name, not when to try again.
+            Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
+                (StatusCode::PRECONDITION_FAILED, "immutable")
+            }
+            Refusal::PolicyChanged => (StatusCode::CONFLICT, "policy_changed"),
+            Refusal::Policy(_) => (StatusCode::BAD_REQUEST, "policy_invalid"),
             Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         };

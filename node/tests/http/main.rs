@@ -13,6 +13,7 @@ mod logs;
 mod members;
 mod node;
 mod orders;
+mod retention;
 mod scrub;
 mod swarm;
 mod v2;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 use zeroize::Zeroizing;
 
-use crate::api::Services;
+use crate::api::{Services, Upkeep};
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
@@ -23,8 +23,10 @@ use crate::http::{Certificates, Listening, serve};
 use crate::level;
 use crate::metrics::Metrics;
 use crate::origin::{follow_members, serve_peers};
+use crate::pulls::Pulls;
 use crate::registry::Intake;
 use crate::restore;
+use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
@@ -32,6 +34,8 @@ use crate::verification::Verifier;
 
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
 const KEYS_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a stop waits for the last pulls to be written down.
+const PULLS_TIMEOUT: Duration = Duration::from_secs(2);
 const KEYS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A running node.
@@ -111,7 +115,12 @@ impl Server {
         let scrubber = Scrubber::new(raft.clone(), store.behind, limits, &mut registry);
         let store = store.front;
         let key = Arc::clone(home.key());
-        let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber, verifier)?;
+        let pulls_interval = seconds(config.retention.pulls_interval_seconds);
+        let pulls = Pulls::new(raft.clone(), pulls_interval, &mut registry);
+        let every = seconds(config.retention.interval_seconds);
+        let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
+        let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer };
+        let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
@@ -173,6 +182,9 @@ impl Server {
             plain.stop().await?;
         }
         self.swarm.shutdown().await;
+        // The rest of the cluster may be gone already, and then nobody waits for this.
+        let pulls = self.app.services.pulls.write_down();
+        let _ = tokio::time::timeout(PULLS_TIMEOUT, pulls).await;
         self.app.raft.shutdown().await;
         Ok(())
     }

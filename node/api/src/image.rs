@@ -111,6 +111,8 @@ pub struct Version {
     pub tags: Vec<TagName>,
     pub created_at: String,
     pub created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled_at: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +120,12 @@ pub struct Tag {
     pub name: TagName,
     pub version: String,
     pub manifest_digest: Digest,
+    /// When something was last pushed under it.
+    #[serde(default)]
+    pub pushed_at: String,
+    /// By its name, or by the digest of what it names; known a minute later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled_at: Option<String>,
 }
 
 /// `PUT /api/v1/images/{id}/tags/{tag}`.

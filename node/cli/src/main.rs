@@ -25,6 +25,7 @@ mod events;
 mod explain;
 mod images;
 mod members;
+mod policy;
 mod people;
 mod projects;
 mod restore;
@@ -98,6 +99,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
         Command::Cluster(command) => cluster::cluster(command, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
+        Command::Policy(command) => policy::policy(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
         Command::Backup(command) => backup::backup(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,

@@ -50,6 +50,8 @@ pub async fn download(
     let version =
         version(caller.view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
     drop(caller);
+    // A number that is no tag is passed over when this is written down.
+    app.services.pulls.note(image, wanted.parse().ok().as_ref(), &version.digest);
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
         return Err(conflict("not_a_disk", text));

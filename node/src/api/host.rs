@@ -13,7 +13,7 @@ use shoal_api::{
     AgentResolution, AgentResolveRequest, BlobGrant, DiskGrant, ManifestContent, ProgressReport,
     TransferProgress,
 };
-use shoal_content::{Digest, PeerId, RecipeId};
+use shoal_content::{Digest, PeerId, Pin, RecipeId};
 use shoal_metadata::{
     self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version, Who,
 };
@@ -48,6 +48,11 @@ pub async fn resolve(
     let view = app.view().await?;
     let query = view.query();
     let (image, version) = resolved(&view, &Who::Agent, &request.reference, Action::Pull)?;
+    let tag = match &request.reference.pin {
+        Pin::Tag(tag) => Some(tag),
+        Pin::Digest(_) => None,
+    };
+    app.services.pulls.note(image.id, tag, &version.digest);
     let below = below(query, &image, &version)?;
     let wanted = match request.blobs {
         None => below.blobs.clone(),

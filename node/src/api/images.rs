@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::caller::Caller;
 use super::input::{Body, Path, Query};
 use super::problem::missing;
-use crate::clock::rfc3339;
+use crate::clock::{now, rfc3339};
 use crate::http::noted;
 use crate::http::permit::{Visible, permit};
 use crate::http::problem::Problem;
@@ -193,12 +193,17 @@ pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageD
     let numbers: BTreeMap<&Digest, &Version> =
         versions.iter().map(|version| (&version.manifest_digest, version)).collect();
     let tags = query.tags(id, None, TAGS_SHOWN_MAX)?;
-    let tag_details = tags.into_iter().map(|(name, digest)| Tag {
-        name,
-        version: numbers.get(&digest).map(|one| one.version.clone()).unwrap_or_default(),
-        manifest_digest: digest,
-    });
-    let tag_details = tag_details.collect();
+    let mut tag_details = Vec::with_capacity(tags.len());
+    for (name, digest) in tags {
+        let used = query.tag_use(id, &name)?;
+        tag_details.push(Tag {
+            name,
+            version: numbers.get(&digest).map(|one| one.version.clone()).unwrap_or_default(),
+            manifest_digest: digest,
+            pushed_at: used.as_ref().map(|used| rfc3339(used.pushed_at)).unwrap_or_default(),
+            pulled_at: used.and_then(|used| used.pulled_at).map(rfc3339),
+        });
+    }
     Ok(Json(ImageDetail {
         image: image(query, &row)?,
         min_cpu_cores: row.profile.min_cpu_cores,
@@ -260,7 +265,13 @@ pub async fn put_tag(
     let digest = found.digest.clone();
     let put = Command::PutTag { repository: row.name.clone(), tag: tag.clone(), digest };
     app.propose(put).await?;
-    Ok(Json(Tag { name: tag, version: number(&found), manifest_digest: found.digest }))
+    Ok(Json(Tag {
+        name: tag,
+        version: number(&found),
+        manifest_digest: found.digest,
+        pushed_at: rfc3339(now()),
+        pulled_at: None,
+    }))
 }
 
 pub async fn delete_tag(
@@ -421,5 +432,6 @@ fn version<R: Read>(
         tags: query.tags_of(image.id, &row.digest)?,
         created_at: rfc3339(row.created_at),
         created_by: row.created_by.clone(),
+        pulled_at: query.version_pulled_at(image.id, &row.digest)?.map(rfc3339),
     })
 }

@@ -19,6 +19,7 @@ mod input;
 mod members;
 mod organizations;
 mod personal_tokens;
+mod policy;
 mod problem;
 mod projects;
 mod services;
@@ -34,7 +35,7 @@ use axum::routing::{delete, get, post, put};
 
 use crate::state::App;
 
-pub use services::Services;
+pub use services::{Services, Upkeep};
 
 /// The longest body of a request that is no part of an upload.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -133,6 +134,12 @@ fn projects() -> Router<App> {
         )
         .route(&format!("{project}/robots"), get(projects::robots).post(projects::put_robot))
         .route(&format!("{project}/robots/{{robot}}"), delete(projects::remove_robot))
+        .route(
+            &format!("{project}/policy"),
+            get(policy::show).put(policy::put).delete(policy::remove),
+        )
+        .route(&format!("{project}/retention/dry-run"), post(policy::dry_run))
+        .route(&format!("{project}/retention/run"), post(policy::run))
         .route("/api/v1/images/{image}/permissions", get(members::of_image))
         .route(
             "/api/v1/images/{image}/permissions/{*grantee}",

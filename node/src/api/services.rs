@@ -13,6 +13,8 @@ use crate::collection::Collector;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
 use crate::origin::Origin;
+use crate::pulls::Pulls;
+use crate::retention::Retainer;
 use crate::scrub::Scrubber;
 use crate::state::Keys;
 use crate::store::BlobStore;
@@ -30,8 +32,20 @@ pub struct Services {
     pub scrubber: Scrubber,
     pub verifier: Verifier,
     pub backups: BackupMaker,
+    pub pulls: Pulls,
+    pub retainer: Retainer,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
+}
+
+/// What is done in the background, each at its own interval.
+#[derive(Debug)]
+pub struct Upkeep {
+    pub collector: Collector,
+    pub scrubber: Scrubber,
+    pub verifier: Verifier,
+    pub pulls: Pulls,
+    pub retainer: Retainer,
 }
 
 impl Services {
@@ -46,10 +60,9 @@ impl Services {
         node: NodeId,
         keys: &Keys,
         key: Arc<KeyPair>,
-        collector: Collector,
-        scrubber: Scrubber,
-        verifier: Verifier,
+        upkeep: Upkeep,
     ) -> Result<Self, SiblingsError> {
+        let Upkeep { collector, scrubber, verifier, pulls, retainer } = upkeep;
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
@@ -65,6 +78,8 @@ impl Services {
             scrubber,
             verifier,
             backups: BackupMaker::default(),
+            pulls,
+            retainer,
             stopping,
         })
     }
@@ -83,6 +98,8 @@ impl Services {
         tasks.spawn(async move { disks.expire_uploads().await });
         tasks.spawn(self.collector.clone().run());
         tasks.spawn(self.scrubber.clone().run());
+        tasks.spawn(self.pulls.clone().run());
+        tasks.spawn(self.retainer.clone().run());
         tasks.spawn(super::cluster::admit_members(raft.clone()));
     }
 }

@@ -45,6 +45,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ),
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
+    ("retention", &["interval_seconds", "pulls_interval_seconds"]),
     ("metrics", &["public"]),
     ("log", &["filter", "format"]),
 ];
@@ -69,6 +70,7 @@ pub struct Config {
     pub storage: Storage,
     pub collection: Collection,
     pub scrub: Scrub,
+    pub retention: Retention,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -275,6 +277,21 @@ impl Default for Scrub {
     }
 }
 
+/// When projects' policies are carried out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    pub interval_seconds: u64,
+    /// How often it is written down when images were last pulled.
+    pub pulls_interval_seconds: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { interval_seconds: 3600, pulls_interval_seconds: 60 }
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
@@ -333,6 +350,12 @@ impl Config {
         }
         if self.scrub.interval_seconds == 0 {
             return value("scrub", "interval_seconds", "at least 1");
+        }
+        if self.retention.interval_seconds == 0 {
+            return value("retention", "interval_seconds", "at least 1");
+        }
+        if self.retention.pulls_interval_seconds == 0 {
+            return value("retention", "pulls_interval_seconds", "at least 1");
         }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return value("log", "format", "it is text or json");

@@ -160,6 +160,7 @@ impl From<Refusal> for Problem {
             Refusal::LastOwner => (StatusCode::CONFLICT, "last_owner"),
             Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             Refusal::WrongRight => (StatusCode::BAD_REQUEST, "wrong_right"),
+            // What its pusher can change is the name, not when to try again.
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
                 (StatusCode::PRECONDITION_FAILED, "immutable")
             }

@@ -107,6 +107,10 @@ impl From<Refusal> for RegistryError {
                 "MANIFEST_BLOB_UNKNOWN",
                 format!("the manifest refers to {digest}, which the repository does not have"),
             ),
+            // Docker repeats what is refused with a code that it does not know.
+            Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
+                Self::new(StatusCode::PRECONDITION_FAILED, "DENIED", refusal.to_string())
+            }
             _ => Problem::from(refusal).into(),
         }
     }

@@ -42,12 +42,20 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
     let view = asked.view().await?;
     let query = view.query();
     let image = image(&view, repository)?;
-    let digest = match pin {
-        Pin::Digest(digest) => digest,
-        Pin::Tag(tag) => query.tag(image.id, &tag)?.ok_or_else(RegistryError::manifest_unknown)?,
+    let (tag, digest) = match pin {
+        Pin::Digest(digest) => (None, digest),
+        Pin::Tag(tag) => {
+            let digest = query.tag(image.id, &tag)?.ok_or_else(RegistryError::manifest_unknown)?;
+            (Some(tag), digest)
+        }
     };
     let version = query.version(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
     let bytes = query.manifest(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
+    // Who asks what a tag names and then gets that by digest has pulled the version; who only asks,
+    // as whoever waits for a new one does, has pulled nothing.
+    if asked.method == Method::GET {
+        asked.app.services.pulls.note(image.id, tag.as_ref(), &digest);
+    }
     let length = bytes.len() as u64;
     let body = if asked.method == Method::HEAD { Body::empty() } else { Body::from(bytes) };
     let mut response = Response::new(body);

@@ -14,6 +14,7 @@ mod logs;
 mod members;
 mod node;
 mod orders;
+mod retention;
 mod rights;
 mod scrub;
 mod swarm;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use shoal_content::{ImageReference, Labels, TagName};
+use shoal_content::{ImageReference, Labels, ProjectName, TagName};
 use shoal_formats::{Format, Target};
 
 pub use rights::*;
@@ -85,6 +85,9 @@ pub enum Command {
     /// Tokens that let agents and nodes join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What a project keeps, and what nobody may change in it
+    #[command(subcommand, after_help = POLICY)]
+    Policy(PolicyCommand),
     /// What lies in storage without need, and whether what lies there is sound
     #[command(subcommand)]
     Storage(StorageCommand),
@@ -139,6 +142,150 @@ pub enum ClusterCommand {
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+const POLICY: &str = "\
+A name (a tag, or the number of a disk's version) goes where a rule is for it and no rule keeps it;
+names that no rule is for stay. Rules count in each repository by itself.
+
+In patterns, ? is any one character but /, * any number of them, ** any number of any; a ! at the
+start turns the meaning round. A repository's pattern is about what follows PROJECT/ in its name.
+
+  shoal policy keep shop --tags 'v*' --newest 10
+  shoal policy keep shop --tags 'v*' --pulled-within 30d
+  shoal policy immutable shop --tags 'release-*'
+  shoal policy untagged shop 7d
+  shoal policy dry-run shop
+  shoal policy run shop
+  shoal policy automatic shop on";
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// The rules of a project
+    Show {
+        project: ProjectName,
+        /// As a file for `set`
+        #[arg(long)]
+        toml: bool,
+    },
+    /// Set the whole policy from a TOML or JSON file, or - for standard input
+    Set { project: ProjectName, file: PathBuf },
+    /// Add a rule that keeps names
+    Keep(KeepRule),
+    /// Add names that cannot be moved or deleted once they are there
+    Immutable {
+        project: ProjectName,
+        /// Over what follows PROJECT/ in the repository's name
+        #[arg(long, default_value = "**", value_name = "PATTERN")]
+        repositories: String,
+        #[arg(long, value_name = "PATTERN")]
+        tags: String,
+    },
+    /// Let versions without a tag go after a time of no use, or never
+    Untagged {
+        project: ProjectName,
+        /// For instance 7d, or never
+        after: AfterDays,
+    },
+    /// Whether the cluster carries the policy out by itself
+    Automatic { project: ProjectName, state: Switch },
+    /// Take single rules away
+    #[command(group = ArgGroup::new("rule").args(["retention", "immutable"]).required(true).multiple(true))]
+    Remove {
+        project: ProjectName,
+        /// The number of a rule that keeps names, as `show` counts
+        #[arg(long, value_name = "N")]
+        retention: Option<usize>,
+        /// The number of a rule of what is immutable
+        #[arg(long, value_name = "N")]
+        immutable: Option<usize>,
+    },
+    /// Take the whole policy away: nothing goes any more, and nothing is immutable
+    Clear {
+        project: ProjectName,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Say what would go now, and why
+    DryRun {
+        project: ProjectName,
+        /// By this policy in place of the project's
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Also what stays
+        #[arg(long)]
+        all: bool,
+    },
+    /// Let go now what no rule keeps
+    Run {
+        project: ProjectName,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("keep").args(["newest", "pushed_within", "pulled_within", "always"]).required(true))]
+pub struct KeepRule {
+    pub project: ProjectName,
+    /// Over what follows PROJECT/ in the repository's name
+    #[arg(long, default_value = "**", value_name = "PATTERN")]
+    pub repositories: String,
+    #[arg(long, default_value = "**", value_name = "PATTERN")]
+    pub tags: String,
+    /// The versions that were pushed last, so many
+    #[arg(long, value_name = "N")]
+    pub newest: Option<u32>,
+    /// What was pushed in the last days, for instance 30d
+    #[arg(long, value_name = "DAYS")]
+    pub pushed_within: Option<Days>,
+    /// What was pulled (or pushed) in the last days
+    #[arg(long, value_name = "DAYS")]
+    pub pulled_within: Option<Days>,
+    #[arg(long)]
+    pub always: bool,
+}
+
+/// Whole days: `30d`, or `2w`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Days(pub u32);
+
+impl FromStr for Days {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const DAY_SECONDS: u64 = 24 * 3600;
+        let text = if text == "0" { "0d" } else { text };
+        let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+        if time.subsec_nanos() != 0 || time.as_secs() % DAY_SECONDS != 0 {
+            return Err("it is whole days, for instance 30d".to_owned());
+        }
+        let days = u32::try_from(time.as_secs() / DAY_SECONDS);
+        days.map(Self).map_err(|_| "so many days are too many".to_owned())
+    }
+}
+
+/// Days, or `never`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AfterDays(pub Option<u32>);
+
+impl FromStr for AfterDays {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(Self(None)),
+            days => days.parse::<Days>().map(|days| Self(Some(days.0))),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Subcommand)]
@@ -460,6 +607,23 @@ mod tests {
     fn only_one_kind_of_trust_at_a_time() {
         assert!(parse("shoal login https://a --ca f --insecure-skip-verify").is_err());
         assert!(parse("shoal login https://a --fingerprint 00 --password-stdin").is_ok());
+    }
+
+    #[test]
+    fn a_rule_keeps_in_one_way_and_counts_whole_days() {
+        let line = "shoal policy keep shop --tags v* --pulled-within 2w";
+        let Command::Policy(PolicyCommand::Keep(rule)) = parse(line).unwrap().command else {
+            panic!("not a rule")
+        };
+        assert_eq!((rule.repositories.as_str(), rule.tags.as_str()), ("**", "v*"));
+        assert_eq!(rule.pulled_within, Some(Days(14)));
+        assert!(parse("shoal policy keep shop").is_err());
+        assert!(parse("shoal policy keep shop --newest 1 --always").is_err());
+        assert!(parse("shoal policy keep shop --pushed-within 36h").is_err());
+        assert!(parse("shoal policy keep shop/app --newest 1").is_err());
+        assert!(parse("shoal policy immutable shop").is_err());
+        assert!(parse("shoal policy remove shop").is_err());
+        assert!(parse("shoal policy untagged shop never").is_ok());
     }
 
     #[test]

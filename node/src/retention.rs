@@ -1,0 +1,253 @@
+//! Carries out what projects say about what they keep.
+//!
+//! The leader does so at every interval, for the policies that are automatic; anyone who manages a
+//! project may ask for it at any node, and for what it would do. The decision is the metadata's
+//! own (`shoal_metadata::judge`), the same for both; what goes, goes by commands that look at all
+//! of it again, so that pushes and pulls go on meanwhile and win.
+//!
+//! Invariants: one repository is judged at a time; a command drops at most [`DROPPED_AT_ONCE`]
+//! names; a policy that changes ends the run. Dropped versions free storage by way of `collection`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use shoal_content::{ProjectName, RepositoryName, Timestamp};
+use shoal_metadata::{
+    Command, Fault, Image, ImageKind, JudgeError, Judgement, Policy, PolicyRules, Refusal,
+    Response, Subject, judge,
+};
+use shoal_raft::{ProposeError, Raft, ReadError};
+use thiserror::Error;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::pulls::Pulls;
+
+const PAGE_ROWS: usize = 100;
+/// Names and untagged versions of one command.
+const DROPPED_AT_ONCE: usize = 200;
+/// The same where each is a disk, which refers to thousands of objects.
+const DISKS_AT_ONCE: usize = 4;
+
+/// Why a run ended early.
+#[derive(Debug, Error)]
+pub enum RetentionError {
+    #[error("the project has no policy")]
+    NoPolicy,
+    #[error("the policy was changed meanwhile")]
+    PolicyChanged,
+    #[error("a run is under way at this node")]
+    UnderWay,
+    #[error("the node is stopping")]
+    Stopping,
+    #[error("the metadata cannot be read")]
+    Read(#[from] ReadError),
+    #[error("the metadata cannot be read")]
+    Rows(#[from] Fault),
+    #[error("the metadata did not take a command")]
+    Propose(#[from] ProposeError),
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retained {
+    pub repositories: u64,
+    pub tags: u64,
+    pub versions: u64,
+    /// Names and untagged versions that were to go, and had changed when it came to them.
+    pub changed: u64,
+    /// Repositories that were too large to be judged.
+    pub skipped: Vec<RepositoryName>,
+}
+
+/// See the module's documentation. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Retainer {
+    raft: Raft,
+    pulls: Pulls,
+    interval: Duration,
+    running: Arc<Mutex<()>>,
+    tags: Counter,
+    versions: Counter,
+    failures: Counter,
+}
+
+impl Retainer {
+    pub fn new(raft: Raft, pulls: Pulls, interval: Duration, registry: &mut Registry) -> Self {
+        let (tags, versions, failures) =
+            (Counter::default(), Counter::default(), Counter::default());
+        for (name, help, counter) in [
+            ("shoal_retention_tags", "Tags dropped by retention", &tags),
+            ("shoal_retention_versions", "Versions dropped by retention", &versions),
+            ("shoal_retention_failures", "Runs of retention that ended early", &failures),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        let running = Arc::new(Mutex::new(()));
+        Self { raft, pulls, interval, running, tags, versions, failures }
+    }
+
+    /// Runs every automatic policy at every interval while this node leads, until it is dropped.
+    pub async fn run(self) {
+        let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.raft.status().is_leader
+                && let Err(error) = self.run_all().await
+            {
+                self.failures.inc();
+                warn!(error = crate::http::problem::chain(&error), "retention ended early");
+            }
+        }
+    }
+
+    async fn run_all(&self) -> Result<(), RetentionError> {
+        let mut after: Option<ProjectName> = None;
+        loop {
+            let page = self.raft.read().await?.query().policies(after.as_ref(), PAGE_ROWS)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.project.clone());
+            for policy in page.into_iter().filter(|policy| policy.rules.automatic) {
+                let guard = Arc::clone(&self.running).lock_owned().await;
+                let project = policy.project.clone();
+                match self.carry_out(guard, policy).await {
+                    Ok(_) => {}
+                    // It is judged by its new policy next time.
+                    Err(RetentionError::PolicyChanged) => {}
+                    Err(error) => {
+                        self.failures.inc();
+                        let error = crate::http::problem::chain(&error);
+                        warn!(%project, error, "retention of a project ended early");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries a project's policy out now, automatic or not.
+    ///
+    /// # Errors
+    /// What stopped it; what was dropped stays dropped.
+    pub async fn run_now(&self, project: &ProjectName) -> Result<Retained, RetentionError> {
+        let guard = Arc::clone(&self.running).try_lock_owned();
+        let guard = guard.map_err(|_| RetentionError::UnderWay)?;
+        let policy = self.raft.read().await?.query().policy(project)?;
+        self.carry_out(guard, policy.ok_or(RetentionError::NoPolicy)?).await
+    }
+
+    async fn carry_out(
+        &self,
+        _guard: OwnedMutexGuard<()>,
+        policy: Policy,
+    ) -> Result<Retained, RetentionError> {
+        // What was pulled here a moment ago counts.
+        self.pulls.write_down().await?;
+        let (mut done, now) = (Retained::default(), clock::now());
+        let mut after = None;
+        while let Some(image) = self.next_image(&policy.project, after.as_ref()).await? {
+            after = Some(image.name.clone());
+            done.repositories += 1;
+            let kind = image.kind;
+            match self.judge(image, &policy.rules, now).await? {
+                Some(judgement) => self.drop_judged(&judgement, kind, &policy, &mut done).await?,
+                None => done.skipped.extend(after.clone()),
+            }
+        }
+        let Retained { repositories, tags, versions, changed, .. } = done;
+        if tags + versions + changed > 0 {
+            let project = policy.project;
+            info!(%project, repositories, tags, versions, changed, "retention was carried out");
+        }
+        Ok(done)
+    }
+
+    async fn drop_judged(
+        &self,
+        judgement: &Judgement,
+        kind: ImageKind,
+        policy: &Policy,
+        done: &mut Retained,
+    ) -> Result<(), RetentionError> {
+        let at_once = match kind {
+            ImageKind::Container => DROPPED_AT_ONCE,
+            ImageKind::Disk => DISKS_AT_ONCE,
+        };
+        for batch in judgement.retire(policy.revision).batches(at_once) {
+            let wanted = (batch.tags.len() + batch.numbers.len() + batch.untagged.len()) as u64;
+            match self.raft.propose(clock::now(), Command::Retire(batch)).await {
+                Ok(Response::Retired { tags, versions }) => {
+                    let (tags, versions) = (tags.len() as u64, versions.len() as u64);
+                    self.tags.inc_by(tags);
+                    self.versions.inc_by(versions);
+                    done.tags += tags;
+                    done.versions += versions;
+                    done.changed += wanted.saturating_sub(tags + versions);
+                }
+                Ok(_) => {}
+                Err(ProposeError::Refused(Refusal::NotFound(Subject::Image))) => return Ok(()),
+                Err(ProposeError::Refused(Refusal::PolicyChanged)) => {
+                    return Err(RetentionError::PolicyChanged);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands what would be decided about each repository now to `each`, and changes nothing; gives
+    /// the repositories that are too large to be judged.
+    ///
+    /// # Errors
+    /// Where the metadata cannot be read.
+    pub async fn dry_run(
+        &self,
+        project: &ProjectName,
+        rules: &PolicyRules,
+        mut each: impl FnMut(Judgement),
+    ) -> Result<Vec<RepositoryName>, RetentionError> {
+        self.pulls.write_down().await?;
+        let (now, mut skipped) = (clock::now(), Vec::new());
+        let mut after = None;
+        while let Some(image) = self.next_image(project, after.as_ref()).await? {
+            after = Some(image.name.clone());
+            match self.judge(image, rules, now).await? {
+                Some(judgement) => each(judgement),
+                None => skipped.extend(after.clone()),
+            }
+        }
+        Ok(skipped)
+    }
+
+    async fn next_image(
+        &self,
+        project: &ProjectName,
+        after: Option<&RepositoryName>,
+    ) -> Result<Option<Image>, RetentionError> {
+        Ok(self.raft.read().await?.query().images_of(project, after, 1)?.pop())
+    }
+
+    /// `None` where it is too large.
+    async fn judge(
+        &self,
+        image: Image,
+        rules: &PolicyRules,
+        now: Timestamp,
+    ) -> Result<Option<Judgement>, RetentionError> {
+        let (view, rules) = (self.raft.read().await?, rules.clone());
+        let repository = image.name.clone();
+        let judged = tokio::task::spawn_blocking(move || judge(view.query(), &rules, &image, now));
+        match judged.await.map_err(|_| RetentionError::Stopping)? {
+            Ok(judgement) => Ok(Some(judgement)),
+            Err(JudgeError::Fault(fault)) => Err(fault.into()),
+            Err(error @ JudgeError::TooLarge) => {
+                warn!(%repository, %error, "retention leaves a repository alone");
+                Ok(None)
+            }
+        }
+    }
+}

@@ -21,7 +21,7 @@ use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
 use crate::http::auth::Accounts;
 use crate::http::{Certificates, Listening, serve};
-use crate::metrics::Metrics;
+use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
 use crate::scrub::{Limits, Scrubber};
@@ -42,7 +42,7 @@ pub struct Server {
     swarm: Swarm,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
-    _home: Home,
+    home: Home,
 }
 
 /// Founds a cluster of one node, and stops; gives the administrator's password.
@@ -70,9 +70,11 @@ impl Server {
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
         let id = member.map_or(NodeId::new(FIRST_NODE), |member| member.id());
         let mut registry = Registry::default();
-        let store = open_store(&config, &home, &mut registry).await;
+        let cache_reads = CacheReads::default();
+        let store = open_store(&config, &home, &cache_reads, &mut registry).await;
         let store = store.context("storage cannot be opened")?;
         let raft = start_raft(&home, &config, id, &mut registry).await?;
+        show_images(raft.clone(), &mut registry);
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
@@ -87,16 +89,21 @@ impl Server {
             Collector::new(raft.clone(), Arc::clone(&store.front), timing, &mut registry);
         let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
         // What lies in a cache says nothing about storage.
-        let scrubber = Scrubber::new(raft.clone(), store.behind, limits, &mut registry);
-        let store = store.front;
+        let Stores { front: store, behind } = store;
+        let scrubber = Scrubber::new(raft.clone(), Arc::clone(&behind), limits, &mut registry);
+        let gauges = StorageGauges::default();
+        gauges.register(&mut registry);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));
         let key = Arc::clone(home.key());
         let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber)?;
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
-        let mut tasks = JoinSet::new();
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
+        let metrics = Metrics::new(registry, cache_reads);
+        metrics.restore(&home.counters_file());
         let app = App::new(Parts {
             node: id,
             raft,
@@ -104,7 +111,7 @@ impl Server {
             keys,
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             intake: Intake::default(),
-            metrics: Metrics::new(registry),
+            metrics,
             services,
             config,
         });
@@ -115,7 +122,7 @@ impl Server {
             bail!("{} cannot be listened on; is another process there?", app.config.http.listen);
         }
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, swarm, _tasks: tasks, _home: home })
+        Ok(Self { app, https, plain, swarm, _tasks: tasks, home })
     }
 
     pub fn app(&self) -> &App {
@@ -139,6 +146,7 @@ impl Server {
         }
         self.swarm.shutdown().await;
         self.app.raft.shutdown().await;
+        self.app.metrics.save(&self.home.counters_file());
         Ok(())
     }
 }
@@ -172,7 +180,12 @@ struct Stores {
     behind: Arc<dyn BlobStore>,
 }
 
-async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Result<Stores> {
+async fn open_store(
+    config: &Config,
+    home: &Home,
+    reads: &CacheReads,
+    registry: &mut Registry,
+) -> Result<Stores> {
     let storage = &config.storage;
     Ok(match storage.kind {
         StorageKind::Folder => {
@@ -199,7 +212,13 @@ async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Re
                 0 => Arc::clone(&behind),
                 most => {
                     let behind = Arc::clone(&behind);
-                    Arc::new(CachedStore::open(behind, &home.cache_folder(), most, registry)?)
+                    Arc::new(CachedStore::open(
+                        behind,
+                        &home.cache_folder(),
+                        most,
+                        reads.clone(),
+                        registry,
+                    )?)
                 }
             };
             Stores { front, behind }

@@ -31,6 +31,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "kind",
             "path",
             "reserve_bytes",
+            "capacity_bytes",
             "endpoint",
             "region",
             "bucket",
@@ -198,6 +199,8 @@ pub struct Storage {
     pub path: Option<PathBuf>,
     /// Of a folder: free space that is never used.
     pub reserve_bytes: u64,
+    /// How much it may hold, for the metrics; 0 is what storage says itself, where it does.
+    pub capacity_bytes: u64,
     pub endpoint: String,
     pub region: String,
     pub bucket: String,
@@ -221,6 +224,7 @@ impl Default for Storage {
             kind: StorageKind::default(),
             path: None,
             reserve_bytes: crate::store::RESERVE_BYTES_DEFAULT,
+            capacity_bytes: 0,
             endpoint: String::new(),
             region: "default".into(),
             bucket: "shoal".into(),

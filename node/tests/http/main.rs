@@ -11,6 +11,7 @@ mod hostile;
 mod limits;
 mod logs;
 mod members;
+mod metrics;
 mod node;
 mod orders;
 mod scrub;

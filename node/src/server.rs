@@ -1,17 +1,19 @@
 //! The node as a whole: its parts started in order, and stopped in the opposite one.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
 use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Role, peer_of};
 use shoal_raft::{Raft, Transport};
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::api::Services;
@@ -20,7 +22,7 @@ use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
 use crate::http::auth::Accounts;
-use crate::http::{Certificates, Listening, serve};
+use crate::http::{Certificates, Drain, Listening, serve};
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
@@ -112,15 +114,16 @@ impl Server {
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             intake: Intake::default(),
             metrics,
+            drain: Drain::default(),
             services,
             config,
         });
-        let https = serve(app.clone(), app.config.http.listen, Some(certificates.tls()?));
+        let https = listen(&app, app.config.http.listen, Some(certificates.tls()?)).await?;
         tasks.spawn(certificates.follow());
-        let plain = app.config.http.plain_listen.map(|address| serve(app.clone(), address, None));
-        if https.address().await.is_none() {
-            bail!("{} cannot be listened on; is another process there?", app.config.http.listen);
-        }
+        let plain = match app.config.http.plain_listen {
+            Some(address) => Some(listen(&app, address, None).await?),
+            None => None,
+        };
         info!(node = %id, url = app.config.api_url(), "the node answers");
         Ok(Self { app, https, plain, swarm, _tasks: tasks, home })
     }
@@ -134,21 +137,46 @@ impl Server {
         self.https.failed().await
     }
 
+    /// Leaves the cluster to its other nodes: hands the leadership over, gives clients `notice` to
+    /// go elsewhere, then stops.
+    ///
+    /// # Errors
+    /// Where a part had failed before.
+    pub async fn leave(self, notice: Duration) -> Result<()> {
+        self.app.drain.give_notice();
+        info!(notice_seconds = notice.as_secs(), "the node is about to stop");
+        let (handed_over, ()) = tokio::join!(self.app.raft.hand_over(), tokio::time::sleep(notice));
+        if let Err(error) = handed_over {
+            warn!(%error, "the other nodes elect a leader when this one has stopped");
+        }
+        self.stop().await
+    }
+
     /// Lets requests end, then stops.
     ///
     /// # Errors
     /// Where a part had failed before.
     pub async fn stop(self) -> Result<()> {
+        let deadline = Duration::from_secs(self.app.config.drain.deadline_seconds);
+        self.app.drain.give_notice();
+        self.app.drain.cut_before(deadline);
         self.app.services.close();
-        self.https.stop().await?;
-        if let Some(plain) = self.plain {
-            plain.stop().await?;
-        }
+        let plain = async {
+            if let Some(plain) = self.plain {
+                plain.stop(deadline).await;
+            }
+        };
+        tokio::join!(self.https.stop(deadline), plain);
         self.swarm.shutdown().await;
         self.app.raft.shutdown().await;
         self.app.metrics.save(&self.home.counters_file());
         Ok(())
     }
+}
+
+async fn listen(app: &App, address: SocketAddr, tls: Option<RustlsConfig>) -> Result<Listening> {
+    let listening = serve(app.clone(), address, tls).await;
+    listening.with_context(|| format!("{address} cannot be listened on; is another process there?"))
 }
 
 async fn start_raft(

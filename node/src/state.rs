@@ -10,6 +10,7 @@ use shoal_raft::{ProposeError, Raft, ReadError, View};
 use crate::api::Services;
 use crate::clock;
 use crate::config::Config;
+use crate::http::Drain;
 use crate::http::auth::Accounts;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
@@ -31,6 +32,7 @@ pub struct Parts {
     pub accounts: Accounts,
     pub intake: Intake,
     pub metrics: Metrics,
+    pub drain: Drain,
     /// What `/api/v1` works with.
     pub services: Services,
 }

@@ -36,6 +36,7 @@ pub enum Kind {
     ReadIndex = 6,
     AddMember = 7,
     RemoveMember = 8,
+    TransferLeader = 9,
 }
 
 impl Kind {
@@ -49,6 +50,7 @@ impl Kind {
             Self::ReadIndex,
             Self::AddMember,
             Self::RemoveMember,
+            Self::TransferLeader,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

@@ -21,6 +21,7 @@ pub use shoal_settings::Error;
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
     ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    ("drain", &["notice_seconds", "deadline_seconds"]),
     ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
     ("raft", &["listen", "advertise"]),
     ("peer", &["listen", "advertise"]),
@@ -63,6 +64,7 @@ const SCHEMA: Schema = Schema {
 pub struct Config {
     pub node: Node,
     pub http: Http,
+    pub drain: Drain,
     pub cors: Cors,
     pub raft: Raft,
     pub peer: Peer,
@@ -116,6 +118,23 @@ impl Default for Http {
             key_file: None,
             plain_listen: None,
         }
+    }
+}
+
+/// How a node stops when it is told to (SIGTERM).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long it says that it is about to stop, and serves on: so long a load balancer takes to
+    /// look at `/ready`.
+    pub notice_seconds: u64,
+    /// How long requests under way may take then.
+    pub deadline_seconds: u64,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { notice_seconds: 2, deadline_seconds: 20 }
     }
 }
 

@@ -5,10 +5,14 @@ pub mod auth;
 mod certificate;
 pub mod cors;
 mod door;
+mod drain;
 mod leftover;
+mod listener;
 pub mod noted;
 pub mod problem;
 mod server;
 
 pub use certificate::Certificates;
-pub use server::{Listening, serve};
+pub use drain::Drain;
+pub use listener::Listening;
+pub use server::serve;

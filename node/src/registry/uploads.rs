@@ -307,7 +307,12 @@ impl Session {
 async fn take(app: &App, writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
     let mut pieces = body.into_data_stream();
     let mut pace = Pace::begin();
-    while let Some(piece) = pace.within(pieces.next()).await? {
+    loop {
+        let piece = tokio::select! {
+            piece = pace.within(pieces.next()) => piece?,
+            () = app.drain.cut() => return Err(stopping()),
+        };
+        let Some(piece) = piece else { return Ok(()) };
         let piece = piece.map_err(|error| {
             let message = format!("the connection broke while the body came: {error}");
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
@@ -316,7 +321,12 @@ async fn take(app: &App, writer: &mut BlobWriter, body: Body) -> Result<(), Regi
         app.metrics.upload_bytes.inc_by(piece.len() as u64);
         writer.write(piece).await?;
     }
-    Ok(())
+}
+
+fn stopping() -> RegistryError {
+    let message = "the node is stopping; go on from where the session stands, at any node";
+    RegistryError::new(StatusCode::SERVICE_UNAVAILABLE, "BLOB_UPLOAD_INVALID", message)
+        .with(header::RETRY_AFTER, "1")
 }
 
 /// How fast a body comes. Only the time spent waiting for the client counts.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use axum::Router;
 use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
@@ -16,13 +17,14 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use crate::acme::{self, Acme};
 use crate::api::Services;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{FIRST_NODE, Founding};
 use crate::home::Home;
 use crate::http::auth::Accounts;
-use crate::http::{Certificates, Drain, Listening, serve};
+use crate::http::{Certificates, Drain, Listening, router};
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::registry::Intake;
@@ -41,6 +43,8 @@ pub struct Server {
     app: App,
     https: Listening,
     plain: Option<Listening>,
+    /// For an ACME server.
+    challenges: Option<Listening>,
     swarm: Swarm,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
@@ -82,6 +86,7 @@ impl Server {
         }
         let keys = read_keys(&raft).await?;
         let certificates = Certificates::load(&config, &keys)?;
+        registry.register_collector(Box::new(certificates.clone()));
         let seconds = |seconds| Duration::from_secs(seconds);
         let timing = Timing::new(
             seconds(config.collection.grace_seconds),
@@ -118,14 +123,25 @@ impl Server {
             services,
             config,
         });
-        let https = listen(&app, app.config.http.listen, Some(certificates.tls()?)).await?;
-        tasks.spawn(certificates.follow());
+        let https =
+            bind(router(app.clone()), app.config.http.listen, Some(certificates.tls()?)).await?;
+        tasks.spawn(certificates.clone().follow());
+        let acme = Acme::new(app.raft.clone(), &app.config.acme);
+        let challenges = match acme {
+            Some(acme) => {
+                tasks.spawn(acme.run());
+                tasks.spawn(certificates.follow_issued(app.raft.clone()));
+                let router = acme::router(app.raft.clone(), &app.config.api_url());
+                Some(bind(router, app.config.acme.listen, None).await?)
+            }
+            None => None,
+        };
         let plain = match app.config.http.plain_listen {
-            Some(address) => Some(listen(&app, address, None).await?),
+            Some(address) => Some(bind(router(app.clone()), address, None).await?),
             None => None,
         };
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, swarm, _tasks: tasks, home })
+        Ok(Self { app, https, plain, challenges, swarm, _tasks: tasks, home })
     }
 
     pub fn app(&self) -> &App {
@@ -161,12 +177,9 @@ impl Server {
         self.app.drain.give_notice();
         self.app.drain.cut_before(deadline);
         self.app.services.close();
-        let plain = async {
-            if let Some(plain) = self.plain {
-                plain.stop(deadline).await;
-            }
-        };
-        tokio::join!(self.https.stop(deadline), plain);
+        let others = self.plain.into_iter().chain(self.challenges);
+        let others = futures::future::join_all(others.map(|other| other.stop(deadline)));
+        tokio::join!(self.https.stop(deadline), others);
         self.swarm.shutdown().await;
         self.app.raft.shutdown().await;
         self.app.metrics.save(&self.home.counters_file());
@@ -174,8 +187,8 @@ impl Server {
     }
 }
 
-async fn listen(app: &App, address: SocketAddr, tls: Option<RustlsConfig>) -> Result<Listening> {
-    let listening = serve(app.clone(), address, tls).await;
+async fn bind(router: Router, address: SocketAddr, tls: Option<RustlsConfig>) -> Result<Listening> {
+    let listening = Listening::begin(router, address, tls).await;
     listening.with_context(|| format!("{address} cannot be listened on; is another process there?"))
 }
 

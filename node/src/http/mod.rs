@@ -15,4 +15,4 @@ mod server;
 pub use certificate::Certificates;
 pub use drain::Drain;
 pub use listener::Listening;
-pub use server::serve;
+pub use server::router;

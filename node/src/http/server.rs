@@ -1,14 +1,11 @@
 //! The HTTP server's routes, and what every request passes through.
 
-use std::net::SocketAddr;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum_server::tls_rustls::RustlsConfig;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::access::observe;
@@ -16,25 +13,13 @@ use super::auth::Principal;
 use super::cors;
 use super::drain::say_goodbye;
 use super::leftover::read_leftover;
-use super::listener::Listening;
 use super::problem::Problem;
 use crate::api;
 use crate::registry;
 use crate::state::App;
 
-/// Serves the app on `address`; `tls` is missing only for a listener on loopback.
-///
-/// # Errors
-/// Where the address cannot be listened on.
-pub async fn serve(
-    app: App,
-    address: SocketAddr,
-    tls: Option<RustlsConfig>,
-) -> std::io::Result<Listening> {
-    Listening::begin(router(app), address, tls).await
-}
-
-fn router(app: App) -> Router {
+/// All that a node answers to.
+pub fn router(app: App) -> Router {
     let router = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))

@@ -2,6 +2,7 @@
 //!
 //! One binary for all of it: linking RocksDB once is enough.
 
+mod acme;
 mod certificate;
 mod cluster;
 mod collection;

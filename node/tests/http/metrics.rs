@@ -10,7 +10,7 @@ const LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 41] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -30,6 +30,7 @@ const NAMES: [&str; 40] = [
     "shoal_gso_segments",
     "shoal_http_answers",
     "shoal_http_requests_under_way",
+    "shoal_https_certificate_expiry_seconds",
     "shoal_images",
     "shoal_peer_bans",
     "shoal_peer_connections",

@@ -74,6 +74,8 @@ fn config(folder: &TempDir) -> Result<Config> {
 
 /// Trusts the authority in `pem` and nobody else.
 pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
+    // Whoever was first has installed the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let authority = reqwest::Certificate::from_pem(pem)?;
     let client = reqwest::Client::builder()
         .tls_certs_only([authority])
@@ -129,10 +131,22 @@ impl Node {
 
     /// Another node of the cluster at `cluster`, on the storage in that folder. It has no login.
     pub async fn join_at(name: &str, cluster: &str, token: &str, storage: &Path) -> Result<Self> {
+        Self::join_with(name, cluster, token, storage, |_| ()).await
+    }
+
+    /// With other settings than the usual ones.
+    pub async fn join_with(
+        name: &str,
+        cluster: &str,
+        token: &str,
+        storage: &Path,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut config = config(&folder)?;
         config.node.name = name.to_owned();
         config.storage.path = Some(storage.to_owned());
+        change(&mut config);
         let url = config.api_url();
         joining::join(&config, cluster, token).await?;
         let server = Server::start(config, |_| ()).await?;

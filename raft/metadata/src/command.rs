@@ -14,8 +14,8 @@ use shoal_content::{
 use thiserror::Error;
 
 use crate::record::{
-    Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Multipart, Node,
-    Reference, Upload, UploadPart, User,
+    AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
+    JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -191,6 +191,15 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// Keeps the account at an ACME server, in place of the one before.
+    PutAcmeAccount(AcmeAccount),
+    /// What any node answers to an ACME server's questions: token -> key authorization. Replaces
+    /// those before.
+    PutAcmeChallenges {
+        answers: BTreeMap<String, String>,
+    },
+    /// Keeps the certificate that an ACME server has issued, in place of the one before.
+    PutHttpCertificate(HttpCertificate),
 }
 
 /// A manifest with what was read out of it: the state machine knows no OCI JSON.

@@ -15,6 +15,11 @@ use crate::table::Fault;
 pub const ID_BYTES: usize = 16;
 pub const TIME_BYTES: usize = 8;
 
+/// Rows of the cluster's besides its own, which has no key.
+pub const ACME_ACCOUNT: &[u8] = b"acme-account";
+pub const ACME_CHALLENGES: &[u8] = b"acme-challenges";
+pub const HTTP_CERTIFICATE: &[u8] = b"http-certificate";
+
 /// Parts, one after another.
 pub fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()

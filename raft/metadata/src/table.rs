@@ -12,7 +12,8 @@ use crate::codec::CodecError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Table {
-    /// The one row of the cluster.
+    /// Nothing -> `Cluster`; `acme-account` -> `AcmeAccount`; `acme-challenges` -> answers by token;
+    /// `http-certificate` -> `HttpCertificate`.
     Cluster = 1,
     /// Node id -> `Node`.
     Nodes = 2,

@@ -547,3 +547,34 @@ fn what_was_found_in_storage_is_counted_once_and_swept_like_the_rest() {
     // While they are deleted, they are nobody's orphans.
     assert_eq!(world.accepts(adopt()), Response::Adopted(0));
 }
+
+#[test]
+fn the_nodes_share_what_an_acme_order_takes_and_its_certificate() {
+    let mut world = World::founded();
+    let account =
+        AcmeAccount { directory_url: "https://acme/dir".into(), credentials: Secret(vec![1]) };
+    world.accepts(Command::PutAcmeAccount(account.clone()));
+    let answers = |token: &str| [(token.to_owned(), format!("{token}.key"))].into();
+    world.accepts(Command::PutAcmeChallenges { answers: answers("t1") });
+    world.accepts(Command::PutAcmeChallenges { answers: answers("t2") });
+    assert_eq!(world.query().acme_account().unwrap(), Some(account));
+    assert_eq!(world.query().acme_challenge("t1").unwrap(), None);
+    assert_eq!(world.query().acme_challenge("t2").unwrap().as_deref(), Some("t2.key"));
+    world.accepts(Command::PutAcmeChallenges { answers: [].into() });
+    assert_eq!(world.query().acme_challenge("t2").unwrap(), None);
+
+    let certificate = HttpCertificate {
+        names: vec!["shoal.example".into()],
+        chain: "chain".into(),
+        key: Secret(vec![2]),
+        valid_from: at(1),
+        valid_until: at(100),
+    };
+    world.accepts(Command::PutHttpCertificate(certificate.clone()));
+    let long = HttpCertificate { chain: "c".repeat(1 << 20), ..certificate.clone() };
+    let refused = world.refuses(Command::PutHttpCertificate(long));
+    assert!(matches!(refused, Refusal::Limit(_)), "{refused:?}");
+    assert_eq!(world.query().http_certificate().unwrap(), Some(certificate));
+    // The cluster's own row is where it was.
+    assert!(world.query().cluster().unwrap().is_some());
+}

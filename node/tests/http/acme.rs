@@ -63,6 +63,8 @@ impl Pebble {
             "ocspResponderURL": "",
             "externalAccountBindingRequired": false,
             "retryAfter": { "authz": 1, "order": 1 },
+            // Older and newer versions of it.
+            "certificateValidityPeriod": LIFE_SECONDS,
             "profiles": { "default": { "description": "short", "validityPeriod": LIFE_SECONDS } },
         } });
         std::fs::write(file("pebble.json"), config.to_string())?;

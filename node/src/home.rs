@@ -1,7 +1,7 @@
 //! A node's data folder: who it is and which cluster it belongs to.
 //!
 //! Layout: `lock`, `key` (Ed25519, PKCS#8), `node.pem`, `ca.pem`, `member.json`, and the folders
-//! `raft` and `storage`. `member.json` is written last: a node whose founding or joining was cut
+//! `raft`, `cache` and `storage`; `counters.json` while it is stopped. `member.json` is written last: a node whose founding or joining was cut
 //! off is not a member and begins again.
 //!
 //! Invariant: one process at a time.
@@ -99,6 +99,11 @@ impl Home {
     /// What is kept of objects that lie elsewhere.
     pub fn cache_folder(&self) -> PathBuf {
         self.folder.join("cache")
+    }
+
+    /// The counters of a node that was stopped.
+    pub fn counters_file(&self) -> PathBuf {
+        self.folder.join("counters.json")
     }
 
     pub fn folder(&self) -> &Path {

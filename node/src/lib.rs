@@ -2,6 +2,7 @@
 //!
 //! Start reading at `server`, which puts the parts together.
 
+mod acme;
 pub mod api;
 pub mod backup;
 pub mod clock;

@@ -3,8 +3,9 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use shoal_node::config::Config;
 use shoal_node::joining;
@@ -150,13 +151,19 @@ async fn run(config: Config) -> Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let notice = Duration::from_secs(config.drain.notice_seconds);
     let mut server = Server::start(config, show_password).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let notice = tokio::select! {
+        _ = terminate.recv() => notice,
+        // Whoever presses Ctrl-C waits for it.
+        _ = interrupt.recv() => Duration::ZERO,
         error = server.failed() => return Err(error).context("the HTTP server failed"),
+    };
+    tokio::select! {
+        left = Box::pin(server.leave(notice)) => left,
+        _ = terminate.recv() => bail!("it was told to stop twice, and stops where it stands"),
+        _ = interrupt.recv() => bail!("it was told to stop twice, and stops where it stands"),
     }
-    server.stop().await
 }
 
 fn show_restored(restored: &Restored) {

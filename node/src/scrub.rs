@@ -116,6 +116,13 @@ impl Scrubber {
         self.inner.status.lock().clone()
     }
 
+    /// How much the last scrub of this node found in storage, if it came to its end.
+    pub fn bytes(&self) -> Option<u64> {
+        let status = self.inner.status.lock();
+        let ended = status.started_at.is_some() && !status.running && status.error.is_none();
+        ended.then_some(status.bytes)
+    }
+
     /// Starts one in the background, unless one is under way.
     pub fn start(&self) {
         if self.begin() {

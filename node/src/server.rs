@@ -1,27 +1,31 @@
 //! The node as a whole: its parts started in order, and stopped in the opposite one.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use axum::Router;
+use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Role, peer_of};
 use shoal_raft::{Raft, Transport};
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use crate::acme::{self, Acme};
 use crate::api::{Services, Upkeep};
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::{Accounts, TokenUses};
-use crate::http::{Certificates, Listening, serve};
+use crate::http::{Certificates, Drain, Listening, router};
 use crate::level;
-use crate::metrics::Metrics;
+use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::pulls::Pulls;
 use crate::registry::Intake;
@@ -44,10 +48,12 @@ pub struct Server {
     app: App,
     https: Listening,
     plain: Option<Listening>,
+    /// For an ACME server.
+    challenges: Option<Listening>,
     swarm: Swarm,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
-    _home: Home,
+    home: Home,
 }
 
 /// Founds a cluster of one node, and stops; gives the administrator's password.
@@ -69,8 +75,10 @@ pub async fn found(config: &Config) -> Result<Zeroizing<String>> {
 /// # Errors
 /// With what could not be done; then nothing was made.
 pub async fn restore(config: &Config, plan: restore::Plan<'_>) -> Result<restore::Restored> {
-    let open_store =
-        async |home: &Home| Ok(open_store(config, home, &mut Registry::default()).await?.behind);
+    let open_store = async |home: &Home| {
+        let reads = CacheReads::default();
+        Ok(open_store(config, home, &reads, &mut Registry::default()).await?.behind)
+    };
     let start_raft = async |home: &Home, member: &Member, registry: &mut Registry| {
         start_raft(home, config, member, registry).await
     };
@@ -94,14 +102,17 @@ impl Server {
         };
         let id = member.id();
         let mut registry = Registry::default();
-        let store = open_store(&config, &home, &mut registry).await;
+        let cache_reads = CacheReads::default();
+        let store = open_store(&config, &home, &cache_reads, &mut registry).await;
         let store = store.context("storage cannot be opened")?;
         let raft = start_raft(&home, &config, &member, &mut registry).await?;
+        show_images(raft.clone(), &mut registry);
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft).await?;
         let certificates = Certificates::load(&config, &keys)?;
+        registry.register_collector(Box::new(certificates.clone()));
         let seconds = |seconds| Duration::from_secs(seconds);
         let timing = Timing::new(
             seconds(config.collection.grace_seconds),
@@ -111,9 +122,13 @@ impl Server {
             Collector::new(raft.clone(), Arc::clone(&store.front), timing, &mut registry);
         let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
         // What lies in a cache says nothing about storage.
-        let verifier = Verifier::new(raft.clone(), Arc::clone(&store.behind));
-        let scrubber = Scrubber::new(raft.clone(), store.behind, limits, &mut registry);
-        let store = store.front;
+        let Stores { front: store, behind } = store;
+        let verifier = Verifier::new(raft.clone(), Arc::clone(&behind));
+        let scrubber = Scrubber::new(raft.clone(), Arc::clone(&behind), limits, &mut registry);
+        let gauges = StorageGauges::default();
+        gauges.register(&mut registry);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));
         let key = Arc::clone(home.key());
         let pulls_interval = seconds(config.retention.pulls_interval_seconds);
         let pulls = Pulls::new(raft.clone(), pulls_interval, &mut registry);
@@ -124,7 +139,6 @@ impl Server {
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
-        let mut tasks = JoinSet::new();
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
         let token_uses = Arc::new(TokenUses::default());
@@ -132,6 +146,8 @@ impl Server {
         tasks.spawn(async move { uses.run(group).await });
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
+        let metrics = Metrics::new(registry, cache_reads);
+        metrics.restore(&home.counters_file());
         let app = App::new(Parts {
             node: id,
             raft,
@@ -140,26 +156,31 @@ impl Server {
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
             intake: Intake::default(),
-            metrics: Metrics::new(registry),
+            metrics,
+            drain: Drain::default(),
             services,
             config,
             lineage: member.lineage,
         });
-        let cannot =
-            |address| format!("{address} cannot be listened on; is another process there?");
-        let address = app.config.http.listen;
-        let https = serve(app.clone(), address, Some(certificates.tls()?));
-        let https = https.with_context(|| cannot(address))?;
-        tasks.spawn(certificates.follow());
-        let plain = match app.config.http.plain_listen {
-            Some(address) => {
-                let plain = serve(app.clone(), address, None);
-                Some(plain.with_context(|| cannot(address))?)
+        let https =
+            bind(router(app.clone()), app.config.http.listen, Some(certificates.tls()?)).await?;
+        tasks.spawn(certificates.clone().follow());
+        let acme = Acme::new(app.raft.clone(), &app.config.acme);
+        let challenges = match acme {
+            Some(acme) => {
+                tasks.spawn(acme.run());
+                tasks.spawn(certificates.follow_issued(app.raft.clone()));
+                let router = acme::router(app.raft.clone(), &app.config.api_url());
+                Some(bind(router, app.config.acme.listen, None).await?)
             }
             None => None,
         };
+        let plain = match app.config.http.plain_listen {
+            Some(address) => Some(bind(router(app.clone()), address, None).await?),
+            None => None,
+        };
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, swarm, _tasks: tasks, _home: home })
+        Ok(Self { app, https, plain, challenges, swarm, _tasks: tasks, home })
     }
 
     pub fn app(&self) -> &App {
@@ -171,23 +192,46 @@ impl Server {
         self.https.failed().await
     }
 
+    /// Leaves the cluster to its other nodes: hands the leadership over, gives clients `notice` to
+    /// go elsewhere, then stops.
+    ///
+    /// # Errors
+    /// Where a part had failed before.
+    pub async fn leave(self, notice: Duration) -> Result<()> {
+        self.app.drain.give_notice();
+        info!(notice_seconds = notice.as_secs(), "the node is about to stop");
+        let (handed_over, ()) = tokio::join!(self.app.raft.hand_over(), tokio::time::sleep(notice));
+        if let Err(error) = handed_over {
+            warn!(%error, "the other nodes elect a leader when this one has stopped");
+        }
+        self.stop().await
+    }
+
     /// Lets requests end, then stops.
     ///
     /// # Errors
     /// Where a part had failed before.
     pub async fn stop(self) -> Result<()> {
+        let deadline = Duration::from_secs(self.app.config.drain.deadline_seconds);
+        self.app.drain.give_notice();
+        self.app.drain.cut_before(deadline);
         self.app.services.close();
-        self.https.stop().await?;
-        if let Some(plain) = self.plain {
-            plain.stop().await?;
-        }
+        let others = self.plain.into_iter().chain(self.challenges);
+        let others = futures::future::join_all(others.map(|other| other.stop(deadline)));
+        tokio::join!(self.https.stop(deadline), others);
         self.swarm.shutdown().await;
         // The rest of the cluster may be gone already, and then nobody waits for this.
         let pulls = self.app.services.pulls.write_down();
         let _ = tokio::time::timeout(PULLS_TIMEOUT, pulls).await;
         self.app.raft.shutdown().await;
+        self.app.metrics.save(&self.home.counters_file());
         Ok(())
     }
+}
+
+async fn bind(router: Router, address: SocketAddr, tls: Option<RustlsConfig>) -> Result<Listening> {
+    let listening = Listening::begin(router, address, tls).await;
+    listening.with_context(|| format!("{address} cannot be listened on; is another process there?"))
 }
 
 async fn start_raft(
@@ -220,7 +264,12 @@ struct Stores {
     behind: Arc<dyn BlobStore>,
 }
 
-async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Result<Stores> {
+async fn open_store(
+    config: &Config,
+    home: &Home,
+    reads: &CacheReads,
+    registry: &mut Registry,
+) -> Result<Stores> {
     let storage = &config.storage;
     Ok(match storage.kind {
         StorageKind::Folder => {
@@ -247,7 +296,13 @@ async fn open_store(config: &Config, home: &Home, registry: &mut Registry) -> Re
                 0 => Arc::clone(&behind),
                 most => {
                     let behind = Arc::clone(&behind);
-                    Arc::new(CachedStore::open(behind, &home.cache_folder(), most, registry)?)
+                    Arc::new(CachedStore::open(
+                        behind,
+                        &home.cache_folder(),
+                        most,
+                        reads.clone(),
+                        registry,
+                    )?)
                 }
             };
             Stores { front, behind }

@@ -10,6 +10,7 @@ use shoal_raft::{ProposeError, Raft, ReadError, View};
 use crate::api::Services;
 use crate::clock;
 use crate::config::Config;
+use crate::http::Drain;
 use crate::http::auth::{Accounts, TokenUses};
 use crate::metrics::Metrics;
 use crate::registry::Intake;
@@ -32,6 +33,7 @@ pub struct Parts {
     pub token_uses: Arc<TokenUses>,
     pub intake: Intake,
     pub metrics: Metrics,
+    pub drain: Drain,
     /// What `/api/v1` works with.
     pub services: Services,
     /// Which life of a restored cluster this is.

@@ -10,7 +10,8 @@ use std::time::Duration;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, BasicNode, OptionalSend};
 use serde::Serialize;
@@ -25,6 +26,9 @@ use crate::wire::{Failure, Kind};
 
 /// How long a message with entries may take.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a member may take to get ready to lead: it syncs its log.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -105,6 +109,14 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Rpc<VoteResponse<TypeConfig>> {
         self.call(Kind::PreVote, &rpc, option.hard_ttl()).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        self.call(Kind::TransferLeader, &request, TRANSFER_TIMEOUT).await
     }
 
     async fn full_snapshot(

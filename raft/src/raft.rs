@@ -23,7 +23,7 @@ use crate::read::READS_WAITING_MAX;
 use crate::space::Space;
 use crate::view::View;
 use crate::wire::STOPPING;
-use crate::{members, propose, read, server, supervisor};
+use crate::{handover, members, propose, read, server, supervisor};
 
 /// An observer that falls this many events behind misses some, and is told so by the channel.
 const EVENTS_WAITING_MAX: usize = 4096;
@@ -206,6 +206,15 @@ impl Raft {
     /// [`Error::Membership`] where it is the last one; [`Error::Unavailable`].
     pub async fn remove_member(&self, id: NodeId) -> Result<(), Error> {
         Box::pin(members::remove(&self.shared, id.number())).await
+    }
+
+    /// Where this node leads, makes another voter lead: for a node that is about to stop. Gives who
+    /// leads then, and nothing where this node did not lead or there is no other voter.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where nobody took the leadership in time.
+    pub async fn hand_over(&self) -> Result<Option<NodeId>, Error> {
+        Ok(Box::pin(handover::hand_over(&self.shared)).await?.map(NodeId::new))
     }
 
     /// Stops, and waits until the databases are closed, but for views that are still held.

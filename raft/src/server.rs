@@ -167,6 +167,7 @@ async fn answer(
         }
         Kind::AddMember => encode(&members::add_here(shared, &decode(body)?).await),
         Kind::RemoveMember => encode(&members::remove_here(shared, decode(body)?).await),
+        Kind::TransferLeader => encode(&take_over(shared, decode(body)?).await),
     }
 }
 
@@ -193,6 +194,14 @@ async fn vote(
     let core = shared.core()?;
     let answer = if before { core.engine.pre_vote(rpc).await } else { core.engine.vote(rpc).await };
     answer.map_err(unavailable)
+}
+
+/// The leader asks a voter to lead, and tells the others.
+async fn take_over(
+    shared: &Shared,
+    request: openraft::raft::TransferLeaderRequest<TypeConfig>,
+) -> Served<openraft::raft::TransferLeaderResponse<TypeConfig>> {
+    shared.core()?.engine.handle_transfer_leader(request).await.map_err(unavailable)
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Failure {

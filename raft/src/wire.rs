@@ -39,6 +39,7 @@ pub enum Kind {
     AddMember = 7,
     RemoveMember = 8,
     SnapshotFiles = 9,
+    TransferLeader = 10,
 }
 
 impl Kind {
@@ -52,6 +53,7 @@ impl Kind {
             Self::AddMember,
             Self::RemoveMember,
             Self::SnapshotFiles,
+            Self::TransferLeader,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

@@ -156,6 +156,60 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_leader_hands_over_while_clients_write_and_no_write_fails() {
+    let authority = Authority::new();
+    let (_homes, members) = three(&authority);
+    let first = leader(&members);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (report, progress) = std::sync::mpsc::channel();
+    for (at, member) in members.iter().enumerate() {
+        let (raft, stopped, report) = (member.raft.clone(), stop.clone(), report.clone());
+        member.run(|_| async move {
+            tokio::spawn(async move {
+                for round in 0.. {
+                    if stopped.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let number = round * 3 + at as u64;
+                    let time = Timestamp::from_millis(round);
+                    let written = raft.propose(time, create_image(number)).await;
+                    report.send((number, written)).unwrap();
+                }
+            });
+        });
+    }
+    drop(report);
+    progress.recv_timeout(DEADLINE).unwrap().1.unwrap();
+    let taken = members[first].run(|raft| async move { raft.hand_over().await });
+    let taken = taken.unwrap().unwrap();
+    assert_ne!(taken, members[first].id);
+    assert_eq!(members[first].raft.status().leader, Some(taken));
+    // Who does not lead has nothing to hand over.
+    let again = members[first].run(|raft| async move { raft.hand_over().await });
+    assert!(matches!(again, Ok(None)), "{again:?}");
+    // Some more with the new leader.
+    for _ in 0..20 {
+        progress.recv_timeout(DEADLINE).unwrap().1.unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Ok((number, written)) = progress.recv_timeout(DEADLINE) {
+        written.unwrap_or_else(|error| panic!("image {number}: {error}"));
+    }
+}
+
+#[test]
+fn a_leader_alone_has_nobody_to_hand_over_to_and_goes_on() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    member.bootstrap();
+    member.propose(create_image(1)).unwrap();
+    let handed = member.run(|raft| async move { raft.hand_over().await });
+    assert!(matches!(handed, Ok(None)), "{handed:?}");
+    member.propose(create_image(2)).unwrap();
+}
+
+#[test]
 fn a_group_that_was_stopped_starts_again_with_its_data() {
     let authority = Authority::new();
     let mut home = Home::new(1);

@@ -22,6 +22,7 @@ use super::caller::Caller;
 use super::images::{existing, no_version, number};
 use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
+use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::origin::{Error, Origin};
 use crate::state::App;
@@ -136,6 +137,7 @@ fn answer(
         let shown = format!("bytes {}-{}/{length}", range.start, range.end - 1);
         answer = answer.header(header::CONTENT_RANGE, shown);
     }
+    noted::note_download();
     let body = Body::from_stream(content(origin.clone(), recipe, export, range));
     answer
         .body(body)

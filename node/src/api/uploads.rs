@@ -208,6 +208,7 @@ pub async fn put_part(
     }
     let _memory = part_memory(wanted).await?;
     let bytes = collect(body, part, wanted).await?;
+    app.metrics.upload_bytes.inc_by(wanted);
     let hashed = bytes.clone();
     let sha256: [u8; 32] = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into())
         .await

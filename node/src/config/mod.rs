@@ -21,6 +21,11 @@ pub use shoal_settings::Error;
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
     ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    ("drain", &["notice_seconds", "deadline_seconds"]),
+    (
+        "acme",
+        &["domains", "directory_url", "contact", "terms_of_service_agreed", "ca_file", "listen"],
+    ),
     ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
     ("raft", &["listen", "advertise", "auto_upgrade"]),
     ("peer", &["listen", "advertise"]),
@@ -31,6 +36,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "kind",
             "path",
             "reserve_bytes",
+            "capacity_bytes",
             "endpoint",
             "region",
             "bucket",
@@ -63,6 +69,8 @@ const SCHEMA: Schema = Schema {
 pub struct Config {
     pub node: Node,
     pub http: Http,
+    pub acme: Acme,
+    pub drain: Drain,
     pub cors: Cors,
     pub raft: Raft,
     pub peer: Peer,
@@ -117,6 +125,86 @@ impl Default for Http {
             key_file: None,
             plain_listen: None,
         }
+    }
+}
+
+/// How a node stops when it is told to (SIGTERM).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long it says that it is about to stop, and serves on: so long a load balancer takes to
+    /// look at `/ready`.
+    pub notice_seconds: u64,
+    /// How long requests under way may take then.
+    pub deadline_seconds: u64,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { notice_seconds: 2, deadline_seconds: 20 }
+    }
+}
+
+/// A certificate for HTTPS from an ACME server (RFC 8555), which the nodes order and renew; the
+/// same settings belong on every node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Acme {
+    /// Names and addresses that it is for; none switches ACME off.
+    pub domains: Vec<String>,
+    /// The server's directory.
+    pub directory_url: String,
+    /// `mailto:operator@example`
+    pub contact: Vec<String>,
+    /// That the server's terms of service were read and are agreed to.
+    pub terms_of_service_agreed: bool,
+    /// The authorities of a private server, PEM; the system's where missing.
+    pub ca_file: Option<PathBuf>,
+    /// HTTP without TLS, for the server's questions and redirects to HTTPS: port 80 of every name
+    /// leads here.
+    pub listen: SocketAddr,
+}
+
+impl Default for Acme {
+    fn default() -> Self {
+        Self {
+            domains: Vec::new(),
+            directory_url: "https://acme-v02.api.letsencrypt.org/directory".into(),
+            contact: Vec::new(),
+            terms_of_service_agreed: false,
+            ca_file: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 80)),
+        }
+    }
+}
+
+impl Acme {
+    /// What is wrong with it: the key, and why.
+    fn check(&self, has_certificate: bool) -> Option<(&'static str, &'static str)> {
+        let odd = |name: &String| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
+            name.is_empty() || !name.bytes().all(plain)
+        };
+        if self.domains.is_empty() {
+            return None;
+        }
+        if has_certificate {
+            return Some(("domains", "there is an [http] certificate_file already"));
+        }
+        if self.domains.iter().any(odd) {
+            return Some(("domains", "names and addresses, without ports, paths or wildcards"));
+        }
+        if !self.directory_url.starts_with("https://") {
+            return Some(("directory_url", "it begins with https://"));
+        }
+        if self.contact.iter().any(|contact| !contact.contains(':')) {
+            return Some(("contact", "each is a URL: mailto:operator@example"));
+        }
+        if !self.terms_of_service_agreed {
+            let text = "read the server's terms of service; then say that you agree";
+            return Some(("terms_of_service_agreed", text));
+        }
+        None
     }
 }
 
@@ -204,6 +292,8 @@ pub struct Storage {
     pub path: Option<PathBuf>,
     /// Of a folder: free space that is never used.
     pub reserve_bytes: u64,
+    /// How much it may hold, for the metrics; 0 is what storage says itself, where it does.
+    pub capacity_bytes: u64,
     pub endpoint: String,
     pub region: String,
     pub bucket: String,
@@ -227,6 +317,7 @@ impl Default for Storage {
             kind: StorageKind::default(),
             path: None,
             reserve_bytes: crate::store::RESERVE_BYTES_DEFAULT,
+            capacity_bytes: 0,
             endpoint: String::new(),
             region: "default".into(),
             bucket: "shoal".into(),
@@ -338,6 +429,9 @@ impl Config {
         }
         if self.http.certificate_file.is_some() != self.http.key_file.is_some() {
             return value("http", "key_file", "certificate_file and key_file come together");
+        }
+        if let Some((key, message)) = self.acme.check(self.http.certificate_file.is_some()) {
+            return value("acme", key, message);
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);
@@ -456,5 +550,24 @@ mod tests {
             load("[http]\nplain_listen = \"0.0.0.0:80\"\n"),
             Err(Error::Value { .. })
         ));
+    }
+
+    #[test]
+    fn acme_needs_consent_and_no_second_certificate() {
+        let acme = "[acme]\ndomains = [\"shoal.example\", \"10.0.0.1\"]\n";
+        let agreed = format!("{acme}terms_of_service_agreed = true\n");
+        assert!(load(&agreed).is_ok());
+        let files = "[http]\ncertificate_file = \"a\"\nkey_file = \"b\"\n";
+        for refused in [
+            acme.to_owned(),
+            format!("{files}{agreed}"),
+            format!("{agreed}contact = [\"operator\"]\n"),
+            agreed.replace("shoal.example", "*.example"),
+        ] {
+            assert!(
+                matches!(load(&refused), Err(Error::Value { section: "acme", .. })),
+                "{refused}"
+            );
+        }
     }
 }

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use prometheus_client::metrics::counter::Counter;
 use tracing::{Instrument, info, info_span};
 use uuid::Uuid;
 
@@ -49,24 +50,35 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
         status: StatusCode::OK,
         length: None,
     };
+    let labels = RequestLabels::new(line.method.as_str(), request.uri().path());
+    let under_way = UnderWay::begin(&app);
     let span = info_span!("request", id = noted.id, method = %line.method, path = line.path);
-    let mut response = noted::within(noted, next.run(request).instrument(span)).await;
+    let mut response = noted::within(Arc::clone(&noted), next.run(request).instrument(span)).await;
     line.status = response.status();
     let length = response.headers().get(header::CONTENT_LENGTH);
     line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
-    app.metrics
-        .requests
-        .get_or_create(&RequestLabels {
-            method: line.method.to_string(),
-            status: line.status.as_u16(),
-        })
-        .inc();
-    app.metrics.request_seconds.observe(line.started.elapsed().as_secs_f64());
-    if line.status.is_server_error() {
-        app.metrics.request_errors.inc();
-    }
+    app.metrics.answered(labels, line.status.as_u16(), line.started.elapsed().as_secs_f64());
+    let is_download = noted.download.get().is_some() && line.status.is_success();
+    let downloaded = is_download.then(|| app.metrics.download_bytes.clone());
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|inner| Body::new(Logged { inner, sent: 0, line }))
+    response
+        .map(|inner| Body::new(Logged { inner, sent: 0, downloaded, line, _under_way: under_way }))
+}
+
+/// A request until its answer has been sent.
+struct UnderWay(App);
+
+impl UnderWay {
+    fn begin(app: &App) -> Self {
+        app.metrics.requests_under_way.inc();
+        Self(app.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.metrics.requests_under_way.dec();
+    }
 }
 
 /// The trace that a caller's `traceparent` names (W3C Trace Context, version 00).
@@ -144,7 +156,10 @@ fn action_of(method: &Method, route: Option<&str>) -> String {
 struct Logged {
     inner: Body,
     sent: u64,
+    /// Counts what is sent, where that is an image's content.
+    downloaded: Option<Counter>,
     line: Line,
+    _under_way: UnderWay,
 }
 
 impl HttpBody for Logged {
@@ -159,7 +174,11 @@ impl HttpBody for Logged {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.sent += data.len() as u64;
+            let length = data.len() as u64;
+            self.sent += length;
+            if let Some(counter) = &self.downloaded {
+                counter.inc_by(length);
+            }
         }
         Poll::Ready(frame)
     }

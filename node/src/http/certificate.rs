@@ -1,8 +1,10 @@
 //! The HTTPS certificates: the cluster's own for its members, and for everyone else the operator's,
-//! where there is one, read again when its files change.
+//! where there is one, read again when its files change, or the one that an ACME server has issued
+//! (see `acme`), taken over from the metadata.
 //!
 //! Members say in the handshake that they are some (see `identity::is_member`).
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,16 +12,21 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use axum_server::tls_rustls::RustlsConfig;
 use parking_lot::RwLock;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use shoal_metadata::HttpCertificate;
 use shoal_p2p::identity::is_member;
+use shoal_raft::Raft;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::metrics::gauge;
 use crate::state::Keys;
 
 /// How often the operator's files are looked at.
@@ -36,6 +43,14 @@ struct Inner {
     provider: Arc<CryptoProvider>,
     cluster: Arc<CertifiedKey>,
     operator: Option<Operator>,
+    issued: RwLock<Option<Issued>>,
+}
+
+/// What an ACME server has issued.
+#[derive(Debug)]
+struct Issued {
+    row: HttpCertificate,
+    served: Arc<CertifiedKey>,
 }
 
 #[derive(Debug)]
@@ -45,12 +60,21 @@ struct Operator {
     served: RwLock<Arc<CertifiedKey>>,
 }
 
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let served = self.for_people();
+        let until = served.cert.first().and_then(|first| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(first).ok()?;
+            u64::try_from(parsed.validity().not_after.timestamp()).ok()
+        });
+        let help = "Until when the certificate for HTTPS is valid, in seconds since 1970";
+        gauge(&mut encoder, "shoal_https_certificate_expiry_seconds", help, until)
+    }
+}
+
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(match &self.inner.operator {
-            Some(operator) if !is_member(&hello) => Arc::clone(&operator.served.read()),
-            _ => Arc::clone(&self.inner.cluster),
-        })
+        Some(if is_member(&hello) { Arc::clone(&self.inner.cluster) } else { self.for_people() })
     }
 }
 
@@ -70,7 +94,19 @@ impl Certificates {
                 Some(Operator { certificate, key, served })
             }
         };
-        Ok(Self { inner: Arc::new(Inner { provider, cluster, operator }) })
+        let issued = RwLock::new(None);
+        Ok(Self { inner: Arc::new(Inner { provider, cluster, operator, issued }) })
+    }
+
+    /// What everyone gets who is no member.
+    fn for_people(&self) -> Arc<CertifiedKey> {
+        if let Some(operator) = &self.inner.operator {
+            return Arc::clone(&operator.served.read());
+        }
+        match &*self.inner.issued.read() {
+            Some(issued) => Arc::clone(&issued.served),
+            None => Arc::clone(&self.inner.cluster),
+        }
     }
 
     /// TLS for the listener.
@@ -85,6 +121,30 @@ impl Certificates {
             .with_cert_resolver(Arc::new(self.clone()));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(RustlsConfig::from_config(Arc::new(config)))
+    }
+
+    /// Takes over what an ACME server has issued, whenever the metadata has another one.
+    pub async fn follow_issued(self, raft: Raft) {
+        loop {
+            // A row that cannot be read is the metadata's concern.
+            if let Ok(Some(row)) = raft.local().query().http_certificate() {
+                self.take_over(row);
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn take_over(&self, row: HttpCertificate) {
+        if self.inner.issued.read().as_ref().is_some_and(|issued| issued.row == row) {
+            return;
+        }
+        match certified(row.chain.as_bytes(), &row.key.0, &self.inner.provider) {
+            Ok(served) => {
+                info!(names = ?row.names, "a new certificate of the ACME server's is served");
+                *self.inner.issued.write() = Some(Issued { row, served });
+            }
+            Err(error) => warn!("the certificate that was issued cannot be used: {error:#}"),
+        }
     }
 
     /// Takes the operator's certificate over whenever its files change, without a stop: connections

@@ -5,7 +5,9 @@ pub mod auth;
 mod certificate;
 pub mod cors;
 mod door;
+mod drain;
 mod leftover;
+mod listener;
 pub mod noted;
 pub mod pace;
 pub mod permit;
@@ -14,4 +16,6 @@ mod prompt;
 mod server;
 
 pub use certificate::Certificates;
-pub use server::{Listening, serve};
+pub use drain::Drain;
+pub use listener::Listening;
+pub use server::router;

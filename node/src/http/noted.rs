@@ -17,6 +17,8 @@ pub struct Noted {
     pub action: OnceLock<String>,
     pub image_id: OnceLock<ImageId>,
     pub image_name: OnceLock<String>,
+    /// Set where the answer's body is the content of an image.
+    pub download: OnceLock<()>,
 }
 
 impl Noted {
@@ -48,6 +50,10 @@ pub fn note_user(name: impl FnOnce() -> String) {
 
 pub fn note_action(action: &str) {
     note(|noted| &noted.action, || action.to_owned());
+}
+
+pub fn note_download() {
+    note(|noted| &noted.download, || ());
 }
 
 pub fn note_image_name(name: &str) {

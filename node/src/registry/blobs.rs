@@ -10,6 +10,7 @@ use shoal_metadata::{Blob, Command};
 
 use super::range::{Wanted, wanted};
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
+use crate::http::noted;
 
 /// How long an address of storage's own holds: for the slowest download to begin.
 const REDIRECT_TTL: Duration = Duration::from_secs(15 * 60);
@@ -52,8 +53,7 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     let mut response = if asked.method == Method::HEAD {
         Response::new(Body::empty())
     } else {
-        let length = range.end - range.start;
-        asked.app.metrics.download_bytes.inc_by(length);
+        noted::note_download();
         Response::new(Body::from_stream(asked.app.store.get(blob.object, range.clone()).await?))
     };
     *response.status_mut() = status;

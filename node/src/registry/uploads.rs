@@ -238,7 +238,7 @@ impl Session {
         self.check_order(&asked)?;
         // The client says at the end which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
-        let whole = take(&mut writer, body).await;
+        let whole = take(&asked.app, &mut writer, body).await;
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
         let (checkpoint, multipart) = writer.checkpoint().await?;
@@ -283,7 +283,7 @@ impl Session {
         // Until the command is answered nobody else closes the session here.
         let _turn = Turn::clone(&turn);
         let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
-        take(&mut writer, body).await?;
+        take(&app, &mut writer, body).await?;
         let written = match writer.finish(&digest).await? {
             Ok(written) => written,
             Err(Mismatch { is, ended }) => {
@@ -353,18 +353,29 @@ impl Session {
 
 /// Hands the body to the writer, as it comes. A body that comes too slowly is cut off: it holds
 /// memory that other uploads wait for. What came is kept, and the client may go on from there.
-async fn take(writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
+async fn take(app: &App, writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
     let mut pieces = body.into_data_stream();
     let mut pace = Pace::begin();
-    while let Some(piece) = pace.within(pieces.next()).await.map_err(|_| too_slow())? {
+    loop {
+        let piece = tokio::select! {
+            piece = pace.within(pieces.next()) => piece.map_err(|_| too_slow())?,
+            () = app.drain.cut() => return Err(stopping()),
+        };
+        let Some(piece) = piece else { return Ok(()) };
         let piece = piece.map_err(|error| {
             let message = format!("the connection broke while the body came: {error}");
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
         })?;
         pace.count(piece.len());
+        app.metrics.upload_bytes.inc_by(piece.len() as u64);
         writer.write(piece).await?;
     }
-    Ok(())
+}
+
+fn stopping() -> RegistryError {
+    let message = "the node is stopping; go on from where the session stands, at any node";
+    RegistryError::new(StatusCode::SERVICE_UNAVAILABLE, "BLOB_UPLOAD_INVALID", message)
+        .with(header::RETRY_AFTER, "1")
 }
 
 fn too_slow() -> RegistryError {

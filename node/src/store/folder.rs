@@ -21,7 +21,7 @@ use futures::StreamExt;
 use shoal_content::{ObjectKey, Timestamp};
 use uuid::Uuid;
 
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart};
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
 
 /// Free space that is never used: the system under the folder needs some to live.
 pub const RESERVE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
@@ -430,6 +430,19 @@ impl BlobStore for FolderStore {
     ) -> Result<Vec<StoredObject>, StoreError> {
         let prefix = prefix.to_owned();
         self.blocking(move |store| store.list_now(&prefix, after, limit)).await
+    }
+
+    /// As `df` says it: the folder's file system may hold other things, too.
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.blocking(|store| {
+            let stat = nix::sys::statvfs::statvfs(&store.objects).map_err(|errno| {
+                StoreError::Folder { doing: "asking for its size", error: errno.into() }
+            })?;
+            let used = (stat.blocks() - stat.blocks_free()) * stat.fragment_size();
+            let available = stat.blocks_available() * stat.fragment_size();
+            Ok(Usage { used_bytes: Some(used), total_bytes: Some(used + available) })
+        })
+        .await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@
 //! is read; nothing is ever changed in place.
 //! Non-goals: references and their counts (the metadata's).
 
+mod bucket_usage;
 mod cached;
 mod conformance;
 mod error;
@@ -53,6 +54,14 @@ pub struct StoredObject {
     pub length: u64,
     /// When storage got it, by storage's clock.
     pub stored_at: Timestamp,
+}
+
+/// How full storage is, as far as it says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What cannot be written any more, whoever wrote it.
+    pub used_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
 }
 
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
@@ -147,6 +156,9 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
         after: Option<ObjectKey>,
         limit: usize,
     ) -> Result<Vec<StoredObject>, StoreError>;
+
+    /// How full it is; cheap, whatever it holds.
+    async fn usage(&self) -> Result<Usage, StoreError>;
 
     /// Whether storage answers; for readiness.
     async fn probe(&self) -> Result<(), StoreError>;

@@ -27,7 +27,8 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart};
+use super::bucket_usage::bucket_usage;
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the first byte of an answer; a body may take longer.
@@ -382,6 +383,11 @@ impl BlobStore for S3Store {
         let signed = request.presigned(presigning).await;
         let signed = signed.map_err(|error| refusal("signing an address", &error))?;
         Ok(Some(signed.uri().to_owned()))
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        let usage = bucket_usage(&self.client, &self.bucket).await;
+        usage.map_err(|error| refusal("asking for the bucket's usage", &error))
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -2,18 +2,22 @@
 //!
 //! One binary for all of it: linking RocksDB once is enough.
 
+mod acme;
 mod backup;
 mod certificate;
 mod cluster;
 mod collection;
 mod compatible;
 mod disks;
+mod drain;
 mod hostile;
 mod limits;
 mod logs;
 mod members;
+mod metrics;
 mod node;
 mod orders;
+mod program;
 mod retention;
 mod rights;
 mod scrub;

@@ -75,6 +75,8 @@ pub fn config(folder: &TempDir) -> Result<Config> {
 
 /// Trusts the authority in `pem` and nobody else.
 pub fn client(pem: &[u8]) -> Result<reqwest::Client> {
+    // Whoever was first has installed the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let authority = reqwest::Certificate::from_pem(pem)?;
     let client = reqwest::Client::builder()
         .tls_certs_only([authority])
@@ -121,17 +123,36 @@ impl Node {
 
     /// Another node of the same cluster, on the same storage.
     pub async fn join(&self, name: &str) -> Result<Self> {
+        let token = self.join_token("node", Some(1)).await?;
+        let mut joined =
+            Self::join_at(name, &self.url, &token, &self.path().join("node/storage")).await?;
+        (joined.token, joined.password) = (self.token.clone(), self.password.clone());
+        Ok(joined)
+    }
+
+    /// Another node of the cluster at `cluster`, on the storage in that folder. It has no login.
+    pub async fn join_at(name: &str, cluster: &str, token: &str, storage: &Path) -> Result<Self> {
+        Self::join_with(name, cluster, token, storage, |_| ()).await
+    }
+
+    /// With other settings than the usual ones.
+    pub async fn join_with(
+        name: &str,
+        cluster: &str,
+        token: &str,
+        storage: &Path,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut config = config(&folder)?;
         config.node.name = name.to_owned();
-        config.storage.path = Some(self.path().join("node/storage"));
+        config.storage.path = Some(storage.to_owned());
+        change(&mut config);
         let url = config.api_url();
-        let token = self.join_token("node", Some(1)).await?;
-        joining::join(&config, &self.url, &token).await?;
+        joining::join(&config, cluster, token).await?;
         let server = Server::start(config, |_| ()).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
-        let (token, password) = (self.token.clone(), self.password.clone());
-        Ok(Self { server, folder, url, http, token, password })
+        Ok(Self { server, folder, url, http, token: String::new(), password: String::new() })
     }
 
     /// A cluster that is made out of a backup of this one, on a node of its own.

@@ -37,6 +37,9 @@ pub const fn command_version(command: &Command) -> u8 {
     match command {
         Command::RaiseLevel { .. }
         | Command::DescribeNode { .. }
+        | Command::PutAcmeAccount(_)
+        | Command::PutAcmeChallenges { .. }
+        | Command::PutHttpCertificate(_)
         | Command::HealBlob { .. }
         | Command::CreateUser(_)
         | Command::CreateOrganization { .. }

@@ -14,8 +14,8 @@ use shoal_content::{
 use thiserror::Error;
 
 use crate::record::{
-    Agent, Cluster, Disk, HostState, ImageKind, ImageProfile, JoinToken, Multipart, Node,
-    Reference, Upload, UploadPart, User,
+    AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
+    JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
 };
 use crate::retention::{NameUse, PolicyError, PolicyRules};
 use crate::rights::{
@@ -200,6 +200,15 @@ pub enum Command {
     AdoptObjects {
         objects: BTreeSet<ObjectKey>,
     },
+    /// Keeps the account at an ACME server, in place of the one before.
+    PutAcmeAccount(AcmeAccount),
+    /// What any node answers to an ACME server's questions: token -> key authorization. Replaces
+    /// those before.
+    PutAcmeChallenges {
+        answers: BTreeMap<String, String>,
+    },
+    /// Keeps the certificate that an ACME server has issued, in place of the one before.
+    PutHttpCertificate(HttpCertificate),
     /// From now on commands up to this version may be proposed, and no node that knows less is let
     /// in. Refused while a member knows less; lower than the level there is, it changes nothing.
     RaiseLevel {

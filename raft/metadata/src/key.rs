@@ -30,6 +30,10 @@ pub fn program(id: NodeId) -> Vec<u8> {
 pub fn is_program(key: &[u8]) -> bool {
     key.starts_with(PROGRAM)
 }
+/// Rows of the cluster's besides its own, which has no key.
+pub const ACME_ACCOUNT: &[u8] = b"acme-account";
+pub const ACME_CHALLENGES: &[u8] = b"acme-challenges";
+pub const HTTP_CERTIFICATE: &[u8] = b"http-certificate";
 
 /// Parts, one after another.
 pub fn join(parts: &[&[u8]]) -> Vec<u8> {

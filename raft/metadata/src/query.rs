@@ -3,6 +3,8 @@
 //! Lists come in byte order of their keys, as pages where they can grow without bound.
 //! Non-goal: permission; whoever asks has been let in already.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 use shoal_content::{
     DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, RepositoryName, TagName, Timestamp,
@@ -12,7 +14,8 @@ use shoal_content::{
 use crate::command::FIRST_LEVEL;
 use crate::key;
 use crate::record::{
-    Agent, Blob, Cluster, Deployment, Image, JoinToken, Node, ObjectUse, Upload, User, Version,
+    AcmeAccount, Agent, Blob, Cluster, Deployment, HttpCertificate, Image, JoinToken, Node,
+    ObjectUse, Upload, User, Version,
 };
 use crate::table::{Fault, Read, Rows, Table};
 use crate::transaction::{decoded, row};
@@ -55,6 +58,22 @@ impl<'a, R: Read> Query<'a, R> {
     /// What a node runs, as far as it has said so.
     pub fn program(&self, id: NodeId) -> Result<Option<String>, Fault> {
         row(self.read, Table::Cluster, &key::program(id))
+    }
+
+    pub fn acme_account(&self) -> Result<Option<AcmeAccount>, Fault> {
+        row(self.read, Table::Cluster, key::ACME_ACCOUNT)
+    }
+
+    /// What to answer to an ACME server that asks for `token`.
+    pub fn acme_challenge(&self, token: &str) -> Result<Option<String>, Fault> {
+        let answers: Option<BTreeMap<String, String>> =
+            row(self.read, Table::Cluster, key::ACME_CHALLENGES)?;
+        Ok(answers.and_then(|mut answers| answers.remove(token)))
+    }
+
+    /// The certificate for HTTPS that an ACME server has issued.
+    pub fn http_certificate(&self) -> Result<Option<HttpCertificate>, Fault> {
+        row(self.read, Table::Cluster, key::HTTP_CERTIFICATE)
     }
 
     /// By id.

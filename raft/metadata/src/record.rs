@@ -310,3 +310,25 @@ pub struct Deployment {
     pub hosts: BTreeMap<PeerId, HostState>,
     pub cancelled: bool,
 }
+
+/// The account at an ACME server (RFC 8555) that the nodes' certificate is ordered by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeAccount {
+    /// Of the server that knows it.
+    pub directory_url: String,
+    /// As the client of the protocol keeps them: its URL and its private key.
+    pub credentials: Secret,
+}
+
+/// A certificate for HTTPS that all nodes serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpCertificate {
+    /// Names and addresses that it was ordered for, sorted.
+    pub names: Vec<String>,
+    /// PEM, the server's own certificate first.
+    pub chain: String,
+    /// PKCS#8, PEM.
+    pub key: Secret,
+    pub valid_from: Timestamp,
+    pub valid_until: Timestamp,
+}

@@ -13,7 +13,8 @@ use crate::codec::CodecError;
 #[repr(u8)]
 pub enum Table {
     /// The cluster's own: nothing -> `Cluster`, `level` -> its level, `program` and a node id -> what
-    /// that node runs.
+    /// that node runs, `acme-account` -> `AcmeAccount`, `acme-challenges` -> answers by token,
+    /// `http-certificate` -> `HttpCertificate`.
     Cluster = 1,
     /// Node id -> `Node`.
     Nodes = 2,

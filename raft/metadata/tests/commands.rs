@@ -589,3 +589,34 @@ fn a_blob_that_storage_lost_is_healed_once() {
     assert_eq!(again, Response::Blob { stored: pack(5) });
     assert_eq!(world.count(&pack(6)), None);
 }
+
+#[test]
+fn the_nodes_share_what_an_acme_order_takes_and_its_certificate() {
+    let mut world = World::founded();
+    let account =
+        AcmeAccount { directory_url: "https://acme/dir".into(), credentials: Secret(vec![1]) };
+    world.accepts(Command::PutAcmeAccount(account.clone()));
+    let answers = |token: &str| [(token.to_owned(), format!("{token}.key"))].into();
+    world.accepts(Command::PutAcmeChallenges { answers: answers("t1") });
+    world.accepts(Command::PutAcmeChallenges { answers: answers("t2") });
+    assert_eq!(world.query().acme_account().unwrap(), Some(account));
+    assert_eq!(world.query().acme_challenge("t1").unwrap(), None);
+    assert_eq!(world.query().acme_challenge("t2").unwrap().as_deref(), Some("t2.key"));
+    world.accepts(Command::PutAcmeChallenges { answers: [].into() });
+    assert_eq!(world.query().acme_challenge("t2").unwrap(), None);
+
+    let certificate = HttpCertificate {
+        names: vec!["shoal.example".into()],
+        chain: "chain".into(),
+        key: Secret(vec![2]),
+        valid_from: at(1),
+        valid_until: at(100),
+    };
+    world.accepts(Command::PutHttpCertificate(certificate.clone()));
+    let long = HttpCertificate { chain: "c".repeat(1 << 20), ..certificate.clone() };
+    let refused = world.refuses(Command::PutHttpCertificate(long));
+    assert!(matches!(refused, Refusal::Limit(_)), "{refused:?}");
+    assert_eq!(world.query().http_certificate().unwrap(), Some(certificate));
+    // The cluster's own row is where it was.
+    assert!(world.query().cluster().unwrap().is_some());
+}

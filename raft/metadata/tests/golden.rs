@@ -75,6 +75,18 @@ fn samples() -> Vec<Command> {
         Command::ForgetObjects { objects: [pack(1)].into(), deleting_before: at(5) },
         Command::UnlinkLooseBlobs { links: [(image_id(1), digest(1))].into(), loose_before: at(5) },
         Command::AdoptObjects { objects: [pack(1)].into() },
+        Command::PutAcmeAccount(AcmeAccount {
+            directory_url: "https://d".into(),
+            credentials: Secret(vec![1, 2]),
+        }),
+        Command::PutAcmeChallenges { answers: [("t".to_owned(), "t.k".to_owned())].into() },
+        Command::PutHttpCertificate(HttpCertificate {
+            names: vec!["a.b".into()],
+            chain: "c".into(),
+            key: Secret(vec![3]),
+            valid_from: at(1),
+            valid_until: at(300),
+        }),
         Command::RaiseLevel { to: 2 },
         Command::DescribeNode { id: NodeId::new(300), program: "0.1.0".into() },
         Command::HealBlob {

@@ -5,6 +5,7 @@
 //! least recently used go first. Failures are logged and otherwise a miss.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use shoal_content::ObjectKey;
 use tracing::{debug, warn};
 
 use super::WindowId;
+use crate::metrics::gauge;
 
 const HASH_BYTES: usize = 32;
 /// Space that the rest of the node needs.
@@ -141,9 +145,17 @@ impl Disk {
         let _ = tokio::task::spawn_blocking(remove).await;
     }
 
-    #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.0.index.lock().bytes
+    }
+}
+
+impl Collector for Disk {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let shared = &self.0;
+        gauge(&mut encoder, "shoal_cache_used_bytes", "Bytes in the cache", Some(self.bytes()))?;
+        let help = "Bytes that the cache may take";
+        gauge(&mut encoder, "shoal_cache_total_bytes", help, Some(shared.bytes_max))
     }
 }
 

@@ -28,7 +28,9 @@ use prometheus_client::registry::Registry;
 use shoal_content::{ObjectKey, Timestamp};
 use tokio::sync::Semaphore;
 
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, read};
+use crate::metrics::CacheReads;
+
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage, read};
 use disk::Disk;
 
 pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
@@ -59,7 +61,8 @@ struct Windows {
     disk: Disk,
     memory: Cache<WindowId, Bytes>,
     lengths: Cache<ObjectKey, u64>,
-    reads: Family<[(&'static str, &'static str); 1], Counter>,
+    sources: Family<[(&'static str, &'static str); 1], Counter>,
+    reads: CacheReads,
 }
 
 impl CachedStore {
@@ -71,13 +74,14 @@ impl CachedStore {
         inner: Arc<dyn BlobStore>,
         folder: &Path,
         bytes_max: u64,
+        reads: CacheReads,
         registry: &mut Registry,
     ) -> std::io::Result<Self> {
-        let reads = Family::default();
+        let sources = Family::default();
         registry.register(
             "shoal_storage_window_reads",
-            "Windows of objects read, by where from: the cache's disk, or storage",
-            reads.clone(),
+            "Windows of objects read, by where from: memory, the cache's disk, or storage",
+            sources.clone(),
         );
         let weight = |_: &WindowId, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let windows = Windows {
@@ -85,8 +89,10 @@ impl CachedStore {
             disk: Disk::open(folder, bytes_max)?,
             memory: Cache::builder().weigher(weight).max_capacity(MEMORY_BYTES_MAX).build(),
             lengths: Cache::new(LENGTHS_MAX),
+            sources,
             reads,
         };
+        registry.register_collector(Box::new(windows.disk.clone()));
         Ok(Self { windows: Arc::new(windows), readers: Arc::new(Semaphore::new(READERS_MAX)) })
     }
 
@@ -121,16 +127,25 @@ impl Windows {
     async fn window(&self, id: WindowId, length: u64) -> Result<Bytes, StoreError> {
         let fetch = async {
             if let Some(bytes) = self.disk.read(id).await {
-                self.reads.get_or_create(&[("from", "disk")]).inc();
+                self.count("disk", &self.reads.hits);
                 return Ok(bytes);
             }
-            self.reads.get_or_create(&[("from", "storage")]).inc();
+            self.count("storage", &self.reads.misses);
             let start = id.number * WINDOW_BYTES;
             let bytes = read(&*self.inner, id.key, start..length.min(start + WINDOW_BYTES)).await?;
             self.disk.write(id, bytes.clone()).await;
             Ok(bytes)
         };
-        self.memory.try_get_with(id, fetch).await.map_err(shared)
+        let entry = self.memory.entry(id).or_try_insert_with(fetch).await.map_err(shared)?;
+        if !entry.is_fresh() {
+            self.count("memory", &self.reads.hits);
+        }
+        Ok(entry.into_value())
+    }
+
+    fn count(&self, from: &'static str, outcome: &Counter) {
+        self.sources.get_or_create(&[("from", from)]).inc();
+        outcome.inc();
     }
 }
 
@@ -254,6 +269,10 @@ impl BlobStore for CachedStore {
         limit: usize,
     ) -> Result<Vec<StoredObject>, StoreError> {
         self.windows.inner.list(prefix, after, limit).await
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.windows.inner.usage().await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -83,6 +83,10 @@ impl BlobStore for Counted {
         self.inner.list(prefix, after, limit).await
     }
 
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.inner.usage().await
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.inner.probe().await
     }
@@ -95,7 +99,14 @@ fn storage(folder: &Path) -> Arc<Counted> {
 
 fn cached(folder: &Path, inner: &Arc<Counted>, bytes_max: u64) -> CachedStore {
     let inner = Arc::clone(inner) as Arc<dyn BlobStore>;
-    CachedStore::open(inner, &folder.join("cache"), bytes_max, &mut Registry::default()).unwrap()
+    CachedStore::open(
+        inner,
+        &folder.join("cache"),
+        bytes_max,
+        CacheReads::default(),
+        &mut Registry::default(),
+    )
+    .unwrap()
 }
 
 /// An object of three windows and a bit.

@@ -5,6 +5,7 @@
 //! stand before its first write all the same, so that a reader sees what is refused in one place.
 //! Reference counts change in the command that adds or drops the row that refers.
 
+mod acme;
 mod blob;
 mod credential;
 mod deployment;
@@ -166,6 +167,9 @@ impl<R: Read> Step<'_, R> {
             Command::ForgetObjects { objects, deleting_before } => {
                 self.forget_objects(&objects, deleting_before)
             }
+            Command::PutAcmeAccount(account) => self.put_acme_account(&account),
+            Command::PutAcmeChallenges { answers } => self.put_acme_challenges(&answers),
+            Command::PutHttpCertificate(certificate) => self.put_http_certificate(&certificate),
             Command::RaiseLevel { to } => self.raise_level(to),
             Command::DescribeNode { id, program } => self.describe_node(id, &program),
             Command::HealBlob { digest, missing, object, recipe } => {

@@ -1,0 +1,200 @@
+//! Takes connections on one address and serves HTTP on them, until it is told to end.
+//!
+//! At the end nobody is let in any more who was not on the way, and idle connections are closed.
+//! A connection that has just come is given a moment: its request may be under way, and whoever
+//! sent it could not know. A request that was taken in is answered, within the deadline.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use axum_server::accept::Accept;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+use tracing::warn;
+
+use super::door::{CONNECTIONS_MAX, Door};
+use super::prompt::Prompt;
+
+/// From a request's first byte to the end of its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// An HTTP/2 client that is silent is asked, and given up when it does not answer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// At the end: how long a connection that has not asked for anything yet may take to do so.
+const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(1);
+/// After an error that is not the listener's own: too many open files, for instance.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Listening {
+    address: SocketAddr,
+    phases: Phases,
+    connections: TaskTracker,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Phases {
+    ending: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Listening {
+    /// Serves `router` on `address`; without `tls`, in the clear.
+    ///
+    /// # Errors
+    /// Where the address cannot be listened on.
+    pub async fn begin(
+        router: Router,
+        address: SocketAddr,
+        tls: Option<RustlsConfig>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let (phases, connections) = (Phases::default(), TaskTracker::new());
+        let serving = Serving {
+            router,
+            builder: Arc::new(builder()),
+            phases: phases.clone(),
+            connections: connections.clone(),
+        };
+        let door = Door::new(CONNECTIONS_MAX);
+        let task = match tls {
+            Some(tls) => {
+                let acceptor = Prompt::new(RustlsAcceptor::new(tls).acceptor(door));
+                tokio::spawn(serving.accept(listener, acceptor))
+            }
+            None => tokio::spawn(serving.accept(listener, Prompt::new(door))),
+        };
+        Ok(Self { address, phases, connections, task })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets nobody in any more, waits until what is under way has ended or `deadline` is over.
+    pub async fn stop(self, deadline: Duration) {
+        self.phases.ending.cancel();
+        // Everyone who was on the way has come in when this ends.
+        let _ = self.task.await;
+        self.connections.close();
+        if timeout(deadline, self.connections.wait()).await.is_err() {
+            let connections = self.connections.len();
+            warn!(connections, address = %self.address, "requests are broken off at the deadline");
+            self.phases.ended.cancel();
+            self.connections.wait().await;
+        }
+    }
+
+    /// Waits until the listener ends by itself, which is a failure.
+    pub async fn failed(&mut self) -> io::Error {
+        match (&mut self.task).await {
+            Ok(()) => io::Error::other("the HTTP server ended"),
+            Err(error) => io::Error::other(error),
+        }
+    }
+}
+
+/// What one connection may take: time for its headers, streams at once, silence.
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    builder
+}
+
+/// What connections are served with. Clones are the same.
+#[derive(Clone)]
+struct Serving {
+    router: Router,
+    builder: Arc<Builder<TokioExecutor>>,
+    phases: Phases,
+    connections: TaskTracker,
+}
+
+impl Serving {
+    async fn accept<A>(self, listener: TcpListener, acceptor: A)
+    where
+        A: Accept<TcpStream, ()> + Clone + Send + Sync + 'static,
+        A::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A::Service: Send,
+        A::Future: Send,
+    {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                () = self.phases.ending.cancelled() => return,
+            };
+            let Ok((stream, address)) = accepted else {
+                sleep(ACCEPT_RETRY_INTERVAL).await;
+                continue;
+            };
+            let (serving, acceptor) = (self.clone(), acceptor.clone());
+            self.connections.spawn(async move {
+                // Where no handshake succeeds there is nobody to serve.
+                if let Ok((stream, _)) = acceptor.accept(stream, ()).await {
+                    serving.serve(stream, address).await;
+                }
+            });
+        }
+    }
+
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        address: SocketAddr,
+    ) {
+        let asked = CancellationToken::new();
+        let (router, first) = (self.router, asked.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            first.cancel();
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(address));
+            // A router is always ready.
+            router.clone().call(request)
+        });
+        let stream = TokioIo::new(stream);
+        let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
+        // How a connection ended is nobody's concern: its requests have their lines in the log.
+        tokio::select! {
+            _ = &mut connection => return,
+            () = self.phases.ending.cancelled() => {}
+        }
+        tokio::select! {
+            _ = &mut connection => return,
+            () = asked.cancelled() => {}
+            () = sleep(FIRST_REQUEST_PATIENCE) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            _ = &mut connection => {}
+            () = self.phases.ended.cancelled() => {}
+        }
+    }
+}

@@ -91,6 +91,7 @@ impl Server {
         let store = store.front;
         let key = Arc::clone(home.key());
         let services = Services::new(&raft, &store, id, &keys, key, collector, scrubber)?;
+        services.disks.keep_free_space(config.disks.keep_free_space);
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;

@@ -3,6 +3,7 @@
 //! These machines are noisy: an absolute figure means little. So every benchmark runs the peer or
 //! the physical limit beside Shoal, in turn within one run, and prints the ratio.
 
+pub mod debian;
 pub mod http;
 pub mod load;
 pub mod process;

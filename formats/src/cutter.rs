@@ -300,6 +300,47 @@ mod tests {
         assert!(kept * 10 >= after.len() * 9, "{kept} of {} chunks were kept", after.len());
     }
 
+    /// Lengths of files that lie one after the other, from the disk's start.
+    fn cut_files(files: &[Vec<u8>], start: u64) -> Vec<Cut> {
+        let (mut cutter, mut cuts) = (Cutter::default(), Vec::new());
+        cutter.zeros(start, &mut cuts);
+        let mut offset = start;
+        for (number, content) in files.iter().enumerate() {
+            let length = content.len() as u64;
+            let kind = StretchKind::File { position: 0 };
+            let at_border = number == 0;
+            cutter.stretch(&Stretch { offset, length, kind, at_border }, &mut cuts);
+            cutter.data(content, &mut cuts);
+            offset += length;
+        }
+        cutter.finish(&mut cuts);
+        cuts
+    }
+
+    fn contents(cuts: Vec<Cut>) -> std::collections::BTreeSet<Vec<u8>> {
+        cuts.into_iter().map(|cut| cut.content).collect()
+    }
+
+    #[test]
+    fn a_file_that_goes_disturbs_only_its_neighbours() {
+        let mut files: Vec<_> = (0..400).map(|n| noise(n, 4096 * (1 + n as usize % 4))).collect();
+        files.insert(200, noise(1000, 700_000));
+        let before = contents(cut_files(&files, 0));
+        files.remove(100);
+        let after = contents(cut_files(&files, 0));
+        let new: usize = after.difference(&before).map(Vec::len).sum();
+        assert!(new <= 250_000, "{new} of 4.7 MB are new");
+        // The large file is cut by itself, wherever it lies.
+        let alone = contents(cut_files(&files[199..200], 4096 * 7));
+        assert!(alone.is_subset(&after));
+    }
+
+    #[test]
+    fn a_partition_is_cut_alike_at_any_sector() {
+        let files: Vec<_> = (0..60).map(|n| noise(n, 5000 + 3000 * n as usize)).collect();
+        assert!(contents(cut_files(&files, 63 * 512)) == contents(cut_files(&files, 2048 * 512)));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -316,6 +357,39 @@ mod tests {
             prop_assert_eq!(rebuild(&whole, disk.len()), disk.clone());
             prop_assert!(whole.iter().all(|cut| (1..=CHUNK_MAX).contains(&cut.content.len())));
             prop_assert_eq!(cut_all(&disk, step), whole);
+        }
+
+        /// One format spells zeros out where another leaves a hole, of any granularity.
+        #[test]
+        fn whether_zeros_are_spelled_out_changes_nothing(
+            pieces in proptest::collection::vec((1..90_000u64, 0..3u8), 1..12),
+            anchor in 0..8u64,
+            step in 1..9000usize,
+        ) {
+            let cut = |spelled: bool| {
+                let (mut cutter, mut cuts) = (Cutter::default(), Vec::new());
+                let mut offset = anchor * 512;
+                cutter.zeros(offset, &mut cuts);
+                let kind = StretchKind::Other;
+                let length = pieces.iter().map(|piece| piece.0).sum();
+                cutter.stretch(&Stretch { offset, length, kind, at_border: true }, &mut cuts);
+                for (length, fill) in &pieces {
+                    let content = if *fill == 0 {
+                        vec![0; *length as usize]
+                    } else {
+                        noise(*length, *length as usize)
+                    };
+                    offset += length;
+                    match (*fill, spelled) {
+                        (0, false) => cutter.zeros(*length, &mut cuts),
+                        (_, true) => content.chunks(step).for_each(|part| cutter.data(part, &mut cuts)),
+                        _ => cutter.data(&content, &mut cuts),
+                    }
+                }
+                cutter.finish(&mut cuts);
+                cuts
+            };
+            prop_assert_eq!(cut(true), cut(false));
         }
     }
 }

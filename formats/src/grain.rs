@@ -75,3 +75,27 @@ impl Grain {
         bytes >= chunks * CHUNK_BYTES_EXPECTED_MIN
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grain(files: impl Iterator<Item = u64>) -> Grain {
+        let mut at = 0;
+        let pieces = files.map(|length| {
+            at += length;
+            (at - length, length)
+        });
+        Grain::fitting(&Plan::of_files(pieces.collect()))
+    }
+
+    #[test]
+    fn many_small_files_are_cut_more_coarsely() {
+        let large = grain((0..100).map(|_| 1 << 20));
+        assert_eq!(large, Grain::default());
+        let small = grain((0..10_000).map(|_| 8192));
+        assert!(small.group_bytes_min() > large.group_bytes_min(), "{small:?}");
+        let middling = grain((0..10_000).map(|_| 32 * 1024));
+        assert!(middling.large_bytes_min() > 32 * 1024, "{middling:?}");
+    }
+}

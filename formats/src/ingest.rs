@@ -29,7 +29,7 @@ const BATCH_BYTES: usize = 16 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
 
 /// Bytes an ingest holds at once, beside the recipe it makes (about 150 for each chunk).
-pub const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
+pub const INGEST_BYTES_MAX: usize = 192 * 1024 * 1024;
 
 /// Where a chunk that storage has already lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The file systems' own tools judge: what they made comes back sound, with their free space zero.
 //!
-//! Every image is full of noise before a file system is made on it, so that free space which is
+//! Needs root for the one that asks for a loop device. Every image is full of noise before a file system is made on it, so that free space which is
 //! kept, or a used byte which is not, shows.
 //! Invariant held here, for sound metadata and damaged ones: each byte that the plan does not call
 //! free is in the recipe as it was on the disk, and each free one is zero.
@@ -538,4 +538,72 @@ fn damage_never_panics_hangs_or_changes_a_used_byte() {
         });
         result.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
+}
+
+/// A loop device, given back when it is dropped.
+struct Loop(String);
+
+impl Loop {
+    fn new(disk: &Path) -> Self {
+        Self(run("losetup", &["-f", "--show", text(disk)]).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+/// LVM's own metadata; the volume is added to their text, since making one needs device mapper.
+#[test]
+fn a_file_system_on_a_logical_volume_in_two_segments_is_found() {
+    const EXTENT_BYTES: u64 = 4 << 20;
+    /// Of the physical volume, in the order of the logical one.
+    const EXTENTS: [u64; 8] = [8, 9, 10, 11, 1, 2, 3, 4];
+    const VOLUME: &str = r#"
+        logical_volumes { a {
+            id = "AAAAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAAAA"
+            status = ["READ", "WRITE", "VISIBLE"]
+            flags = []
+            segment_count = 2
+            segment1 { start_extent = 0 extent_count = 4 type = "striped" stripe_count = 1
+                       stripes = [ "pv0", 8 ] }
+            segment2 { start_extent = 4 extent_count = 4 type = "striped" stripe_count = 1
+                       stripes = [ "pv0", 1 ] }
+        } }
+    "#;
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, disk) = (make_tree(folder.path()), junk(folder.path(), 64));
+    let group = format!("shoaltest{}", std::process::id());
+    let description = folder.path().join("group");
+    {
+        let device = Loop::new(&disk);
+        run("pvcreate", &["-q", "-y", "--devices", &device.0, &device.0]);
+        run("vgcreate", &["-q", "--devices", &device.0, &group, &device.0]);
+        run("vgcfgbackup", &["-q", "--devices", &device.0, "-f", text(&description), &group]);
+        let described = fs::read_to_string(&description).unwrap();
+        let (inside, end) = described.rsplit_once('}').unwrap();
+        fs::write(&description, format!("{inside}{VOLUME}}}{end}")).unwrap();
+        run("vgcfgrestore", &["-q", "--devices", &device.0, "-f", text(&description), &group]);
+    }
+    let volume = folder.path().join("volume");
+    fs::write(&volume, noise(9, 32 << 20)).unwrap();
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-E", "nodiscard", "-d", text(&tree), text(&volume)]);
+    let content = fs::read(&volume).unwrap();
+    let file = File::options().read(true).write(true).open(&disk).unwrap();
+    let place = |extent: u64| (1 << 20) + extent * EXTENT_BYTES;
+    for (extent, part) in EXTENTS.into_iter().zip(content.chunks(EXTENT_BYTES as usize)) {
+        file.write_all_at(part, place(extent)).unwrap();
+    }
+    let plan = pass_through(&disk);
+    assert!(only(&plan, FileSystem::Ext) > 4 << 20);
+    holds_the_files(&disk, &plan);
+    let mut out = vec![0; content.len()];
+    for (extent, part) in EXTENTS.into_iter().zip(out.chunks_mut(EXTENT_BYTES as usize)) {
+        file.read_exact_at(part, place(extent)).unwrap();
+    }
+    assert!(out != content, "free space was noise");
+    fs::write(&volume, out).unwrap();
+    run("e2fsck", &["-fn", text(&volume)]);
 }

@@ -136,6 +136,7 @@ impl Server {
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer };
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
+        services.disks.keep_free_space(config.disks.keep_free_space);
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;

@@ -98,6 +98,15 @@ impl Plan {
         plan
     }
 
+    /// A disk of nothing but files: starts and lengths.
+    #[cfg(test)]
+    pub(crate) fn of_files(pieces: Vec<(u64, u64)>) -> Self {
+        let virtual_bytes = pieces.last().map_or(0, |(start, length)| start + length);
+        let piece = |(start, length)| Piece { start, length, position: 0 };
+        let pieces = pieces.into_iter().map(piece).collect();
+        Self { virtual_bytes, pieces, ..Self::default() }
+    }
+
     /// The same plan with nothing free.
     #[must_use]
     pub fn keeping_free_space(mut self) -> Self {

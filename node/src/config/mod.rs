@@ -49,6 +49,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "redirect_endpoint",
         ],
     ),
+    ("disks", &["keep_free_space"]),
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
@@ -76,6 +77,7 @@ pub struct Config {
     pub peer: Peer,
     pub discovery: Discovery,
     pub storage: Storage,
+    pub disks: Disks,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
@@ -336,6 +338,15 @@ impl std::fmt::Debug for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Storage").field("kind", &self.kind).finish_non_exhaustive()
     }
+}
+
+/// How uploaded disks are read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disks {
+    /// Whether bytes that a cleanly unmounted file system does not use are stored as they are;
+    /// else they read as zero.
+    pub keep_free_space: bool,
 }
 
 /// When objects are deleted that nothing refers to any more.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use shoal_content::{ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
-use shoal_formats::{DiskIngest, Format, IngestError, Ingested, SinkError, open};
+use shoal_formats::{DiskIngest, Format, FreeSpace, IngestError, Ingested, SinkError, open};
 use shoal_metadata::{
     Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload, UploadPurpose,
 };
@@ -92,7 +92,13 @@ impl Disks {
         );
         let sink = PackUploads::new(store, runtime);
         let (hint, running) = (order.hint, Arc::clone(entry));
-        let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, sink, &running));
+        let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {
+            FreeSpace::Keep
+        } else {
+            FreeSpace::Zero
+        };
+        let ingest = DiskIngest::new(sink).free_space(free_space);
+        let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, ingest, &running));
         let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
         let recipe = self.store_recipe(&cut.recipe).await?;
         self.publish(order, cut, recipe).await
@@ -237,7 +243,7 @@ fn cut(
     source: PartsSource,
     hint: Option<Format>,
     known: &Known,
-    sink: PackUploads,
+    ingest: DiskIngest<PackUploads>,
     running: &Running,
 ) -> Result<Cut, Failure> {
     let mut disk = open(Box::new(source), hint).map_err(|error| {
@@ -256,7 +262,6 @@ fn cut(
             ControlFlow::Continue(())
         }
     };
-    let ingest = DiskIngest::new(sink);
     let ingested = ingest.run(disk.as_mut(), &mut look_up, &mut progress).map_err(ended)?;
     let Ingested { recipe, totals, sink, .. } = ingested;
     sink.settle().map_err(unstored)?;

@@ -73,13 +73,22 @@ struct Inner {
     node: NodeId,
     running: Mutex<HashMap<UploadId, Arc<Running>>>,
     permits: Semaphore,
+    keep_free_space: AtomicBool,
 }
 
 impl Disks {
     pub fn new(raft: Raft, store: Arc<dyn BlobStore>, origin: Origin, node: NodeId) -> Self {
         let permits = Semaphore::new(INGESTS_AT_ONCE_MAX);
         let running = Mutex::default();
-        Self { inner: Arc::new(Inner { raft, store, origin, node, running, permits }) }
+        let keep_free_space = AtomicBool::new(false);
+        let inner = Inner { raft, store, origin, node, running, permits, keep_free_space };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether bytes that a clean file system does not use are stored as they are, for disks that
+    /// are read from now on.
+    pub fn keep_free_space(&self, keep: bool) {
+        self.inner.keep_free_space.store(keep, Ordering::Relaxed);
     }
 
     /// Guest bytes read so far, where this node reads the disk.

@@ -1,0 +1,321 @@
+//! What the next version of a disk adds to storage: ours, fixed blocks, FastCDC, casync, borg, zstd --patch-from.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use fastcdc::v2020::FastCDC;
+use serde::Serialize;
+use shoal_benches::debian::{self, FileSystem, run};
+use shoal_content::{ChunkId, PackId};
+use shoal_formats::{DiskIngest, StoredChunk, open};
+
+const LEVEL: i32 = 3;
+const FIXED_BYTES: usize = 64 * 1024;
+
+/// Measures what a second version of a disk adds to storage that has the first.
+#[derive(Debug, Parser)]
+#[command(name = "dedup", version, about, long_about = None)]
+struct Arguments {
+    /// A raw disk; without it, three of Debian are made (root, network, some minutes).
+    #[arg(long, requires = "new")]
+    old: Option<PathBuf>,
+    /// Raw disks to measure against the old one.
+    #[arg(long)]
+    new: Vec<PathBuf>,
+    /// Of the disks that are made.
+    #[arg(long, value_enum, default_value = "ext4")]
+    file_system: FileSystem,
+    /// Where made disks are kept; a temporary folder if missing.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// One JSON object in place of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One contestant's figures for one pair of disks.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    /// What the old disk takes.
+    old_stored_bytes: u64,
+    /// What the new one adds.
+    new_stored_bytes: u64,
+    /// Content of new chunks, where chunks can be counted.
+    new_content_bytes: Option<u64>,
+    new_chunks: Option<u64>,
+    /// New content over all of the new disk's.
+    new_share: Option<f64>,
+    /// What ours adds over what this adds.
+    ratio_of_ours: f64,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Pair {
+    new: String,
+    rows: Vec<Row>,
+    /// Encoded recipe for each GiB of content, in MiB.
+    index_mib_per_gib: f64,
+}
+
+/// What cutting the two disks gave.
+#[derive(Debug, Default)]
+struct Count {
+    old_stored: u64,
+    new_stored: u64,
+    new_content: u64,
+    content: u64,
+    chunks: u64,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let temporary = tempfile::tempdir()?;
+    let folder = arguments.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let (old, new) = match arguments.old.clone() {
+        Some(old) => (old, arguments.new.clone()),
+        None => {
+            std::fs::create_dir_all(&folder)?;
+            let made = debian::make(&folder, arguments.file_system)?;
+            (made.old, vec![made.rebuilt, made.upgraded])
+        }
+    };
+    let mut pairs = Vec::new();
+    for new in &new {
+        pairs.push(measure(&old, new, temporary.path())?);
+    }
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::to_string(&serde_json::json!({"benchmark": "dedup", "pairs": pairs}))?
+        );
+        return Ok(());
+    }
+    pairs.iter().for_each(print);
+    Ok(())
+}
+
+fn print(pair: &Pair) {
+    println!("\n{}: index {:.2} MiB for each GiB of content", pair.new, pair.index_mib_per_gib);
+    println!(
+        "{:<28} {:>10} {:>10} {:>8} {:>8} {:>11} {:>8}",
+        "", "new chunks", "new MiB", "share", "stored", "ours/this", "seconds"
+    );
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for row in &pair.rows {
+        let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        println!(
+            "{:<28} {:>10} {:>10} {:>8} {:>8.1} {:>11.2} {:>8.1}",
+            row.name,
+            shown(row.new_chunks.map(|chunks| chunks.to_string())),
+            shown(row.new_content_bytes.map(|bytes| format!("{:.1}", mib(bytes)))),
+            shown(row.new_share.map(|share| format!("{:.1} %", share * 100.0))),
+            mib(row.new_stored_bytes),
+            row.ratio_of_ours,
+            row.seconds
+        );
+    }
+}
+
+fn measure(old: &Path, new: &Path, folder: &Path) -> Result<Pair> {
+    let started = Instant::now();
+    let (ours, index) = ours(old, new)?;
+    let mut rows = vec![counted("shoal", ours, started.elapsed())];
+    type Cut = fn(&[u8], &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+    let cuts: [(&str, Cut); 3] = [
+        ("fixed 4 KiB", fixed::<4096>),
+        ("fixed 64 KiB", fixed::<FIXED_BYTES>),
+        ("FastCDC 64 KiB", by_content),
+    ];
+    for (name, cut) in cuts {
+        let started = Instant::now();
+        let count = count(old, new, cut)?;
+        rows.push(counted(name, count, started.elapsed()));
+    }
+    type Tool = fn(&Path, &Path, &Path) -> Result<(u64, u64)>;
+    let tools: [(&str, &str, Tool); 3] = [
+        ("casync 64 KiB", "casync", casync),
+        ("borg zstd,3", "borg", borg),
+        ("zstd -3 --patch-from", "zstd", patch),
+    ];
+    for (name, program, tool) in tools {
+        if Command::new(program).arg("--version").output().is_err() {
+            eprintln!("{program} is not installed and left out");
+            continue;
+        }
+        let room = tempfile::tempdir_in(folder)?;
+        let started = Instant::now();
+        let (old_stored, new_stored) = tool(old, new, room.path())?;
+        rows.push(Row {
+            name: name.into(),
+            old_stored_bytes: old_stored,
+            new_stored_bytes: new_stored,
+            new_content_bytes: None,
+            new_chunks: None,
+            new_share: None,
+            ratio_of_ours: 1.0,
+            seconds: started.elapsed().as_secs_f64(),
+        });
+    }
+    let base = rows[0].new_stored_bytes as f64;
+    for row in &mut rows {
+        row.ratio_of_ours = base / row.new_stored_bytes.max(1) as f64;
+    }
+    let name = new.file_name().unwrap_or(new.as_os_str()).to_string_lossy().into_owned();
+    Ok(Pair { new: name, rows, index_mib_per_gib: index })
+}
+
+fn counted(name: &str, count: Count, took: Duration) -> Row {
+    Row {
+        name: name.into(),
+        old_stored_bytes: count.old_stored,
+        new_stored_bytes: count.new_stored,
+        new_content_bytes: Some(count.new_content),
+        new_chunks: Some(count.chunks),
+        new_share: Some(count.new_content as f64 / count.content.max(1) as f64),
+        ratio_of_ours: 1.0,
+        seconds: took.as_secs_f64(),
+    }
+}
+
+/// As an upload does it; besides, MiB of recipe for each GiB of the new disk's content.
+fn ours(old: &Path, new: &Path) -> Result<(Count, f64)> {
+    let mut known: HashMap<ChunkId, StoredChunk> = HashMap::new();
+    let mut ingest = |path: &Path| {
+        let mut disk = open(Box::new(std::fs::File::open(path)?), None)?;
+        let sink = |_: PackId, _: Vec<u8>| Ok(());
+        let look = &mut |id| known.get(&id).copied();
+        let done =
+            DiskIngest::new(sink).run(disk.as_mut(), look, &mut |_| ControlFlow::Continue(()))?;
+        let recipe = done.recipe;
+        let fresh = recipe.chunks().iter().filter(|chunk| !known.contains_key(&chunk.id)).count();
+        for chunk in recipe.chunks() {
+            let object = recipe.objects()[chunk.object as usize];
+            let stored = StoredChunk {
+                object,
+                at: chunk.at,
+                encoding: chunk.encoding,
+                length: chunk.length,
+            };
+            known.entry(chunk.id).or_insert(stored);
+        }
+        anyhow::Ok((done.totals, fresh, recipe.encode().len()))
+    };
+    let (first, ..) = ingest(old)?;
+    let (second, chunks, index) = ingest(new)?;
+    let count = Count {
+        old_stored: first.stored_bytes,
+        new_stored: second.stored_bytes,
+        new_content: second.new_bytes,
+        content: second.content_bytes,
+        chunks: chunks as u64,
+    };
+    Ok((count, index as f64 * 1024.0 / second.content_bytes.max(1) as f64))
+}
+
+fn fixed<const BYTES: usize>(disk: &[u8], with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    disk.chunks(BYTES).try_for_each(with)
+}
+
+fn by_content(disk: &[u8], with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let search = FastCDC::new(disk, 16 * 1024, 64 * 1024, 256 * 1024);
+    let mut at = 0;
+    while at < disk.len() {
+        let (_, end) = search.cut(at, disk.len() - at);
+        with(&disk[at..end])?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Chunks that are all zero count for nothing.
+fn count(
+    old: &Path,
+    new: &Path,
+    cut: fn(&[u8], &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+) -> Result<Count> {
+    let mut seen = HashSet::new();
+    let mut total = Count::default();
+    for path in [old, new] {
+        total = Count { old_stored: total.new_stored, ..Count::default() };
+        let disk = std::fs::read(path)?;
+        cut(&disk, &mut |chunk| {
+            if chunk.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
+            total.content += chunk.len() as u64;
+            if seen.insert(blake3::hash(chunk)) {
+                total.chunks += 1;
+                total.new_content += chunk.len() as u64;
+                total.new_stored +=
+                    zstd::bulk::compress(chunk, LEVEL)?.len().min(chunk.len()) as u64;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(total)
+}
+
+fn casync(old: &Path, new: &Path, room: &Path) -> Result<(u64, u64)> {
+    let store = room.join("store.castr");
+    let mut sizes = Vec::new();
+    for (number, disk) in [old, new].into_iter().enumerate() {
+        let mut command = Command::new("casync");
+        command.arg("make").arg("--chunk-size=16384:65536:262144");
+        command.arg(format!("--store={}", store.display()));
+        run(command.arg(room.join(format!("{number}.caibx"))).arg(disk))?;
+        sizes.push(tree_bytes(&store)?);
+    }
+    Ok((sizes[0], sizes[1] - sizes[0]))
+}
+
+fn borg(old: &Path, new: &Path, room: &Path) -> Result<(u64, u64)> {
+    let repository = room.join("repository");
+    let borg = || {
+        let mut command = Command::new("borg");
+        command.env("BORG_BASE_DIR", room).env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+        command
+    };
+    run(borg().args(["init", "-e", "none"]).arg(&repository))?;
+    let mut sizes = Vec::new();
+    for (number, disk) in [old, new].into_iter().enumerate() {
+        let archive = format!("{}::{number}", repository.display());
+        // Cuts of 64 KiB on average, as the others.
+        let mut command = borg();
+        command.args([
+            "create",
+            "--compression",
+            "zstd,3",
+            "--chunker-params",
+            "buzhash,14,18,16,4095",
+        ]);
+        run(command.arg(archive).arg(disk))?;
+        sizes.push(tree_bytes(&repository.join("data"))?);
+    }
+    Ok((sizes[0], sizes[1] - sizes[0]))
+}
+
+fn patch(old: &Path, new: &Path, room: &Path) -> Result<(u64, u64)> {
+    let [whole, patch] = ["whole", "patch"].map(|name| room.join(name));
+    run(Command::new("zstd").args(["-q", "-3", "-o"]).arg(&whole).arg(old))?;
+    let from = format!("--patch-from={}", old.display());
+    let mut command = Command::new("zstd");
+    run(command.args(["-q", "-3", "--long=31", &from, "-o"]).arg(&patch).arg(new))?;
+    let length = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.len());
+    Ok((length(&whole)?, length(&patch)?))
+}
+
+/// Bytes of all files under `folder`.
+fn tree_bytes(folder: &Path) -> Result<u64> {
+    let text = run(Command::new("du").args(["-sb", "--apparent-size"]).arg(folder))?;
+    let number = text.split_whitespace().next().context("du printed nothing")?;
+    let bytes = number.parse()?;
+    ensure!(bytes > 0, "{} is empty", folder.display());
+    Ok(bytes)
+}

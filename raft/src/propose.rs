@@ -24,6 +24,9 @@ pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one try at one leader may take.
 const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// What every member can apply, however old it is.
+const COMMAND_VERSION_FIRST: u8 = 1;
+
 /// Between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -121,10 +124,14 @@ pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
     }
 }
 
-/// Every member must be able to apply what goes into the log. Members are known by their rows.
+/// Every member must be able to apply what goes into the log. Members are known by their rows,
+/// which are looked at only where a command is newer than the first version that there was.
 fn check_version(core: &Core, proposal: &Proposal) -> Result<(), Failure> {
     let unreadable = |fault: Fault| Failure::Unavailable(fault.to_string());
     let needs = proposal.command.first().copied().unwrap_or(0);
+    if needs <= COMMAND_VERSION_FIRST {
+        return Ok(());
+    }
     let nodes = core.view().query().nodes().map_err(unreadable)?;
     let known = nodes.iter().map(|node| node.command_version);
     let oldest = known.min().unwrap_or(COMMAND_VERSION).min(COMMAND_VERSION);

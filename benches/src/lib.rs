@@ -3,8 +3,10 @@
 //! These machines are noisy: an absolute figure means little. So every benchmark runs the peer or
 //! the physical limit beside Shoal, in turn within one run, and prints the ratio.
 
+pub mod grpc;
 pub mod http;
 pub mod load;
+pub mod member;
 pub mod process;
 pub mod report;
 pub mod sample;

@@ -38,6 +38,7 @@ mod conformance;
 mod core;
 mod error;
 mod folder;
+mod forward;
 #[cfg(test)]
 #[path = "../tests/harness/mod.rs"]
 mod harness;

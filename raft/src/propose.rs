@@ -14,15 +14,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::core::{Core, Leader, Shared};
 use crate::error::ProposeError;
+use crate::forward::forward;
 use crate::proposal::{Applied, COMMAND_BYTES_MAX, Proposal};
 use crate::space::DISK_FULL;
-use crate::wire::{Failure, Kind, Proposed};
+use crate::wire::{Failure, Proposed};
 
 /// How long a proposal tries to find a leader and a majority.
 pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long one try at one leader may take.
-const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What every member can apply, however old it is.
 const COMMAND_VERSION_FIRST: u8 = 1;
@@ -84,10 +82,7 @@ async fn attempt(shared: &Shared, proposal: &Proposal) -> Proposed {
     let trying = async {
         match &leader {
             Leader::Me => here(shared, proposal.clone()).await,
-            Leader::Other(address) => {
-                let called = shared.peers.call(address, Kind::Propose, proposal, TRY_TIMEOUT).await;
-                called.unwrap_or_else(|error| Err(Failure::Unavailable(error.to_string())))
-            }
+            Leader::Other(address) => forward(shared, address, proposal).await,
             Leader::Unknown => {
                 std::future::pending::<()>().await;
                 Err(Failure::NotLeader { leader: None })

@@ -36,6 +36,8 @@ pub enum Kind {
     ReadIndex = 6,
     AddMember = 7,
     RemoveMember = 8,
+    /// Several proposals, answered together (see `forward`).
+    ProposeMany = 9,
 }
 
 impl Kind {
@@ -49,6 +51,7 @@ impl Kind {
             Self::ReadIndex,
             Self::AddMember,
             Self::RemoveMember,
+            Self::ProposeMany,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

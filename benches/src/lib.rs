@@ -4,8 +4,10 @@
 //! the physical limit beside Shoal, in turn within one run, and prints the ratio.
 
 pub mod debian;
+pub mod grpc;
 pub mod http;
 pub mod load;
+pub mod member;
 pub mod process;
 pub mod report;
 pub mod sample;

@@ -72,6 +72,10 @@ impl Config {
             purge_batch_size: PURGE_BATCH_ENTRIES,
             max_payload_entries: PAYLOAD_ENTRIES_MAX,
             enable_pre_vote: Some(true),
+            // A leader that comes back from a power cut may have lost what it had applied and which
+            // entries were committed, neither of which is synced: its reads would be stale. By an
+            // election it learns both.
+            enable_leader_restore: Some(false),
             ..openraft::Config::default()
         };
         config.validate().map_err(|error| Error::Config(error.to_string()))

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Authenticate, Config};
 use crate::error::Error;
 use crate::folder::Home;
+use crate::forward::Forward;
 use crate::log::{LogStore, blocking};
 use crate::machine::{CurrentStore, StateMachine};
 use crate::metrics::Metrics;
@@ -38,6 +39,7 @@ pub struct Shared {
     pub space: Arc<Space>,
     pub metrics: Arc<Metrics>,
     pub reads: mpsc::Sender<Waiter>,
+    pub forwards: mpsc::Sender<Forward>,
     pub stopped: CancellationToken,
     pub tasks: TaskTracker,
     pub core: RwLock<Option<Arc<Core>>>,

@@ -38,6 +38,7 @@ mod conformance;
 mod core;
 mod error;
 mod folder;
+mod forward;
 mod handover;
 #[cfg(test)]
 #[path = "../tests/harness/mod.rs"]

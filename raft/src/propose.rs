@@ -9,20 +9,18 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_content::Timestamp;
-use shoal_metadata::{Command, Fault, Refusal, Response, decode_command, encode_command};
+use shoal_metadata::{Command, FIRST_LEVEL, Fault, Refusal, Response, decode_command, encode_command};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::core::{Core, Leader, Shared};
 use crate::error::ProposeError;
+use crate::forward::forward;
 use crate::proposal::{Applied, COMMAND_BYTES_MAX, Proposal};
 use crate::space::DISK_FULL;
-use crate::wire::{Failure, Kind, Proposed};
+use crate::wire::{Failure, Proposed};
 
 /// How long a proposal tries to find a leader and a majority.
 pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long one try at one leader may take.
-const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -89,10 +87,7 @@ async fn attempt(shared: &Shared, proposal: &Proposal) -> Proposed {
     let trying = async {
         match &leader {
             Leader::Me => here(shared, proposal.clone()).await,
-            Leader::Other(address) => {
-                let called = shared.peers.call(address, Kind::Propose, proposal, TRY_TIMEOUT).await;
-                called.unwrap_or_else(|error| Err(Failure::Unavailable(error.to_string())))
-            }
+            Leader::Other(address) => forward(shared, address, proposal).await,
             Leader::Unknown => {
                 std::future::pending::<()>().await;
                 Err(Failure::NotLeader { leader: None })
@@ -135,6 +130,9 @@ pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
 fn check_version(core: &Core, proposal: &Proposal, mine: u8) -> Result<(), Failure> {
     let unreadable = |fault: Fault| Failure::Unavailable(fault.to_string());
     let needs = proposal.command.first().copied().unwrap_or(0);
+    if needs <= FIRST_LEVEL.min(mine) {
+        return Ok(());
+    }
     let view = core.view();
     let level = view.query().level().map_err(unreadable)?.min(mine);
     if needs <= level {

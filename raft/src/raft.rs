@@ -17,13 +17,14 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Transport};
 use crate::core::{Core, Shared};
 use crate::error::{Error, ProposeError, ReadError};
+use crate::forward::FORWARDS_WAITING_MAX;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::read::READS_WAITING_MAX;
 use crate::space::Space;
 use crate::view::View;
 use crate::wire::STOPPING;
-use crate::{handover, members, propose, read, server, supervisor};
+use crate::{forward, handover, members, propose, read, server, supervisor};
 
 /// An observer that falls this many events behind misses some, and is told so by the channel.
 const EVENTS_WAITING_MAX: usize = 4096;
@@ -79,6 +80,7 @@ impl Raft {
         registry: &mut Registry,
     ) -> Result<Self, Error> {
         let (reads, waiting) = mpsc::channel(READS_WAITING_MAX);
+        let (forwards, forwarded) = mpsc::channel(FORWARDS_WAITING_MAX);
         let (events, _) = broadcast::channel(EVENTS_WAITING_MAX);
         let space = Space::new(config.directory.clone(), config.disk_reserve_bytes);
         let shared = Arc::new(Shared {
@@ -89,6 +91,7 @@ impl Raft {
             space: Arc::new(space),
             metrics: Metrics::new(registry),
             reads,
+            forwards,
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
             core: RwLock::new(None),
@@ -98,6 +101,7 @@ impl Raft {
         supervisor::publish(&shared, core);
         shared.tasks.spawn(server::serve(shared.clone()));
         shared.tasks.spawn(read::run_rounds(shared.clone(), waiting));
+        shared.tasks.spawn(forward::run(shared.clone(), forwarded));
         shared.tasks.spawn(supervisor::supervise(shared.clone()));
         let stop = Arc::new(StopOnDrop(shared.clone()));
         Ok(Self { shared, _stop: stop })

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use quinn::{Incoming, RecvStream, SendStream};
 use shoal_content::PeerId;
 use tokio::sync::Semaphore;
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::core::Shared;
-use crate::proposal::TypeConfig;
+use crate::forward::PROPOSALS_MAX;
+use crate::proposal::{Proposal, TypeConfig};
 use crate::space::DISK_FULL;
 use crate::store::{decode, encode};
 use crate::wire::{
@@ -161,6 +163,14 @@ async fn answer(
             encode(&installed)
         }
         Kind::Propose => encode(&propose::here(shared, decode(body)?).await),
+        Kind::ProposeMany => {
+            let proposals: Vec<Proposal> = decode(body)?;
+            if proposals.len() > PROPOSALS_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "too many proposals"));
+            }
+            let answers = proposals.into_iter().map(|proposal| propose::here(shared, proposal));
+            encode(&join_all(answers).await)
+        }
         Kind::ReadIndex => {
             decode::<()>(body)?;
             encode(&read::index_here(shared).await)

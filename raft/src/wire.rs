@@ -40,6 +40,8 @@ pub enum Kind {
     RemoveMember = 8,
     SnapshotFiles = 9,
     TransferLeader = 10,
+    /// Several proposals, answered together (see `forward`).
+    ProposeMany = 11,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Self::RemoveMember,
             Self::SnapshotFiles,
             Self::TransferLeader,
+            Self::ProposeMany,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

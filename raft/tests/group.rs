@@ -35,6 +35,39 @@ fn every_member_takes_proposals_and_reads_what_any_other_wrote() {
 }
 
 #[test]
+fn hundreds_of_proposals_at_once_through_a_follower_get_an_answer_each() {
+    const CLIENTS: u64 = 600;
+    let authority = Authority::new();
+    let (_homes, members) = three(&authority);
+    let follower = (leader(&members) + 1) % members.len();
+    // Every image twice: one of the two is refused, and which one is not known.
+    let answers = members[follower].run(|raft| async move {
+        let all = (0..CLIENTS).map(|client| {
+            let raft = raft.clone();
+            async move {
+                let command = create_image(client / 2);
+                (client / 2, raft.propose(Timestamp::from_millis(1), command).await)
+            }
+        });
+        futures::future::join_all(all).await
+    });
+    let mut created = vec![0; CLIENTS as usize / 2];
+    for (number, answer) in answers {
+        match answer {
+            Ok(response) => {
+                assert_eq!(response, Response::Image(image_id(number)));
+                created[number as usize] += 1;
+            }
+            Err(error) => {
+                assert_eq!(error, ProposeError::Refused(Refusal::Exists(Subject::Image)));
+            }
+        }
+    }
+    assert!(created.iter().all(|times| *times == 1), "{created:?}");
+    assert_eq!(members[follower].read().query().image_count().unwrap(), CLIENTS / 2);
+}
+
+#[test]
 fn the_longest_manifest_gets_through_from_any_member_and_a_longer_one_is_refused() {
     let authority = Authority::new();
     let (_homes, members) = three(&authority);

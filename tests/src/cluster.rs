@@ -49,6 +49,7 @@ pub struct Node {
     pub address: String,
     host: Host,
     folder: PathBuf,
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -78,8 +79,25 @@ impl Node {
             address: address.into(),
             host: host.clone(),
             folder: folder.into(),
+            environment: Vec::new(),
             process: None,
         })
+    }
+
+    /// Adds sections to the configuration.
+    pub fn configure(&self, sections: &str) -> Result<()> {
+        let path = self.folder.join("node.toml");
+        let text = fs::read_to_string(&path)?;
+        Ok(fs::write(&path, format!("{text}\n{sections}"))?)
+    }
+
+    /// From its next start, the process has these variables.
+    pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     pub fn url(&self) -> String {
@@ -126,7 +144,8 @@ impl Node {
 
     /// Starts it and waits for nothing.
     pub fn launch(&mut self) -> Result<()> {
-        let command = self.command("run", &[])?;
+        let mut command = self.command("run", &[])?;
+        command.envs(self.environment.iter().cloned());
         self.process = Some(Process::start(&self.name, command, &self.folder.join("log"))?);
         Ok(())
     }
@@ -327,17 +346,7 @@ impl Cluster {
                 storage,
             )?);
         }
-        let password = all[0].init()?;
-        all[0].start()?;
-        let operator = Operator::login(hub, folder, &all[0], &password)?;
-        for number in 1..nodes {
-            let token = operator.token("node")?;
-            let (first, rest) = all.split_at_mut(number);
-            rest[0].join(&first[0], &token)?;
-            rest[0].start()?;
-        }
-        let mut cluster = Self { agents: Vec::new(), nodes: all, operator, password };
-        cluster.wait_for_voters(nodes)?;
+        let mut cluster = Self::of(hub, folder, all)?;
         for index in 0..agents {
             let name = format!("agent-{}", index + 1);
             let mut agent = Agent::prepare(network.host(index), &folder.join(&name), &name)?;
@@ -345,6 +354,22 @@ impl Cluster {
             agent.start()?;
             cluster.agents.push(agent);
         }
+        Ok(cluster)
+    }
+
+    /// Founds a cluster by the first of `nodes` and joins the others; `hub` is the operator's host.
+    pub fn of(hub: &Host, folder: &Path, mut nodes: Vec<Node>) -> Result<Self> {
+        let password = nodes[0].init()?;
+        nodes[0].start()?;
+        let operator = Operator::login(hub, folder, &nodes[0], &password)?;
+        for number in 1..nodes.len() {
+            let token = operator.token("node")?;
+            let (first, rest) = nodes.split_at_mut(number);
+            rest[0].join(&first[0], &token)?;
+            rest[0].start()?;
+        }
+        let cluster = Self { agents: Vec::new(), nodes, operator, password };
+        cluster.wait_for_voters(cluster.nodes.len())?;
         Ok(cluster)
     }
 

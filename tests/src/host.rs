@@ -107,6 +107,13 @@ impl Host {
         command
     }
 
+    /// Moves the calling thread here, and with it all threads that it starts from now on.
+    pub fn enter(&self) -> Result<()> {
+        let path = format!("/run/netns/{}", self.namespace);
+        let file = std::fs::File::open(&path).with_context(|| path.clone())?;
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).context(path)
+    }
+
     /// By nsenter: `ip -n` mounts, which it may not where `/` is no mount point (in a chroot).
     fn ip(&self, arguments: &[&str]) -> Result<()> {
         let mut command = self.command("ip");

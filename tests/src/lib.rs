@@ -7,9 +7,14 @@
 //! Needs root (namespaces) and the packages that `./dev test` installs; says so where one lacks.
 
 pub mod ceph;
+pub mod chaos;
 pub mod clock;
 pub mod cluster;
 pub mod docker;
+pub mod gateway;
 pub mod host;
+pub mod linear;
 pub mod process;
 pub mod sample;
+pub mod skew;
+pub mod throttle;

@@ -47,6 +47,10 @@ impl Process {
         Ok(())
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM, and waits for a clean end.
     ///
     /// # Errors
@@ -86,7 +90,8 @@ impl Process {
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
-    fn signal(&self, signal: Signal) {
+    /// For instance SIGSTOP and SIGCONT, to the whole group.
+    pub fn signal(&self, signal: Signal) {
         // A group that is gone already is what a signal would have brought about.
         let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), signal);
     }

@@ -11,10 +11,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use shoal_content::{PeerId, RecipeId};
+use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_swarm::frames::{self, Frame};
 use shoal_swarm::{
-    Action, BanReason, ChunkSet, Contact, Event, RequestEnd, RequestId, Settings, Swarm, Uploads,
+    Action, Admission, BanReason, ChunkSet, Contact, Event, Member, RequestEnd, RequestId, Settings,
+    Swarm, Uploads,
 };
 
 use crate::draw::Draw;
@@ -28,10 +29,13 @@ const NODE: usize = 0;
 const STEPS_PER_CHUNK: u32 = 8;
 /// From dialling to the first message: the handshake, in round trips.
 const DIAL_ROUNDS: u32 = 2;
+/// Others that a busy host names.
+const NAMED: usize = 4;
 /// One frame in so many is encoded to know its bytes.
 const SAMPLED: u64 = 16;
 
 type Number = usize;
+static DBG: std::sync::Mutex<BTreeMap<String, u64>> = std::sync::Mutex::new(BTreeMap::new());
 
 enum What {
     Tell(Number, Event),
@@ -169,6 +173,7 @@ impl World {
             scenario,
         };
         world.add_host(Conduct::Honest, world.scenario.origin_line, usize::MAX);
+        world.hosts[NODE].uploads = Uploads::of_node();
         world.hosts[NODE].held = ChunkSet::full(world.scenario.chunks());
         for at in 0..world.scenario.peers {
             world.add_peer(at % world.scenario.zones);
@@ -180,8 +185,9 @@ impl World {
     fn add_host(&mut self, conduct: Conduct, line: f64, zone: usize) -> Number {
         let at = self.hosts.len();
         let seed = self.draw.next();
+        let settings = Settings { me: contact(at).peer, seed, zone: self.label(zone) };
         self.hosts.push(Host {
-            core: Swarm::new(Settings { me: contact(at).peer, seed }),
+            core: Swarm::new(settings),
             uploads: Uploads::default(),
             held: ChunkSet::empty(self.scenario.chunks()),
             conduct,
@@ -198,6 +204,17 @@ impl World {
             wake_at: None,
         });
         at
+    }
+
+    /// The label of a zone; none where all are in one.
+    fn label(&self, zone: usize) -> Zone {
+        let named = self.scenario.zones > 1 && zone < self.scenario.zones;
+        let text = if named { format!("here/room-{zone}") } else { String::new() };
+        text.parse().unwrap_or_default()
+    }
+
+    fn member(&self, host: Number) -> Member {
+        Member { contact: contact(host), zone: self.label(self.hosts[host].zone), cache: false }
     }
 
     fn add_peer(&mut self, zone: usize) -> Number {
@@ -280,6 +297,7 @@ impl World {
     }
 
     fn run(&mut self) {
+        let mut dbg_next = 0.0;
         let limit = Duration::from_secs_f64(self.bound_of(None) * self.scenario.limit)
             + Duration::from_secs(20);
         while self.unfinished > 0 && self.now < limit {
@@ -303,6 +321,15 @@ impl World {
                 }
             }
             self.now = end;
+            if std::env::var("DBG").is_ok() && self.now.as_secs_f64() >= self.bound_of(None) * dbg_next {
+                dbg_next += 0.1;
+                let mean = self.hosts.iter().skip(1).map(|h| f64::from(h.held.count())).sum::<f64>() / self.scenario.peers as f64 / f64::from(self.scenario.chunks());
+                let slots: usize = self.hosts.iter().skip(1).map(|h| h.uploads.total()).sum();
+                let flows: usize = self.network.active().len();
+                let rate: f64 = self.network.active().iter().map(|&f| self.network.rate(f)).sum::<f64>() / self.scenario.line / self.scenario.peers as f64;
+                let inj = (0..self.scenario.chunks()).filter(|&c| self.hosts.iter().skip(1).any(|h| h.held.contains(c))).count();
+                eprintln!("t {:.2} origin {:.3} injected {:.3} held {:.3} slots/host {:.2} nodeslots {} flows {} util {:.3}", self.now.as_secs_f64() / self.bound_of(None), self.counts.origin as f64 / self.scenario.bytes as f64, inj as f64 / f64::from(self.scenario.chunks()), mean, slots as f64 / self.scenario.peers as f64, self.hosts[0].uploads.total(), flows, rate);
+            }
         }
     }
 
@@ -310,9 +337,14 @@ impl World {
         match what {
             What::Tell(to, event) => self.tell(to, event),
             What::Message(from, to, event) => {
-                if self.hosts[to].peers.contains_key(&from) {
-                    self.tell(to, event);
+                if !self.hosts[to].peers.contains_key(&from) {
+                    return;
                 }
+                if let Event::Frame { frame: Frame::Pass, .. } = event {
+                    self.hosts[to].uploads.pass(contact(from).peer);
+                    self.invite(to);
+                }
+                self.tell(to, event);
             }
             What::Dialled(from, to) => self.dialled(from, to),
             What::Ask { from, to, request, indices } => self.serve(from, to, request, &indices),
@@ -321,6 +353,7 @@ impl World {
             }
             What::CancelAt { from, to, request } => self.cancel(from, to, request),
             What::Wake(host) => {
+                *DBG.lock().unwrap().entry("wakes".into()).or_insert(0) += 1;
                 self.hosts[host].wake_at = None;
                 self.tell(host, Event::Tick);
             }
@@ -362,8 +395,9 @@ impl World {
 
     fn drop_stream(&mut self, from: Number, to: Number) {
         if let Some(&flow) = self.stream_of.get(&(from, to)) {
-            self.streams[flow as usize].queue.clear();
+            let queue = std::mem::take(&mut self.streams[flow as usize].queue);
             self.network.stop(flow);
+            queue.iter().filter(|piece| piece.last).for_each(|_| self.end_upload(from, to));
         }
     }
 
@@ -373,6 +407,7 @@ impl World {
         }
         if let Event::Disconnected { peer } = &event {
             self.hosts[host].peers.remove(&number(*peer));
+            self.hosts[host].uploads.pass(*peer);
         }
         self.hosts[host].core.handle(self.now, event);
         while let Some(action) = self.hosts[host].core.poll_action() {
@@ -391,6 +426,7 @@ impl World {
         let to = number(to);
         if let Event::Frame { frame, .. } = &event {
             self.counts.frames += 1;
+            *DBG.lock().unwrap().entry(format!("{frame:?}").chars().take(5).collect()).or_insert(0) += 1;
             if self.counts.frames.is_multiple_of(SAMPLED) {
                 let bytes = frames::encode(frame).map_or(0, |bytes| bytes.len() + 4);
                 self.counts.control += bytes as u64 * SAMPLED;
@@ -411,13 +447,15 @@ impl World {
                 self.later(wait, What::Dialled(host, to));
             }
             Action::Close { peer } => self.close(host, number(peer)),
-            Action::Join { peer, recipe, have } => {
-                self.message(host, peer, Event::Joined { peer: me, recipe, have });
+            Action::Join { peer, recipe } => {
+                self.message(host, peer, Event::Joined { peer: me, recipe });
             }
             Action::Send { peer, frame } => {
                 self.message(host, peer, Event::Frame { peer: me, frame });
             }
             Action::Request { request, peer, indices, .. } => {
+                *DBG.lock().unwrap().entry("asks".into()).or_insert(0) += 1;
+                *DBG.lock().unwrap().entry("askedchunks".into()).or_insert(0) += indices.len() as u64;
                 let asker = &mut self.hosts[host];
                 assert!(!asker.core.is_banned(peer), "seed {seed}: a banned peer is asked");
                 let held = indices.iter().any(|&index| asker.held.contains(index));
@@ -474,9 +512,10 @@ impl World {
         if self.hosts[from].alive && !self.hosts[from].peers.contains_key(&to) {
             self.hosts[from].peers.insert(to, ());
             self.hosts[to].peers.insert(from, ());
+            let rtt = self.latency(from, to) * 2;
             for (host, other) in [(from, to), (to, from)] {
-                let contact = contact(other);
-                self.tell(host, Event::Connected { contact, node: other == NODE });
+                let (member, node) = (self.member(other), other == NODE);
+                self.tell(host, Event::Connected { member, node, rtt });
             }
         }
     }
@@ -503,7 +542,12 @@ impl World {
         if count == 0 {
             return self.refuse(from, to, request, RequestEnd::Failed);
         }
-        if !self.hosts[to].uploads.begin(contact(from).peer) {
+        let now = self.now;
+        let admission = self.hosts[to].uploads.begin(now, contact(from).peer);
+        if let Admission::Busy { name_others } = admission {
+            if name_others {
+                self.name_others(to, from);
+            }
             return self.refuse(from, to, request, RequestEnd::Busy);
         }
         let flow = self.stream(to, from);
@@ -515,6 +559,18 @@ impl World {
             stream.queue.push_back(Piece { request, index, last: at + 1 == count });
         }
         self.network.start(flow);
+    }
+
+    /// Those who get chunks from here now soon have what others ask for.
+    fn name_others(&mut self, busy: Number, to: Number) {
+        let served: Vec<Number> = self.hosts[busy].uploads.served().map(number).collect();
+        let others = served.into_iter().filter(|&other| other != to).take(NAMED);
+        let members: Vec<Member> = others.map(|other| self.member(other)).collect();
+        if !members.is_empty() {
+            let frame = Frame::Peers { recipe: self.recipe, members };
+            let peer = contact(busy).peer;
+            self.message(busy, contact(to).peer, Event::Frame { peer, frame });
+        }
     }
 
     fn refuse(&mut self, from: Number, to: Number, request: RequestId, end: RequestEnd) {
@@ -562,6 +618,14 @@ impl World {
 
     fn end_upload(&mut self, server: Number, client: Number) {
         self.hosts[server].uploads.end(contact(client).peer);
+        self.invite(server);
+    }
+
+    fn invite(&mut self, server: Number) {
+        while let Some(next) = self.hosts[server].uploads.invite(self.now) {
+            let peer = contact(server).peer;
+            self.message(server, next, Event::Frame { peer, frame: Frame::Free });
+        }
     }
 
     /// Content flows until `end`.
@@ -598,6 +662,7 @@ impl World {
     fn deliver(&mut self, end: Duration, from: Number, to: Number, piece: Piece) {
         let bytes = u64::from(self.scenario.chunk_bytes);
         self.hosts[from].sent += bytes;
+        self.hosts[from].uploads.sent(end, bytes);
         if from == NODE {
             self.counts.origin += bytes;
         }
@@ -631,6 +696,7 @@ impl World {
     }
 
     fn report(self, wall: Duration) -> Report {
+        eprintln!("{:?} events {}", DBG.lock().unwrap(), self.counts.events);
         let mut ratios = Vec::new();
         for (at, host) in self.hosts.iter().enumerate().skip(1) {
             if host.conduct == Conduct::Honest

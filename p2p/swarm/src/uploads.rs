@@ -18,7 +18,7 @@ use crate::meter::Meter;
 /// Requests answered at once.
 pub const UPLOADS_MAX: usize = 64;
 /// Of them at least.
-const SLOTS_MIN: usize = 3;
+pub(crate) const SLOTS_MIN: usize = 6;
 const SLOTS_NODE: usize = 10;
 /// One more slot for each so many bytes a second.
 const BYTES_PER_SLOT: f64 = 256.0 * 1024.0 * 1000.0;
@@ -43,7 +43,8 @@ pub struct Uploads {
     slots_min: usize,
     by_peer: BTreeMap<PeerId, usize>,
     total: usize,
-    waiting: VecDeque<PeerId>,
+    /// With whether it is far; those are in front.
+    waiting: VecDeque<(PeerId, bool)>,
     invited: Vec<(PeerId, Duration)>,
     /// When others were last named to whom.
     named: BTreeMap<PeerId, Duration>,
@@ -54,7 +55,7 @@ pub struct Uploads {
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self::with_slots(env("SL", 3.0) as usize)
+        Self::with_slots(SLOTS_MIN)
     }
 }
 
@@ -62,7 +63,7 @@ impl Uploads {
     /// Those of a node: what it sends is what all wait for, and the heads that get it have their
     /// lines full of what others send, so that few would not fill its line.
     pub fn of_node() -> Self {
-        Self::with_slots(env("SN", 10.0) as usize)
+        Self::with_slots(SLOTS_NODE)
     }
 
     fn with_slots(slots_min: usize) -> Self {
@@ -78,25 +79,31 @@ impl Uploads {
         }
     }
 
-    /// Takes a slot for `peer`, or puts it in line.
-    pub fn begin(&mut self, now: Duration, peer: PeerId) -> Admission {
+    /// Takes a slot for `peer`, or puts it in line: in front where it comes from another room,
+    /// since a whole room waits for what it asks for.
+    pub fn begin(&mut self, now: Duration, peer: PeerId, far: bool) -> Admission {
         let slots = self.slots();
         self.invited.retain(|&(_, until)| until > now);
         let invited = self.invited.iter().position(|&(invited, _)| invited == peer);
         let mine = self.by_peer.get(&peer).copied().unwrap_or(0);
-        let others_wait = self.waiting.iter().any(|&waiting| waiting != peer);
+        let others_wait = self.waiting.iter().any(|&(waiting, _)| waiting != peer);
         let free = self.total + self.invited.len() < slots && (mine == 0 || !others_wait);
         match invited {
             Some(at) => drop(self.invited.swap_remove(at)),
             None if !free => {
-                if !self.waiting.contains(&peer) && self.waiting.len() < WAITING_MAX {
-                    self.waiting.push_back(peer);
+                if !self.waiting.iter().any(|&(waiting, _)| waiting == peer)
+                    && self.waiting.len() < WAITING_MAX
+                {
+                    let end = self.waiting.len();
+                    let near = || self.waiting.iter().position(|&(_, far)| !far);
+                    let place = if far { near().unwrap_or(end) } else { end };
+                    self.waiting.insert(place, (peer, far));
                 }
                 return Admission::Busy { name_others: self.may_name(now, peer) };
             }
             None => {}
         }
-        self.waiting.retain(|&waiting| waiting != peer);
+        self.waiting.retain(|&(waiting, _)| waiting != peer);
         self.by_peer.insert(peer, mine + 1);
         self.total += 1;
         Admission::Granted
@@ -125,7 +132,7 @@ impl Uploads {
 
     /// `peer` needs no slot any more, or is gone.
     pub fn pass(&mut self, peer: PeerId) {
-        self.waiting.retain(|&waiting| waiting != peer);
+        self.waiting.retain(|&(waiting, _)| waiting != peer);
         self.invited.retain(|&(invited, _)| invited != peer);
     }
 
@@ -135,7 +142,7 @@ impl Uploads {
         if self.total + self.invited.len() >= self.slots() {
             return None;
         }
-        let peer = self.waiting.pop_front()?;
+        let (peer, _) = self.waiting.pop_front()?;
         self.invited.push((peer, now + INVITATION));
         Some(peer)
     }
@@ -161,12 +168,13 @@ impl Uploads {
     }
 
     fn slots(&self) -> usize {
-        (self.slots_min + (self.meter.best / env("BPS", BYTES_PER_SLOT)) as usize + self.extra).min(UPLOADS_MAX)
+        (at_once(self.slots_min, &self.meter) + self.extra).min(UPLOADS_MAX)
     }
 }
 
-pub(crate) fn env(name: &str, default: f64) -> f64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+/// How many at once fill a line of this rate, with `least` on a slow one.
+pub(crate) fn at_once(least: usize, meter: &Meter) -> usize {
+    least + (meter.best / BYTES_PER_SLOT) as usize
 }
 
 #[cfg(test)]
@@ -178,7 +186,7 @@ mod tests {
     }
 
     fn begin(uploads: &mut Uploads, now: Duration, peer: PeerId) -> bool {
-        uploads.begin(now, peer) == Admission::Granted
+        uploads.begin(now, peer, false) == Admission::Granted
     }
 
     const NOW: Duration = Duration::from_millis(1);

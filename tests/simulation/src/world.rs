@@ -206,6 +206,10 @@ impl World {
         at
     }
 
+    fn is_far(&self, one: Number, other: Number) -> bool {
+        self.hosts[one].zone != self.hosts[other].zone
+    }
+
     /// The label of a zone; none where all are in one.
     fn label(&self, zone: usize) -> Zone {
         let named = self.scenario.zones > 1 && zone < self.scenario.zones;
@@ -352,6 +356,7 @@ impl World {
                 self.arrive(to, from, request, index, last);
             }
             What::CancelAt { from, to, request } => self.cancel(from, to, request),
+            What::Wake(host) if self.hosts[host].wake_at != Some(self.now) => {}
             What::Wake(host) => {
                 *DBG.lock().unwrap().entry("wakes".into()).or_insert(0) += 1;
                 self.hosts[host].wake_at = None;
@@ -417,8 +422,9 @@ impl World {
         if let Some(due) = due
             && self.hosts[host].wake_at.is_none_or(|at| due < at)
         {
+            let due = due.max(self.now);
             self.hosts[host].wake_at = Some(due);
-            self.at(due.max(self.now), What::Wake(host));
+            self.at(due, What::Wake(host));
         }
     }
 
@@ -543,7 +549,8 @@ impl World {
             return self.refuse(from, to, request, RequestEnd::Failed);
         }
         let now = self.now;
-        let admission = self.hosts[to].uploads.begin(now, contact(from).peer);
+        let far = self.is_far(from, to);
+        let admission = self.hosts[to].uploads.begin(now, contact(from).peer, far);
         if let Admission::Busy { name_others } = admission {
             if name_others {
                 self.name_others(to, from);

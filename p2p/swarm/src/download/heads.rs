@@ -18,8 +18,8 @@ use crate::rendezvous::weight;
 /// Chunks with one owner.
 const GROUP: u32 = 4;
 /// How long a claim counts.
-const CLAIM_MIN: Duration = Duration::from_millis(60);
-const CLAIM_CHUNKS: u32 = 6;
+const CLAIM_MIN: Duration = Duration::from_millis(5);
+const CLAIM_CHUNKS: u32 = 3;
 /// Claims remembered.
 const CLAIMS_MAX: usize = 4096;
 const NOBODY: u8 = u8::MAX;

@@ -160,6 +160,16 @@ impl Download {
         free
     }
 
+    /// Lets these be asked for once more, though a request is open for each; never for a third
+    /// time.
+    pub(crate) fn release(&mut self, indices: &[u32]) {
+        for &index in indices {
+            if self.flight[index as usize] == 1 && !self.have.contains(index) {
+                self.taken.remove(index);
+            }
+        }
+    }
+
     /// Whether two requests are open for it.
     pub(crate) fn is_doubled(&self, index: u32) -> bool {
         self.flight[index as usize] > 1

@@ -4,7 +4,8 @@
 //! what few hold is what others will want. From a node and from other rooms only what this peer is
 //! to bring in, and only what nobody near has.
 //!
-//! Invariant: what is held or in flight is not chosen, but by [`Download::choose_again`].
+//! Invariant: what is held or in flight is not chosen, but for what [`Download::release`] gave up
+//! waiting for.
 
 use std::time::Duration;
 
@@ -153,15 +154,12 @@ impl Download {
         sample
     }
 
-    /// What is late elsewhere and this peer could bring, too; asked for twice, never thrice.
-    pub(crate) fn choose_again(&self, peer: PeerId, late: &[u32], run: usize) -> Vec<u32> {
-        let Some(source) = self.sources.get(&peer) else { return Vec::new() };
-        let once = |&index: &u32| {
-            !self.have.contains(index)
-                && self.flight[index as usize] == 1
-                && source.have.contains(index)
-        };
-        late.iter().copied().filter(once).take(run).collect()
+    /// Whether the other heads are to be told that these are brought in: where it is not this
+    /// peer's duty, and towards the end, when others take over what has not begun.
+    pub(crate) fn must_claim(&self, indices: &[u32]) -> bool {
+        let ending = self.have.count() >= self.have.len() / 8 * 7;
+        let duty = |&index: &u32| self.heads.right(Way::Far, index) == Right::Own;
+        self.heads.has_duty() && (ending || !indices.iter().all(duty))
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Swarm {
     under_way: BTreeSet<RecipeId>,
     requests: BTreeMap<RequestId, Request>,
     next_request: RequestId,
+    /// Peers that said they are busy, and will call.
+    waiting: BTreeSet<PeerId>,
     /// What this peer's line brings.
     meter: Meter,
     tracker: Tracker,
@@ -78,6 +80,7 @@ impl Swarm {
             under_way: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_request: 0,
+            waiting: BTreeSet::new(),
             meter: Meter::default(),
             tracker: Tracker::default(),
             tell_heads_at: None,
@@ -215,6 +218,8 @@ impl Swarm {
             .collect();
         if recipes.iter().any(|recipe| self.under_way.contains(recipe)) {
             self.cut_stalls();
+            let peers = &self.peers;
+            self.waiting.retain(|at| peers.get(at).is_some_and(|peer| peer.busy_until > now));
         }
         for recipe in recipes {
             self.announce(recipe);

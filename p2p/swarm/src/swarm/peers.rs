@@ -108,6 +108,7 @@ impl Swarm {
         if self.peers.remove(&peer).is_none() {
             return;
         }
+        self.waiting.remove(&peer);
         let of_it = |(&id, request): (&RequestId, &Request)| (request.peer == peer).then_some(id);
         let open: Vec<RequestId> = self.requests.iter().filter_map(of_it).collect();
         for request in open {

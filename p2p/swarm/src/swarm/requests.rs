@@ -16,6 +16,7 @@ use super::{RequestId, STEP_MIN, Swarm};
 use crate::download::Wanted;
 use crate::event::{Action, RequestEnd};
 use crate::frames::{ChunkRange, Frame, RUN_CHUNKS_MAX};
+use crate::uploads::{SLOTS_MIN, at_once};
 
 /// A request that brings nothing for so long is cut, or for four times the expected time.
 const STALL_PEER: Duration = Duration::from_secs(1);
@@ -31,8 +32,11 @@ const RUN_ROUND_TRIPS: u32 = 4;
 const REQUESTS_MIN: usize = 2;
 const REQUESTS_MAX: usize = 8;
 const REQUESTS_ALL: usize = 16;
+/// Sources at which this peer waits for a slot.
+const WAITING_MAX: usize = 8;
 /// What takes so many times as long as usual is late, and is asked of another, too.
 const LATE: u32 = 2;
+const VERY_LATE: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Request {
@@ -40,6 +44,8 @@ pub(super) struct Request {
     pub(super) recipe: RecipeId,
     pub(super) open: Vec<u32>,
     pub(super) moved_at: Duration,
+    /// What is open may be asked of others, too.
+    hedged: bool,
 }
 
 impl Swarm {
@@ -51,6 +57,7 @@ impl Swarm {
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
+        request.hedged = false;
         if let Some(peer) = self.peers.get_mut(&from) {
             // The connection brought others before: this one did not take all the time.
             let alone = (now - asked_at.max(peer.brought_at)).as_secs_f64().max(1e-5);
@@ -104,10 +111,15 @@ impl Swarm {
         let Some(request) = self.requests.get(&id) else { return };
         let (peer, recipe, unmet) = (request.peer, request.recipe, !request.open.is_empty());
         let freed = self.drop_request(id, false);
+        let source = self.download(recipe).and_then(|download| download.sources.get(&peer));
+        let near = source.is_some_and(|source| source.near);
         match end {
             RequestEnd::Busy => {
-                if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.busy_until = self.now + BUSY_RETRY;
+                if let Some(found) = self.peers.get_mut(&peer) {
+                    found.busy_until = self.now + BUSY_RETRY;
+                    if near {
+                        self.waiting.insert(peer);
+                    }
                 }
             }
             RequestEnd::Done if !unmet => return self.ask(recipe, peer),
@@ -160,6 +172,7 @@ impl Swarm {
         let Some(found) = self.peers.get_mut(&peer) else { return };
         let (before, node) = (found.requests, found.node);
         found.busy_until = Duration::ZERO;
+        self.waiting.remove(&peer);
         for recipe in self.under_way.iter().copied().collect::<Vec<_>>() {
             if node { self.ask_nodes(recipe) } else { self.ask(recipe, peer) }
         }
@@ -198,11 +211,26 @@ impl Swarm {
         if !membership.joined.contains(&peer) {
             return;
         }
-        use crate::uploads::env;
-        let cap: usize = env("SL", 3.0) as usize + env("CAP", 0.0) as usize + (self.meter.best / env("BPS", 256.0*1024.0*1000.0)) as usize;
-        if self.requests.len() >= cap { return; }
+        let near = download.sources.get(&peer).is_some_and(|source| source.near);
+        if near && self.is_full(download.usual() * LATE) {
+            return;
+        }
         let most = (REQUESTS_ALL / download.sources.len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
         self.ask_source(recipe, peer, Some(peer), most, false);
+    }
+
+    /// Whether as many requests are under way as the line takes at once. More would only make
+    /// each slower, and take slots from those who have fewer. What is late does not count.
+    fn is_full(&self, patience: Duration) -> bool {
+        let most = at_once(SLOTS_MIN, &self.meter);
+        if self.waiting.len() >= WAITING_MAX {
+            return true;
+        }
+        if self.requests.len() < most {
+            return false;
+        }
+        let moving = |request: &&Request| self.now <= request.moved_at + patience;
+        self.requests.values().filter(moving).count() >= most
     }
 
     fn ask_source(
@@ -256,32 +284,27 @@ impl Swarm {
         self.ask_nodes(recipe);
     }
 
-    /// What is later than twice the usual time is asked of a second source that has nothing else
-    /// to bring; whoever is first cancels the other.
+    /// What is later than twice the usual time, where nothing else is left to ask for, may be
+    /// asked of a second source; whoever is first cancels the other. Before that only what is very
+    /// late, since a source in the mesh may just be busy.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
+        let now = self.now;
         let Some(download) = self.download(recipe) else { return };
-        let patience = (download.usual() * LATE).max(STEP_MIN);
-        let ends = download.all_under_way();
-        let sources: Vec<PeerId> = download.sources.keys().copied().collect();
-        let late: Vec<u32> = self
-            .requests
-            .values()
-            .filter(|r| r.recipe == recipe && self.now > r.moved_at + patience)
-            .flat_map(|request| request.open.iter().copied())
-            .collect();
-        if late.is_empty() {
-            return;
+        let times = if download.all_under_way() { LATE } else { VERY_LATE };
+        let patience = (download.usual() * times).max(STEP_MIN);
+        let mut late: Vec<u32> = Vec::new();
+        for request in self.requests.values_mut() {
+            // A node is slow where storage is: to ask twice would only cost it a second copy.
+            let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
+            let is_late = now > request.moved_at + patience && !node;
+            if request.recipe == recipe && !request.hedged && is_late {
+                request.hedged = true;
+                late.extend(&request.open);
+            }
         }
-        for peer in sources {
-            if !self.is_ready(peer, 1) {
-                continue;
-            }
-            let run = if ends { self.run(recipe, peer) } else { 1 };
-            let Some(download) = self.download(recipe) else { return };
-            let indices = download.choose_again(peer, &late, run);
-            if !indices.is_empty() {
-                self.request(recipe, peer, indices, false);
-            }
+        if let Some(download) = self.download(recipe).filter(|_| !late.is_empty()) {
+            download.release(&late);
+            self.ask_all(recipe);
         }
     }
 
@@ -313,14 +336,14 @@ impl Swarm {
         let now = self.now;
         let Some(download) = self.download(recipe) else { return };
         download.begin(&indices);
-        let claims = brings_in && download.heads.has_duty();
+        let claims = brings_in && download.must_claim(&indices);
         let heads = if claims { download.heads.others() } else { Vec::new() };
         self.next_request += 1;
         let id = self.next_request;
         if let Some(found) = self.peers.get_mut(&peer) {
             found.requests += 1;
         }
-        let request = Request { peer, recipe, open: indices.clone(), moved_at: now };
+        let request = Request { peer, recipe, open: indices.clone(), moved_at: now, hedged: false };
         self.requests.insert(id, request);
         let chunks = ChunkRange::gather(indices.iter().copied());
         for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {

@@ -35,7 +35,6 @@ const NAMED: usize = 4;
 const SAMPLED: u64 = 16;
 
 type Number = usize;
-static DBG: std::sync::Mutex<BTreeMap<String, u64>> = std::sync::Mutex::new(BTreeMap::new());
 
 enum What {
     Tell(Number, Event),
@@ -301,7 +300,6 @@ impl World {
     }
 
     fn run(&mut self) {
-        let mut dbg_next = 0.0;
         let limit = Duration::from_secs_f64(self.bound_of(None) * self.scenario.limit)
             + Duration::from_secs(20);
         while self.unfinished > 0 && self.now < limit {
@@ -325,15 +323,6 @@ impl World {
                 }
             }
             self.now = end;
-            if std::env::var("DBG").is_ok() && self.now.as_secs_f64() >= self.bound_of(None) * dbg_next {
-                dbg_next += 0.1;
-                let mean = self.hosts.iter().skip(1).map(|h| f64::from(h.held.count())).sum::<f64>() / self.scenario.peers as f64 / f64::from(self.scenario.chunks());
-                let slots: usize = self.hosts.iter().skip(1).map(|h| h.uploads.total()).sum();
-                let flows: usize = self.network.active().len();
-                let rate: f64 = self.network.active().iter().map(|&f| self.network.rate(f)).sum::<f64>() / self.scenario.line / self.scenario.peers as f64;
-                let inj = (0..self.scenario.chunks()).filter(|&c| self.hosts.iter().skip(1).any(|h| h.held.contains(c))).count();
-                eprintln!("t {:.2} origin {:.3} injected {:.3} held {:.3} slots/host {:.2} nodeslots {} flows {} util {:.3}", self.now.as_secs_f64() / self.bound_of(None), self.counts.origin as f64 / self.scenario.bytes as f64, inj as f64 / f64::from(self.scenario.chunks()), mean, slots as f64 / self.scenario.peers as f64, self.hosts[0].uploads.total(), flows, rate);
-            }
         }
     }
 
@@ -358,7 +347,6 @@ impl World {
             What::CancelAt { from, to, request } => self.cancel(from, to, request),
             What::Wake(host) if self.hosts[host].wake_at != Some(self.now) => {}
             What::Wake(host) => {
-                *DBG.lock().unwrap().entry("wakes".into()).or_insert(0) += 1;
                 self.hosts[host].wake_at = None;
                 self.tell(host, Event::Tick);
             }
@@ -432,7 +420,6 @@ impl World {
         let to = number(to);
         if let Event::Frame { frame, .. } = &event {
             self.counts.frames += 1;
-            *DBG.lock().unwrap().entry(format!("{frame:?}").chars().take(5).collect()).or_insert(0) += 1;
             if self.counts.frames.is_multiple_of(SAMPLED) {
                 let bytes = frames::encode(frame).map_or(0, |bytes| bytes.len() + 4);
                 self.counts.control += bytes as u64 * SAMPLED;
@@ -460,8 +447,6 @@ impl World {
                 self.message(host, peer, Event::Frame { peer: me, frame });
             }
             Action::Request { request, peer, indices, .. } => {
-                *DBG.lock().unwrap().entry("asks".into()).or_insert(0) += 1;
-                *DBG.lock().unwrap().entry("askedchunks".into()).or_insert(0) += indices.len() as u64;
                 let asker = &mut self.hosts[host];
                 assert!(!asker.core.is_banned(peer), "seed {seed}: a banned peer is asked");
                 let held = indices.iter().any(|&index| asker.held.contains(index));
@@ -703,7 +688,6 @@ impl World {
     }
 
     fn report(self, wall: Duration) -> Report {
-        eprintln!("{:?} events {}", DBG.lock().unwrap(), self.counts.events);
         let mut ratios = Vec::new();
         for (at, host) in self.hosts.iter().enumerate().skip(1) {
             if host.conduct == Conduct::Honest

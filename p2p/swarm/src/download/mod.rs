@@ -1,6 +1,6 @@
 //! One recipe on its way: what is held, who holds what, what is asked of whom.
 //!
-//! Invariants: a chunk is in flight from at most one source, unless the first one is late; the
+//! Invariants: a chunk is in flight from at most one source, unless that one is late; the
 //! number of holders of a chunk is that of the sources whose maps say so.
 //! Non-goals: connections, the tracker (see `swarm`); what to ask next (`picker`); who may bring
 //! a chunk in (`heads`).
@@ -22,6 +22,8 @@ pub(crate) use self::picker::Wanted;
 
 /// Demanded ranges remembered; the newest win.
 const DEMANDS_MAX: usize = 16;
+/// Requests in which one chunk is open at most: each but the last is late.
+const SOURCES_MAX: usize = 3;
 /// What came last weighs so much in an average.
 const SMOOTHING: f64 = 0.1;
 /// Without any chunk for so long at first, and for between so long and so many times a chunk's
@@ -40,7 +42,7 @@ pub(crate) struct Source {
     pub(crate) have: ChunkSet,
     /// In the same room.
     pub(crate) near: bool,
-    /// It has brought something that was right.
+    /// The last thing that was asked of it came, and was right.
     pub(crate) proven: bool,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Download {
     taken: ChunkSet,
     /// Requests in which each chunk is open.
     flight: Vec<u8>,
+    /// Chunks that are open in any.
+    in_flight: u32,
     pub(crate) sources: BTreeMap<PeerId, Source>,
     /// How many sources hold each chunk.
     rarity: Vec<u16>,
@@ -73,6 +77,7 @@ impl Download {
             taken: have.clone(),
             have,
             flight: vec![0; len],
+            in_flight: 0,
             sources: BTreeMap::new(),
             rarity: vec![0; len],
             heads: Heads::new(me, recipe),
@@ -142,7 +147,9 @@ impl Download {
 
     pub(crate) fn begin(&mut self, indices: &[u32]) {
         for &index in indices {
-            self.flight[index as usize] += 1;
+            let count = &mut self.flight[index as usize];
+            self.in_flight += u32::from(*count == 0);
+            *count = count.saturating_add(1);
             self.taken.insert(index);
         }
     }
@@ -152,6 +159,7 @@ impl Download {
         let mut free = false;
         for &index in indices {
             let count = &mut self.flight[index as usize];
+            self.in_flight -= u32::from(*count == 1);
             *count = count.saturating_sub(1);
             if *count == 0 && !self.have.contains(index) {
                 free |= self.taken.remove(index);
@@ -160,11 +168,20 @@ impl Download {
         free
     }
 
-    /// Lets these be asked for once more, though a request is open for each; never for a third
-    /// time.
-    pub(crate) fn release(&mut self, indices: &[u32]) {
-        for &index in indices {
-            if self.flight[index as usize] == 1 && !self.have.contains(index) {
+    /// What this one says it holds is not relied on until it brings something.
+    pub(crate) fn doubt(&mut self, peer: PeerId) {
+        if let Some(source) = self.sources.get_mut(&peer) {
+            source.proven = false;
+        }
+    }
+
+    /// Lets chunks be asked for once more whose every request is late. `late` is sorted, and has
+    /// a chunk once for each late request.
+    pub(crate) fn release(&mut self, late: &[u32]) {
+        for run in late.chunk_by(|a, b| a == b) {
+            let index = run[0];
+            let all_late = usize::from(self.flight[index as usize]) == run.len();
+            if all_late && run.len() < SOURCES_MAX && !self.have.contains(index) {
                 self.taken.remove(index);
             }
         }
@@ -197,7 +214,7 @@ impl Download {
 
     /// Whether everything that is lacking is in flight.
     pub(crate) fn all_under_way(&self) -> bool {
-        self.taken.is_full()
+        self.have.count() + self.in_flight >= self.have.len()
     }
 }
 

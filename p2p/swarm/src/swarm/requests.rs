@@ -44,7 +44,7 @@ pub(super) struct Request {
     pub(super) recipe: RecipeId,
     pub(super) open: Vec<u32>,
     pub(super) moved_at: Duration,
-    /// What is open may be asked of others, too.
+    /// It was late once already.
     hedged: bool,
 }
 
@@ -285,25 +285,34 @@ impl Swarm {
     }
 
     /// What is later than twice the usual time, where nothing else is left to ask for, may be
-    /// asked of a second source; whoever is first cancels the other. Before that only what is very
-    /// late, since a source in the mesh may just be busy.
+    /// asked of another source; whoever is first cancels the other. Before that only what is very
+    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
         let Some(download) = self.download(recipe) else { return };
         let times = if download.all_under_way() { LATE } else { VERY_LATE };
         let patience = (download.usual() * times).max(STEP_MIN);
         let mut late: Vec<u32> = Vec::new();
+        let mut slow: Vec<PeerId> = Vec::new();
         for request in self.requests.values_mut() {
             // A node is slow where storage is: to ask twice would only cost it a second copy.
             let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
             let is_late = now > request.moved_at + patience && !node;
-            if request.recipe == recipe && !request.hedged && is_late {
-                request.hedged = true;
-                late.extend(&request.open);
+            if request.recipe != recipe || !is_late {
+                continue;
+            }
+            late.extend(&request.open);
+            if !std::mem::replace(&mut request.hedged, true) {
+                slow.push(request.peer);
+                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                    peer.busy_until = peer.busy_until.max(now + patience * LATE);
+                }
             }
         }
         if let Some(download) = self.download(recipe).filter(|_| !late.is_empty()) {
+            late.sort_unstable();
             download.release(&late);
+            slow.into_iter().for_each(|peer| download.doubt(peer));
             self.ask_all(recipe);
         }
     }

@@ -22,6 +22,10 @@ const CLAIM_MIN: Duration = Duration::from_millis(5);
 const CLAIM_CHUNKS: u32 = 3;
 /// Claims remembered.
 const CLAIMS_MAX: usize = 4096;
+/// As long a head that was just named may take to become a neighbour.
+const SETTLE: Duration = Duration::from_millis(150);
+/// So few heads tell each other all that they bring in.
+const FEW: usize = 8;
 const NOBODY: u8 = u8::MAX;
 
 /// Where a chunk would come from.
@@ -49,6 +53,8 @@ pub(crate) struct Heads {
     whole: Vec<(PeerId, bool)>,
     room: Vec<PeerId>,
     lost: BTreeSet<PeerId>,
+    /// When a head was first named that is not known to be a neighbour.
+    named: BTreeMap<PeerId, Duration>,
     claims: BTreeMap<u32, (PeerId, Duration)>,
     /// For each group the owners' places in the two lists; made when needed.
     owners: Vec<(u8, u8)>,
@@ -62,16 +68,22 @@ impl Heads {
             whole: Vec::new(),
             room: Vec::new(),
             lost: BTreeSet::new(),
+            named: BTreeMap::new(),
             claims: BTreeMap::new(),
             owners: Vec::new(),
         }
     }
 
     /// Replaces the lists; whoever was lost before is back.
-    pub(crate) fn set(&mut self, whole: Vec<(PeerId, bool)>, room: Vec<PeerId>) {
+    pub(crate) fn set(&mut self, now: Duration, whole: Vec<(PeerId, bool)>, room: Vec<PeerId>) {
         if (&whole, &room) != (&self.whole, &self.room) {
             self.owners.clear();
             (self.whole, self.room) = (whole, room);
+            let others = self.others();
+            self.named.retain(|peer, _| others.contains(peer));
+            for peer in others {
+                self.named.entry(peer).or_insert(now);
+            }
         }
         if !self.lost.is_empty() {
             self.lost.clear();
@@ -84,6 +96,17 @@ impl Heads {
             self.owners.clear();
             self.claims.retain(|_, (claimer, _)| *claimer != peer);
         }
+    }
+
+    /// Whether each other head is a neighbour, is lost, or was waited for.
+    pub(super) fn is_settled(&self, now: Duration, is_neighbour: impl Fn(PeerId) -> bool) -> bool {
+        self.named.iter().all(|(&peer, &named)| {
+            now >= named + SETTLE || is_neighbour(peer) || self.lost.contains(&peer)
+        })
+    }
+
+    pub(super) fn are_few(&self) -> bool {
+        self.named.len() < FEW
     }
 
     pub(crate) fn contains(&self, peer: PeerId) -> bool {
@@ -173,7 +196,7 @@ mod tests {
         let all: Vec<PeerId> = (1..=5).map(peer).collect();
         let view = |me: u8| {
             let mut heads = Heads::new(peer(me), RecipeId::of(b"r"));
-            heads.set(all.iter().map(|&peer| (peer, true)).collect(), all.clone());
+            heads.set(Duration::ZERO, all.iter().map(|&peer| (peer, true)).collect(), all.clone());
             heads
         };
         let mut views: Vec<Heads> = (1..=5).map(view).collect();
@@ -195,7 +218,7 @@ mod tests {
     #[test]
     fn a_room_leaves_to_the_node_what_one_of_it_fetches_there() {
         let mut heads = Heads::new(peer(1), RecipeId::of(b"r"));
-        heads.set(vec![(peer(2), true), (peer(9), false)], vec![peer(1)]);
+        heads.set(Duration::ZERO, vec![(peer(2), true), (peer(9), false)], vec![peer(1)]);
         heads.prepare(400);
         let rights: Vec<Right> = (0..400).map(|index| heads.right(Way::Far, index)).collect();
         let own = rights.iter().filter(|&&right| right == Right::Own).count();

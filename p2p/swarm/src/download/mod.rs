@@ -24,6 +24,8 @@ pub(crate) use self::picker::Wanted;
 const DEMANDS_MAX: usize = 16;
 /// Requests in which one chunk is open at most: each but the last is late.
 const SOURCES_MAX: usize = 3;
+/// As long a source may be busy before it is doubted.
+const BUSY_MAX: Duration = Duration::from_secs(1);
 /// What came last weighs so much in an average.
 const SMOOTHING: f64 = 0.1;
 /// Without any chunk for so long at first, and for between so long and so many times a chunk's
@@ -42,8 +44,10 @@ pub(crate) struct Source {
     pub(crate) have: ChunkSet,
     /// In the same room.
     pub(crate) near: bool,
-    /// The last thing that was asked of it came, and was right.
-    pub(crate) proven: bool,
+    /// It was late, or is always busy: what it says it holds is not relied on.
+    pub(crate) doubted: bool,
+    /// Since when it says "busy" and brings nothing.
+    busy_since: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub(crate) struct Download {
     pub(crate) usual: f64,
     /// One chunk's bytes.
     pub(crate) chunk_bytes: f64,
+    /// Since when nothing of its own duty is left to be asked for.
+    idle_since: Option<Duration>,
     /// From 0 to 1: this peer's turn where one of many is enough.
     turn: f64,
 }
@@ -86,6 +92,7 @@ impl Download {
             progress_at: now,
             usual: 0.0,
             chunk_bytes: f64::from(CHUNK_BYTES_MAX),
+            idle_since: None,
             turn: (weight(me, recipe, u32::MAX - 1) >> 11) as f64 / (1u64 << 53) as f64,
         }
     }
@@ -96,7 +103,8 @@ impl Download {
         self.sources.entry(peer).or_insert_with(|| Source {
             have: ChunkSet::empty(len),
             near,
-            proven: false,
+            doubted: false,
+            busy_since: None,
         });
     }
 
@@ -132,7 +140,7 @@ impl Download {
     pub(crate) fn arrived(&mut self, now: Duration, from: PeerId, index: u32) -> bool {
         self.progress_at = now;
         if let Some(source) = self.sources.get_mut(&from) {
-            source.proven = true;
+            (source.doubted, source.busy_since) = (false, None);
         }
         self.taken.insert(index);
         self.have.insert(index)
@@ -171,8 +179,21 @@ impl Download {
     /// What this one says it holds is not relied on until it brings something.
     pub(crate) fn doubt(&mut self, peer: PeerId) {
         if let Some(source) = self.sources.get_mut(&peer) {
-            source.proven = false;
+            source.doubted = true;
         }
+    }
+
+    /// It said that it is busy.
+    pub(crate) fn refused(&mut self, now: Duration, peer: PeerId) {
+        if let Some(source) = self.sources.get_mut(&peer) {
+            source.doubted |= now >= *source.busy_since.get_or_insert(now) + BUSY_MAX;
+        }
+    }
+
+    /// Whether the other heads are neighbours by now, or were waited for: before that, what they
+    /// hold would be brought in again.
+    fn is_settled(&self, now: Duration) -> bool {
+        self.heads.is_settled(now, |peer| self.sources.contains_key(&peer))
     }
 
     /// Lets chunks be asked for once more whose every request is late. `late` is sorted, and has

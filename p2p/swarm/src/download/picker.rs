@@ -17,6 +17,10 @@ use crate::chunk_set::bits;
 
 /// The rarest are chosen among so many.
 const SAMPLE: usize = 64;
+/// A head whose duty is done takes over from others after so many times a chunk's usual time.
+const IDLE_CHUNKS: u32 = 2;
+const IDLE_MIN: Duration = Duration::from_millis(5);
+const IDLE_MAX: Duration = Duration::from_millis(500);
 /// Chunks from where a reader stands that go before all others.
 const READER_WINDOW: usize = 256;
 
@@ -51,6 +55,9 @@ impl Download {
             self.heads.prepare(self.have.len());
         }
         self.trim_demands();
+        if way != Way::Near && !wanted.relief && !self.is_settled(now) {
+            return Vec::new();
+        }
         let demanded = self.demanded(now, way, wanted);
         if !demanded.is_empty() {
             return demanded;
@@ -60,7 +67,7 @@ impl Download {
             _ => wanted.relief || self.may(now, way, Right::Own, index),
         };
         let mut sample = self.sample(wanted, own);
-        if sample.is_empty() && way != Way::Near && !self.has_own_left(way) {
+        if sample.is_empty() && way != Way::Near && self.is_idle(now, way) {
             sample = self.sample(wanted, |index| self.may(now, way, Right::TakeOver, index));
         }
         let rarity = |index: u32| match way {
@@ -82,12 +89,22 @@ impl Download {
             && !self.is_nearer(way, index)
     }
 
-    /// Whether somebody who keeps promises holds the chunk on a shorter way than `way`.
+    /// Whether somebody who is not doubted holds the chunk on a shorter way than `way`.
     fn is_nearer(&self, way: Way, index: u32) -> bool {
         self.rarity[index as usize] > 0
             && self.sources.values().any(|source| {
-                source.proven && (source.near || way == Way::Node) && source.have.contains(index)
+                !source.doubted && (source.near || way == Way::Node) && source.have.contains(index)
             })
+    }
+
+    /// Whether this peer's own duty is done for a while, so that whoever has not done his is slow.
+    fn is_idle(&mut self, now: Duration, way: Way) -> bool {
+        if self.has_own_left(way) {
+            self.idle_since = None;
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        now >= since + (self.usual() * IDLE_CHUNKS).clamp(IDLE_MIN, IDLE_MAX)
     }
 
     /// Whether any chunk of this peer's own duty is neither held nor in flight.
@@ -159,7 +176,8 @@ impl Download {
     pub(crate) fn must_claim(&self, indices: &[u32]) -> bool {
         let ending = self.have.count() >= self.have.len() / 8 * 7;
         let duty = |&index: &u32| self.heads.right(Way::Far, index) == Right::Own;
-        self.heads.has_duty() && (ending || !indices.iter().all(duty))
+        let few = self.heads.are_few();
+        self.heads.has_duty() && (few || ending || !indices.iter().all(duty))
     }
 }
 
@@ -204,11 +222,12 @@ mod tests {
     fn only_its_owner_asks_a_node_and_others_take_over_when_they_have_no_more_of_their_own() {
         let mut download = download(64);
         assert!(download.choose(Duration::ZERO, of(None, 8)).is_empty(), "no duty");
+        download.welcome(peer(2), true);
         let heads = vec![(peer(1), true), (peer(2), true)];
-        download.heads.set(heads, vec![peer(1), peer(2)]);
+        download.heads.set(Duration::ZERO, heads, vec![peer(1), peer(2)]);
         let mut own = Vec::new();
         loop {
-            let run = download.choose(Duration::ZERO, of(None, 8));
+            let run = download.choose(Duration::from_secs(own.len() as u64), of(None, 8));
             let mine = |&index: &u32| download.heads.right(Way::Node, index) == Right::Own;
             if run.is_empty() || !run.iter().all(mine) {
                 assert!(run.iter().all(|index| !mine(index)), "{run:?}");
@@ -219,9 +238,10 @@ mod tests {
         }
         assert!((16..48).contains(&own.len()), "{} of 64 are its own", own.len());
         let left = (0..64).filter(|index| !own.contains(index));
-        left.clone().for_each(|index| download.heads.claim(Duration::ZERO, peer(2), index));
-        assert!(download.choose(Duration::ZERO, of(None, 8)).is_empty(), "all is claimed");
-        let later = Duration::from_secs(60);
+        let now = Duration::from_secs(100);
+        left.clone().for_each(|index| download.heads.claim(now, peer(2), index));
+        assert!(download.choose(now, of(None, 8)).is_empty(), "all is claimed");
+        let later = Duration::from_secs(160);
         assert!(!download.choose(later, of(None, 8)).is_empty(), "a claim does not last");
     }
 }

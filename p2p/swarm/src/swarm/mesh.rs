@@ -143,7 +143,10 @@ impl Swarm {
         download.welcome(peer, near);
         self.know_present(recipe, member);
         self.tell_all(recipe, peer);
+        self.claim_to(recipe, peer);
         self.join(recipe, peer);
+        // Now that it is known what this one holds, something may be this peer's to bring in.
+        self.ask_nodes(recipe);
     }
 
     /// "I cannot be your neighbour, but these may."

@@ -6,6 +6,7 @@
 //! Invariants: every request ends exactly once; one that brings nothing for its deadline is cut
 //! and its chunks are free again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId};
@@ -115,6 +116,10 @@ impl Swarm {
         let near = source.is_some_and(|source| source.near);
         match end {
             RequestEnd::Busy => {
+                let now = self.now;
+                if let Some(download) = self.download(recipe) {
+                    download.refused(now, peer);
+                }
                 if let Some(found) = self.peers.get_mut(&peer) {
                     found.busy_until = self.now + BUSY_RETRY;
                     if near {
@@ -338,6 +343,25 @@ impl Swarm {
         }
         if let Some(node) = tracker {
             self.ask_source(recipe, node, None, REQUESTS_MIN, true);
+        }
+    }
+
+    /// Tells a head what this peer is bringing in at the moment.
+    pub(super) fn claim_to(&mut self, recipe: RecipeId, to: PeerId) {
+        let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
+            return;
+        };
+        if !download.heads.contains(to) {
+            return;
+        }
+        let brings_in = |request: &&Request| {
+            request.recipe == recipe
+                && download.sources.get(&request.peer).is_none_or(|source| !source.near)
+        };
+        let open = self.requests.values().filter(brings_in).flat_map(|request| &request.open);
+        let chunks = ChunkRange::gather(open.copied().collect::<BTreeSet<u32>>());
+        if !chunks.is_empty() {
+            self.send(to, Frame::Claim { recipe, chunks });
         }
     }
 

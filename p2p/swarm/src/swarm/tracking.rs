@@ -56,7 +56,7 @@ impl Swarm {
         if std::mem::take(&mut membership.leads_alone)
             && let Some(download) = &mut membership.download
         {
-            download.heads.set(Vec::new(), Vec::new());
+            download.heads.set(now, Vec::new(), Vec::new());
         }
         let action = if under_way {
             Action::Join { peer: tracker, recipe }
@@ -78,13 +78,13 @@ impl Swarm {
 
     /// Where no node is known or reached, whoever is there shares the duty.
     fn lead_alone(&mut self, recipe: RecipeId) {
-        let me = self.settings.me;
+        let (now, me) = (self.now, self.settings.me);
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         membership.leads_alone = true;
         let Some(download) = &mut membership.download else { return };
         let near = download.sources.iter().filter(|(_, s)| s.near && !s.have.is_full());
         let room: Vec<PeerId> = near.map(|(&peer, _)| peer).chain([me]).collect();
-        download.heads.set(room.iter().map(|&peer| (peer, true)).collect(), room);
+        download.heads.set(now, room.iter().map(|&peer| (peer, true)).collect(), room);
     }
 
     /// Names some neighbours to one of them.
@@ -156,11 +156,12 @@ impl Swarm {
         if !self.peers.get(&from).is_some_and(|peer| peer.node) {
             return;
         }
+        let now = self.now;
         let place = |member: &Member| (member.contact.peer, self.is_near(&member.zone));
         let ids: Vec<(PeerId, bool)> = whole.iter().map(place).collect();
         let near: Vec<PeerId> = room.iter().map(|member| member.contact.peer).collect();
         let Some(download) = self.download(recipe) else { return };
-        download.heads.set(ids, near);
+        download.heads.set(now, ids, near);
         whole.into_iter().chain(room).for_each(|member| self.know(recipe, member));
         self.gather_soon(recipe);
         self.ask_nodes(recipe);

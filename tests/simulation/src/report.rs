@@ -41,8 +41,21 @@ impl Report {
     pub fn heading() -> String {
         format!(
             "{:<12} {:>6} {:>5} {:>9}  {:>6} {:>6} {:>6}  {:>6} {:>6} {:>6}  {:>6} {:>5} {:>8} {:>5} {:>7}",
-            "scenario", "peers", "seed", "bound ms", "p50", "p99", "max", "origin", "zone", "zmax",
-            "waste", "fair", "control", "stuck", "wall s"
+            "scenario",
+            "peers",
+            "seed",
+            "bound ms",
+            "p50",
+            "p99",
+            "max",
+            "origin",
+            "zone",
+            "zmax",
+            "waste",
+            "fair",
+            "control",
+            "stuck",
+            "wall s"
         )
     }
 }

@@ -103,13 +103,21 @@ impl Scenario {
         };
         vec![
             base(),
-            Self { name: "flat-large", about: "flat with 10 GiB, in pieces of 4 MiB", ..large(base()) },
+            Self {
+                name: "flat-large",
+                about: "flat with 10 GiB, in pieces of 4 MiB",
+                ..large(base())
+            },
             Self {
                 name: "zones",
                 about: "20 zones behind 20 Gbit/s each, 10 Gbit/s hosts, 200 MiB",
                 ..zoned()
             },
-            Self { name: "zones-large", about: "zones with 10 GiB, in pieces of 4 MiB", ..large(zoned()) },
+            Self {
+                name: "zones-large",
+                about: "zones with 10 GiB, in pieces of 4 MiB",
+                ..large(zoned())
+            },
             Self {
                 name: "hard",
                 about: "zones with 1 % churn and 1 % liars",

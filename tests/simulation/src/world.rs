@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_swarm::frames::{self, Frame};
 use shoal_swarm::{
-    Action, Admission, BanReason, ChunkSet, Contact, Event, Member, RequestEnd, RequestId, Settings,
-    Swarm, Uploads,
+    Action, Admission, BanReason, ChunkSet, Contact, Event, Member, RequestEnd, RequestId,
+    Settings, Swarm, Uploads,
 };
 
 use crate::draw::Draw;
@@ -41,9 +41,24 @@ enum What {
     /// A connection's message: it is lost with the connection.
     Message(Number, Number, Event),
     Dialled(Number, Number),
-    Ask { from: Number, to: Number, request: RequestId, indices: Vec<u32> },
-    Arrive { to: Number, from: Number, request: RequestId, index: u32, last: bool },
-    CancelAt { from: Number, to: Number, request: RequestId },
+    Ask {
+        from: Number,
+        to: Number,
+        request: RequestId,
+        indices: Vec<u32>,
+    },
+    Arrive {
+        to: Number,
+        from: Number,
+        request: RequestId,
+        index: u32,
+        last: bool,
+    },
+    CancelAt {
+        from: Number,
+        to: Number,
+        request: RequestId,
+    },
     Wake(Number),
     Begin(Number),
     Crash(Number),
@@ -698,7 +713,8 @@ impl World {
             }
         }
         ratios.sort_by(f64::total_cmp);
-        let full = |host: &&Host| host.conduct == Conduct::Honest && host.line == self.scenario.line;
+        let full =
+            |host: &&Host| host.conduct == Conduct::Honest && host.line == self.scenario.line;
         let sent: Vec<f64> =
             self.hosts.iter().skip(1).filter(full).map(|host| host.sent as f64).collect();
         let (sum, squares) = (sent.iter().sum::<f64>(), sent.iter().map(|x| x * x).sum::<f64>());

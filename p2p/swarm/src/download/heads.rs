@@ -19,6 +19,8 @@ use crate::rendezvous::weight;
 const GROUP: u32 = 4;
 /// How long a claim counts.
 const CLAIM_MIN: Duration = Duration::from_millis(5);
+/// The same among few heads, where all is claimed.
+const CLAIM_FEW: Duration = Duration::from_millis(300);
 const CLAIM_CHUNKS: u32 = 3;
 /// Claims remembered.
 const CLAIMS_MAX: usize = 4096;
@@ -133,7 +135,8 @@ impl Heads {
 
     /// Whether somebody else said of late that it brings this in.
     pub(super) fn is_claimed(&self, now: Duration, usual: Duration, index: u32) -> bool {
-        let fresh = (usual * CLAIM_CHUNKS).max(CLAIM_MIN);
+        let least = if self.are_few() { CLAIM_FEW } else { CLAIM_MIN };
+        let fresh = (usual * CLAIM_CHUNKS).max(least);
         self.claims.get(&index).is_some_and(|&(_, at)| now < at + fresh)
     }
 

@@ -31,7 +31,7 @@ const SMOOTHING: f64 = 0.1;
 /// Without any chunk for so long at first, and for between so long and so many times a chunk's
 /// usual time later, somebody else brings in what the designated one did not.
 const PATIENCE_FIRST: Duration = Duration::from_millis(1500);
-const PATIENCE_MIN: Duration = Duration::from_millis(40);
+const PATIENCE_MIN: Duration = Duration::from_millis(200);
 const PATIENCE_CHUNKS: f64 = 10.0;
 /// The last one waits so many times longer than the first, so that one is enough for all.
 const PATIENCE_SPREAD: f64 = 6.0;
@@ -148,7 +148,8 @@ impl Download {
 
     /// How long a chunk took from being asked for, of how many bytes.
     pub(crate) fn measure(&mut self, took: f64, bytes: u32) {
-        let smooth = |old: f64, new: f64| if old == 0.0 { new } else { old + (new - old) * SMOOTHING };
+        let smooth =
+            |old: f64, new: f64| if old == 0.0 { new } else { old + (new - old) * SMOOTHING };
         self.usual = smooth(self.usual, took);
         self.chunk_bytes = smooth(self.chunk_bytes, f64::from(bytes).max(1.0));
     }
@@ -215,7 +216,11 @@ impl Download {
 
     /// The usual time of a chunk, as a duration of sense.
     pub(crate) fn usual(&self) -> Duration {
-        if self.usual == 0.0 { PATIENCE_FIRST / 6 } else { Duration::from_secs_f64(self.usual.min(10.0)) }
+        if self.usual == 0.0 {
+            PATIENCE_FIRST / 6
+        } else {
+            Duration::from_secs_f64(self.usual.min(10.0))
+        }
     }
 
     /// Nothing came for so long that this peer brings something in though it is not its duty.

@@ -20,6 +20,7 @@ const SAMPLE: usize = 64;
 /// A head whose duty is done takes over from others after so many times a chunk's usual time.
 const IDLE_CHUNKS: u32 = 2;
 const IDLE_MIN: Duration = Duration::from_millis(5);
+const IDLE_FEW: Duration = Duration::from_millis(200);
 const IDLE_MAX: Duration = Duration::from_millis(500);
 /// Chunks from where a reader stands that go before all others.
 const READER_WINDOW: usize = 256;
@@ -104,7 +105,9 @@ impl Download {
             return false;
         }
         let since = *self.idle_since.get_or_insert(now);
-        now >= since + (self.usual() * IDLE_CHUNKS).clamp(IDLE_MIN, IDLE_MAX)
+        // Few heads have large shares: one that is only a little slower keeps its own.
+        let least = if self.heads.are_few() { IDLE_FEW } else { IDLE_MIN };
+        now >= since + (self.usual() * IDLE_CHUNKS).clamp(least, IDLE_MAX)
     }
 
     /// Whether any chunk of this peer's own duty is neither held nor in flight.

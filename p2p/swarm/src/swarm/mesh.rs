@@ -296,9 +296,9 @@ impl Swarm {
         known.sort_unstable_by_key(|&(order, ..)| order);
         let there = |peer: &PeerId| self.peers.contains_key(peer) || self.is_being_dialled(*peer);
         let count = |near: bool| {
-            let of_it = known.iter().filter(|&&(_, contact, is_near, _)| {
-                is_near == near && there(&contact.peer)
-            });
+            let of_it = known
+                .iter()
+                .filter(|&&(_, contact, is_near, _)| is_near == near && there(&contact.peer));
             of_it.count()
         };
         let mut room_near = NEIGHBOURS.saturating_sub(count(true));

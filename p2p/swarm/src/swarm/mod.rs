@@ -160,8 +160,7 @@ impl Swarm {
 
     fn start(&mut self, recipe: RecipeId, held: Option<ChunkSet>) {
         let now = self.now;
-        let membership =
-            self.memberships.entry(recipe).or_insert_with(|| Membership::new(now));
+        let membership = self.memberships.entry(recipe).or_insert_with(|| Membership::new(now));
         self.wake_at = now;
         let Some(held) = held else { return };
         // Neighbours of before are asked anew what they hold.
@@ -216,7 +215,7 @@ impl Swarm {
             .filter(|(_, membership)| due(membership) <= now)
             .map(|(&recipe, _)| recipe)
             .collect();
-        if recipes.iter().any(|recipe| self.under_way.contains(recipe)) {
+        if !self.requests.is_empty() {
             self.cut_stalls();
             let peers = &self.peers;
             self.waiting.retain(|at| peers.get(at).is_some_and(|peer| peer.busy_until > now));

@@ -142,7 +142,8 @@ impl Swarm {
     /// away is no longer known: whoever names it again gives it a new chance.
     pub(super) fn pause_dialling(&mut self, peer: PeerId) {
         let now = self.now;
-        self.redials.retain(|_, redial| redial.dialling.is_some() || redial.at + REDIAL_MEMORY > now);
+        self.redials
+            .retain(|_, redial| redial.dialling.is_some() || redial.at + REDIAL_MEMORY > now);
         let redial = self.redials.entry(peer).or_default();
         redial.dialling = None;
         redial.pause = (redial.pause * 2).clamp(COOLDOWN_MIN, COOLDOWN_MAX);

@@ -84,8 +84,9 @@ impl Swarm {
             self.actions.push_back(Action::Complete { recipe });
             self.wake_by(now);
         }
+        let full = !self.under_way.contains(&recipe);
         self.tell_fresh(recipe);
-        if doubled {
+        if doubled || full {
             self.cancel_redundant(recipe);
         }
     }
@@ -270,8 +271,7 @@ impl Swarm {
         else {
             return;
         };
-        let most =
-            if download.sources.len() < REQUESTS_MAX { REQUESTS_MAX } else { REQUESTS_MIN };
+        let most = if download.sources.len() < REQUESTS_MAX { REQUESTS_MAX } else { REQUESTS_MIN };
         if let Some(node) = membership.tracker {
             self.ask_source(recipe, node, None, most, false);
         }

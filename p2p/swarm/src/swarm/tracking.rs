@@ -137,7 +137,9 @@ impl Swarm {
     pub(super) fn tell_heads(&mut self) {
         self.tell_heads_at = None;
         for (recipe, heads) in self.tracker.changes() {
-            for head in heads.into_iter().filter(|head| self.peers.contains_key(head)).collect::<Vec<_>>() {
+            for head in
+                heads.into_iter().filter(|head| self.peers.contains_key(head)).collect::<Vec<_>>()
+            {
                 if let Some((whole, room)) = self.tracker.heads(recipe, head) {
                     self.send(head, Frame::Heads { recipe, whole, room });
                 }

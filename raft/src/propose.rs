@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_content::Timestamp;
-use shoal_metadata::{Command, FIRST_LEVEL, Fault, Refusal, Response, decode_command, encode_command};
+use shoal_metadata::{
+    Command, FIRST_LEVEL, Fault, Refusal, Response, decode_command, encode_command,
+};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::core::{Core, Leader, Shared};

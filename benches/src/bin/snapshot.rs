@@ -86,7 +86,11 @@ async fn write(arguments: &Arguments, snapshot_after: u64) -> Result<(Run, u64)>
     let (run, ()) = measure(async || {
         let writes = (0..arguments.writes).map(|number| {
             let raft = raft.clone();
-            async move { raft.propose(Timestamp::from_millis(number), create(number)?).await.context("a write") }
+            async move {
+                raft.propose(Timestamp::from_millis(number), create(number)?)
+                    .await
+                    .context("a write")
+            }
         });
         let mut writes = futures::stream::iter(writes).buffer_unordered(arguments.clients);
         while let Some(written) = writes.next().await {
@@ -97,7 +101,8 @@ async fn write(arguments: &Arguments, snapshot_after: u64) -> Result<(Run, u64)>
     .await?;
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    let built = text.lines().find_map(|line| line.strip_prefix("shoal_raft_snapshots_built_total "));
+    let built =
+        text.lines().find_map(|line| line.strip_prefix("shoal_raft_snapshots_built_total "));
     let built = built.context("no count of snapshots")?.parse()?;
     raft.shutdown().await;
     Ok((run, built))

@@ -14,7 +14,7 @@ use shoal_metadata::{Fault, ROW_VERSION, Table};
 use shoal_raft::View;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{info, warn};
 
 use crate::clock;
@@ -76,6 +76,7 @@ impl BackupMaker {
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let (runtime, about) = (Handle::current(), head.clone());
         tokio::task::spawn_blocking(move || {
+            let _place = place;
             match write(&view, &about, &Sink { runtime: runtime.clone(), sender: sender.clone() }) {
                 Ok(Totals { rows, row_bytes, objects }) => {
                     info!(index = about.index, rows, row_bytes, objects, "a backup was made");
@@ -86,14 +87,9 @@ impl BackupMaker {
                     let _ = runtime.block_on(sender.send_timeout(Err(error), STALL_TIMEOUT));
                 }
             }
-            end(place);
         });
         Ok((head, pieces))
     }
-}
-
-fn end(place: OwnedSemaphorePermit) {
-    drop(place);
 }
 
 struct Sink {

@@ -100,7 +100,7 @@ impl Verifier {
             place = next;
             let looks = objects.into_iter().map(|needed| self.look(needed, read));
             let mut looks = futures::stream::iter(looks).buffer_unordered(at_once);
-            while let Some(()) = looks.try_next().await? {}
+            while looks.try_next().await?.is_some() {}
         }
         Ok(())
     }

@@ -8,14 +8,14 @@ use axum::Router;
 use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::get;
-use parking::Served;
 use shoal_content::{ClusterId, ObjectKey, PackId, Timestamp};
 use shoal_formats::backup::{Row, Writer};
 
+use self::node::Served;
 use super::*;
 use crate::config::{Context, Trust};
 
-mod parking {
+mod node {
     use super::*;
 
     /// What the server gives out, and how often it was asked for objects.

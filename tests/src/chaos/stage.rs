@@ -169,7 +169,7 @@ impl Stage {
         if !matches!(kind, Kind::LeaderKilled | Kind::FollowerKilled | Kind::AllKilled) {
             return Ok(());
         }
-        if step % 2 == 0 {
+        if step.is_multiple_of(2) {
             return self.relaunch();
         }
         match kind {

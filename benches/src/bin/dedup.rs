@@ -38,6 +38,10 @@ struct Arguments {
     json: bool,
 }
 
+/// Hands each chunk of a disk to a visitor.
+type Cut = fn(&[u8], &mut Visit<'_>) -> Result<()>;
+type Visit<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
 /// One contestant's figures for one pair of disks.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -127,7 +131,6 @@ fn measure(old: &Path, new: &Path, folder: &Path) -> Result<Pair> {
     let started = Instant::now();
     let (ours, index) = ours(old, new)?;
     let mut rows = vec![counted("shoal", ours, started.elapsed())];
-    type Cut = fn(&[u8], &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
     let cuts: [(&str, Cut); 3] = [
         ("fixed 4 KiB", fixed::<4096>),
         ("fixed 64 KiB", fixed::<FIXED_BYTES>),
@@ -219,11 +222,11 @@ fn ours(old: &Path, new: &Path) -> Result<(Count, f64)> {
     Ok((count, index as f64 * 1024.0 / second.content_bytes.max(1) as f64))
 }
 
-fn fixed<const BYTES: usize>(disk: &[u8], with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn fixed<const BYTES: usize>(disk: &[u8], with: &mut Visit<'_>) -> Result<()> {
     disk.chunks(BYTES).try_for_each(with)
 }
 
-fn by_content(disk: &[u8], with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn by_content(disk: &[u8], with: &mut Visit<'_>) -> Result<()> {
     let search = FastCDC::new(disk, 16 * 1024, 64 * 1024, 256 * 1024);
     let mut at = 0;
     while at < disk.len() {
@@ -235,11 +238,7 @@ fn by_content(disk: &[u8], with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<
 }
 
 /// Chunks that are all zero count for nothing.
-fn count(
-    old: &Path,
-    new: &Path,
-    cut: fn(&[u8], &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-) -> Result<Count> {
+fn count(old: &Path, new: &Path, cut: Cut) -> Result<Count> {
     let mut seen = HashSet::new();
     let mut total = Count::default();
     for path in [old, new] {

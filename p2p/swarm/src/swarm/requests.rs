@@ -161,11 +161,13 @@ impl Swarm {
             .filter(|(_, request)| stalled(request))
             .map(|(&id, request)| (id, request.peer, request.recipe))
             .collect();
-        for (request, peer, recipe) in late {
+        for &(request, peer, _) in &late {
             self.drop_request(request, true);
             self.cool(peer);
-            self.ask_all(recipe);
         }
+        // Only now is it known whom not to ask.
+        let recipes: BTreeSet<RecipeId> = late.into_iter().map(|(.., recipe)| recipe).collect();
+        recipes.into_iter().for_each(|recipe| self.ask_all(recipe));
     }
 
     fn chunk_bytes(&self, recipe: RecipeId) -> f64 {

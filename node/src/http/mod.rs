@@ -12,6 +12,7 @@ pub mod noted;
 pub mod problem;
 mod server;
 
+pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;
 pub use drain::Drain;
 pub use listener::Listening;

@@ -11,6 +11,7 @@ pub mod config;
 pub mod deploy;
 pub mod disks;
 pub mod founding;
+pub mod fuzz;
 pub mod home;
 pub mod http;
 pub mod joining;

@@ -151,6 +151,13 @@ enum Asked {
     Outside,
 }
 
+/// What `fuzz` asks of it: a part lies in the file and is not empty.
+pub fn check_range(text: &str, length: u64) {
+    if let Asked::Part(range) = parse_range(text, length) {
+        assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
+    }
+}
+
 /// RFC 9110, section 14.2. More than one range, or another unit, is answered by the whole file.
 fn parse_range(text: &str, length: u64) -> Asked {
     let Some((from, to)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {

@@ -35,6 +35,7 @@ use axum::routing::{delete, get, post, put};
 
 use crate::state::App;
 
+pub(crate) use download::check_range as check_download_range;
 pub use services::{Services, Upkeep};
 
 /// The longest body of a request that is no part of an upload.

@@ -15,6 +15,7 @@ pub mod problem;
 mod prompt;
 mod server;
 
+pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;
 pub use drain::Drain;
 pub use listener::Listening;

@@ -2,7 +2,7 @@
 //!
 //! Bytes are gathered into parts and sent on while the next part fills. What a later request needs
 //! and storage does not hold yet – the tail shorter than a part, the hashes' midstates – is a
-//! [`Checkpoint`] object, so that any node can go on.
+//! checkpoint (see `checkpoint`), so that any node can go on.
 //!
 //! Crash order: parts, then the checkpoint, then the command that names it. A crash between leaves
 //! the session at its last offset; the client sends the rest again.
@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use serde::{Deserialize, Serialize};
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ObjectKey, Recipe, UploadId};
@@ -30,10 +29,11 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::checkpoint::{self, Restored};
 use crate::store::{self, BlobStore, Completion, StoreError, StoredPart};
 
 /// Bytes of one part: above S3's minimum, small enough for many at once.
-const PART_BYTES: usize = 8 * 1024 * 1024;
+pub const PART_BYTES: usize = 8 * 1024 * 1024;
 /// Parts of one upload on their way to storage while the next one fills.
 const PARTS_ON_THEIR_WAY_MAX: usize = 2;
 /// What an upload may hold before it needs room for a part.
@@ -46,7 +46,6 @@ const PARTS_HELD_MAX: usize = 10;
 pub const INTAKE_BYTES_MAX: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
 /// S3's own limit.
 const PARTS_MAX: u32 = 10_000;
-const CHECKPOINT_VERSION: u8 = 1;
 
 #[derive(Debug, Error)]
 pub enum IntakeError {
@@ -105,25 +104,15 @@ impl Intake {
     }
 }
 
-/// What is kept between two requests.
-#[derive(Serialize, Deserialize)]
-struct Checkpoint {
-    parts: Vec<StoredPart>,
-    tail: Vec<u8>,
-    hash: Vec<u8>,
-    algorithm: u8,
-    cutter: Vec<u8>,
-}
-
 /// The one hash that is computed as the bytes come; a second one would cost as much as all else.
 #[derive(Debug, Clone)]
-enum Hash {
+pub enum Hash {
     Sha256(Sha256),
     Sha512(Sha512),
 }
 
 impl Hash {
-    fn new(algorithm: Algorithm) -> Self {
+    pub fn new(algorithm: Algorithm) -> Self {
         match algorithm {
             Algorithm::Sha256 => Self::Sha256(Sha256::new()),
             Algorithm::Sha512 => Self::Sha512(Sha512::new()),
@@ -137,7 +126,7 @@ impl Hash {
         }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
             Self::Sha512(hash) => hash.update(bytes),
@@ -152,14 +141,14 @@ impl Hash {
     }
 
     /// Its midstate, with a number for the algorithm that is stored.
-    fn save(&self) -> (u8, Vec<u8>) {
+    pub fn save(&self) -> (u8, Vec<u8>) {
         match self {
             Self::Sha256(hash) => (1, hash.serialize().to_vec()),
             Self::Sha512(hash) => (2, hash.serialize().to_vec()),
         }
     }
 
-    fn restore(algorithm: u8, bytes: &[u8]) -> Option<Self> {
+    pub fn restore(algorithm: u8, bytes: &[u8]) -> Option<Self> {
         match algorithm {
             1 => restore_hash(bytes).map(Self::Sha256),
             2 => restore_hash(bytes).map(Self::Sha512),
@@ -260,17 +249,10 @@ impl BlobWriter {
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Option<()> {
-        let (&version, body) = bytes.split_first()?;
-        if version != CHECKPOINT_VERSION {
-            return None;
-        }
-        let checkpoint: Checkpoint = postcard::from_bytes(body).ok()?;
-        self.hash = Hash::restore(checkpoint.algorithm, &checkpoint.hash)?;
-        self.cutter = BlobCutter::from_bytes(&checkpoint.cutter).ok()?;
-        self.flushed = checkpoint.parts.iter().map(|part| part.length).sum();
-        self.part_numbers = u32::try_from(checkpoint.parts.len()).ok()?;
-        self.parts = checkpoint.parts;
-        self.buffer = BytesMut::from(checkpoint.tail.as_slice());
+        let Restored { parts, flushed, tail, hash, cutter } = checkpoint::decode(bytes)?;
+        self.part_numbers = u32::try_from(parts.len()).ok()?;
+        (self.parts, self.flushed, self.hash, self.cutter) = (parts, flushed, hash, cutter);
+        self.buffer = BytesMut::from(tail.as_slice());
         Some(())
     }
 
@@ -368,16 +350,8 @@ impl BlobWriter {
     pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
         self.settle().await?;
         let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
-        let (algorithm, hash) = self.hash.save();
-        let checkpoint = Checkpoint {
-            parts: self.parts.clone(),
-            tail: self.buffer.to_vec(),
-            hash,
-            algorithm,
-            cutter: self.cutter.to_bytes(),
-        };
-        let mut bytes = vec![CHECKPOINT_VERSION];
-        bytes.extend(postcard::to_allocvec(&checkpoint).map_err(|_| IntakeError::Checkpoint)?);
+        let bytes = checkpoint::encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
+        let bytes = bytes.map_err(|_| IntakeError::Checkpoint)?;
         self.store.put(key, bytes.into()).await?;
         Ok((key, self.multipart.clone()))
     }

@@ -7,6 +7,7 @@
 
 mod access;
 mod blobs;
+mod checkpoint;
 mod error;
 mod intake;
 mod manifests;
@@ -31,6 +32,18 @@ use shoal_raft::View;
 pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, Intake};
 pub use uploads::SESSION_TTL_MS;
+
+/// The parsers, for `fuzz`.
+pub(crate) mod fuzzed {
+    pub use super::checkpoint::decode as decode_checkpoint;
+    #[cfg(test)]
+    pub use super::checkpoint::encode as encode_checkpoint;
+    #[cfg(test)]
+    pub use super::intake::Hash;
+    pub use super::range::{Wanted, content_range, wanted};
+    pub use super::route::Route;
+    pub use super::tags::{PAGE_MAX, page_size};
+}
 
 use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
 use crate::http::noted;

@@ -1,4 +1,5 @@
-//! `Range` of a blob's GET (RFC 9110, section 14.1.2): one range, or the whole.
+//! `Range` of a blob's GET (RFC 9110, section 14.1.2): one range, or the whole; and
+//! `Content-Range` of an upload's part, which has no unit (distribution-spec).
 
 use std::ops::Range;
 
@@ -9,6 +10,12 @@ pub enum Wanted {
     Part(Range<u64>),
     /// 416.
     Unsatisfiable,
+}
+
+/// The first and the last byte that a part brings.
+pub fn content_range(text: &str) -> Option<(u64, u64)> {
+    let (first, last) = text.split_once('-')?;
+    Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
 }
 
 /// An absent, malformed or multiple range means the whole, as the RFC lets a server choose.

@@ -14,13 +14,13 @@ use super::{Answer, Asked, RegistryError, image, text_header};
 use crate::http::permit::Visible;
 
 /// The longest page; whoever asks for more gets this many and a link.
-const PAGE_MAX: usize = 10_000;
+pub const PAGE_MAX: usize = 10_000;
 /// The page where nothing is asked for: the whole list of most repositories.
 const PAGE_DEFAULT: usize = 1_000;
 
 /// `n`, at most [`PAGE_MAX`].
-fn page_size(asked: &Asked) -> Result<usize, RegistryError> {
-    let Some(text) = asked.query.get("n") else { return Ok(PAGE_DEFAULT) };
+pub fn page_size(text: Option<&str>) -> Result<usize, RegistryError> {
+    let Some(text) = text else { return Ok(PAGE_DEFAULT) };
     let wanted = text.parse::<usize>().map_err(|_| {
         RegistryError::new(
             StatusCode::BAD_REQUEST,
@@ -52,7 +52,7 @@ fn ensure_get(asked: &Asked) -> Result<(), RegistryError> {
 /// `GET /v2/NAME/tags/list`.
 pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
     ensure_get(&asked)?;
-    let size = page_size(&asked)?;
+    let size = page_size(asked.query.get("n").map(String::as_str))?;
     // What is no tag lies between tags all the same; only whole tags are compared.
     let after = asked.query.get("last").map(|last| last.parse()).transpose();
     let after = after.map_err(|error: shoal_content::NameError| {
@@ -76,7 +76,7 @@ pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
 /// `GET /v2/_catalog`.
 pub async fn catalogue(asked: Asked) -> Answer {
     ensure_get(&asked)?;
-    let size = page_size(&asked)?;
+    let size = page_size(asked.query.get("n").map(String::as_str))?;
     let after = asked.query.get("last").map(|last| last.parse()).transpose();
     let after = after.map_err(RegistryError::name_invalid)?;
     let view = asked.view().await?;

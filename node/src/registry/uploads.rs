@@ -19,6 +19,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::intake::{BlobWriter, Mismatch, Turn};
+use super::range::content_range;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::http::pace::Pace;
 use crate::state::App;
@@ -210,10 +211,7 @@ impl Session {
     fn check_order(&self, asked: &Asked) -> Result<(), RegistryError> {
         let Some(value) = asked.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
         let text = value.to_str().unwrap_or_default();
-        let parsed = text.split_once('-').and_then(|(first, last)| {
-            Some((first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?))
-        });
-        let (first, last) = parsed.ok_or_else(|| self.out_of_order())?;
+        let (first, last) = content_range(text).ok_or_else(|| self.out_of_order())?;
         let length = asked.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let fits = length.is_none_or(|length| last.checked_sub(first) == length.checked_sub(1));

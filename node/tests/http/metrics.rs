@@ -6,11 +6,11 @@ use reqwest::Method;
 use super::node::Node;
 use super::v2::push_blob;
 
-const LAYER: [u8; 70_000] = [7; 70_000];
+static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-const NAMES: [&str; 41] = [
+static NAMES: [&str; 41] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",

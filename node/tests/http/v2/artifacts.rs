@@ -45,7 +45,8 @@ async fn check_pulled(
     let answer = node.v2(Method::GET, &path).header("accept", MANIFEST).send().await?;
     expect(&answer, StatusCode::OK)?;
     ensure!(header(&answer, "content-type")? == MANIFEST);
-    ensure!(answer.text().await? == pushed.to_string(), "{reference} came back as something else");
+    let text = pushed.to_string();
+    ensure!(answer.text().await? == text, "{reference} came back as something else");
     for (_, bytes, _) in files {
         let path = format!("{repository}/blobs/{}", sha256(bytes));
         ensure!(node.v2(Method::GET, &path).send().await?.bytes().await? == *bytes);
@@ -168,6 +169,7 @@ async fn files_of_oras_keep_their_names_and_an_old_client_keeps_its_list_of_refe
     expect(&put(&node, "a/files", &tag, &index).await?, StatusCode::CREATED)?;
     let answer = node.v2(Method::GET, &format!("a/files/manifests/{tag}")).send().await?;
     ensure!(header(&answer, "content-type")? == INDEX);
-    ensure!(answer.text().await? == index.to_string());
+    let text = index.to_string();
+    ensure!(answer.text().await? == text);
     node.server.stop().await
 }

@@ -1,0 +1,148 @@
+//! Everything of the registry that takes apart what others send or stored, as functions of bytes:
+//! they must not panic, must not take more memory than what they are given suggests, and what they
+//! let through must have the properties that the rest relies on.
+//!
+//! The suite drives them with seeded mutations of good inputs for a moment, `./dev fuzz TARGET` for
+//! as long as wanted. `fuzz_target!(|data: &[u8]| shoal_node::fuzz::route(data))` and the like let
+//! libFuzzer drive the same functions, where a nightly toolchain is there.
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod seeds;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_content::{Digest, ObjectKey, Pin, Recipe, RepositoryName, TagName};
+use shoal_formats::parse_manifest;
+use shoal_metadata::{
+    Blob, Deployment, Image, ObjectUse, Upload, Version, decode_command, decode_row,
+    encode_command, encode_row,
+};
+
+use crate::api::check_download_range;
+use crate::http::check_trace_parent;
+use crate::registry::fuzzed::{
+    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, page_size, wanted,
+};
+
+/// A function of bytes that must end well whatever they are.
+pub type Target = fn(&[u8]);
+
+/// All of them, by name.
+pub const TARGETS: [(&str, Target); 9] = [
+    ("names", names),
+    ("route", route),
+    ("ranges", ranges),
+    ("manifest", manifest),
+    ("paging", paging),
+    ("checkpoint", checkpoint),
+    ("rows", rows),
+    ("recipe", recipe),
+    ("trace_parent", trace_parent),
+];
+
+/// What is accepted is written as it was read.
+pub fn names(data: &[u8]) {
+    fn same<T: std::str::FromStr + std::fmt::Display>(text: &str) {
+        if let Ok(value) = text.parse::<T>() {
+            assert_eq!(value.to_string(), text);
+        }
+    }
+    let text = String::from_utf8_lossy(data);
+    same::<RepositoryName>(&text);
+    same::<TagName>(&text);
+    same::<Digest>(&text);
+    same::<ObjectKey>(&text);
+    same::<Pin>(&text);
+}
+
+pub fn route(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(route) = Route::parse(&text)
+        && let Some(repository) = route.repository()
+    {
+        assert!(text.starts_with(repository.as_str()), "{route:?}");
+    }
+}
+
+/// Eight bytes say how long the blob is; the rest is the header.
+pub fn ranges(data: &[u8]) {
+    let Some((length, text)) = data.split_first_chunk() else { return };
+    let (length, text) = (u64::from_le_bytes(*length), String::from_utf8_lossy(text));
+    if let Wanted::Part(range) = wanted(Some(&text), length) {
+        assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
+    }
+    check_download_range(&text, length);
+    if let Some((first, last)) = content_range(&text) {
+        assert_eq!(content_range(&format!("{first}-{last}")), Some((first, last)));
+    }
+}
+
+/// The first byte chooses the `Content-Type`.
+pub fn manifest(data: &[u8]) {
+    const TYPES: [Option<&str>; 5] = [
+        None,
+        Some("application/vnd.oci.image.manifest.v1+json"),
+        Some("application/vnd.oci.image.index.v1+json"),
+        Some("application/vnd.docker.distribution.manifest.v2+json"),
+        Some("application/vnd.docker.distribution.manifest.list.v2+json"),
+    ];
+    let Some((choice, document)) = data.split_first() else { return };
+    let header = TYPES[usize::from(*choice) % TYPES.len()];
+    if let Ok(parsed) = parse_manifest(header, document) {
+        // Whoever asks without knowing the type gets the same.
+        let again = parse_manifest(Some(&parsed.media_type), document);
+        assert_eq!(again.map(|again| again.references).ok(), Some(parsed.references));
+    }
+}
+
+pub fn paging(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(size) = page_size(Some(&text)) {
+        assert!(size <= PAGE_MAX);
+    }
+    let Ok(uri) = format!("/?{text}").parse() else { return };
+    let Ok(pairs) = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri) else {
+        return;
+    };
+    let longest = pairs.0.iter().map(|(key, value)| key.len() + value.len()).max();
+    assert!(longest.unwrap_or(0) <= 3 * text.len());
+}
+
+pub fn checkpoint(data: &[u8]) {
+    if let Some(mut restored) = decode_checkpoint(data) {
+        let before = restored.cutter.length();
+        assert_eq!(before, restored.flushed + restored.tail.len() as u64);
+        // The next request goes on with it.
+        restored.cutter.update(b"more");
+        assert_eq!(restored.cutter.length(), before + 4);
+    }
+}
+
+pub fn rows(data: &[u8]) {
+    fn same<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(data: &[u8]) {
+        if let Ok(row) = decode_row::<T>(data) {
+            assert_eq!(decode_row::<T>(&encode_row(&row)).as_ref(), Ok(&row));
+        }
+    }
+    same::<Upload>(data);
+    same::<Image>(data);
+    same::<Version>(data);
+    same::<Blob>(data);
+    same::<Deployment>(data);
+    same::<ObjectUse>(data);
+    if let Ok(command) = decode_command(data) {
+        assert_eq!(decode_command(&encode_command(&command)).as_ref(), Ok(&command));
+    }
+}
+
+pub fn recipe(data: &[u8]) {
+    if let Ok(recipe) = Recipe::decode(data) {
+        assert_eq!(recipe.encode_with_id().1, data, "there is one form of a recipe");
+    }
+}
+
+pub fn trace_parent(data: &[u8]) {
+    check_trace_parent(data);
+}

@@ -1,0 +1,117 @@
+//! Good inputs of each target, made by the code that writes them; mutations begin from these.
+
+use shoal_content::{Algorithm, ObjectKey, PackId, RepositoryName, Timestamp, UploadId};
+use shoal_formats::BlobCutter;
+use shoal_metadata::{Command, Upload, UploadPurpose, encode_command, encode_row};
+use uuid::Uuid;
+
+use crate::registry::fuzzed::{Hash, encode_checkpoint};
+use crate::store::StoredPart;
+
+const HEX: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+
+fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+/// `target` is one of `TARGETS`.
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "names" => {
+            let digest = format!("sha256:{HEX}");
+            let object = ObjectKey::Pack(PackId::of(b"pack")).to_string();
+            let long = format!("sha512:{HEX}{HEX}");
+            texts(&["team/app", "a--b/c__d/e.f", "v1.2-rc_3", &digest, &long, &object])
+        }
+        "route" => texts(&[
+            "",
+            "token",
+            "_catalog",
+            "a/b/tags/list",
+            "a/blobs/uploads/",
+            "a/b/blobs/uploads/00000000000000000000000000000000",
+            "a/b/manifests/v1",
+            &format!("a/b/blobs/sha256:{HEX}"),
+            &format!("a/b/referrers/sha256:{HEX}"),
+        ]),
+        "ranges" => {
+            let headers = ["bytes=0-9", "bytes=-5", "bytes=7-", "bytes=0-1,4-5", "0-99", "9-1"];
+            let long = |header: &&str| [&100_u64.to_le_bytes(), header.as_bytes()].concat();
+            headers.iter().map(long).collect()
+        }
+        "manifest" => manifests(),
+        "paging" => {
+            texts(&["10", "n=10&last=v1", "last=a%2Fb&n=0", "tag=a&tag=b", "%f0%9f%90%9f=1"])
+        }
+        "checkpoint" => checkpoints(),
+        "rows" => rows(),
+        "recipe" => {
+            let mut cutter = BlobCutter::new();
+            cutter.update(&[5; 700_000]);
+            let object = ObjectKey::Blob(UploadId::from_uuid(Uuid::from_u128(7)));
+            vec![cutter.finish(object).encode_with_id().1]
+        }
+        "trace_parent" => texts(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00"]),
+        _ => Vec::new(),
+    }
+}
+
+fn manifests() -> Vec<Vec<u8>> {
+    let descriptor = |kind: &str| serde_json::json!({ "mediaType": kind, "digest": format!("sha256:{HEX}"), "size": 3 });
+    let image = "application/vnd.oci.image.manifest.v1+json";
+    let image = serde_json::json!({
+        "schemaVersion": 2, "mediaType": image, "artifactType": "application/x",
+        "config": descriptor("application/vnd.oci.image.config.v1+json"),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar")],
+        "subject": descriptor(image), "annotations": { "a": "b" },
+    });
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [descriptor("application/vnd.oci.image.manifest.v1+json")],
+    });
+    let chosen = |choice: u8, document: &serde_json::Value| {
+        [&[choice], document.to_string().as_bytes()].concat()
+    };
+    vec![chosen(0, &image), chosen(1, &image), chosen(2, &index)]
+}
+
+fn checkpoints() -> Vec<Vec<u8>> {
+    let part = StoredPart { number: 1, tag: "tag".into(), length: 300_000 };
+    let cases = [(vec![], 10), (vec![part], 300_007)];
+    let of = |(parts, length): (Vec<StoredPart>, usize)| {
+        let content = vec![9; length];
+        let mut cutter = BlobCutter::new();
+        cutter.update(&content);
+        let mut hash = Hash::new(Algorithm::Sha256);
+        hash.update(&content);
+        let flushed: u64 = parts.iter().map(|part| part.length).sum();
+        encode_checkpoint(&parts, &content[flushed as usize..], &hash, &cutter).unwrap()
+    };
+    cases.into_iter().map(of).collect()
+}
+
+fn rows() -> Vec<Vec<u8>> {
+    let repository: RepositoryName = "team/app".parse().unwrap();
+    let purpose = UploadPurpose::Blob {
+        repository: repository.clone(),
+        offset: 300,
+        checkpoint: None,
+        multipart: None,
+    };
+    let upload = Upload {
+        id: UploadId::from_uuid(Uuid::from_u128(3)),
+        owner: "admin".into(),
+        created_at: Timestamp::from_millis(1),
+        expires_at: Timestamp::from_millis(2),
+        purpose,
+    };
+    let unlink =
+        Command::UnlinkBlob { repository, digest: format!("sha256:{HEX}").parse().unwrap() };
+    let objects = [ObjectKey::Pack(PackId::of(b"pack"))].into();
+    vec![
+        encode_row(&upload),
+        encode_command(&Command::BeginUpload(upload)),
+        encode_command(&unlink),
+        encode_command(&Command::AdoptObjects { objects }),
+    ]
+}

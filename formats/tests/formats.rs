@@ -259,7 +259,7 @@ fn an_appliance_that_does_not_fit_together_is_refused_by_name() {
     assert_eq!(patched(find(b"ovf:href='d.vmdk'"), b"ovf:href='e.vmdk'"), "checksum_mismatch");
     assert_eq!(patched(find(b"SHA256(d.vmdk)"), b"SHA256(e.vmdk)"), "missing_part");
     let at = find(b"SHA256(d.vmdk)");
-    assert_eq!(patched(at, &vec![b' '; 81]), "not_in_manifest");
+    assert_eq!(patched(at, &[b' '; 81]), "not_in_manifest");
     fs::write(&archive, &sound[..sound.len() / 2]).unwrap();
     assert_eq!(refusal(&archive), "truncated");
     // A text that is a descriptor of files outside.

@@ -3,7 +3,7 @@
 
 mod judge;
 
-use judge::{compare, export, ingest, make_raw, qemu_img, refusal, text};
+use judge::{compare, export, ingest, make_raw, qemu_img, refusal, run, text};
 use shoal_formats::Format;
 
 /// qemu's qcow2 in, ours out in both formats, compared with where it all came from.
@@ -77,6 +77,24 @@ fn a_raw_disk_of_odd_length_survives() {
     let ours = folder.path().join("ours.raw");
     export(&recipe, &packs, Format::Raw, &ours);
     assert!(std::fs::read(&raw).unwrap() == std::fs::read(&ours).unwrap());
+}
+
+#[test]
+fn of_an_image_with_snapshots_the_active_state_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = make_raw(folder.path(), 3_000_320);
+    let made = folder.path().join("made.qcow2");
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&made)]);
+    let write = |what: &str| run("qemu-io", &["-f", "qcow2", "-c", what, text(&made)]);
+    for (name, what) in [("first", "write -P 1 0 200k"), ("second", "write -P 2 100k 1M")] {
+        qemu_img(&["snapshot", "-c", name, text(&made)]);
+        write(what);
+    }
+    write("discard 1M 512k");
+    let (recipe, packs) = ingest(&made, Format::Qcow2);
+    let ours = folder.path().join("ours.raw");
+    export(&recipe, &packs, Format::Raw, &ours);
+    compare(3_000_320, ("qcow2", &made), ("raw", &ours));
 }
 
 #[test]

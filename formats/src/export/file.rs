@@ -25,7 +25,7 @@ pub struct ExportProgress {
 }
 
 /// Writes the whole file, replacing what is in it. `content` fills in guest bytes, within one
-/// chunk at a time, in guest order; `progress` is told about every 4 MiB and at the end, and stops
+/// chunk at a time, in the order of the file; `progress` is told about every 4 MiB and at the end, and stops
 /// the export by [`ControlFlow::Break`].
 ///
 /// # Errors

@@ -35,11 +35,8 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
     }
     let header = header::read(&*source)?;
     let source = Replayed::new(source, &header)?;
-    let log = if header.log_id == [0; 16] {
-        0..0
-    } else {
-        header.log_at..header.log_at + header.log_bytes
-    };
+    // Whether or not there is anything in it.
+    let log = header.log_at..header.log_at.saturating_add(header.log_bytes);
     let regions = Regions::read(&source, &log)?;
     let parameters = Parameters::read(&source, &regions.metadata)?;
     let mut tables = Vhdx { parameters, bat: regions.bat.start, pages: Pages::default() };

@@ -604,6 +604,23 @@ mod tests {
     }
 
     #[test]
+    fn disks_go_in_and_out_in_every_format() {
+        for format in Format::ALL {
+            assert!(parse(&format!("shoal image upload f a:v --format {format}")).is_ok());
+        }
+        for target in Target::ALL {
+            let line = format!("shoal image download a:v --format {target}");
+            let Command::Image(ImageCommand::Download(asked)) = parse(&line).unwrap().command
+            else {
+                panic!("not a download")
+            };
+            assert_eq!(asked.format, target);
+        }
+        assert!(parse("shoal image upload f a:v --format vhd-fixed").is_err());
+        assert!(parse("shoal image download a:v --format qed").is_err());
+    }
+
+    #[test]
     fn only_one_kind_of_trust_at_a_time() {
         assert!(parse("shoal login https://a --ca f --insecure-skip-verify").is_err());
         assert!(parse("shoal login https://a --fingerprint 00 --password-stdin").is_ok());

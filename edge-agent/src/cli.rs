@@ -158,7 +158,7 @@ pub struct Fetch {
     /// The file (disk) or folder (container image) to write
     #[arg(long, short, value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// qcow2 or raw [default: raw for .raw and .img, else qcow2]
+    /// qcow2 or raw [default: what the output's name ends in, else qcow2]
     #[arg(long, short)]
     pub format: Option<String>,
     #[command(flatten)]

@@ -32,7 +32,7 @@ pub enum Request {
         /// Absolute. For a disk the file to write, for a container image the folder.
         #[serde(default)]
         output: Option<PathBuf>,
-        /// `qcow2` or `raw`, for disks; where missing, by the output's name, else qcow2.
+        /// For disks; where missing, by the output's name, else qcow2.
         #[serde(default)]
         format: Option<String>,
     },

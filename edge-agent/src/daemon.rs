@@ -57,7 +57,7 @@ pub enum Error {
     Nodes(#[from] nodes::Error),
     #[error("the swarm could not start: {0}")]
     Swarm(String),
-    #[error("listening on {address} for the {what} failed: {source}")]
+    #[error("listening on {address} for the {what} failed")]
     Listen { what: &'static str, address: String, source: std::io::Error },
     #[error("the mirror's certificate cannot be used: {0}")]
     MirrorCertificate(std::io::Error),

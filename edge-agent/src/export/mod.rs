@@ -34,9 +34,9 @@ const COPY_BYTES_MAX: u64 = 16 << 20;
 /// Why an output was not written.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("{doing} {path} failed: {source}")]
+    #[error("{doing} {path} failed")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("the disk cannot be written as {format}: {source}")]
+    #[error("the disk cannot be written as {format}")]
     Format { format: Format, source: ExportError },
     #[error("the cached content cannot be read")]
     Cache(#[from] cache::Error),

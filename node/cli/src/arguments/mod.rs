@@ -257,8 +257,8 @@ pub struct Upload {
 pub struct Download {
     /// NAME, NAME:TAG or NAME@DIGEST
     pub reference: ImageReference,
-    /// [default: NAME-TAG.FORMAT in this folder]
-    #[arg(short, long, value_name = "FILE")]
+    /// The file, or a folder for it [default: NAME-TAG.FORMAT in this folder]
+    #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "qcow2")]
     pub format: Format,
@@ -309,6 +309,9 @@ pub enum AgentCommand {
     Remove {
         /// Name or id
         agent: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

@@ -37,9 +37,9 @@ pub enum Error {
     Control(#[from] ClientError),
     #[error("--join-token needs --node, the address of any node")]
     NoNode,
-    #[error("labels: {0}")]
+    #[error("the labels cannot be used")]
     Labels(#[from] shoal_content::LabelsError),
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -95,11 +95,14 @@ pub async fn execute(mut config: Config, command: Command) -> Result<(), Error> 
             let line = ask(&socket, &request, |_| {}).await?;
             print(&line, one.json.json, |line, out| match line {
                 Line::Removed { freed_bytes, kept } => {
-                    writeln!(
-                        out,
-                        "freed {}; {kept} recipes are still used",
-                        HumanBytes(*freed_bytes)
-                    )
+                    writeln!(out, "freed {}", HumanBytes(*freed_bytes))?;
+                    match kept {
+                        0 => Ok(()),
+                        _ => writeln!(
+                            out,
+                            "{kept} of its recipes stay: another image has them, or they are in use"
+                        ),
+                    }
                 }
                 _ => Ok(()),
             })
@@ -223,12 +226,16 @@ fn json_line(value: &impl Serialize) -> io::Result<()> {
 /// Where the bytes came from, one source a line.
 fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
     let seconds = progress.elapsed_ms as f64 / 1000.0;
+    // The rate is that of what had to be moved; of what was here there is none to tell.
+    let rate = match progress.rate_bytes_per_second {
+        0 => String::new(),
+        rate => format!(", {}/s", HumanBytes(rate)),
+    };
     writeln!(
         out,
-        "  {} of {} in {seconds:.1} s, {}/s",
+        "  {} of {} in {seconds:.1} s{rate}",
         HumanBytes(progress.bytes_done),
         HumanBytes(progress.bytes_total),
-        HumanBytes(progress.rate_bytes_per_second)
     )?;
     let share = |bytes: u64| 100.0 * bytes as f64 / progress.bytes_done.max(1) as f64;
     let local = progress.bytes_local;

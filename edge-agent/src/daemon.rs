@@ -57,7 +57,7 @@ pub enum Error {
     Nodes(#[from] nodes::Error),
     #[error("the swarm could not start: {0}")]
     Swarm(String),
-    #[error("listening on {address} for the {what} failed: {source}")]
+    #[error("listening on {address} for the {what} failed")]
     Listen { what: &'static str, address: String, source: std::io::Error },
     #[error("the mirror's certificate cannot be used: {0}")]
     MirrorCertificate(std::io::Error),
@@ -213,7 +213,7 @@ impl Parts {
             nodes: Vec::new(),
             transfers_running: 0,
             cache_bytes: 0,
-            cache_bytes_max: self.cache.limits().high,
+            cache_bytes_max: 0,
             recipes: 0,
         };
         let (cache, client) = (self.cache.clone(), self.client.clone());
@@ -223,6 +223,7 @@ impl Parts {
             nodes: client.urls(),
             transfers_running: transfers.running(),
             cache_bytes: cache.used_bytes(),
+            cache_bytes_max: cache.limits().high,
             recipes: cache.holdings().len(),
             ..base.clone()
         })

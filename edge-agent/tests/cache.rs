@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use shoal_agent::cache::{Cache, Entry};
+use shoal_agent::cache::{Cache, Entry, Error};
 use shoal_agent::config::{self, ByteSize};
 use shoal_agent::metrics::CacheMetrics;
 use shoal_content::{
@@ -324,6 +324,159 @@ fn a_full_disk_refuses_clearly_and_goes_on_when_space_returns() -> Result<()> {
     let cache = open(&disk.0.join("cache"), u64::MAX)?;
     let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
     ensure!(entry.is_complete() && !entry.has_doubtful());
+    Ok(())
+}
+
+/// A disk that is one chunk, `places` times.
+fn repeated(seed: u64, places: u32) -> Arc<Recipe> {
+    let objects = vec![SourceObject {
+        key: ObjectKey::Pack(PackId::of(&seed.to_le_bytes())),
+        length: CHUNK_BYTES as u64,
+    }];
+    let chunk = Chunk {
+        id: ChunkId::of(&content(seed, 0)),
+        length: CHUNK_BYTES as u32,
+        object: 0,
+        at: 0,
+        encoding: Encoding::Raw,
+    };
+    let offset = |place: u32| u64::from(place) * CHUNK_BYTES as u64;
+    let extents = (0..places).map(|place| Extent { offset: offset(place), chunk: 0 }).collect();
+    let recipe = Recipe::new(RecipeKind::Disk, offset(places), objects, vec![chunk], extents);
+    Arc::new(recipe.expect("a sound recipe"))
+}
+
+#[test]
+fn a_chunk_counts_at_every_place_before_it_is_written() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let room = 64 * CHUNK_BYTES as u64;
+    let cache = open(folder.path(), room)?;
+    let bomb = repeated(30, 4096);
+    let refused = cache.check_room(id(&bomb), &bomb).expect_err("it can never fit");
+    let text = format!("{refused}");
+    ensure!(
+        matches!(refused, Error::TooLarge { .. }) && text.contains("cache.max_bytes"),
+        "{text}"
+    );
+    // Also where nobody asked before, and what is here already is not given up for it.
+    let small = recipe(29, 4);
+    fill(&cache, &*cache.open_entry(id(&small), &small)?, 29, 0..4)?;
+    let entry = cache.open_entry(id(&bomb), &bomb)?;
+    let before = cache.used_bytes();
+    let refused = fill(&cache, &entry, 30, 0..1).expect_err("it does not fit");
+    ensure!(format!("{refused:#}").contains("full"), "{refused:#}");
+    ensure!(cache.used_bytes() == before && !entry.contains(0));
+    ensure!(entry.disk_bytes() < room && cache.entry(id(&small)).is_some());
+
+    let fitting = repeated(31, 40);
+    cache.check_room(id(&fitting), &fitting)?;
+    let _lease = cache.lease(id(&fitting));
+    let entry = cache.open_entry(id(&fitting), &fitting)?;
+    fill(&cache, &entry, 31, 0..1)?;
+    ensure!(cache.used_bytes() >= before + 40 * CHUNK_BYTES as u64);
+    ensure!(entry.disk_bytes() >= 40 * CHUNK_BYTES as u64);
+    // It fits by itself, but not beside what is in use.
+    let second = repeated(32, 40);
+    let refused = cache.check_room(id(&second), &second).expect_err("both do not fit");
+    ensure!(refused.is_full(), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_chunk_that_fills_the_disk_at_a_later_place_leaves_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = SmallDisk::mount(folder.path().join("disk"), 48)?;
+    let cache = open(&disk.0.join("cache"), u64::MAX)?;
+    // 64 MiB where 48 are: the steps behind the first meet the end.
+    let bomb = repeated(33, 1024);
+    ensure!(cache.check_room(id(&bomb), &bomb).is_err_and(|error| error.is_full()));
+    let entry = cache.open_entry(id(&bomb), &bomb)?;
+    let chunk = content(33, 0);
+    let mut steps = 0;
+    let written = entry.write(0, &chunk, &mut |_| {
+        steps += 1;
+        Ok(())
+    });
+    ensure!(written.is_err_and(|error| error.is_full()) && steps > 0);
+    ensure!(entry.disk_bytes() < 1 << 20, "{} bytes stayed", entry.disk_bytes());
+    let other = recipe(34, 20);
+    let entry = cache.open_entry(id(&other), &other)?;
+    fill(&cache, &entry, 34, 0..20)?;
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_grows_is_used_without_a_restart() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = SmallDisk::mount(folder.path().join("disk"), 4)?;
+    let cache =
+        Cache::open(&disk.0.join("cache"), &config::Cache::default(), CacheMetrics::default())?;
+    let small = cache.limits();
+    let recipe = recipe(35, 100);
+    let _lease = cache.lease(id(&recipe));
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    let refused = fill(&cache, &entry, 35, 0..100).expect_err("100 chunks take 6 MiB");
+    ensure!(format!("{refused:#}").contains("full"), "{refused:#}");
+    let grown = Command::new("mount").args(["-o", "remount,size=32m"]).arg(&disk.0).status()?;
+    ensure!(grown.success());
+    let started = Instant::now();
+    while cache.limits().high == small.high {
+        ensure!(started.elapsed() < Duration::from_secs(20), "the limits stay as they were");
+        std::thread::yield_now();
+    }
+    fill(&cache, &entry, 35, 0..100)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_recipe_is_fetched_again_and_keeps_its_pin() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(36, 10);
+    for lost in [false, true] {
+        let cache = open(folder.path(), u64::MAX)?;
+        let entry = cache.open_entry(id(&recipe), &recipe)?;
+        fill(&cache, &entry, 36, 0..10)?;
+        entry.complete()?;
+        entry.set_pinned(true)?;
+        let path = entry.folder().join("recipe");
+        drop((entry, cache));
+        if lost {
+            fs::remove_file(path.with_file_name("content"))?;
+        } else {
+            fs::write(&path, b"not a recipe")?;
+        }
+        let cache = open(folder.path(), u64::MAX)?;
+        let known = shoal_p2p::ChunkStore::recipe(&cache, id(&recipe)).await?;
+        ensure!(known.is_none(), "a damaged recipe was handed out");
+        ensure!(shoal_p2p::ChunkStore::read(&cache, id(&recipe), 0).await?.is_none());
+        let entry = cache.open_entry(id(&recipe), &recipe)?;
+        ensure!(entry.is_pinned() && entry.held().is_empty());
+        fill(&cache, &entry, 36, 0..10)?;
+        entry.complete()?;
+        ensure!(ensure_sound(&cache, &entry, 36)? == 10);
+        ensure!(cache.holdings().len() == 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_trash_of_a_process_that_ended_is_emptied_and_in_nobodys_way() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(37, 4);
+    // What a crash in the middle of a removal leaves, under every name that was ever used.
+    for slot in 0..3 {
+        let left = folder.path().join("trash").join(format!("{}-{slot}", id(&recipe)));
+        fs::create_dir_all(&left)?;
+        fs::write(left.join("content"), b"left")?;
+    }
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 37, 0..4)?;
+    drop(entry);
+    ensure!(cache.remove_unleased(id(&recipe))? > 0 && cache.used_bytes() == 0);
+    cache.settle();
+    let left = fs::read_dir(folder.path().join("trash"))?.count();
+    ensure!(left == 0, "{left} things are left");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ fn a_disk_is_written_in_every_format_with_its_holes() -> Result<()> {
         let output = folder.path().join(format!("disk.{target}"));
         fs::write(&output, "something older")?;
         let mut last = 0.0;
-        export::disk(&entry, target, &output, &mut |share| {
+        export::disk(&cache, &entry, target, &output, &mut |share| {
             last = share;
             ControlFlow::Continue(())
         })?;
@@ -134,10 +134,51 @@ fn a_cancelled_export_leaves_the_old_file_and_nothing_beside() -> Result<()> {
     fs::create_dir(&outputs)?;
     let output = outputs.join("disk.raw");
     fs::write(&output, "older")?;
-    let stopped = export::disk(&entry, Target::Raw, &output, &mut |_| ControlFlow::Break(()));
+    let stop = &mut |_| ControlFlow::Break(());
+    let stopped = export::disk(&cache, &entry, Target::Raw, &output, stop);
     ensure!(matches!(stopped, Err(export::Error::Cancelled)), "{stopped:?}");
     ensure!(fs::read(&output)? == b"older");
     ensure!(fs::read_dir(&outputs)?.count() == 1, "something was left beside");
+    Ok(())
+}
+
+#[test]
+fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    // More chunks than are hashed at once, and two of them wrong.
+    let guest = noise(3, 40 * MIB);
+    let chunk = 256 * 1024;
+    let parts: Vec<_> = (0..40 * MIB / chunk).map(|at| (at * chunk, chunk)).collect();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    for (target, name) in [(Target::Raw, "raw"), (Target::Qcow2, "qcow2")] {
+        for at in [30 * MIB + 17, 39 * MIB] {
+            let mut byte = [0];
+            entry.load()?.content.read_exact_at(&mut byte, at)?;
+            entry.load()?.content.write_all_at(&[byte[0] ^ 1], at)?;
+        }
+        let corrupt = cache.metrics().corrupt.get();
+        let output = folder.path().join(format!("disk.{name}"));
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let written = export::disk(&cache, &entry, target, &output, go_on);
+        ensure!(matches!(written, Err(export::Error::Corrupt { chunks: 2 })), "{written:?}");
+        ensure!(!output.exists(), "{name}: wrong bytes were handed out");
+        ensure!(cache.metrics().corrupt.get() == corrupt + 2);
+        let missing: Vec<u32> = (0..parts.len() as u32).filter(|at| !entry.contains(*at)).collect();
+        ensure!(missing == [120, 156], "{missing:?} are dropped");
+        for index in missing {
+            let (offset, length) = parts[index as usize];
+            cache.write_chunk(
+                &entry,
+                index,
+                &guest[offset as usize..(offset + length) as usize],
+            )?;
+        }
+        export::disk(&cache, &entry, target, &output, go_on)?;
+        if target == Target::Raw {
+            ensure!(fs::read(&output)? == guest);
+        }
+    }
     Ok(())
 }
 
@@ -147,7 +188,7 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
     let cache = cache(&folder.path().join("cache"))?;
     let layer = noise(9, 300_000);
     let parts = [(0, 262_144), (262_144, 300_000 - 262_144)];
-    let (recipe, _) = store(&cache, RecipeKind::Blob, &layer, &parts)?;
+    let (recipe, entry) = store(&cache, RecipeKind::Blob, &layer, &parts)?;
     let manifest = br#"{"schemaVersion":2}"#;
     let sha256 = |bytes: &[u8]| Digest::sha256(Sha256::digest(bytes).into());
     let mut resolution = AgentResolution {
@@ -179,6 +220,15 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
     let first = index["manifests"].get(0).context("an empty index")?;
     ensure!(first["digest"] == sha256(manifest).to_string() && first["size"] == manifest.len());
     ensure!(first["annotations"]["org.opencontainers.image.ref.name"] == "v1");
+
+    // A blob that rotted is dropped, so that a fetch brings it again.
+    fs::remove_dir_all(&target)?;
+    entry.load()?.content.write_all_at(b"rot", 299_000)?;
+    let rotten = layout::write(&cache, &reference, &resolution, &target);
+    ensure!(matches!(rotten, Err(layout::Error::Corrupt { chunks: 1, .. })), "{rotten:?}");
+    ensure!(entry.contains(0) && !entry.contains(1));
+    cache.write_chunk(&entry, 1, &layer[262_144..])?;
+    layout::write(&cache, &reference, &resolution, &target)?;
 
     resolution.blobs[0].digest = sha256(b"another blob");
     let wrong = layout::write(&cache, &reference, &resolution, &target);

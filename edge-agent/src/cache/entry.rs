@@ -9,16 +9,19 @@
 //! handed it in or here.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
 use shoal_content::{Recipe, RecipeId};
 use tokio::sync::watch;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::Error;
 use super::held::Held;
@@ -31,6 +34,8 @@ const JOURNAL_FILE: &str = "journal";
 const PIN_FILE: &str = "pinned";
 /// A writer that brings the unsynced bytes past this makes the checkpoint itself.
 pub const CHECKPOINT_BYTES: u64 = 8 << 20;
+/// A chunk with many places is written in steps of about so many bytes.
+const WRITE_STEP_BYTES: u64 = 16 << 20;
 /// The time of the last use reaches the disk this long after at most.
 const USED_GRAIN_SECS: u64 = 60;
 
@@ -61,6 +66,8 @@ struct State {
     used_saved: SystemTime,
     pinned: bool,
     removed: bool,
+    /// Calls of [`Entry::write`] under way, by chunk.
+    writing: Vec<u32>,
 }
 
 /// See the module's documentation.
@@ -165,6 +172,7 @@ impl Entry {
             used_saved: used,
             pinned: false,
             removed: false,
+            writing: Vec::new(),
         };
         Self {
             id,
@@ -219,6 +227,16 @@ impl Entry {
         self.state.lock().held.clone()
     }
 
+    /// What stands in the content file, whether or not it was hashed since the start.
+    pub fn written(&self) -> Held {
+        let state = self.state.lock();
+        let mut written = state.held.clone();
+        for index in state.doubtful.iter() {
+            written.insert(index);
+        }
+        written
+    }
+
     /// Chunks held and chunks in all.
     pub fn count(&self) -> (u32, u32) {
         let state = self.state.lock();
@@ -247,17 +265,21 @@ impl Entry {
             return Ok(loaded.clone());
         }
         let path = self.folder.join(RECIPE_FILE);
-        let encoded = fs::read(&path).map_err(|e| Error::io("reading a recipe", &path, e))?;
+        let lost = |what| Error::Damaged { recipe: self.id, what };
+        let encoded = fs::read(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => lost("its recipe"),
+            _ => Error::io("reading a recipe", &path, error),
+        })?;
         let recipe = decode(self.id, &encoded)?;
         if recipe.chunks().len() as u32 != self.state.lock().held.count() {
-            return Err(Error::Damaged { recipe: self.id, what: "its journal" });
+            return Err(lost("its journal"));
         }
         let path = self.folder.join(CONTENT_FILE);
-        let content = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io("opening cached content", &path, e))?;
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let content = opened.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => lost("its content"),
+            _ => Error::io("opening cached content", &path, error),
+        })?;
         let loaded = Arc::new(Loaded { places: Places::of(Arc::new(recipe))?, content });
         *slot = Some(loaded.clone());
         Ok(loaded)
@@ -345,9 +367,20 @@ impl Entry {
         Ok(Some(Bytes::from(buffer)))
     }
 
+    /// What chunk `index` takes in the content file, at all of its places.
+    pub fn chunk_bytes(&self, index: u32) -> Result<u64, Error> {
+        Ok(self.load()?.places.bytes(index))
+    }
+
     /// Takes a chunk that the caller has verified. Gives the bytes that it took on the disk: 0
-    /// where it was there already.
-    pub fn write(&self, index: u32, content: &[u8]) -> Result<u64, Error> {
+    /// where it was there already. A chunk can have so many places that it fills a disk, so it is
+    /// written in steps; `step` hears the bytes of each but the first and may refuse it.
+    pub fn write(
+        &self,
+        index: u32,
+        content: &[u8],
+        step: &mut dyn FnMut(u64) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
         let loaded = self.load()?;
         let length = loaded.places.chunk(index).map(|chunk| chunk.length as usize);
         if length != Some(content.len()) {
@@ -355,39 +388,88 @@ impl Entry {
                 "a chunk's content has another length than the recipe says",
             ));
         }
-        if self.contains(index) {
-            return Ok(0);
-        }
-        let path = self.folder.join(CONTENT_FILE);
-        let offsets = loaded.places.offsets(index);
-        for offset in offsets {
-            loaded
-                .content
-                .write_all_at(content, *offset)
-                .map_err(|e| Error::io("writing to the cache", &path, e))?;
-        }
-        let bytes = content.len() as u64 * offsets.len() as u64;
-        let due = {
+        {
             let mut state = self.state.lock();
-            if state.removed {
-                return Err(Error::Unknown(self.id));
-            }
-            self.journal(&mut state)?
-                .append_written(index)
-                .map_err(|e| Error::io("writing to the cache's journal", &path, e))?;
-            if !state.held.insert(index) {
+            if state.held.contains(index) {
                 return Ok(0);
             }
-            state.unsynced.push(index);
-            state.unsynced_bytes += bytes;
-            state.used = SystemTime::now();
-            state.unsynced_bytes >= CHECKPOINT_BYTES
-        };
+            state.writing.push(index);
+        }
+        let written = self.write_places(&loaded, index, content, step);
+        let mut state = self.state.lock();
+        if let Some(at) = state.writing.iter().position(|other| *other == index) {
+            state.writing.swap_remove(at);
+        }
+        let bytes = loaded.places.bytes(index);
+        let noted = written.and_then(|()| self.note_written(&mut state, index, bytes));
+        if !matches!(noted, Ok(true)) {
+            self.release(&state, &loaded, index);
+            return noted.map(|_| 0);
+        }
+        let due = state.unsynced_bytes >= CHECKPOINT_BYTES;
+        drop(state);
         self.bump();
         if due {
             self.sync()?;
         }
         Ok(bytes)
+    }
+
+    /// Whether it was not held before.
+    fn note_written(&self, state: &mut State, index: u32, bytes: u64) -> Result<bool, Error> {
+        if state.removed {
+            return Err(Error::Unknown(self.id));
+        }
+        let path = self.folder.join(JOURNAL_FILE);
+        self.journal(state)?
+            .append_written(index)
+            .map_err(|e| Error::io("writing to the cache's journal", &path, e))?;
+        if !state.held.insert(index) {
+            return Ok(false);
+        }
+        state.unsynced.push(index);
+        state.unsynced_bytes += bytes;
+        state.used = SystemTime::now();
+        Ok(true)
+    }
+
+    fn write_places(
+        &self,
+        loaded: &Loaded,
+        index: u32,
+        content: &[u8],
+        step: &mut dyn FnMut(u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let path = self.folder.join(CONTENT_FILE);
+        let at_once = (WRITE_STEP_BYTES / (content.len() as u64).max(1)).max(1) as usize;
+        for (number, offsets) in loaded.places.offsets(index).chunks(at_once).enumerate() {
+            if number > 0 {
+                step(content.len() as u64 * offsets.len() as u64)?;
+            }
+            for offset in offsets {
+                loaded
+                    .content
+                    .write_all_at(content, *offset)
+                    .map_err(|e| Error::io("writing to the cache", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the blocks of a chunk that is not held back to the file system, where that can; where
+    /// not, the next write of the chunk uses them.
+    fn release(&self, state: &State, loaded: &Loaded, index: u32) {
+        if state.held.contains(index) || state.writing.contains(&index) {
+            return;
+        }
+        let length = loaded.places.chunk(index).map_or(0, |chunk| chunk.length);
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for offset in loaded.places.offsets(index) {
+            let (at, length) = (offset.cast_signed(), i64::from(length));
+            if fallocate(&loaded.content, how, at, length).is_err() {
+                return;
+            }
+        }
     }
 
     /// Makes a checkpoint where anything is not under one.
@@ -463,6 +545,7 @@ impl Entry {
 
     /// Forgets chunk `index`, so that it is fetched again.
     pub fn drop_chunk(&self, index: u32) -> Result<(), Error> {
+        let loaded = self.load()?;
         let mut state = self.state.lock();
         if !state.held.remove(index) {
             return Ok(());
@@ -472,6 +555,7 @@ impl Entry {
             j.append_dropped(index).map_err(|e| Error::io("dropping a chunk", &path, e))
         });
         state.stale |= dropped.is_err();
+        self.release(&state, &loaded, index);
         drop(state);
         self.bump();
         dropped
@@ -511,7 +595,8 @@ impl Entry {
     pub fn remove(&self, trash: &Path) -> Result<PathBuf, Error> {
         let _one = self.checkpoint.lock();
         let mut state = self.state.lock();
-        let target = trash.join(format!("{}-{}", self.id, self.slot));
+        // A name that no earlier process can have left there.
+        let target = trash.join(format!("{}-{}", self.id, Uuid::new_v4().simple()));
         fs::rename(&self.folder, &target)
             .map_err(|e| Error::io("removing a cache entry", &self.folder, e))?;
         state.removed = true;

@@ -4,7 +4,8 @@
 //! (see `index`), and what was not used for longest leaves first (see `eviction`).
 //!
 //! Invariants: nothing is handed out that was not hashed; what is leased or pinned is not evicted;
-//! one process works on the folder, which its owner has locked.
+//! bytes are counted before they are written, at every place of a chunk, so the files never take
+//! more than the limits; one process works on the folder, which its owner has locked.
 //! Non-goals: names of images (see `catalogue`), whom to fetch from (the swarm).
 
 mod entry;
@@ -29,6 +30,7 @@ use parking_lot::{Mutex, RwLock};
 use shoal_content::{Recipe, RecipeId};
 use thiserror::Error;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 pub use entry::{Entry, Loaded};
 pub use held::Held;
@@ -58,6 +60,10 @@ pub enum Error {
         "the cache's disk is full: {missing} bytes are missing beside the reserve, and nothing more can be evicted; free space under {path} or raise cache.max_bytes"
     )]
     Full { missing: u64, path: PathBuf },
+    #[error(
+        "the image takes {need} bytes in the cache, which may hold no more than {room}; raise cache.max_bytes"
+    )]
+    TooLarge { need: u64, room: u64 },
     #[error("the recipe cannot be kept: {0}")]
     Unusable(&'static str),
     #[error("recipe {0} is not in the cache")]
@@ -82,6 +88,11 @@ impl Error {
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
+
+    /// Whether making the entry anew mends it.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
 }
 
 /// A recipe as `shoal-agent list` shows it.
@@ -97,17 +108,43 @@ pub struct Holding {
 struct Inner {
     folder: PathBuf,
     trash: PathBuf,
+    /// What earlier processes left in the trash.
+    left: Mutex<Vec<PathBuf>>,
     entries: RwLock<HashMap<RecipeId, Arc<Entry>>>,
     /// Which recipe has a slot of the index.
     by_slot: RwLock<HashMap<u32, RecipeId>>,
     /// Held while an entry is made or removed, so that one recipe never has two.
     making: Mutex<()>,
+    /// Held while room is looked for and counted as taken.
+    admission: Mutex<()>,
     index: Mutex<ChunkIndex>,
     leases: Mutex<HashMap<RecipeId, u32>>,
     slots: AtomicU32,
     used_bytes: AtomicU64,
     space: Space,
     metrics: CacheMetrics,
+}
+
+/// Room that is counted as used; what is not settled is given back.
+#[derive(Debug)]
+struct Reserved<'a> {
+    cache: &'a Cache,
+    bytes: u64,
+}
+
+impl Reserved<'_> {
+    /// `bytes` were really taken.
+    fn settle(mut self, bytes: u64) {
+        let reserved = std::mem::take(&mut self.bytes);
+        self.cache.grow(bytes.saturating_sub(reserved));
+        self.cache.shrink(reserved.saturating_sub(bytes));
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.cache.shrink(self.bytes);
+    }
 }
 
 /// A handle; clones share one cache.
@@ -143,6 +180,10 @@ impl Cache {
         let context = |error| Error::io("opening the cache", folder, error);
         let trash = folder.join("trash");
         fs::create_dir_all(&trash).map_err(context)?;
+        let mut left = Vec::new();
+        for found in fs::read_dir(&trash).map_err(context)? {
+            left.push(found.map_err(context)?.path());
+        }
         let mut entries = HashMap::new();
         let mut used_bytes = 0;
         let slots = AtomicU32::new(0);
@@ -162,7 +203,9 @@ impl Cache {
                 }
                 Err(error) => {
                     warn!(recipe = %id, %error, "a damaged cache entry is removed");
-                    let _ = fs::rename(&path, trash.join(name));
+                    let gone = trash.join(format!("{id}-{}", Uuid::new_v4().simple()));
+                    fs::rename(&path, &gone).map_err(context)?;
+                    left.push(gone);
                 }
             }
         }
@@ -174,9 +217,11 @@ impl Cache {
         let inner = Inner {
             folder: folder.to_owned(),
             trash,
+            left: Mutex::new(left),
             entries: RwLock::new(entries),
             by_slot: RwLock::new(by_slot),
             making: Mutex::new(()),
+            admission: Mutex::new(()),
             index: Mutex::new(ChunkIndex::new(config.index_chunks_max)),
             leases: Mutex::default(),
             slots,
@@ -242,22 +287,33 @@ impl Cache {
 
     fn find_or_make(&self, id: RecipeId, recipe: &Arc<Recipe>) -> Result<Arc<Entry>, Error> {
         let _making = self.0.making.lock();
+        let mut pinned = false;
         if let Some(entry) = self.entry(id) {
-            return Ok(entry);
+            match entry.load() {
+                Err(error) if error.is_damaged() => {
+                    warn!(recipe = %id, %error, "a damaged cache entry is made anew");
+                    pinned = entry.is_pinned();
+                    self.take_away(&entry)?;
+                }
+                _ => return Ok(entry),
+            }
         }
         let encoded = recipe.encode();
         if RecipeId::of(&encoded) != id {
             return Err(Error::Unusable("its bytes are not what its id names"));
         }
-        self.admit(encoded.len() as u64)?;
+        let reserved = self.admit(encoded.len() as u64)?;
         let slot = self.0.slots.fetch_add(1, Ordering::Relaxed);
         let folder = self.0.folder.join(id.to_string());
         let made = Entry::create(&folder, id, slot, recipe.clone(), &encoded);
         let entry = Arc::new(made.inspect_err(|_| self.0.space.forget())?);
         self.0.by_slot.write().insert(slot, id);
         self.0.entries.write().insert(id, entry.clone());
-        self.grow(entry.disk_bytes());
+        reserved.settle(entry.disk_bytes());
         self.0.metrics.recipes.inc();
+        if pinned {
+            entry.set_pinned(true)?;
+        }
         Ok(entry)
     }
 
@@ -271,7 +327,7 @@ impl Cache {
             if let Some(place) = found.filter(|place| place.slot != here.slot)
                 && !entry.contains(index)
                 && let Some(source) = self.by_slot(place.slot)
-                && let Ok(Some(content)) = source.read(place.chunk)
+                && let Ok(Some(content)) = self.read_chunk(&source, place.chunk)
                 && chunk.id.verifies(&content)
             {
                 self.write_chunk(entry, index, &content)?;
@@ -294,8 +350,63 @@ impl Cache {
         let content = entry.read(index)?;
         if was_held && content.is_none() {
             self.0.metrics.corrupt.inc();
+            self.shrink(entry.chunk_bytes(index)?);
         }
         Ok(content)
+    }
+
+    /// Forgets chunks whose content was found to be wrong, so that they are fetched again.
+    pub fn drop_corrupt(
+        &self,
+        entry: &Entry,
+        chunks: impl IntoIterator<Item = u32>,
+    ) -> Result<(), Error> {
+        for index in chunks {
+            if !entry.contains(index) {
+                continue;
+            }
+            warn!(recipe = %entry.id(), chunk = index, "cached content does not check; dropped");
+            entry.drop_chunk(index)?;
+            self.0.metrics.corrupt.inc();
+            self.shrink(entry.chunk_bytes(index)?);
+        }
+        Ok(())
+    }
+
+    /// Says before anything is fetched whether all of `recipe` can be kept: everything at every
+    /// place, beside what cannot be evicted. Asks the disk for its room.
+    pub fn check_room(&self, id: RecipeId, recipe: &Recipe) -> Result<(), Error> {
+        let held = self.entry(id).map(|entry| entry.written());
+        let (mut whole, mut rest) = (0u64, 0u64);
+        for extent in recipe.extents() {
+            let length = u64::from(recipe.chunks()[extent.chunk as usize].length);
+            whole += length;
+            if !held.as_ref().is_some_and(|held| held.contains(extent.chunk)) {
+                rest += length;
+            }
+        }
+        let limits = self.limits();
+        if rest == 0 {
+            return Ok(());
+        }
+        if whole > limits.high {
+            return Err(Error::TooLarge { need: whole, room: limits.high });
+        }
+        let candidates = self.candidates();
+        let others = candidates.iter().filter(|candidate| candidate.recipe != id);
+        let evictable: u64 = others.map(|candidate| candidate.bytes).sum();
+        let kept = self.used_bytes().saturating_sub(evictable);
+        let over = kept.saturating_add(rest).saturating_sub(limits.high);
+        let lacking = self.0.space.would_miss(rest)?.saturating_sub(evictable);
+        self.fits(over.max(lacking))
+    }
+
+    fn fits(&self, missing: u64) -> Result<(), Error> {
+        if missing == 0 {
+            return Ok(());
+        }
+        self.0.metrics.full.inc();
+        Err(Error::Full { missing, path: self.0.folder.clone() })
     }
 
     /// Takes a verified chunk. Blocks on the disk.
@@ -303,10 +414,10 @@ impl Cache {
         if entry.contains(index) {
             return Ok(());
         }
-        self.admit(content.len() as u64)?;
-        match entry.write(index, content) {
+        let reserved = self.admit(entry.chunk_bytes(index)?)?;
+        match entry.write(index, content, &mut |bytes| self.make_room(bytes)) {
             Ok(bytes) => {
-                self.grow(bytes);
+                reserved.settle(bytes);
                 Ok(())
             }
             Err(error) => {
@@ -322,42 +433,51 @@ impl Cache {
         }
     }
 
-    /// Makes sure that `bytes` more fit, by eviction where they do not.
-    fn admit(&self, bytes: u64) -> Result<(), Error> {
+    /// Makes sure that `bytes` more fit, by eviction where they do not, and counts them as used.
+    fn admit(&self, bytes: u64) -> Result<Reserved<'_>, Error> {
+        let _one = self.0.admission.lock();
         let limits = self.limits();
-        if self.used_bytes().saturating_add(bytes) > limits.high {
-            self.evict((self.used_bytes().saturating_add(bytes)).saturating_sub(limits.low));
+        let wanted = self.used_bytes().saturating_add(bytes);
+        if wanted > limits.high {
+            // Nothing is given up for what would not fit even then.
+            let freeable = self.candidates().iter().map(|candidate| candidate.bytes).sum::<u64>();
+            self.fits(wanted.saturating_sub(freeable).saturating_sub(limits.high))?;
+            self.evict(wanted.saturating_sub(limits.low));
         }
+        self.fits(self.used_bytes().saturating_add(bytes).saturating_sub(limits.high))?;
+        self.make_room(bytes)?;
+        self.grow(bytes);
+        Ok(Reserved { cache: self, bytes })
+    }
+
+    /// Makes sure that the file system takes `bytes` more, by eviction where it does not.
+    fn make_room(&self, bytes: u64) -> Result<(), Error> {
         let mut missing = self.0.space.missing(bytes)?;
         if missing > 0 && self.evict(missing.saturating_add(EVICTION_STEP_BYTES)) > 0 {
             missing = self.0.space.missing(bytes)?;
         }
-        let over = self.used_bytes().saturating_add(bytes).saturating_sub(limits.high);
-        let missing = missing.max(over);
-        if missing == 0 {
-            return Ok(());
-        }
-        self.0.metrics.full.inc();
-        Err(Error::Full { missing, path: self.0.folder.clone() })
+        self.fits(missing)
+    }
+
+    /// What may be evicted now.
+    fn candidates(&self) -> Vec<Candidate> {
+        let leases = self.0.leases.lock();
+        let entries = self.0.entries.read();
+        let free = entries.values().filter(|entry| {
+            !leases.contains_key(&entry.id()) && !entry.is_pinned() && !entry.has_doubtful()
+        });
+        free.map(|entry| Candidate {
+            recipe: entry.id(),
+            used: entry.used(),
+            bytes: entry.disk_bytes(),
+        })
+        .collect()
     }
 
     /// Frees about `wanted` bytes; gives what came free.
     fn evict(&self, wanted: u64) -> u64 {
-        let candidates: Vec<Candidate> = {
-            let leases = self.0.leases.lock();
-            let entries = self.0.entries.read();
-            let free = entries.values().filter(|entry| {
-                !leases.contains_key(&entry.id()) && !entry.is_pinned() && !entry.has_doubtful()
-            });
-            free.map(|entry| Candidate {
-                recipe: entry.id(),
-                used: entry.used(),
-                bytes: entry.disk_bytes(),
-            })
-            .collect()
-        };
         let mut freed = 0;
-        for recipe in eviction::choose(candidates, wanted) {
+        for recipe in eviction::choose(self.candidates(), wanted) {
             match self.remove_unleased(recipe) {
                 Ok(bytes) => {
                     info!(%recipe, bytes, "evicted from the cache");
@@ -373,28 +493,51 @@ impl Cache {
     /// Removes a recipe that nobody uses. Gives the bytes that came free: 0 where it is in use.
     pub fn remove_unleased(&self, recipe: RecipeId) -> Result<u64, Error> {
         let Some(entry) = self.entry(recipe) else { return Ok(0) };
+        // Under the lock, so that no lease is taken between the look and the removal.
+        let leases = self.0.leases.lock();
+        if leases.contains_key(&recipe) {
+            return Ok(0);
+        }
+        let (bytes, gone) = self.detach(&entry)?;
+        drop(leases);
+        self.clear_away(&gone);
+        Ok(bytes)
+    }
+
+    /// Removes an entry that is of no use to anybody, leased or not.
+    fn take_away(&self, entry: &Entry) -> Result<(), Error> {
+        let (_, gone) = self.detach(entry)?;
+        self.clear_away(&gone);
+        Ok(())
+    }
+
+    /// Takes an entry out of everything that knows it, and its folder into the trash: its bytes,
+    /// and where the folder is now.
+    fn detach(&self, entry: &Entry) -> Result<(u64, PathBuf), Error> {
         let bytes = entry.disk_bytes();
-        let gone = {
-            // Under the lock, so that no lease is taken between the look and the removal.
-            let leases = self.0.leases.lock();
-            if leases.contains_key(&recipe) {
-                return Ok(0);
-            }
-            let gone = entry.remove(&self.0.trash)?;
-            self.0.entries.write().remove(&recipe);
-            gone
-        };
+        let gone = entry.remove(&self.0.trash)?;
+        self.0.entries.write().remove(&entry.id());
         self.0.by_slot.write().remove(&entry.slot());
         self.0.index.lock().remove_slot(entry.slot());
-        fs::remove_dir_all(&gone).map_err(|e| Error::io("removing a cache entry", &gone, e))?;
+        self.shrink(bytes);
+        self.0.metrics.recipes.dec();
+        Ok((bytes, gone))
+    }
+
+    /// Deletes something in the trash; what cannot be deleted waits for the next start.
+    fn clear_away(&self, gone: &Path) {
+        if let Err(error) = fs::remove_dir_all(gone) {
+            warn!(path = %gone.display(), %error, "the cache's trash cannot be emptied");
+        }
+        self.0.space.forget();
+    }
+
+    fn shrink(&self, bytes: u64) {
         let used = &self.0.used_bytes;
         let _ = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
             Some(now.saturating_sub(bytes))
         });
         self.0.metrics.bytes.set(self.used_bytes().cast_signed());
-        self.0.metrics.recipes.dec();
-        self.0.space.forget();
-        Ok(bytes)
     }
 
     fn grow(&self, bytes: u64) {
@@ -425,9 +568,12 @@ impl Cache {
         }
     }
 
-    /// Hashes what the last process left unsynced and fills the index of shared chunks, latest
-    /// used first. Long and on the disk: for a thread of its own, after the start.
+    /// Empties the trash of earlier processes, hashes what the last one left unsynced and fills the
+    /// index of shared chunks, latest used first. Long and on the disk: for a thread of its own,
+    /// after the start.
     pub fn settle(&self) {
+        let left = std::mem::take(&mut *self.0.left.lock());
+        left.iter().for_each(|path| self.clear_away(path));
         let mut entries: Vec<_> = self.0.entries.read().values().cloned().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used()));
         for entry in entries {

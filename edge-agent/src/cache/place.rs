@@ -53,6 +53,12 @@ impl Places {
         self.recipe.chunks().get(index as usize)
     }
 
+    /// What chunk `index` takes at all of its places, in bytes; 0 past the last.
+    pub fn bytes(&self, index: u32) -> u64 {
+        let length = self.chunk(index).map_or(0, |chunk| u64::from(chunk.length));
+        length * self.offsets(index).len() as u64
+    }
+
     /// All offsets of chunk `index`; empty past the last.
     pub fn offsets(&self, index: u32) -> &[u64] {
         let at = index as usize;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_content::{Recipe, RecipeId};
 use shoal_p2p::{ChunkSet, ChunkStore, StoreError};
+use tracing::warn;
 
 use super::{Cache, Error, Held};
 
@@ -30,6 +31,17 @@ async fn off<T: Send + 'static>(
     }
 }
 
+/// What a damaged entry should know is not known here: it is fetched, and the entry made anew then.
+fn known<T>(found: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Err(error) if error.is_damaged() => {
+            warn!(%error, "a cache entry is unusable until its image is fetched again");
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
 fn chunk_set(held: &Held) -> ChunkSet {
     let mut set = ChunkSet::empty(held.count());
     for index in held.iter() {
@@ -42,7 +54,7 @@ fn chunk_set(held: &Held) -> ChunkSet {
 impl ChunkStore for Cache {
     async fn recipe(&self, id: RecipeId) -> Result<Option<Arc<Recipe>>, StoreError> {
         let Some(entry) = self.entry(id) else { return Ok(None) };
-        off(move || entry.load().map(|loaded| Some(loaded.places.recipe().clone()))).await
+        off(move || known(entry.load().map(|loaded| Some(loaded.places.recipe().clone())))).await
     }
 
     async fn held(&self, id: RecipeId) -> Result<ChunkSet, StoreError> {
@@ -59,7 +71,7 @@ impl ChunkStore for Cache {
         let cache = self.clone();
         off(move || {
             entry.touch();
-            cache.read_chunk(&entry, index)
+            known(cache.read_chunk(&entry, index))
         })
         .await
     }

@@ -15,7 +15,7 @@ pub enum Error {
     NotRunning { path: PathBuf, source: std::io::Error },
     #[error("the agent went away before it had answered")]
     Closed,
-    #[error("talking to the agent failed: {0}")]
+    #[error("talking to the agent failed")]
     Io(#[from] std::io::Error),
     #[error("the agent answered what this program does not understand: {0}")]
     Answer(serde_json::Error),

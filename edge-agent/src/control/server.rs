@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use shoal_api::TransferProgress;
 use shoal_content::{ImageReference, RecipeId};
-use shoal_formats::Target;
+use shoal_formats::{Format, Target};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::{ImageReport, LINE_BYTES_MAX, Line, Request, StatusReport};
 use crate::catalogue::Known;
 use crate::export::{self, layout};
-use crate::fetch::{Fetched, Fetcher, Patience};
+use crate::fetch::{self, Fetched, Fetcher, Patience};
 use crate::nodes::chain;
 use crate::transfers::{Purpose, Tracked, Transfers};
 
@@ -33,6 +33,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const EXPLAIN_MAX: usize = 100;
 /// An answer's lines waiting for the client.
 const LINES_MAX: usize = 16;
+
+/// So often an image is fetched for one output: content that rotted in the cache is fetched again.
+const FETCHES_MAX: u32 = 3;
+
+/// Why an output was not written.
+enum Unwritten {
+    /// The cache dropped what was wrong; after a fetch it may work.
+    Corrupt(String),
+    Failed(String),
+}
 
 /// What the requests work on.
 pub struct Control {
@@ -141,36 +151,58 @@ impl Control {
             Ok(format) => format,
             Err(message) => return failed(&tracked, message),
         };
-        let fetched = {
-            let fetching = self.fetcher.image(&reference, &tracked, Patience::PERSON);
-            let mut fetching = std::pin::pin!(fetching);
-            let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-            let progress = tracked.watch();
-            loop {
-                tokio::select! {
-                    fetched = &mut fetching => break fetched,
-                    _ = tick.tick() => {
-                        let progress = progress.borrow().clone();
-                        // A client that does not read misses some of them.
-                        let _ = lines.try_send(Line::Progress { step: "fetching".into(), progress });
-                    }
+        let mut fetches = 0;
+        loop {
+            fetches += 1;
+            let fetched = match self.fetch_watched(&reference, &tracked, lines).await {
+                Ok(fetched) => fetched,
+                Err(error) => return failed(&tracked, chain(&error)),
+            };
+            let written = match &output {
+                Some(output) => {
+                    self.write(&reference, &fetched, output, format, &tracked, lines).await
+                }
+                None => Ok(()),
+            };
+            match written {
+                Ok(()) => {
+                    let progress = tracked.done();
+                    let image = reference.to_string();
+                    let digest = fetched.known.resolution.manifest_digest.to_string();
+                    return Line::Fetched { image, digest, output, progress };
+                }
+                Err(Unwritten::Corrupt(message)) if fetches < FETCHES_MAX => {
+                    warn!(%reference, message, "the image is fetched again");
+                    tracked.note_error(&message);
+                }
+                Err(Unwritten::Corrupt(message) | Unwritten::Failed(message)) => {
+                    return failed(&tracked, message);
                 }
             }
-        };
-        let fetched = match fetched {
-            Ok(fetched) => fetched,
-            Err(error) => return failed(&tracked, chain(&error)),
-        };
-        if let Some(output) = &output
-            && let Err(message) =
-                self.write(&reference, &fetched, output, format, &tracked, lines).await
-        {
-            return failed(&tracked, message);
         }
-        let progress = tracked.done();
-        let image = reference.to_string();
-        let digest = fetched.known.resolution.manifest_digest.to_string();
-        Line::Fetched { image, digest, output, progress }
+    }
+
+    /// Fetches an image while the client hears how far it is.
+    async fn fetch_watched(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+        lines: &mpsc::Sender<Line>,
+    ) -> Result<Fetched, fetch::Error> {
+        let fetching = self.fetcher.image(reference, tracked, Patience::PERSON);
+        let mut fetching = std::pin::pin!(fetching);
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let progress = tracked.watch();
+        loop {
+            tokio::select! {
+                fetched = &mut fetching => return fetched,
+                _ = tick.tick() => {
+                    let progress = progress.borrow().clone();
+                    // A client that does not read misses some of them.
+                    let _ = lines.try_send(Line::Progress { step: "fetching".into(), progress });
+                }
+            }
+        }
     }
 
     /// Writes what was fetched to `output`.
@@ -182,9 +214,10 @@ impl Control {
         target: Target,
         tracked: &Tracked,
         lines: &mpsc::Sender<Line>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unwritten> {
         if !output.is_absolute() {
-            return Err(format!("the output {} is not an absolute path", output.display()));
+            let message = format!("the output {} is not an absolute path", output.display());
+            return Err(Unwritten::Failed(message));
         }
         let known = fetched.known.clone();
         let (cache, reference) = (self.fetcher.cache.clone(), reference.clone());
@@ -195,10 +228,15 @@ impl Control {
         let done = share.clone();
         let work = crate::blocking(move || {
             let Some(disk) = &known.resolution.disk else {
-                return layout::write(&cache, &reference, &known.resolution, &output)
-                    .map_err(|error| chain(&error));
+                return layout::write(&cache, &reference, &known.resolution, &output).map_err(
+                    |error| match error {
+                        layout::Error::Corrupt { .. } => Unwritten::Corrupt(chain(&error)),
+                        error => Unwritten::Failed(chain(&error)),
+                    },
+                );
             };
-            let entry = cache.entry(disk.recipe).ok_or("the disk left the cache")?;
+            let left = || Unwritten::Failed("the disk left the cache".into());
+            let entry = cache.entry(disk.recipe).ok_or_else(left)?;
             let mut progress = |share: f64| {
                 done.store((share * 1_000_000.0) as u64, Ordering::Relaxed);
                 if stopped.load(Ordering::Relaxed) {
@@ -207,7 +245,12 @@ impl Control {
                     ControlFlow::Continue(())
                 }
             };
-            export::disk(&entry, target, &output, &mut progress).map_err(|error| chain(&error))
+            export::disk(&cache, &entry, target, &output, &mut progress).map_err(
+                |error| match error {
+                    export::Error::Corrupt { .. } => Unwritten::Corrupt(chain(&error)),
+                    error => Unwritten::Failed(chain(&error)),
+                },
+            )
         });
         let mut work = std::pin::pin!(work);
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -215,7 +258,8 @@ impl Control {
         loop {
             tokio::select! {
                 outcome = &mut work => {
-                    return outcome.unwrap_or_else(|| Err("the agent is shutting down".into()));
+                    let stopped = || Unwritten::Failed("the agent is shutting down".into());
+                    return outcome.unwrap_or_else(|| Err(stopped()));
                 }
                 _ = tick.tick() => {
                     let share = share.load(Ordering::Relaxed) as f64 / 1_000_000.0;
@@ -324,7 +368,13 @@ fn chosen_format(format: Option<&str>, output: Option<&Path>) -> Result<Target, 
         return text.parse().map_err(|error| format!("{error}"));
     }
     let extension = output.and_then(Path::extension).and_then(|extension| extension.to_str());
-    Ok(extension.and_then(|extension| extension.parse().ok()).unwrap_or(Target::Qcow2))
+    let Some(extension) = extension else { return Ok(Target::Qcow2) };
+    match extension.parse::<Target>() {
+        Ok(target) => Ok(target),
+        // A name that says nothing of disk formats leaves the choice to us.
+        Err(_) if extension.parse::<Format>().is_err() => Ok(Target::Qcow2),
+        Err(error) => Err(format!("{error}; give the output another ending or choose --format")),
+    }
 }
 
 async fn request(
@@ -339,4 +389,26 @@ async fn send(write: &mut OwnedWriteHalf, line: &Line) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
     write.write_all(&bytes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outputs_name_decides_and_a_format_that_cannot_be_written_is_refused() {
+        let chosen = |format, output: &str| chosen_format(format, Some(Path::new(output)));
+        assert_eq!(chosen(None, "/x/disk.raw"), Ok(Target::Raw));
+        assert_eq!(chosen(None, "/x/disk.IMG"), Ok(Target::Raw));
+        assert_eq!(chosen(None, "/x/disk"), Ok(Target::Qcow2));
+        assert_eq!(chosen(None, "/x/disk.v1"), Ok(Target::Qcow2));
+        assert_eq!(chosen(Some("raw"), "/x/disk.qcow2"), Ok(Target::Raw));
+        for format in Format::ALL {
+            let named = chosen(None, &format!("/x/disk.{format}"));
+            match format.as_str().parse::<Target>() {
+                Ok(target) => assert_eq!(named, Ok(target)),
+                Err(_) => assert!(named.is_err_and(|text| text.contains(format.as_str()))),
+            }
+        }
+    }
 }

@@ -33,6 +33,8 @@ pub enum Error {
     Cache(#[from] cache::Error),
     #[error("{0} is not in the cache")]
     Missing(Digest),
+    #[error("{chunks} chunks of {digest} in the cache were corrupt and are to be fetched again")]
+    Corrupt { digest: Digest, chunks: usize },
     #[error("the content of {0} does not have that digest; nothing was written for it")]
     Mismatch(Digest),
     #[error("the manifest {0} could not be read from the node's answer")]
@@ -51,7 +53,16 @@ pub fn write(
         let entry = cache.entry(blob.recipe).ok_or_else(|| Error::Missing(blob.digest.clone()))?;
         let loaded = entry.load()?;
         let mut source = Content { file: &loaded.content, at: 0 };
-        put(folder, &blob.digest, &mut source)?;
+        match put(folder, &blob.digest, &mut source) {
+            // Our copy may be rotten: then it is dropped, and a fetch brings it again.
+            Err(Error::Mismatch(digest)) => {
+                return Err(match super::drop_corrupt(cache, &entry)? {
+                    0 => Error::Mismatch(digest),
+                    chunks => Error::Corrupt { digest, chunks },
+                });
+            }
+            outcome => outcome?,
+        }
     }
     let top = [(&resolution.manifest_digest, &resolution.manifest)];
     let below = resolution.manifests.iter().map(|m| (&m.digest, &m.content));

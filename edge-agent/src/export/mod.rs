@@ -5,9 +5,13 @@
 //! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
 //! system can.
 //!
+//! Invariant: nothing is copied whose hash was not compared in this export (see `verification`).
+//! What is wrong is dropped from the cache and the output is not written: fetched again, it will be.
+//!
 //! Blocks on the disk. The caller holds a lease on the recipe.
 
 pub mod layout;
+mod verification;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,20 +25,23 @@ use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::cache::{self, Entry};
+use crate::cache::{self, Cache, Entry, Loaded};
+use verification::Verification;
 
-/// One call to the kernel moves no more, so that a cancel is heard.
-const COPY_BYTES_MAX: u64 = 64 << 20;
+/// One call to the kernel moves no more: a cancel is heard, and the rest is hashed meanwhile.
+const COPY_BYTES_MAX: u64 = 16 << 20;
 
 /// Why an output was not written.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("{doing} {path} failed: {source}")]
+    #[error("{doing} {path} failed")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("the disk cannot be written as {target}: {source}")]
+    #[error("the disk cannot be written as {target}")]
     Target { target: Target, source: ExportError },
     #[error("the cached content cannot be read")]
     Cache(#[from] cache::Error),
+    #[error("{chunks} chunks in the cache were corrupt and are to be fetched again")]
+    Corrupt { chunks: usize },
     #[error("the output {0} has no folder")]
     NoFolder(PathBuf),
     #[error("the export was cancelled")]
@@ -96,19 +103,52 @@ impl Drop for Beside {
 
 /// Writes a complete disk entry as `target` to `output`. `progress` hears the share done, from 0
 /// to 1, and may stop it.
+///
+/// # Errors
+/// [`Error::Corrupt`] where cached content was wrong; it is dropped then, and a fetch brings it.
 pub fn disk(
+    cache: &Cache,
     entry: &Entry,
     target: Target,
     output: &Path,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let loaded = entry.load()?;
-    let recipe = loaded.places.recipe();
     let beside = Beside::create(output)?;
+    let (written, corrupt) = verification::verified(&loaded, |verification| {
+        write(&loaded, verification, target, &beside, progress)
+    });
+    if !corrupt.is_empty() {
+        let chunks = corrupt.len();
+        cache.drop_corrupt(entry, corrupt)?;
+        return Err(Error::Corrupt { chunks });
+    }
+    written?;
+    beside.finish()
+}
+
+/// Drops the chunks of an entry whose content is wrong; gives how many.
+pub fn drop_corrupt(cache: &Cache, entry: &Entry) -> Result<usize, Error> {
+    let loaded = entry.load()?;
+    let length = loaded.places.recipe().length();
+    // What is wrong comes back from `verified`; waiting only makes it look at all.
+    let (_, corrupt) = verification::verified(&loaded, |all| all.wait(0, length));
+    let chunks = corrupt.len();
+    cache.drop_corrupt(entry, corrupt)?;
+    Ok(chunks)
+}
+
+fn write(
+    loaded: &Loaded,
+    verification: &Verification<'_>,
+    target: Target,
+    beside: &Beside,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let recipe = loaded.places.recipe();
     if target == Target::Raw && recipe.kind() == RecipeKind::Disk {
         beside.file.set_len(recipe.length()).map_err(beside.error("sizing"))?;
-        copy_runs(&loaded.content, &beside.file, recipe, progress, &beside.error("writing"))?;
-        return beside.finish();
+        return copy_runs(loaded, verification, &beside.file, progress, &beside.error("writing"));
     }
     let refused = |source| match source {
         ExportError::Cancelled => Error::Cancelled,
@@ -116,22 +156,18 @@ pub fn disk(
         source => Error::Target { target, source },
     };
     let export = Export::new(target, recipe.clone()).map_err(refused)?;
-    let mut content = |offset, buffer: &mut [u8]| loaded.content.read_exact_at(buffer, offset);
+    let mut content = |offset, buffer: &mut [u8]| {
+        verification.wait(offset, buffer.len() as u64)?;
+        loaded.content.read_exact_at(buffer, offset)
+    };
     write_file(&export, &beside.file, &mut content, &mut |step| {
         progress(step.bytes_done as f64 / step.bytes_total.max(1) as f64)
     })
-    .map_err(refused)?;
-    beside.finish()
+    .map_err(refused)
 }
 
-/// Copies every run of extents without a hole from one file to the same place of another.
-pub fn copy_runs(
-    from: &File,
-    to: &File,
-    recipe: &Recipe,
-    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
-    failed: &dyn Fn(io::Error) -> Error,
-) -> Result<(), Error> {
+/// The runs of extents without a hole: offset and length, in bytes.
+fn runs(recipe: &Recipe) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for extent in recipe.extents() {
         let length = u64::from(recipe.chunks()[extent.chunk as usize].length);
@@ -140,6 +176,18 @@ pub fn copy_runs(
             _ => runs.push((extent.offset, length)),
         }
     }
+    runs
+}
+
+/// Copies every run of extents to the same place of another file.
+fn copy_runs(
+    loaded: &Loaded,
+    verification: &Verification<'_>,
+    to: &File,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    failed: &dyn Fn(io::Error) -> Error,
+) -> Result<(), Error> {
+    let runs = runs(loaded.places.recipe());
     let total: u64 = runs.iter().map(|(_, length)| length).sum();
     let mut done = 0u64;
     let mut in_kernel = true;
@@ -147,7 +195,8 @@ pub fn copy_runs(
         let mut at = start;
         while at < start + length {
             let step = (start + length - at).min(COPY_BYTES_MAX);
-            let moved = copy_step(from, to, at, step, &mut in_kernel).map_err(failed)?;
+            verification.wait(at, step).map_err(|refused| failed(refused.into()))?;
+            let moved = copy_step(&loaded.content, to, at, step, &mut in_kernel).map_err(failed)?;
             at += moved;
             done += moved;
             if progress(done as f64 / total.max(1) as f64).is_break() {

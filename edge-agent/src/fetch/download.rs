@@ -254,6 +254,10 @@ impl Task {
                 found.map_err(Error::Fetch)?
             }
         };
+        // Before the first chunk: what cannot be kept is not worth the network.
+        let (cache, wanted) = (store.clone(), recipe.clone());
+        let room = crate::blocking(move || cache.check_room(id, &wanted)).await;
+        room.ok_or(Error::Stopped)?.map_err(Error::Cache)?;
         self.recipe.send_replace(Some(recipe.clone()));
         let transfer = self.shared.swarm.fetch(id, recipe, ticket);
         let mut changes = transfer.progress();

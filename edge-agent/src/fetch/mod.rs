@@ -19,7 +19,7 @@ use shoal_content::ImageReference;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::cache::{Cache, Lease};
+use crate::cache::{self, Cache, Lease};
 use crate::catalogue::{Catalogue, Known};
 use crate::nodes::{self, NodeClient};
 use crate::transfers::Tracked;
@@ -109,8 +109,10 @@ impl Fetcher {
             match self.attempt(reference, tracked).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => {
-                    let passes =
-                        error.is_retryable() || (error.is_full() && patience.waits_for_space);
+                    let passes = match error.is_full() {
+                        true => patience.waits_for_space,
+                        false => error.is_retryable(),
+                    };
                     if !passes || attempt >= patience.attempts {
                         return Err(error);
                     }
@@ -134,6 +136,7 @@ impl Fetcher {
         let known = self.resolve(reference).await?;
         let wanted = wanted(&known);
         let leases = wanted.iter().map(|one| self.cache.lease(one.recipe)).collect();
+        self.check_room(&wanted)?;
         let mut parts: Vec<TransferProgress> = wanted
             .iter()
             .map(|one| TransferProgress { bytes_total: one.bytes, ..Default::default() })
@@ -161,6 +164,22 @@ impl Fetcher {
         tracked.update(sum(&parts));
         info!(%reference, recipes = parts.len(), "image is here");
         Ok(Fetched { known, leases })
+    }
+}
+
+impl Fetcher {
+    /// Refuses an image that can never be here as a whole. Each recipe is looked at closely when
+    /// it is known (see `download`).
+    fn check_room(&self, wanted: &[Wanted]) -> Result<(), Error> {
+        let is_here =
+            |one: &Wanted| self.cache.entry(one.recipe).is_some_and(|entry| entry.is_complete());
+        let need = wanted.iter().map(|one| one.bytes).sum();
+        let room = self.cache.limits().high;
+        if need <= room || wanted.iter().all(is_here) {
+            return Ok(());
+        }
+        let error = cache::Error::TooLarge { need, room };
+        Err(Arc::new(download::Error::Cache(error)).into())
     }
 }
 

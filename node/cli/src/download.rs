@@ -122,7 +122,7 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
     }
     let format = arguments.format.as_str();
     let default = || default_output(&arguments.reference, arguments.format.extension());
-    let output = arguments.output.clone().unwrap_or_else(default);
+    let output = placed(arguments.output.as_deref(), default())?;
     let path = format!(
         "api/v1/images/{}/versions/{}/download?format={format}",
         found.image_id, found.version_id
@@ -144,6 +144,20 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
         let speed = rate((length as f64 / took.as_secs_f64().max(0.001)) as u64);
         format!("{}: {} in {} ({speed})", output.display(), bytes(length), seconds(took))
     })
+}
+
+/// Where the file goes: into the folder that was named, under the name that it has by itself.
+fn placed(wanted: Option<&Path>, named: PathBuf) -> Result<PathBuf, Error> {
+    let output = match wanted {
+        Some(folder) if folder.is_dir() => folder.join(named),
+        Some(file) => file.to_owned(),
+        None => named,
+    };
+    if output.is_dir() {
+        let reason = format!("{} is a folder; name a file with --output", output.display());
+        return Err(Error::Usage(reason));
+    }
+    Ok(output)
 }
 
 fn default_output(reference: &ImageReference, extension: &str) -> PathBuf {

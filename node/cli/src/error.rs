@@ -92,7 +92,7 @@ impl Error {
             Self::Refused { status: 401, .. } => {
                 Some("log in (again): shoal login https://NODE:PORT".into())
             }
-            Self::Refused { problem, .. } => problem
+            Self::Refused { status: 500.., problem } => problem
                 .request_id
                 .as_ref()
                 .map(|id| format!("the node's log has more under request id {id}")),
@@ -112,5 +112,24 @@ impl Error {
     pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { doing, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_log_is_named_only_where_it_has_more() {
+        let refused = |status| {
+            let problem = Problem {
+                code: String::new(),
+                message: String::new(),
+                request_id: Some("r1".into()),
+            };
+            Error::Refused { status, problem }.hint()
+        };
+        assert!(refused(500).is_some_and(|hint| hint.contains("r1")));
+        assert_eq!(refused(404), None);
     }
 }

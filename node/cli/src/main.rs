@@ -42,7 +42,10 @@ async fn main() -> ExitCode {
         eprintln!("shoal: the TLS library could not be set up");
         return ExitCode::from(EXIT_FAILED);
     }
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let screen = Screen { json: arguments.json };
     match run(arguments, screen).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +54,28 @@ async fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// What clap says: help and version as they are, a mistake in the form that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let first = lines.next().unwrap_or_default();
+        let message = first.strip_prefix("error: ").unwrap_or(first);
+        let hint: Vec<_> = lines.collect();
+        let hint = (!hint.is_empty()).then(|| hint.join("; "));
+        let code = Error::Usage(String::new()).code().to_owned();
+        let shown = serde_json::json!({
+            "error": { "code": code, "message": message, "hint": hint }
+        });
+        eprintln!("{shown}");
+    } else {
+        // It goes where it can; there is nobody left to tell that it could not.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED))
 }
 
 fn complain(error: &Error, screen: Screen) {
@@ -70,8 +95,9 @@ fn complain(error: &Error, screen: Screen) {
 async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
     if let Command::Completions { shell } = arguments.command {
         let mut command = Arguments::command();
-        clap_complete::generate(shell, &mut command, "shoal", &mut std::io::stdout());
-        return Ok(());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, "shoal", &mut script);
+        return screen::write_out(&script);
     }
     match &arguments.command {
         // These need no cluster: who restores has none.

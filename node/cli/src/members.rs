@@ -9,17 +9,25 @@ use shoal_api::{AgentInfo, CreateJoinToken, JoinTokenCreated, JoinTokenInfo};
 use crate::arguments::{AgentCommand, Role, TokenCommand};
 use crate::client::{Client, escaped};
 use crate::error::Error;
-use crate::screen::{Screen, state, table};
+use crate::screen::{Screen, confirm, state, table};
 
 pub async fn agent(command: &AgentCommand, client: &Client, screen: Screen) -> Result<(), Error> {
     let agents: Vec<AgentInfo> = client.get("api/v1/agents").await?;
     match command {
         AgentCommand::List => screen.show(&agents, || agent_table(&agents)),
-        AgentCommand::Remove { agent: wanted } => {
+        AgentCommand::Remove { agent: wanted, yes } => {
             let is_it =
                 |agent: &&AgentInfo| &agent.name == wanted || &agent.id.to_string() == wanted;
             let agent = agents.iter().find(is_it);
             let agent = agent.ok_or_else(|| Error::NotFound(format!("no agent '{wanted}'")))?;
+            let question = format!(
+                "Remove {} ({})? It fetches and serves nothing until it joins again.",
+                agent.name, agent.id
+            );
+            if !yes && !confirm(&question)? {
+                let text = "nothing was removed; --yes removes without asking";
+                return Err(Error::Usage(text.into()));
+            }
             client.delete(format!("api/v1/agents/{}", agent.id)).await?;
             let shown = serde_json::json!({ "removed": agent });
             screen.show(&shown, || format!("Removed {} ({}).", agent.name, agent.id))

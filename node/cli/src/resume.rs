@@ -1,4 +1,4 @@
-//! Remembers an unfinished upload, so that the same command goes on where it stopped.
+//! Remembers an upload, so that the same command goes on where it stopped, or sees that it is done.
 //!
 //! Invariant: a session is resumed only for the same file (path, length, time of change), the same
 //! image and the same cluster; what parts are safe is the node's word, never this file's.
@@ -8,11 +8,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use shoal_content::{ImageId, ImageReference, UploadId};
+use sha2::{Digest as _, Sha256};
+use shoal_content::{Digest, ImageId, ImageReference, UploadId};
 
 use crate::config::replace;
 use crate::error::Error;
+
+/// Uploads that are remembered, finished ones among them.
+const SESSIONS_MAX: usize = 256;
 
 /// A file as it was when its upload began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +34,10 @@ impl Source {
             return Err(Error::Usage(format!("{} is not a file", path.display())));
         }
         if metadata.len() == 0 {
-            return Err(Error::Usage(format!("{} is empty, no disk is", path.display())));
+            return Err(Error::Usage(format!(
+                "{} is empty; a disk image has at least one byte",
+                path.display()
+            )));
         }
         Ok(Self {
             bytes: metadata.len(),
@@ -49,6 +55,9 @@ pub struct Session {
     pub image: ImageId,
     pub upload: UploadId,
     pub version: String,
+    /// The version's digest, once there is one: the same upload again has nothing to do then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Digest>,
 }
 
 /// Where the session of one upload is kept.
@@ -69,6 +78,9 @@ impl Place {
     }
 
     pub fn save(&self, session: &Session) -> Result<(), Error> {
+        if let Some(folder) = self.0.parent() {
+            forget_oldest(folder);
+        }
         let text = serde_json::to_vec_pretty(session).map_err(|e| Error::Answer(e.to_string()))?;
         replace(&self.0, &text)
     }
@@ -80,6 +92,22 @@ impl Place {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Keeps the folder within [`SESSIONS_MAX`]; what is forgotten is only uploaded from the start.
+fn forget_oldest(folder: &Path) {
+    let Ok(found) = fs::read_dir(folder) else { return };
+    let files = found.filter_map(|file| {
+        let file = file.ok()?;
+        Some((file.metadata().ok()?.modified().ok()?, file.path()))
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    let over = (files.len() + 1).saturating_sub(SESSIONS_MAX);
+    for (_, path) in &files[..over] {
+        // Whoever else removed it had the same in mind.
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -100,6 +128,7 @@ mod tests {
             image: ImageId::from_uuid(Default::default()),
             upload: UploadId::from_uuid(Default::default()),
             version: "1".into(),
+            finished: None,
         };
         assert_eq!(place.load(&source), None);
         place.save(&session).unwrap();

@@ -33,14 +33,7 @@ impl Screen {
         } else {
             people()
         };
-        let mut out = io::stdout().lock();
-        match writeln!(out, "{}", text.trim_end()) {
-            // Whoever reads us may stop reading, as `head` does.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Error::file("writing", "standard output")(error))
-            }
-            _ => Ok(()),
-        }
+        write_out(format!("{}\n", text.trim_end()).as_bytes())
     }
 
     /// A line for people about what goes on.
@@ -76,6 +69,18 @@ impl Screen {
         bar.set_style(byte_style());
         bar.set_prefix(label.to_owned());
         bar
+    }
+}
+
+/// Writes to standard output.
+pub fn write_out(bytes: &[u8]) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever reads us may stop reading, as `head` does.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::file("writing", "standard output")(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -118,8 +123,9 @@ pub fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
+/// Nothing where nothing had to be moved.
 pub fn rate(bytes_per_second: u64) -> String {
-    format!("{}/s", HumanBytes(bytes_per_second))
+    if bytes_per_second == 0 { "-".into() } else { format!("{}/s", HumanBytes(bytes_per_second)) }
 }
 
 pub fn seconds(elapsed: Duration) -> String {

@@ -16,7 +16,7 @@ use indicatif::ProgressBar;
 use reqwest::Method;
 use reqwest::header::HeaderValue;
 use sha2::{Digest, Sha256};
-use shoal_api::{CreateImage, Image, InitUpload, UploadStarted, UploadStatus};
+use shoal_api::{CreateImage, Image, InitUpload, Resolution, UploadStarted, UploadStatus};
 use shoal_content::{ImageReference, Pin, TagName};
 use tokio::time::Instant;
 
@@ -63,6 +63,14 @@ pub async fn upload(
     check_disk(&file, arguments)?;
     let cluster = &config.context()?.url;
     let place = Place::of(&config.uploads_folder(), cluster, &source, &arguments.reference);
+    if let Some(done) = finished(client, &place, &source, arguments).await? {
+        return screen.show(&done, || {
+            format!(
+                "{} is this file already: version {}, {}. Nothing was uploaded.",
+                arguments.reference, done.version, done.manifest_digest
+            )
+        });
+    }
     let (session, status) = match resumed(client, &place, &source).await? {
         Some(found) => {
             let (done, all) = (found.1.received_chunks.len(), found.1.total_chunks);
@@ -89,8 +97,12 @@ pub async fn upload(
         }
     };
     // A session that ended in failure cannot be gone on with.
-    if !matches!(finished, Err(Error::Unreachable(_))) {
-        place.clear()?;
+    match &finished {
+        Ok(UploadStatus { manifest_digest: Some(digest), .. }) => {
+            place.save(&Session { finished: Some(digest.clone()), ..sender.session.clone() })?;
+        }
+        Err(Error::Unreachable(_)) => {}
+        _ => place.clear()?,
     }
     let finished = finished?;
     screen.show(&finished, || {
@@ -117,12 +129,40 @@ fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
     }
 }
 
+/// What the reference is, where an earlier call made it of this very file.
+async fn finished(
+    client: &Client,
+    place: &Place,
+    source: &Source,
+    arguments: &Upload,
+) -> Result<Option<Resolution>, Error> {
+    let Some(Session { finished: Some(digest), .. }) = place.load(source) else { return Ok(None) };
+    match images::resolve(client, &arguments.reference).await {
+        Ok(found) => {
+            let is_asked_for =
+                arguments.number.as_ref().is_none_or(|number| *number == found.version);
+            Ok(Some(found).filter(|found| is_asked_for && found.manifest_digest == digest))
+        }
+        // Deleted, or not to be seen any more: an upload says what is wrong.
+        Err(Error::Refused { status: 403 | 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 async fn resumed(
     client: &Client,
     place: &Place,
     source: &Source,
 ) -> Result<Option<(Session, UploadStatus)>, Error> {
-    let Some(session) = place.load(source) else { return Ok(None) };
+    let Some(session) = place.load(source).filter(|session| session.finished.is_none()) else {
+        return Ok(None);
+    };
+    // A session outlives its image for a while, but nothing can come of it.
+    match client.send(&Request::get(format!("api/v1/images/{}", session.image))).await {
+        Ok(_) => {}
+        Err(Error::Refused { status: 404 | 410, .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    }
     match client.get::<UploadStatus>(upload_path(&session)).await {
         Ok(status) if status.status != "failed" && status.total_size_bytes == source.bytes => {
             Ok(Some((session, status)))
@@ -152,7 +192,8 @@ async fn started(
     };
     let path = format!("api/v1/images/{}/versions/upload/init", image.id);
     let begun: UploadStarted = client.call(Method::POST, path, &request).await?;
-    let session = Session { source, image: image.id, upload: begun.upload_id, version };
+    let (image, upload) = (image.id, begun.upload_id);
+    let session = Session { source, image, upload, version, finished: None };
     place.save(&session)?;
     let status = client.get(upload_path(&session)).await?;
     Ok((session, status))

@@ -14,8 +14,8 @@ use thiserror::Error;
 use toml::Table;
 use toml::de::{DeTable, DeValue};
 
-/// Names that are farther apart are no misspelling of each other (Jaro-Winkler, 0 to 1).
-const NEAREST_SIMILARITY_MIN: f64 = 0.75;
+/// A misspelling has no more than one wrong letter in so many.
+const LETTERS_PER_MISTAKE: usize = 3;
 
 /// Why settings were refused.
 #[derive(Debug, Error)]
@@ -175,9 +175,9 @@ fn unknown<'a>(
 ) -> Error {
     let nearest = known
         .clone()
-        .map(|name| (strsim::jaro_winkler(name, key), name))
-        .filter(|(similarity, _)| *similarity >= NEAREST_SIMILARITY_MIN)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+        .map(|name| (strsim::osa_distance(name, key), name))
+        .filter(|(mistakes, name)| mistakes * LETTERS_PER_MISTAKE <= name.len().max(key.len()))
+        .min_by_key(|(mistakes, _)| *mistakes);
     let nearest = match nearest {
         Some((_, name)) => format!("; did you mean '{name}'?"),
         None => format!("; known are {}", known.collect::<Vec<_>>().join(", ")),
@@ -234,6 +234,9 @@ mod tests {
         assert!(message.contains("line 1") && message.contains("'http'"), "{message}");
         let message = said(load("", &[("DAEMON_LOG_FILTR", "x")], &[]));
         assert!(message.contains("DAEMON_LOG_FILTER"), "{message}");
+        // A few letters in common are no misspelling.
+        let message = said(load("", &[], &[("lop.fine", "x")]));
+        assert!(!message.contains("did you mean"), "{message}");
         let message = said(load("", &[], &[("quite.else", "x")]));
         assert!(message.contains("http.listen, http.names, log.filter"), "{message}");
     }

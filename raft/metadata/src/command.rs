@@ -396,7 +396,10 @@ pub enum Refusal {
     ManifestTooLong,
     #[error("the join token is unknown, spent or has expired")]
     JoinToken,
-    #[error("the image holds {0:?}s, not what was pushed")]
+    #[error(
+        "the image holds {}, and what was pushed is of the other kind; take another name",
+        match .0 { ImageKind::Disk => "disks", ImageKind::Container => "container images" }
+    )]
     WrongKind(ImageKind),
     #[error("the last administrator cannot be removed")]
     LastAdmin,

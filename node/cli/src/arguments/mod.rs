@@ -464,8 +464,8 @@ pub struct Upload {
 pub struct Download {
     /// NAME, NAME:TAG or NAME@DIGEST
     pub reference: ImageReference,
-    /// [default: NAME-TAG.FORMAT in this folder]
-    #[arg(short, long, value_name = "FILE")]
+    /// The file, or a folder for it [default: NAME-TAG.FORMAT in this folder]
+    #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// vmdk is for VMware's desktop programs, vmdk-stream for vSphere, vhd-fixed for Azure
     #[arg(long, value_parser = targets(), default_value = "qcow2")]
@@ -517,6 +517,9 @@ pub enum AgentCommand {
     Remove {
         /// Name or id
         agent: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

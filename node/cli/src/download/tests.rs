@@ -148,3 +148,15 @@ fn a_name_for_the_file_follows_from_the_image() {
     assert_eq!(name("zedge/win10:v1"), PathBuf::from("win10-v1.qcow2"));
     assert_eq!(name("win10"), PathBuf::from("win10-latest.qcow2"));
 }
+
+#[test]
+fn a_folder_takes_the_file_under_its_own_name_and_is_never_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = || PathBuf::from("disk-v1.qcow2");
+    let inside = folder.path().join("disk-v1.qcow2");
+    assert_eq!(placed(Some(folder.path()), named()).unwrap(), inside);
+    assert_eq!(placed(Some(&inside), named()).unwrap(), inside);
+    assert_eq!(placed(None, named()).unwrap(), named());
+    fs::create_dir(&inside).unwrap();
+    assert!(matches!(placed(Some(folder.path()), named()), Err(Error::Usage(_))));
+}

@@ -38,6 +38,7 @@ fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus 
 struct Store {
     parts: Mutex<BTreeMap<u32, (Bytes, u32)>>,
     has_room: std::sync::atomic::AtomicBool,
+    image_is_gone: std::sync::atomic::AtomicBool,
     bytes: u64,
 }
 
@@ -61,9 +62,30 @@ impl Store {
     }
 }
 
+/// What every reference is here.
+fn resolution() -> Resolution {
+    Resolution {
+        image_id: shoal_content::ImageId::from_uuid(Default::default()),
+        image: "a/b".parse().unwrap(),
+        kind: "disk".into(),
+        version_id: shoal_content::VersionId::from_uuid(Default::default()),
+        version: "7".into(),
+        manifest_digest: shoal_content::Digest::sha256([7; 32]),
+        media_type: String::new(),
+        disk: None,
+    }
+}
+
 async fn serve(store: Arc<Store>) -> Client {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    let (shown, kept, ended) = (store.clone(), store.clone(), store);
+    let (shown, kept, ended, image) = (store.clone(), store.clone(), store.clone(), store);
+    let image = move || async move {
+        match image.image_is_gone.load(Ordering::Relaxed) {
+            true => StatusCode::NOT_FOUND,
+            false => StatusCode::OK,
+        }
+    };
+    let resolved = || async { Json(resolution()) };
     let begun = || async {
         Json(serde_json::json!({
             "upload_id": shoal_content::UploadId::from_uuid(Default::default()),
@@ -80,6 +102,8 @@ async fn serve(store: Arc<Store>) -> Client {
     let session = "/api/v1/images/{image}/versions/upload/{upload}";
     let router = Router::new()
         .route("/api/v1/images/{image}/versions/upload/init", post(begun))
+        .route("/api/v1/images/{image}", get(image))
+        .route("/api/v1/resolve", get(resolved))
         .route(session, get(show))
         .route(&format!("{session}/chunks/{{index}}"), put(take))
         .route(&format!("{session}/complete"), post(end));
@@ -103,6 +127,7 @@ fn session(source: Source) -> Session {
         image: shoal_content::ImageId::from_uuid(Default::default()),
         upload: shoal_content::UploadId::from_uuid(Default::default()),
         version: "7".into(),
+        finished: None,
     }
 }
 
@@ -149,6 +174,53 @@ async fn a_session_that_is_gone_is_begun_anew() {
     let place = Place::of(folder.path(), "cluster", &source, &"a/b:c".parse().unwrap());
     place.save(&session(source.clone())).unwrap();
     assert!(resumed(&client, &place, &source).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_session_whose_image_is_gone_is_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, b"content").unwrap();
+    let source = Source::look(&path).unwrap();
+    let store = Arc::new(Store { bytes: source.bytes, ..Default::default() });
+    let client = serve(store.clone()).await;
+    let place = Place::of(folder.path(), "cluster", &source, &"a/b:c".parse().unwrap());
+    place.save(&session(source.clone())).unwrap();
+    assert!(resumed(&client, &place, &source).await.unwrap().is_some());
+    store.image_is_gone.store(true, Ordering::Relaxed);
+    assert!(resumed(&client, &place, &source).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_done_is_seen_to_be_unless_another_version_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, b"content").unwrap();
+    let source = Source::look(&path).unwrap();
+    let client = serve(Arc::new(Store { bytes: source.bytes, ..Default::default() })).await;
+    let place = Place::of(folder.path(), "cluster", &source, &"a/b:c".parse().unwrap());
+    let asked = |more: &str| {
+        let line = format!("shoal image upload f a/b:c{more}");
+        let command = Arguments::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Image(ImageCommand::Upload(arguments)) = command else {
+            panic!("not an upload")
+        };
+        arguments
+    };
+    let mut done = session(source.clone());
+    let is_done = async |more: &str| {
+        finished(&client, &place, &source, &asked(more)).await.unwrap().is_some()
+    };
+    place.save(&done).unwrap();
+    assert!(!is_done("").await, "an upload under way is not done");
+    done.finished = Some(resolution().manifest_digest);
+    place.save(&done).unwrap();
+    assert!(is_done("").await && is_done(" --version 7").await);
+    assert!(!is_done(" --version 8").await, "another version was asked for");
+    assert!(resumed(&client, &place, &source).await.unwrap().is_none());
+    done.finished = Some(shoal_content::Digest::sha256([8; 32]));
+    place.save(&done).unwrap();
+    assert!(!is_done("").await, "the tag is something else by now");
 }
 
 #[tokio::test]

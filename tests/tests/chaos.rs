@@ -58,7 +58,8 @@ fn endure(
     let authority = std::fs::read(stage.cluster.nodes[0].data_dir().join("ca.pem"))?;
     let urls: Vec<String> = stage.cluster.nodes.iter().map(|node| node.url()).collect();
     let password = stage.cluster.password.clone();
-    let registry = |number: usize| Registry::new(&authority, &urls, &password, number % 2 == 0);
+    let registry =
+        |number: usize| Registry::new(&authority, &urls, &password, number.is_multiple_of(2));
     let history = Arc::new(History::default());
     let (stop, clients) = (CancellationToken::new(), TaskTracker::new());
     for number in 0..CLIENTS {

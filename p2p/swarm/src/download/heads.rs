@@ -100,6 +100,13 @@ impl Heads {
         }
     }
 
+    /// It is there (again).
+    pub(crate) fn find(&mut self, peer: PeerId) {
+        if self.lost.remove(&peer) {
+            self.owners.clear();
+        }
+    }
+
     /// Whether each other head is a neighbour, is lost, or was waited for.
     pub(super) fn is_settled(&self, now: Duration, is_neighbour: impl Fn(PeerId) -> bool) -> bool {
         self.named.iter().all(|(&peer, &named)| {

@@ -25,7 +25,7 @@ const CLAIM_CHUNKS: u32 = 3;
 /// Claims remembered.
 const CLAIMS_MAX: usize = 4096;
 /// As long a head that was just named may take to become a neighbour.
-const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
 const FEW: usize = 8;
 const NOBODY: u8 = u8::MAX;

@@ -82,7 +82,7 @@ impl Default for Scenario {
             churn: 0.0,
             node_dies_at: None,
             detection: Duration::from_secs(4),
-            limit: 60.0,
+            limit: 200.0,
         }
     }
 }

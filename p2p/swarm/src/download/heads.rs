@@ -25,7 +25,7 @@ const CLAIM_CHUNKS: u32 = 3;
 /// Claims remembered.
 const CLAIMS_MAX: usize = 4096;
 /// As long a head that was just named may take to become a neighbour.
-const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
 const FEW: usize = 8;
 const NOBODY: u8 = u8::MAX;
@@ -97,6 +97,13 @@ impl Heads {
         if self.contains(peer) && self.lost.insert(peer) {
             self.owners.clear();
             self.claims.retain(|_, (claimer, _)| *claimer != peer);
+        }
+    }
+
+    /// It is there (again).
+    pub(crate) fn find(&mut self, peer: PeerId) {
+        if self.lost.remove(&peer) {
+            self.owners.clear();
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Swarm {
     next_request: RequestId,
     /// Peers that said they are busy, and will call.
     waiting: BTreeSet<PeerId>,
+    /// Stalls cut since anything arrived: it may be this peer's own line that is slow.
+    cuts: u32,
     /// What this peer's line brings.
     meter: Meter,
     tracker: Tracker,
@@ -81,6 +83,7 @@ impl Swarm {
             requests: BTreeMap::new(),
             next_request: 0,
             waiting: BTreeSet::new(),
+            cuts: 0,
             meter: Meter::default(),
             tracker: Tracker::default(),
             tell_heads_at: None,

@@ -89,6 +89,12 @@ impl Swarm {
             scored_at: self.now,
         };
         self.peers.insert(id, peer);
+        // Two that dial each other at once lose one connection: the other one counts.
+        for membership in self.memberships.values_mut() {
+            if let Some(download) = &mut membership.download {
+                download.heads.find(id);
+            }
+        }
         if node {
             return self.node_came();
         }
@@ -153,7 +159,9 @@ impl Swarm {
             if gone {
                 membership.known.remove(&peer);
             }
-            if let Some(download) = &mut membership.download {
+            if let Some(download) = &mut membership.download
+                && !self.peers.contains_key(&peer)
+            {
                 download.heads.lose(peer);
             }
         }

@@ -23,6 +23,8 @@ use crate::uploads::{SLOTS_MIN, at_once};
 const STALL_PEER: Duration = Duration::from_secs(1);
 /// The same for a node, which may have to ask storage.
 const STALL_NODE: Duration = Duration::from_secs(4);
+/// So many stalls in a row, with nothing arriving at all, double the deadline.
+const CUTS_PER_DOUBLING: u32 = 6;
 /// A source that is busy and does not call is asked again after so long.
 const BUSY_RETRY: Duration = Duration::from_millis(500);
 /// What one request brings should take so long, and at least so many round trips.
@@ -71,6 +73,7 @@ impl Swarm {
         let Some(download) = &mut membership.download else { return };
         let doubled = download.is_doubled(index);
         download.measure(took, bytes);
+        self.cuts = 0;
         self.meter.count(now, u64::from(bytes));
         download.end(&[index]);
         if !download.arrived(now, from, index) {
@@ -152,6 +155,7 @@ impl Swarm {
         let stalled = |request: &Request| {
             let Some(peer) = self.peers.get(&request.peer) else { return true };
             let least = if peer.node { STALL_NODE } else { STALL_PEER };
+            let least = least * (1 << (self.cuts / CUTS_PER_DOUBLING).min(4));
             let chunks = request.open.len() as f64 * self.chunk_bytes(request.recipe);
             self.now > request.moved_at + least.max(expected(peer, chunks) * 4)
         };
@@ -161,6 +165,7 @@ impl Swarm {
             .filter(|(_, request)| stalled(request))
             .map(|(&id, request)| (id, request.peer, request.recipe))
             .collect();
+        self.cuts = self.cuts.saturating_add(late.len() as u32);
         for &(request, peer, _) in &late {
             self.drop_request(request, true);
             self.cool(peer);

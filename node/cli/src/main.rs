@@ -61,11 +61,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
     if json && error.use_stderr() {
         let text = error.render().to_string();
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let first = lines.next().unwrap_or_default();
-        let message = first.strip_prefix("error: ").unwrap_or(first);
-        let hint: Vec<_> = lines.collect();
-        let hint = (!hint.is_empty()).then(|| hint.join("; "));
+        // What is wrong is its first paragraph, what to do about it the rest.
+        let (wrong, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let joined = |part: &str, by| {
+            let lines = part.lines().map(str::trim).filter(|line| !line.is_empty());
+            lines.collect::<Vec<_>>().join(by)
+        };
+        let wrong = joined(wrong, " ");
+        let message = wrong.strip_prefix("error: ").unwrap_or(&wrong);
+        let hint = Some(joined(rest, "; ")).filter(|hint| !hint.is_empty());
         let code = Error::Usage(String::new()).code().to_owned();
         let shown = serde_json::json!({
             "error": { "code": code, "message": message, "hint": hint }

@@ -136,7 +136,7 @@ fn contact(host: Number) -> Contact {
     let mut draw = Draw::new(host as u64);
     key[..8].copy_from_slice(&(host as u64).to_be_bytes());
     for part in key[8..].chunks_exact_mut(8) {
-        part.copy_from_slice(&draw.next().to_be_bytes());
+        part.copy_from_slice(&draw.number().to_be_bytes());
     }
     let address = ([10, (host >> 16) as u8, (host >> 8) as u8, host as u8], 4433).into();
     Contact { peer: PeerId::from_public_key(key), address }
@@ -183,7 +183,7 @@ impl World {
             counts: Counts { zones_in: vec![0; scenario.zones], ..Counts::default() },
             unfinished: 0,
             recipe: RecipeId::of(&scenario.seed.to_be_bytes()),
-            draw: Draw::new(draw.next()),
+            draw: Draw::new(draw.number()),
             scenario,
         };
         world.add_host(Conduct::Honest, world.scenario.origin_line, usize::MAX);
@@ -198,7 +198,7 @@ impl World {
 
     fn add_host(&mut self, conduct: Conduct, line: f64, zone: usize) -> Number {
         let at = self.hosts.len();
-        let seed = self.draw.next();
+        let seed = self.draw.number();
         let settings = Settings { me: contact(at).peer, seed, zone: self.label(zone) };
         self.hosts.push(Host {
             core: Swarm::new(settings),

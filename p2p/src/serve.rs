@@ -1,11 +1,13 @@
 //! Answers requests: a ticket was shown, a slot is free, the store has it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
 use shoal_content::{PeerId, RecipeId};
 use shoal_swarm::frames::{Answer, Ask, Frame};
 use shoal_swarm::{Admission, Member};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::link::Link;
@@ -14,6 +16,9 @@ use crate::wire::{self, WireError};
 
 /// Others that a busy process names.
 const OTHERS_MAX: usize = 4;
+
+/// How long a peer may take to take one chunk.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An upload slot, given back however the answer ends.
 struct Slot<'a> {
@@ -110,9 +115,13 @@ async fn chunks(
             say(sender, Answer::Content).await?;
             said = true;
         }
-        sender.write_all(&(content.len() as u32).to_be_bytes()).await?;
         let bytes = content.len() as u64;
-        sender.write_chunk(content).await?;
+        let sent = async {
+            sender.write_all(&(content.len() as u32).to_be_bytes()).await?;
+            sender.write_chunk(content).await
+        };
+        // Whoever asks and does not read would keep the slot from others.
+        timeout(CHUNK_TIMEOUT, sent).await.map_err(|_| WireError::Stalled)??;
         shared.metrics.sent(link.node, bytes);
         shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }

@@ -10,10 +10,12 @@ use thiserror::Error;
 pub(crate) enum WireError {
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error("the stream broke off: {0}")]
+    #[error("the stream broke off")]
     Read(#[from] quinn::ReadExactError),
-    #[error("the stream broke off: {0}")]
+    #[error("the stream broke off")]
     Write(#[from] quinn::WriteError),
+    #[error("the other side does not take what it asked for")]
+    Stalled,
 }
 
 pub(crate) async fn read<M: DeserializeOwned + Limits>(

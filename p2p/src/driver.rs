@@ -32,13 +32,12 @@ struct Driver {
 
 pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let me = shared.config.credentials.peer_id();
-    let zone = shared.config.zone.clone();
-    let core = Core::new(Settings { me, seed: rand::random(), zone });
+    let core = Core::new(Settings { me, seed: rand::random() });
     let cancel = shared.cancel.clone();
     let mut driver = Driver {
-        began: shared.began,
         shared,
         core,
+        began: Instant::now(),
         requests: HashMap::new(),
         stillborn: Vec::new(),
     };
@@ -137,10 +136,10 @@ impl Driver {
                     link.connection.close(2u32.into(), b"refused");
                 }
             }
-            Action::Join { peer, recipe } => {
+            Action::Join { peer, recipe, have } => {
                 let ticket = shared.tickets.lock().get(&recipe).cloned();
                 if let (Some(link), Some(ticket)) = (link(&peer), ticket) {
-                    link.send(Frame::Join { recipe, ticket });
+                    link.send(Frame::Join { recipe, ticket, have });
                 }
             }
             Action::Send { peer, frame } => {

@@ -163,6 +163,12 @@ impl Node {
         let url = config.api_url();
         let restored = server::restore(&config, Plan { file, objects }).await?;
         ensure!(restored.missing == 0, "{restored:?}");
+        // In this process the endpoint of the restoring group ends a moment after the group.
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while UdpSocket::bind(config.raft.listen).is_err() {
+            ensure!(tokio::time::Instant::now() < deadline, "the port is not given back");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let server = Server::start(config, |_| ()).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
         let password = self.password.clone();

@@ -146,7 +146,7 @@ impl<R: Read> Step<'_, R> {
         owner: &str,
     ) -> Result<(), Stop> {
         let name = repository.project();
-        if self.query().project(&name)?.is_none() {
+        let Some(project) = self.query().project(&name)? else {
             self.put_project(&Project {
                 name,
                 owner: Owner::User(owner.to_owned()),
@@ -155,6 +155,9 @@ impl<R: Read> Step<'_, R> {
                 created_at: self.at,
                 updated_at: self.at,
             });
+            return Ok(());
+        };
+        if project.owner == Owner::User(owner.to_owned()) {
             return Ok(());
         }
         let who = match owner.parse::<RobotName>() {

@@ -10,7 +10,7 @@ use shoal_api::{
     Waiting,
 };
 use shoal_content::{Timestamp, UploadId};
-use shoal_metadata::{Action, Upload, UploadPurpose, What};
+use shoal_metadata::{Action, DiskUploadState, Upload, UploadPurpose, What};
 
 use super::caller::{Admin, Caller};
 use super::input::{Body, Path};
@@ -43,7 +43,8 @@ pub async fn status(
     let due: Vec<String> = due.iter().map(ToString::to_string).collect();
     let unreferenced = waiting(all.len(), &due);
     let deleting_objects = query.deleting_objects(None, COUNTED_MAX)?.len() as u64;
-    let uploads = query.uploads()?;
+    let mut uploads = query.uploads()?;
+    uploads.retain(is_open);
     let open_upload_bytes = uploads.iter().map(received).sum();
     Ok(Json(StorageStatus {
         grace_seconds,
@@ -55,6 +56,18 @@ pub async fn status(
         scrub: app.services.scrubber.status(),
         verification: app.services.verifier.status(),
     }))
+}
+
+/// Whether it still holds something in storage: a disk's row outlives its upload, to say how it
+/// ended.
+fn is_open(upload: &Upload) -> bool {
+    !matches!(
+        upload.purpose,
+        UploadPurpose::Disk {
+            state: DiskUploadState::Published { .. } | DiskUploadState::Failed { .. },
+            ..
+        }
+    )
 }
 
 /// What a session has brought into storage.
@@ -70,6 +83,7 @@ pub async fn uploads(caller: Caller) -> Result<Json<Vec<OpenUpload>>, Problem> {
     caller.permit(Action::Audit, What::System)?;
     let query = caller.view.query();
     let mut rows = query.uploads()?;
+    rows.retain(is_open);
     rows.sort_by_key(|row| row.created_at);
     let mut shown = Vec::new();
     for row in rows {

@@ -40,6 +40,9 @@ use crate::verification::Verifier;
 const KEYS_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a stop waits for the last pulls to be written down.
 const PULLS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node that starts waits for storage that does not answer.
+const STORAGE_DEADLINE: Duration = Duration::from_secs(120);
+const STORAGE_INTERVAL: Duration = Duration::from_secs(1);
 const KEYS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A running node.
@@ -259,6 +262,20 @@ async fn start_raft(
     Ok(Raft::start(config, transport, registry).await?)
 }
 
+/// A node that starts while storage is away waits for it, as one that runs does.
+async fn open_bucket(settings: &S3Settings) -> Result<S3Store> {
+    let deadline = tokio::time::Instant::now() + STORAGE_DEADLINE;
+    loop {
+        match S3Store::open(settings).await {
+            Err(error) if error.is_retryable() && tokio::time::Instant::now() < deadline => {
+                warn!(%error, "storage cannot be opened yet");
+                tokio::time::sleep(STORAGE_INTERVAL).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
 /// Storage as the node uses it, and itself, without a cache before it.
 struct Stores {
     front: Arc<dyn BlobStore>,
@@ -292,7 +309,7 @@ async fn open_store(
                 secret_key,
                 path_style: storage.path_style,
             };
-            let behind: Arc<dyn BlobStore> = Arc::new(S3Store::open(&settings).await?);
+            let behind: Arc<dyn BlobStore> = Arc::new(open_bucket(&settings).await?);
             let front: Arc<dyn BlobStore> = match storage.cache_bytes {
                 0 => Arc::clone(&behind),
                 most => {

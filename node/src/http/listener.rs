@@ -1,6 +1,9 @@
 //! Takes connections on one address and serves HTTP on them, until it is told to end.
 //!
 //! At the end nobody is let in any more who was not on the way, and idle connections are closed.
+//! The kernel completes handshakes by itself: closing the socket would reset whoever is connected
+//! and not yet accepted. So new handshakes are ignored first (the client tries again, and is
+//! refused then, before it has sent anything), those under way end, and then the socket is closed.
 //! A connection that has just come is given a moment: its request may be under way, and whoever
 //! sent it could not know. A request that was taken in is answered, within the deadline.
 
@@ -19,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -40,6 +44,8 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// At the end: how long a connection that has not asked for anything yet may take to do so.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(1);
+/// At the end: how long a TCP handshake that has begun may take to end, a round trip.
+const LAST_HANDSHAKE_PATIENCE: Duration = Duration::from_millis(300);
 /// After an error that is not the listener's own: too many open files, for instance.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -128,6 +134,25 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
+/// Drops every SYN that comes from now on, by a filter in the kernel (classic BPF, which sees the
+/// segment from its TCP header on).
+fn ignore_handshakes(listener: &TcpListener) -> io::Result<()> {
+    const LOAD_BYTE_AT: u16 = 0x30;
+    const JUMP_IF_ANY_BIT: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    // RFC 9293, 3.1: the flags are the header's 14th byte, SYN is the second lowest.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 2;
+    const NOTHING: u32 = 0;
+    const WHOLE: u32 = u32::MAX;
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(LOAD_BYTE_AT, 0, 0, FLAGS),
+        SockFilter::new(JUMP_IF_ANY_BIT, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, NOTHING),
+        SockFilter::new(RETURN, 0, 0, WHOLE),
+    ])
+}
+
 /// What connections are served with. Clones are the same.
 #[derive(Clone)]
 struct Serving {
@@ -145,11 +170,19 @@ impl Serving {
         A::Service: Send,
         A::Future: Send,
     {
+        let last_came = async {
+            self.phases.ending.cancelled().await;
+            if let Err(error) = ignore_handshakes(&listener) {
+                warn!(%error, "whoever connects in this moment may be reset");
+            }
+            sleep(LAST_HANDSHAKE_PATIENCE).await;
+        };
+        let mut last_came = pin!(last_came);
         loop {
             let accepted = tokio::select! {
                 biased;
                 accepted = listener.accept() => accepted,
-                () = self.phases.ending.cancelled() => return,
+                () = &mut last_came => return,
             };
             let Ok((stream, address)) = accepted else {
                 sleep(ACCEPT_RETRY_INTERVAL).await;

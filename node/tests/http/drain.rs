@@ -240,11 +240,12 @@ async fn leave(scene: Scene) -> Result<()> {
     ensure!(kept.headers()["range"] == "0-99999", "{kept:?}");
 
     program.ended().await?;
-    let leader = node.server.app().raft.status().leader.context("a leader")?;
-    ensure!(leader.number() != 1, "the node that has left leads");
+    let raft = &node.server.app().raft;
+    until("another leader", async || raft.status().leader.filter(|leader| leader.number() != 1))
+        .await?;
     let before: Vec<u64> = progress.iter().map(|did| did.load(Ordering::Relaxed)).collect();
     let most = before.into_iter().max().unwrap_or_default();
-    until("each client to go on", async || all_did(most + ROUNDS)).await?;
+    let went_on = until("each client to go on", async || all_did(most + ROUNDS)).await;
     stop.store(true, Ordering::Relaxed);
     let other = &staying[1];
     while let Some(ended) = clients.join_next().await {
@@ -254,6 +255,8 @@ async fn leave(scene: Scene) -> Result<()> {
             ensure!(found == StatusCode::OK, "{digest} was acknowledged and is lost: {found}");
         }
     }
+    // A client that ended early has said why by now.
+    went_on?;
     for node in staying {
         node.server.stop().await?;
     }

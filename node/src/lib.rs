@@ -27,4 +27,5 @@ pub mod scrub;
 pub mod server;
 pub mod state;
 pub mod store;
+pub mod telemetry;
 pub mod verification;

@@ -1,6 +1,5 @@
 //! The program `shoal-node`: commands, signals, logging.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use shoal_node::config::Config;
 use shoal_node::joining;
 use shoal_node::restore::{Plan, Restored};
 use shoal_node::server::{self, Server};
+use shoal_node::telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// RocksDB and bursts of uploads leave glibc's heap in pieces; this one gives memory back.
 #[global_allocator]
@@ -101,7 +100,11 @@ fn main() -> ExitCode {
     let done = runtime.context("the runtime cannot be started").and_then(|runtime| match arguments
         .command
     {
-        Commands::Run(settings) => runtime.block_on(run(settings.load()?)),
+        Commands::Run(settings) => {
+            let config = settings.load()?;
+            let _telemetry = Telemetry::install(&config)?;
+            runtime.block_on(run(config))
+        }
         Commands::Init(Init { restore: Some(file), objects, settings }) => {
             let plan = Plan { file: &file, objects: objects.as_deref() };
             show_restored(&runtime.block_on(server::restore(&settings.load()?, plan))?);
@@ -136,19 +139,6 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<()> {
-    let filter =
-        EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log.filter))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        // A log on a full disk loses lines; complaining about that on the same stream panics.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    if config.log.format == "json" {
-        log.json().flatten_event(true).init()
-    } else {
-        log.init()
-    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let notice = Duration::from_secs(config.drain.notice_seconds);

@@ -6,6 +6,7 @@ use shoal_content::{ClusterId, NodeId, Timestamp};
 use shoal_metadata::{Cluster, Command, Response};
 use shoal_p2p::identity::{Authority, KeyPair};
 use shoal_raft::{ProposeError, Raft, ReadError, View};
+use tracing::instrument;
 
 use crate::api::Services;
 use crate::clock;
@@ -102,6 +103,7 @@ impl App {
     ///
     /// # Errors
     /// See [`ProposeError`]; a refusal is among them.
+    #[instrument(name = "metadata.propose", level = "debug", skip_all)]
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
         self.raft.propose(self.now(), command).await
     }
@@ -110,6 +112,7 @@ impl App {
     ///
     /// # Errors
     /// Where no majority answers in time.
+    #[instrument(name = "metadata.read", level = "debug", skip_all)]
     pub async fn view(&self) -> Result<View, ReadError> {
         self.raft.read().await
     }

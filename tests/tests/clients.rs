@@ -1,5 +1,5 @@
-//! Real clients against one node, over TLS that they check: podman, buildah and skopeo push and
-//! pull; and the command `shoal` adds and removes a node, and keeps storage clean.
+//! Real clients against one node, over TLS that they check: podman, buildah, skopeo and oras push
+//! and pull; and the command `shoal` adds and removes a node, and keeps storage clean.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -189,6 +189,54 @@ fn skopeo(scene: &Scene, image: &ContainerImage) -> Result<()> {
     let tags: Value = serde_json::from_str(&scene.skopeo(&list)?)?;
     ensure!(tags["Tags"] == serde_json::json!(["v2"]), "{tags}");
     ensure!(scene.manifest("clients/copied:v1").is_ok(), "a copy went with its source");
+    Ok(())
+}
+
+/// What is done with oras, whose PyPI package is a library: arguments are the registry, the
+/// password and two folders.
+const ORAS: &str = r#"
+import os, sys
+import oras.client
+registry, password, source, target = sys.argv[1:]
+client = oras.client.OrasClient(hostname=registry, auth_backend="token")
+client.login(username="admin", password=password, hostname=registry)
+os.chdir(source)
+name = f"{registry}/clients/oras:v1"
+files = ["model.bin:application/vnd.example.model", "notes.txt:text/plain"]
+client.push(target=name, files=files, manifest_annotations={"org.example.kind": "model"})
+chunked = f"{registry}/clients/oras:chunked"
+client.push(target=chunked, files=files, do_chunked=True, chunk_size=1 << 20)
+subject = client.get_manifest(name)
+assert subject["annotations"]["org.example.kind"] == "model", subject
+assert sorted(client.get_tags(name)) == ["chunked", "v1"], client.get_tags(name)
+for tag in [name, chunked]:
+    pulled = client.pull(target=tag, outdir=f"{target}/{tag[-2:]}")
+    assert len(pulled) == 2, pulled
+assert client.delete_tags(name, "chunked") == ["chunked"]
+assert client.get_tags(name) == ["v1"], client.get_tags(name)
+"#;
+
+#[test]
+fn oras_pushes_and_pulls_artifacts() -> Result<()> {
+    let scene = Scene::set()?;
+    let (source, target) = (scene.folder.join("source"), scene.folder.join("target"));
+    fs::create_dir_all(&source)?;
+    let model: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
+    let files = [("model.bin", model.as_slice()), ("notes.txt", b"as it was".as_slice())];
+    for (name, content) in files {
+        fs::write(source.join(name), content)?;
+    }
+    let mut oras = scene.hub.command("python-oras");
+    oras.args(["-c", ORAS, &scene.node.registry(), &scene.password]).args([&source, &target]);
+    oras.env("REQUESTS_CA_BUNDLE", scene.certificates.join("ca.crt"));
+    // It keeps its login there.
+    oras.env("HOME", &scene.folder).env("DOCKER_CONFIG", &scene.folder);
+    run(oras).context("python-oras; ./dev test installs it")?;
+    for (folder, (name, content)) in
+        ["v1", "ed"].into_iter().flat_map(|at| files.map(|file| (at, file)))
+    {
+        ensure!(fs::read(target.join(folder).join(name))? == content, "{folder}/{name} differs");
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use shoal_content::{
 };
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, ImageKind, ImageProfile, Read, Reference,
-    UploadPurpose, What, Who,
+    UploadPurpose, Visible, What, Who,
 };
 use shoal_raft::View;
 use uuid::Uuid;
@@ -25,7 +25,7 @@ use super::input::{Body, Path, Query};
 use super::problem::missing;
 use crate::clock::{now, rfc3339};
 use crate::http::noted;
-use crate::http::permit::{Visible, permit};
+use crate::http::permit::permit;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -74,7 +74,7 @@ pub async fn list(
         return Err(Problem::bad_request("sort_invalid", text));
     }
     let query = caller.view.query();
-    let mut visible = Visible::new(&caller.view, caller.who())?;
+    let mut visible = Visible::new(query, caller.who())?;
     let mut found = Vec::new();
     let mut after: Option<RepositoryName> = None;
     let mut seen = 0;
@@ -85,7 +85,7 @@ pub async fn list(
         after = rows.last().map(|image| image.name.clone());
         for image in rows {
             let named = wanted.name.as_ref().is_none_or(|part| image.name.as_str().contains(part));
-            if named && kind.is_none_or(|kind| image.kind == kind) && visible.shows(&image)? {
+            if named && kind.is_none_or(|kind| image.kind == kind) && visible.shows(&image.name)? {
                 found.push(image);
             }
         }

@@ -54,6 +54,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
     ("metrics", &["public"]),
+    ("traces", &["endpoint", "sample_ratio"]),
     ("log", &["filter", "format"]),
 ];
 
@@ -82,6 +83,7 @@ pub struct Config {
     pub scrub: Scrub,
     pub retention: Retention,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub log: Log,
 }
 
@@ -401,6 +403,23 @@ pub struct Metrics {
     pub public: bool,
 }
 
+/// OpenTelemetry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Traces {
+    /// Where a collector takes OTLP over HTTP, in protobuf: `http://HOST:4318/v1/traces`. Without
+    /// it nothing is traced.
+    pub endpoint: Option<String>,
+    /// Of the requests that come without a trace of their own, this share is traced: 0 to 1.
+    pub sample_ratio: f64,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, sample_ratio: 1.0 }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
@@ -461,6 +480,13 @@ impl Config {
         }
         if self.retention.pulls_interval_seconds == 0 {
             return value("retention", "pulls_interval_seconds", "at least 1");
+        }
+        let is_url = |text: &String| text.starts_with("http://") || text.starts_with("https://");
+        if !self.traces.endpoint.as_ref().is_none_or(is_url) {
+            return value("traces", "endpoint", "it is http://HOST:4318/v1/traces or https://…");
+        }
+        if !(0.0..=1.0).contains(&self.traces.sample_ratio) {
+            return value("traces", "sample_ratio", "it is 0 to 1");
         }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return value("log", "format", "it is text or json");

@@ -17,12 +17,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, Span, info, info_span};
 use uuid::Uuid;
 
 use super::noted::{self, Noted};
 use crate::metrics::RequestLabels;
 use crate::state::App;
+use crate::telemetry;
 
 const TARGET: &str = "shoal::access";
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,22 +40,28 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let id = given.cloned().map_or_else(own, Ok).unwrap_or(HeaderValue::from_static("none"));
     let noted = Noted::new(id.to_str().unwrap_or_default());
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let path: String = request.uri().path().chars().take(PATH_BYTES_MAX).collect();
+    let span = info_span!("request", id = noted.id, method = %request.method(), path, otel.kind = "server");
+    let trace_id = telemetry::adopt(&span, request.headers()).unwrap_or_else(|| noted.id.clone());
+    telemetry::describe(&span, request.method(), route.as_deref(), &path);
     let mut line = Line {
         started: Instant::now(),
-        trace_id: trace_id(request.headers()).unwrap_or_else(|| noted.id.clone()),
+        trace_id,
         noted: Arc::clone(&noted),
         client,
         method: request.method().clone(),
-        path: request.uri().path().chars().take(PATH_BYTES_MAX).collect(),
-        route: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
+        path,
+        route,
+        span: span.clone(),
         status: StatusCode::OK,
         length: None,
     };
     let labels = RequestLabels::new(line.method.as_str(), request.uri().path());
     let under_way = UnderWay::begin(&app);
-    let span = info_span!("request", id = noted.id, method = %line.method, path = line.path);
     let mut response = noted::within(Arc::clone(&noted), next.run(request).instrument(span)).await;
     line.status = response.status();
+    telemetry::answered(&line.span, line.status);
     let length = response.headers().get(header::CONTENT_LENGTH);
     line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     app.metrics.answered(labels, line.status.as_u16(), line.started.elapsed().as_secs_f64());
@@ -81,22 +88,13 @@ impl Drop for UnderWay {
     }
 }
 
-/// The trace that a caller's `traceparent` names (W3C Trace Context, version 00).
-fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    let mut parts = text.split('-');
-    let (version, trace) = (parts.next()?, parts.next()?);
-    let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let known = version == "00" && trace.len() == 32 && hex(trace) && trace != "0".repeat(32);
-    known.then(|| trace.to_owned())
-}
-
 /// What `fuzz` asks of it: an id is 32 digits, whatever a header holds.
 pub fn check_trace_parent(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", value);
-    assert!(trace_id(&headers).is_none_or(|id| id.len() == 32));
+    let trace = telemetry::adopt(&Span::none(), &headers);
+    assert!(trace.is_none_or(|id| id.len() == 32));
 }
 
 /// What the line will say.
@@ -109,6 +107,8 @@ struct Line {
     path: String,
     route: Option<String>,
     status: StatusCode,
+    /// Lasts until the answer has been sent.
+    span: Span,
     /// The answer's Content-Length.
     length: Option<u64>,
 }
@@ -222,19 +222,5 @@ mod tests {
         assert_eq!(action(Method::POST, "/api/v1/join-tokens"), "create_join_tokens");
         assert_eq!(action(Method::GET, "/health"), "read_health");
         assert_eq!(action_of(&Method::DELETE, None), "delete_unknown");
-    }
-
-    #[test]
-    fn a_trace_is_taken_over_only_where_it_is_well_formed() {
-        let of = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("traceparent", HeaderValue::from_str(text).unwrap());
-            trace_id(&headers)
-        };
-        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        assert_eq!(of(&format!("00-{trace}-00f067aa0ba902b7-01")).as_deref(), Some(trace));
-        for bad in ["", "00", "00-xyz-1-01", &format!("00-{}-1-01", "0".repeat(32)), "01-"] {
-            assert_eq!(of(bad), None, "{bad}");
-        }
     }
 }

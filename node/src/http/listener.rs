@@ -6,6 +6,9 @@
 //! refused then, before it has sent anything), those under way end, and then the socket is closed.
 //! A connection that has just come is given a moment: its request may be under way, and whoever
 //! sent it could not know. A request that was taken in is answered, within the deadline.
+//!
+//! Invariant: at most [`CONNECTIONS_MAX`] connections are open at one listener; one more is closed
+//! at once, which a client sees and may try again elsewhere.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +19,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
-use axum_server::accept::Accept;
+use axum_server::accept::{Accept, DefaultAcceptor};
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,6 +28,7 @@ use hyper_util::server::conn::auto::Builder;
 use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,9 +36,10 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 use tracing::warn;
 
-use super::door::{CONNECTIONS_MAX, Door};
 use super::prompt::Prompt;
 
+/// Connections at one listener: thousands of agents hold one each for their orders.
+const CONNECTIONS_MAX: usize = 16 * 1024;
 /// From a request's first byte to the end of its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests at once on one HTTP/2 connection.
@@ -74,6 +79,15 @@ impl Listening {
         address: SocketAddr,
         tls: Option<RustlsConfig>,
     ) -> io::Result<Self> {
+        Self::begin_for(router, address, tls, CONNECTIONS_MAX).await
+    }
+
+    async fn begin_for(
+        router: Router,
+        address: SocketAddr,
+        tls: Option<RustlsConfig>,
+        connections_max: usize,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (phases, connections) = (Phases::default(), TaskTracker::new());
@@ -82,14 +96,14 @@ impl Listening {
             builder: Arc::new(builder()),
             phases: phases.clone(),
             connections: connections.clone(),
+            places: Arc::new(Semaphore::new(connections_max)),
         };
-        let door = Door::new(CONNECTIONS_MAX);
         let task = match tls {
             Some(tls) => {
-                let acceptor = Prompt::new(RustlsAcceptor::new(tls).acceptor(door));
+                let acceptor = Prompt::new(RustlsAcceptor::new(tls));
                 tokio::spawn(serving.accept(listener, acceptor))
             }
-            None => tokio::spawn(serving.accept(listener, Prompt::new(door))),
+            None => tokio::spawn(serving.accept(listener, Prompt::new(DefaultAcceptor::new()))),
         };
         Ok(Self { address, phases, connections, task })
     }
@@ -160,6 +174,8 @@ struct Serving {
     builder: Arc<Builder<TokioExecutor>>,
     phases: Phases,
     connections: TaskTracker,
+    /// A connection holds one while it is open.
+    places: Arc<Semaphore>,
 }
 
 impl Serving {
@@ -188,8 +204,16 @@ impl Serving {
                 sleep(ACCEPT_RETRY_INTERVAL).await;
                 continue;
             };
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                warn!("too many connections; one is turned away");
+                continue;
+            };
+            if stream.set_nodelay(true).is_err() {
+                continue; // It is gone already.
+            }
             let (serving, acceptor) = (self.clone(), acceptor.clone());
             self.connections.spawn(async move {
+                let _place = place;
                 // Where no handshake succeeds there is nobody to serve.
                 if let Ok((stream, _)) = acceptor.accept(stream, ()).await {
                     serving.serve(stream, address).await;
@@ -228,6 +252,35 @@ impl Serving {
         tokio::select! {
             _ = &mut connection => {}
             () = self.phases.ended.cancelled() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_too_many_is_turned_away_until_one_leaves() {
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listening = Listening::begin_for(router, anywhere, None, 1).await.unwrap();
+        let ask = async || {
+            let mut stream = TcpStream::connect(listening.address()).await.unwrap();
+            // Whoever is turned away may see it here already.
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).await.ok().map(|_| (stream, first))
+        };
+        let (first, answer) = ask().await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        assert!(ask().await.is_none());
+        drop(first);
+        while ask().await.is_none() {
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -4,7 +4,6 @@ mod access;
 pub mod auth;
 mod certificate;
 pub mod cors;
-mod door;
 mod drain;
 mod leftover;
 mod listener;

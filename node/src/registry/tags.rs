@@ -7,11 +7,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use shoal_content::{Digest, RepositoryName};
 use shoal_formats::media_type;
-use shoal_metadata::Version;
-use shoal_raft::View;
+use shoal_metadata::{Version, Visible};
 
 use super::{Answer, Asked, RegistryError, image, text_header};
-use crate::http::permit::Visible;
 
 /// The longest page; whoever asks for more gets this many and a link.
 pub const PAGE_MAX: usize = 10_000;
@@ -80,40 +78,10 @@ pub async fn catalogue(asked: Asked) -> Answer {
     let after = asked.query.get("last").map(|last| last.parse()).transpose();
     let after = after.map_err(RegistryError::name_invalid)?;
     let view = asked.view().await?;
-    let (names, more) = visible(&asked, &view, after, size)?;
+    let (names, more) = Visible::new(view.query(), asked.who())?.page(after.as_ref(), size)?;
     let last = names.last().map(RepositoryName::as_str).filter(|_| more);
     let names: Vec<&str> = names.iter().map(RepositoryName::as_str).collect();
     linked(Json(json!({"repositories": names})).into_response(), "/v2/_catalog", size, last)
-}
-
-/// A page of the repositories that the asker may list, and whether there are more.
-fn visible(
-    asked: &Asked,
-    view: &View,
-    mut after: Option<RepositoryName>,
-    size: usize,
-) -> Result<(Vec<RepositoryName>, bool), RegistryError> {
-    let mut names = Vec::new();
-    if size == 0 {
-        return Ok((names, false));
-    }
-    let mut visible = Visible::new(view, asked.who())?;
-    loop {
-        let rows = view.query().images(after.as_ref(), size + 1)?;
-        let ended = rows.len() <= size;
-        after = rows.last().map(|image| image.name.clone());
-        for image in rows {
-            if visible.shows(&image)? {
-                if names.len() == size {
-                    return Ok((names, true));
-                }
-                names.push(image.name);
-            }
-        }
-        if ended {
-            return Ok((names, false));
-        }
-    }
 }
 
 /// `GET /v2/NAME/referrers/DIGEST`: an index of what has that subject; empty for a repository that

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use shoal_content::{ObjectKey, Timestamp};
+use tracing::instrument;
 use uuid::Uuid;
 
 use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
@@ -304,10 +305,12 @@ fn stream(mut file: File, range: Range<u64>, send: impl Fn(io::Result<Bytes>) ->
 
 #[async_trait]
 impl BlobStore for FolderStore {
+    #[instrument(name = "storage.put", level = "debug", skip_all)]
     async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
         self.blocking(move |store| store.put_now(key, &bytes)).await
     }
 
+    #[instrument(name = "storage.begin", level = "debug", skip_all)]
     async fn begin(&self, _: ObjectKey) -> Result<String, StoreError> {
         self.blocking(|store| {
             store.ensure_space(0)?;
@@ -322,6 +325,7 @@ impl BlobStore for FolderStore {
         .await
     }
 
+    #[instrument(name = "storage.put_part", level = "debug", skip_all)]
     async fn put_part(
         &self,
         _: ObjectKey,
@@ -335,6 +339,7 @@ impl BlobStore for FolderStore {
         Ok(StoredPart { number, tag: format!("{offset}"), length })
     }
 
+    #[instrument(name = "storage.complete", level = "debug", skip_all)]
     async fn complete(
         &self,
         key: ObjectKey,
@@ -373,6 +378,7 @@ impl BlobStore for FolderStore {
         .await
     }
 
+    #[instrument(name = "storage.get", level = "debug", skip_all)]
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let (start, end) = (range.start, range.end);
         let file = self
@@ -397,6 +403,7 @@ impl BlobStore for FolderStore {
         Ok(pieces.map(move |piece| piece.map_err(wrap)).boxed())
     }
 
+    #[instrument(name = "storage.length", level = "debug", skip_all)]
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
         self.blocking(move |store| match fs::metadata(store.path(key)) {
             Ok(metadata) => Ok(Some(metadata.len())),
@@ -406,6 +413,7 @@ impl BlobStore for FolderStore {
         .await
     }
 
+    #[instrument(name = "storage.delete", level = "debug", skip_all)]
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         let keys = keys.to_vec();
         self.blocking(move |store| {

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use shoal_content::{ObjectKey, Timestamp};
 use tokio_util::io::ReaderStream;
+use tracing::instrument;
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -189,12 +190,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[async_trait]
 impl BlobStore for S3Store {
+    #[instrument(name = "storage.put", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.to_string());
         let sent = request.body(SdkStream::from(bytes)).send().await;
         sent.map(drop).map_err(|error| refusal("putting an object", &error))
     }
 
+    #[instrument(name = "storage.begin", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
         let request = self.client.create_multipart_upload().bucket(&self.bucket);
         let sent = request.key(key.to_string()).send().await;
@@ -202,6 +205,7 @@ impl BlobStore for S3Store {
         begun.upload_id.ok_or(StoreError::Multipart)
     }
 
+    #[instrument(name = "storage.put_part", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn put_part(
         &self,
         key: ObjectKey,
@@ -219,6 +223,7 @@ impl BlobStore for S3Store {
         Ok(StoredPart { number, tag, length })
     }
 
+    #[instrument(name = "storage.complete", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn complete(
         &self,
         key: ObjectKey,
@@ -252,6 +257,7 @@ impl BlobStore for S3Store {
         }
     }
 
+    #[instrument(name = "storage.get", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
         if range.start >= range.end {
             // HTTP has no empty range; the object must be there all the same.
@@ -283,6 +289,7 @@ impl BlobStore for S3Store {
         Ok(ReaderStream::with_capacity(reader, PIECE_BYTES).map_err(failed).boxed())
     }
 
+    #[instrument(name = "storage.length", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
         let request = self.client.head_object().bucket(&self.bucket).key(key.to_string());
         match request.send().await {
@@ -292,6 +299,7 @@ impl BlobStore for S3Store {
         }
     }
 
+    #[instrument(name = "storage.delete", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         for batch in keys.chunks(DELETE_KEYS_MAX) {
             let objects =

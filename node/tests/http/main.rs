@@ -22,4 +22,5 @@ mod retention;
 mod rights;
 mod scrub;
 mod swarm;
+mod traces;
 mod v2;

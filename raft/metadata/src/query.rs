@@ -164,6 +164,14 @@ impl<'a, R: Read> Query<'a, R> {
         images?.ok_or(missing)
     }
 
+    /// Names of images in byte order, from `from` on, at most `limit`.
+    pub fn image_names(&self, from: &str, limit: usize) -> Result<Vec<RepositoryName>, Fault> {
+        let rows = self.read.scan(Table::ImageNames, from.as_bytes(), b"", limit)?;
+        let name = |key: &[u8]| std::str::from_utf8(key).ok()?.parse().ok();
+        let names: Option<_> = rows.iter().map(|(key, _)| name(key)).collect();
+        names.ok_or(Fault::Contradiction("a name that is none"))
+    }
+
     /// How many images there are.
     pub fn image_count(&self) -> Result<u64, Fault> {
         Ok(row(self.read, Table::Counts, IMAGES_COUNT)?.unwrap_or(0))

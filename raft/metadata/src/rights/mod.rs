@@ -8,6 +8,7 @@
 mod credential;
 mod permission;
 mod query;
+mod visible;
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub use credential::{PersonalToken, Robot, RobotName, Scope};
 pub use permission::{Action, Decision, Denial, Ground, What, Who, permission};
+pub use visible::Visible;
 
 /// A company or a team that owns projects and has members and groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use shoal_content::{ImageReference, Labels, Zone};
 
 use crate::config::Role;
+use crate::setup::Engine;
 
 const AFTER_HELP: &str = "\
 FIRST STEPS
@@ -48,12 +49,10 @@ SETTINGS
     filter = \"info\"                  format = \"text\"             # or \"json\"
 
 CONTAINER ENGINES
-  docker, any image of the cluster:   docker pull 127.0.0.1:5055/NAME:TAG
-  docker, docker.io through the mirror, /etc/docker/daemon.json:
-      { \"registry-mirrors\": [\"http://127.0.0.1:5055\"] }
-  containerd, /etc/containerd/certs.d/REGISTRY/hosts.toml:
-      [host.\"http://127.0.0.1:5055\"]
-      capabilities = [\"pull\", \"resolve\"]";
+  Any of them, by the mirror's address:         docker pull 127.0.0.1:5055/NAME:TAG
+  By a node's, through this agent while it is up:
+      shoal-agent setup docker|containerd|podman    shows what it changes, and asks
+      shoal-agent setup podman --undo               takes it back";
 
 /// The Shoal agent: fetches disk and container images from the swarm, shares and caches them, and
 /// serves them to this host's hypervisor and container engine.
@@ -108,6 +107,32 @@ pub enum Command {
     Unpin(OneImage),
     /// Says where the bytes of recent transfers came from, and how fast
     Explain(Explain),
+    /// Makes this host's container engine pull the cluster's images through this agent
+    ///
+    /// Shows what would change as a diff, and asks. The agent is named first and the registry
+    /// itself after it, so that pulls go on when the agent is down. --undo puts every file back as
+    /// it was.
+    Setup(Setup),
+}
+
+#[derive(Debug, Args)]
+pub struct Setup {
+    pub engine: Engine,
+    /// Takes back what was set up
+    #[arg(long, conflicts_with = "registries")]
+    pub undo: bool,
+    /// Shows what would change, and changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Does not ask
+    #[arg(long, short, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// As image names begin with; may be given several times [default: every node's]
+    #[arg(long = "registry", value_name = "HOST:PORT")]
+    pub registries: Vec<String>,
+    /// Where the engine's files are looked up: the root of an image that is being prepared
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    pub root: PathBuf,
 }
 
 #[derive(Debug, Args)]

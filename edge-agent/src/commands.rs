@@ -15,12 +15,12 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{Command, Fetch, Settings, Who};
+use crate::cli::{Command, Fetch, Settings, Setup, Who};
 use crate::config::{self, Config};
 use crate::control::{ClientError, ImageReport, Line, Request, StatusReport, ask};
 use crate::enrolment::{self, DataFolder};
 use crate::transfers::TransferRecord;
-use crate::{daemon, join};
+use crate::{daemon, join, setup};
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -39,6 +39,10 @@ pub enum Error {
     NoNode,
     #[error("the labels cannot be used")]
     Labels(#[from] shoal_content::LabelsError),
+    #[error(transparent)]
+    Setup(#[from] setup::Error),
+    #[error("nobody is there to be asked; --yes goes ahead, --dry-run only shows")]
+    NobodyToAsk,
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -107,6 +111,7 @@ pub async fn execute(mut config: Config, command: Command) -> Result<(), Error> 
                 _ => Ok(()),
             })
         }
+        Command::Setup(arguments) => set_up(&config, &arguments),
         Command::Pin(one) => pin(&socket, one.reference, true, one.json.json).await,
         Command::Unpin(one) => pin(&socket, one.reference, false, one.json.json).await,
         Command::Explain(arguments) => {
@@ -132,6 +137,56 @@ fn introduce(config: &mut Config, who: &Who) -> Result<(), Error> {
     }
     agent.labels = Labels::try_from(labels)?;
     Ok(())
+}
+
+/// Shows what would change, asks, and does it.
+fn set_up(config: &Config, arguments: &Setup) -> Result<(), Error> {
+    let (engine, data_dir) = (arguments.engine, &config.agent.data_dir);
+    let mut out = io::stdout();
+    if arguments.undo {
+        let Some(undo) = setup::Undo::read(data_dir, engine)? else {
+            writeln!(out, "{} was not set up; nothing to take back", engine.as_str())?;
+            return Ok(());
+        };
+        write!(out, "{}", undo.diff())?;
+        if confirmed(arguments)? {
+            undo.carry_out()?;
+            writeln!(out, "{} is as it was; restart it if it is containerd", engine.as_str())?;
+        }
+        return Ok(());
+    }
+    let facts = setup::Facts::gather(config, &arguments.registries)?;
+    let plan = facts.plan(engine, &arguments.root)?;
+    if plan.is_done() {
+        writeln!(out, "{} is set up already", engine.as_str())?;
+        return Ok(());
+    }
+    write!(out, "{}", plan.diff())?;
+    if confirmed(arguments)? {
+        plan.carry_out(data_dir)?;
+        writeln!(out, "{} is set up", engine.as_str())?;
+        for advice in &plan.advice {
+            writeln!(out, "- {advice}")?;
+        }
+        writeln!(out, "- take it back: shoal-agent setup {} --undo", engine.as_str())?;
+    }
+    Ok(())
+}
+
+/// Whether to go ahead with what was shown.
+fn confirmed(arguments: &Setup) -> Result<bool, Error> {
+    if arguments.dry_run || arguments.yes {
+        return Ok(arguments.yes);
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Error::NobodyToAsk);
+    }
+    let mut out = io::stdout();
+    write!(out, "Change these files? [y/N] ")?;
+    out.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Turns true at SIGTERM or SIGINT.

@@ -129,6 +129,22 @@ impl DataFolder {
     }
 }
 
+/// What the folder says of this agent, read without its lock, so also beside a running daemon.
+#[derive(Debug)]
+pub struct Known {
+    pub enrolment: Option<Enrolment>,
+    pub nodes: Vec<NodeAddress>,
+}
+
+impl Known {
+    pub fn read(data_dir: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            enrolment: read_json(&data_dir.join(CLUSTER_FILE))?,
+            nodes: read_json(&data_dir.join(NODES_FILE))?.unwrap_or_default(),
+        })
+    }
+}
+
 fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }

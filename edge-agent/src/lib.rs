@@ -23,6 +23,7 @@ pub mod join;
 pub mod metrics;
 pub mod mirror;
 pub mod nodes;
+pub mod setup;
 pub mod status;
 pub mod transfers;
 

@@ -1,0 +1,98 @@
+//! containerd: `certs.d/HOST:PORT/hosts.toml` for each registry, and the setting by which CRI finds
+//! them. `ctr` and `nerdctl` read the folder as well (`ctr images pull --hosts-dir`).
+
+use std::path::Path;
+
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use super::{Error, Facts, Plan};
+
+const CONFIG: &str = "/etc/containerd/config.toml";
+const FOLDER: &str = "/etc/containerd/certs.d";
+/// Of configurations of version 3 (containerd 2), and of those before.
+const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
+const CRI: &str = "io.containerd.grpc.v1.cri";
+/// Made where containerd has no configuration; every release reads it.
+const VERSION_OF_NEW: i64 = 2;
+
+pub fn plan(facts: &Facts, plan: &mut Plan) -> Result<(), Error> {
+    let path = plan.path(CONFIG);
+    let mut folder = FOLDER.to_owned();
+    plan.write(CONFIG, |before| {
+        let (text, found) = with_folder(&path, before)?;
+        folder = found;
+        Ok(text)
+    })?;
+    let needs_restart = !plan.is_done();
+    facts.trust(&folder, plan)?;
+    hosts(facts, &folder, plan)?;
+    plan.advice.push(if needs_restart {
+        "restart containerd for it to know the folder: systemctl restart containerd".to_owned()
+    } else {
+        "containerd knows the folder already; it counts from the next pull on".to_owned()
+    });
+    plan.advice.push(format!("'ctr' is told each time: ctr images pull --hosts-dir {folder} …"));
+    Ok(())
+}
+
+/// Adds `HOST:PORT/hosts.toml` for each registry below `folder`: the agent first, then the
+/// registry itself, which alone takes pushes.
+pub fn hosts(facts: &Facts, folder: &str, plan: &mut Plan) -> Result<(), Error> {
+    for registry in &facts.registries {
+        let authority = format!("{folder}/{registry}/ca.crt");
+        let text = format!(
+            "# Made by 'shoal-agent setup'; --undo takes it back.\n\
+             server = \"https://{registry}\"\nca = \"{authority}\"\n\n\
+             [host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+            facts.mirror_url()
+        );
+        plan.write(&format!("{folder}/{registry}/hosts.toml"), |_| Ok(text))?;
+    }
+    Ok(())
+}
+
+/// The configuration with `config_path` set, and the folder that it names.
+fn with_folder(path: &Path, before: Option<&str>) -> Result<(String, String), Error> {
+    let mut document: DocumentMut =
+        before.unwrap_or_default().parse().map_err(|error: toml_edit::TomlError| {
+            Error::Malformed { path: path.to_owned(), message: error.to_string() }
+        })?;
+    if !document.contains_key("version") {
+        // Without one, containerd takes a configuration for version 1, whose plugins have short
+        // names; only an empty one can be made newer.
+        if document.contains_key("plugins") {
+            let message = "it has plugins and no version; write version = 2".to_owned();
+            return Err(Error::Malformed { path: path.to_owned(), message });
+        }
+        document.insert("version", value(VERSION_OF_NEW));
+    }
+    let version = document.get("version").and_then(Item::as_integer).unwrap_or(VERSION_OF_NEW);
+    let plugin = if version >= 3 { CRI_IMAGES } else { CRI };
+    let not_a_table = |key: &str| Error::Malformed {
+        path: path.to_owned(),
+        message: format!("{key} is no table"),
+    };
+    let mut table: &mut Table = document.as_table_mut();
+    for key in ["plugins", plugin, "registry"] {
+        let entry = table.entry(key).or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(key != "registry");
+            Item::Table(table)
+        });
+        table = entry.as_table_mut().ok_or_else(|| not_a_table(key))?;
+    }
+    for key in ["mirrors", "configs"] {
+        if table.get(key).and_then(Item::as_table_like).is_some_and(|old| !old.is_empty()) {
+            let key = format!("plugins.{plugin:?}.registry.{key}");
+            return Err(Error::OldMirrors { path: path.to_owned(), key });
+        }
+    }
+    let known = table.get("config_path").and_then(Item::as_str).unwrap_or_default();
+    // Several folders may stand there, as in PATH; the first that has a registry counts.
+    if let Some(first) = known.split(':').find(|folder| !folder.is_empty()) {
+        let first = first.to_owned();
+        return Ok((before.unwrap_or_default().to_owned(), first));
+    }
+    table.insert("config_path", value(FOLDER));
+    Ok((document.to_string(), FOLDER.to_owned()))
+}

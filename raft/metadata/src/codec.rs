@@ -59,7 +59,11 @@ pub const fn command_version(command: &Command) -> u8 {
         | Command::SetPolicy { .. }
         | Command::RemovePolicy { .. }
         | Command::Retire(_)
-        | Command::NotePulls { .. } => 2,
+        | Command::NotePulls { .. }
+        | Command::SetQuota { .. }
+        | Command::RemoveQuota { .. }
+        | Command::ReserveUpload { .. }
+        | Command::CountUsage => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

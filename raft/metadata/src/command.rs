@@ -13,6 +13,7 @@ use shoal_content::{
 };
 use thiserror::Error;
 
+use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
     JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
@@ -293,6 +294,22 @@ pub enum Command {
     NotePulls {
         pulls: BTreeMap<ImageId, ImagePulls>,
     },
+    /// Sets what may be held, in place of the limits there are.
+    SetQuota {
+        of: QuotaOf,
+        limits: QuotaLimits,
+        by: String,
+    },
+    RemoveQuota {
+        of: QuotaOf,
+    },
+    /// Reserves so many bytes in all for a blob's session, before they come.
+    ReserveUpload {
+        upload: UploadId,
+        bytes: u64,
+    },
+    /// Counts what is held anew, and keeps accounts from now on.
+    CountUsage,
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -428,6 +445,8 @@ pub enum Refusal {
     PolicyChanged,
     #[error(transparent)]
     Policy(PolicyError),
+    #[error(transparent)]
+    Quota(Exceeded),
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -451,6 +470,7 @@ pub enum Subject {
     Robot,
     Token,
     Policy,
+    Quota,
 }
 
 impl std::fmt::Display for Subject {
@@ -474,6 +494,7 @@ impl std::fmt::Display for Subject {
             Self::Robot => "robot",
             Self::Token => "token",
             Self::Policy => "policy",
+            Self::Quota => "quota",
         })
     }
 }

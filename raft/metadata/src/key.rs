@@ -10,6 +10,7 @@ use shoal_content::{
     TagName, Timestamp, UploadId, VersionId,
 };
 
+use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
 use crate::table::Fault;
 
@@ -180,6 +181,29 @@ pub fn user_tokens(user: &AccountName) -> Vec<u8> {
 
 pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
     join(&[&user_tokens(user), id.as_bytes()])
+}
+
+/// What the keys of a project's contents begin with.
+pub fn project_prefix(project: &ProjectName) -> Vec<u8> {
+    join(&[project.as_str().as_bytes(), &[END]])
+}
+
+/// Digests begin with the number of their algorithm; a disk's recipe with a number of its own.
+pub fn project_content(project: &ProjectName, content: &Content) -> Vec<u8> {
+    const RECIPE: u8 = 0x80;
+    let prefix = project_prefix(project);
+    match content {
+        Content::Digest(of) => join(&[&prefix, &digest(of)]),
+        Content::Recipe(of) => join(&[&prefix, &[RECIPE], of.as_bytes()]),
+    }
+}
+
+pub fn payer(payer: &Payer) -> Vec<u8> {
+    payer.to_string().into_bytes()
+}
+
+pub fn quota(of: &QuotaOf) -> Vec<u8> {
+    of.to_string().into_bytes()
 }
 
 /// The first key after every key that starts with `key`'s own bytes and ends there.

@@ -16,6 +16,7 @@ mod command;
 mod key;
 mod memory;
 mod query;
+mod quota;
 mod record;
 mod restore;
 mod retention;
@@ -31,6 +32,10 @@ pub use codec::{
 pub use command::*;
 pub use memory::Memory;
 pub use query::Query;
+pub use quota::{
+    Account, Drift, Exceeded, Payer, PayerError, PayerKind, Quota, QuotaKind, QuotaLimits, QuotaOf,
+    drift,
+};
 pub use record::*;
 pub use restore::{Carried, carry};
 pub use retention::*;

@@ -105,11 +105,20 @@ pub enum Table {
     UntaggedVersions = 44,
     /// Image, digest, the digest of an index that lists it -> nothing.
     ManifestParents = 45,
+    /// Whom it is for, as text -> `Quota`.
+    Quotas = 46,
+    /// Who pays, as text -> `Account`.
+    Accounts = 47,
+    /// Project, digest or recipe -> how many of the project's links and versions hold it, and its
+    /// length.
+    ProjectContents = 48,
+    /// Upload id -> what the session has reserved.
+    Reservations = 49,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 49] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -155,6 +164,10 @@ impl Table {
         Self::VersionPulls,
         Self::UntaggedVersions,
         Self::ManifestParents,
+        Self::Quotas,
+        Self::Accounts,
+        Self::ProjectContents,
+        Self::Reservations,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -158,6 +158,13 @@ fn samples() -> Vec<Command> {
             )]
             .into(),
         },
+        set_quota(
+            "group:acme/dev",
+            QuotaLimits { max_bytes: Some(1 << 40), max_images: Some(3), max_image_bytes: None },
+        ),
+        Command::RemoveQuota { of: "default:project".parse().unwrap() },
+        Command::ReserveUpload { upload: upload_id(1), bytes: 300 },
+        Command::CountUsage,
     ]
 }
 

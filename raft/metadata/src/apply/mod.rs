@@ -15,6 +15,7 @@ mod manifest;
 mod member;
 mod object;
 mod policy;
+mod quota;
 mod retire;
 mod rights;
 mod upload;
@@ -45,8 +46,13 @@ pub fn apply<R: Read>(
     at: Timestamp,
     command: Command,
 ) -> Result<Result<Outcome, Refusal>, Fault> {
-    let mut step = Step { rows: Transaction::new(&*transaction), at, events: Vec::new() };
-    match step.run(command) {
+    let mut step = Step {
+        rows: Transaction::new(&*transaction),
+        at,
+        events: Vec::new(),
+        ledger: quota::Ledger::default(),
+    };
+    match step.run(command).and_then(|response| step.settle().map(|()| response)) {
         Ok(response) => {
             let Step { rows, events, .. } = step;
             let writes = rows.into_writes();
@@ -82,6 +88,7 @@ struct Step<'a, R: Read> {
     rows: Transaction<'a, R>,
     at: Timestamp,
     events: Vec<Event>,
+    ledger: quota::Ledger,
 }
 
 impl<R: Read> Step<'_, R> {
@@ -200,6 +207,10 @@ impl<R: Read> Step<'_, R> {
             Command::RemovePolicy { project } => self.remove_policy(&project),
             Command::Retire(retire) => self.retire(retire),
             Command::NotePulls { pulls } => self.note_pulls(pulls),
+            Command::SetQuota { of, limits, by } => self.set_quota(&of, limits, by),
+            Command::RemoveQuota { of } => self.remove_quota(&of),
+            Command::ReserveUpload { upload, bytes } => self.reserve_upload(upload, bytes),
+            Command::CountUsage => self.count_usage(),
         }
     }
 }

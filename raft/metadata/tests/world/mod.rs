@@ -302,6 +302,14 @@ pub fn set_policy(project: &str, rules: PolicyRules) -> Command {
     Command::SetPolicy { project, rules, expected: None, by: "admin".into() }
 }
 
+pub fn set_quota(of: &str, limits: QuotaLimits) -> Command {
+    Command::SetQuota { of: of.parse().unwrap(), limits, by: "admin".into() }
+}
+
+pub fn bytes_limit(bytes: u64) -> QuotaLimits {
+    QuotaLimits { max_bytes: Some(bytes), ..QuotaLimits::default() }
+}
+
 pub fn account(text: &str) -> AccountName {
     text.parse().unwrap()
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_content::{ClusterId, NodeId, Timestamp};
-use shoal_metadata::{Cluster, Command, Response};
+use shoal_metadata::{Cluster, Command, Refusal, Response};
 use shoal_p2p::identity::{Authority, KeyPair};
 use shoal_raft::{ProposeError, Raft, ReadError, View};
 use tracing::instrument;
@@ -105,7 +105,11 @@ impl App {
     /// See [`ProposeError`]; a refusal is among them.
     #[instrument(name = "metadata.propose", level = "debug", skip_all)]
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
-        self.raft.propose(self.now(), command).await
+        let answer = self.raft.propose(self.now(), command).await;
+        if let Err(ProposeError::Refused(Refusal::Quota(exceeded))) = &answer {
+            self.metrics.refused_by_quota(exceeded.kind);
+        }
+        answer
     }
 
     /// A linearizable view of the metadata.

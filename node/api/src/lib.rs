@@ -12,6 +12,7 @@ mod image;
 mod policy;
 mod problem;
 mod project;
+mod quota;
 mod session;
 mod storage;
 
@@ -23,5 +24,6 @@ pub use image::*;
 pub use policy::*;
 pub use problem::*;
 pub use project::*;
+pub use quota::*;
 pub use session::*;
 pub use storage::*;

@@ -28,6 +28,7 @@ mod members;
 mod people;
 mod policy;
 mod projects;
+mod quotas;
 mod restore;
 mod resume;
 mod screen;
@@ -137,6 +138,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::AccessToken(command) => people::access_token(command, client, screen).await,
         Command::Organization(command) => people::organization(command, client, screen).await,
         Command::Project(command) => projects::project(command, client, screen).await,
+        Command::Quota(command) => quotas::quota(command, client, screen).await,
         Command::Robot(command) => projects::robot(command, client, screen).await,
         Command::Login(_)
         | Command::Logout

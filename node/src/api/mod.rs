@@ -22,6 +22,7 @@ mod personal_tokens;
 mod policy;
 mod problem;
 mod projects;
+mod quotas;
 mod services;
 mod session;
 mod storage;
@@ -83,6 +84,9 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/streams", get(cluster::streams))
         .merge(people())
         .merge(projects())
+        .route("/api/v1/quotas", get(quotas::list))
+        .route("/api/v1/quotas/check", post(quotas::check))
+        .route("/api/v1/quotas/{*of}", get(quotas::show).put(quotas::put).delete(quotas::remove))
         .route("/api/v1/storage", get(storage::status))
         .route("/api/v1/storage/uploads", get(storage::uploads))
         .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))

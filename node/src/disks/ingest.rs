@@ -191,6 +191,9 @@ impl Disks {
                     "version_exists: there is a version {number} already"
                 )))
             }
+            Err(ProposeError::Refused(refusal @ Refusal::Quota(_))) => {
+                Err(Failure::Refused(format!("quota_exceeded: {refusal}")))
+            }
             Err(ProposeError::Refused(refusal)) => Err(Failure::Refused(refusal.to_string())),
             Err(error) => Err(Failure::Passing(error.to_string())),
         }

@@ -6,7 +6,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use shoal_metadata::{Fault, Refusal};
+use shoal_metadata::{Exceeded, Fault, Refusal};
 use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
@@ -24,11 +24,13 @@ pub struct Problem {
     pub code: &'static str,
     /// For people: says what to do.
     pub message: String,
+    /// Which quota stands in the way.
+    pub quota: Option<Box<shoal_api::QuotaExceeded>>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), quota: None }
     }
 
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
@@ -87,6 +89,7 @@ impl IntoResponse for Problem {
             code: self.code.to_owned(),
             message: self.message,
             request_id: noted::request_id(),
+            quota: self.quota.map(|quota| *quota),
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
@@ -144,7 +147,12 @@ impl From<Fault> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
+        let mut quota = None;
         let (status, code) = match &refusal {
+            Refusal::Quota(exceeded) => {
+                quota = Some(Box::new(shown(exceeded)));
+                (StatusCode::FORBIDDEN, "quota_exceeded")
+            }
             Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
             Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),
@@ -170,6 +178,16 @@ impl From<Refusal> for Problem {
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
             Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
-        Self::new(status, code, refusal.to_string())
+        Self { quota, ..Self::new(status, code, refusal.to_string()) }
+    }
+}
+
+fn shown(exceeded: &Exceeded) -> shoal_api::QuotaExceeded {
+    shoal_api::QuotaExceeded {
+        of: exceeded.payer.to_string(),
+        kind: exceeded.kind.as_str().to_owned(),
+        limit: exceeded.limit,
+        used: exceeded.used,
+        wanted: exceeded.wanted,
     }
 }

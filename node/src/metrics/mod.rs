@@ -18,6 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use shoal_metadata::QuotaKind;
 
 pub use gauges::{StorageGauges, gauge, show_images};
 
@@ -53,6 +54,11 @@ impl RequestLabels {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QuotaLabels {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AnswerLabels {
     pub status: u16,
 }
@@ -73,6 +79,7 @@ pub struct Metrics {
     request_errors: Family<RequestLabels, Counter>,
     request_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     answers: Family<AnswerLabels, Counter>,
+    quota_refusals: Family<QuotaLabels, Counter>,
     /// Requests whose answers have not been sent whole.
     pub requests_under_way: Gauge,
     /// Bytes of blobs and disks sent by HTTP.
@@ -92,6 +99,7 @@ impl Metrics {
             request_errors: Family::default(),
             request_seconds: Family::new_with_constructor(buckets),
             answers: Family::default(),
+            quota_refusals: Family::default(),
             requests_under_way: Gauge::default(),
             download_bytes: Counter::default(),
             upload_bytes: Counter::default(),
@@ -101,6 +109,10 @@ impl Metrics {
         for labels in RequestLabels::all() {
             drop(metrics.requests.get_or_create(&labels));
             drop(metrics.request_errors.get_or_create(&labels));
+        }
+        for kind in [QuotaKind::Bytes, QuotaKind::Images, QuotaKind::ImageBytes] {
+            let labels = QuotaLabels { kind: kind.as_str() };
+            drop(metrics.quota_refusals.get_or_create(&labels));
         }
         metrics.register();
         metrics
@@ -134,6 +146,11 @@ impl Metrics {
             "Requests whose answers have not been sent whole",
             self.requests_under_way.clone(),
         );
+        registry.register(
+            "shoal_quota_refusals",
+            "Pushes that a quota refused, by its kind",
+            self.quota_refusals.clone(),
+        );
     }
 
     /// Counts an answer, `seconds` after its request came.
@@ -144,6 +161,10 @@ impl Metrics {
         }
         self.request_seconds.get_or_create(&labels).observe(seconds);
         self.answers.get_or_create(&AnswerLabels { status }).inc();
+    }
+
+    pub fn refused_by_quota(&self, kind: QuotaKind) {
+        self.quota_refusals.get_or_create(&QuotaLabels { kind: kind.as_str() }).inc();
     }
 
     /// All metrics in OpenMetrics text.
@@ -177,6 +198,7 @@ mod tests {
                 "api_request_duration_seconds histogram",
                 "shoal_http_answers counter",
                 "shoal_http_requests_under_way gauge",
+                "shoal_quota_refusals counter",
             ]
         );
     }

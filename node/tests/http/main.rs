@@ -18,6 +18,7 @@ mod metrics;
 mod node;
 mod orders;
 mod program;
+mod quotas;
 mod retention;
 mod rights;
 mod scrub;

@@ -28,4 +28,5 @@ pub mod server;
 pub mod state;
 pub mod store;
 pub mod telemetry;
+pub mod unblocking;
 pub mod verification;

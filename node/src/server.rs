@@ -22,7 +22,8 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
-use crate::http::auth::{Accounts, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
@@ -148,6 +149,8 @@ impl Server {
         let token_uses = Arc::new(TokenUses::default());
         let (uses, group) = (Arc::clone(&token_uses), raft.clone());
         tasks.spawn(async move { uses.run(group).await });
+        let lockout = Arc::new(Lockout::new(&config.lockout));
+        tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);
@@ -159,6 +162,8 @@ impl Server {
             keys,
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
+            lockout,
+            rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,
             drain: Drain::default(),

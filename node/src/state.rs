@@ -12,7 +12,8 @@ use crate::api::Services;
 use crate::clock;
 use crate::config::Config;
 use crate::http::Drain;
-use crate::http::auth::{Accounts, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::rates::Rates;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
 use crate::store::BlobStore;
@@ -32,6 +33,8 @@ pub struct Parts {
     pub keys: Keys,
     pub accounts: Accounts,
     pub token_uses: Arc<TokenUses>,
+    pub lockout: Arc<Lockout>,
+    pub rates: Rates,
     pub intake: Intake,
     pub metrics: Metrics,
     pub drain: Drain,

@@ -15,6 +15,7 @@ use crate::screen::Screen;
 
 mod arguments;
 mod backup;
+mod blocks;
 mod client;
 mod cluster;
 mod config;
@@ -138,6 +139,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::AccessToken(command) => people::access_token(command, client, screen).await,
         Command::Organization(command) => people::organization(command, client, screen).await,
         Command::Project(command) => projects::project(command, client, screen).await,
+        Command::Block(command) => blocks::block(command, client, screen).await,
         Command::Quota(command) => quotas::quota(command, client, screen).await,
         Command::Robot(command) => projects::robot(command, client, screen).await,
         Command::Login(_)

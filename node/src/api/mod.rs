@@ -8,6 +8,7 @@
 
 mod agents;
 mod backup;
+mod blocks;
 mod caller;
 mod cluster;
 mod compatible;
@@ -84,6 +85,8 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/streams", get(cluster::streams))
         .merge(people())
         .merge(projects())
+        .route("/api/v1/blocks", get(blocks::list))
+        .route("/api/v1/blocks/{*who}", delete(blocks::remove))
         .route("/api/v1/quotas", get(quotas::list))
         .route("/api/v1/quotas/check", post(quotas::check))
         .route("/api/v1/quotas/{*of}", get(quotas::show).put(quotas::put).delete(quotas::remove))

@@ -3,6 +3,8 @@
 //! The user gets a status, a stable code and a safe message; the log gets the whole chain, once,
 //! here. `/v2` has its own form (`registry::error`), made from the same [`Problem`].
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -26,11 +28,13 @@ pub struct Problem {
     pub message: String,
     /// Which quota stands in the way.
     pub quota: Option<Box<shoal_api::QuotaExceeded>>,
+    /// When trying again may help.
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), quota: None }
+        Self { status, code, message: message.into(), quota: None, retry_after: None }
     }
 
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
@@ -47,6 +51,20 @@ impl Problem {
             "unauthorized",
             "log in first: Basic or Bearer credentials are needed",
         )
+    }
+
+    /// Somebody asks more often than its rate allows.
+    pub fn too_often(wait: Duration) -> Self {
+        let text = "too many requests; wait as long as Retry-After says";
+        Self {
+            retry_after: Some(wait),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
+        }
+    }
+
+    /// For the header, in whole seconds.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
 
     pub fn forbidden(message: impl Into<String>) -> Self {
@@ -85,6 +103,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let retry_after = self.retry_after_seconds();
         let body = shoal_api::Problem {
             code: self.code.to_owned(),
             message: self.message,
@@ -96,7 +115,9 @@ impl IntoResponse for Problem {
             let challenge = HeaderValue::from_static("Basic realm=\"shoal\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        } else if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
         response

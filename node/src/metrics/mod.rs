@@ -54,7 +54,7 @@ impl RequestLabels {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct QuotaLabels {
+pub struct KindLabels {
     kind: &'static str,
 }
 
@@ -79,7 +79,9 @@ pub struct Metrics {
     request_errors: Family<RequestLabels, Counter>,
     request_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     answers: Family<AnswerLabels, Counter>,
-    quota_refusals: Family<QuotaLabels, Counter>,
+    quota_refusals: Family<KindLabels, Counter>,
+    login_failures: Family<KindLabels, Counter>,
+    slowed_down: Family<KindLabels, Counter>,
     /// Requests whose answers have not been sent whole.
     pub requests_under_way: Gauge,
     /// Bytes of blobs and disks sent by HTTP.
@@ -100,6 +102,8 @@ impl Metrics {
             request_seconds: Family::new_with_constructor(buckets),
             answers: Family::default(),
             quota_refusals: Family::default(),
+            login_failures: Family::default(),
+            slowed_down: Family::default(),
             requests_under_way: Gauge::default(),
             download_bytes: Counter::default(),
             upload_bytes: Counter::default(),
@@ -111,8 +115,14 @@ impl Metrics {
             drop(metrics.request_errors.get_or_create(&labels));
         }
         for kind in [QuotaKind::Bytes, QuotaKind::Images, QuotaKind::ImageBytes] {
-            let labels = QuotaLabels { kind: kind.as_str() };
+            let labels = KindLabels { kind: kind.as_str() };
             drop(metrics.quota_refusals.get_or_create(&labels));
+        }
+        for kind in ["password", "token", "locked"] {
+            drop(metrics.login_failures.get_or_create(&KindLabels { kind }));
+        }
+        for kind in ["address", "principal"] {
+            drop(metrics.slowed_down.get_or_create(&KindLabels { kind }));
         }
         metrics.register();
         metrics
@@ -151,6 +161,16 @@ impl Metrics {
             "Pushes that a quota refused, by its kind",
             self.quota_refusals.clone(),
         );
+        registry.register(
+            "shoal_login_failures",
+            "Wrong passwords and tokens, and what came from who is locked out",
+            self.login_failures.clone(),
+        );
+        registry.register(
+            "shoal_requests_slowed_down",
+            "Requests that came faster than their rate",
+            self.slowed_down.clone(),
+        );
     }
 
     /// Counts an answer, `seconds` after its request came.
@@ -163,8 +183,18 @@ impl Metrics {
         self.answers.get_or_create(&AnswerLabels { status }).inc();
     }
 
+    /// `password`, `token` or `locked`.
+    pub fn login_failed(&self, kind: &'static str) {
+        self.login_failures.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// `address` or `principal`.
+    pub fn slowed_down(&self, kind: &'static str) {
+        self.slowed_down.get_or_create(&KindLabels { kind }).inc();
+    }
+
     pub fn refused_by_quota(&self, kind: QuotaKind) {
-        self.quota_refusals.get_or_create(&QuotaLabels { kind: kind.as_str() }).inc();
+        self.quota_refusals.get_or_create(&KindLabels { kind: kind.as_str() }).inc();
     }
 
     /// All metrics in OpenMetrics text.
@@ -199,6 +229,8 @@ mod tests {
                 "shoal_http_answers counter",
                 "shoal_http_requests_under_way gauge",
                 "shoal_quota_refusals counter",
+                "shoal_login_failures counter",
+                "shoal_requests_slowed_down counter",
             ]
         );
     }

@@ -97,9 +97,14 @@ impl From<Problem> for RegistryError {
             StatusCode::PAYLOAD_TOO_LARGE => "SIZE_INVALID",
             _ => "UNKNOWN",
         };
+        let retry_after = problem.retry_after_seconds();
         let detail = problem.quota.map(|quota| json!({ "quota": quota }));
         let detail = detail.unwrap_or(serde_json::Value::Null);
-        Self { detail, ..Self::new(problem.status, code, problem.message) }
+        let error = Self { detail, ..Self::new(problem.status, code, problem.message) };
+        match retry_after {
+            Some(seconds) => error.with(header::RETRY_AFTER, &seconds.to_string()),
+            None => error,
+        }
     }
 }
 

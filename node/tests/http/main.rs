@@ -12,6 +12,7 @@ mod disks;
 mod drain;
 mod hostile;
 mod limits;
+mod lockout;
 mod logs;
 mod members;
 mod metrics;

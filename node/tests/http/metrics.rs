@@ -10,7 +10,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 50] = [
+static NAMES: [&str; 52] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -33,6 +33,7 @@ static NAMES: [&str; 50] = [
     "shoal_https_certificate_expiry_seconds",
     "shoal_images",
     "shoal_logical_bytes",
+    "shoal_login_failures",
     "shoal_peer_bans",
     "shoal_peer_connections",
     "shoal_pulls_lost",
@@ -54,6 +55,7 @@ static NAMES: [&str; 50] = [
     "shoal_raft_snapshots_installed",
     "shoal_raft_strangers_refused",
     "shoal_raft_term",
+    "shoal_requests_slowed_down",
     "shoal_reserved_bytes",
     "shoal_retention_failures",
     "shoal_retention_tags",

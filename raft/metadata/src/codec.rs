@@ -63,7 +63,9 @@ pub const fn command_version(command: &Command) -> u8 {
         | Command::SetQuota { .. }
         | Command::RemoveQuota { .. }
         | Command::ReserveUpload { .. }
-        | Command::CountUsage => 2,
+        | Command::CountUsage
+        | Command::NoteFailures { .. }
+        | Command::Unblock { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -13,6 +13,7 @@ use shoal_content::{
 };
 use thiserror::Error;
 
+use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
@@ -310,6 +311,15 @@ pub enum Command {
     },
     /// Counts what is held anew, and keeps accounts from now on.
     CountUsage,
+    /// Adds up what was tried in vain since the last time, by the rules of who noted it.
+    NoteFailures {
+        failures: BTreeMap<Failure, u32>,
+        rules: LockoutRules,
+    },
+    /// Lets somebody in again.
+    Unblock {
+        suspect: Suspect,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -471,6 +481,7 @@ pub enum Subject {
     Token,
     Policy,
     Quota,
+    Block,
 }
 
 impl std::fmt::Display for Subject {
@@ -495,6 +506,7 @@ impl std::fmt::Display for Subject {
             Self::Token => "token",
             Self::Policy => "policy",
             Self::Quota => "quota",
+            Self::Block => "block",
         })
     }
 }

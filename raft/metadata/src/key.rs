@@ -10,6 +10,7 @@ use shoal_content::{
     TagName, Timestamp, UploadId, VersionId,
 };
 
+use crate::lockout::Suspect;
 use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
 use crate::table::Fault;
@@ -196,6 +197,25 @@ pub fn project_content(project: &ProjectName, content: &Content) -> Vec<u8> {
         Content::Digest(of) => join(&[&prefix, &digest(of)]),
         Content::Recipe(of) => join(&[&prefix, &[RECIPE], of.as_bytes()]),
     }
+}
+
+/// What kind of failures a row is of; before the suspect in its key.
+pub const PASSWORDS: u8 = 1;
+pub const ACCOUNTS: u8 = 2;
+pub const TOKENS: u8 = 3;
+/// Before the suspect of a block, in the index of ends.
+pub const BLOCKED: u8 = 4;
+
+pub fn suspect(of: &Suspect) -> Vec<u8> {
+    of.to_string().into_bytes()
+}
+
+pub fn suspicion(kind: u8, of: &Suspect) -> Vec<u8> {
+    join(&[&[kind], &suspect(of)])
+}
+
+pub fn ends(at: Timestamp, key: &[u8]) -> Vec<u8> {
+    join(&[&time(at), key])
 }
 
 pub fn payer(payer: &Payer) -> Vec<u8> {

@@ -14,6 +14,7 @@ mod apply;
 mod codec;
 mod command;
 mod key;
+mod lockout;
 mod memory;
 mod query;
 mod quota;
@@ -30,6 +31,10 @@ pub use codec::{
     encode_command, encode_row,
 };
 pub use command::*;
+pub use lockout::{
+    BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
+    SuspectError, TIMES_MAX,
+};
 pub use memory::Memory;
 pub use query::Query;
 pub use quota::{

@@ -103,6 +103,9 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::UntaggedVersions
         | Table::ManifestParents
         | Table::Quotas
+        | Table::Suspicions
+        | Table::Blocks
+        | Table::SuspicionEnds
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -114,11 +114,17 @@ pub enum Table {
     ProjectContents = 48,
     /// Upload id -> what the session has reserved.
     Reservations = 49,
+    /// Kind of failure, suspect -> the times of the last ones.
+    Suspicions = 50,
+    /// Suspect, as text -> `Block`.
+    Blocks = 51,
+    /// Time of its end, the key of a suspicion, or 4 and the key of a block -> nothing.
+    SuspicionEnds = 52,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 52] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -168,6 +174,9 @@ impl Table {
         Self::Accounts,
         Self::ProjectContents,
         Self::Reservations,
+        Self::Suspicions,
+        Self::Blocks,
+        Self::SuspicionEnds,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -165,6 +165,30 @@ fn samples() -> Vec<Command> {
         Command::RemoveQuota { of: "default:project".parse().unwrap() },
         Command::ReserveUpload { upload: upload_id(1), bytes: 300 },
         Command::CountUsage,
+        Command::NoteFailures {
+            failures: [
+                (
+                    Failure::Password {
+                        account: Suspect::account("u"),
+                        address: Some(Suspect::address([10, 0, 0, 1].into())),
+                    },
+                    2,
+                ),
+                (Failure::Token { address: Suspect::address([10, 0, 0, 1].into()) }, 300),
+            ]
+            .into(),
+            rules: LockoutRules {
+                account_failures: 10,
+                account_window_ms: 1,
+                account_block_ms: 2,
+                address_accounts: 3,
+                address_window_ms: 4,
+                token_failures: 5,
+                token_window_ms: 6,
+                token_block_ms: 7,
+            },
+        },
+        Command::Unblock { suspect: Suspect::account("u") },
     ]
 }
 

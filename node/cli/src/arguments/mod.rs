@@ -103,6 +103,9 @@ pub enum Command {
     /// Projects: visibility, members
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Who is locked out after too many wrong passwords or tokens
+    #[command(subcommand)]
+    Block(BlockCommand),
     /// How much users, groups, organizations and projects may hold, and how much they do
     #[command(subcommand, after_help = QUOTAS)]
     Quota(QuotaCommand),

@@ -250,6 +250,15 @@ pub enum ProjectCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum BlockCommand {
+    List,
+    /// Let somebody in again: account:NAME or address:IP
+    Remove {
+        who: String,
+    },
+}
+
 pub const QUOTAS: &str = "\
 OF is user:NAME, group:ORGANIZATION/NAME, organization:NAME, project:NAME or cluster; or default:user,
 default:group, default:organization, default:project for each that has no limits of its own.

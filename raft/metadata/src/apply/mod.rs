@@ -11,6 +11,7 @@ mod credential;
 mod deployment;
 mod image;
 mod level;
+mod lockout;
 mod manifest;
 mod member;
 mod object;
@@ -211,6 +212,8 @@ impl<R: Read> Step<'_, R> {
             Command::RemoveQuota { of } => self.remove_quota(&of),
             Command::ReserveUpload { upload, bytes } => self.reserve_upload(upload, bytes),
             Command::CountUsage => self.count_usage(),
+            Command::NoteFailures { failures, rules } => self.note_failures(&failures, &rules),
+            Command::Unblock { suspect } => self.unblock(&suspect),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Questions about limits and accounts.
 
-use shoal_content::{ProjectName, UploadId};
+use shoal_content::{Digest, ProjectName, UploadId};
 
 use super::{
-    Account, Exceeded, Held, Payer, PayerKind, Quota, QuotaKind, QuotaLimits, QuotaOf, Reservation,
+    Account, Content, Exceeded, Held, Payer, PayerKind, Quota, QuotaKind, QuotaLimits, QuotaOf,
+    Reservation,
 };
 use crate::key;
 use crate::query::Query;
@@ -118,11 +119,16 @@ impl<R: Read> Query<'_, R> {
         Ok(None)
     }
 
-    /// How many bytes more a blob of the project may have, as things stand; `None` is any number.
+    /// How long a blob of the project may be at most, as things stand, for a session that has
+    /// reserved so much; `None` is any length.
+    ///
+    /// # Errors
+    /// [`Fault`] where the rows cannot be read.
     pub fn room(
         &self,
         project: &ProjectName,
         newcomer: Option<&str>,
+        reserved: u64,
     ) -> Result<Option<u64>, Fault> {
         let mut room: Option<u64> = None;
         if !self.counts_usage()? {
@@ -130,13 +136,19 @@ impl<R: Read> Query<'_, R> {
         }
         for payer in self.payers(project, newcomer)? {
             let limits = self.limits(&payer)?;
-            let taken = self.account(&payer)?.taken_bytes();
+            let taken = self.account(&payer)?.taken_bytes().saturating_sub(reserved);
             let left = limits.max_bytes.map(|limit| limit.saturating_sub(taken));
             for bound in left.into_iter().chain(limits.max_image_bytes) {
                 room = Some(room.map_or(bound, |room| room.min(bound)));
             }
         }
         Ok(room)
+    }
+
+    /// Whether the project holds that blob or manifest already.
+    pub fn project_holds(&self, project: &ProjectName, digest: &Digest) -> Result<bool, Fault> {
+        let key = key::project_content(project, &Content::Digest(digest.clone()));
+        Ok(self.held(&key)?.is_some())
     }
 
     /// What a session has reserved, in bytes.

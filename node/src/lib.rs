@@ -4,6 +4,7 @@
 
 mod acme;
 pub mod api;
+pub mod audit;
 pub mod backup;
 pub mod clock;
 pub mod collection;

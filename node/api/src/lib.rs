@@ -6,6 +6,7 @@
 
 mod account;
 mod agent;
+mod audit;
 mod cluster;
 mod deployment;
 mod image;
@@ -18,6 +19,7 @@ mod storage;
 
 pub use account::*;
 pub use agent::*;
+pub use audit::*;
 pub use cluster::*;
 pub use deployment::*;
 pub use image::*;

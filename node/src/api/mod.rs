@@ -7,6 +7,7 @@
 //! Non-goals: `/v2` (see `registry`), TLS and limits of connections (see `http`).
 
 mod agents;
+mod audit;
 mod backup;
 mod blocks;
 mod caller;
@@ -85,6 +86,10 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/streams", get(cluster::streams))
         .merge(people())
         .merge(projects())
+        .route("/api/v1/audit", get(audit::search))
+        .route("/api/v1/audit/verify", get(audit::verification))
+        .route("/api/v1/audit/archives", get(audit::archives))
+        .route("/api/v1/audit/archives/{first}", get(audit::archive))
         .route("/api/v1/blocks", get(blocks::list))
         .route("/api/v1/blocks/{*who}", delete(blocks::remove))
         .route("/api/v1/quotas", get(quotas::list))

@@ -88,3 +88,18 @@ impl Default for Rates {
         Self { address_per_second: 2000, principal_per_second: 1000, burst_seconds: 5 }
     }
 }
+
+/// How long the audit trail is kept at hand.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Older entries are moved to storage.
+    pub keep_days: u32,
+    pub archive_interval_seconds: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep_days: 90, archive_interval_seconds: 3600 }
+    }
+}

@@ -17,7 +17,7 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
-pub use guard::{Lockout, Rates};
+pub use guard::{Audit, Lockout, Rates};
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -70,6 +70,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "exempt_networks",
         ],
     ),
+    ("audit", &["keep_days", "archive_interval_seconds"]),
     ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
     ("metrics", &["public"]),
     ("traces", &["endpoint", "sample_ratio"]),
@@ -100,6 +101,7 @@ pub struct Config {
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
+    pub audit: Audit,
     pub lockout: Lockout,
     pub rates: Rates,
     pub metrics: Metrics,

@@ -10,7 +10,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 52] = [
+static NAMES: [&str; 53] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -20,6 +20,7 @@ static NAMES: [&str; 52] = [
     "image_storage_total_bytes",
     "image_storage_used_bytes",
     "image_upload_bytes",
+    "shoal_audit_lost",
     "shoal_chunk_bytes_received",
     "shoal_chunk_bytes_sent",
     "shoal_chunks_refused",

@@ -13,6 +13,7 @@ use shoal_content::{
 };
 use thiserror::Error;
 
+use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
@@ -320,6 +321,15 @@ pub enum Command {
     Unblock {
         suspect: Suspect,
     },
+    /// Carries a command out on somebody's behalf, and records it.
+    Audited {
+        source: AuditSource,
+        command: Box<Command>,
+    },
+    /// Records what happened at a node and changed nothing.
+    NoteAudit(AuditBatch),
+    /// Lets the oldest entries of the audit trail go, which are in storage now.
+    ArchiveAudit(AuditArchive),
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -199,6 +199,11 @@ pub fn project_content(project: &ProjectName, content: &Content) -> Vec<u8> {
     }
 }
 
+/// The newest first.
+pub fn audit(number: u64) -> [u8; 8] {
+    (u64::MAX - number).to_be_bytes()
+}
+
 /// What kind of failures a row is of; before the suspect in its key.
 pub const PASSWORDS: u8 = 1;
 pub const ACCOUNTS: u8 = 2;

@@ -11,6 +11,7 @@
 //! Non-goals: who somebody is (the node's authentication), OCI JSON and DTOs, replication.
 
 mod apply;
+mod audit;
 mod codec;
 mod command;
 mod key;
@@ -26,6 +27,10 @@ mod table;
 mod transaction;
 
 pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
+pub use audit::{
+    AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
+    AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,
+};
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
     encode_command, encode_row,

@@ -49,6 +49,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Uploads
         | Table::UploadExpiries
         | Table::PendingDeployments
+        | Table::AuditRuns
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
             let account: Account = decoded(table, row)?;
@@ -106,6 +107,8 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Suspicions
         | Table::Blocks
         | Table::SuspicionEnds
+        | Table::AuditEntries
+        | Table::AuditArchives
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -120,11 +120,17 @@ pub enum Table {
     Blocks = 51,
     /// Time of its end, the key of a suspicion, or 4 and the key of a block -> nothing.
     SuspicionEnds = 52,
+    /// Number counted down -> `AuditEntry`; so the newest comes first.
+    AuditEntries = 53,
+    /// Number of its first entry -> `AuditArchive`.
+    AuditArchives = 54,
+    /// Node id -> how its batches of notes go.
+    AuditRuns = 55,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 55] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -177,6 +183,9 @@ impl Table {
         Self::Suspicions,
         Self::Blocks,
         Self::SuspicionEnds,
+        Self::AuditEntries,
+        Self::AuditArchives,
+        Self::AuditRuns,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -189,6 +189,28 @@ fn samples() -> Vec<Command> {
             },
         },
         Command::Unblock { suspect: Suspect::account("u") },
+        Command::Audited {
+            source: audit_source(),
+            command: Box::new(Command::DeleteImage { id: image_id(1) }),
+        },
+        Command::NoteAudit(AuditBatch {
+            node: NodeId::new(300),
+            run: 1,
+            batch: 2,
+            phase: AuditPhase::Ends,
+            notes: vec![audit_note("image.pull", "a/b:v")],
+            lost: 3,
+        }),
+        Command::ArchiveAudit(AuditArchive {
+            first: 1,
+            last: 300,
+            from: at(1),
+            until: at(2),
+            object: pack(1),
+            bytes: 4,
+            before: [1; 32],
+            head: [2; 32],
+        }),
     ]
 }
 

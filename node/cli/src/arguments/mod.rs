@@ -103,6 +103,9 @@ pub enum Command {
     /// Projects: visibility, members
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Who did what: search, export, verify
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Who is locked out after too many wrong passwords or tokens
     #[command(subcommand)]
     Block(BlockCommand),

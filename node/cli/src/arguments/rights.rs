@@ -250,6 +250,62 @@ pub enum ProjectCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub struct AuditSearch {
+    #[arg(long)]
+    pub who: Option<String>,
+    /// image.pull, or image for all that is done to images
+    #[arg(long)]
+    pub action: Option<String>,
+    /// What targets begin with, for instance shop/
+    #[arg(long)]
+    pub target: Option<String>,
+    /// Only what was refused
+    #[arg(long)]
+    pub refused: bool,
+    /// For instance 2026-01-31T12:00:00Z
+    #[arg(long)]
+    pub since: Option<String>,
+    #[arg(long)]
+    pub until: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditFormat {
+    Csv,
+    /// One object on each line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// The newest entries
+    List {
+        #[command(flatten)]
+        search: AuditSearch,
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// All entries, the newest first, to standard output
+    Export {
+        #[command(flatten)]
+        search: AuditSearch,
+        #[arg(long, value_enum, default_value = "json")]
+        format: AuditFormat,
+        /// Also those that were moved to storage, whatever was searched for
+        #[arg(long)]
+        archives: bool,
+    },
+    /// What was moved to storage
+    Archives,
+    /// Go along the chain of hashes, and print its end
+    Verify {
+        /// The end that was noted another time: NUMBER:HASH
+        #[arg(long)]
+        head: Option<String>,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub enum BlockCommand {
     List,

@@ -162,7 +162,8 @@ pub async fn check_password(
     barred(app, app.lockout.check_account(query, name))?;
     let user = query.user(name)?;
     let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let attempt = Attempt { app: app.clone(), client, name: name.to_owned() };
+    let source = app.services.audit.source().unwrap_or_default();
+    let attempt = Attempt { app: app.clone(), client, name: name.to_owned(), source };
     let right = match app.accounts.check(attempt, password, stored).await {
         Checked::Right => true,
         Checked::Wrong => false,

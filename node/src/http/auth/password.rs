@@ -9,7 +9,7 @@ use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use moka::future::Cache;
 use parking_lot::Mutex;
-use shoal_metadata::Secret;
+use shoal_metadata::{AuditResult, AuditSource, Secret, Suspect};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -106,6 +106,7 @@ pub(super) struct Attempt {
     pub app: App,
     pub client: Option<IpAddr>,
     pub name: String,
+    pub source: AuditSource,
 }
 
 impl Attempt {
@@ -118,6 +119,10 @@ impl Attempt {
     fn failed(&self) {
         self.app.metrics.login_failed("password");
         self.app.lockout.note_password(&self.name, self.client);
+        // What was typed as a name may be a password.
+        let name = Suspect::account(&self.name).to_string();
+        let wrong = AuditResult::Refused("the name or the password is wrong".to_owned());
+        self.app.services.audit.note_as(self.source.clone(), "session.login", name, wrong);
     }
 }
 

@@ -6,6 +6,7 @@
 //! Reference counts change in the command that adds or drops the row that refers.
 
 mod acme;
+mod audit;
 mod blob;
 mod credential;
 mod deployment;
@@ -214,6 +215,9 @@ impl<R: Read> Step<'_, R> {
             Command::CountUsage => self.count_usage(),
             Command::NoteFailures { failures, rules } => self.note_failures(&failures, &rules),
             Command::Unblock { suspect } => self.unblock(&suspect),
+            Command::Audited { source, command } => self.audited(source, *command),
+            Command::NoteAudit(batch) => self.note_audit(batch),
+            Command::ArchiveAudit(archive) => self.archive_audit(&archive),
         }
     }
 }

@@ -72,6 +72,7 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
             code: "unknown".into(),
             message: status.to_string(),
             request_id: None,
+            quota: None,
         });
         return Err(Error::Refused { url, code: problem.code, message: problem.message });
     }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use shoal_metadata::{Command, FIRST_LEVEL, Node, Query, Read, Refusal};
+use shoal_metadata::{Command, FIRST_LEVEL, Node, Query, Read, Refusal, command_version};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval};
@@ -74,10 +74,12 @@ pub async fn keep(raft: Raft, row: Node, auto_upgrade: bool) {
 }
 
 async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> {
+    let counts;
     let (registered, program, level, possible) = {
         // The newest rows are not needed: this comes again.
         let view = raft.local();
         let query = view.query();
+        counts = query.counts_usage()?;
         (query.node(row.id)?, query.program(row.id)?, query.level()?, possible(query)?)
     };
     // One that was removed has no row, and does not come back by itself.
@@ -94,7 +96,13 @@ async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> 
         let describe = Command::DescribeNode { id: row.id, program: runs.to_owned() };
         raft.propose(now(), describe).await?;
     }
-    if auto_upgrade && possible > level && raft.status().is_leader {
+    let leads = raft.status().is_leader;
+    // A cluster that was founded before there were quotas.
+    if !counts && level >= command_version(&Command::CountUsage) && leads {
+        raft.propose(now(), Command::CountUsage).await?;
+        info!("what projects hold was counted");
+    }
+    if auto_upgrade && possible > level && leads {
         match raise(raft).await {
             // A node has joined or gone back since.
             Err(Error::Propose(ProposeError::Refused(Refusal::TooOld { .. }))) => {}

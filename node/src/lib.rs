@@ -4,6 +4,7 @@
 
 mod acme;
 pub mod api;
+pub mod audit;
 pub mod backup;
 pub mod clock;
 pub mod collection;
@@ -28,4 +29,5 @@ pub mod server;
 pub mod state;
 pub mod store;
 pub mod telemetry;
+pub mod unblocking;
 pub mod verification;

@@ -11,6 +11,7 @@ use shoal_node::joining;
 use shoal_node::restore::{Plan, Restored};
 use shoal_node::server::{self, Server};
 use shoal_node::telemetry::Telemetry;
+use shoal_node::unblocking;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// RocksDB and bursts of uploads leave glibc's heap in pieces; this one gives memory back.
@@ -43,8 +44,17 @@ enum Commands {
     Init(Init),
     /// Join the cluster that another node belongs to; `run` follows
     Join(Join),
+    /// Let somebody in again who is locked out, with this node's own key: account:NAME or address:IP
+    Unblock(Unblock),
     /// Check the settings and print them as they are in force
     Config(Settings),
+}
+
+#[derive(Debug, Args)]
+struct Unblock {
+    who: String,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +132,11 @@ fn main() -> ExitCode {
                 member.cluster,
                 member.id()
             );
+            Ok(())
+        }
+        Commands::Unblock(Unblock { who, settings }) => {
+            runtime.block_on(unblocking::unblock(&settings.load()?, &who))?;
+            println!("{who} is let in again");
             Ok(())
         }
         Commands::Config(settings) => {

@@ -15,8 +15,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use shoal_content::{ProjectName, RepositoryName, Timestamp};
 use shoal_metadata::{
-    Command, Fault, Image, ImageKind, JudgeError, Judgement, Policy, PolicyRules, Refusal,
-    Response, Subject, judge,
+    AuditSource, Command, Fault, Image, ImageKind, JudgeError, Judgement, Policy, PolicyRules,
+    Refusal, Response, Subject, command_version, judge,
 };
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
@@ -166,6 +166,16 @@ impl Retainer {
         Ok(done)
     }
 
+    /// A project's policy does it; by whom that was set is in the trail.
+    fn audited(&self, command: Command) -> Command {
+        let level = self.raft.local().query().level();
+        if !level.is_ok_and(|level| level >= command_version(&Command::CountUsage)) {
+            return command;
+        }
+        let source = AuditSource { who: "policy".to_owned(), ..AuditSource::default() };
+        Command::Audited { source, command: Box::new(command) }
+    }
+
     async fn drop_judged(
         &self,
         judgement: &Judgement,
@@ -179,7 +189,8 @@ impl Retainer {
         };
         for batch in judgement.retire(policy.revision).batches(at_once) {
             let wanted = (batch.tags.len() + batch.numbers.len() + batch.untagged.len()) as u64;
-            match self.raft.propose(clock::now(), Command::Retire(batch)).await {
+            let retire = self.audited(Command::Retire(batch));
+            match self.raft.propose(clock::now(), retire).await {
                 Ok(Response::Retired { tags, versions }) => {
                     let (tags, versions) = (tags.len() as u64, versions.len() as u64);
                     self.tags.inc_by(tags);

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
+use shoal_metadata::AuditPhase;
 use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Role, peer_of};
 use shoal_raft::{Raft, Transport};
@@ -18,11 +19,13 @@ use zeroize::Zeroizing;
 
 use crate::acme::{self, Acme};
 use crate::api::{Services, Upkeep};
+use crate::audit::Audit;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
-use crate::http::auth::{Accounts, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
@@ -137,7 +140,8 @@ impl Server {
         let pulls = Pulls::new(raft.clone(), pulls_interval, &mut registry);
         let every = seconds(config.retention.interval_seconds);
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
-        let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer };
+        let audit = Audit::new(raft.clone(), id, Arc::clone(&store), &config.audit, &mut registry);
+        let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
         let origin = services.origin.clone();
@@ -148,6 +152,8 @@ impl Server {
         let token_uses = Arc::new(TokenUses::default());
         let (uses, group) = (Arc::clone(&token_uses), raft.clone());
         tasks.spawn(async move { uses.run(group).await });
+        let lockout = Arc::new(Lockout::new(&config.lockout));
+        tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);
@@ -159,6 +165,8 @@ impl Server {
             keys,
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
+            lockout,
+            rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,
             drain: Drain::default(),
@@ -226,7 +234,9 @@ impl Server {
         self.swarm.shutdown().await;
         // The rest of the cluster may be gone already, and then nobody waits for this.
         let pulls = self.app.services.pulls.write_down();
-        let _ = tokio::time::timeout(PULLS_TIMEOUT, pulls).await;
+        let audit = self.app.services.audit.flush(AuditPhase::Ends);
+        let last = async { tokio::join!(pulls, audit) };
+        let _ = tokio::time::timeout(PULLS_TIMEOUT, last).await;
         self.app.raft.shutdown().await;
         self.app.metrics.save(&self.home.counters_file());
         Ok(())

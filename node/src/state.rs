@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use shoal_content::{ClusterId, NodeId, Timestamp};
-use shoal_metadata::{Cluster, Command, Response};
+use shoal_metadata::{AuditResult, Cluster, Command, Refusal, Response};
 use shoal_p2p::identity::{Authority, KeyPair};
 use shoal_raft::{ProposeError, Raft, ReadError, View};
 use tracing::instrument;
 
 use crate::api::Services;
+use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
 use crate::http::Drain;
-use crate::http::auth::{Accounts, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::rates::Rates;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
 use crate::store::BlobStore;
@@ -32,6 +34,8 @@ pub struct Parts {
     pub keys: Keys,
     pub accounts: Accounts,
     pub token_uses: Arc<TokenUses>,
+    pub lockout: Arc<Lockout>,
+    pub rates: Rates,
     pub intake: Intake,
     pub metrics: Metrics,
     pub drain: Drain,
@@ -99,13 +103,23 @@ impl App {
         clock::now()
     }
 
-    /// Proposes a command with the time of now.
+    /// Proposes a command with the time of now, on behalf of whoever sent the request.
     ///
     /// # Errors
     /// See [`ProposeError`]; a refusal is among them.
     #[instrument(name = "metadata.propose", level = "debug", skip_all)]
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
-        self.raft.propose(self.now(), command).await
+        let audit = &self.services.audit;
+        let named = audit.source().and_then(|_| named(self.raft.local().query(), &command));
+        let command = if named.is_some() { audit.signed(command) } else { command };
+        let answer = self.raft.propose(self.now(), command).await;
+        if let (Err(ProposeError::Refused(refusal)), Some((action, target))) = (&answer, named) {
+            audit.note(action, target, AuditResult::Refused(refusal.to_string()));
+        }
+        if let Err(ProposeError::Refused(Refusal::Quota(exceeded))) = &answer {
+            self.metrics.refused_by_quota(exceeded.kind);
+        }
+        answer
     }
 
     /// A linearizable view of the metadata.

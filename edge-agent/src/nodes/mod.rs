@@ -286,6 +286,7 @@ pub(crate) fn refusal(url: &str, status: StatusCode, body: &[u8]) -> Error {
         code: "unknown".into(),
         message: status.canonical_reason().unwrap_or("no reason given").to_owned(),
         request_id: None,
+        quota: None,
     });
     Error::Refused { url: url.to_owned(), status: status.as_u16(), problem }
 }

@@ -99,6 +99,8 @@ pub struct Organization {
     pub name: AccountName,
     pub description: String,
     pub created_at: String,
+    #[serde(default)]
+    pub usage: crate::Usage,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,22 +6,26 @@
 
 mod account;
 mod agent;
+mod audit;
 mod cluster;
 mod deployment;
 mod image;
 mod policy;
 mod problem;
 mod project;
+mod quota;
 mod session;
 mod storage;
 
 pub use account::*;
 pub use agent::*;
+pub use audit::*;
 pub use cluster::*;
 pub use deployment::*;
 pub use image::*;
 pub use policy::*;
 pub use problem::*;
 pub use project::*;
+pub use quota::*;
 pub use session::*;
 pub use storage::*;

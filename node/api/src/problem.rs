@@ -11,4 +11,7 @@ pub struct Problem {
     /// Found again in the node's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// With `quota_exceeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<crate::QuotaExceeded>,
 }

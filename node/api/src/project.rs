@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, ProjectName, RepositoryName};
 
-use crate::Hidden;
+use crate::{Hidden, Usage};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
@@ -17,6 +17,8 @@ pub struct Project {
     pub description: String,
     pub created_at: String,
     pub updated_at: String,
+    #[serde(default)]
+    pub usage: Usage,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -36,3 +36,15 @@ pub struct Me {
     /// `admin`, `auditor`, `user`, `robot`, `agent` or `node`.
     pub role: String,
 }
+
+/// Somebody who is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// `account:NAME` or `address:IP`.
+    pub who: String,
+    pub since: String,
+    /// Without it, until an administrator ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    pub reason: String,
+}

@@ -259,6 +259,7 @@ async fn refusal(response: Response) -> Error {
         code: format!("http_{}", status.as_u16()),
         message: format!("the node answered {status}"),
         request_id: None,
+        quota: None,
     });
     Error::Refused { status: status.as_u16(), problem }
 }

@@ -126,6 +126,7 @@ mod tests {
                 code: String::new(),
                 message: String::new(),
                 request_id: Some("r1".into()),
+                quota: None,
             };
             Error::Refused { status, problem }.hint()
         };

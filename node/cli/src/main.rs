@@ -14,7 +14,9 @@ use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
 mod arguments;
+mod audit;
 mod backup;
+mod blocks;
 mod client;
 mod cluster;
 mod config;
@@ -28,6 +30,7 @@ mod members;
 mod people;
 mod policy;
 mod projects;
+mod quotas;
 mod restore;
 mod resume;
 mod screen;
@@ -137,6 +140,9 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::AccessToken(command) => people::access_token(command, client, screen).await,
         Command::Organization(command) => people::organization(command, client, screen).await,
         Command::Project(command) => projects::project(command, client, screen).await,
+        Command::Audit(command) => audit::audit(command, client, screen).await,
+        Command::Block(command) => blocks::block(command, client, screen).await,
+        Command::Quota(command) => quotas::quota(command, client, screen).await,
         Command::Robot(command) => projects::robot(command, client, screen).await,
         Command::Login(_)
         | Command::Logout

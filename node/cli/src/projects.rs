@@ -12,7 +12,8 @@ use crate::arguments::{Access, ProjectCommand, RobotCommand, Scope};
 use crate::client::{Client, escaped};
 use crate::error::Error;
 use crate::images;
-use crate::screen::{Screen, table};
+use crate::quotas::usage_line;
+use crate::screen::{Screen, bytes, table};
 
 const PATH: &str = "api/v1/projects";
 
@@ -57,9 +58,10 @@ pub async fn project(
             let project: Project = client.get(format!("{PATH}/{name}")).await?;
             let members: Vec<Member> = client.get(format!("{PATH}/{name}/members")).await?;
             screen.show(&Detail { project: &project, members: &members }, || {
-                let Project { name, owner, visibility, description, .. } = &project;
+                let Project { name, owner, visibility, description, usage, .. } = &project;
+                let usage = usage_line(usage);
                 let members = member_table(&members);
-                format!("{name}, {visibility}, owner {owner}\n{description}\n{members}")
+                format!("{name}, {visibility}, owner {owner}\n{description}\n{usage}\n{members}")
             })
         }
         ProjectCommand::Set { name, visibility, description, owner } => {
@@ -92,12 +94,14 @@ pub async fn project(
 }
 
 fn project_table(projects: &[Project]) -> String {
-    let mut rows = table(&["PROJECT", "VISIBILITY", "OWNER", "DESCRIPTION"]);
+    let mut rows = table(&["PROJECT", "VISIBILITY", "OWNER", "USED", "IMAGES", "DESCRIPTION"]);
     for project in projects {
         rows.add_row([
             project.name.as_str(),
             &project.visibility,
             &project.owner,
+            &bytes(project.usage.used_bytes),
+            &project.usage.images.to_string(),
             &project.description,
         ]);
     }

@@ -53,6 +53,8 @@ pub async fn download(
     drop(caller);
     // A number that is no tag is passed over when this is written down.
     app.services.pulls.note(image, wanted.parse().ok().as_ref(), &version.digest);
+    let target = format!("{}:{wanted}@{}", row.name, version.digest);
+    app.services.audit.note("image.pull", target, shoal_metadata::AuditResult::Done);
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
         return Err(conflict("not_a_disk", text));

@@ -53,6 +53,8 @@ pub async fn resolve(
         Pin::Digest(_) => None,
     };
     app.services.pulls.note(image.id, tag, &version.digest);
+    let pulled = format!("{}@{}", image.name, version.digest);
+    app.services.audit.note("image.pull", pulled, shoal_metadata::AuditResult::Done);
     let below = below(query, &image, &version)?;
     let wanted = match request.blobs {
         None => below.blobs.clone(),

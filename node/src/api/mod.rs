@@ -7,7 +7,9 @@
 //! Non-goals: `/v2` (see `registry`), TLS and limits of connections (see `http`).
 
 mod agents;
+mod audit;
 mod backup;
+mod blocks;
 mod caller;
 mod cluster;
 mod compatible;
@@ -22,6 +24,7 @@ mod personal_tokens;
 mod policy;
 mod problem;
 mod projects;
+mod quotas;
 mod services;
 mod session;
 mod storage;
@@ -83,6 +86,15 @@ pub fn router() -> Router<App> {
         .route("/api/v1/cluster/streams", get(cluster::streams))
         .merge(people())
         .merge(projects())
+        .route("/api/v1/audit", get(audit::search))
+        .route("/api/v1/audit/verify", get(audit::verification))
+        .route("/api/v1/audit/archives", get(audit::archives))
+        .route("/api/v1/audit/archives/{first}", get(audit::archive))
+        .route("/api/v1/blocks", get(blocks::list))
+        .route("/api/v1/blocks/{*who}", delete(blocks::remove))
+        .route("/api/v1/quotas", get(quotas::list))
+        .route("/api/v1/quotas/check", post(quotas::check))
+        .route("/api/v1/quotas/{*of}", get(quotas::show).put(quotas::put).delete(quotas::remove))
         .route("/api/v1/storage", get(storage::status))
         .route("/api/v1/storage/uploads", get(storage::uploads))
         .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))

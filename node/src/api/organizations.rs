@@ -5,32 +5,38 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{CreateGroup, CreateOrganization, Group, Organization};
 use shoal_content::AccountName;
-use shoal_metadata::{self as metadata, Action, Command, Grantee, Place, What};
+use shoal_metadata::{
+    self as metadata, Action, Command, Fault, Grantee, Payer, Place, Query, Read, What,
+};
 
 use super::caller::{Admin, Caller};
 use super::input::{Body, Path};
-use super::members;
+use super::{members, quotas};
 use crate::clock::{now, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-fn shown(row: metadata::Organization) -> Organization {
+fn shown<R: Read>(query: Query<'_, R>, row: metadata::Organization) -> Result<Organization, Fault> {
     let created_at = rfc3339(row.created_at);
-    Organization { name: row.name, description: row.description, created_at }
+    let usage = quotas::usage(query, &Payer::Organization(row.name.clone()))?;
+    Ok(Organization { name: row.name, description: row.description, created_at, usage })
 }
 
 /// Those that the caller may see.
 pub async fn list(caller: Caller) -> Result<Json<Vec<Organization>>, Problem> {
     let mut rows = caller.view.query().organizations()?;
     rows.retain(|row| caller.permit(Action::List, What::Organization(&row.name)).is_ok());
-    Ok(Json(rows.into_iter().map(shown).collect()))
+    let query = caller.view.query();
+    let shown = rows.into_iter().map(|row| shown(query, row));
+    Ok(Json(shown.collect::<Result<_, Fault>>()?))
 }
 
 pub async fn show(
     caller: Caller,
     Path(name): Path<AccountName>,
 ) -> Result<Json<Organization>, Problem> {
-    members::organization(&caller, &name, Action::List).map(|row| Json(shown(row)))
+    let row = members::organization(&caller, &name, Action::List)?;
+    Ok(Json(shown(caller.view.query(), row)?))
 }
 
 pub async fn create(
@@ -51,9 +57,10 @@ pub async fn create(
         description: request.description,
         created_at: now(),
     };
-    let created = shown(organization.clone());
+    let row = organization.clone();
     app.propose(Command::CreateOrganization { organization, owner }).await?;
-    Ok((StatusCode::CREATED, Json(created)))
+    let view = app.view().await?;
+    Ok((StatusCode::CREATED, Json(shown(view.query(), row)?)))
 }
 
 pub async fn remove(

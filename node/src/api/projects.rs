@@ -8,7 +8,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use shoal_api::{CreateProject, CreateRobot, Hidden, Project, Robot, RobotCreated, UpdateProject};
 use shoal_content::{AccountName, ProjectName};
 use shoal_metadata::{
-    self as metadata, Action, Command, Grantee, Owner, RobotName, Visibility, What,
+    self as metadata, Action, Command, Fault, Grantee, Owner, Payer, Query, Read, RobotName,
+    Visibility, What,
 };
 
 use super::caller::Caller;
@@ -16,6 +17,7 @@ use super::input::{Body, Path};
 use super::members;
 use super::personal_tokens::{end, scope_names, scopes_of};
 use super::problem::conflict;
+use super::quotas;
 use crate::clock::{now, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -45,8 +47,10 @@ fn visibility_of(text: &str) -> Result<Visibility, Problem> {
     }
 }
 
-fn shown(row: metadata::Project) -> Project {
-    Project {
+/// With what the project holds.
+fn shown<R: Read>(query: Query<'_, R>, row: metadata::Project) -> Result<Project, Fault> {
+    Ok(Project {
+        usage: quotas::usage(query, &Payer::Project(row.name.clone()))?,
         name: row.name,
         owner: match row.owner {
             Owner::User(name) => format!("user:{name}"),
@@ -56,7 +60,7 @@ fn shown(row: metadata::Project) -> Project {
         description: row.description,
         created_at: rfc3339(row.created_at),
         updated_at: rfc3339(row.updated_at),
-    }
+    })
 }
 
 /// Those that the caller may see, by name.
@@ -72,7 +76,7 @@ pub async fn list(caller: Caller) -> Result<Json<Vec<Project>>, Problem> {
             if caller.permit(Action::Pull, What::Project(&row.name)).is_ok()
                 || caller.permit(Action::List, What::Project(&row.name)).is_ok()
             {
-                found.push(shown(row));
+                found.push(shown(caller.view.query(), row)?);
             }
         }
         if last {
@@ -82,7 +86,8 @@ pub async fn list(caller: Caller) -> Result<Json<Vec<Project>>, Problem> {
 }
 
 pub async fn show(caller: Caller, Path(name): Path<ProjectName>) -> Result<Json<Project>, Problem> {
-    members::project(&caller, &name, Action::List).map(|row| Json(shown(row)))
+    let row = members::project(&caller, &name, Action::List)?;
+    Ok(Json(shown(caller.view.query(), row)?))
 }
 
 pub async fn create(
@@ -114,12 +119,12 @@ pub async fn create(
         created_at: at,
         updated_at: at,
     };
-    let created = shown(row.clone());
-    app.propose(Command::CreateProject(row)).await.map_err(|error| match error {
+    app.propose(Command::CreateProject(row.clone())).await.map_err(|error| match error {
         shoal_raft::ProposeError::Refused(metadata::Refusal::Exists(_)) => exists(),
         error => error.into(),
     })?;
-    Ok((StatusCode::CREATED, Json(created)))
+    let view = app.view().await?;
+    Ok((StatusCode::CREATED, Json(shown(view.query(), row)?)))
 }
 
 pub async fn update(
@@ -138,10 +143,11 @@ pub async fn update(
     let description = request.description.unwrap_or(row.description);
     let update = Command::UpdateProject { name: name.clone(), visibility, description, owner };
     app.propose(update).await?;
-    let row = app.view().await?.query().project(&name)?;
+    let view = app.view().await?;
+    let row = view.query().project(&name)?;
     let gone =
         || super::problem::missing("project_not_found", format!("there is no project {name}"));
-    Ok(Json(shown(row.ok_or_else(gone)?)))
+    Ok(Json(shown(view.query(), row.ok_or_else(gone)?)?))
 }
 
 fn owner_of(text: &str) -> Result<Owner, Problem> {

@@ -8,6 +8,7 @@ use shoal_raft::Raft;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
 use crate::backup::BackupMaker;
 use crate::collection::Collector;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
@@ -34,6 +35,7 @@ pub struct Services {
     pub backups: BackupMaker,
     pub pulls: Pulls,
     pub retainer: Retainer,
+    pub audit: Audit,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
 }
@@ -46,6 +48,7 @@ pub struct Upkeep {
     pub verifier: Verifier,
     pub pulls: Pulls,
     pub retainer: Retainer,
+    pub audit: Audit,
 }
 
 impl Services {
@@ -62,7 +65,7 @@ impl Services {
         key: Arc<KeyPair>,
         upkeep: Upkeep,
     ) -> Result<Self, SiblingsError> {
-        let Upkeep { collector, scrubber, verifier, pulls, retainer } = upkeep;
+        let Upkeep { collector, scrubber, verifier, pulls, retainer, audit } = upkeep;
         let siblings = Siblings::new(raft.clone(), node, keys, key)?;
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
@@ -80,6 +83,7 @@ impl Services {
             backups: BackupMaker::default(),
             pulls,
             retainer,
+            audit,
             stopping,
         })
     }
@@ -100,6 +104,7 @@ impl Services {
         tasks.spawn(self.scrubber.clone().run());
         tasks.spawn(self.pulls.clone().run());
         tasks.spawn(self.retainer.clone().run());
+        tasks.spawn(self.audit.clone().run());
         tasks.spawn(super::cluster::admit_members(raft.clone()));
     }
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use shoal_api::{LoginRequest, LoginResponse, Me};
 use shoal_content::Timestamp;
-use shoal_metadata::UserRole;
+use shoal_metadata::{AuditResult, UserRole};
 use zeroize::Zeroizing;
 
 use super::input::Body;
@@ -24,6 +24,8 @@ pub async fn login(
     let view = app.view().await?;
     let principal =
         check_password(&app, &view, Some(client.ip()), &request.username, password).await?;
+    crate::http::noted::note_user(|| principal.name());
+    app.services.audit.note("session.login", principal.name(), AuditResult::Done);
     let (token, expires) = issue_token(&app, Some(&principal), None)?;
     let expires_at = rfc3339(Timestamp::from_millis(expires.saturating_mul(1000)));
     Ok(Json(LoginResponse { token, expires_at }))

@@ -5,6 +5,8 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
+mod guard;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,7 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
+pub use guard::{Audit, Lockout, Rates};
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -53,6 +56,22 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
+    (
+        "lockout",
+        &[
+            "account_failures",
+            "account_window_seconds",
+            "account_block_seconds",
+            "address_accounts",
+            "address_window_seconds",
+            "token_failures",
+            "token_window_seconds",
+            "token_block_seconds",
+            "exempt_networks",
+        ],
+    ),
+    ("audit", &["keep_days", "archive_interval_seconds"]),
+    ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
     ("metrics", &["public"]),
     ("traces", &["endpoint", "sample_ratio"]),
     ("log", &["filter", "format"]),
@@ -82,6 +101,9 @@ pub struct Config {
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
+    pub audit: Audit,
+    pub lockout: Lockout,
+    pub rates: Rates,
     pub metrics: Metrics,
     pub traces: Traces,
     pub log: Log,
@@ -462,6 +484,9 @@ impl Config {
         }
         if let Some((key, message)) = self.acme.check(self.http.certificate_file.is_some()) {
             return value("acme", key, message);
+        }
+        if let Some(message) = self.lockout.mistake() {
+            return value("lockout", "account_failures", &message);
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);

@@ -8,7 +8,7 @@
 
 mod board;
 mod gather;
-mod node_token;
+pub(crate) mod node_token;
 mod orders;
 mod siblings;
 mod view;

@@ -14,7 +14,8 @@ use futures::{StreamExt, TryStreamExt};
 use shoal_content::{ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
 use shoal_formats::{DiskIngest, Format, FreeSpace, IngestError, Ingested, SinkError, open};
 use shoal_metadata::{
-    Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload, UploadPurpose,
+    AuditSource, Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload,
+    UploadPurpose, command_version,
 };
 use shoal_raft::ProposeError;
 use tracing::warn;
@@ -191,6 +192,9 @@ impl Disks {
                     "version_exists: there is a version {number} already"
                 )))
             }
+            Err(ProposeError::Refused(refusal @ Refusal::Quota(_))) => {
+                Err(Failure::Refused(format!("quota_exceeded: {refusal}")))
+            }
             Err(ProposeError::Refused(refusal)) => Err(Failure::Refused(refusal.to_string())),
             Err(error) => Err(Failure::Passing(error.to_string())),
         }
@@ -211,7 +215,7 @@ impl Disks {
             if began.elapsed() > PUBLISH_WINDOW / 2 {
                 return Err(Failure::Passing("storage is too slow to publish safely".into()));
             }
-            let command = Command::PutManifest(put.clone());
+            let command = self.audited(&put);
             match self.inner.raft.propose(clock::now(), command).await {
                 Err(error) if error.is_retryable() => {
                     warn!(%error, "the metadata do not answer; asking again");
@@ -220,6 +224,19 @@ impl Disks {
                 outcome => return Ok(outcome.map(drop)),
             }
         }
+    }
+
+    /// On behalf of whoever uploaded it, whose request has ended long since.
+    fn audited(&self, put: &PutManifest) -> Command {
+        let command = Command::PutManifest(put.clone());
+        let level = self.inner.raft.local().query().level();
+        if !level.is_ok_and(|level| level >= command_version(&Command::CountUsage)) {
+            return command;
+        }
+        let request = put.upload.map(|upload| upload.to_string()).unwrap_or_default();
+        let (who, node) = (put.owner.clone(), self.inner.node.number());
+        let source = AuditSource { who, request, node, ..AuditSource::default() };
+        Command::Audited { source, command: Box::new(command) }
     }
 
     async fn see_all(&self, objects: &[ObjectKey]) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
+use shoal_metadata::AuditResult;
 use tracing::{Instrument, Span, info, info_span};
 use uuid::Uuid;
 
@@ -38,8 +39,8 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let given = request.headers().get(&REQUEST_ID);
     let given = given.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX && id.to_str().is_ok());
     let id = given.cloned().map_or_else(own, Ok).unwrap_or(HeaderValue::from_static("none"));
-    let noted = Noted::new(id.to_str().unwrap_or_default());
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let noted = Noted::new(id.to_str().unwrap_or_default(), client.map(|client| client.ip()));
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path: String = request.uri().path().chars().take(PATH_BYTES_MAX).collect();
     let span = info_span!("request", id = noted.id, method = %request.method(), path, otel.kind = "server");
@@ -62,6 +63,13 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let mut response = noted::within(Arc::clone(&noted), next.run(request).instrument(span)).await;
     line.status = response.status();
     telemetry::answered(&line.span, line.status);
+    // What somebody may not do is as telling as what is done.
+    if line.status == StatusCode::FORBIDDEN {
+        let what = format!("{} {}", line.method, line.path);
+        let forbidden = AuditResult::Refused("forbidden".to_owned());
+        let source = app.services.audit.source_of(&noted);
+        app.services.audit.note_as(source, "request.deny", what, forbidden);
+    }
     let length = response.headers().get(header::CONTENT_LENGTH);
     line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     app.metrics.answered(labels, line.status.as_u16(), line.started.elapsed().as_secs_f64());

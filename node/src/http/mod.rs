@@ -12,6 +12,7 @@ pub mod pace;
 pub mod permit;
 pub mod problem;
 mod prompt;
+pub mod rates;
 mod server;
 
 pub(crate) use access::check_trace_parent;

@@ -1,5 +1,6 @@
 //! What is learnt about a request while it is answered: for its problems, and for the access log.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use shoal_content::ImageId;
@@ -13,6 +14,8 @@ tokio::task_local! {
 pub struct Noted {
     /// The request's id.
     pub id: String,
+    /// Where it comes from.
+    pub client: Option<IpAddr>,
     pub user: OnceLock<String>,
     pub action: OnceLock<String>,
     pub image_id: OnceLock<ImageId>,
@@ -22,14 +25,19 @@ pub struct Noted {
 }
 
 impl Noted {
-    pub fn new(id: &str) -> Arc<Self> {
-        Arc::new(Self { id: id.to_owned(), ..Self::default() })
+    pub fn new(id: &str, client: Option<IpAddr>) -> Arc<Self> {
+        Arc::new(Self { id: id.to_owned(), client, ..Self::default() })
     }
 }
 
 /// Does `work` for a request.
 pub async fn within<T>(noted: Arc<Noted>, work: impl Future<Output = T>) -> T {
     NOTED.scope(noted, work).await
+}
+
+/// What is known of the request that is being answered, if one is.
+pub fn current() -> Option<Arc<Noted>> {
+    NOTED.try_with(Arc::clone).ok()
 }
 
 /// The id of the request that is being answered, if one is.

@@ -3,10 +3,12 @@
 //! The user gets a status, a stable code and a safe message; the log gets the whole chain, once,
 //! here. `/v2` has its own form (`registry::error`), made from the same [`Problem`].
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use shoal_metadata::{Fault, Refusal};
+use shoal_metadata::{Exceeded, Fault, Refusal};
 use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
@@ -24,11 +26,15 @@ pub struct Problem {
     pub code: &'static str,
     /// For people: says what to do.
     pub message: String,
+    /// Which quota stands in the way.
+    pub quota: Option<Box<shoal_api::QuotaExceeded>>,
+    /// When trying again may help.
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), quota: None, retry_after: None }
     }
 
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
@@ -45,6 +51,20 @@ impl Problem {
             "unauthorized",
             "log in first: Basic or Bearer credentials are needed",
         )
+    }
+
+    /// Somebody asks more often than its rate allows.
+    pub fn too_often(wait: Duration) -> Self {
+        let text = "too many requests; wait as long as Retry-After says";
+        Self {
+            retry_after: Some(wait),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
+        }
+    }
+
+    /// For the header, in whole seconds.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
 
     pub fn forbidden(message: impl Into<String>) -> Self {
@@ -83,17 +103,21 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let retry_after = self.retry_after_seconds();
         let body = shoal_api::Problem {
             code: self.code.to_owned(),
             message: self.message,
             request_id: noted::request_id(),
+            quota: self.quota.map(|quota| *quota),
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Basic realm=\"shoal\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        } else if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
         response
@@ -144,7 +168,12 @@ impl From<Fault> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
+        let mut quota = None;
         let (status, code) = match &refusal {
+            Refusal::Quota(exceeded) => {
+                quota = Some(Box::new(shown(exceeded)));
+                (StatusCode::FORBIDDEN, "quota_exceeded")
+            }
             Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
             Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),
@@ -170,6 +199,16 @@ impl From<Refusal> for Problem {
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
             Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
-        Self::new(status, code, refusal.to_string())
+        Self { quota, ..Self::new(status, code, refusal.to_string()) }
+    }
+}
+
+fn shown(exceeded: &Exceeded) -> shoal_api::QuotaExceeded {
+    shoal_api::QuotaExceeded {
+        of: exceeded.payer.to_string(),
+        kind: exceeded.kind.as_str().to_owned(),
+        limit: exceeded.limit,
+        used: exceeded.used,
+        wanted: exceeded.wanted,
     }
 }

@@ -18,6 +18,7 @@ use super::cors;
 use super::drain::say_goodbye;
 use super::leftover::read_leftover;
 use super::problem::{Problem, chain};
+use super::rates::slow_down;
 use crate::api;
 use crate::registry;
 use crate::state::App;
@@ -35,6 +36,7 @@ pub fn router(app: App) -> Router {
         .merge(api::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(app.clone(), slow_down))
         .layer(from_fn(read_leftover))
         .layer(CatchPanicLayer::new());
     let router = match cors::layer(&app.config.cors) {

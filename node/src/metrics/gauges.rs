@@ -9,6 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use shoal_metadata::Payer;
 use shoal_raft::Raft;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
@@ -73,7 +74,7 @@ impl Collector for StorageGauges {
     }
 }
 
-/// How many images there are, as far as this node knows.
+/// How many images there are and what they hold, as far as this node knows.
 pub fn show_images(raft: Raft, registry: &mut Registry) {
     registry.register_collector(Box::new(Images(raft)));
 }
@@ -83,8 +84,14 @@ struct Images(Raft);
 
 impl Collector for Images {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let count = self.0.local().query().image_count().ok();
-        gauge(&mut encoder, "shoal_images", "Images in the cluster", count)
+        let view = self.0.local();
+        let count = view.query().image_count().ok();
+        let held = view.query().account(&Payer::Cluster).ok();
+        let (bytes, reserved) = (held.map(|it| it.bytes), held.map(|it| it.reserved_bytes));
+        let (what, encoder) = ("Bytes that projects hold, each for itself", &mut encoder);
+        gauge(encoder, "shoal_images", "Images in the cluster", count)?;
+        gauge(encoder, "shoal_logical_bytes", what, bytes)?;
+        gauge(encoder, "shoal_reserved_bytes", "Bytes that uploads have reserved", reserved)
     }
 }
 

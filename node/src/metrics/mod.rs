@@ -18,6 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use shoal_metadata::QuotaKind;
 
 pub use gauges::{StorageGauges, gauge, show_images};
 
@@ -53,6 +54,11 @@ impl RequestLabels {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AnswerLabels {
     pub status: u16,
 }
@@ -73,6 +79,9 @@ pub struct Metrics {
     request_errors: Family<RequestLabels, Counter>,
     request_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     answers: Family<AnswerLabels, Counter>,
+    quota_refusals: Family<KindLabels, Counter>,
+    login_failures: Family<KindLabels, Counter>,
+    slowed_down: Family<KindLabels, Counter>,
     /// Requests whose answers have not been sent whole.
     pub requests_under_way: Gauge,
     /// Bytes of blobs and disks sent by HTTP.
@@ -92,6 +101,9 @@ impl Metrics {
             request_errors: Family::default(),
             request_seconds: Family::new_with_constructor(buckets),
             answers: Family::default(),
+            quota_refusals: Family::default(),
+            login_failures: Family::default(),
+            slowed_down: Family::default(),
             requests_under_way: Gauge::default(),
             download_bytes: Counter::default(),
             upload_bytes: Counter::default(),
@@ -101,6 +113,16 @@ impl Metrics {
         for labels in RequestLabels::all() {
             drop(metrics.requests.get_or_create(&labels));
             drop(metrics.request_errors.get_or_create(&labels));
+        }
+        for kind in [QuotaKind::Bytes, QuotaKind::Images, QuotaKind::ImageBytes] {
+            let labels = KindLabels { kind: kind.as_str() };
+            drop(metrics.quota_refusals.get_or_create(&labels));
+        }
+        for kind in ["password", "token", "locked"] {
+            drop(metrics.login_failures.get_or_create(&KindLabels { kind }));
+        }
+        for kind in ["address", "principal"] {
+            drop(metrics.slowed_down.get_or_create(&KindLabels { kind }));
         }
         metrics.register();
         metrics
@@ -134,6 +156,21 @@ impl Metrics {
             "Requests whose answers have not been sent whole",
             self.requests_under_way.clone(),
         );
+        registry.register(
+            "shoal_quota_refusals",
+            "Pushes that a quota refused, by its kind",
+            self.quota_refusals.clone(),
+        );
+        registry.register(
+            "shoal_login_failures",
+            "Wrong passwords and tokens, and what came from who is locked out",
+            self.login_failures.clone(),
+        );
+        registry.register(
+            "shoal_requests_slowed_down",
+            "Requests that came faster than their rate",
+            self.slowed_down.clone(),
+        );
     }
 
     /// Counts an answer, `seconds` after its request came.
@@ -144,6 +181,20 @@ impl Metrics {
         }
         self.request_seconds.get_or_create(&labels).observe(seconds);
         self.answers.get_or_create(&AnswerLabels { status }).inc();
+    }
+
+    /// `password`, `token` or `locked`.
+    pub fn login_failed(&self, kind: &'static str) {
+        self.login_failures.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// `address` or `principal`.
+    pub fn slowed_down(&self, kind: &'static str) {
+        self.slowed_down.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    pub fn refused_by_quota(&self, kind: QuotaKind) {
+        self.quota_refusals.get_or_create(&KindLabels { kind: kind.as_str() }).inc();
     }
 
     /// All metrics in OpenMetrics text.
@@ -177,6 +228,9 @@ mod tests {
                 "api_request_duration_seconds histogram",
                 "shoal_http_answers counter",
                 "shoal_http_requests_under_way gauge",
+                "shoal_quota_refusals counter",
+                "shoal_login_failures counter",
+                "shoal_requests_slowed_down counter",
             ]
         );
     }

@@ -18,11 +18,18 @@ pub struct RegistryError {
     code: &'static str,
     message: String,
     headers: Vec<(HeaderName, HeaderValue)>,
+    detail: serde_json::Value,
 }
 
 impl RegistryError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), headers: Vec::new() }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            headers: Vec::new(),
+            detail: serde_json::Value::Null,
+        }
     }
 
     /// The same with a header besides.
@@ -69,8 +76,7 @@ impl RegistryError {
 
 impl IntoResponse for RegistryError {
     fn into_response(self) -> Response {
-        let body =
-            json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
+        let body = json!({"errors": [{"code": self.code, "message": self.message, "detail": self.detail}]});
         let mut response = (self.status, Json(body)).into_response();
         response.headers_mut().extend(self.headers);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -91,7 +97,14 @@ impl From<Problem> for RegistryError {
             StatusCode::PAYLOAD_TOO_LARGE => "SIZE_INVALID",
             _ => "UNKNOWN",
         };
-        Self::new(problem.status, code, problem.message)
+        let retry_after = problem.retry_after_seconds();
+        let detail = problem.quota.map(|quota| json!({ "quota": quota }));
+        let detail = detail.unwrap_or(serde_json::Value::Null);
+        let error = Self { detail, ..Self::new(problem.status, code, problem.message) };
+        match retry_after {
+            Some(seconds) => error.with(header::RETRY_AFTER, &seconds.to_string()),
+            None => error,
+        }
     }
 }
 

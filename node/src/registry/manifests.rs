@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ImageId, Pin, RepositoryName, TagName, VersionId};
 use shoal_formats::parse_manifest;
-use shoal_metadata::{Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
+use shoal_metadata::{AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
 use uuid::Uuid;
 
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
@@ -55,6 +55,9 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
     // as whoever waits for a new one does, has pulled nothing.
     if asked.method == Method::GET {
         asked.app.services.pulls.note(image.id, tag.as_ref(), &digest);
+        let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+        let target = format!("{repository}{tag}@{digest}");
+        asked.app.services.audit.note("image.pull", target, AuditResult::Done);
     }
     let length = bytes.len() as u64;
     let body = if asked.method == Method::HEAD { Body::empty() } else { Body::from(bytes) };

@@ -6,6 +6,7 @@
 //! Non-goals: redirects to storage, pull-through of other registries.
 
 mod access;
+mod allowance;
 mod blobs;
 mod checkpoint;
 mod error;

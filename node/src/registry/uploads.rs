@@ -18,6 +18,7 @@ use shoal_raft::ProposeError;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::allowance::{Allowance, RESERVED_BYTES_MIN};
 use super::intake::{BlobWriter, Mismatch, Turn};
 use super::range::content_range;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
@@ -218,6 +219,22 @@ impl Session {
         if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
     }
 
+    /// What may come, as far as can be said before it does. A length that was announced is
+    /// refused, or reserved where there is a session and a limit to reserve from.
+    async fn allowance(&self, asked: &Asked, registered: bool) -> Result<Allowance, RegistryError> {
+        let app = &asked.app;
+        let allowance = Allowance::new(app, self.repository.project(), self.upload, &self.owner)?;
+        let length = asked.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let total = self.offset.saturating_add(length.unwrap_or(0));
+        allowance.check(app, total).await?;
+        if registered && allowance.is_limited() && length >= Some(RESERVED_BYTES_MIN) {
+            let reserve = Command::ReserveUpload { upload: self.upload, bytes: total };
+            app.propose(reserve).await?;
+        }
+        Ok(allowance)
+    }
+
     async fn writer(
         &self,
         app: &App,
@@ -234,9 +251,10 @@ impl Session {
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
         self.check_order(&asked)?;
+        let allowance = self.allowance(&asked, true).await?;
         // The client says at the end which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
-        let whole = take(&asked.app, &mut writer, body).await;
+        let whole = take(&asked.app, &mut writer, body, &allowance).await;
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
         let (checkpoint, multipart) = writer.checkpoint().await?;
@@ -277,11 +295,18 @@ impl Session {
             .ok_or_else(|| RegistryError::digest_invalid("the digest parameter is missing"))?;
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
         self.check_order(&asked)?;
+        let project = self.repository.project();
+        let held = asked.app.raft.local().query().project_holds(&project, &digest)?;
+        let allowance = match held {
+            // It costs nothing more.
+            true => Allowance::unlimited(project),
+            false => self.allowance(&asked, registered).await?,
+        };
         let app = asked.app.clone();
         // Until the command is answered nobody else closes the session here.
         let _turn = Turn::clone(&turn);
         let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
-        take(&app, &mut writer, body).await?;
+        take(&app, &mut writer, body, &allowance).await?;
         let written = match writer.finish(&digest).await? {
             Ok(written) => written,
             Err(Mismatch { is, ended }) => {
@@ -351,7 +376,12 @@ impl Session {
 
 /// Hands the body to the writer, as it comes. A body that comes too slowly is cut off: it holds
 /// memory that other uploads wait for. What came is kept, and the client may go on from there.
-async fn take(app: &App, writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
+async fn take(
+    app: &App,
+    writer: &mut BlobWriter,
+    body: Body,
+    allowance: &Allowance,
+) -> Result<(), RegistryError> {
     let mut pieces = body.into_data_stream();
     let mut pace = Pace::begin();
     loop {
@@ -366,6 +396,7 @@ async fn take(app: &App, writer: &mut BlobWriter, body: Body) -> Result<(), Regi
         })?;
         pace.count(piece.len());
         app.metrics.upload_bytes.inc_by(piece.len() as u64);
+        allowance.check(app, writer.offset() + piece.len() as u64).await?;
         writer.write(piece).await?;
     }
 }

@@ -3,6 +3,7 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod acme;
+mod audit;
 mod backup;
 mod certificate;
 mod cluster;
@@ -12,12 +13,14 @@ mod disks;
 mod drain;
 mod hostile;
 mod limits;
+mod lockout;
 mod logs;
 mod members;
 mod metrics;
 mod node;
 mod orders;
 mod program;
+mod quotas;
 mod retention;
 mod rights;
 mod scrub;

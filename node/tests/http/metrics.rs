@@ -10,7 +10,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 47] = [
+static NAMES: [&str; 53] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -20,6 +20,7 @@ static NAMES: [&str; 47] = [
     "image_storage_total_bytes",
     "image_storage_used_bytes",
     "image_upload_bytes",
+    "shoal_audit_lost",
     "shoal_chunk_bytes_received",
     "shoal_chunk_bytes_sent",
     "shoal_chunks_refused",
@@ -32,10 +33,13 @@ static NAMES: [&str; 47] = [
     "shoal_http_requests_under_way",
     "shoal_https_certificate_expiry_seconds",
     "shoal_images",
+    "shoal_logical_bytes",
+    "shoal_login_failures",
     "shoal_peer_bans",
     "shoal_peer_connections",
     "shoal_pulls_lost",
     "shoal_pulls_written",
+    "shoal_quota_refusals",
     "shoal_raft_applied_index",
     "shoal_raft_core_restarts",
     "shoal_raft_disk_free_bytes",
@@ -52,6 +56,8 @@ static NAMES: [&str; 47] = [
     "shoal_raft_snapshots_installed",
     "shoal_raft_strangers_refused",
     "shoal_raft_term",
+    "shoal_requests_slowed_down",
+    "shoal_reserved_bytes",
     "shoal_retention_failures",
     "shoal_retention_tags",
     "shoal_retention_versions",

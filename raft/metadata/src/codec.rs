@@ -33,8 +33,9 @@ pub enum CodecError {
 }
 
 /// The version a program must know to apply `command`.
-pub const fn command_version(command: &Command) -> u8 {
+pub fn command_version(command: &Command) -> u8 {
     match command {
+        Command::Audited { command, .. } => command_version(command).max(2),
         Command::RaiseLevel { .. }
         | Command::DescribeNode { .. }
         | Command::PutAcmeAccount(_)
@@ -59,7 +60,15 @@ pub const fn command_version(command: &Command) -> u8 {
         | Command::SetPolicy { .. }
         | Command::RemovePolicy { .. }
         | Command::Retire(_)
-        | Command::NotePulls { .. } => 2,
+        | Command::NotePulls { .. }
+        | Command::SetQuota { .. }
+        | Command::RemoveQuota { .. }
+        | Command::ReserveUpload { .. }
+        | Command::CountUsage
+        | Command::NoteFailures { .. }
+        | Command::Unblock { .. }
+        | Command::NoteAudit(_)
+        | Command::ArchiveAudit(_) => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -13,6 +13,9 @@ use shoal_content::{
 };
 use thiserror::Error;
 
+use crate::audit::{AuditArchive, AuditBatch, AuditSource};
+use crate::lockout::{Failure, LockoutRules, Suspect};
+use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
     JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
@@ -293,6 +296,40 @@ pub enum Command {
     NotePulls {
         pulls: BTreeMap<ImageId, ImagePulls>,
     },
+    /// Sets what may be held, in place of the limits there are.
+    SetQuota {
+        of: QuotaOf,
+        limits: QuotaLimits,
+        by: String,
+    },
+    RemoveQuota {
+        of: QuotaOf,
+    },
+    /// Reserves so many bytes in all for a blob's session, before they come.
+    ReserveUpload {
+        upload: UploadId,
+        bytes: u64,
+    },
+    /// Counts what is held anew, and keeps accounts from now on.
+    CountUsage,
+    /// Adds up what was tried in vain since the last time, by the rules of who noted it.
+    NoteFailures {
+        failures: BTreeMap<Failure, u32>,
+        rules: LockoutRules,
+    },
+    /// Lets somebody in again.
+    Unblock {
+        suspect: Suspect,
+    },
+    /// Carries a command out on somebody's behalf, and records it.
+    Audited {
+        source: AuditSource,
+        command: Box<Command>,
+    },
+    /// Records what happened at a node and changed nothing.
+    NoteAudit(AuditBatch),
+    /// Lets the oldest entries of the audit trail go, which are in storage now.
+    ArchiveAudit(AuditArchive),
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -428,6 +465,8 @@ pub enum Refusal {
     PolicyChanged,
     #[error(transparent)]
     Policy(PolicyError),
+    #[error(transparent)]
+    Quota(Exceeded),
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -451,6 +490,8 @@ pub enum Subject {
     Robot,
     Token,
     Policy,
+    Quota,
+    Block,
 }
 
 impl std::fmt::Display for Subject {
@@ -474,6 +515,8 @@ impl std::fmt::Display for Subject {
             Self::Robot => "robot",
             Self::Token => "token",
             Self::Policy => "policy",
+            Self::Quota => "quota",
+            Self::Block => "block",
         })
     }
 }

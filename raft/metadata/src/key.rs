@@ -10,6 +10,8 @@ use shoal_content::{
     TagName, Timestamp, UploadId, VersionId,
 };
 
+use crate::lockout::Suspect;
+use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
 use crate::table::Fault;
 
@@ -180,6 +182,53 @@ pub fn user_tokens(user: &AccountName) -> Vec<u8> {
 
 pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
     join(&[&user_tokens(user), id.as_bytes()])
+}
+
+/// What the keys of a project's contents begin with.
+pub fn project_prefix(project: &ProjectName) -> Vec<u8> {
+    join(&[project.as_str().as_bytes(), &[END]])
+}
+
+/// Digests begin with the number of their algorithm; a disk's recipe with a number of its own.
+pub fn project_content(project: &ProjectName, content: &Content) -> Vec<u8> {
+    const RECIPE: u8 = 0x80;
+    let prefix = project_prefix(project);
+    match content {
+        Content::Digest(of) => join(&[&prefix, &digest(of)]),
+        Content::Recipe(of) => join(&[&prefix, &[RECIPE], of.as_bytes()]),
+    }
+}
+
+/// The newest first.
+pub fn audit(number: u64) -> [u8; 8] {
+    (u64::MAX - number).to_be_bytes()
+}
+
+/// What kind of failures a row is of; before the suspect in its key.
+pub const PASSWORDS: u8 = 1;
+pub const ACCOUNTS: u8 = 2;
+pub const TOKENS: u8 = 3;
+/// Before the suspect of a block, in the index of ends.
+pub const BLOCKED: u8 = 4;
+
+pub fn suspect(of: &Suspect) -> Vec<u8> {
+    of.to_string().into_bytes()
+}
+
+pub fn suspicion(kind: u8, of: &Suspect) -> Vec<u8> {
+    join(&[&[kind], &suspect(of)])
+}
+
+pub fn ends(at: Timestamp, key: &[u8]) -> Vec<u8> {
+    join(&[&time(at), key])
+}
+
+pub fn payer(payer: &Payer) -> Vec<u8> {
+    payer.to_string().into_bytes()
+}
+
+pub fn quota(of: &QuotaOf) -> Vec<u8> {
+    of.to_string().into_bytes()
 }
 
 /// The first key after every key that starts with `key`'s own bytes and ends there.

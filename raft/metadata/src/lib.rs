@@ -11,11 +11,14 @@
 //! Non-goals: who somebody is (the node's authentication), OCI JSON and DTOs, replication.
 
 mod apply;
+mod audit;
 mod codec;
 mod command;
 mod key;
+mod lockout;
 mod memory;
 mod query;
+mod quota;
 mod record;
 mod restore;
 mod retention;
@@ -24,13 +27,25 @@ mod table;
 mod transaction;
 
 pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
+pub use audit::{
+    AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
+    AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,
+};
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
     encode_command, encode_row,
 };
 pub use command::*;
+pub use lockout::{
+    BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
+    SuspectError, TIMES_MAX,
+};
 pub use memory::Memory;
 pub use query::Query;
+pub use quota::{
+    Account, Drift, Exceeded, Payer, PayerError, PayerKind, Quota, QuotaKind, QuotaLimits, QuotaOf,
+    drift,
+};
 pub use record::*;
 pub use restore::{Carried, carry};
 pub use retention::*;

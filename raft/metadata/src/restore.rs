@@ -8,6 +8,7 @@
 //! | nodes | their ids are retired, so that no new node gets one; what they ran is dropped |
 //! | join tokens | dropped: one may have been revoked since |
 //! | upload sessions | dropped: their parts and leases were of the moment; clients begin again |
+//! | reservations | dropped with their sessions, from accounts, too |
 //! | deployments | kept as history; hosts that had not come to an end have failed |
 //!
 //! Users, agents and rights are those of the backup: what was taken away since is there again.
@@ -16,6 +17,7 @@
 
 use crate::codec::encode_row;
 use crate::key;
+use crate::quota::Account;
 use crate::record::{Deployment, HostState, Node};
 use crate::table::{Fault, Table};
 use crate::transaction::decoded;
@@ -43,8 +45,19 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
             let node: Node = decoded(Table::Nodes, row)?;
             Carried::Instead { table, key, row: encode_row(&node.peer) }
         }
-        Table::JoinTokens | Table::Uploads | Table::UploadExpiries | Table::PendingDeployments => {
-            Carried::Dropped
+        Table::JoinTokens
+        | Table::Uploads
+        | Table::UploadExpiries
+        | Table::PendingDeployments
+        | Table::AuditRuns
+        | Table::Reservations => Carried::Dropped,
+        Table::Accounts => {
+            let account: Account = decoded(table, row)?;
+            let account = Account { reserved_bytes: 0, ..account };
+            match account == Account::default() {
+                true => Carried::Dropped,
+                false => Carried::Instead { table, key: key.to_vec(), row: encode_row(&account) },
+            }
         }
         Table::Cluster if key::is_program(key) => Carried::Dropped,
         Table::Deployments => match ended(decoded(table, row)?) {
@@ -89,7 +102,14 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::TagPulls
         | Table::VersionPulls
         | Table::UntaggedVersions
-        | Table::ManifestParents => Carried::AsItIs,
+        | Table::ManifestParents
+        | Table::Quotas
+        | Table::Suspicions
+        | Table::Blocks
+        | Table::SuspicionEnds
+        | Table::AuditEntries
+        | Table::AuditArchives
+        | Table::ProjectContents => Carried::AsItIs,
     })
 }
 

@@ -105,11 +105,32 @@ pub enum Table {
     UntaggedVersions = 44,
     /// Image, digest, the digest of an index that lists it -> nothing.
     ManifestParents = 45,
+    /// Whom it is for, as text -> `Quota`.
+    Quotas = 46,
+    /// Who pays, as text -> `Account`.
+    Accounts = 47,
+    /// Project, digest or recipe -> how many of the project's links and versions hold it, and its
+    /// length.
+    ProjectContents = 48,
+    /// Upload id -> what the session has reserved.
+    Reservations = 49,
+    /// Kind of failure, suspect -> the times of the last ones.
+    Suspicions = 50,
+    /// Suspect, as text -> `Block`.
+    Blocks = 51,
+    /// Time of its end, the key of a suspicion, or 4 and the key of a block -> nothing.
+    SuspicionEnds = 52,
+    /// Number counted down -> `AuditEntry`; so the newest comes first.
+    AuditEntries = 53,
+    /// Number of its first entry -> `AuditArchive`.
+    AuditArchives = 54,
+    /// Node id -> how its batches of notes go.
+    AuditRuns = 55,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 55] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -155,6 +176,16 @@ impl Table {
         Self::VersionPulls,
         Self::UntaggedVersions,
         Self::ManifestParents,
+        Self::Quotas,
+        Self::Accounts,
+        Self::ProjectContents,
+        Self::Reservations,
+        Self::Suspicions,
+        Self::Blocks,
+        Self::SuspicionEnds,
+        Self::AuditEntries,
+        Self::AuditArchives,
+        Self::AuditRuns,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -158,6 +158,59 @@ fn samples() -> Vec<Command> {
             )]
             .into(),
         },
+        set_quota(
+            "group:acme/dev",
+            QuotaLimits { max_bytes: Some(1 << 40), max_images: Some(3), max_image_bytes: None },
+        ),
+        Command::RemoveQuota { of: "default:project".parse().unwrap() },
+        Command::ReserveUpload { upload: upload_id(1), bytes: 300 },
+        Command::CountUsage,
+        Command::NoteFailures {
+            failures: [
+                (
+                    Failure::Password {
+                        account: Suspect::account("u"),
+                        address: Some(Suspect::address([10, 0, 0, 1].into())),
+                    },
+                    2,
+                ),
+                (Failure::Token { address: Suspect::address([10, 0, 0, 1].into()) }, 300),
+            ]
+            .into(),
+            rules: LockoutRules {
+                account_failures: 10,
+                account_window_ms: 1,
+                account_block_ms: 2,
+                address_accounts: 3,
+                address_window_ms: 4,
+                token_failures: 5,
+                token_window_ms: 6,
+                token_block_ms: 7,
+            },
+        },
+        Command::Unblock { suspect: Suspect::account("u") },
+        Command::Audited {
+            source: audit_source(),
+            command: Box::new(Command::DeleteImage { id: image_id(1) }),
+        },
+        Command::NoteAudit(AuditBatch {
+            node: NodeId::new(300),
+            run: 1,
+            batch: 2,
+            phase: AuditPhase::Ends,
+            notes: vec![audit_note("image.pull", "a/b:v")],
+            lost: 3,
+        }),
+        Command::ArchiveAudit(AuditArchive {
+            first: 1,
+            last: 300,
+            from: at(1),
+            until: at(2),
+            object: pack(1),
+            bytes: 4,
+            before: [1; 32],
+            head: [2; 32],
+        }),
     ]
 }
 

@@ -103,6 +103,15 @@ pub enum Command {
     /// Projects: visibility, members
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Who did what: search, export, verify
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Who is locked out after too many wrong passwords or tokens
+    #[command(subcommand)]
+    Block(BlockCommand),
+    /// How much users, groups, organizations and projects may hold, and how much they do
+    #[command(subcommand, after_help = QUOTAS)]
+    Quota(QuotaCommand),
     /// Accounts of a project for programs
     #[command(subcommand)]
     Robot(RobotCommand),
@@ -644,6 +653,22 @@ mod tests {
         assert!(parse("shoal policy immutable shop").is_err());
         assert!(parse("shoal policy remove shop").is_err());
         assert!(parse("shoal policy untagged shop never").is_ok());
+    }
+
+    #[test]
+    fn a_limit_has_a_unit_or_is_none() {
+        let line = "shoal quota set project:shop --bytes 10GiB --images 5 --image-bytes none";
+        let Command::Quota(QuotaCommand::Set { bytes, images, image_bytes, .. }) =
+            parse(line).unwrap().command
+        else {
+            panic!("not a quota")
+        };
+        assert_eq!(bytes, Some(Limit(Some(10 << 30))));
+        assert_eq!((images, image_bytes), (Some(Limit(Some(5))), Some(Limit(None))));
+        assert!(parse("shoal quota set project:shop").is_err());
+        for bad in ["10XB", "GiB", "-1", "1.5GiB", "99999999999999TiB"] {
+            assert!(parse(&format!("shoal quota set cluster --bytes={bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The grammar of the commands about people and rights.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -247,6 +248,138 @@ pub enum ProjectCommand {
         #[arg(help = GRANTEE)]
         who: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct AuditSearch {
+    #[arg(long)]
+    pub who: Option<String>,
+    /// image.pull, or image for all that is done to images
+    #[arg(long)]
+    pub action: Option<String>,
+    /// What targets begin with, for instance shop/
+    #[arg(long)]
+    pub target: Option<String>,
+    /// Only what was refused
+    #[arg(long)]
+    pub refused: bool,
+    /// For instance 2026-01-31T12:00:00Z
+    #[arg(long)]
+    pub since: Option<String>,
+    #[arg(long)]
+    pub until: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditFormat {
+    Csv,
+    /// One object on each line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// The newest entries
+    List {
+        #[command(flatten)]
+        search: AuditSearch,
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// All entries, the newest first, to standard output
+    Export {
+        #[command(flatten)]
+        search: AuditSearch,
+        #[arg(long, value_enum, default_value = "json")]
+        format: AuditFormat,
+        /// Also those that were moved to storage, whatever was searched for
+        #[arg(long)]
+        archives: bool,
+    },
+    /// What was moved to storage
+    Archives,
+    /// Go along the chain of hashes, and print its end
+    Verify {
+        /// The end that was noted another time: NUMBER:HASH
+        #[arg(long)]
+        head: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BlockCommand {
+    List,
+    /// Let somebody in again: account:NAME or address:IP
+    Remove {
+        who: String,
+    },
+}
+
+pub const QUOTAS: &str = "\
+OF is user:NAME, group:ORGANIZATION/NAME, organization:NAME, project:NAME or cluster; or default:user,
+default:group, default:organization, default:project for each that has no limits of its own.
+
+A project pays once for each blob, manifest and disk that it holds, with its logical length, whatever
+others hold. Its owner pays for it, too, and so do the groups that an owning user is a member of.
+Uploads under way have reserved what they announced.";
+
+/// So many, with a unit or without; or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub Option<u64>);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, u64); 10] = [
+            ("", 1),
+            ("B", 1),
+            ("KB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+        ];
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, bytes)| *bytes);
+        let limit = number.parse::<u64>().ok().zip(unit);
+        let limit = limit.and_then(|(number, unit)| number.checked_mul(unit));
+        let wrong = || "a number, or one with a unit as 10GiB or 500MB, or none".to_owned();
+        limit.map(|limit| Self(Some(limit))).ok_or_else(wrong)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum QuotaCommand {
+    /// All limits that were set
+    List,
+    /// What somebody holds and may hold
+    Show { of: String },
+    /// Set limits; those that are not given stay
+    #[command(group = clap::ArgGroup::new("limit").args(["bytes", "images", "image_bytes"]).required(true).multiple(true))]
+    Set {
+        of: String,
+        /// All content together, for instance 10GiB, or none
+        #[arg(long)]
+        bytes: Option<Limit>,
+        /// How many images, or none
+        #[arg(long)]
+        images: Option<Limit>,
+        /// One version of an image, or none
+        #[arg(long)]
+        image_bytes: Option<Limit>,
+    },
+    /// Take limits away: the default holds then
+    Clear { of: String },
+    /// Count everything anew, and compare
+    Check,
 }
 
 #[derive(Debug, Args)]

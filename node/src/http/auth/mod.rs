@@ -5,15 +5,17 @@
 //! secret is known by its hash alone.
 //! Non-goal: what the one who asks may do; see `permit`.
 
+mod lockout;
 mod password;
 mod token;
 mod uses;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::{StatusCode, header, request};
+use axum::http::{Extensions, StatusCode, header, request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use shoal_content::{NodeId, PeerId};
@@ -26,12 +28,17 @@ use zeroize::Zeroizing;
 use super::noted;
 use super::permit::permit;
 use super::problem::Problem;
+use super::rates::Asking;
 use crate::state::App;
+use password::{Attempt, Checked};
 
+pub use lockout::Lockout;
 pub use password::{Accounts, hash_password};
 pub use token::{Audience, Granted, TOKEN_TTL, issue_token};
 pub use uses::TokenUses;
 
+/// When somebody may come again who found too many waiting.
+const CROWDED_RETRY: Duration = Duration::from_secs(1);
 /// Longer credentials are refused unread, in bytes.
 const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
 /// What a personal token begins with.
@@ -132,31 +139,62 @@ pub async fn check_password(
         ..Problem::unauthorized()
     };
     let query = view.query();
+    barred(app, app.lockout.check_address(query, client))?;
     if let Ok(robot) = name.parse::<RobotName>() {
         let hash = blake3::hash(password.as_bytes());
         let row = query.robot(&robot)?.filter(|row| blake3::Hash::from(row.secret_hash) == hash);
         return match row {
             Some(row) if is_valid(&row, app) => Ok(Principal::Robot(row.name)),
-            _ => Err(wrong()),
+            _ => {
+                wrong_token(app, client);
+                Err(wrong())
+            }
         };
     }
     if password.starts_with(PERSONAL_TOKEN_PREFIX) {
         let principal = personal(app, query, &password)?;
-        return principal.filter(|principal| principal.name() == name).ok_or_else(wrong);
+        let principal = principal.filter(|principal| principal.name() == name);
+        if principal.is_none() {
+            wrong_token(app, client);
+        }
+        return principal.ok_or_else(wrong);
     }
+    barred(app, app.lockout.check_account(query, name))?;
     let user = query.user(name)?;
     let stored = user.as_ref().map(|user| user.password_hash.clone());
-    let right = app.accounts.check(client, name, password, stored).await;
-    let right = right.map_err(|_| {
-        let text = "too many passwords are being checked; try again in a moment";
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
-    })?;
+    let source = app.services.audit.source().unwrap_or_default();
+    let attempt = Attempt { app: app.clone(), client, name: name.to_owned(), source };
+    let right = match app.accounts.check(attempt, password, stored).await {
+        Checked::Right => true,
+        Checked::Wrong => false,
+        Checked::Barred(problem) => return barred(app, Err(problem)),
+        Checked::Crowded => {
+            let text = "too many passwords are being checked; try again in a moment";
+            return Err(Problem {
+                retry_after: Some(CROWDED_RETRY),
+                ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
+            });
+        }
+    };
     match user {
         Some(user) if right => {
             Ok(Principal::User { name: user.name, role: user.role, token: None })
         }
         _ => Err(wrong()),
     }
+}
+
+/// Counts who is turned away unheard.
+fn barred<T>(app: &App, answer: Result<T, Problem>) -> Result<T, Problem> {
+    if matches!(&answer, Err(problem) if problem.code == "locked") {
+        app.metrics.login_failed("locked");
+    }
+    answer
+}
+
+fn wrong_token(app: &App, client: Option<IpAddr>) {
+    app.metrics.login_failed("token");
+    app.lockout.note_token(client);
 }
 
 fn is_valid(robot: &Robot, app: &App) -> bool {
@@ -203,15 +241,33 @@ pub async fn authenticate(
     let (principal, granted) = credentials(app, &view, parts, audience).await?;
     if let Some(principal) = &principal {
         noted::note_user(|| principal.name());
+        check_rate(app, parts, principal)?;
     }
     Ok(Asker { principal, granted, view })
+}
+
+/// # Errors
+/// 429 where a person or a robot asks too often.
+fn check_rate(app: &App, parts: &request::Parts, principal: &Principal) -> Result<(), Problem> {
+    let machine = matches!(principal, Principal::Agent(_) | Principal::Node(_));
+    if machine || client(parts).is_some_and(|client| app.lockout.is_exempt(client)) {
+        return Ok(());
+    }
+    app.rates.count(Asking::Principal(principal.name())).map_err(|wait| {
+        app.metrics.slowed_down("principal");
+        Problem::too_often(wait)
+    })
 }
 
 type Known = (Option<Principal>, Option<Vec<Granted>>);
 
 /// Where a request comes from.
 pub fn client(parts: &request::Parts) -> Option<IpAddr> {
-    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip())
+    client_of(&parts.extensions)
+}
+
+pub fn client_of(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip())
 }
 
 async fn credentials(
@@ -220,7 +276,11 @@ async fn credentials(
     parts: &request::Parts,
     audience: Audience,
 ) -> Result<Known, Problem> {
-    let Some(value) = parts.headers.get(header::AUTHORIZATION) else { return Ok((None, None)) };
+    let from = client(parts);
+    let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
+        barred(app, app.lockout.check_address(view.query(), from))?;
+        return Ok((None, None));
+    };
     let text = value.to_str().unwrap_or_default();
     if text.len() > CREDENTIALS_BYTES_MAX {
         return Err(Problem::unauthorized());
@@ -236,11 +296,26 @@ async fn credentials(
         Ok((Some(principal), None))
     } else if scheme.eq_ignore_ascii_case("bearer") {
         let token = rest.trim();
-        if token.starts_with(PERSONAL_TOKEN_PREFIX) {
-            let principal = personal(app, view.query(), token)?;
-            return principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized);
+        // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
+        // host must not cut the host off.
+        if token::is_machines(token) {
+            return token::check(app, view, token, audience);
         }
-        token::check(app, view, token, audience)
+        barred(app, app.lockout.check_address(view.query(), from))?;
+        let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
+            let principal = personal(app, view.query(), token)?;
+            principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized)
+        } else {
+            token::check(app, view, token, audience)
+        };
+        // One that was good until now is no guess.
+        if let Err(problem) = &known
+            && problem.status == StatusCode::UNAUTHORIZED
+            && problem.code != token::EXPIRED
+        {
+            wrong_token(app, from);
+        }
+        known
     } else {
         Err(Problem::unauthorized())
     }

@@ -9,9 +9,12 @@ use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use moka::future::Cache;
 use parking_lot::Mutex;
-use shoal_metadata::Secret;
+use shoal_metadata::{AuditResult, AuditSource, Secret, Suspect};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
+
+use crate::http::problem::Problem;
+use crate::state::App;
 
 /// A password that was right is not hashed again for this long.
 const VERIFIED_TTL: Duration = Duration::from_secs(600);
@@ -51,44 +54,87 @@ impl Accounts {
         })
     }
 
-    /// # Errors
-    /// Where too many are waiting already.
     pub(super) async fn check(
         &self,
-        client: Option<IpAddr>,
-        name: &str,
+        attempt: Attempt,
         password: Zeroizing<String>,
         stored: Option<Secret>,
-    ) -> Result<bool, Crowded> {
+    ) -> Checked {
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.nobody.clone());
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        for part in [name.as_bytes(), password.as_bytes(), &stored.0] {
+        for part in [attempt.name.as_bytes(), password.as_bytes(), &stored.0] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         let key = *hasher.finalize().as_bytes();
         if known && self.verified.contains_key(&key) {
-            return Ok(true);
+            return Checked::Right;
         }
-        let place = Place::take(&self.waiting, client).ok_or(Crowded)?;
-        let permit = Arc::clone(&self.hashing).acquire_owned().await.map_err(|_| Crowded)?;
+        let Some(place) = Place::take(&self.waiting, attempt.client) else {
+            return Checked::Crowded;
+        };
+        let Ok(permit) = Arc::clone(&self.hashing).acquire_owned().await else {
+            return Checked::Crowded;
+        };
+        // Those before may have failed too often.
+        if let Err(problem) = attempt.is_let_in() {
+            return Checked::Barred(problem);
+        }
         let check = move || {
-            // A request that is given up leaves its hash running: the next one waits all the same.
+            // A request that is given up leaves its hash running: the next one waits all the same,
+            // and it counts.
             let _held = (permit, place);
             let hash = std::str::from_utf8(&stored.0).unwrap_or_default();
-            Argon2::default().verify_password(password.as_bytes(), hash).is_ok()
+            let right = Argon2::default().verify_password(password.as_bytes(), hash).is_ok();
+            let right = known & right;
+            if !right {
+                attempt.failed();
+            }
+            right
         };
-        let right = known & tokio::task::spawn_blocking(check).await.unwrap_or(false);
-        if right {
-            self.verified.insert(key, ()).await;
+        let right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
+        if !right {
+            return Checked::Wrong;
         }
-        Ok(right)
+        self.verified.insert(key, ()).await;
+        Checked::Right
     }
 }
 
-/// Too many passwords are waiting to be checked.
-#[derive(Debug)]
-pub struct Crowded;
+/// Who tries a password for whom.
+pub(super) struct Attempt {
+    pub app: App,
+    pub client: Option<IpAddr>,
+    pub name: String,
+    pub source: AuditSource,
+}
+
+impl Attempt {
+    fn is_let_in(&self) -> Result<(), Problem> {
+        let view = self.app.raft.local();
+        self.app.lockout.check_address(view.query(), self.client)?;
+        self.app.lockout.check_account(view.query(), &self.name)
+    }
+
+    fn failed(&self) {
+        self.app.metrics.login_failed("password");
+        self.app.lockout.note_password(&self.name, self.client);
+        // What was typed as a name may be a password.
+        let name = Suspect::account(&self.name).to_string();
+        let wrong = AuditResult::Refused("the name or the password is wrong".to_owned());
+        self.app.services.audit.note_as(self.source.clone(), "session.login", name, wrong);
+    }
+}
+
+/// How an attempt ended.
+pub(super) enum Checked {
+    Right,
+    Wrong,
+    /// Too many are waiting already.
+    Crowded,
+    /// The account or the address was locked while it waited.
+    Barred(Problem),
+}
 
 #[derive(Debug, Default)]
 struct Waiting {

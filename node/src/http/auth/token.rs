@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, PeerId};
@@ -104,6 +105,16 @@ pub fn issue_token(
     Ok((token, exp))
 }
 
+/// What a token is answered with that was good before.
+pub(super) const EXPIRED: &str = "token_expired";
+
+/// Whether an agent or a node says to have signed it.
+pub(super) fn is_machines(token: &str) -> bool {
+    let header = jsonwebtoken::decode_header(token).ok();
+    let kind = header.and_then(|header| header.typ);
+    matches!(kind.as_deref(), Some(AGENT_TOKEN | NODE_TOKEN))
+}
+
 /// Who brings `token`, and what it narrows them to.
 pub(super) fn check(
     app: &App,
@@ -178,7 +189,11 @@ fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<
     validation.leeway = CLOCK_SKEW_MAX.as_secs();
     let key = DecodingKey::from_ed_der(signer.as_public_key());
     let checked = jsonwebtoken::decode::<Claims>(token, &key, &validation);
-    let claims = checked.map_err(|_| Problem::unauthorized())?.claims;
+    let claims = checked.map_err(|error| match error.kind() {
+        ErrorKind::ExpiredSignature => Problem { code: EXPIRED, ..Problem::unauthorized() },
+        _ => Problem::unauthorized(),
+    })?;
+    let claims = claims.claims;
     let now = app.now().as_millis() / 1000;
     if claims.iat > now + CLOCK_SKEW_MAX.as_secs() {
         return Err(Problem::unauthorized());

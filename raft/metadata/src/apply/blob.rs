@@ -8,12 +8,15 @@
 
 use std::collections::BTreeSet;
 
-use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, RepositoryName, Timestamp, UploadId};
+use shoal_content::{
+    Digest, ImageId, ObjectKey, ProjectName, RecipeId, RepositoryName, Timestamp, UploadId,
+};
 
 use super::image::Place;
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
+use crate::quota::Content;
 use crate::record::{Blob, ImageKind, UploadPurpose};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
@@ -42,11 +45,14 @@ impl<R: Read> Step<'_, R> {
             self.check_object(&ObjectKey::Recipe(blob.recipe))?;
         }
 
+        let project = place.repository.project();
+        self.check_image_bytes(&project, &place.owner, blob.size)?;
         if let Some(session) = session {
-            self.remove_session(&session);
+            self.remove_session(&session)?;
             self.events.push(Event::UploadChanged(session.id));
         }
         let image = self.take_place(place, ImageKind::Container)?;
+        let (digest, size) = (blob.digest.clone(), blob.size);
         let stored = match old {
             Some(old) => old.object,
             None => {
@@ -56,7 +62,7 @@ impl<R: Read> Step<'_, R> {
                 blob.object
             }
         };
-        self.link(image, &blob.digest)?;
+        self.link(image, &project, &digest, size)?;
         Ok(Response::Blob { stored })
     }
 
@@ -118,8 +124,10 @@ impl<R: Read> Step<'_, R> {
             }
         }
         self.check_place(&place, ImageKind::Container)?;
+        let project = place.repository.project();
+        self.check_image_bytes(&project, &place.owner, blob.size)?;
         let image = self.take_place(place, ImageKind::Container)?;
-        self.link(image, digest)?;
+        self.link(image, &project, digest, blob.size)?;
         Ok(Response::Blob { stored: blob.object })
     }
 
@@ -134,11 +142,17 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::NotFound(Subject::Blob).into());
         }
         self.check_blob_goes(&image, digest)?;
-        self.unlink(image.id, digest)?;
+        self.unlink(image.id, &repository.project(), digest)?;
         Ok(Response::Done)
     }
 
-    fn link(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
+    fn link(
+        &mut self,
+        image: ImageId,
+        project: &ProjectName,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         if !self.rows.has(Table::BlobReferences, &key)? {
             // Pushed again is as good as new.
@@ -146,16 +160,23 @@ impl<R: Read> Step<'_, R> {
         }
         if !self.rows.has(Table::BlobLinks, &key)? {
             self.rows.mark(Table::BlobLinks, key);
+            self.hold_content(project, &Content::Digest(digest.clone()), size)?;
             self.hold_blob(digest)?;
         }
         Ok(())
     }
 
     /// Takes a link that is there away.
-    pub(super) fn unlink(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
+    pub(super) fn unlink(
+        &mut self,
+        image: ImageId,
+        project: &ProjectName,
+        digest: &Digest,
+    ) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         self.rows.remove(Table::BlobLinks, key.clone());
         self.rows.remove(Table::LooseBlobs, key);
+        self.release_content(project, &Content::Digest(digest.clone()))?;
         self.release_blob(digest)
     }
 
@@ -171,24 +192,38 @@ impl<R: Read> Step<'_, R> {
             let key = key::image_digest(*image, digest);
             let since: Option<Timestamp> = row(&self.rows, Table::LooseBlobs, &key)?;
             if since.is_some_and(|since| since < before) {
-                self.unlink(*image, digest)?;
+                let missing = Fault::Contradiction("a link of no image");
+                let project = self.query().image(*image)?.ok_or(missing)?.name.project();
+                self.unlink(*image, &project, digest)?;
             }
         }
         Ok(Response::Done)
     }
 
     /// A version of `image` begins to refer to the blob.
-    pub(super) fn refer(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
+    pub(super) fn refer(
+        &mut self,
+        image: ImageId,
+        project: &ProjectName,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         let count = row::<u64>(&self.rows, Table::BlobReferences, &key)?.unwrap_or(0) + 1;
         self.rows.remove(Table::LooseBlobs, key.clone());
         self.rows.put(Table::BlobReferences, key, &count);
+        self.hold_content(project, &Content::Digest(digest.clone()), size)?;
         self.hold_blob(digest)
     }
 
     /// A version of `image` ceases to refer to the blob. With the last one the link is loose:
     /// collection lets go of it, since there is no other way for its users to free it.
-    pub(super) fn cease(&mut self, image: ImageId, digest: &Digest) -> Result<(), Fault> {
+    pub(super) fn cease(
+        &mut self,
+        image: ImageId,
+        project: &ProjectName,
+        digest: &Digest,
+    ) -> Result<(), Fault> {
         let key = key::image_digest(image, digest);
         let count = row::<u64>(&self.rows, Table::BlobReferences, &key)?.unwrap_or(0);
         match count {
@@ -201,6 +236,7 @@ impl<R: Read> Step<'_, R> {
             }
             more => self.rows.put(Table::BlobReferences, key, &(more - 1)),
         }
+        self.release_content(project, &Content::Digest(digest.clone()))?;
         self.release_blob(digest)
     }
 

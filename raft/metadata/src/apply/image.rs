@@ -62,6 +62,7 @@ impl<R: Read> Step<'_, R> {
             latest: None,
         };
         self.put_image(&image);
+        self.count_image(&image.name.project(), 1)?;
         let count = self.query().image_count()?;
         self.rows.put(Table::Counts, IMAGES_COUNT, &(count + 1));
         Ok(())
@@ -117,12 +118,14 @@ impl<R: Read> Step<'_, R> {
             self.drop_version(&image.name, &version)?;
         }
         let prefix = key::image(id);
+        let project = image.name.project();
         for (key, _) in all_rows(&self.rows, Table::BlobLinks, &prefix)? {
-            self.unlink(id, &key::read_digest(&key, prefix.len())?)?;
+            self.unlink(id, &project, &key::read_digest(&key, prefix.len())?)?;
         }
         self.drop_rights_at(&crate::rights::Place::Image(id))?;
         self.rows.remove(Table::ImageNames, image.name.as_str().as_bytes());
         self.rows.remove(Table::Images, prefix);
+        self.count_image(&project, -1)?;
         let count = self.query().image_count()?;
         let count = count.checked_sub(1).ok_or(Fault::Contradiction("fewer images than none"))?;
         self.rows.put(Table::Counts, IMAGES_COUNT, &count);

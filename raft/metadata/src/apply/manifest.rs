@@ -9,6 +9,7 @@ use super::image::Place;
 use super::{Step, Stop};
 use crate::command::{Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject};
 use crate::key;
+use crate::quota::Content;
 use crate::record::{DiskUploadState, Image, Reference, Upload, UploadPurpose, Version};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
@@ -40,6 +41,10 @@ impl<R: Read> Step<'_, R> {
             self.check_moves(image, &put.tags, &put.digest)?;
         }
 
+        if old.is_none() {
+            self.check_image_bytes(&place.repository.project(), &place.owner, image_bytes(&put))?;
+        }
+
         let id = self.take_place(place, put.kind)?;
         let missing = Fault::Contradiction("an image just taken is not there");
         let mut image = self.query().image(id)?.ok_or(missing)?;
@@ -56,6 +61,7 @@ impl<R: Read> Step<'_, R> {
             if let UploadPurpose::Disk { state, .. } = &mut session.purpose {
                 *state = DiskUploadState::Published { version: version.id };
             }
+            self.release_reservation(session.id)?;
             self.put_session(&session);
             self.events.push(Event::UploadChanged(session.id));
         }
@@ -152,6 +158,8 @@ impl<R: Read> Step<'_, R> {
         image.latest = Some(version.digest.clone());
 
         let digest = &version.digest;
+        let project = image.name.project();
+        self.hold_content(&project, &Content::Digest(digest.clone()), version.manifest_bytes)?;
         let key = key::image_digest(image.id, digest);
         self.rows.put(Table::Versions, key.clone(), &version);
         self.rows.put_bytes(Table::Manifests, key, put.manifest);
@@ -164,13 +172,16 @@ impl<R: Read> Step<'_, R> {
         }
         if let Some(disk) = &version.disk {
             self.rows.put(Table::VersionNumbers, key::number(image.id, &disk.number), digest);
+            self.hold_content(&project, &Content::Recipe(disk.recipe), disk.content_bytes)?;
             for object in &disk.objects {
                 self.hold_object(object)?;
             }
         }
         for reference in &version.references {
             match reference {
-                Reference::Blob { digest, .. } => self.refer(image.id, digest)?,
+                Reference::Blob { digest, size } => {
+                    self.refer(image.id, &project, digest, *size)?;
+                }
                 Reference::Manifest { digest: child, .. } => {
                     let key = key::manifest_parent(image.id, child, digest);
                     self.rows.mark(Table::ManifestParents, key);
@@ -222,6 +233,8 @@ impl<R: Read> Step<'_, R> {
         version: &Version,
     ) -> Result<(), Fault> {
         let (image, digest) = (version.image, &version.digest);
+        let project = repository.project();
+        self.release_content(&project, &Content::Digest(digest.clone()))?;
         for tag in self.query().tags_of(image, digest)? {
             self.drop_tag(image, repository, tag, digest);
         }
@@ -237,13 +250,14 @@ impl<R: Read> Step<'_, R> {
         }
         if let Some(disk) = &version.disk {
             self.rows.remove(Table::VersionNumbers, key::number(image, &disk.number));
+            self.release_content(&project, &Content::Recipe(disk.recipe))?;
             for object in &disk.objects {
                 self.release_object(object)?;
             }
         }
         for reference in &version.references {
             match reference {
-                Reference::Blob { digest, .. } => self.cease(image, digest)?,
+                Reference::Blob { digest, .. } => self.cease(image, &project, digest)?,
                 Reference::Manifest { digest: child, .. } => {
                     let key = key::manifest_parent(image, child, digest);
                     self.rows.remove(Table::ManifestParents, key);
@@ -252,6 +266,17 @@ impl<R: Read> Step<'_, R> {
         }
         Ok(())
     }
+}
+
+/// What a quota of single images goes by. What an index lists was looked at when it was pushed.
+fn image_bytes(put: &PutManifest) -> u64 {
+    let blobs = put.references.iter().map(|reference| match reference {
+        Reference::Blob { size, .. } => *size,
+        Reference::Manifest { .. } => 0,
+    });
+    let disk = put.disk.iter().map(|disk| disk.content_bytes);
+    let own = put.manifest.len() as u64;
+    blobs.chain(disk).fold(own, u64::saturating_add)
 }
 
 fn check_bounds(put: &PutManifest) -> Result<(), Refusal> {

@@ -8,6 +8,7 @@ use shoal_content::{AccountName, NodeId, PeerId};
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
+use crate::quota::Payer;
 use crate::record::{Agent, Cluster, HostState, JoinRole, JoinToken, Node, User, UserRole};
 use crate::rights::Grantee;
 use crate::table::{Read, Table};
@@ -27,6 +28,7 @@ impl<R: Read> Step<'_, R> {
         }
         self.rows.put(Table::Cluster, b"", cluster);
         self.rows.put(Table::Users, admin.name.as_bytes(), admin);
+        self.begin_counting();
         Ok(Response::Done)
     }
 
@@ -98,6 +100,7 @@ impl<R: Read> Step<'_, R> {
             self.drop_tokens_of(&account)?;
         }
         self.disown_projects_of(name)?;
+        self.drop_quota(Payer::User(name.to_owned()));
         self.rows.remove(Table::Users, name.as_bytes());
         Ok(Response::Done)
     }

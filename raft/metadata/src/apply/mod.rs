@@ -6,15 +6,18 @@
 //! Reference counts change in the command that adds or drops the row that refers.
 
 mod acme;
+mod audit;
 mod blob;
 mod credential;
 mod deployment;
 mod image;
 mod level;
+mod lockout;
 mod manifest;
 mod member;
 mod object;
 mod policy;
+mod quota;
 mod retire;
 mod rights;
 mod upload;
@@ -45,8 +48,13 @@ pub fn apply<R: Read>(
     at: Timestamp,
     command: Command,
 ) -> Result<Result<Outcome, Refusal>, Fault> {
-    let mut step = Step { rows: Transaction::new(&*transaction), at, events: Vec::new() };
-    match step.run(command) {
+    let mut step = Step {
+        rows: Transaction::new(&*transaction),
+        at,
+        events: Vec::new(),
+        ledger: quota::Ledger::default(),
+    };
+    match step.run(command).and_then(|response| step.settle().map(|()| response)) {
         Ok(response) => {
             let Step { rows, events, .. } = step;
             let writes = rows.into_writes();
@@ -82,6 +90,7 @@ struct Step<'a, R: Read> {
     rows: Transaction<'a, R>,
     at: Timestamp,
     events: Vec<Event>,
+    ledger: quota::Ledger,
 }
 
 impl<R: Read> Step<'_, R> {
@@ -200,6 +209,15 @@ impl<R: Read> Step<'_, R> {
             Command::RemovePolicy { project } => self.remove_policy(&project),
             Command::Retire(retire) => self.retire(retire),
             Command::NotePulls { pulls } => self.note_pulls(pulls),
+            Command::SetQuota { of, limits, by } => self.set_quota(&of, limits, by),
+            Command::RemoveQuota { of } => self.remove_quota(&of),
+            Command::ReserveUpload { upload, bytes } => self.reserve_upload(upload, bytes),
+            Command::CountUsage => self.count_usage(),
+            Command::NoteFailures { failures, rules } => self.note_failures(&failures, &rules),
+            Command::Unblock { suspect } => self.unblock(&suspect),
+            Command::Audited { source, command } => self.audited(source, *command),
+            Command::NoteAudit(batch) => self.note_audit(batch),
+            Command::ArchiveAudit(archive) => self.archive_audit(&archive),
         }
     }
 }

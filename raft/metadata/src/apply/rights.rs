@@ -10,6 +10,7 @@ use shoal_content::{AccountName, ProjectName, RepositoryName};
 use super::{Step, Stop};
 use crate::command::{Refusal, Response, Subject};
 use crate::key;
+use crate::quota::Payer;
 use crate::rights::{
     Action, Grantee, Group, Organization, OrganizationRole, Owner, Place, Project, Right,
     RobotName, Visibility, What, Who, permission,
@@ -44,7 +45,7 @@ impl<R: Read> Step<'_, R> {
         self.check_grantee(&owner)?;
         self.check_memberships(&owner)?;
         self.rows.put(Table::Organizations, organization.name.as_str().as_bytes(), organization);
-        self.set_right(&place, &owner, Right::Organization(OrganizationRole::Owner));
+        self.set_right(&place, &owner, Right::Organization(OrganizationRole::Owner))?;
         Ok(Response::Done)
     }
 
@@ -66,6 +67,7 @@ impl<R: Read> Step<'_, R> {
         self.drop_rights_at(&Place::Organization(name.clone()))?;
         self.drop_rights_of(&Grantee::Organization(name.clone()))?;
         self.rows.remove(Table::Organizations, name.as_str().as_bytes());
+        self.drop_quota(Payer::Organization(name.clone()));
         Ok(Response::Done)
     }
 
@@ -96,6 +98,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::Groups, key::group(&organization, &name));
         let place = Place::Group { organization: organization.clone(), group: name.clone() };
         self.drop_rights_at(&place)?;
+        self.drop_quota(Payer::Group { organization: organization.clone(), group: name.clone() });
         self.drop_rights_of(&Grantee::Group { organization, group: name })
     }
 
@@ -105,7 +108,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::Exists(Subject::Project).into());
         }
         self.check_owner(project)?;
-        self.put_project(project);
+        self.put_project(project)?;
         Ok(Response::Done)
     }
 
@@ -127,14 +130,17 @@ impl<R: Read> Step<'_, R> {
         for (_, bytes) in crate::query::all_rows(&self.rows, Table::Projects, b"")? {
             let project: Project = crate::transaction::decoded(Table::Projects, &bytes)?;
             if project.owner == Owner::User(user.to_owned()) {
-                self.put_project(&Project { owner: Owner::User(String::new()), ..project });
+                self.put_project(&Project { owner: Owner::User(String::new()), ..project })?;
             }
         }
         Ok(())
     }
 
-    fn put_project(&mut self, project: &Project) {
+    fn put_project(&mut self, project: &Project) -> Result<(), Fault> {
+        let old = self.query().project(&project.name)?.map(|old| old.owner);
+        self.move_project(&project.name, old.as_ref(), Some(&project.owner))?;
         self.rows.put(Table::Projects, project.name.as_str().as_bytes(), project);
+        Ok(())
     }
 
     /// The project that a new image is made in. Where there is none it comes to be, private and
@@ -154,7 +160,7 @@ impl<R: Read> Step<'_, R> {
                 description: String::new(),
                 created_at: self.at,
                 updated_at: self.at,
-            });
+            })?;
             return Ok(());
         };
         if project.owner == Owner::User(owner.to_owned()) {
@@ -190,14 +196,13 @@ impl<R: Read> Step<'_, R> {
             project.owner = owner;
         }
         self.check_owner(&project)?;
-        self.put_project(&project);
+        self.put_project(&project)?;
         Ok(Response::Done)
     }
 
     pub(super) fn remove_project(&mut self, name: &ProjectName) -> Result<Response, Stop> {
-        if self.query().project(name)?.is_none() {
-            return Err(Refusal::NotFound(Subject::Project).into());
-        }
+        let project = self.query().project(name)?;
+        let project = project.ok_or(Refusal::NotFound(Subject::Project))?;
         if let Some(image) = self.query().images_of(name, None, 1)?.first() {
             let by = format!("it has the image {}", image.name);
             return Err(Refusal::InUse { subject: Subject::Project, by }.into());
@@ -207,6 +212,9 @@ impl<R: Read> Step<'_, R> {
         }
         self.drop_rights_at(&Place::Project(name.clone()))?;
         self.drop_policy(name);
+        self.move_project(name, Some(&project.owner), None)?;
+        self.release_reservations_in(name)?;
+        self.drop_quota(Payer::Project(name.clone()));
         self.rows.remove(Table::Projects, name.as_str().as_bytes());
         Ok(Response::Done)
     }
@@ -238,7 +246,7 @@ impl<R: Read> Step<'_, R> {
         if old.is_none() && matches!(place, Place::Organization(_) | Place::Group { .. }) {
             self.check_memberships(grantee)?;
         }
-        self.set_right(place, grantee, right);
+        self.set_right(place, grantee, right)?;
         Ok(Response::Done)
     }
 
@@ -256,11 +264,11 @@ impl<R: Read> Step<'_, R> {
         if let Place::Organization(left) = place {
             for other in self.query().places_of(grantee)? {
                 if matches!(&other, Place::Group { organization, .. } if organization == left) {
-                    self.clear_right(&other, grantee);
+                    self.clear_right(&other, grantee)?;
                 }
             }
         }
-        self.clear_right(place, grantee);
+        self.clear_right(place, grantee)?;
         Ok(Response::Done)
     }
 
@@ -318,26 +326,40 @@ impl<R: Read> Step<'_, R> {
         if other { Ok(()) } else { Err(Refusal::LastOwner.into()) }
     }
 
-    fn set_right(&mut self, place: &Place, grantee: &Grantee, right: Right) {
+    fn set_right(&mut self, place: &Place, grantee: &Grantee, right: Right) -> Result<(), Fault> {
+        if self.query().right(place, grantee)?.is_none() {
+            self.count_member(place, grantee, 1)?;
+        }
         self.rows.put(Table::Rights, key::right(place, grantee), &right);
         self.rows.put(Table::GranteePlaces, key::grantee_place(grantee, place), place);
+        Ok(())
     }
 
-    fn clear_right(&mut self, place: &Place, grantee: &Grantee) {
+    fn clear_right(&mut self, place: &Place, grantee: &Grantee) -> Result<(), Fault> {
         self.rows.remove(Table::Rights, key::right(place, grantee));
         self.rows.remove(Table::GranteePlaces, key::grantee_place(grantee, place));
+        self.count_member(place, grantee, -1)
+    }
+
+    /// What a member of a group owns is counted to the group.
+    fn count_member(&mut self, place: &Place, grantee: &Grantee, by: i8) -> Result<(), Fault> {
+        let (Place::Group { organization, group }, Grantee::User(user)) = (place, grantee) else {
+            return Ok(());
+        };
+        let group = Payer::Group { organization: organization.clone(), group: group.clone() };
+        self.move_member(user.as_str(), &group, by)
     }
 
     pub(super) fn drop_rights_at(&mut self, place: &Place) -> Result<(), Fault> {
         for (grantee, _) in self.query().rights_at(place)? {
-            self.clear_right(place, &grantee);
+            self.clear_right(place, &grantee)?;
         }
         Ok(())
     }
 
     pub(super) fn drop_rights_of(&mut self, grantee: &Grantee) -> Result<(), Fault> {
         for place in self.query().places_of(grantee)? {
-            self.clear_right(&place, grantee);
+            self.clear_right(&place, grantee)?;
         }
         Ok(())
     }

@@ -36,9 +36,10 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::Uploads, key::upload(upload.id), upload);
     }
 
-    pub(super) fn remove_session(&mut self, upload: &Upload) {
+    pub(super) fn remove_session(&mut self, upload: &Upload) -> Result<(), Fault> {
         self.rows.remove(Table::UploadExpiries, key::upload_expiry(upload.expires_at, upload.id));
         self.rows.remove(Table::Uploads, key::upload(upload.id));
+        self.release_reservation(upload.id)
     }
 
     fn prolong(&mut self, upload: &mut Upload, expires_at: Timestamp) {
@@ -78,6 +79,9 @@ impl<R: Read> Step<'_, R> {
                     let reason = "a new session has received nothing".to_owned();
                     return Err(Refusal::UploadState(reason).into());
                 }
+                let project = image.name.project();
+                self.check_image_bytes(&project, &upload.owner, *total_bytes)?;
+                self.reserve(upload.id, &project, *total_bytes)?;
             }
         }
         self.put_session(upload);
@@ -90,7 +94,8 @@ impl<R: Read> Step<'_, R> {
         advance: Advance,
     ) -> Result<Response, Stop> {
         let mut upload = self.session(id)?;
-        let UploadPurpose::Blob { offset, checkpoint, multipart, .. } = &mut upload.purpose else {
+        let UploadPurpose::Blob { repository, offset, checkpoint, multipart } = &mut upload.purpose
+        else {
             return Err(Refusal::UploadState("it is not for a blob".into()).into());
         };
         if *offset != advance.from {
@@ -102,6 +107,9 @@ impl<R: Read> Step<'_, R> {
         *offset = advance.to;
         *checkpoint = advance.checkpoint;
         *multipart = advance.multipart;
+        let project = repository.project();
+        self.check_image_bytes(&project, &upload.owner, advance.to)?;
+        self.reserve(id, &project, advance.to)?;
         self.prolong(&mut upload, advance.expires_at);
         self.put_session(&upload);
         Ok(Response::Done)
@@ -179,7 +187,10 @@ impl<R: Read> Step<'_, R> {
             UploadPurpose::Disk { state: DiskUploadState::Published { .. }, .. } => {
                 return Err(Refusal::UploadState("it is published".into()).into());
             }
-            UploadPurpose::Disk { state, .. } => *state = DiskUploadState::Failed { reason: why },
+            UploadPurpose::Disk { state, .. } => {
+                *state = DiskUploadState::Failed { reason: why };
+                self.release_reservation(id)?;
+            }
             UploadPurpose::Blob { .. } => {
                 return Err(Refusal::UploadState("it is not for a disk".into()).into());
             }
@@ -191,7 +202,7 @@ impl<R: Read> Step<'_, R> {
 
     pub(super) fn abort_upload(&mut self, id: UploadId) -> Result<Response, Stop> {
         let upload = self.session(id)?;
-        self.remove_session(&upload);
+        self.remove_session(&upload)?;
         self.events.push(Event::UploadChanged(id));
         Ok(Response::Aborted(upload))
     }
@@ -206,7 +217,7 @@ impl<R: Read> Step<'_, R> {
             let missing = Fault::Contradiction("an index names no upload");
             let upload = crate::transaction::row(&self.rows, Table::Uploads, &id)?;
             let upload: Upload = upload.ok_or(missing)?;
-            self.remove_session(&upload);
+            self.remove_session(&upload)?;
             self.events.push(Event::UploadChanged(upload.id));
             expired.push(upload);
         }

@@ -63,6 +63,7 @@ pub fn check(world: &World) {
     let listed = world.query().unreferenced_objects(at(u64::MAX), 1000).unwrap();
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);
+    assert_eq!(drift(world.query()).unwrap(), [], "accounts differ from a recount");
 }
 
 /// A link is loose exactly while no version of its image refers to the blob.

@@ -302,6 +302,29 @@ pub fn set_policy(project: &str, rules: PolicyRules) -> Command {
     Command::SetPolicy { project, rules, expected: None, by: "admin".into() }
 }
 
+pub fn audit_source() -> AuditSource {
+    AuditSource { who: "alice".into(), from: "10.0.0.1".into(), request: "r1".into(), node: 1 }
+}
+
+pub fn audit_note(action: &str, target: &str) -> AuditNote {
+    AuditNote {
+        at: at(1),
+        source: audit_source(),
+        action: action.into(),
+        target: target.into(),
+        result: AuditResult::Done,
+        count: 1,
+    }
+}
+
+pub fn set_quota(of: &str, limits: QuotaLimits) -> Command {
+    Command::SetQuota { of: of.parse().unwrap(), limits, by: "admin".into() }
+}
+
+pub fn bytes_limit(bytes: u64) -> QuotaLimits {
+    QuotaLimits { max_bytes: Some(bytes), ..QuotaLimits::default() }
+}
+
 pub fn account(text: &str) -> AccountName {
     text.parse().unwrap()
 }

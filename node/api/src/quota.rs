@@ -1,0 +1,65 @@
+//! How much may be held, and how much is.
+
+use serde::{Deserialize, Serialize};
+
+/// What may be held at most; `null` is any amount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaLimits {
+    #[serde(default)]
+    pub max_bytes: Option<u64>,
+    #[serde(default)]
+    pub max_images: Option<u64>,
+    /// Of a single version.
+    #[serde(default)]
+    pub max_image_bytes: Option<u64>,
+}
+
+/// What a project, an owner or a group holds, and the limits that it is held to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Each content of a project once, with its logical length.
+    pub used_bytes: u64,
+    /// By uploads that are under way; they count like content.
+    pub reserved_bytes: u64,
+    pub images: u64,
+    #[serde(flatten)]
+    pub limits: QuotaLimits,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// `user:NAME`, `group:ORGANIZATION/NAME`, `organization:NAME`, `project:NAME`, `cluster`, or
+    /// `default:` and a kind: for each of the kind that has no limits of its own.
+    pub of: String,
+    /// Nothing for a default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// What was set for exactly this; without it a default holds, or nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<QuotaLimits>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_by: Option<String>,
+}
+
+/// Why a push was refused with `quota_exceeded`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaExceeded {
+    /// Whose quota.
+    pub of: String,
+    /// `bytes`, `images` or `image_bytes`.
+    pub kind: String,
+    pub limit: u64,
+    /// With what is reserved.
+    pub used: u64,
+    /// In addition.
+    pub wanted: u64,
+}
+
+/// Accounts against a recount of everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaCheck {
+    /// Where they differ; nothing is right.
+    pub drifts: Vec<String>,
+}

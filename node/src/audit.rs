@@ -1,0 +1,320 @@
+//! The audit trail at this node: notes on their way into it, and old entries on their way out.
+//!
+//! A change is recorded by the command that makes it (see `shoal_metadata`, `audit`). What changes
+//! nothing – pulls, logins, refusals – is noted here in memory, in the order in which it happens,
+//! and goes into the trail with one command a second.
+//!
+//! What can be lost: a node that falls takes along what it noted since its last command, which is
+//! [`FLUSH_INTERVAL`] of notes while there is a leader; notes beyond [`NOTES_MAX`] are only counted,
+//! and the trail says how many. A node that begins again without having ended says so in the trail,
+//! with the time of its last word.
+//!
+//! Crash order of an archive: the object, then the command that lets the entries go. A crash
+//! between leaves an object that no row names, for the scrub.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use shoal_content::{NodeId, ObjectKey, PackId, Timestamp};
+use shoal_metadata::{
+    AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditHash, AuditNote, AuditPhase,
+    AuditResult, AuditSource, CodecError, Command, Fault, Query, Read, Refusal, chained,
+    command_version, decode_row, encode_row, folded,
+};
+use shoal_raft::{ProposeError, Raft, ReadError};
+use thiserror::Error;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{debug, warn};
+
+use crate::clock;
+use crate::http::noted;
+use crate::http::problem::chain;
+use crate::store::{self, BlobStore, StoreError};
+
+/// Between two commands.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Notes that wait.
+const NOTES_MAX: usize = 20_000;
+/// The longest archive that is read back.
+const ARCHIVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the rows cannot be read")]
+    Rows(#[from] Fault),
+    #[error("the metadata do not answer")]
+    Read(#[from] ReadError),
+    #[error("the metadata do not take it")]
+    Propose(#[from] ProposeError),
+    #[error("storage does not answer")]
+    Store(#[from] StoreError),
+    #[error("the archive {0} is not there, or far too long")]
+    Missing(ObjectKey),
+    #[error("an archive cannot be read")]
+    Archive(#[from] CodecError),
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    notes: Vec<AuditNote>,
+    lost: u64,
+    /// The number of the next batch.
+    batch: u64,
+    /// A batch that was proposed, and whose answer did not come.
+    sent: Option<AuditBatch>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    raft: Raft,
+    node: NodeId,
+    run: u64,
+    pending: Mutex<Pending>,
+    /// One batch at a time.
+    turn: tokio::sync::Mutex<()>,
+    store: Arc<dyn BlobStore>,
+    keep_ms: u64,
+    every: Duration,
+    lost: Counter,
+}
+
+/// See the module's documentation. Clones note together.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    inner: Arc<Inner>,
+}
+
+impl Audit {
+    pub fn new(
+        raft: Raft,
+        node: NodeId,
+        store: Arc<dyn BlobStore>,
+        settings: &crate::config::Audit,
+        registry: &mut Registry,
+    ) -> Self {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        let lost = Counter::default();
+        let help = "Notes for the audit trail that there was no room for";
+        registry.register("shoal_audit_lost", help, lost.clone());
+        let inner = Inner {
+            raft,
+            node,
+            run: clock::now().as_millis(),
+            pending: Mutex::default(),
+            turn: tokio::sync::Mutex::new(()),
+            store,
+            keep_ms: u64::from(settings.keep_days) * DAY_MS,
+            every: Duration::from_secs(settings.archive_interval_seconds),
+            lost,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// On whose behalf this request is answered; nothing outside of one.
+    pub fn source(&self) -> Option<AuditSource> {
+        noted::current().map(|noted| self.source_of(&noted))
+    }
+
+    pub fn source_of(&self, noted: &noted::Noted) -> AuditSource {
+        AuditSource {
+            who: noted.user.get().cloned().unwrap_or_default(),
+            from: noted.client.map(|client| client.to_canonical().to_string()).unwrap_or_default(),
+            request: noted.id.clone(),
+            node: self.inner.node.number(),
+        }
+    }
+
+    /// Notes what happened in this request.
+    pub fn note(&self, action: &str, target: impl Into<String>, result: AuditResult) {
+        let source = self.source().unwrap_or_default();
+        self.note_as(source, action, target, result);
+    }
+
+    pub fn note_as(
+        &self,
+        source: AuditSource,
+        action: &str,
+        target: impl Into<String>,
+        result: AuditResult,
+    ) {
+        let (at, action, target) = (clock::now(), action.to_owned(), target.into());
+        let note = AuditNote { at, source, action, target, result, count: 1 };
+        let mut pending = self.inner.pending.lock();
+        if pending.notes.len() < NOTES_MAX {
+            pending.notes.push(note);
+        } else {
+            pending.lost += 1;
+            self.inner.lost.inc();
+        }
+    }
+
+    /// The command as it is proposed on this request's behalf.
+    pub fn signed(&self, command: Command) -> Command {
+        match self.source() {
+            Some(source) if self.is_known() => {
+                Command::Audited { source, command: Box::new(command) }
+            }
+            _ => command,
+        }
+    }
+
+    /// Whether every node knows of the trail.
+    fn is_known(&self) -> bool {
+        let archive = |level| level >= command_version(&Command::CountUsage);
+        self.inner.raft.local().query().level().is_ok_and(archive)
+    }
+
+    /// Proposes what was noted, and archives what is old. Runs until it is dropped.
+    pub async fn run(self) {
+        let mut ticks = interval_at(Instant::now(), FLUSH_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut archived = Instant::now();
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.flush(AuditPhase::Goes).await {
+                debug!(error = chain(&error), "the notes wait for the audit trail");
+            }
+            let due = archived.elapsed() >= self.inner.every;
+            if due && self.inner.raft.status().is_leader {
+                archived = Instant::now();
+                if let Err(error) = self.archive(clock::now()).await {
+                    warn!(error = chain(&error), "old entries of the audit trail stay for now");
+                }
+            }
+        }
+    }
+
+    /// Puts what was noted into the trail.
+    ///
+    /// # Errors
+    /// Where the metadata do not take it; it waits for the next time.
+    pub async fn flush(&self, phase: AuditPhase) -> Result<(), Error> {
+        if !self.is_known() {
+            return Ok(());
+        }
+        let _turn = self.inner.turn.lock().await;
+        loop {
+            let Some(batch) = self.next_batch(phase) else { return Ok(()) };
+            let done = batch.phase == AuditPhase::Ends;
+            let noted = Command::NoteAudit(batch);
+            self.inner.raft.propose(clock::now(), noted).await?;
+            let mut pending = self.inner.pending.lock();
+            pending.sent = None;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The one whose answer did not come, as it was: which is passed over where it came through.
+    fn next_batch(&self, phase: AuditPhase) -> Option<AuditBatch> {
+        let mut pending = self.inner.pending.lock();
+        if let Some(sent) = &pending.sent {
+            return Some(sent.clone());
+        }
+        let count = pending.notes.len().min(AUDIT_BATCH_MAX);
+        let last = count == pending.notes.len();
+        let phase = match phase {
+            _ if pending.batch == 0 => AuditPhase::Begins,
+            AuditPhase::Ends if last => AuditPhase::Ends,
+            _ => AuditPhase::Goes,
+        };
+        if phase == AuditPhase::Goes && count == 0 && pending.lost == 0 {
+            return None;
+        }
+        let notes = folded(pending.notes.drain(..count).collect());
+        let lost = std::mem::take(&mut pending.lost);
+        let batch = AuditBatch {
+            node: self.inner.node,
+            run: self.inner.run,
+            batch: pending.batch,
+            phase,
+            notes,
+            lost,
+        };
+        pending.batch += 1;
+        pending.sent = Some(batch.clone());
+        Some(batch)
+    }
+
+    /// Moves entries that are older than they are kept to storage; says how many.
+    ///
+    /// # Errors
+    /// Where storage or the metadata do not answer; what was not moved stays.
+    pub async fn archive(&self, at: Timestamp) -> Result<u64, Error> {
+        let before = at.as_millis().saturating_sub(self.inner.keep_ms);
+        let mut moved = 0;
+        loop {
+            let (entries, chain_before) = {
+                let view = self.inner.raft.read().await?;
+                let query = view.query();
+                let mut entries = query.oldest_audit(AUDIT_BATCH_MAX)?;
+                let old = entries.iter().take_while(|one| one.note.at.as_millis() < before).count();
+                entries.truncate(old);
+                let last = query.audit_archives()?.pop();
+                (entries, last.map_or_else(AuditHash::default, |archive| archive.head))
+            };
+            let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+                return Ok(moved);
+            };
+            let bytes = encode_row(&entries);
+            let object = ObjectKey::Pack(PackId::of(&bytes));
+            let archive = AuditArchive {
+                first: first.number,
+                last: last.number,
+                from: first.note.at,
+                until: last.note.at,
+                object,
+                bytes: bytes.len() as u64,
+                before: chain_before,
+                head: last.hash,
+            };
+            self.inner.store.put(object, bytes.into()).await?;
+            match self.inner.raft.propose(clock::now(), Command::ArchiveAudit(archive)).await {
+                Ok(_) => moved += entries.len() as u64,
+                // Another node was quicker, which made the same object.
+                Err(ProposeError::Refused(Refusal::UploadState(_))) => return Ok(moved),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The entries of an archive, as they were.
+    ///
+    /// # Errors
+    /// Where the object is not there, or is none.
+    pub async fn read(&self, archive: &AuditArchive) -> Result<Vec<AuditEntry>, Error> {
+        let (store, object) = (self.inner.store.as_ref(), archive.object);
+        let length = store.length(object).await?;
+        let length = length.filter(|length| *length <= ARCHIVE_BYTES_MAX);
+        let length = length.ok_or(Error::Missing(object))?;
+        Ok(decode_row(&store::read(store, object, 0..length).await?)?)
+    }
+
+    /// What is wrong with an archive, if something is: its entries must lead from its row's first
+    /// hash to its last.
+    pub async fn flaw(&self, archive: &AuditArchive) -> Option<String> {
+        let name = format!("the archive of entries {} to {}", archive.first, archive.last);
+        let entries = match self.read(archive).await {
+            Ok(entries) => entries,
+            Err(error) => return Some(format!("{name}: {}", chain(&error))),
+        };
+        let (mut before, mut number) = (archive.before, archive.first);
+        for entry in &entries {
+            if entry.number != number || chained(&before, number, &entry.note) != entry.hash {
+                return Some(format!("{name}: entry {number} does not follow from the one before"));
+            }
+            (before, number) = (entry.hash, number + 1);
+        }
+        let whole = number == archive.last + 1 && before == archive.head;
+        (!whole).then(|| format!("{name}: entries are missing"))
+    }
+}
+
+/// What a command is called in the trail and what it is done to.
+pub fn named<R: Read>(query: Query<'_, R>, command: &Command) -> Option<(&'static str, String)> {
+    shoal_metadata::audited(query, command).ok().flatten()
+}

@@ -1,0 +1,105 @@
+//! Settings against guessing and floods.
+//!
+//! Non-goal: settings that allow no limit at all to be met by mistake: 0 turns a rate off, and
+//! nothing turns the lock-out off.
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use shoal_metadata::{LockoutRules, TIMES_MAX};
+
+/// Who is not let in after too many wrong passwords or tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lockout {
+    /// Wrong passwords for one account, within the window.
+    pub account_failures: u32,
+    pub account_window_seconds: u64,
+    /// So long nobody gets into the account by its password.
+    pub account_block_seconds: u64,
+    /// Accounts that one address brings wrong passwords for; it is blocked until it is let in.
+    pub address_accounts: u32,
+    pub address_window_seconds: u64,
+    /// Wrong tokens from one address.
+    pub token_failures: u32,
+    pub token_window_seconds: u64,
+    pub token_block_seconds: u64,
+    /// Addresses that are never blocked and have no rates: load balancers, and this machine.
+    pub exempt_networks: Vec<IpNet>,
+}
+
+impl Default for Lockout {
+    fn default() -> Self {
+        let loopback = [
+            Ipv4Net::new([127, 0, 0, 0].into(), 8).map(IpNet::V4),
+            Ipv6Net::new([0, 0, 0, 0, 0, 0, 0, 1].into(), 128).map(IpNet::V6),
+        ];
+        Self {
+            account_failures: 10,
+            account_window_seconds: 60,
+            account_block_seconds: 24 * 3600,
+            address_accounts: 100,
+            address_window_seconds: 3600,
+            token_failures: 100,
+            token_window_seconds: 60,
+            token_block_seconds: 15 * 60,
+            exempt_networks: loopback.into_iter().flatten().collect(),
+        }
+    }
+}
+
+impl Lockout {
+    /// What the cluster goes by.
+    pub fn rules(&self) -> LockoutRules {
+        let ms = |seconds: u64| seconds.saturating_mul(1000);
+        LockoutRules {
+            account_failures: self.account_failures,
+            account_window_ms: ms(self.account_window_seconds),
+            account_block_ms: ms(self.account_block_seconds),
+            address_accounts: self.address_accounts,
+            address_window_ms: ms(self.address_window_seconds),
+            token_failures: self.token_failures,
+            token_window_ms: ms(self.token_window_seconds),
+            token_block_ms: ms(self.token_block_seconds),
+        }
+    }
+
+    /// What is wrong with it, if something is.
+    pub fn mistake(&self) -> Option<String> {
+        let counts = [self.account_failures, self.address_accounts, self.token_failures];
+        let wrong = counts.iter().any(|count| *count == 0 || *count > TIMES_MAX);
+        wrong.then(|| format!("counts are from 1 to {TIMES_MAX}"))
+    }
+}
+
+/// How many requests are answered; others are told when to come again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rates {
+    /// Of one address, at one node; 0 is any number.
+    pub address_per_second: u32,
+    /// Of one person or robot.
+    pub principal_per_second: u32,
+    /// So many seconds' worth may come at once.
+    pub burst_seconds: u32,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { address_per_second: 2000, principal_per_second: 1000, burst_seconds: 5 }
+    }
+}
+
+/// How long the audit trail is kept at hand.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Older entries are moved to storage.
+    pub keep_days: u32,
+    pub archive_interval_seconds: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep_days: 90, archive_interval_seconds: 3600 }
+    }
+}

@@ -1,0 +1,59 @@
+//! Lets somebody in again from a node's own machine.
+//!
+//! The only administrator may be the one who is locked out. Whoever can read this node's key could
+//! do anything to the cluster, so the key is proof enough: the request is signed with it, and goes
+//! to the node that runs here.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use shoal_api::Problem;
+use shoal_p2p::identity::{self, KeyPair};
+
+use crate::clock;
+use crate::config::Config;
+use crate::deploy::node_token;
+use crate::home::Member;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `who` is `account:NAME` or `address:IP`.
+///
+/// # Errors
+/// With what could not be done, or the node's refusal.
+pub async fn unblock(config: &Config, who: &str) -> Result<()> {
+    let folder = &config.node.data_dir;
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))
+    };
+    let member: Member = serde_json::from_slice(&read("member.json")?)?;
+    // Made by founding or joining; a new one would be nobody's.
+    ensure!(folder.join("key").exists(), "the node has no key");
+    let key = KeyPair::load_or_create(&folder.join("key"))?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read("ca.pem")?)?)?;
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(identity::member_client(roots)?)
+        .https_only(true)
+        .no_proxy()
+        .timeout(REQUEST_TIMEOUT)
+        .build()?;
+    let mut url: reqwest::Url = config.api_url().parse()?;
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.clear().extend(["api", "v1", "blocks", who]);
+    }
+    let token = node_token::issue(&key, member.cluster, clock::now())?;
+    let answer = http.delete(url).bearer_auth(token).send().await;
+    let answer = answer.context("the node does not answer; does it run?")?;
+    if answer.status().is_success() {
+        return Ok(());
+    }
+    let status = answer.status();
+    match answer.json::<Problem>().await {
+        Ok(problem) => bail!("{} ({})", problem.message, problem.code),
+        Err(_) => bail!("{status}"),
+    }
+}

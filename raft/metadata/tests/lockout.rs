@@ -1,0 +1,174 @@
+//! Who guesses is blocked, wherever the guesses were made, and nothing grows without bound.
+
+mod world;
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use shoal_metadata::*;
+use world::*;
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+
+fn rules() -> LockoutRules {
+    LockoutRules {
+        account_failures: 10,
+        account_window_ms: MINUTE,
+        account_block_ms: 24 * HOUR,
+        address_accounts: 100,
+        address_window_ms: HOUR,
+        token_failures: 100,
+        token_window_ms: MINUTE,
+        token_block_ms: 15 * MINUTE,
+    }
+}
+
+fn address(number: u8) -> Suspect {
+    Suspect::address([10, 0, 0, number].into())
+}
+
+fn password(name: &str, from: u8) -> Failure {
+    Failure::Password { account: Suspect::account(name), address: Some(address(from)) }
+}
+
+fn failed(of: impl IntoIterator<Item = (Failure, u32)>) -> Command {
+    Command::NoteFailures { failures: of.into_iter().collect(), rules: rules() }
+}
+
+fn is_blocked(world: &World, who: &Suspect) -> bool {
+    world.query().block(who, at(world.now)).unwrap().is_some()
+}
+
+fn count(world: &World, table: Table) -> usize {
+    world.rows.rows().filter(|(of, ..)| *of == table).count()
+}
+
+#[test]
+fn ten_wrong_passwords_in_a_minute_lock_an_account_for_a_day() {
+    let mut world = World::founded();
+    let (alice, nobody) = (Suspect::account("alice"), Suspect::account("nobody"));
+    // From anywhere, noted by any node; and an account that is not there alike.
+    for from in 0..9 {
+        world.accepts(failed([(password("alice", from), 1), (password("nobody", from), 1)]));
+    }
+    assert!(!is_blocked(&world, &alice));
+    assert_eq!(world.query().password_failures(&alice, at(0)).unwrap(), 9);
+    world.accepts(failed([(password("alice", 9), 1), (password("nobody", 9), 1)]));
+    assert!(is_blocked(&world, &alice) && is_blocked(&world, &nobody));
+    let block = world.query().block(&alice, at(world.now)).unwrap().unwrap();
+    assert_eq!(block.reason, BlockReason::Passwords);
+    assert_eq!(block.until, Some(at(world.now + 24 * HOUR)));
+    world.now += 24 * HOUR;
+    assert!(!is_blocked(&world, &alice));
+
+    // The window has no beginning that one could wait for.
+    let start = world.now;
+    world.accepts(failed([(password("bob", 1), 5)]));
+    world.now = start + MINUTE - 10;
+    world.accepts(failed([(password("bob", 1), 4)]));
+    world.now = start + MINUTE + 10;
+    world.accepts(failed([(password("bob", 1), 5)]));
+    assert!(!is_blocked(&world, &Suspect::account("bob")), "5 of 14 are too old");
+    world.accepts(failed([(password("bob", 1), 1)]));
+    assert!(is_blocked(&world, &Suspect::account("bob")));
+}
+
+#[test]
+fn an_address_that_tries_many_accounts_is_blocked_until_somebody_lets_it_in() {
+    let mut world = World::founded();
+    for number in 0..99 {
+        world.accepts(failed([(password(&format!("user-{number}"), 7), 1)]));
+        world.accepts(failed([(password("user-0", 8), 0)]));
+    }
+    // The same accounts again are no further ones.
+    world.accepts(failed([(password("user-5", 7), 1)]));
+    assert!(!is_blocked(&world, &address(7)));
+    world.accepts(failed([(password("user-99", 7), 1)]));
+    assert!(is_blocked(&world, &address(7)) && !is_blocked(&world, &address(8)));
+    world.now += 1000 * 24 * HOUR;
+    assert!(is_blocked(&world, &address(7)));
+    let listed = world.query().blocks(at(world.now)).unwrap();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    world.accepts(Command::Unblock { suspect: address(7) });
+    assert!(!is_blocked(&world, &address(7)));
+    let refused = world.refuses(Command::Unblock { suspect: address(7) });
+    assert_eq!(refused, Refusal::NotFound(Subject::Block));
+    // It begins anew.
+    world.accepts(failed([(password("user-1", 7), 1)]));
+    assert!(!is_blocked(&world, &address(7)));
+}
+
+#[test]
+fn wrong_tokens_block_an_address_for_a_while_and_no_account() {
+    let mut world = World::founded();
+    let token = Failure::Token { address: address(3) };
+    world.accepts(failed([(token.clone(), 99)]));
+    assert!(!is_blocked(&world, &address(3)));
+    world.accepts(failed([(token, 1)]));
+    assert!(is_blocked(&world, &address(3)));
+    world.now += 15 * MINUTE;
+    assert!(!is_blocked(&world, &address(3)));
+    // An address that is never blocked leaves no row.
+    let exempt = Failure::Password { account: Suspect::account("alice"), address: None };
+    let before = count(&world, Table::Suspicions);
+    world.accepts(failed([(exempt, 1)]));
+    assert!(count(&world, Table::Suspicions) <= before + 1);
+}
+
+#[test]
+fn what_is_over_is_forgotten_and_a_flood_has_a_bound() {
+    let mut world = World::founded();
+    for batch in 0..20 {
+        let names = (0..100).map(|number| {
+            let account = Suspect::account(&format!("user-{batch}-{number}"));
+            (Failure::Password { account, address: None }, 1)
+        });
+        world.accepts(failed(names));
+    }
+    world.accepts(failed([(password("alice", 1), 10)]));
+    assert_eq!(count(&world, Table::Suspicions), 2001);
+    world.now += 25 * HOUR;
+    for _ in 0..2 {
+        world.accepts(failed([]));
+    }
+    for table in [Table::Suspicions, Table::SuspicionEnds, Table::Blocks] {
+        assert_eq!(count(&world, table), 0, "{table:?}");
+    }
+    let many = (0..=FAILURES_MAX).map(|number| (password(&number.to_string(), 1), 1));
+    assert!(matches!(world.refuses(failed(many)), Refusal::Limit(_)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Against a model that remembers everything.
+    #[test]
+    fn an_account_is_locked_exactly_when_ten_failed_within_a_minute(
+        steps in prop::collection::vec((0u64..30_000, 0u32..4, 0usize..2), 1..60),
+    ) {
+        let names = ["alice", "bob"];
+        let mut world = World::founded();
+        let mut model: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        for (pause, failures, who) in steps {
+            world.now += pause;
+            let name = names[who];
+            let known = model.entry(name).or_default();
+            let who = Suspect::account(name);
+            let open = !is_blocked(&world, &who);
+            world.accepts(failed([(password(name, 1), failures)]));
+            let now = world.now;
+            if open {
+                known.extend(std::iter::repeat_n(now, failures as usize));
+            }
+            let recent = known.iter().filter(|time| **time + MINUTE > now).count();
+            prop_assert_eq!(is_blocked(&world, &who), !open || recent >= 10);
+            prop_assert_eq!(
+                count(&world, Table::SuspicionEnds),
+                count(&world, Table::Suspicions)
+                    + world.query().blocks(at(now)).unwrap().iter()
+                        .filter(|(_, block)| block.until.is_some()).count()
+            );
+        }
+    }
+}

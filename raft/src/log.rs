@@ -63,6 +63,15 @@ struct Marks {
     committed: Option<LogId>,
 }
 
+/// Entries of the database.
+#[derive(Default)]
+struct Written {
+    entries: Vec<Entry>,
+    bytes: usize,
+    /// Whether there are more, for which there was no room.
+    is_cut: bool,
+}
+
 impl LogStore {
     /// Opens or makes the log in `path`, and starts its writer, which ends with the last clone.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
@@ -118,37 +127,37 @@ impl LogStore {
         if start >= written {
             return Ok(later);
         }
-        let (mut entries, mut total) = self.written(start, written, bytes_max)?;
-        let whole = entries.last().is_some_and(|last| last.log_id().index + 1 == written);
-        if whole {
-            let mut fits = |entry: &Entry| {
-                total = total.saturating_add(tail::bytes(entry));
-                total <= bytes_max
+        let Written { mut entries, mut bytes, is_cut } = self.written(start, written, bytes_max)?;
+        if !is_cut {
+            let none = entries.is_empty();
+            let fits = |(number, entry): &(usize, &Entry)| {
+                bytes = bytes.saturating_add(tail::bytes(entry));
+                bytes <= bytes_max || (none && *number == 0)
             };
-            let count = later.iter().take_while(|entry| fits(entry)).count();
-            later.truncate(count);
-            entries.append(&mut later);
+            let count = later.iter().enumerate().take_while(fits).count();
+            entries.extend(later.drain(..count));
         }
         Ok(entries)
     }
 
-    /// As [`Self::entries`], from the database; with their bytes.
-    fn written(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<(Vec<Entry>, usize)> {
+    /// As [`Self::entries`], from the database.
+    fn written(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Written> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(key(end));
         let from = key(start);
         let items = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
-        let mut entries = Vec::new();
-        let mut total = 0usize;
+        let mut found = Written::default();
         for item in items {
             let (_, bytes) = item.map_err(storage("read the log"))?;
-            if !entries.is_empty() && total.saturating_add(bytes.len()) > bytes_max {
+            let total = found.bytes.saturating_add(bytes.len());
+            if !found.entries.is_empty() && total > bytes_max {
+                found.is_cut = true;
                 break;
             }
-            total = total.saturating_add(bytes.len());
-            entries.push(decode(&bytes)?);
+            found.bytes = total;
+            found.entries.push(decode(&bytes)?);
         }
-        Ok((entries, total))
+        Ok(found)
     }
 
     fn ask(&self, work: Work) -> io::Result<()> {
@@ -308,5 +317,103 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.marks.write().purged = Some(upto);
         self.tail.write().purge(upto.index + 1);
         self.ask(Work::Purge(upto))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+    use openraft::storage::RaftLogStorageExt;
+    use openraft::vote::RaftLeaderId;
+    use prometheus_client::registry::Registry;
+    use shoal_content::Timestamp;
+
+    use super::*;
+    use crate::proposal::Proposal;
+
+    type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+
+    const ENTRY_BYTES: usize = 2000;
+
+    fn id(index: u64) -> LogId {
+        LogId::new(LeaderId::new(1, 1).to_committed(), index)
+    }
+
+    fn entry(index: u64) -> Entry {
+        let command = vec![index as u8; ENTRY_BYTES].into();
+        let at = Timestamp::from_millis(index);
+        let proposal = Proposal { id: u128::from(index), at, command };
+        Entry::new(id(index), EntryPayload::Normal(proposal))
+    }
+
+    fn open(path: &Path) -> LogStore {
+        LogStore::open(path, Metrics::new(&mut Registry::default())).unwrap()
+    }
+
+    /// Appends, and waits until it is synced.
+    async fn append(log: &mut LogStore, indices: std::ops::Range<u64>) {
+        log.blocking_append(indices.map(entry)).await.unwrap();
+    }
+
+    async fn read(log: &mut LogStore, start: u64, end: u64) -> Vec<u64> {
+        let entries = log.try_get_log_entries(start..end).await.unwrap();
+        assert!(entries.iter().all(|one| *one == entry(one.log_id().index)));
+        entries.iter().map(|entry| entry.log_id().index).collect()
+    }
+
+    /// More than what is kept in memory, so that reads begin in the database and end in memory.
+    #[tokio::test]
+    async fn a_range_is_read_whole_wherever_it_lies_and_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = open(folder.path());
+        for start in (1..5000).step_by(500) {
+            append(&mut log, start..start + 500).await;
+        }
+        let all: Vec<u64> = (1..5001).collect();
+        let first = log.tail.read().first().unwrap();
+        assert!(first > 1000, "the first {first} entries are in memory, too");
+        assert_eq!(read(&mut log, 0, u64::MAX).await, all);
+        assert_eq!(read(&mut log, first - 2, first + 2).await.len(), 4);
+        // Up to so many bytes, at least one entry, and never with a gap.
+        let (mut next, mut reads) = (1, 0);
+        while next <= 5000 {
+            let piece = log.entries(next, 5001, 100 * ENTRY_BYTES).unwrap();
+            assert!(!piece.is_empty() && piece.len() <= 100, "{} at {next}", piece.len());
+            assert!(piece.iter().zip(next..).all(|(entry, index)| entry.log_id().index == index));
+            next += piece.len() as u64;
+            reads += 1;
+        }
+        assert!(reads < 60, "{reads} reads");
+        assert_eq!(log.entries(first - 1, first + 1, 1).unwrap().len(), 1);
+
+        log.truncate_after(Some(id(4990))).await.unwrap();
+        append(&mut log, 4991..4995).await;
+        log.purge(id(100)).await.unwrap();
+        log.save_committed(Some(id(4000))).await.unwrap();
+        let vote = Vote::new(3, 1);
+        log.save_vote(&vote).await.unwrap();
+        drop(log);
+        let mut log = loop {
+            // The writer may still be closing it.
+            match LogStore::open(folder.path(), Metrics::new(&mut Registry::default())) {
+                Ok(log) => break log,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(read(&mut log, 0, u64::MAX).await, (101..4995).collect::<Vec<_>>());
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.read_committed().await.unwrap(), Some(id(4000)));
+        let state = log.get_log_state().await.unwrap();
+        let expected = (Some(id(100)), Some(id(4994)));
+        assert_eq!((state.last_purged_log_id, state.last_log_id), expected);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_does_not_follow_the_last_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = open(folder.path());
+        append(&mut log, 1..3).await;
+        assert!(log.append(vec![entry(5)], IOFlushed::noop()).await.is_err());
+        assert_eq!(read(&mut log, 0, 9).await, [1, 2]);
     }
 }

@@ -528,23 +528,34 @@ mod tests {
         assert!(!is_right(&[done(Set(1), 0, 1), done(Clear, 2, 3), done(Saw(Some(1)), 4, 5)]));
     }
 
-    /// A value that nobody set, in a long history.
+    /// A value that nobody set, early, in the middle and late in a long history in which a tenth of
+    /// all changes has no outcome.
     #[test]
-    fn one_wrong_read_among_thousands_is_found() {
-        let mut history = simulated(7, 4000, 8);
+    fn one_wrong_read_among_thousands_is_found_behind_dozens_of_unknown_outcomes() {
+        let history = simulated(7, 3000, 8, 10);
+        let unknown = history.iter().filter(|one| one.returned.is_none()).count();
+        assert!(unknown > 100, "{unknown} without an outcome");
         assert_eq!(check(None, &history), Verdict::Linearizable);
         // One that was answered: what nobody heard of may never have been.
         let read = |one: &&mut Operation| matches!(one.action, Saw(_)) && one.returned.is_some();
-        // Where some dozens of operations without outcome may have been before it, the search is
-        // given up instead, and says so.
-        let read = history.iter_mut().skip(200).find(read);
-        read.unwrap().action = Saw(Some(u32::MAX));
-        assert!(matches!(check(None, &history), Verdict::Violated { .. }));
+        for tenth in [1, 5, 9] {
+            let mut history = history.clone();
+            let from = history.len() * tenth / 10;
+            let read = history.iter_mut().skip(from).find(read);
+            read.unwrap().action = Saw(Some(u32::MAX));
+            let verdict = check(None, &history);
+            assert!(matches!(verdict, Verdict::Violated { .. }), "after {from}: {verdict:?}");
+        }
     }
 
     /// What `clients` see of a true register, in which operations without outcome take effect
     /// late or never.
-    fn simulated(seed: u64, operations: usize, clients: usize) -> Vec<Operation> {
+    fn simulated(
+        seed: u64,
+        operations: usize,
+        clients: usize,
+        lost_percent: u32,
+    ) -> Vec<Operation> {
         let mut random = StdRng::seed_from_u64(seed);
         let (mut state, mut now) = (None, 0u64);
         let mut free_at = vec![0u64; clients];
@@ -574,7 +585,7 @@ mod tests {
                 4..5 => Forget(random.random_range(0..=all.len()) as u32),
                 _ => Saw(None),
             };
-            let lost = random.random_range(0..100) < 2 && !matches!(action, Saw(_));
+            let lost = random.random_range(0..100) < lost_percent && !matches!(action, Saw(_));
             let effect = now + random.random_range(1..if lost { 500 } else { 20 });
             let returned = (!lost).then(|| effect + random.random_range(0..10));
             free_at[client] = returned.unwrap_or(now + 30) + 1;
@@ -589,7 +600,10 @@ mod tests {
     #[test]
     fn the_histories_of_a_true_register_are_right() {
         for seed in 0..20 {
-            assert_eq!(check(None, &simulated(seed, 600, 6)), Verdict::Linearizable, "seed {seed}");
+            for lost_percent in [2, 30] {
+                let history = simulated(seed, 600, 6, lost_percent);
+                assert_eq!(check(None, &history), Verdict::Linearizable, "seed {seed}");
+            }
         }
     }
 

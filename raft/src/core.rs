@@ -115,7 +115,7 @@ impl Core {
     }
 
     pub fn leader(&self, me: u64) -> Leader {
-        let metrics = self.engine.metrics();
+        let metrics = self.engine.server_metrics();
         let metrics = metrics.borrow_watched();
         match metrics.current_leader {
             Some(leader) if leader == me => Leader::Me,
@@ -136,9 +136,10 @@ impl Core {
         Failure::NotLeader { leader }
     }
 
-    /// Waits until somebody else leads than `seen`.
+    /// Waits until somebody else leads than `seen`. Every proposal on its way waits for this, so it
+    /// must not be woken by whatever openraft counts.
     pub async fn leader_changed(&self, me: u64, seen: &Leader) {
-        let mut metrics = self.engine.metrics();
+        let mut metrics = self.engine.server_metrics();
         while self.leader(me) == *seen {
             if metrics.changed().await.is_err() {
                 // The core has stopped: that is a change, too.

@@ -59,11 +59,13 @@ mod snapshot;
 mod space;
 mod store;
 mod supervisor;
+mod tail;
 mod transfer;
 #[cfg(test)]
 mod upgrade;
 mod view;
 mod wire;
+mod writer;
 
 pub use config::{Config, Transport};
 pub use error::{Error, ProposeError, ReadError};

@@ -1,12 +1,13 @@
-//! The log's database: entries and the vote.
+//! The log: entries and the vote.
 //!
 //! Keys: 0 and a name for single values, 1 and a big-endian index for entries. Values: postcard.
 //!
-//! An append is written to RocksDB, and so readable, at once; that it is durable is reported by a
-//! thread of its own, the flusher, which gathers whatever reports are waiting and syncs once for
-//! all of them. A vote is synced before `save_vote` returns. All writes go through one write-ahead
-//! log in the order in which openraft asks for them, so that a sync covers what came before it.
+//! What is appended can be read at once, from memory (see `tail`); the thread that writes gathers
+//! whatever waits, writes and syncs it in one piece, and reports it (see `writer`). A vote and a
+//! truncation are synced before they return. All goes through the one thread in the order in which
+//! openraft asks for it.
 //!
+//! Invariant: what waits to be written is bounded; who appends more waits.
 //! Non-goal: deciding what may be truncated or purged; openraft does.
 
 use std::fmt::Debug;
@@ -14,54 +15,85 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
+use std::sync::mpsc::{Sender, channel};
 
 use futures::Stream;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use parking_lot::RwLock;
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, storage};
 use crate::metrics::Metrics;
 use crate::proposal::{Entry, LogId, TypeConfig, Vote};
 use crate::store::{decode, encode, options};
+use crate::tail::{self, Tail};
+use crate::writer::{self, Done, Work};
 
-/// Reports that wait for the flusher; openraft's own pipeline is shorter.
-const REPORTS_WAITING_MAX: usize = 4096;
+/// What waits to be written, in KiB; a longer append waits until there is nothing else.
+const ROOM_KIB: usize = 64 * 1024;
 
 /// One read for replication ends after so many bytes of entries, but has at least one entry.
 pub const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 const VALUE: u8 = 0;
 const ENTRY: u8 = 1;
-const VOTE: &[u8] = &[VALUE, b'v'];
-const COMMITTED: &[u8] = &[VALUE, b'c'];
-const PURGED: &[u8] = &[VALUE, b'p'];
+pub const VOTE: &[u8] = &[VALUE, b'v'];
+pub const COMMITTED: &[u8] = &[VALUE, b'c'];
+pub const PURGED: &[u8] = &[VALUE, b'p'];
 
 /// The log; clones share it.
 #[derive(Clone)]
 pub struct LogStore {
     db: Arc<DB>,
-    flusher: SyncSender<IOFlushed<TypeConfig>>,
+    tail: Arc<RwLock<Tail>>,
+    marks: Arc<RwLock<Marks>>,
+    work: Sender<Work>,
+    room: Arc<Semaphore>,
+}
+
+/// What was asked for last, be it written yet or not.
+#[derive(Default)]
+struct Marks {
+    purged: Option<LogId>,
+    committed: Option<LogId>,
+}
+
+/// Entries of the database.
+#[derive(Default)]
+struct Written {
+    entries: Vec<Entry>,
+    bytes: usize,
+    /// Whether there are more, for which there was no room.
+    is_cut: bool,
 }
 
 impl LogStore {
-    /// Opens or makes the log in `path`, and starts its flusher, which ends with the last clone.
+    /// Opens or makes the log in `path`, and starts its writer, which ends with the last clone.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let refuse = |reason: String| Error::Open { path: path.to_owned(), reason };
         let db = DB::open(&options(), path).map_err(|error| refuse(error.to_string()))?;
-        let db = Arc::new(db);
-        let (flusher, reports) = sync_channel(REPORTS_WAITING_MAX);
-        let flushed = db.clone();
+        let (work, to_do) = channel();
+        let log = Self {
+            db: Arc::new(db),
+            tail: Arc::default(),
+            marks: Arc::default(),
+            work,
+            room: Arc::new(Semaphore::new(ROOM_KIB)),
+        };
+        let purged = log.value(PURGED).map_err(|error| refuse(error.to_string()))?;
+        let committed = log.value(COMMITTED).map_err(|error| refuse(error.to_string()))?;
+        *log.marks.write() = Marks { purged, committed: committed.flatten() };
+        let (db, tail) = (log.db.clone(), log.tail.clone());
         std::thread::Builder::new()
-            .name("raft-flusher".into())
-            .spawn(move || flush(&flushed, &reports, &metrics))
+            .name("raft-log".into())
+            .spawn(move || writer::run(&db, &tail, &to_do, &metrics))
             .map_err(|error| refuse(error.to_string()))?;
-        Ok(Self { db, flusher })
+        Ok(log)
     }
 
     fn value<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
@@ -69,44 +101,74 @@ impl LogStore {
         bytes.map(|bytes| decode(&bytes)).transpose()
     }
 
-    fn last_entry(&self) -> io::Result<Option<Entry>> {
+    fn last_entry(&self) -> io::Result<Option<LogId>> {
+        if let Some(last) = self.tail.read().last() {
+            return Ok(Some(last));
+        }
         let mut items = self.db.iterator(IteratorMode::From(&key(u64::MAX), Direction::Reverse));
         match items.next().transpose().map_err(storage("read the log"))? {
-            Some((key, bytes)) if key.first() == Some(&ENTRY) => decode(&bytes).map(Some),
+            Some((key, bytes)) if key.first() == Some(&ENTRY) => {
+                Ok(Some(decode::<Entry>(&bytes)?.log_id()))
+            }
             _ => Ok(None),
         }
     }
 
     /// Entries of `start..end`, up to `bytes_max`, at least one where there is one.
     fn entries(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        if start >= end {
-            return Ok(Vec::new());
+        let purged = self.marks.read().purged.map_or(0, |purged| purged.index + 1);
+        let start = start.max(purged);
+        let (first, mut later) = {
+            let tail = self.tail.read();
+            (tail.first(), tail.read(start, end, bytes_max))
+        };
+        // Those of the tail were taken first: what leaves it meanwhile is in the database.
+        let written = first.map_or(end, |first| first.min(end));
+        if start >= written {
+            return Ok(later);
         }
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(key(end));
-        let from = key(start);
-        let items = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
-        let mut entries = Vec::new();
-        let mut total = 0usize;
-        for item in items {
-            let (_, bytes) = item.map_err(storage("read the log"))?;
-            total = total.saturating_add(bytes.len());
-            if !entries.is_empty() && total > bytes_max {
-                break;
-            }
-            entries.push(decode(&bytes)?);
+        let Written { mut entries, mut bytes, is_cut } = self.written(start, written, bytes_max)?;
+        if !is_cut {
+            let none = entries.is_empty();
+            let fits = |(number, entry): &(usize, &Entry)| {
+                bytes = bytes.saturating_add(tail::bytes(entry));
+                bytes <= bytes_max || (none && *number == 0)
+            };
+            let count = later.iter().enumerate().take_while(fits).count();
+            entries.extend(later.drain(..count));
         }
         Ok(entries)
     }
 
-    async fn write_synced(&self, batch: WriteBatch, doing: &'static str) -> io::Result<()> {
-        let db = self.db.clone();
-        blocking(move || {
-            let mut options = WriteOptions::default();
-            options.set_sync(true);
-            db.write_opt(batch, &options).map_err(storage(doing))
-        })
-        .await
+    /// As [`Self::entries`], from the database.
+    fn written(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Written> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(key(end));
+        let from = key(start);
+        let items = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
+        let mut found = Written::default();
+        for item in items {
+            let (_, bytes) = item.map_err(storage("read the log"))?;
+            let total = found.bytes.saturating_add(bytes.len());
+            if !found.entries.is_empty() && total > bytes_max {
+                found.is_cut = true;
+                break;
+            }
+            found.bytes = total;
+            found.entries.push(decode(&bytes)?);
+        }
+        Ok(found)
+    }
+
+    fn ask(&self, work: Work) -> io::Result<()> {
+        self.work.send(work).map_err(|_| ended())
+    }
+
+    /// Has it done, and waits until it is synced.
+    async fn wait(&self, work: impl FnOnce(Done) -> Work) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.ask(work(done))?;
+        answer.await.map_err(|_| ended())?
     }
 }
 
@@ -120,30 +182,17 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
-/// One sync for all reports that wait; the order of the reports is kept.
-fn flush(db: &DB, reports: &Receiver<IOFlushed<TypeConfig>>, metrics: &Metrics) {
-    while let Ok(first) = reports.recv() {
-        let mut waiting = vec![first];
-        waiting.extend(reports.try_iter().take(REPORTS_WAITING_MAX));
-        let begun = Instant::now();
-        let result = db.flush_wal(true).map_err(storage("sync the log"));
-        metrics.log_sync_seconds.observe(begun.elapsed().as_secs_f64());
-        for report in waiting {
-            report.io_completed(match &result {
-                Ok(()) => Ok(()),
-                Err(error) => Err(io::Error::other(error.to_string())),
-            });
-        }
-    }
+fn ended() -> io::Error {
+    io::Error::other("the writer of the log has ended")
 }
 
-fn key(index: u64) -> [u8; 9] {
+pub fn key(index: u64) -> [u8; 9] {
     let mut key = [ENTRY; 9];
     key[1..].copy_from_slice(&index.to_be_bytes());
     key
 }
 
-fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) -> io::Result<()> {
+pub fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) -> io::Result<()> {
     batch.put(key, encode(value)?);
     Ok(())
 }
@@ -214,9 +263,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let purged: Option<LogId> = self.value(PURGED)?;
-        let last = self.last_entry()?.map(|entry| entry.log_id());
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
+        let purged = self.marks.read().purged;
+        Ok(LogState { last_purged_log_id: purged, last_log_id: self.last_entry()?.max(purged) })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -224,50 +272,148 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
-        put(&mut batch, VOTE, vote)?;
-        self.write_synced(batch, "save the vote").await
+        self.wait(|done| Work::Vote(*vote, done)).await
     }
 
-    /// Not synced: the entries before it are in the same write-ahead log.
+    /// Not synced, nor waited for: the entries before it are written first.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
-        put(&mut batch, COMMITTED, &committed)?;
-        self.db.write(batch).map_err(storage("save the commit index"))
+        self.marks.write().committed = committed;
+        self.ask(Work::Committed(committed))
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        Ok(self.value::<Option<LogId>>(COMMITTED)?.flatten())
+        Ok(self.marks.read().committed)
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut batch = WriteBatch::default();
-        for entry in entries {
-            put(&mut batch, &key(entry.log_id().index), &entry)?;
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let bytes: usize = entries.iter().map(tail::bytes).sum();
+        let kib =
+            u32::try_from(bytes.div_ceil(1024).clamp(1, ROOM_KIB)).map_err(io::Error::other)?;
+        let room = self.room.clone().acquire_many_owned(kib).await.map_err(io::Error::other)?;
+        {
+            let mut tail = self.tail.write();
+            for entry in &entries {
+                let hole = |_| io::Error::other("an entry that does not follow the log's last");
+                tail.push(entry.clone()).map_err(hole)?;
+            }
         }
-        let db = self.db.clone();
-        blocking(move || db.write(batch).map_err(storage("append to the log"))).await?;
-        self.flusher
-            .send(callback)
-            .map_err(|_| io::Error::other("the flusher of the log has ended"))
+        self.ask(Work::Append { entries, flushed, room })
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        let from = last.map_or(0, |last| last.index + 1);
-        let mut batch = WriteBatch::default();
-        batch.delete_range(key(from), key(u64::MAX));
-        self.write_synced(batch, "truncate the log").await
+        let start = last.map_or(0, |last| last.index + 1);
+        self.wait(|done| Work::Truncate(start, done)).await?;
+        self.tail.write().truncate(start);
+        Ok(())
     }
 
+    /// Not waited for: what is purged is never asked for again.
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
-        put(&mut batch, PURGED, &upto)?;
-        batch.delete_range(key(0), key(upto.index + 1));
-        let db = self.db.clone();
-        blocking(move || db.write(batch).map_err(storage("purge the log"))).await
+        self.marks.write().purged = Some(upto);
+        self.tail.write().purge(upto.index + 1);
+        self.ask(Work::Purge(upto))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+    use openraft::storage::RaftLogStorageExt;
+    use openraft::vote::RaftLeaderId;
+    use prometheus_client::registry::Registry;
+    use shoal_content::Timestamp;
+
+    use super::*;
+    use crate::proposal::Proposal;
+
+    type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+
+    const ENTRY_BYTES: usize = 2000;
+
+    fn id(index: u64) -> LogId {
+        LogId::new(LeaderId::new(1, 1).to_committed(), index)
+    }
+
+    fn entry(index: u64) -> Entry {
+        let command = vec![index as u8; ENTRY_BYTES].into();
+        let at = Timestamp::from_millis(index);
+        let proposal = Proposal { id: u128::from(index), at, command };
+        Entry::new(id(index), EntryPayload::Normal(proposal))
+    }
+
+    fn open(path: &Path) -> LogStore {
+        LogStore::open(path, Metrics::new(&mut Registry::default())).unwrap()
+    }
+
+    /// Appends, and waits until it is synced.
+    async fn append(log: &mut LogStore, indices: std::ops::Range<u64>) {
+        log.blocking_append(indices.map(entry)).await.unwrap();
+    }
+
+    async fn read(log: &mut LogStore, start: u64, end: u64) -> Vec<u64> {
+        let entries = log.try_get_log_entries(start..end).await.unwrap();
+        assert!(entries.iter().all(|one| *one == entry(one.log_id().index)));
+        entries.iter().map(|entry| entry.log_id().index).collect()
+    }
+
+    /// More than what is kept in memory, so that reads begin in the database and end in memory.
+    #[tokio::test]
+    async fn a_range_is_read_whole_wherever_it_lies_and_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = open(folder.path());
+        for start in (1..5000).step_by(500) {
+            append(&mut log, start..start + 500).await;
+        }
+        let all: Vec<u64> = (1..5001).collect();
+        let first = log.tail.read().first().unwrap();
+        assert!(first > 1000, "the first {first} entries are in memory, too");
+        assert_eq!(read(&mut log, 0, u64::MAX).await, all);
+        assert_eq!(read(&mut log, first - 2, first + 2).await.len(), 4);
+        // Up to so many bytes, at least one entry, and never with a gap.
+        let (mut next, mut reads) = (1, 0);
+        while next <= 5000 {
+            let piece = log.entries(next, 5001, 100 * ENTRY_BYTES).unwrap();
+            assert!(!piece.is_empty() && piece.len() <= 100, "{} at {next}", piece.len());
+            assert!(piece.iter().zip(next..).all(|(entry, index)| entry.log_id().index == index));
+            next += piece.len() as u64;
+            reads += 1;
+        }
+        assert!(reads < 60, "{reads} reads");
+        assert_eq!(log.entries(first - 1, first + 1, 1).unwrap().len(), 1);
+
+        log.truncate_after(Some(id(4990))).await.unwrap();
+        append(&mut log, 4991..4995).await;
+        log.purge(id(100)).await.unwrap();
+        log.save_committed(Some(id(4000))).await.unwrap();
+        let vote = Vote::new(3, 1);
+        log.save_vote(&vote).await.unwrap();
+        drop(log);
+        let mut log = loop {
+            // The writer may still be closing it.
+            match LogStore::open(folder.path(), Metrics::new(&mut Registry::default())) {
+                Ok(log) => break log,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(read(&mut log, 0, u64::MAX).await, (101..4995).collect::<Vec<_>>());
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.read_committed().await.unwrap(), Some(id(4000)));
+        let state = log.get_log_state().await.unwrap();
+        let expected = (Some(id(100)), Some(id(4994)));
+        assert_eq!((state.last_purged_log_id, state.last_log_id), expected);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_does_not_follow_the_last_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = open(folder.path());
+        append(&mut log, 1..3).await;
+        assert!(log.append(vec![entry(5)], IOFlushed::noop()).await.is_err());
+        assert_eq!(read(&mut log, 0, 9).await, [1, 2]);
     }
 }

@@ -81,14 +81,10 @@ fn apply_entries(
     let mut recent: BTreeMap<u128, Applied> = BTreeMap::new();
     let mut last: Option<LogId> = None;
     let mut membership: Option<Membership> = None;
+    forget_old(store, &mut batch, &entries)?;
     for entry in entries {
         let id = entry.log_id();
         last = Some(id);
-        if let Some(index) = id.index.checked_sub(PROPOSALS_REMEMBERED)
-            && let Some(old) = store.proposal_at(index)?
-        {
-            batch.forget(index, old);
-        }
         answers.push(match entry.payload {
             EntryPayload::Blank => Applied::Nothing,
             EntryPayload::Membership(members) => {
@@ -119,8 +115,19 @@ fn apply_entries(
     if let Some(membership) = &membership {
         batch.membership(membership)?;
     }
-    store.write(batch.finish())?;
+    store.write(batch)?;
     Ok((answers, events))
+}
+
+/// Forgets the proposals that are too far behind these entries, whose indices follow each other.
+fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result<()> {
+    let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.log_id().index);
+    let start = index(entries.first()).saturating_sub(PROPOSALS_REMEMBERED);
+    let end = (index(entries.last()) + 1).saturating_sub(PROPOSALS_REMEMBERED);
+    for (index, old) in store.proposals(start, end)? {
+        batch.forget(index, old);
+    }
+    Ok(())
 }
 
 fn apply_proposal(

@@ -78,7 +78,7 @@ impl Restoring {
 
     fn write(&mut self) -> Result<(), Error> {
         self.bytes = 0;
-        let batch = std::mem::take(&mut self.batch).finish();
+        let batch = std::mem::take(&mut self.batch);
         self.store.write(batch).map_err(|source| failed("write", &self.directory, source))
     }
 
@@ -100,7 +100,7 @@ impl Restoring {
         let members = members.map_err(|error| io::Error::other(error.to_string()))?;
         self.batch.applied(&last)?;
         self.batch.membership(&Membership::new(Some(last), members))?;
-        self.store.write(std::mem::take(&mut self.batch).finish())?;
+        self.store.write(std::mem::take(&mut self.batch))?;
         self.store.flush()?;
         sync_folder(self.store.path())?;
 

@@ -11,11 +11,13 @@
 //! are not synced one by one: after a power cut the state is an earlier one, and the log, which is
 //! synced, gives the rest again. Entries leave the log only behind a checkpoint, which is synced.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rocksdb::{DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch};
+use parking_lot::Mutex;
+use rocksdb::{BlockBasedOptions, DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_metadata::{Fault, Read, Rows, Table, Writes};
@@ -30,6 +32,10 @@ const APPLIED: &[u8] = b"applied";
 const MEMBERSHIP: &[u8] = b"membership";
 const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const WRITE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
+/// One key in a hundred that is not there is looked for all the same.
+const FILTER_BITS_PER_KEY: f64 = 10.0;
+/// Of the write buffer.
+const MEMTABLE_FILTER_RATIO: f64 = 0.02;
 
 /// Options of both databases.
 pub fn options() -> Options {
@@ -44,12 +50,27 @@ pub fn options() -> Options {
     options
 }
 
+/// Options of the state's database: most of what a command looks for is not there, since it is to
+/// be made, and most of the rest was written lately.
+fn state_options() -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_bloom_filter(FILTER_BITS_PER_KEY, false);
+    let mut options = options();
+    options.set_block_based_table_factory(&table);
+    options.set_memtable_whole_key_filtering(true);
+    options.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER_RATIO);
+    options
+}
+
 /// An open state database. Its folder is removed once it was retired and nobody reads it any more.
 #[derive(Debug)]
 pub struct Store {
     // Dropped in this order: first the database is closed, then its folder goes.
     db: DB,
     folder: Arc<Scratch>,
+    /// The proposals whose answers are remembered: nearly all that come are new, and need not be
+    /// looked for on the disk.
+    remembered: Mutex<HashSet<u128>>,
 }
 
 impl Store {
@@ -61,11 +82,13 @@ impl Store {
     }
 
     fn open_in(folder: Arc<Scratch>) -> Result<Self, Error> {
-        let db = DB::open(&options(), folder.path()).map_err(|error| Error::Open {
-            path: folder.path().to_owned(),
-            reason: error.to_string(),
-        })?;
-        Ok(Self { db, folder })
+        let refuse = |reason: String| Error::Open { path: folder.path().to_owned(), reason };
+        let db = DB::open(&state_options(), folder.path());
+        let db = db.map_err(|error| refuse(error.to_string()))?;
+        let mut store = Self { db, folder: folder.clone(), remembered: Mutex::default() };
+        let all = store.proposals(0, u64::MAX).map_err(|error| refuse(error.to_string()))?;
+        store.remembered = Mutex::new(all.into_iter().map(|(_, id)| id).collect());
+        Ok(store)
     }
 
     /// What the state in a complete folder, which stays as it is, says of itself.
@@ -106,12 +129,27 @@ impl Store {
 
     /// What was answered to a proposal, if that is remembered.
     pub fn answer(&self, id: u128) -> io::Result<Option<crate::proposal::Applied>> {
+        if !self.remembered.lock().contains(&id) {
+            return Ok(None);
+        }
         self.raft_row(&answer_key(id))
     }
 
-    /// The proposal in the entry at `index`, if it is remembered.
-    pub fn proposal_at(&self, index: u64) -> io::Result<Option<u128>> {
-        self.raft_row(&order_key(index))
+    /// The proposals in the entries of `start..end` that are remembered, with their indices.
+    pub fn proposals(&self, start: u64, end: u64) -> io::Result<Vec<(u64, u128)>> {
+        let doing = storage("read the state");
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(raft_key(&order_key(end)));
+        let start = raft_key(&order_key(start));
+        let mode = IteratorMode::From(&start, Direction::Forward);
+        let torn = || io::Error::new(io::ErrorKind::InvalidData, "the key of a proposal");
+        let mut found = Vec::new();
+        for item in self.db.iterator_opt(mode, options) {
+            let (key, id) = item.map_err(&doing)?;
+            let index = key.last_chunk::<8>().ok_or_else(torn)?;
+            found.push((u64::from_be_bytes(*index), decode(&id)?));
+        }
+        Ok(found)
     }
 
     fn raft_row<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
@@ -120,8 +158,16 @@ impl Store {
     }
 
     /// Writes a batch in one piece.
-    pub fn write(&self, batch: WriteBatch) -> io::Result<()> {
-        self.db.write(batch).map_err(storage("write the state"))
+    pub fn write(&self, batch: Batch) -> io::Result<()> {
+        let Batch { inner, new, old } = batch;
+        self.db.write(inner).map_err(storage("write the state"))?;
+        let mut remembered = self.remembered.lock();
+        // In this order: what is forgotten and remembered again at once is remembered.
+        for id in old {
+            remembered.remove(&id);
+        }
+        remembered.extend(new);
+        Ok(())
     }
 
     /// A copy of the whole state at one moment, in a new folder, mostly of hard links. It is made
@@ -137,6 +183,9 @@ impl Store {
 #[derive(Default)]
 pub struct Batch {
     inner: WriteBatch,
+    /// Proposals that are remembered, and that are forgotten.
+    new: Vec<u128>,
+    old: Vec<u128>,
 }
 
 impl std::fmt::Debug for Batch {
@@ -174,11 +223,13 @@ impl Batch {
         id: u128,
         answer: &crate::proposal::Applied,
     ) -> io::Result<()> {
+        self.new.push(id);
         self.put(&answer_key(id), answer)?;
         self.put(&order_key(index), &id)
     }
 
     pub fn forget(&mut self, index: u64, id: u128) {
+        self.old.push(id);
         self.inner.delete(raft_key(&answer_key(id)));
         self.inner.delete(raft_key(&order_key(index)));
     }
@@ -186,10 +237,6 @@ impl Batch {
     fn put<T: Serialize>(&mut self, key: &[u8], value: &T) -> io::Result<()> {
         self.inner.put(raft_key(key), encode(value)?);
         Ok(())
-    }
-
-    pub fn finish(self) -> WriteBatch {
-        self.inner
     }
 }
 

@@ -181,7 +181,7 @@ mod tests {
         let put = |key: &[u8], row: &[u8]| {
             let mut batch = WriteBatch::default();
             batch.put([&[Table::Users.number()], key].concat(), row);
-            store.write(batch).unwrap();
+            store.db().write(batch).unwrap();
         };
         put(b"a", b"1");
         let view = takes_anywhere(View::new(store.clone()));
@@ -195,7 +195,7 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.put([&[0], b"applied".as_slice()].concat(), b"x");
         batch.put([&[Table::Agents.number()], b"z".as_slice()].concat(), vec![0; 100]);
-        store.write(batch).unwrap();
+        store.db().write(batch).unwrap();
         let (all, mut after, mut keys) = (View::new(store.clone()), None, Vec::new());
         loop {
             let page = all.page(after, 1).unwrap();

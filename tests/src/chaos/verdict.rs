@@ -175,3 +175,153 @@ fn explain(register: Register, operations: &[linear::Operation], verdict: &Verdi
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    //! Nodes that lost, kept back or spoilt what they had acknowledged, and what is said of them.
+
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::super::client::digest;
+    use super::super::history::Push;
+    use super::*;
+
+    type Contents = HashMap<String, Vec<u8>>;
+
+    /// Answers GET requests with these bodies at these paths, and with 404 at all others.
+    async fn serve(contents: Contents) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let (mut request, mut line) = (String::new(), String::new());
+                stream.read_line(&mut request).await.unwrap();
+                while line != "\r\n" {
+                    line.clear();
+                    stream.read_line(&mut line).await.unwrap();
+                }
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let (status, body) = match contents.get(path) {
+                    Some(body) => ("200 OK", body.clone()),
+                    None => ("404 Not Found", Vec::new()),
+                };
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(&body).await.unwrap();
+            }
+        });
+        format!("http://{address}")
+    }
+
+    /// An image of one layer, and where a registry has it.
+    fn image(name: u32) -> (Push, Contents) {
+        let (layer, config) = (vec![name as u8; 100], name.to_string().into_bytes());
+        let manifest =
+            json!({"config": {"digest": digest(&config)}, "layers": [{"digest": digest(&layer)}]});
+        let manifest = manifest.to_string().into_bytes();
+        let blob = |bytes: &[u8]| format!("/v2/{}/blobs/{}", repository_name(0), digest(bytes));
+        let mut contents = Contents::from([(blob(&layer), layer), (blob(&config), config)]);
+        let push = Push { repository: 0, name, digest: digest(&manifest), manifest };
+        contents.insert(manifest_path(0, &push.digest), push.manifest.clone());
+        (push, contents)
+    }
+
+    /// What is said where the second of three nodes, or all of them, are wrong in that way.
+    async fn judged(
+        doomed: bool,
+        all: bool,
+        wrong: impl Fn(&Push, &mut Contents),
+    ) -> Result<usize> {
+        let history = History::default();
+        let mut contents = Contents::new();
+        let mut pushes = Vec::new();
+        for name in 0..3 {
+            let (push, its) = image(name);
+            contents.extend(its);
+            pushes.push(push);
+        }
+        let mut broken = contents.clone();
+        wrong(&pushes[1], &mut broken);
+        if doomed {
+            history.doom(pushes[1].name);
+        }
+        for push in pushes {
+            history.acknowledge(Arc::new(push));
+        }
+        let mut nodes = Vec::new();
+        for node in 0..3 {
+            let contents = if all || node == 1 { &broken } else { &contents };
+            nodes.push(serve(contents.clone()).await);
+        }
+        let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()])?;
+        let registry = Registry::new(authority.cert.pem().as_bytes(), &nodes, "", false)?;
+        pull_everything(&registry, &history).await
+    }
+
+    async fn complaint(doomed: bool, all: bool, wrong: impl Fn(&Push, &mut Contents)) -> String {
+        format!("{:#}", judged(doomed, all, wrong).await.unwrap_err())
+    }
+
+    fn lose(push: &Push, contents: &mut Contents) {
+        contents.remove(&manifest_path(push.repository, &push.digest)).unwrap();
+    }
+
+    fn layer(push: &Push) -> String {
+        let manifest: serde_json::Value = serde_json::from_slice(&push.manifest).unwrap();
+        format!(
+            "/v2/{}/blobs/{}",
+            repository_name(0),
+            manifest["layers"][0]["digest"].as_str().unwrap()
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_whole_at_every_node_is_counted() {
+        assert_eq!(judged(false, true, |_, _| {}).await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_push_that_was_acknowledged_and_lost_is_named() {
+        let said = complaint(false, true, lose).await;
+        assert!(
+            said.contains("was acknowledged, and is gone") && said.contains("1 of 3"),
+            "{said}"
+        );
+        // Unless somebody may have deleted it.
+        assert_eq!(judged(true, true, lose).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_did_not_hear_of_a_push_or_of_its_deletion_is_named() {
+        for doomed in [false, true] {
+            let said = complaint(doomed, false, lose).await;
+            assert!(said.contains("the nodes disagree"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_is_missing_cut_off_or_spoilt_is_named() {
+        let missing =
+            |push: &Push, contents: &mut Contents| _ = contents.remove(&layer(push)).unwrap();
+        let said = complaint(false, false, missing).await;
+        assert!(said.contains("is not at node-2"), "{said}");
+        let cut = |push: &Push, contents: &mut Contents| {
+            contents.get_mut(&layer(push)).unwrap().truncate(99)
+        };
+        let said = complaint(false, false, cut).await;
+        assert!(said.contains("99 bytes of sha256:"), "{said}");
+        let spoilt =
+            |push: &Push, contents: &mut Contents| contents.get_mut(&layer(push)).unwrap()[7] ^= 1;
+        let said = complaint(false, false, spoilt).await;
+        assert!(said.contains("100 bytes of sha256:"), "{said}");
+    }
+}

@@ -13,5 +13,5 @@ pub struct Problem {
     pub request_id: Option<String>,
     /// With `quota_exceeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quota: Option<crate::QuotaExceeded>,
+    pub quota: Option<Box<crate::QuotaExceeded>>,
 }

@@ -108,7 +108,7 @@ impl IntoResponse for Problem {
             code: self.code.to_owned(),
             message: self.message,
             request_id: noted::request_id(),
-            quota: self.quota.map(|quota| *quota),
+            quota: self.quota,
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

@@ -112,7 +112,7 @@ async fn old_entries_are_archived_and_still_verified() -> Result<()> {
     ensure!(verified(&node).await?.archives == 1);
 
     // Somebody changes the archive where it lies.
-    let object = node.path().join("node/storage").join(&archives[0].object);
+    let object = node.path().join("node/storage/objects").join(&archives[0].object);
     let mut bytes = std::fs::read(&object)?;
     let place = bytes.windows(5).position(|part| part == b"admin").context("a name")?;
     bytes[place] = b'b';

@@ -32,12 +32,13 @@ struct Driver {
 
 pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let me = shared.config.credentials.peer_id();
-    let core = Core::new(Settings { me, seed: rand::random() });
+    let zone = shared.config.zone.clone();
+    let core = Core::new(Settings { me, seed: rand::random(), zone });
     let cancel = shared.cancel.clone();
     let mut driver = Driver {
+        began: shared.began,
         shared,
         core,
-        began: Instant::now(),
         requests: HashMap::new(),
         stillborn: Vec::new(),
     };
@@ -136,10 +137,10 @@ impl Driver {
                     link.connection.close(2u32.into(), b"refused");
                 }
             }
-            Action::Join { peer, recipe, have } => {
+            Action::Join { peer, recipe } => {
                 let ticket = shared.tickets.lock().get(&recipe).cloned();
                 if let (Some(link), Some(ticket)) = (link(&peer), ticket) {
-                    link.send(Frame::Join { recipe, ticket, have });
+                    link.send(Frame::Join { recipe, ticket });
                 }
             }
             Action::Send { peer, frame } => {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use shoal_content::{PeerId, RecipeId, Timestamp, Zone};
-use shoal_swarm::frames::{Frame, RANGES_MAX};
-use shoal_swarm::{Contact, Event};
+use shoal_swarm::frames::{Frame, FrameError};
+use shoal_swarm::{Contact, Event, Member};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
@@ -34,6 +34,7 @@ pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     pub(crate) zone: Zone,
     pub(crate) node: bool,
+    cache: bool,
     pub(crate) connection: quinn::Connection,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
@@ -46,6 +47,12 @@ impl Link {
         if self.frames.try_send(frame).is_err() {
             self.connection.close(1u32.into(), b"too slow");
         }
+    }
+
+    /// As others are told of it.
+    pub(crate) fn member(&self) -> Member {
+        let contact = Contact { peer: self.peer, address: self.address };
+        Member { contact, zone: self.zone.clone(), cache: self.cache }
     }
 
     pub(crate) fn granted(&self, recipe: RecipeId, now: Timestamp) -> bool {
@@ -138,7 +145,7 @@ async fn run(
         let greeted = greet(&shared, &connection, dialled);
         tokio::time::timeout(CONNECT_TIMEOUT, greeted).await.ok().and_then(Result::ok)
     };
-    let Some((address, zone, mut sender, receiver)) = greeted else {
+    let Some(Greeting { address, zone, cache, mut sender, receiver }) = greeted else {
         connection.close(2u32.into(), b"refused, or no hello");
         if let Some(peer) = dialled {
             shared.tell(Event::DialFailed { peer }).await;
@@ -153,6 +160,7 @@ async fn run(
         address,
         zone,
         node: role == Role::Node,
+        cache,
         connection: connection.clone(),
         dialler,
         frames,
@@ -185,19 +193,31 @@ async fn run(
     unregister(&shared, &link).await;
 }
 
+/// What a peer says of itself first, and the control stream.
+struct Greeting {
+    address: SocketAddr,
+    zone: Zone,
+    cache: bool,
+    sender: quinn::SendStream,
+    receiver: quinn::RecvStream,
+}
+
 async fn greet(
     shared: &Shared,
     connection: &quinn::Connection,
     dialled: Option<PeerId>,
-) -> Result<(SocketAddr, Zone, quinn::SendStream, quinn::RecvStream), WireError> {
+) -> Result<Greeting, WireError> {
     let opened =
         if dialled.is_some() { connection.open_bi().await } else { connection.accept_bi().await };
     let (mut sender, mut receiver) = opened.map_err(quinn::WriteError::from)?;
-    let hello = Frame::Hello { address: shared.advertise, zone: shared.config.zone.clone() };
+    let (zone, cache) = (shared.config.zone.clone(), shared.config.role == PeerRole::Cache);
+    let hello = Frame::Hello { address: shared.advertise, zone, cache };
     wire::write(&mut sender, &hello).await?;
     match wire::read(&mut receiver).await? {
-        Frame::Hello { address, zone } => Ok((address, zone, sender, receiver)),
-        _ => Err(shoal_swarm::frames::FrameError::Malformed.into()),
+        Frame::Hello { address, zone, cache } => {
+            Ok(Greeting { address, zone, cache, sender, receiver })
+        }
+        _ => Err(FrameError::Malformed.into()),
     }
 }
 
@@ -217,8 +237,8 @@ async fn register(shared: &Shared, link: &Arc<Link>) -> bool {
     }
     links.insert(link.peer, link.clone());
     shared.metrics.connections.set(links.len() as i64);
-    let contact = Contact { peer: link.peer, address: link.address };
-    place.send(Event::Connected { contact, node: link.node });
+    let (member, rtt) = (link.member(), link.connection.rtt());
+    place.send(Event::Connected { member, node: link.node, rtt });
     true
 }
 
@@ -229,6 +249,9 @@ async fn unregister(shared: &Shared, link: &Arc<Link>) {
         links.remove(&link.peer);
         shared.metrics.connections.set(links.len() as i64);
         place.send(Event::Disconnected { peer: link.peer });
+        drop(links);
+        shared.uploads.lock().pass(link.peer);
+        shared.call_waiting();
     }
 }
 
@@ -237,6 +260,11 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
     loop {
         let frame = match wire::read::<Frame>(&mut receiver).await {
             Ok(frame) => frame,
+            Err(WireError::Frame(error @ FrameError::Version(_))) => {
+                // Not a fault: one of us is yet to be upgraded.
+                warn!(%peer, %error, "a peer speaks another version");
+                return;
+            }
             Err(WireError::Frame(error)) => {
                 warn!(%peer, %error, "a frame was refused");
                 shared.tell(Event::BadFrame { peer }).await;
@@ -245,7 +273,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
             Err(_) => return,
         };
         let event = match frame {
-            Frame::Join { recipe, ticket, have } => {
+            Frame::Join { recipe, ticket } => {
                 if !shared.entitled(&ticket, recipe, peer) {
                     warn!(%peer, %recipe, "a join without a valid ticket was refused");
                     continue;
@@ -254,7 +282,12 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
                 if shared.config.role != PeerRole::Origin && shared.running(recipe).is_none() {
                     shared.tasks.spawn(tell_held(shared.clone(), link.clone(), recipe));
                 }
-                Event::Joined { peer, recipe, have }
+                Event::Joined { peer, recipe }
+            }
+            Frame::Pass => {
+                shared.uploads.lock().pass(peer);
+                shared.call_waiting();
+                continue;
             }
             frame => Event::Frame { peer, frame },
         };
@@ -266,9 +299,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
 async fn tell_held(shared: Arc<Shared>, link: Arc<Link>, recipe: RecipeId) {
     match shared.store.held(recipe).await {
         Ok(held) => {
-            for chunks in held.ranges().chunks(RANGES_MAX) {
-                link.send(Frame::Have { recipe, chunks: chunks.to_vec() });
-            }
+            Frame::holdings(recipe, &held).into_iter().for_each(|frame| link.send(frame));
         }
         Err(error) => warn!(%recipe, %error, "what is held cannot be told"),
     }

@@ -71,7 +71,7 @@ impl Metrics {
             self.sent(to_node, 0);
             self.received(to_node, 0);
         }
-        for reason in [BanReason::WrongContent, BanReason::BadFrame] {
+        for reason in BanReason::ALL {
             self.bans.get_or_create(&[("reason", reason.as_str())]).inc_by(0);
         }
         for reason in [WRONG_CONTENT, NO_STORAGE] {

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
 use shoal_content::{PeerId, RecipeId};
-use shoal_swarm::frames::{Answer, Ask};
+use shoal_swarm::frames::{Answer, Ask, Frame};
+use shoal_swarm::{Admission, Member};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::link::Link;
 use crate::swarm::{Shared, wall_clock};
 use crate::wire::{self, WireError};
+
+/// Others that a busy process names.
+const OTHERS_MAX: usize = 4;
 
 /// How long a peer may take to take one chunk.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -23,14 +27,20 @@ struct Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
-    fn take(shared: &'a Shared, peer: PeerId) -> Option<Self> {
-        shared.uploads.lock().begin(peer).then_some(Self { shared, peer })
+    /// A slot, or whether the peer should hear of others whom it may ask.
+    fn take(shared: &'a Shared, link: &Link) -> Result<Self, bool> {
+        let far = link.zone.room() != shared.config.zone.room() && !link.node;
+        match shared.uploads.lock().begin(shared.began.elapsed(), link.peer, far) {
+            Admission::Granted => Ok(Self { shared, peer: link.peer }),
+            Admission::Busy { name_others } => Err(name_others),
+        }
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.shared.uploads.lock().end(self.peer);
+        self.shared.call_waiting();
     }
 }
 
@@ -48,7 +58,7 @@ pub(crate) async fn answer(
             }
             Ask::Recipe { recipe, ticket } => {
                 if shared.entitled(&ticket, recipe, peer) {
-                    send_recipe(&shared, peer, &mut sender, recipe).await?;
+                    send_recipe(&shared, &mut sender, recipe).await?;
                 } else {
                     say(&mut sender, Answer::Forbidden).await?;
                 }
@@ -82,8 +92,14 @@ async fn chunks(
         warn!(peer = %link.peer, %recipe, "chunks were asked for without a ticket");
         return say(sender, Answer::Forbidden).await;
     }
-    let Some(_slot) = Slot::take(shared, link.peer) else {
-        return say(sender, Answer::Busy).await;
+    let _slot = match Slot::take(shared, link) {
+        Ok(slot) => slot,
+        Err(name_others) => {
+            if name_others {
+                tell_others(shared, link, recipe);
+            }
+            return say(sender, Answer::Busy).await;
+        }
     };
     let mut said = false;
     for &index in indices {
@@ -107,17 +123,37 @@ async fn chunks(
         // Whoever asks and does not read would keep the slot from others.
         timeout(CHUNK_TIMEOUT, sent).await.map_err(|_| WireError::Stalled)??;
         shared.metrics.sent(link.node, bytes);
+        shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }
     if said { Ok(()) } else { say(sender, Answer::Absent).await }
 }
 
+/// Names those who get something now: they have soon what others ask for. Only who is entitled to
+/// the same recipe hears of them, and only of those who are.
+fn tell_others(shared: &Shared, link: &Link, recipe: RecipeId) {
+    let served: Vec<PeerId> = shared.uploads.lock().served().collect();
+    let links = shared.links.lock();
+    let others = served.iter().filter(|&&peer| peer != link.peer).filter_map(|at| links.get(at));
+    let now = wall_clock();
+    let members: Vec<Member> = others
+        .filter(|other| !other.node && other.granted(recipe, now))
+        .take(OTHERS_MAX)
+        .map(|other| other.member())
+        .collect();
+    if !members.is_empty() {
+        link.send(Frame::Peers { recipe, members });
+    }
+}
+
 async fn send_recipe(
     shared: &Shared,
-    peer: PeerId,
     sender: &mut SendStream,
     id: RecipeId,
 ) -> Result<(), WireError> {
-    let Some(_slot) = Slot::take(shared, peer) else { return say(sender, Answer::Busy).await };
+    // Recipes are small and everything waits for them: they have a line of their own.
+    let Ok(_turn) = shared.recipes.acquire().await else {
+        return say(sender, Answer::Busy).await;
+    };
     let found = shared.store.recipe(id).await;
     let encoded = match found {
         Ok(Some(recipe)) => tokio::task::spawn_blocking(move || recipe.encode()).await.ok(),

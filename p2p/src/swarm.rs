@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use shoal_content::{PeerId, Recipe, RecipeId, Ticket, Timestamp, Zone};
+use shoal_swarm::frames::Frame;
 use shoal_swarm::{Contact, Event, Uploads, ranked};
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
@@ -27,6 +28,8 @@ use crate::{driver, endpoint, link, request};
 
 /// Chunk bytes received and not yet written, over all transfers.
 pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Recipes sent at once; who asks for more of them waits.
+const RECIPES_MAX: usize = 32;
 /// Events waiting for the driver; whoever brings more waits, a peer's control stream with it.
 const EVENTS_MAX: usize = 8 * 1024;
 /// Tickets kept for recipes; the first to expire go first.
@@ -115,8 +118,12 @@ pub(crate) struct Shared {
     pub(crate) tickets: Mutex<HashMap<RecipeId, Ticket>>,
     pub(crate) transfers: Mutex<HashMap<RecipeId, Owned>>,
     pub(crate) uploads: Mutex<Uploads>,
+    /// What the core's and the upload slots' time counts from.
+    pub(crate) began: Instant,
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
     pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
+    /// Recipes sent at once.
+    pub(crate) recipes: Semaphore,
     pub(crate) budget: Arc<Semaphore>,
     pub(crate) discovery: Option<Discovery>,
     pub(crate) tasks: TaskTracker,
@@ -141,6 +148,19 @@ impl Shared {
     pub(crate) async fn tell(&self, event: Event) {
         // The driver is gone only at shutdown, when nobody needs to know any more.
         let _ = self.events.send(event).await;
+    }
+
+    /// Calls those who wait for an upload slot, as far as there are some.
+    pub(crate) fn call_waiting(&self) {
+        loop {
+            let next = self.uploads.lock().invite(self.began.elapsed());
+            let Some(peer) = next else { return };
+            let link = self.links.lock().get(&peer).cloned();
+            match link {
+                Some(link) => link.send(Frame::Free),
+                None => self.uploads.lock().pass(peer),
+            }
+        }
     }
 
     fn keep_ticket(&self, recipe: RecipeId, ticket: Ticket) {
@@ -253,6 +273,8 @@ impl Swarm {
             None => None,
         };
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let node = config.role == PeerRole::Origin;
+        let uploads = if node { Uploads::of_node() } else { Uploads::default() };
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
             config,
@@ -264,9 +286,11 @@ impl Swarm {
             links: Mutex::default(),
             tickets: Mutex::default(),
             transfers: Mutex::default(),
-            uploads: Mutex::default(),
+            uploads: Mutex::new(uploads),
+            began: Instant::now(),
             nodes: Mutex::default(),
             bans: Mutex::default(),
+            recipes: Semaphore::new(RECIPES_MAX),
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             discovery,
             tasks,

@@ -51,7 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// They may depend on anything, and nothing may depend on them.
-const OUTERMOST: &[&str] = &["shoal-tests", "shoal-benches"];
+const OUTERMOST: &[&str] = &["shoal-tests", "shoal-simulation", "shoal-benches"];
 
 /// The crates that decide without acting.
 const CORES: &[&str] =

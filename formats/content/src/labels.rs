@@ -107,6 +107,11 @@ impl Zone {
             0 => Proximity::Far,
         }
     }
+
+    /// The place without its rack: members of one room reach each other without a thin line.
+    pub fn room(&self) -> Self {
+        Self(self.0.iter().take(2).cloned().collect())
+    }
 }
 
 impl FromStr for Zone {
@@ -156,6 +161,7 @@ mod tests {
         assert_eq!(here.proximity(&zone("eu/r1/k2")), Proximity::Room);
         assert_eq!(here.proximity(&zone("eu/r2/k1")), Proximity::Region);
         assert_eq!(here.proximity(&zone("us/r1/k1")), Proximity::Far);
+        assert_eq!((here.room(), zone("eu").room()), (zone("eu/r1"), zone("eu")));
         assert!("a//b".parse::<Zone>().is_err());
     }
 

@@ -19,11 +19,11 @@ impl ChunkSet {
 
     /// All of `len` chunks.
     pub fn full(len: u32) -> Self {
-        let mut set = Self::empty(len);
-        for index in 0..len {
-            set.insert(index);
+        let mut words = vec![u64::MAX; len.div_ceil(64) as usize];
+        if let Some(last) = words.last_mut().filter(|_| !len.is_multiple_of(64)) {
+            *last >>= 64 - len % 64;
         }
-        set
+        Self { words, len, count: len }
     }
 
     /// How many chunks there could be.
@@ -70,13 +70,27 @@ impl ChunkSet {
 
     /// The indices in the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.len).filter(|&index| self.contains(index))
+        (0u32..).zip(&self.words).flat_map(|(at, &word)| bits(at, word))
+    }
+
+    /// The bits, 64 indices a word, the first index lowest.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
     }
 
     /// The set as ascending runs.
     pub fn ranges(&self) -> Vec<ChunkRange> {
         ChunkRange::gather(self.iter())
     }
+}
+
+/// The indices of the bits set in the word at place `at`, ascending.
+pub(crate) fn bits(at: u32, mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(at * 64 + bit)
+    })
 }
 
 #[cfg(test)]
@@ -94,6 +108,7 @@ mod tests {
         assert_eq!(runs, [(0, 3), (64, 1), (129, 1)]);
         assert!(set.remove(64) && !set.remove(64));
         assert_eq!(set.count(), 4);
-        assert!(ChunkSet::full(130).is_full());
+        let full = ChunkSet::full(130);
+        assert!(full.is_full() && full.iter().eq(0..130) && !full.contains(130));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_content::{PeerId, RecipeId};
 
 use crate::chunk_set::ChunkSet;
-use crate::frames::{ChunkRange, Contact, Frame};
+use crate::frames::{Contact, Frame, Member};
 
 /// Names a request until it ends.
 pub type RequestId = u64;
@@ -15,13 +15,18 @@ pub type RequestId = u64;
 pub enum BanReason {
     WrongContent,
     BadFrame,
+    /// It promised and did not deliver, again and again.
+    Unreliable,
 }
 
 impl BanReason {
+    pub const ALL: [Self; 3] = [Self::WrongContent, Self::BadFrame, Self::Unreliable];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::WrongContent => "wrong_content",
             Self::BadFrame => "bad_frame",
+            Self::Unreliable => "unreliable",
         }
     }
 }
@@ -59,8 +64,10 @@ pub enum Event {
         contact: Contact,
     },
     Connected {
-        contact: Contact,
+        member: Member,
         node: bool,
+        /// There and back.
+        rtt: Duration,
     },
     Disconnected {
         peer: PeerId,
@@ -72,7 +79,6 @@ pub enum Event {
     Joined {
         peer: PeerId,
         recipe: RecipeId,
-        have: Vec<ChunkRange>,
     },
     Frame {
         peer: PeerId,
@@ -110,7 +116,6 @@ pub enum Action {
     Join {
         peer: PeerId,
         recipe: RecipeId,
-        have: Vec<ChunkRange>,
     },
     Send {
         peer: PeerId,

@@ -15,14 +15,18 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{PeerId, RecipeId, Ticket, Zone};
 use thiserror::Error;
 
+use crate::chunk_set::ChunkSet;
+
 /// The version of all frames; a peer that speaks another is told by the refusal.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The longest frame, in bytes, without its length prefix.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Runs in one frame; a more scattered set takes several.
 pub const RANGES_MAX: usize = 4096;
-/// Peers named in one frame.
-pub const CONTACTS_MAX: usize = 32;
+/// Bytes of a bit map in one frame: so many times eight chunks.
+pub const MAP_BYTES_MAX: usize = 32 * 1024;
+/// Members named in one list.
+pub const MEMBERS_MAX: usize = 32;
 /// Chunks asked for in one request.
 pub const RUN_CHUNKS_MAX: usize = 16;
 
@@ -31,6 +35,15 @@ pub const RUN_CHUNKS_MAX: usize = 16;
 pub struct Contact {
     pub peer: PeerId,
     pub address: SocketAddr,
+}
+
+/// A contact, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub contact: Contact,
+    pub zone: Zone,
+    /// An edge room's cache: preferred by its room.
+    pub cache: bool,
 }
 
 /// `count` chunks from index `start` on.
@@ -63,19 +76,50 @@ impl ChunkRange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Frame {
     /// First on every control stream.
-    Hello { address: SocketAddr, zone: Zone },
-    /// "I want this recipe; here is my right to it, and what I have."
-    Join { recipe: RecipeId, ticket: Ticket, have: Vec<ChunkRange> },
+    Hello { address: SocketAddr, zone: Zone, cache: bool },
+    /// "I want this recipe; here is my right to it." What is held follows as Have and Map.
+    Join { recipe: RecipeId, ticket: Ticket },
     /// More chunks that the sender holds and verified.
     Have { recipe: RecipeId, chunks: Vec<ChunkRange> },
-    /// Chunks that the sender is fetching from a node.
+    /// The same for scattered chunks: bit `n` of byte `m` is chunk `start + 8 m + n`.
+    Map { recipe: RecipeId, start: u32, bits: Vec<u8> },
+    /// Between heads: chunks that the sender is bringing in.
     Claim { recipe: RecipeId, chunks: Vec<ChunkRange> },
     /// To a tracker: "I can serve this recipe." Asks for nothing.
     Announce { recipe: RecipeId },
-    /// From a tracker: some of the swarm's members.
-    Peers { recipe: RecipeId, contacts: Vec<Contact> },
-    /// "I have left this swarm."
+    /// Some of the swarm's members: from a tracker, from a neighbour, or from one that is busy.
+    Peers { recipe: RecipeId, members: Vec<Member> },
+    /// From a tracker to heads: who brings chunks in from the nodes, and who into your room.
+    Heads { recipe: RecipeId, whole: Vec<Member>, room: Vec<Member> },
+    /// "You were told that I am busy: a slot is yours now, for a short while."
+    Free,
+    /// "I need none": the answer to Free where nothing is wanted any more.
+    Pass,
+    /// "I have left this swarm", or "I cannot be your neighbour in it".
     Leave { recipe: RecipeId },
+}
+
+impl Frame {
+    /// What `set` holds, in frames as small as they come.
+    pub fn holdings(recipe: RecipeId, set: &ChunkSet) -> Vec<Self> {
+        let runs = set.ranges();
+        // A run takes some four bytes.
+        if runs.len() * 4 <= set.len() as usize / 8 {
+            let part = |chunks: &[ChunkRange]| Self::Have { recipe, chunks: chunks.to_vec() };
+            return runs.chunks(RANGES_MAX).map(part).collect();
+        }
+        let bytes: Vec<u8> = set.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+        let parts = (0u32..).step_by(MAP_BYTES_MAX * 8).zip(bytes.chunks(MAP_BYTES_MAX));
+        parts.map(|(start, part)| Self::Map { recipe, start, bits: part.to_vec() }).collect()
+    }
+}
+
+/// The chunks of a Map; whoever takes them cuts at the recipe's end.
+pub fn mapped(start: u32, bits: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bits.iter().enumerate().flat_map(move |(at, &byte)| {
+        let of_it = (0..8).filter(move |bit| byte >> bit & 1 == 1);
+        of_it.filter_map(move |bit| start.checked_add(at as u32 * 8 + bit))
+    })
 }
 
 /// The first frame of a request's own stream.
@@ -92,7 +136,7 @@ pub enum Ask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Content,
-    /// All upload slots are taken: ask others, or again later.
+    /// All upload slots are taken: ask others (Peers names some), Free says when one is yours.
     Busy,
     /// Not held here.
     Absent,
@@ -137,11 +181,18 @@ pub trait Limits {
 impl Limits for Frame {
     fn within_limits(&self) -> bool {
         match self {
-            Self::Join { have: ranges, .. }
-            | Self::Have { chunks: ranges, .. }
-            | Self::Claim { chunks: ranges, .. } => ranges.len() <= RANGES_MAX,
-            Self::Peers { contacts, .. } => contacts.len() <= CONTACTS_MAX,
-            Self::Hello { .. } | Self::Announce { .. } | Self::Leave { .. } => true,
+            Self::Have { chunks: ranges, .. } | Self::Claim { chunks: ranges, .. } => {
+                ranges.len() <= RANGES_MAX
+            }
+            Self::Map { bits, .. } => bits.len() <= MAP_BYTES_MAX,
+            Self::Peers { members, .. } => members.len() <= MEMBERS_MAX,
+            Self::Heads { whole, room, .. } => whole.len().max(room.len()) <= MEMBERS_MAX,
+            Self::Hello { .. }
+            | Self::Join { .. }
+            | Self::Announce { .. }
+            | Self::Free
+            | Self::Pass
+            | Self::Leave { .. } => true,
         }
     }
 }
@@ -209,6 +260,31 @@ mod tests {
         assert_eq!(decode::<Frame>(&bytes), Err(FrameError::Version(9)));
         let many = Ask::Chunks { recipe: RecipeId::of(b"r"), indices: vec![0; 17] };
         assert_eq!(encode(&many), Err(FrameError::TooMany));
+    }
+
+    #[test]
+    fn holdings_take_the_smaller_form_and_say_the_same() {
+        for step in [1, 2, 3, 50] {
+            let mut set = ChunkSet::empty(10_001);
+            (0..10_001).step_by(step).for_each(|index| assert!(set.insert(index)));
+            let mut read = ChunkSet::empty(10_001);
+            let mut bytes = 0;
+            for frame in Frame::holdings(RecipeId::of(b"r"), &set) {
+                bytes += encode(&frame).unwrap().len();
+                match frame {
+                    Frame::Have { chunks, .. } => {
+                        let indices = chunks.iter().flat_map(|range| range.within(10_001));
+                        indices.for_each(|index| assert!(read.insert(index)));
+                    }
+                    Frame::Map { start, bits, .. } => {
+                        mapped(start, &bits).for_each(|index| assert!(read.insert(index)));
+                    }
+                    other => panic!("{other:?} holds nothing"),
+                }
+            }
+            assert_eq!(read, set);
+            assert!(bytes <= 1_300, "{bytes} bytes for every {step}th of 10,001 chunks");
+        }
     }
 
     proptest! {

@@ -10,7 +10,7 @@ pub(crate) const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn word(bytes: &[u8; 32]) -> u64 {
+pub(crate) fn word(bytes: &[u8; 32]) -> u64 {
     bytes.chunks_exact(8).fold(0, |sum, part| {
         mix(sum ^ part.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
     })

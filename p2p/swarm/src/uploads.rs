@@ -1,32 +1,122 @@
-//! Upload slots: how many requests are answered at once, and how many of one peer's.
+//! Upload slots: how many requests are answered at once, and who is called next.
 //!
-//! Invariant: a refusal is said at once (Busy); nobody queues here.
+//! Few at once, so that a chunk is with its next holder soon and can be passed on from there; more
+//! where the line is faster, by measurement, and where slow receivers leave it idle. Whoever finds
+//! no slot is told so at once and waits in line; [`Uploads::invite`] names the next one, for whom
+//! the slot is kept for [`INVITATION`].
+//!
+//! Invariants: never more than [`UPLOADS_MAX`] answers at once; nothing queues here but names, at
+//! most [`WAITING_MAX`] of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use shoal_content::PeerId;
 
+use crate::meter::Meter;
+
 /// Requests answered at once.
 pub const UPLOADS_MAX: usize = 64;
-/// Of them for one peer.
-pub const UPLOADS_PER_PEER_MAX: usize = 8;
+/// Of them at least.
+pub(crate) const SLOTS_MIN: usize = 6;
+const SLOTS_NODE: usize = 10;
+/// One more slot for each so many bytes a second.
+const BYTES_PER_SLOT: f64 = 256.0 * 1024.0 * 1000.0;
+/// As long a slot is kept for whom it was offered to.
+const INVITATION: Duration = Duration::from_millis(250);
+const WAITING_MAX: usize = 512;
+const NAMING_INTERVAL: Duration = Duration::from_secs(5);
+/// Of the best rate seen; below it slots are added.
+const IDLE_SHARE: f64 = 0.8;
 
-#[derive(Debug, Default)]
+/// What whoever asks is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// A slot is taken; [`Uploads::end`] gives it back.
+    Granted,
+    /// It will be called. Once in a while it should hear of others whom it may ask instead.
+    Busy { name_others: bool },
+}
+
+#[derive(Debug)]
 pub struct Uploads {
+    slots_min: usize,
     by_peer: BTreeMap<PeerId, usize>,
     total: usize,
+    /// With whether it is far; those are in front.
+    waiting: VecDeque<(PeerId, bool)>,
+    invited: Vec<(PeerId, Duration)>,
+    /// When others were last named to whom.
+    named: BTreeMap<PeerId, Duration>,
+    meter: Meter,
+    /// Slots beyond what the rate asks for, since those that are taken do not fill the line.
+    extra: usize,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self::with_slots(SLOTS_MIN)
+    }
 }
 
 impl Uploads {
-    /// Takes a slot for `peer`, or says that there is none.
-    pub fn begin(&mut self, peer: PeerId) -> bool {
-        let mine = self.by_peer.get(&peer).copied().unwrap_or(0);
-        if self.total >= UPLOADS_MAX || mine >= UPLOADS_PER_PEER_MAX {
-            return false;
+    /// Those of a node: what it sends is what all wait for, and the heads that get it have their
+    /// lines full of what others send, so that few would not fill its line.
+    pub fn of_node() -> Self {
+        Self::with_slots(SLOTS_NODE)
+    }
+
+    fn with_slots(slots_min: usize) -> Self {
+        Self {
+            slots_min,
+            by_peer: BTreeMap::new(),
+            total: 0,
+            waiting: VecDeque::new(),
+            invited: Vec::new(),
+            named: BTreeMap::new(),
+            meter: Meter::default(),
+            extra: 0,
         }
+    }
+
+    /// Takes a slot for `peer`, or puts it in line: in front where it comes from another room,
+    /// since a whole room waits for what it asks for.
+    pub fn begin(&mut self, now: Duration, peer: PeerId, far: bool) -> Admission {
+        let slots = self.slots();
+        self.invited.retain(|&(_, until)| until > now);
+        let invited = self.invited.iter().position(|&(invited, _)| invited == peer);
+        let mine = self.by_peer.get(&peer).copied().unwrap_or(0);
+        let others_wait = self.waiting.iter().any(|&(waiting, _)| waiting != peer);
+        let free = self.total + self.invited.len() < slots && (mine == 0 || !others_wait);
+        match invited {
+            Some(at) => drop(self.invited.swap_remove(at)),
+            None if !free => {
+                if !self.waiting.iter().any(|&(waiting, _)| waiting == peer)
+                    && self.waiting.len() < WAITING_MAX
+                {
+                    let end = self.waiting.len();
+                    let near = || self.waiting.iter().position(|&(_, far)| !far);
+                    let place = if far { near().unwrap_or(end) } else { end };
+                    self.waiting.insert(place, (peer, far));
+                }
+                return Admission::Busy { name_others: self.may_name(now, peer) };
+            }
+            None => {}
+        }
+        self.waiting.retain(|&(waiting, _)| waiting != peer);
         self.by_peer.insert(peer, mine + 1);
         self.total += 1;
-        true
+        Admission::Granted
+    }
+
+    /// So much of an answer went out.
+    pub fn sent(&mut self, now: Duration, bytes: u64) {
+        let Some(rate) = self.meter.count(now, bytes) else { return };
+        if rate >= self.meter.best * IDLE_SHARE || self.waiting.is_empty() {
+            self.extra = self.extra.saturating_sub(1);
+        } else if self.total >= self.slots() {
+            self.extra += 1;
+        }
     }
 
     /// Gives back a slot that [`Self::begin`] gave.
@@ -40,24 +130,110 @@ impl Uploads {
         }
     }
 
+    /// `peer` needs no slot any more, or is gone.
+    pub fn pass(&mut self, peer: PeerId) {
+        self.waiting.retain(|&(waiting, _)| waiting != peer);
+        self.invited.retain(|&(invited, _)| invited != peer);
+    }
+
+    /// Who is to be told that a slot is free; to be asked until it names nobody.
+    pub fn invite(&mut self, now: Duration) -> Option<PeerId> {
+        self.invited.retain(|&(_, until)| until > now);
+        if self.total + self.invited.len() >= self.slots() {
+            return None;
+        }
+        let (peer, _) = self.waiting.pop_front()?;
+        self.invited.push((peer, now + INVITATION));
+        Some(peer)
+    }
+
+    fn may_name(&mut self, now: Duration, peer: PeerId) -> bool {
+        if self.named.len() >= WAITING_MAX {
+            self.named.retain(|_, at| now < *at + NAMING_INTERVAL);
+        }
+        let due = self.named.get(&peer).is_none_or(|&at| now >= at + NAMING_INTERVAL);
+        if due && self.named.len() < WAITING_MAX {
+            self.named.insert(peer, now);
+        }
+        due
+    }
+
     pub fn total(&self) -> usize {
         self.total
     }
+
+    /// Whom answers go to at the moment: they will soon have what others ask for.
+    pub fn served(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.by_peer.keys().copied()
+    }
+
+    fn slots(&self) -> usize {
+        (at_once(self.slots_min, &self.meter) + self.extra).min(UPLOADS_MAX)
+    }
+}
+
+/// How many at once fill a line of this rate, with `least` on a slow one.
+pub(crate) fn at_once(least: usize, meter: &Meter) -> usize {
+    least + (meter.best / BYTES_PER_SLOT) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_public_key([n; 32])
+    }
+
+    fn begin(uploads: &mut Uploads, now: Duration, peer: PeerId) -> bool {
+        uploads.begin(now, peer, false) == Admission::Granted
+    }
+
+    const NOW: Duration = Duration::from_millis(1);
+
     #[test]
-    fn one_peer_cannot_take_all_slots() {
+    fn the_first_in_line_is_called_and_nobody_takes_its_slot() {
         let mut uploads = Uploads::default();
-        let peer = |n| PeerId::from_public_key([n; 32]);
-        let taken = (0..100).filter(|_| uploads.begin(peer(1))).count();
-        assert_eq!(taken, UPLOADS_PER_PEER_MAX);
-        assert!(uploads.begin(peer(2)));
+        let taken = (0..100).filter(|_| begin(&mut uploads, NOW, peer(1))).count();
+        assert_eq!(taken, SLOTS_MIN);
+        assert!(!begin(&mut uploads, NOW, peer(2)) && !begin(&mut uploads, NOW, peer(3)));
+        assert_eq!(uploads.invite(NOW), None);
         uploads.end(peer(1));
-        assert!(uploads.begin(peer(1)));
-        assert_eq!(uploads.total(), UPLOADS_PER_PEER_MAX + 1);
+        uploads.pass(peer(1));
+        assert_eq!(uploads.invite(NOW), Some(peer(2)));
+        assert!(!begin(&mut uploads, NOW, peer(4)), "the slot is kept");
+        assert!(begin(&mut uploads, NOW, peer(2)));
+        assert_eq!(uploads.total(), SLOTS_MIN);
+    }
+
+    #[test]
+    fn an_invitation_that_nobody_takes_lapses() {
+        let mut uploads = Uploads::default();
+        assert!((0..SLOTS_MIN).all(|_| begin(&mut uploads, NOW, peer(1))));
+        assert!(!begin(&mut uploads, NOW, peer(2)));
+        uploads.end(peer(1));
+        assert_eq!(uploads.invite(NOW), Some(peer(2)));
+        assert!(begin(&mut uploads, NOW + INVITATION, peer(3)));
+    }
+
+    #[test]
+    fn slow_receivers_get_company() {
+        let mut uploads = Uploads::default();
+        let window = Duration::from_secs(1);
+        uploads.sent(Duration::ZERO, 100 << 20);
+        uploads.sent(window, 0);
+        let mut now = window;
+        while begin(&mut uploads, now, peer(1)) {}
+        let before = uploads.total();
+        for _ in 0..10 {
+            now += window;
+            uploads.sent(now, 1);
+            assert!(uploads.total() <= UPLOADS_MAX);
+            if let Some(next) = uploads.invite(now) {
+                assert!(begin(&mut uploads, now, next));
+            }
+            begin(&mut uploads, now, peer(2));
+        }
+        assert!(uploads.total() > before, "{} slots of {before}", uploads.total());
     }
 }

@@ -1,227 +1,322 @@
-//! One recipe's mesh: whom this peer knows, joins and tells, and what it answers as a tracker.
+//! One recipe's mesh: whom this peer knows, joins and tells.
+//!
+//! A member has about ten neighbours in its room; a head besides has the other heads, and some
+//! neighbours in other rooms. Whoever has too many refuses with a Leave and names others.
 //!
 //! Invariants: a neighbour is joined once for each connection; at most [`KNOWN_MAX`] members of a
 //! recipe are remembered, whoever names more.
-//! Non-goal: what to ask of whom; see `requests`.
+//! Non-goals: what to ask of whom, see `requests`; the tracker, see `tracking`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shoal_content::{PeerId, RecipeId};
+use shoal_content::{PeerId, RecipeId, Zone};
 
-use super::Swarm;
-use super::requests::Request;
+use super::{STEP_MAX, Swarm};
 use crate::download::Download;
 use crate::event::Action;
-use crate::frames::{ChunkRange, Contact, Frame, RANGES_MAX};
-use crate::rendezvous::ranked;
+use crate::frames::{ChunkRange, Contact, Frame, Member, RANGES_MAX, mapped};
+use crate::rendezvous::{mix, word};
 
-/// Neighbours wanted for one recipe.
+/// Neighbours wanted for one recipe, in this room; a head wants so many in other rooms, too.
 const NEIGHBOURS: usize = 10;
+const FAR_NEIGHBOURS: usize = 6;
+/// Neighbours let in; heads are always let in by heads.
+const NEIGHBOURS_MAX: usize = 28;
 /// Members remembered for one recipe.
 const KNOWN_MAX: usize = 64;
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
-/// Between the tracker's answer and the first request to a node, so that members that start
-/// together know each other.
-const SETTLE: Duration = Duration::from_millis(150);
+/// What arrived is told at once, or so long after the last time.
+const TELL_INTERVAL: Duration = Duration::from_millis(1);
+/// Members that a refusal, or gossip, names.
+const GOSSIP: usize = 6;
 
 /// One recipe here: on its way, or only offered.
 #[derive(Debug)]
 pub(super) struct Membership {
     pub(super) download: Option<Download>,
-    pub(super) known: BTreeMap<PeerId, Contact>,
+    pub(super) known: BTreeMap<PeerId, Member>,
+    /// Peers that were sent a Join on their connection.
     pub(super) joined: BTreeSet<PeerId>,
     pub(super) tracker: Option<PeerId>,
     pub(super) announce_at: Duration,
-    pub(super) settled_at: Duration,
+    /// Since when there is no tracker.
+    pub(super) alone_since: Duration,
+    /// The heads were not named by a tracker.
+    pub(super) leads_alone: bool,
+    pub(super) step_at: Duration,
     pub(super) fresh: Vec<u32>,
+    pub(super) told_at: Duration,
+}
+
+impl Membership {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            download: None,
+            known: BTreeMap::new(),
+            joined: BTreeSet::new(),
+            tracker: None,
+            announce_at: now,
+            alone_since: now,
+            leads_alone: false,
+            step_at: now,
+            fresh: Vec::new(),
+            told_at: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.download.as_ref().is_some_and(|download| !download.have.is_full())
+    }
+
+    /// When it is to be looked at again.
+    pub(super) fn due(&self) -> Duration {
+        let mut due = self.announce_at;
+        if self.is_under_way() {
+            due = due.min(self.step_at);
+        }
+        if !self.fresh.is_empty() {
+            due = due.min(self.told_at + TELL_INTERVAL);
+        }
+        due
+    }
 }
 
 impl Swarm {
-    pub(super) fn know(&mut self, recipe: RecipeId, contact: Contact) {
-        let node = self.nodes.iter().any(|node| node.peer == contact.peer);
-        if contact.peer == self.settings.me || node {
+    pub(super) fn is_near(&self, zone: &Zone) -> bool {
+        zone.room() == self.room
+    }
+
+    /// A member that discovery found: its place is not known before it says hello.
+    pub(super) fn hint(&mut self, recipe: RecipeId, contact: Contact) {
+        let zone = self.settings.zone.clone();
+        self.know(recipe, Member { contact, zone, cache: false });
+        self.gather_soon(recipe);
+    }
+
+    pub(super) fn know(&mut self, recipe: RecipeId, member: Member) {
+        let peer = member.contact.peer;
+        let node = self.nodes.iter().any(|node| node.peer == peer);
+        if peer == self.settings.me || node || self.is_banned(peer) {
             return;
         }
         if let Some(membership) = self.memberships.get_mut(&recipe)
-            && (membership.known.len() < KNOWN_MAX || membership.known.contains_key(&contact.peer))
+            && (membership.known.len() < KNOWN_MAX || membership.known.contains_key(&peer))
         {
-            membership.known.insert(contact.peer, contact);
+            membership.known.insert(peer, member);
         }
     }
 
     /// Someone who came by itself is remembered in place of someone who is not there.
-    fn know_present(&mut self, recipe: RecipeId, contact: Contact) {
+    fn know_present(&mut self, recipe: RecipeId, member: Member) {
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let known = &mut membership.known;
-        if known.len() >= KNOWN_MAX && !known.contains_key(&contact.peer) {
+        if known.len() >= KNOWN_MAX && !known.contains_key(&member.contact.peer) {
             let absent = known.keys().find(|peer| !self.peers.contains_key(peer)).copied();
             let Some(absent) = absent else { return };
             known.remove(&absent);
         }
-        known.insert(contact.peer, contact);
+        known.insert(member.contact.peer, member);
     }
 
-    pub(super) fn joined(&mut self, peer: PeerId, recipe: RecipeId, have: &[ChunkRange]) {
-        let Some(contact) = self.peers.get(&peer).map(|peer| peer.contact) else { return };
-        if !self.memberships.contains_key(&recipe) {
-            return self.track(peer, recipe, contact, true);
+    pub(super) fn gather_soon(&mut self, recipe: RecipeId) {
+        if self.under_way.contains(&recipe)
+            && let Some(membership) = self.memberships.get_mut(&recipe)
+        {
+            membership.step_at = self.now;
+            self.wake_by(self.now);
         }
-        self.know_present(recipe, contact);
-        let now = self.now;
-        let Some(download) = self.download(recipe) else { return };
-        let len = download.have.len();
-        download.learn(now, peer, have.iter().flat_map(|range| range.within(len)));
-        let mine = download.have.ranges();
-        for chunks in mine.chunks(RANGES_MAX) {
-            let frame = Frame::Have { recipe, chunks: chunks.to_vec() };
-            self.actions.push_back(Action::Send { peer, frame });
-        }
-        self.claim_to(recipe, &[peer]);
     }
 
-    /// Tells `to` what this peer is fetching from nodes.
-    pub(super) fn claim_to(&mut self, recipe: RecipeId, to: &[PeerId]) {
-        let from_node = |request: &&Request| {
-            request.recipe == recipe && self.peers.get(&request.peer).is_some_and(|peer| peer.node)
+    pub(super) fn joined(&mut self, peer: PeerId, recipe: RecipeId) {
+        let Some(member) = self.peers.get(&peer).map(|peer| peer.member.clone()) else { return };
+        let near = self.is_near(&member.zone);
+        let Some(membership) = self.memberships.get_mut(&recipe) else {
+            return self.track(peer, recipe, member, true);
         };
-        let open = self.requests.values().filter(from_node).flat_map(|request| &request.open);
-        let chunks = ChunkRange::gather(open.copied().collect::<BTreeSet<u32>>());
-        if chunks.is_empty() {
-            return;
+        let Some(download) = &mut membership.download else {
+            return self.know_present(recipe, member);
+        };
+        let full = download.sources.len() >= NEIGHBOURS_MAX && !download.heads.contains(peer);
+        if full && !download.sources.contains_key(&peer) {
+            return self.refuse(peer, recipe);
         }
-        for &peer in to {
-            self.send(peer, Frame::Claim { recipe, chunks: chunks.clone() });
-        }
+        download.welcome(peer, near);
+        self.know_present(recipe, member);
+        self.tell_all(recipe, peer);
+        self.claim_to(recipe, peer);
+        self.join(recipe, peer);
+        // Now that it is known what this one holds, something may be this peer's to bring in.
+        self.ask_nodes(recipe);
     }
 
-    /// The tracker's part: remembers the member, answers it, and tells some others.
-    pub(super) fn track(&mut self, peer: PeerId, recipe: RecipeId, contact: Contact, wants: bool) {
-        let new = self.tracker.announce(self.now, recipe, contact);
-        let salt = self.draw();
-        let contacts = self.tracker.some(recipe, peer, salt);
-        if new {
-            for other in &contacts {
-                if self.peers.contains_key(&other.peer) {
-                    let frame = Frame::Peers { recipe, contacts: vec![contact] };
-                    self.actions.push_back(Action::Send { peer: other.peer, frame });
-                }
-            }
-        }
-        if wants {
-            self.send(peer, Frame::Peers { recipe, contacts });
+    /// "I cannot be your neighbour, but these may."
+    fn refuse(&mut self, peer: PeerId, recipe: RecipeId) {
+        let members = self.some_known(recipe, peer);
+        self.send(peer, Frame::Peers { recipe, members });
+        self.send(peer, Frame::Leave { recipe });
+    }
+
+    /// Some members that are neighbours here, at random.
+    pub(super) fn some_known(&mut self, recipe: RecipeId, but: PeerId) -> Vec<Member> {
+        let draw = self.draw();
+        let Some(membership) = self.memberships.get(&recipe) else { return Vec::new() };
+        let present = membership.known.values().filter(|member| {
+            member.contact.peer != but && self.peers.contains_key(&member.contact.peer)
+        });
+        let mut some: Vec<&Member> = present.collect();
+        some.sort_by_key(|member| mix(draw ^ word(member.contact.peer.as_public_key())));
+        some.into_iter().take(GOSSIP).cloned().collect()
+    }
+
+    /// Everything that is held here.
+    fn tell_all(&mut self, recipe: RecipeId, peer: PeerId) {
+        let Some(download) = self.download(recipe) else { return };
+        let frames = Frame::holdings(recipe, &download.have);
+        frames.into_iter().for_each(|frame| self.send(peer, frame));
+    }
+
+    fn join(&mut self, recipe: RecipeId, peer: PeerId) {
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        if membership.is_under_way() && membership.joined.insert(peer) {
+            self.actions.push_back(Action::Join { peer, recipe });
+            self.tell_all(recipe, peer);
         }
     }
 
     pub(super) fn frame(&mut self, peer: PeerId, frame: Frame) {
-        let Some(contact) = self.peers.get(&peer).map(|peer| peer.contact) else { return };
-        let now = self.now;
+        let Some(known) = self.peers.get(&peer) else { return };
+        let near = self.is_near(&known.member.zone);
         match frame {
             Frame::Have { recipe, chunks } => {
-                if let Some(download) = self.download(recipe) {
-                    let len = download.have.len();
-                    download.learn(now, peer, chunks.iter().flat_map(|range| range.within(len)));
-                }
+                let Some(download) = self.download(recipe) else { return };
+                let len = download.have.len();
+                let indices = chunks.iter().flat_map(|range| range.within(len));
+                self.learn(recipe, peer, near, indices);
+            }
+            Frame::Map { recipe, start, bits } => {
+                self.learn(recipe, peer, near, mapped(start, &bits));
             }
             Frame::Claim { recipe, chunks } => {
-                if let Some(download) = self.download(recipe) {
+                let now = self.now;
+                let Some(download) = self.download(recipe) else { return };
+                if download.heads.contains(peer) {
                     let len = download.have.len();
-                    download.claimed(peer, chunks.iter().flat_map(|range| range.within(len)));
-                }
-            }
-            Frame::Announce { recipe } => self.track(peer, recipe, contact, false),
-            Frame::Peers { recipe, contacts } => {
-                for contact in contacts {
-                    self.know(recipe, contact);
-                }
-                if let Some(membership) = self.memberships.get_mut(&recipe) {
-                    membership.settled_at = membership.settled_at.min(now + SETTLE);
-                }
-            }
-            Frame::Leave { recipe } => {
-                self.tracker.leave(recipe, peer);
-                if let Some(membership) = self.memberships.get_mut(&recipe) {
-                    membership.known.remove(&peer);
-                    membership.joined.remove(&peer);
-                    if let Some(download) = &mut membership.download {
-                        download.lose(peer);
+                    for index in chunks.iter().flat_map(|range| range.within(len)) {
+                        download.heads.claim(now, peer, index);
                     }
                 }
             }
-            // The shell turns these into events of their own.
-            Frame::Hello { .. } | Frame::Join { .. } => {}
-        }
-    }
-
-    /// Joins (or announces) at the first node by rank that is connected; dials better ones.
-    pub(super) fn announce(&mut self, recipe: RecipeId) {
-        let Some(membership) = self.memberships.get(&recipe) else { return };
-        if membership.announce_at > self.now || self.nodes.is_empty() {
-            return;
-        }
-        let nodes: BTreeMap<PeerId, Contact> =
-            self.nodes.iter().map(|&node| (node.peer, node)).collect();
-        let order = ranked(recipe, nodes.keys().copied());
-        let tracker = order.iter().copied().find(|node| self.peers.contains_key(node));
-        let Some(tracker) = tracker else {
-            nodes.values().for_each(|&node| self.dial(node));
-            return;
-        };
-        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-        membership.announce_at = self.now + ANNOUNCE_INTERVAL;
-        membership.tracker = Some(tracker);
-        let action = match &membership.download {
-            Some(download) if !download.have.is_full() => {
-                Action::Join { peer: tracker, recipe, have: Vec::new() }
+            Frame::Announce { recipe } => {
+                let member = known.member.clone();
+                self.track(peer, recipe, member, false);
             }
-            _ => Action::Send { peer: tracker, frame: Frame::Announce { recipe } },
-        };
-        self.actions.push_back(action);
-        // The others stand by, for when this one is lost.
-        if self.download(recipe).is_some_and(|download| !download.have.is_full()) {
-            nodes.values().for_each(|&node| self.dial(node));
+            Frame::Peers { recipe, members } => {
+                members.into_iter().for_each(|member| self.know(recipe, member));
+                self.gather_soon(recipe);
+            }
+            Frame::Heads { recipe, whole, room } => self.heads(peer, recipe, whole, room),
+            Frame::Free => self.freed(peer),
+            Frame::Leave { recipe } => self.left(peer, recipe),
+            // The shell turns these into events of their own, or takes them itself.
+            Frame::Hello { .. } | Frame::Join { .. } | Frame::Pass => {}
         }
     }
 
-    pub(super) fn tell_fresh(&mut self, recipe: RecipeId) {
+    fn learn(
+        &mut self,
+        recipe: RecipeId,
+        peer: PeerId,
+        near: bool,
+        indices: impl Iterator<Item = u32>,
+    ) {
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-        if membership.fresh.is_empty() {
+        let Some(download) = &mut membership.download else { return };
+        // One that only serves does not join back: what it holds is its welcome.
+        if membership.joined.contains(&peer) && download.sources.len() < NEIGHBOURS_MAX * 2 {
+            download.welcome(peer, near);
+        }
+        if download.learn(peer, indices) {
+            self.ask(recipe, peer);
+        }
+    }
+
+    fn left(&mut self, peer: PeerId, recipe: RecipeId) {
+        self.untrack(peer, recipe);
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        membership.known.remove(&peer);
+        membership.joined.remove(&peer);
+        if let Some(download) = &mut membership.download {
+            download.lose(peer);
+            download.heads.lose(peer);
+        }
+        self.gather_soon(recipe);
+    }
+
+    /// Tells the neighbours what arrived, unless they were told a moment ago.
+    pub(super) fn tell_fresh(&mut self, recipe: RecipeId) {
+        let now = self.now;
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        let due = membership.told_at + TELL_INTERVAL;
+        if membership.fresh.is_empty() || now < due {
+            if !membership.fresh.is_empty() {
+                self.wake_by(due);
+            }
             return;
         }
+        membership.told_at = now;
         let mut fresh = std::mem::take(&mut membership.fresh);
         fresh.sort_unstable();
-        let sources = membership.download.iter().flat_map(|download| download.sources.keys());
-        let to: BTreeSet<PeerId> = sources.chain(&membership.joined).copied().collect();
+        let Some(download) = &membership.download else { return };
+        let lacking = download.sources.iter().filter(|(_, source)| !source.have.is_full());
+        let to: Vec<PeerId> = lacking.map(|(&peer, _)| peer).collect();
         let chunks = ChunkRange::gather(fresh);
-        for peer in to {
-            self.send(peer, Frame::Have { recipe, chunks: chunks.clone() });
+        for part in chunks.chunks(RANGES_MAX) {
+            for &peer in &to {
+                self.send(peer, Frame::Have { recipe, chunks: part.to_vec() });
+            }
         }
     }
 
+    /// Joins who is connected, and dials until there are neighbours enough.
     pub(super) fn gather_neighbours(&mut self, recipe: RecipeId) {
+        let salt = mix(self.settings.seed ^ word(recipe.as_bytes()));
         let Some(membership) = self.memberships.get(&recipe) else { return };
-        let known: Vec<Contact> = membership.known.values().copied().collect();
-        let linked = known.iter().filter(|contact| self.peers.contains_key(&contact.peer)).count();
-        let mut room = NEIGHBOURS.saturating_sub(linked);
-        for contact in known {
-            if !self.peers.contains_key(&contact.peer) {
-                if room > 0 {
-                    room -= 1;
-                    self.dial(contact);
+        let Some(download) = &membership.download else { return };
+        let duty = download.heads.has_duty();
+        let mut known: Vec<(u64, Contact, bool, bool)> = membership
+            .known
+            .values()
+            .map(|member| {
+                let peer = member.contact.peer;
+                let order = mix(salt ^ word(peer.as_public_key()));
+                let head = duty && download.heads.contains(peer);
+                (order, member.contact, self.is_near(&member.zone), head)
+            })
+            .collect();
+        known.sort_unstable_by_key(|&(order, ..)| order);
+        let there = |peer: &PeerId| self.peers.contains_key(peer) || self.is_being_dialled(*peer);
+        let count = |near: bool| {
+            let of_it = known
+                .iter()
+                .filter(|&&(_, contact, is_near, _)| is_near == near && there(&contact.peer));
+            of_it.count()
+        };
+        let mut room_near = NEIGHBOURS.saturating_sub(count(true));
+        let far_wanted = if duty { FAR_NEIGHBOURS } else { 0 };
+        let mut room_far = far_wanted.saturating_sub(count(false));
+        for (_, contact, near, head) in known {
+            if self.peers.contains_key(&contact.peer) {
+                if near || duty {
+                    self.join(recipe, contact.peer);
                 }
                 continue;
             }
-            let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-            if membership.joined.insert(contact.peer) {
-                let have = membership.download.as_ref().map(|d| d.have.ranges());
-                let mut have = have.unwrap_or_default();
-                // The rest follows as Have, in answer to theirs or when it is told anew.
-                let rest = have.split_off(have.len().min(RANGES_MAX));
-                self.actions.push_back(Action::Join { peer: contact.peer, recipe, have });
-                for chunks in rest.chunks(RANGES_MAX) {
-                    self.send(contact.peer, Frame::Have { recipe, chunks: chunks.to_vec() });
-                }
+            let room = if near { &mut room_near } else { &mut room_far };
+            if head || *room > 0 {
+                *room = room.saturating_sub(1);
+                self.dial(contact);
             }
         }
+        self.wake_by(self.now + STEP_MAX);
     }
 }

@@ -1,17 +1,19 @@
 //! The core: events in, actions out.
 //!
 //! Invariants: nothing is asked of a banned peer; a request that brings nothing for its deadline
-//! is cancelled and its chunks are free again; every request ends exactly once here.
+//! is cancelled and its chunks are free again; every request ends exactly once here. An event's
+//! work does not grow with the number of recipes that are only offered.
 //! Non-goals: whether a ticket or a chunk is good; the shell says so with its event.
 
 mod mesh;
 mod peers;
 mod requests;
+mod tracking;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use shoal_content::{PeerId, RecipeId};
+use shoal_content::{PeerId, RecipeId, Zone};
 
 use self::mesh::Membership;
 use self::peers::{Ban, Peer, Redial};
@@ -20,23 +22,26 @@ use crate::chunk_set::ChunkSet;
 use crate::download::Download;
 use crate::event::{Action, BanReason, Event, RequestId};
 use crate::frames::{Contact, Frame};
+use crate::meter::Meter;
 use crate::rendezvous::mix;
 use crate::tracker::Tracker;
 
-/// While a recipe is on its way, time passes in such steps.
-const STEP: Duration = Duration::from_millis(50);
-/// As long a start waits for a tracker at all.
-const SETTLE_MAX: Duration = Duration::from_millis(600);
+/// While a recipe is on its way, it is looked at in such steps: half a chunk's usual time.
+const STEP_MIN: Duration = Duration::from_millis(5);
+const STEP_MAX: Duration = Duration::from_millis(50);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub me: PeerId,
     pub seed: u64,
+    /// Where this peer stands; its room's members are near.
+    pub zone: Zone,
 }
 
 #[derive(Debug)]
 pub struct Swarm {
     settings: Settings,
+    room: Zone,
     now: Duration,
     draws: u64,
     nodes: Vec<Contact>,
@@ -44,15 +49,28 @@ pub struct Swarm {
     redials: BTreeMap<PeerId, Redial>,
     bans: BTreeMap<PeerId, Ban>,
     memberships: BTreeMap<RecipeId, Membership>,
+    /// Those of them that are on their way.
+    under_way: BTreeSet<RecipeId>,
     requests: BTreeMap<RequestId, Request>,
     next_request: RequestId,
+    /// Peers that said they are busy, and will call.
+    waiting: BTreeSet<PeerId>,
+    /// Stalls cut since anything arrived: it may be this peer's own line that is slow.
+    cuts: u32,
+    /// What this peer's line brings.
+    meter: Meter,
     tracker: Tracker,
+    /// When heads that changed are told.
+    tell_heads_at: Option<Duration>,
+    /// The next time anything is due; never later than it is.
+    wake_at: Duration,
     actions: VecDeque<Action>,
 }
 
 impl Swarm {
     pub fn new(settings: Settings) -> Self {
         Self {
+            room: settings.zone.room(),
             settings,
             now: Duration::ZERO,
             draws: 0,
@@ -61,9 +79,15 @@ impl Swarm {
             redials: BTreeMap::new(),
             bans: BTreeMap::new(),
             memberships: BTreeMap::new(),
+            under_way: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_request: 0,
+            waiting: BTreeSet::new(),
+            cuts: 0,
+            meter: Meter::default(),
             tracker: Tracker::default(),
+            tell_heads_at: None,
+            wake_at: Duration::MAX,
             actions: VecDeque::new(),
         }
     }
@@ -72,7 +96,9 @@ impl Swarm {
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.now = self.now.max(now);
         self.apply(event);
-        self.advance();
+        if self.now >= self.wake_at {
+            self.advance();
+        }
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -81,11 +107,7 @@ impl Swarm {
 
     /// When [`Event::Tick`] is due if nothing happens before.
     pub fn next_timeout(&self) -> Option<Duration> {
-        let due = |membership: &Membership| match &membership.download {
-            Some(download) if !download.have.is_full() => self.now + STEP,
-            _ => membership.announce_at.max(self.now + STEP),
-        };
-        self.memberships.values().map(due).min()
+        (self.wake_at != Duration::MAX).then_some(self.wake_at)
     }
 
     pub fn is_banned(&self, peer: PeerId) -> bool {
@@ -98,16 +120,21 @@ impl Swarm {
             Event::Seed { recipe } => self.start(recipe, None),
             Event::Stop { recipe } => self.stop(recipe),
             Event::Demand { recipe, range } => {
+                let now = self.now;
                 if let Some(download) = self.download(recipe) {
-                    download.demand(range);
+                    download.demand(now, range);
+                    self.ask_all(recipe);
                 }
             }
-            Event::Nodes(nodes) => self.nodes = nodes,
-            Event::Hint { recipe, contact } => self.know(recipe, contact),
-            Event::Connected { contact, node } => self.connected(contact, node),
+            Event::Nodes(nodes) => {
+                self.nodes = nodes;
+                self.wake_at = self.now;
+            }
+            Event::Hint { recipe, contact } => self.hint(recipe, contact),
+            Event::Connected { member, node, rtt } => self.connected(member, node, rtt),
             Event::Disconnected { peer } => self.disconnected(peer),
             Event::DialFailed { peer } => self.pause_dialling(peer),
-            Event::Joined { peer, recipe, have } => self.joined(peer, recipe, &have),
+            Event::Joined { peer, recipe } => self.joined(peer, recipe),
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::BadFrame { peer } => self.ban(peer, BanReason::BadFrame),
             Event::Arrived { request, index, bytes } => self.arrived(request, index, bytes),
@@ -135,26 +162,23 @@ impl Swarm {
     }
 
     fn start(&mut self, recipe: RecipeId, held: Option<ChunkSet>) {
-        let salt = self.draw();
         let now = self.now;
-        let membership = self.memberships.entry(recipe).or_insert_with(|| Membership {
-            download: None,
-            known: BTreeMap::new(),
-            joined: BTreeSet::new(),
-            tracker: None,
-            announce_at: now,
-            settled_at: now,
-            fresh: Vec::new(),
-        });
+        let membership = self.memberships.entry(recipe).or_insert_with(|| Membership::new(now));
+        self.wake_at = now;
         let Some(held) = held else { return };
-        if held.is_full() {
-            self.actions.push_back(Action::Complete { recipe });
-        }
-        membership.download = Some(Download::new(now, recipe, held, salt));
+        // Neighbours of before are asked anew what they hold.
         membership.joined.clear();
         membership.tracker = None;
         membership.announce_at = now;
-        membership.settled_at = now + SETTLE_MAX;
+        membership.alone_since = now;
+        membership.step_at = now;
+        if held.is_full() {
+            self.under_way.remove(&recipe);
+            self.actions.push_back(Action::Complete { recipe });
+        } else {
+            self.under_way.insert(recipe);
+        }
+        membership.download = Some(Download::new(now, self.settings.me, recipe, held));
     }
 
     fn stop(&mut self, recipe: RecipeId) {
@@ -164,8 +188,11 @@ impl Swarm {
         for request in open {
             self.drop_request(request, true);
         }
+        self.under_way.remove(&recipe);
         if let Some(membership) = self.memberships.remove(&recipe) {
-            for peer in membership.joined.into_iter().chain(membership.tracker) {
+            let to: BTreeSet<PeerId> =
+                membership.joined.into_iter().chain(membership.tracker).collect();
+            for peer in to {
                 if self.peers.contains_key(&peer) {
                     self.send(peer, Frame::Leave { recipe });
                 }
@@ -173,18 +200,55 @@ impl Swarm {
         }
     }
 
-    /// What time and the last event allow.
+    fn wake_by(&mut self, at: Duration) {
+        self.wake_at = self.wake_at.min(at);
+    }
+
+    /// What time allows.
     fn advance(&mut self) {
-        self.cut_stalls();
-        let recipes: Vec<RecipeId> = self.memberships.keys().copied().collect();
+        self.wake_at = Duration::MAX;
+        if self.tell_heads_at.is_some_and(|at| at <= self.now) {
+            self.tell_heads();
+        }
+        let due = |membership: &Membership| membership.due();
+        let now = self.now;
+        let recipes: Vec<RecipeId> = self
+            .memberships
+            .iter()
+            .filter(|(_, membership)| due(membership) <= now)
+            .map(|(&recipe, _)| recipe)
+            .collect();
+        if !self.requests.is_empty() {
+            self.cut_stalls();
+            let peers = &self.peers;
+            self.waiting.retain(|at| peers.get(at).is_some_and(|peer| peer.busy_until > now));
+        }
         for recipe in recipes {
             self.announce(recipe);
             self.tell_fresh(recipe);
-            let under_way = self.download(recipe).is_some_and(|download| !download.have.is_full());
-            if under_way {
-                self.gather_neighbours(recipe);
-                self.ask(recipe);
+            if self.under_way.contains(&recipe) {
+                self.step(recipe);
             }
         }
+        let next = self.memberships.values().map(due).chain(self.tell_heads_at).min();
+        self.wake_by(next.unwrap_or(Duration::MAX).max(self.now + Duration::from_micros(100)));
+        if next.is_none() {
+            self.wake_at = Duration::MAX;
+        }
+    }
+
+    /// One recipe's own step, where it is due.
+    fn step(&mut self, recipe: RecipeId) {
+        let now = self.now;
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        let Some(download) = membership.download.as_ref().filter(|_| membership.step_at <= now)
+        else {
+            return;
+        };
+        membership.step_at = now + (download.usual() / 2).clamp(STEP_MIN, STEP_MAX);
+        self.gather_neighbours(recipe);
+        self.ask_all(recipe);
+        self.hedge(recipe);
+        self.relieve(recipe);
     }
 }

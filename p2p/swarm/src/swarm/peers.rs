@@ -1,4 +1,4 @@
-//! Who is connected, who is dialled again and when, and who is banned.
+//! Who is connected, who is dialled again and when, who is scored how, and who is banned.
 //!
 //! Invariant: a peer that is banned is neither connected nor dialled nor asked.
 
@@ -6,29 +6,50 @@ use std::time::Duration;
 
 use shoal_content::PeerId;
 
-use super::requests::{Request, STALL_PEER};
+use super::requests::Request;
 use super::{RequestId, Swarm};
-use crate::download::REQUESTS_PER_SOURCE;
 use crate::event::{Action, BanReason};
-use crate::frames::Contact;
+use crate::frames::{Contact, Member};
 
 pub(super) const COOLDOWN_MIN: Duration = Duration::from_millis(200);
 const COOLDOWN_MAX: Duration = Duration::from_secs(5);
+/// After this, another one is dialled beside one that does not answer.
+const DIAL_PATIENCE: Duration = Duration::from_millis(200);
 /// How long past its due time a pause is remembered.
 const REDIAL_MEMORY: Duration = Duration::from_secs(60);
 /// The first ban; each further one is twice as long, to [`BAN_DOUBLINGS_MAX`].
 const BAN: Duration = Duration::from_secs(60);
 const BAN_DOUBLINGS_MAX: u32 = 6;
+/// A chunk that came, and the most that can be gathered; a promise not kept costs 1.
+const SCORE_CHUNK: f64 = 0.02;
+const SCORE_MAX: f64 = 2.0;
+const SCORE_BAN: f64 = -2.5;
+/// Half of a bad score is forgotten in this time.
+const SCORE_HALF_LIFE: f64 = 60.0;
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) contact: Contact,
+    pub(super) member: Member,
     pub(super) node: bool,
+    pub(super) rtt: Duration,
     pub(super) requests: usize,
     /// Bytes a second, smoothed.
     pub(super) rate: f64,
+    /// When it last brought a chunk.
+    pub(super) brought_at: Duration,
+    /// It said that it is busy, and is asked again when it calls, or then.
+    pub(super) busy_until: Duration,
     pub(super) cool_until: Duration,
     pub(super) cooldown: Duration,
+    score: f64,
+    scored_at: Duration,
+}
+
+impl Peer {
+    pub(super) fn praise(&mut self) {
+        self.cooldown = COOLDOWN_MIN;
+        self.score = (self.score + SCORE_CHUNK).min(SCORE_MAX);
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,32 +62,59 @@ pub(super) struct Ban {
 pub(super) struct Redial {
     pub(super) at: Duration,
     pub(super) pause: Duration,
-    pub(super) dialling: bool,
+    /// Since when it is being dialled.
+    pub(super) dialling: Option<Duration>,
 }
 
 impl Swarm {
-    pub(super) fn connected(&mut self, contact: Contact, node: bool) {
-        if self.is_banned(contact.peer) {
-            self.actions.push_back(Action::Close { peer: contact.peer });
+    pub(super) fn connected(&mut self, member: Member, node: bool, rtt: Duration) {
+        let id = member.contact.peer;
+        if self.is_banned(id) {
+            self.actions.push_back(Action::Close { peer: id });
             return;
         }
-        self.disconnected(contact.peer);
-        self.redials.remove(&contact.peer);
+        self.disconnected(id);
+        self.redials.remove(&id);
         let peer = Peer {
-            contact,
+            member: member.clone(),
             node,
+            rtt,
             requests: 0,
             rate: 0.0,
+            brought_at: Duration::ZERO,
+            busy_until: Duration::ZERO,
             cool_until: Duration::ZERO,
             cooldown: COOLDOWN_MIN,
+            score: 0.0,
+            scored_at: self.now,
         };
-        self.peers.insert(contact.peer, peer);
+        self.peers.insert(id, peer);
+        // Two that dial each other at once lose one connection: the other one counts.
+        for membership in self.memberships.values_mut() {
+            if let Some(download) = &mut membership.download {
+                download.heads.find(id);
+            }
+        }
+        if node {
+            return self.node_came();
+        }
+        let under_way: Vec<_> = self.under_way.iter().copied().collect();
+        for recipe in under_way {
+            // What was said of its place before was hearsay.
+            if let Some(membership) = self.memberships.get_mut(&recipe)
+                && let Some(known) = membership.known.get_mut(&id)
+            {
+                *known = member.clone();
+                self.gather_soon(recipe);
+            }
+        }
     }
 
     pub(super) fn disconnected(&mut self, peer: PeerId) {
         if self.peers.remove(&peer).is_none() {
             return;
         }
+        self.waiting.remove(&peer);
         let of_it = |(&id, request): (&RequestId, &Request)| (request.peer == peer).then_some(id);
         let open: Vec<RequestId> = self.requests.iter().filter_map(of_it).collect();
         for request in open {
@@ -77,29 +125,52 @@ impl Swarm {
             if membership.tracker == Some(peer) {
                 membership.tracker = None;
                 membership.announce_at = self.now;
+                membership.alone_since = self.now;
             }
             if let Some(download) = &mut membership.download {
                 download.lose(peer);
+                download.heads.lose(peer);
             }
         }
         self.tracker.forget(peer);
+        self.tell_heads_soon();
         self.pause_dialling(peer);
+        self.gather_all_soon();
+    }
+
+    fn gather_all_soon(&mut self) {
+        let under_way: Vec<_> = self.under_way.iter().copied().collect();
+        under_way.into_iter().for_each(|recipe| self.gather_soon(recipe));
+        self.wake_by(self.now);
     }
 
     /// A peer that was lost or not reached is dialled again later, each time later. One that stays
     /// away is no longer known: whoever names it again gives it a new chance.
     pub(super) fn pause_dialling(&mut self, peer: PeerId) {
         let now = self.now;
-        self.redials.retain(|_, redial| redial.dialling || redial.at + REDIAL_MEMORY > now);
+        self.redials
+            .retain(|_, redial| redial.dialling.is_some() || redial.at + REDIAL_MEMORY > now);
         let redial = self.redials.entry(peer).or_default();
-        redial.dialling = false;
+        redial.dialling = None;
         redial.pause = (redial.pause * 2).clamp(COOLDOWN_MIN, COOLDOWN_MAX);
         redial.at = now + redial.pause;
-        if redial.pause == COOLDOWN_MAX {
-            for membership in self.memberships.values_mut() {
+        let gone = redial.pause == COOLDOWN_MAX;
+        for membership in self.memberships.values_mut() {
+            if gone {
                 membership.known.remove(&peer);
             }
+            if let Some(download) = &mut membership.download
+                && !self.peers.contains_key(&peer)
+            {
+                download.heads.lose(peer);
+            }
         }
+    }
+
+    /// It may still answer; another one need not be dialled in its place.
+    pub(super) fn is_being_dialled(&self, peer: PeerId) -> bool {
+        let since = self.redials.get(&peer).and_then(|redial| redial.dialling);
+        since.is_some_and(|since| self.now < since + DIAL_PATIENCE)
     }
 
     pub(super) fn dial(&mut self, contact: Contact) {
@@ -107,8 +178,8 @@ impl Swarm {
             return;
         }
         let redial = self.redials.entry(contact.peer).or_default();
-        if !redial.dialling && redial.at <= self.now {
-            redial.dialling = true;
+        if redial.dialling.is_none() && redial.at <= self.now {
+            redial.dialling = Some(self.now);
             self.actions.push_back(Action::Dial(contact));
         }
     }
@@ -121,24 +192,25 @@ impl Swarm {
         ban.times += 1;
         let until = ban.until;
         self.disconnected(peer);
+        for membership in self.memberships.values_mut() {
+            membership.known.remove(&peer);
+        }
         self.actions.push_back(Action::Ban { peer, reason, until });
         self.actions.push_back(Action::Close { peer });
     }
 
-    pub(super) fn cool(&mut self, peer: PeerId) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.cool_until = self.now + peer.cooldown;
-            peer.cooldown = (peer.cooldown * 2).min(COOLDOWN_MAX);
+    /// It did not keep a promise: it is left alone for a while, and banned if that is its habit.
+    /// Nodes are not banned: there may be no other source.
+    pub(super) fn cool(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.cool_until = now + peer.cooldown;
+        peer.cooldown = (peer.cooldown * 2).min(COOLDOWN_MAX);
+        let past = (now - peer.scored_at).as_secs_f64();
+        peer.score = peer.score * 0.5_f64.powf(past / SCORE_HALF_LIFE) - 1.0;
+        peer.scored_at = now;
+        if peer.score <= SCORE_BAN && !peer.node {
+            self.ban(id, BanReason::Unreliable);
         }
-    }
-}
-
-/// How long one chunk takes from `peer`, from its measured rate.
-pub(super) fn expected(peer: &Peer) -> Duration {
-    let bytes = f64::from(shoal_content::CHUNK_BYTES_MAX) * REQUESTS_PER_SOURCE as f64;
-    if peer.rate > 0.0 {
-        Duration::from_secs_f64((bytes / peer.rate).min(10.0))
-    } else {
-        STALL_PEER / 4
     }
 }

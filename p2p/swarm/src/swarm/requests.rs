@@ -1,5 +1,8 @@
 //! Requests for chunks: made, answered, late, and made again elsewhere.
 //!
+//! A request is as long as its source sends in [`RUN_TIME`] (or four round trips), so that what
+//! it brings can be passed on soon. A source that is busy calls when it has a slot.
+//!
 //! Invariants: every request ends exactly once; one that brings nothing for its deadline is cut
 //! and its chunks are free again.
 
@@ -8,17 +11,35 @@ use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId};
 
-use super::peers::COOLDOWN_MIN;
-use super::peers::expected;
-use super::{RequestId, STEP, Swarm};
-use crate::download::{From, REQUESTS_PER_SOURCE, TAKE_OVER};
+use super::peers::Peer;
+use super::tracking::ANNOUNCE_AGAIN;
+use super::{RequestId, STEP_MIN, Swarm};
+use crate::download::Wanted;
 use crate::event::{Action, RequestEnd};
-use crate::frames::{ChunkRange, Frame};
+use crate::frames::{ChunkRange, Frame, RUN_CHUNKS_MAX};
+use crate::uploads::{SLOTS_MIN, at_once};
 
 /// A request that brings nothing for so long is cut, or for four times the expected time.
-pub(super) const STALL_PEER: Duration = Duration::from_secs(1);
+const STALL_PEER: Duration = Duration::from_secs(1);
 /// The same for a node, which may have to ask storage.
 const STALL_NODE: Duration = Duration::from_secs(4);
+/// So many stalls in a row, with nothing arriving at all, double the deadline.
+const CUTS_PER_DOUBLING: u32 = 6;
+/// A source that is busy and does not call is asked again after so long.
+const BUSY_RETRY: Duration = Duration::from_millis(500);
+/// What one request brings should take so long, and at least so many round trips.
+const RUN_TIME: Duration = Duration::from_millis(2);
+const RUN_ROUND_TRIPS: u32 = 4;
+/// Requests under way at one source: one is answered while the next travels. With few sources
+/// there are more, so that together they are as many.
+const REQUESTS_MIN: usize = 2;
+const REQUESTS_MAX: usize = 8;
+const REQUESTS_ALL: usize = 16;
+/// Sources at which this peer waits for a slot.
+const WAITING_MAX: usize = 8;
+/// What takes so many times as long as usual is late, and is asked of another, too.
+const LATE: u32 = 2;
+const VERY_LATE: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Request {
@@ -26,36 +47,55 @@ pub(super) struct Request {
     pub(super) recipe: RecipeId,
     pub(super) open: Vec<u32>,
     pub(super) moved_at: Duration,
+    /// It was late once already.
+    hedged: bool,
 }
 
 impl Swarm {
     pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let took = (self.now - request.moved_at).as_secs_f64().max(1e-4);
-        request.moved_at = self.now;
-        request.open.retain(|&open| open != index);
-        let recipe = request.recipe;
-        if let Some(peer) = self.peers.get_mut(&request.peer) {
-            let rate = f64::from(bytes) / took;
-            peer.rate = if peer.rate == 0.0 { rate } else { peer.rate * 0.8 + rate * 0.2 };
-            peer.cooldown = COOLDOWN_MIN;
-        }
         let now = self.now;
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let took = (now - request.moved_at).as_secs_f64();
+        let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
+        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
+        request.open.remove(place);
+        request.moved_at = now;
+        request.hedged = false;
+        if let Some(peer) = self.peers.get_mut(&from) {
+            // The connection brought others before: this one did not take all the time.
+            let alone = (now - asked_at.max(peer.brought_at)).as_secs_f64().max(1e-5);
+            let rate = f64::from(bytes) / alone;
+            peer.rate = if peer.rate == 0.0 { rate } else { peer.rate * 0.8 + rate * 0.2 };
+            peer.brought_at = now;
+            peer.praise();
+        }
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
+        let doubled = download.is_doubled(index);
+        download.measure(took, bytes);
+        self.cuts = 0;
+        self.meter.count(now, u64::from(bytes));
         download.end(&[index]);
-        if !download.arrived(now, index) {
+        if !download.arrived(now, from, index) {
             return;
         }
+        download.heads.arrived(index);
         membership.fresh.push(index);
         if download.have.is_full() {
+            membership.announce_at = now;
+            self.under_way.remove(&recipe);
             self.actions.push_back(Action::Complete { recipe });
+            self.wake_by(now);
         }
-        self.cancel_redundant(recipe);
+        let full = !self.under_way.contains(&recipe);
+        self.tell_fresh(recipe);
+        if doubled || full {
+            self.cancel_redundant(recipe);
+        }
     }
 
-    /// The endgame's losers: requests all of whose chunks came from elsewhere.
-    pub(super) fn cancel_redundant(&mut self, recipe: RecipeId) {
+    /// Requests all of whose chunks came from elsewhere.
+    fn cancel_redundant(&mut self, recipe: RecipeId) {
         let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
             return;
         };
@@ -64,146 +104,300 @@ impl Swarm {
                 && !request.open.is_empty()
                 && request.open.iter().all(|&index| download.have.contains(index))
         };
-        let losers: Vec<RequestId> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| useless(request))
-            .map(|(&id, _)| id)
-            .collect();
-        for request in losers {
+        let losers = self.requests.iter().filter(|(_, request)| useless(request));
+        let losers: Vec<(RequestId, PeerId)> = losers.map(|(&id, r)| (id, r.peer)).collect();
+        for (request, peer) in losers {
             self.drop_request(request, true);
+            self.ask(recipe, peer);
         }
     }
 
     pub(super) fn ended(&mut self, id: RequestId, end: RequestEnd) {
         let Some(request) = self.requests.get(&id) else { return };
-        let (peer, unmet) = (request.peer, !request.open.is_empty());
-        self.drop_request(id, false);
-        if end != RequestEnd::Done || unmet {
-            self.cool(peer);
+        let (peer, recipe, unmet) = (request.peer, request.recipe, !request.open.is_empty());
+        let freed = self.drop_request(id, false);
+        let source = self.download(recipe).and_then(|download| download.sources.get(&peer));
+        let near = source.is_some_and(|source| source.near);
+        match end {
+            RequestEnd::Busy => {
+                let now = self.now;
+                if let Some(download) = self.download(recipe) {
+                    download.refused(now, peer);
+                }
+                if let Some(found) = self.peers.get_mut(&peer) {
+                    found.busy_until = self.now + BUSY_RETRY;
+                    if near {
+                        self.waiting.insert(peer);
+                    }
+                }
+            }
+            RequestEnd::Done if !unmet => return self.ask(recipe, peer),
+            RequestEnd::Done | RequestEnd::Failed => self.cool(peer),
+        }
+        if freed {
+            self.ask_all(recipe);
         }
     }
 
-    pub(super) fn drop_request(&mut self, id: RequestId, cancel: bool) {
-        let Some(request) = self.requests.remove(&id) else { return };
+    /// Whether chunks are free again.
+    pub(super) fn drop_request(&mut self, id: RequestId, cancel: bool) -> bool {
+        let Some(request) = self.requests.remove(&id) else { return false };
         if let Some(peer) = self.peers.get_mut(&request.peer) {
             peer.requests -= 1;
-        }
-        if let Some(download) = self.download(request.recipe) {
-            download.end(&request.open);
         }
         if cancel {
             self.actions.push_back(Action::Cancel { request: id });
         }
+        self.download(request.recipe).is_some_and(|download| download.end(&request.open))
     }
 
     pub(super) fn cut_stalls(&mut self) {
         let stalled = |request: &Request| {
             let Some(peer) = self.peers.get(&request.peer) else { return true };
             let least = if peer.node { STALL_NODE } else { STALL_PEER };
-            self.now > request.moved_at + least.max(expected(peer) * 4)
+            let least = least * (1 << (self.cuts / CUTS_PER_DOUBLING).min(4));
+            let chunks = request.open.len() as f64 * self.chunk_bytes(request.recipe);
+            self.now > request.moved_at + least.max(expected(peer, chunks) * 4)
         };
-        let late: Vec<(RequestId, PeerId)> = self
+        let late: Vec<(RequestId, PeerId, RecipeId)> = self
             .requests
             .iter()
             .filter(|(_, request)| stalled(request))
-            .map(|(&id, request)| (id, request.peer))
+            .map(|(&id, request)| (id, request.peer, request.recipe))
             .collect();
-        for (request, peer) in late {
+        self.cuts = self.cuts.saturating_add(late.len() as u32);
+        for &(request, peer, _) in &late {
             self.drop_request(request, true);
             self.cool(peer);
         }
+        // Only now is it known whom not to ask.
+        let recipes: BTreeSet<RecipeId> = late.into_iter().map(|(.., recipe)| recipe).collect();
+        recipes.into_iter().for_each(|recipe| self.ask_all(recipe));
     }
 
-    pub(super) fn ready(&self, peer: PeerId) -> bool {
+    fn chunk_bytes(&self, recipe: RecipeId) -> f64 {
+        let download = self.memberships.get(&recipe).and_then(|m| m.download.as_ref());
+        download.map_or(1.0, |download| download.chunk_bytes)
+    }
+
+    /// It calls: a slot is free here.
+    pub(super) fn freed(&mut self, peer: PeerId) {
+        let Some(found) = self.peers.get_mut(&peer) else { return };
+        let (before, node) = (found.requests, found.node);
+        found.busy_until = Duration::ZERO;
+        self.waiting.remove(&peer);
+        for recipe in self.under_way.iter().copied().collect::<Vec<_>>() {
+            if node { self.ask_nodes(recipe) } else { self.ask(recipe, peer) }
+        }
+        if self.peers.get(&peer).is_some_and(|found| found.requests <= before) {
+            self.send(peer, Frame::Pass);
+        }
+    }
+
+    fn is_ready(&self, peer: PeerId, most: usize) -> bool {
         self.peers.get(&peer).is_some_and(|found| {
-            found.requests < REQUESTS_PER_SOURCE && found.cool_until <= self.now
+            found.requests < most && found.cool_until.max(found.busy_until) <= self.now
         })
     }
 
-    pub(super) fn ask(&mut self, recipe: RecipeId) {
+    /// Chunks that one request to `peer` should have.
+    fn run(&self, recipe: RecipeId, peer: PeerId) -> usize {
+        let Some(found) = self.peers.get(&peer) else { return 1 };
+        let time = RUN_TIME.max(found.rtt * RUN_ROUND_TRIPS).as_secs_f64();
+        let chunks = found.rate * time / self.chunk_bytes(recipe);
+        (chunks as usize).clamp(1, RUN_CHUNKS_MAX)
+    }
+
+    /// Asks one neighbour for all that it should be asked for now.
+    pub(super) fn ask(&mut self, recipe: RecipeId, peer: PeerId) {
         let Some(membership) = self.memberships.get(&recipe) else { return };
-        let Some(download) = &membership.download else { return };
-        let mut sources: Vec<PeerId> = download
-            .sources
-            .keys()
-            .filter(|peer| membership.joined.contains(peer))
-            .copied()
-            .collect();
-        let settled = membership.settled_at <= self.now;
-        let tracker = membership.tracker;
-        let start = self.draw() as usize % sources.len().max(1);
-        sources.rotate_left(start);
-        for peer in sources {
-            while self.ready(peer) && self.ask_one(recipe, peer, From::Peer(peer)) {}
-            if self.ready(peer) {
-                self.ask_again(recipe, peer);
-            }
-        }
-        let Some(node) = tracker.filter(|_| settled) else { return };
-        while self.ready(node) && self.ask_one(recipe, node, From::Node) {}
-        let idle = self.download(recipe).is_some_and(|download| download.in_flight() == 0);
-        let last = self.download(recipe).map_or(Duration::ZERO, |download| download.progress_at);
-        if idle && self.now >= last + TAKE_OVER && self.ready(node) {
-            self.ask_one(recipe, node, From::NodeUnasked);
-        }
-    }
-
-    pub(super) fn ask_one(&mut self, recipe: RecipeId, peer: PeerId, from: From) -> bool {
-        let (now, me, draw) = (self.now, self.settings.me, self.draw());
-        let Some(download) = self.download(recipe) else { return false };
-        let indices = download.choose(now, me, from, draw);
-        self.request(recipe, peer, indices, !matches!(from, From::Peer(_)))
-    }
-
-    /// The endgame: everything is under way; what is later than twice the expected time is asked
-    /// of a second source, and whoever is first cancels the other.
-    pub(super) fn ask_again(&mut self, recipe: RecipeId, peer: PeerId) {
-        let late = |request: &&Request| {
-            request.recipe == recipe
-                && request.peer != peer
-                && self.peers.get(&request.peer).is_some_and(|found| {
-                    self.now > request.moved_at + (expected(found) * 2).max(STEP)
-                })
-        };
-        let late: BTreeSet<u32> =
-            self.requests.values().filter(late).flat_map(|request| request.open.clone()).collect();
-        let Some(download) = self.download(recipe).filter(|download| download.all_under_way())
+        let Some(download) = membership.download.as_ref().filter(|_| membership.is_under_way())
         else {
             return;
         };
-        let indices = download.choose_again(peer, &late);
-        self.request(recipe, peer, indices, false);
+        if !download.sources.contains_key(&peer) {
+            if self.peers.get(&peer).is_some_and(|peer| peer.node) {
+                self.ask_nodes(recipe);
+            }
+            return;
+        }
+        if !membership.joined.contains(&peer) {
+            return;
+        }
+        let near = download.sources.get(&peer).is_some_and(|source| source.near);
+        if near && self.is_full(download.usual() * LATE) {
+            return;
+        }
+        let most = (REQUESTS_ALL / download.sources.len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
+        self.ask_source(recipe, peer, Some(peer), most, false);
     }
 
-    pub(super) fn request(
+    /// Whether as many requests are under way as the line takes at once. More would only make
+    /// each slower, and take slots from those who have fewer. What is late does not count.
+    fn is_full(&self, patience: Duration) -> bool {
+        let most = at_once(SLOTS_MIN, &self.meter);
+        if self.waiting.len() >= WAITING_MAX {
+            return true;
+        }
+        if self.requests.len() < most {
+            return false;
+        }
+        let moving = |request: &&Request| self.now <= request.moved_at + patience;
+        self.requests.values().filter(moving).count() >= most
+    }
+
+    fn ask_source(
         &mut self,
         recipe: RecipeId,
         peer: PeerId,
-        indices: Vec<u32>,
-        claim: bool,
+        source: Option<PeerId>,
+        most: usize,
+        relief: bool,
     ) -> bool {
-        if indices.is_empty() {
-            return false;
+        let mut asked = false;
+        while self.is_ready(peer, most) {
+            let (now, draw, run) = (self.now, self.draw(), self.run(recipe, peer));
+            let Some(download) = self.download(recipe) else { break };
+            let far = source.is_none_or(|id| download.sources.get(&id).is_some_and(|s| !s.near));
+            let indices = download.choose(now, Wanted { source, run, draw, relief });
+            if indices.is_empty() {
+                break;
+            }
+            self.request(recipe, peer, indices, far);
+            asked = true;
+            if relief {
+                break;
+            }
         }
+        asked
+    }
+
+    pub(super) fn ask_nodes(&mut self, recipe: RecipeId) {
+        let Some(membership) = self.memberships.get(&recipe) else { return };
+        let Some(download) = membership.download.as_ref().filter(|_| membership.is_under_way())
+        else {
+            return;
+        };
+        let most = if download.sources.len() < REQUESTS_MAX { REQUESTS_MAX } else { REQUESTS_MIN };
+        if let Some(node) = membership.tracker {
+            self.ask_source(recipe, node, None, most, false);
+        }
+    }
+
+    pub(super) fn ask_all(&mut self, recipe: RecipeId) {
+        let draw = self.draw();
+        let Some(download) = self.download(recipe) else { return };
+        let mut sources: Vec<PeerId> = download.sources.keys().copied().collect();
+        let start = draw as usize % sources.len().max(1);
+        sources.rotate_left(start);
+        for peer in sources {
+            self.ask(recipe, peer);
+        }
+        self.ask_nodes(recipe);
+    }
+
+    /// What is later than twice the usual time, where nothing else is left to ask for, may be
+    /// asked of another source; whoever is first cancels the other. Before that only what is very
+    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
+    pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
-        let Some(download) = self.download(recipe) else { return false };
+        let Some(download) = self.download(recipe) else { return };
+        let times = if download.all_under_way() { LATE } else { VERY_LATE };
+        let patience = (download.usual() * times).max(STEP_MIN);
+        let mut late: Vec<u32> = Vec::new();
+        let mut slow: Vec<PeerId> = Vec::new();
+        for request in self.requests.values_mut() {
+            // A node is slow where storage is: to ask twice would only cost it a second copy.
+            let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
+            let is_late = now > request.moved_at + patience && !node;
+            if request.recipe != recipe || !is_late {
+                continue;
+            }
+            late.extend(&request.open);
+            if !std::mem::replace(&mut request.hedged, true) {
+                slow.push(request.peer);
+                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                    peer.busy_until = peer.busy_until.max(now + patience * LATE);
+                }
+            }
+        }
+        if let Some(download) = self.download(recipe).filter(|_| !late.is_empty()) {
+            late.sort_unstable();
+            download.release(&late);
+            slow.into_iter().for_each(|peer| download.doubt(peer));
+            self.ask_all(recipe);
+        }
+    }
+
+    /// Nothing comes at all: the tracker may know more, and somebody has to bring something in.
+    pub(super) fn relieve(&mut self, recipe: RecipeId) {
+        let now = self.now;
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        let Some(download) = &mut membership.download else { return };
+        if !download.is_starving(now) {
+            return;
+        }
+        // One try for each time of patience.
+        download.progress_at = now;
+        membership.announce_at = membership.announce_at.min(now + ANNOUNCE_AGAIN);
+        let tracker = membership.tracker;
+        let far = download.sources.iter().filter(|(_, source)| !source.near);
+        let far: Vec<PeerId> = far.map(|(&peer, _)| peer).collect();
+        for peer in far {
+            if self.ask_source(recipe, peer, Some(peer), REQUESTS_MIN, true) {
+                return;
+            }
+        }
+        if let Some(node) = tracker {
+            self.ask_source(recipe, node, None, REQUESTS_MIN, true);
+        }
+    }
+
+    /// Tells a head what this peer is bringing in at the moment.
+    pub(super) fn claim_to(&mut self, recipe: RecipeId, to: PeerId) {
+        let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
+            return;
+        };
+        if !download.heads.contains(to) {
+            return;
+        }
+        let brings_in = |request: &&Request| {
+            request.recipe == recipe
+                && download.sources.get(&request.peer).is_none_or(|source| !source.near)
+        };
+        let open = self.requests.values().filter(brings_in).flat_map(|request| &request.open);
+        let chunks = ChunkRange::gather(open.copied().collect::<BTreeSet<u32>>());
+        if !chunks.is_empty() {
+            self.send(to, Frame::Claim { recipe, chunks });
+        }
+    }
+
+    fn request(&mut self, recipe: RecipeId, peer: PeerId, indices: Vec<u32>, brings_in: bool) {
+        let now = self.now;
+        let Some(download) = self.download(recipe) else { return };
         download.begin(&indices);
-        let neighbours: Vec<PeerId> = download.sources.keys().copied().collect();
+        let claims = brings_in && download.must_claim(&indices);
+        let heads = if claims { download.heads.others() } else { Vec::new() };
         self.next_request += 1;
         let id = self.next_request;
         if let Some(found) = self.peers.get_mut(&peer) {
             found.requests += 1;
         }
-        let request = Request { peer, recipe, open: indices.clone(), moved_at: now };
+        let request = Request { peer, recipe, open: indices.clone(), moved_at: now, hedged: false };
         self.requests.insert(id, request);
-        if claim {
-            let chunks = ChunkRange::gather(indices.iter().copied());
-            for to in neighbours {
-                self.send(to, Frame::Claim { recipe, chunks: chunks.clone() });
-            }
+        let chunks = ChunkRange::gather(indices.iter().copied());
+        for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {
+            self.send(to, Frame::Claim { recipe, chunks: chunks.clone() });
         }
         self.actions.push_back(Action::Request { request: id, peer, recipe, indices });
-        true
+    }
+}
+
+/// How long `bytes` take from `peer`, from its measured rate.
+fn expected(peer: &Peer, bytes: f64) -> Duration {
+    if peer.rate > 0.0 {
+        Duration::from_secs_f64((bytes / peer.rate).min(10.0))
+    } else {
+        STALL_PEER / 4
     }
 }

@@ -1,0 +1,238 @@
+//! Who may bring a chunk in: from a node, or from another room.
+//!
+//! A group of [`GROUP`] chunks has one owner among the heads of the whole, by rendezvous hashing:
+//! it alone asks a node. In every other room one head owns the group, and it alone asks holders in
+//! other rooms. A head that has nothing of its own left takes over what others have not begun
+//! (they are slow), and tells the other heads by a claim; the groups of a head that is lost fall
+//! to the others at once. Without a tracker, whoever is near and this peer are the heads.
+//!
+//! Non-goal: choosing the heads; see `tracker`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shoal_content::{PeerId, RecipeId};
+
+use crate::rendezvous::weight;
+
+/// Chunks with one owner.
+const GROUP: u32 = 4;
+/// How long a claim counts.
+const CLAIM_MIN: Duration = Duration::from_millis(5);
+/// The same among few heads, where all is claimed.
+const CLAIM_FEW: Duration = Duration::from_millis(300);
+const CLAIM_CHUNKS: u32 = 3;
+/// Claims remembered.
+const CLAIMS_MAX: usize = 4096;
+/// As long a head that was just named may take to become a neighbour.
+const SETTLE: Duration = Duration::from_millis(500);
+/// So few heads tell each other all that they bring in.
+const FEW: usize = 8;
+const NOBODY: u8 = u8::MAX;
+
+/// Where a chunk would come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A neighbour in the room: no right is needed.
+    Near,
+    /// A neighbour in another room.
+    Far,
+    Node,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Right {
+    Own,
+    TakeOver,
+    No,
+}
+
+#[derive(Debug)]
+pub(crate) struct Heads {
+    me: PeerId,
+    recipe: RecipeId,
+    /// With whether it is in this room.
+    whole: Vec<(PeerId, bool)>,
+    room: Vec<PeerId>,
+    lost: BTreeSet<PeerId>,
+    /// When a head was first named that is not known to be a neighbour.
+    named: BTreeMap<PeerId, Duration>,
+    claims: BTreeMap<u32, (PeerId, Duration)>,
+    /// For each group the owners' places in the two lists; made when needed.
+    owners: Vec<(u8, u8)>,
+}
+
+impl Heads {
+    pub(super) fn new(me: PeerId, recipe: RecipeId) -> Self {
+        Self {
+            me,
+            recipe,
+            whole: Vec::new(),
+            room: Vec::new(),
+            lost: BTreeSet::new(),
+            named: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            owners: Vec::new(),
+        }
+    }
+
+    /// Replaces the lists; whoever was lost before is back.
+    pub(crate) fn set(&mut self, now: Duration, whole: Vec<(PeerId, bool)>, room: Vec<PeerId>) {
+        if (&whole, &room) != (&self.whole, &self.room) {
+            self.owners.clear();
+            (self.whole, self.room) = (whole, room);
+            let others = self.others();
+            self.named.retain(|peer, _| others.contains(peer));
+            for peer in others {
+                self.named.entry(peer).or_insert(now);
+            }
+        }
+        if !self.lost.is_empty() {
+            self.lost.clear();
+            self.owners.clear();
+        }
+    }
+
+    pub(crate) fn lose(&mut self, peer: PeerId) {
+        if self.contains(peer) && self.lost.insert(peer) {
+            self.owners.clear();
+            self.claims.retain(|_, (claimer, _)| *claimer != peer);
+        }
+    }
+
+    /// It is there (again).
+    pub(crate) fn find(&mut self, peer: PeerId) {
+        if self.lost.remove(&peer) {
+            self.owners.clear();
+        }
+    }
+
+    /// Whether each other head is a neighbour, is lost, or was waited for.
+    pub(super) fn is_settled(&self, now: Duration, is_neighbour: impl Fn(PeerId) -> bool) -> bool {
+        self.named.iter().all(|(&peer, &named)| {
+            now >= named + SETTLE || is_neighbour(peer) || self.lost.contains(&peer)
+        })
+    }
+
+    pub(super) fn are_few(&self) -> bool {
+        self.named.len() < FEW
+    }
+
+    pub(crate) fn contains(&self, peer: PeerId) -> bool {
+        self.room.contains(&peer) || self.whole.iter().any(|&(head, _)| head == peer)
+    }
+
+    /// Whether this peer may bring anything in.
+    pub(crate) fn has_duty(&self) -> bool {
+        self.contains(self.me)
+    }
+
+    /// All heads but this peer.
+    pub(crate) fn others(&self) -> Vec<PeerId> {
+        let all = self.room.iter().copied().chain(self.whole.iter().map(|&(head, _)| head));
+        let all: BTreeSet<PeerId> = all.filter(|&peer| peer != self.me).collect();
+        all.into_iter().collect()
+    }
+
+    pub(crate) fn claim(&mut self, now: Duration, peer: PeerId, index: u32) {
+        if self.claims.len() < CLAIMS_MAX || self.claims.contains_key(&index) {
+            self.claims.insert(index, (peer, now));
+        }
+    }
+
+    /// Whether somebody else said of late that it brings this in.
+    pub(super) fn is_claimed(&self, now: Duration, usual: Duration, index: u32) -> bool {
+        let least = if self.are_few() { CLAIM_FEW } else { CLAIM_MIN };
+        let fresh = (usual * CLAIM_CHUNKS).max(least);
+        self.claims.get(&index).is_some_and(|&(_, at)| now < at + fresh)
+    }
+
+    pub(crate) fn arrived(&mut self, index: u32) {
+        if !self.claims.is_empty() {
+            self.claims.remove(&index);
+        }
+    }
+
+    /// Must be called before [`Self::right`], after any change.
+    pub(super) fn prepare(&mut self, chunks: u32) {
+        if !self.owners.is_empty() {
+            return;
+        }
+        let (recipe, lost) = (self.recipe, &self.lost);
+        let best = |list: &mut dyn Iterator<Item = PeerId>, group: u32| {
+            let alive = (0u8..).zip(list).filter(|(_, peer)| !lost.contains(peer));
+            let best = alive.max_by_key(|&(_, peer)| weight(peer, recipe, group));
+            best.map_or(NOBODY, |(place, _)| place)
+        };
+        let groups = 0..chunks.div_ceil(GROUP);
+        let owners = groups.map(|group| {
+            let whole = best(&mut self.whole.iter().map(|&(peer, _)| peer), group);
+            (whole, best(&mut self.room.iter().copied(), group))
+        });
+        self.owners = owners.collect();
+    }
+
+    pub(super) fn right(&self, way: Way, index: u32) -> Right {
+        let Some(&(whole, room)) = self.owners.get((index / GROUP) as usize) else {
+            return Right::No;
+        };
+        let whole = self.whole.get(usize::from(whole));
+        let owns_whole = whole.is_some_and(|&(peer, _)| peer == self.me);
+        match way {
+            Way::Near => Right::Own,
+            _ if owns_whole => Right::Own,
+            Way::Node if self.whole.iter().any(|&(peer, _)| peer == self.me) => Right::TakeOver,
+            Way::Far if self.room.contains(&self.me) => {
+                let comes_by_node = whole.is_some_and(|&(_, near)| near);
+                let owner = self.room.get(usize::from(room));
+                let mine = owner.is_some_and(|&peer| peer == self.me) && !comes_by_node;
+                if mine { Right::Own } else { Right::TakeOver }
+            }
+            _ => Right::No,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_public_key([n; 32])
+    }
+
+    #[test]
+    fn every_chunk_has_one_owner_and_a_loss_gives_its_chunks_to_the_others() {
+        let all: Vec<PeerId> = (1..=5).map(peer).collect();
+        let view = |me: u8| {
+            let mut heads = Heads::new(peer(me), RecipeId::of(b"r"));
+            heads.set(Duration::ZERO, all.iter().map(|&peer| (peer, true)).collect(), all.clone());
+            heads
+        };
+        let mut views: Vec<Heads> = (1..=5).map(view).collect();
+        let owners = |views: &mut [Heads], index| {
+            views.iter_mut().for_each(|view| view.prepare(400));
+            let own = |view: &&Heads| view.right(Way::Node, index) == Right::Own;
+            views.iter().filter(own).map(|view| view.me).collect::<Vec<_>>()
+        };
+        let before: Vec<_> = (0..400).map(|index| owners(&mut views, index)).collect();
+        assert!(before.iter().all(|owners| owners.len() == 1));
+        views.pop();
+        views.iter_mut().for_each(|view| view.lose(peer(5)));
+        for (index, before) in before.iter().enumerate() {
+            let now = owners(&mut views, index as u32);
+            assert!(now.len() == 1 && (now == *before || *before == [peer(5)]), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_room_leaves_to_the_node_what_one_of_it_fetches_there() {
+        let mut heads = Heads::new(peer(1), RecipeId::of(b"r"));
+        heads.set(Duration::ZERO, vec![(peer(2), true), (peer(9), false)], vec![peer(1)]);
+        heads.prepare(400);
+        let rights: Vec<Right> = (0..400).map(|index| heads.right(Way::Far, index)).collect();
+        let own = rights.iter().filter(|&&right| right == Right::Own).count();
+        assert!((100..300).contains(&own), "{own} of 400 come from other rooms");
+        assert!((0..400).all(|index| heads.right(Way::Node, index) == Right::No));
+    }
+}

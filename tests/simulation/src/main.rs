@@ -22,6 +22,9 @@ struct Options {
     /// Content in MiB.
     #[arg(long)]
     mib: Option<u64>,
+    /// Content in chunks, for less than a MiB.
+    #[arg(long)]
+    chunks: Option<u64>,
     /// One chunk in KiB; bigger ones make big content quick to simulate, and the result worse.
     #[arg(long)]
     chunk_kib: Option<u32>,
@@ -52,6 +55,8 @@ fn main() -> Result<()> {
         scenario.peers = options.peers.unwrap_or(scenario.peers);
         scenario.bytes = options.mib.map_or(scenario.bytes, |mib| mib << 20);
         scenario.chunk_bytes = options.chunk_kib.map_or(scenario.chunk_bytes, |kib| kib << 10);
+        let chunk_bytes = u64::from(scenario.chunk_bytes);
+        scenario.bytes = options.chunks.map_or(scenario.bytes, |count| count * chunk_bytes);
         scenario.zones = options.zones.unwrap_or(scenario.zones);
         scenario.zone_line = options.zone_gbit.map_or(scenario.zone_line, |gbit| gbit * 125e6);
         for run in 0..options.runs {

@@ -28,7 +28,9 @@ pub struct Scenario {
     pub chunk_bytes: u32,
     /// Of one host's line, each way, in bytes a second.
     pub line: f64,
-    /// Of the one node that is the origin, up.
+    /// Nodes that are origins; the first by rank for the recipe tracks it where it is reached.
+    pub nodes: usize,
+    /// Of each node, up.
     pub origin_line: f64,
     /// 1 means that nobody has labels.
     pub zones: usize,
@@ -39,6 +41,14 @@ pub struct Scenario {
     pub latency_far: Duration,
     /// Messages that are lost and sent again after a round trip.
     pub loss: f64,
+    /// A connection takes so long beside its handshake's round trips: from, to.
+    pub dial: (Duration, Duration),
+    /// Hosts and nodes do nothing for up to `pause`, as often as every `pause_every` on average:
+    /// others have the CPU.
+    pub pause: Duration,
+    pub pause_every: Duration,
+    /// A node's storage takes up to so long for each answer.
+    pub storage: Duration,
     /// All start within this time.
     pub arrival: Duration,
     /// Hosts with a tenth and a hundredth of the line.
@@ -49,7 +59,7 @@ pub struct Scenario {
     pub free_riders: f64,
     /// Hosts that crash at a random time of the transfer, and are replaced by cold ones.
     pub churn: f64,
-    /// The node dies when so much of the bound has passed.
+    /// The nodes die when so much of the bound has passed.
     pub node_dies_at: Option<f64>,
     /// How long a broken connection goes unnoticed.
     pub detection: Duration,
@@ -67,12 +77,17 @@ impl Default for Scenario {
             bytes: 200 << 20,
             chunk_bytes: 256 << 10,
             line: 10.0 * GBIT,
+            nodes: 1,
             origin_line: 10.0 * GBIT,
             zones: 1,
             zone_line: f64::INFINITY,
             latency_near: Duration::from_micros(50),
             latency_far: Duration::from_micros(250),
             loss: 0.0,
+            dial: (Duration::ZERO, Duration::ZERO),
+            pause: Duration::ZERO,
+            pause_every: Duration::ZERO,
+            storage: Duration::ZERO,
             arrival: Duration::from_millis(2),
             slow: 0.0,
             very_slow: 0.0,
@@ -179,6 +194,21 @@ impl Scenario {
                 latency_far: Duration::from_millis(10),
                 loss: 0.01,
                 ..lan()
+            },
+            Self {
+                name: "late-mesh",
+                about: "4 hosts, 3 nodes, 12 MiB: connections take longer than the content",
+                peers: 4,
+                nodes: 3,
+                line: 2.0 * GBIT,
+                origin_line: 2.0 * GBIT,
+                bytes: 12 << 20,
+                dial: (Duration::from_millis(200), Duration::from_millis(1500)),
+                pause: Duration::from_millis(400),
+                pause_every: Duration::from_millis(1000),
+                storage: Duration::from_millis(60),
+                arrival: Duration::from_millis(1000),
+                ..base()
             },
         ]
     }

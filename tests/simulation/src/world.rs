@@ -23,8 +23,6 @@ use crate::network::{FlowId, LinkId, Network};
 use crate::report::{Report, bound};
 use crate::scenario::{Conduct, Scenario};
 
-/// Index of the node among the hosts.
-const NODE: usize = 0;
 /// Steps in a chunk's time on an empty line.
 const STEPS_PER_CHUNK: u32 = 8;
 /// From dialling to the first message: the handshake, in round trips.
@@ -62,6 +60,31 @@ enum What {
     Wake(Number),
     Begin(Number),
     Crash(Number),
+    Pause(Number),
+    /// Storage gave what a node was asked for.
+    Serve {
+        from: Number,
+        to: Number,
+        request: RequestId,
+        indices: Vec<u32>,
+    },
+}
+
+impl What {
+    /// Whose CPU it takes.
+    fn of(&self) -> Option<Number> {
+        match *self {
+            Self::Tell(host, _)
+            | Self::Message(_, host, _)
+            | Self::Ask { to: host, .. }
+            | Self::Serve { to: host, .. }
+            | Self::Arrive { to: host, .. }
+            | Self::CancelAt { to: host, .. }
+            | Self::Wake(host)
+            | Self::Begin(host) => Some(host),
+            Self::Dialled(..) | Self::Crash(_) | Self::Pause(_) => None,
+        }
+    }
 }
 
 struct Host {
@@ -82,6 +105,7 @@ struct Host {
     finished: Option<Duration>,
     sent: u64,
     wake_at: Option<Duration>,
+    paused_until: Duration,
 }
 
 /// One piece of an answer.
@@ -186,9 +210,11 @@ impl World {
             draw: Draw::new(draw.number()),
             scenario,
         };
-        world.add_host(Conduct::Honest, world.scenario.origin_line, usize::MAX);
-        world.hosts[NODE].uploads = Uploads::of_node();
-        world.hosts[NODE].held = ChunkSet::full(world.scenario.chunks());
+        for _ in 0..world.scenario.nodes {
+            let node = world.add_host(Conduct::Honest, world.scenario.origin_line, usize::MAX);
+            world.hosts[node].uploads = Uploads::of_node();
+            world.hosts[node].held = ChunkSet::full(world.scenario.chunks());
+        }
         for at in 0..world.scenario.peers {
             world.add_peer(at % world.scenario.zones);
         }
@@ -216,8 +242,13 @@ impl World {
             finished: None,
             sent: 0,
             wake_at: None,
+            paused_until: Duration::ZERO,
         });
         at
+    }
+
+    fn is_node(&self, host: Number) -> bool {
+        host < self.scenario.nodes
     }
 
     fn is_far(&self, one: Number, other: Number) -> bool {
@@ -271,9 +302,17 @@ impl World {
     fn plan_faults(&mut self) {
         let bound = Duration::from_secs_f64(self.bound_of(None));
         if let Some(share) = self.scenario.node_dies_at {
-            self.later(bound.mul_f64(share), What::Crash(NODE));
+            for node in 0..self.scenario.nodes {
+                self.later(bound.mul_f64(share), What::Crash(node));
+            }
         }
-        for at in 1..self.hosts.len() {
+        if self.scenario.pause > Duration::ZERO {
+            for host in 0..self.hosts.len() {
+                let wait = self.scenario.pause_every.mul_f64(2.0 * self.draw.share());
+                self.later(wait, What::Pause(host));
+            }
+        }
+        for at in self.scenario.nodes..self.hosts.len() {
             if self.draw.share() < self.scenario.churn {
                 let wait = bound.mul_f64(self.draw.share());
                 self.later(wait, What::Crash(at));
@@ -283,7 +322,7 @@ impl World {
 
     fn bound_of(&self, host: Option<Number>) -> f64 {
         let gives = |host: &&Host| host.conduct == Conduct::Honest;
-        let first = self.hosts.iter().skip(1).take(self.scenario.peers);
+        let first = self.hosts.iter().skip(self.scenario.nodes).take(self.scenario.peers);
         let uplinks: f64 = first.filter(gives).map(|host| host.line).sum();
         let down = host.map_or(self.scenario.line, |host| self.hosts[host].line);
         bound(&self.scenario, uplinks, down)
@@ -305,7 +344,8 @@ impl World {
 
     /// One way from one to the other, with what was lost sent again.
     fn latency(&mut self, one: Number, other: Number) -> Duration {
-        let near = one != NODE && other != NODE && self.hosts[one].zone == self.hosts[other].zone;
+        let with_node = self.is_node(one) || self.is_node(other);
+        let near = !with_node && self.hosts[one].zone == self.hosts[other].zone;
         let way = if near { self.scenario.latency_near } else { self.scenario.latency_far };
         let mut total = way;
         while self.scenario.loss > 0.0 && self.draw.share() < self.scenario.loss {
@@ -342,6 +382,14 @@ impl World {
     }
 
     fn happen(&mut self, what: What) {
+        if let Some(host) = what.of()
+            && self.hosts[host].paused_until > self.now
+        {
+            if matches!(what, What::Wake(_)) {
+                self.hosts[host].wake_at = Some(self.hosts[host].paused_until);
+            }
+            return self.at(self.hosts[host].paused_until, what);
+        }
         match what {
             What::Tell(to, event) => self.tell(to, event),
             What::Message(from, to, event) => {
@@ -355,7 +403,8 @@ impl World {
                 self.tell(to, event);
             }
             What::Dialled(from, to) => self.dialled(from, to),
-            What::Ask { from, to, request, indices } => self.serve(from, to, request, &indices),
+            What::Ask { from, to, request, indices } => self.asked(from, to, request, indices),
+            What::Serve { from, to, request, indices } => self.send(from, to, request, &indices),
             What::Arrive { to, from, request, index, last } => {
                 self.arrive(to, from, request, index, last);
             }
@@ -367,6 +416,12 @@ impl World {
             }
             What::Begin(host) => self.begin(host),
             What::Crash(host) => self.crash(host),
+            What::Pause(host) => {
+                self.hosts[host].paused_until =
+                    self.now + self.scenario.pause.mul_f64(self.draw.share());
+                let wait = self.scenario.pause_every.mul_f64(2.0 * self.draw.share());
+                self.later(wait, What::Pause(host));
+            }
         }
     }
 
@@ -375,7 +430,7 @@ impl World {
         let chunks = self.scenario.chunks();
         let claims_all = matches!(self.hosts[host].conduct, Conduct::Liar | Conduct::Staller);
         let held = if claims_all { ChunkSet::full(chunks) } else { ChunkSet::empty(chunks) };
-        self.tell(host, Event::Nodes(vec![contact(NODE)]));
+        self.tell(host, Event::Nodes((0..self.scenario.nodes).map(contact).collect()));
         self.tell(host, Event::Start { recipe: self.recipe, held });
     }
 
@@ -386,17 +441,17 @@ impl World {
         }
         found.alive = false;
         let counted = matches!(found.conduct, Conduct::Honest | Conduct::FreeRider);
-        if host != NODE && counted && found.finished.is_none() {
+        let (zone, unfinished) = (found.zone, counted && found.finished.is_none());
+        if !self.is_node(host) && unfinished {
             self.unfinished -= 1;
         }
-        let zone = found.zone;
-        for other in std::mem::take(&mut found.peers).into_keys() {
+        for other in std::mem::take(&mut self.hosts[host].peers).into_keys() {
             self.drop_stream(host, other);
             self.drop_stream(other, host);
             let peer = contact(host).peer;
             self.later(self.scenario.detection, What::Tell(other, Event::Disconnected { peer }));
         }
-        if host != NODE {
+        if !self.is_node(host) {
             self.add_peer(zone);
         }
     }
@@ -451,7 +506,9 @@ impl World {
         match action {
             Action::Dial(to) => {
                 let to = number(to.peer);
-                let wait = self.latency(host, to) * 2 * DIAL_ROUNDS;
+                let (least, most) = self.scenario.dial;
+                let extra = least + (most - least).mul_f64(self.draw.share());
+                let wait = self.latency(host, to) * 2 * DIAL_ROUNDS + extra;
                 self.later(wait, What::Dialled(host, to));
             }
             Action::Close { peer } => self.close(host, number(peer)),
@@ -520,13 +577,13 @@ impl World {
             self.hosts[to].peers.insert(from, ());
             let rtt = self.latency(from, to) * 2;
             for (host, other) in [(from, to), (to, from)] {
-                let (member, node) = (self.member(other), other == NODE);
+                let (member, node) = (self.member(other), self.is_node(other));
                 self.tell(host, Event::Connected { member, node, rtt });
             }
         }
     }
 
-    fn serve(&mut self, from: Number, to: Number, request: RequestId, indices: &[u32]) {
+    fn asked(&mut self, from: Number, to: Number, request: RequestId, indices: Vec<u32>) {
         if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) {
             return;
         }
@@ -557,12 +614,26 @@ impl World {
             }
             return self.refuse(from, to, request, RequestEnd::Busy);
         }
+        let indices = indices[..count].to_vec();
+        if self.is_node(to) && self.scenario.storage > Duration::ZERO {
+            let wait = self.scenario.storage.mul_f64(self.draw.share());
+            return self.later(wait, What::Serve { from, to, request, indices });
+        }
+        self.send(from, to, request, &indices);
+    }
+
+    fn send(&mut self, from: Number, to: Number, request: RequestId, indices: &[u32]) {
+        let wanted = self.hosts[from].asked.contains_key(&request);
+        if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) || !wanted {
+            return self.end_upload(to, from);
+        }
         let flow = self.stream(to, from);
+        let count = indices.len();
         let stream = &mut self.streams[flow as usize];
         if stream.queue.is_empty() {
             stream.left = f64::from(self.scenario.chunk_bytes);
         }
-        for (at, &index) in indices[..count].iter().enumerate() {
+        for (at, &index) in indices.iter().enumerate() {
             stream.queue.push_back(Piece { request, index, last: at + 1 == count });
         }
         self.network.start(flow);
@@ -670,7 +741,7 @@ impl World {
         let bytes = u64::from(self.scenario.chunk_bytes);
         self.hosts[from].sent += bytes;
         self.hosts[from].uploads.sent(end, bytes);
-        if from == NODE {
+        if self.is_node(from) {
             self.counts.origin += bytes;
         }
         let zone = self.hosts[to].zone;
@@ -704,7 +775,7 @@ impl World {
 
     fn report(self, wall: Duration) -> Report {
         let mut ratios = Vec::new();
-        for (at, host) in self.hosts.iter().enumerate().skip(1) {
+        for (at, host) in self.hosts.iter().enumerate().skip(self.scenario.nodes) {
             if host.conduct == Conduct::Honest
                 && let Some(finished) = host.finished
             {
@@ -716,7 +787,7 @@ impl World {
         let full =
             |host: &&Host| host.conduct == Conduct::Honest && host.line == self.scenario.line;
         let sent: Vec<f64> =
-            self.hosts.iter().skip(1).filter(full).map(|host| host.sent as f64).collect();
+            self.hosts.iter().skip(self.scenario.nodes).filter(full).map(|host| host.sent as f64).collect();
         let (sum, squares) = (sent.iter().sum::<f64>(), sent.iter().map(|x| x * x).sum::<f64>());
         let bytes = self.scenario.bytes as f64;
         let copies: Vec<f64> =

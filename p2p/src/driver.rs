@@ -148,13 +148,14 @@ impl Driver {
                     link.send(frame);
                 }
             }
-            Action::Request { request, peer, recipe, indices } => {
+            Action::Request { request, peer, recipe, indices, insists } => {
                 let (link, running) = (link(&peer), shared.running(recipe));
                 let (Some(link), Some(running)) = (link, running) else {
                     self.stillborn.push(request);
                     return;
                 };
-                let work = request::chunks(shared.clone(), link, running, request, indices);
+                let work =
+                    request::chunks(shared.clone(), link, running, request, (indices, insists));
                 self.requests.insert(request, shared.tasks.spawn(work).abort_handle());
             }
             Action::Cancel { request } => {

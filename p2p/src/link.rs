@@ -251,6 +251,7 @@ async fn unregister(shared: &Shared, link: &Arc<Link>) {
         place.send(Event::Disconnected { peer: link.peer });
         drop(links);
         shared.uploads.lock().pass(link.peer);
+        shared.ledger.lock().forget(link.peer);
         shared.call_waiting();
     }
 }
@@ -300,6 +301,7 @@ async fn tell_held(shared: Arc<Shared>, link: Arc<Link>, recipe: RecipeId) {
     match shared.store.held(recipe).await {
         Ok(held) => {
             Frame::holdings(recipe, &held).into_iter().for_each(|frame| link.send(frame));
+            link.send(Frame::Claim { recipe, chunks: Vec::new() });
         }
         Err(error) => warn!(%recipe, %error, "what is held cannot be told"),
     }

@@ -80,15 +80,15 @@ async fn ask(connection: &quinn::Connection, ask: &Ask) -> Result<RecvStream, Fa
     }
 }
 
-/// One request for chunks, told to the core to its end.
+/// One request for chunks, told to the core to its end; with the chunks comes whether it insists.
 pub(crate) async fn chunks(
     shared: Arc<Shared>,
     link: Arc<Link>,
     running: Arc<Running>,
     request: RequestId,
-    indices: Vec<u32>,
+    wanted: (Vec<u32>, bool),
 ) {
-    let outcome = receive(&shared, &link, &running, request, indices).await;
+    let outcome = receive(&shared, &link, &running, request, wanted).await;
     let peer: PeerId = link.peer;
     let end = match outcome {
         Ok(()) => RequestEnd::Done,
@@ -120,15 +120,23 @@ async fn receive(
     link: &Link,
     running: &Running,
     request: RequestId,
-    indices: Vec<u32>,
+    (indices, insists): (Vec<u32>, bool),
 ) -> Result<(), Failure> {
-    let message = Ask::Chunks { recipe: running.id, indices: indices.clone() };
+    let message = Ask::Chunks { recipe: running.id, indices: indices.clone(), insists };
     let mut stream = ask(&link.connection, &message).await?;
     for index in indices {
         let Some(chunk) = running.recipe.chunks().get(index as usize) else { continue };
         let mut length = [0; 4];
         stream.read_exact(&mut length).await?;
-        if u32::from_be_bytes(length) != chunk.length {
+        let length = u32::from_be_bytes(length);
+        if length == 0 && link.node {
+            let mut by = [0; 32];
+            stream.read_exact(&mut by).await?;
+            let by = PeerId::from_public_key(by);
+            shared.tell(Event::Elsewhere { request, index, by }).await;
+            continue;
+        }
+        if length != chunk.length {
             return Err(Failure::Wrong(chunk.id));
         }
         let permit = shared.budget.acquire_many(chunk.length).await;
@@ -186,5 +194,12 @@ pub(crate) async fn recipe(
 
 /// Asks the driver's way for a link and waits for it.
 async fn dial(shared: &Shared, contact: Contact) -> Result<quinn::Connection, Failure> {
-    link::establish(shared, contact).await.map_err(Failure::Unreachable)
+    match link::establish(shared, contact).await {
+        Ok(connection) => Ok(connection),
+        Err(error) => {
+            // It need not be waited for again.
+            shared.tell(Event::DialFailed { peer: contact.peer }).await;
+            Err(Failure::Unreachable(error))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::link::Link;
-use crate::swarm::{Shared, wall_clock};
+use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::wire::{self, WireError};
 
 /// Others that a busy process names.
@@ -44,6 +44,43 @@ impl Drop for Slot<'_> {
     }
 }
 
+/// A chunk entered in a node's ledger, and taken back where it is not sent.
+struct Given<'a> {
+    shared: &'a Shared,
+    recipe: RecipeId,
+    index: u32,
+    to: PeerId,
+}
+
+impl<'a> Given<'a> {
+    /// # Errors
+    /// With the member that was given it before.
+    fn enter(
+        shared: &'a Shared,
+        link: &Link,
+        recipe: RecipeId,
+        index: u32,
+        insists: bool,
+    ) -> Result<Self, PeerId> {
+        let to = link.peer;
+        if shared.config.role == PeerRole::Origin && !link.node {
+            let now = shared.began.elapsed();
+            shared.ledger.lock().give(now, recipe, index, to, insists)?;
+        }
+        Ok(Self { shared, recipe, index, to })
+    }
+
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        self.shared.ledger.lock().take_back(self.recipe, self.index, self.to);
+    }
+}
+
 pub(crate) async fn answer(
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -53,8 +90,8 @@ pub(crate) async fn answer(
     let peer = link.peer;
     let work = async {
         match wire::read::<Ask>(&mut receiver).await? {
-            Ask::Chunks { recipe, indices } => {
-                chunks(&shared, &link, &mut sender, recipe, &indices).await?;
+            Ask::Chunks { recipe, indices, insists } => {
+                chunks(&shared, &link, &mut sender, recipe, (&indices, insists)).await?;
             }
             Ask::Recipe { recipe, ticket } => {
                 if shared.entitled(&ticket, recipe, peer) {
@@ -86,7 +123,7 @@ async fn chunks(
     link: &Link,
     sender: &mut SendStream,
     recipe: RecipeId,
-    indices: &[u32],
+    (indices, insists): (&[u32], bool),
 ) -> Result<(), WireError> {
     if !link.granted(recipe, wall_clock()) {
         warn!(peer = %link.peer, %recipe, "chunks were asked for without a ticket");
@@ -103,6 +140,17 @@ async fn chunks(
     };
     let mut said = false;
     for &index in indices {
+        let given = match Given::enter(shared, link, recipe, index, insists) {
+            Ok(given) => given,
+            Err(by) => {
+                if !std::mem::replace(&mut said, true) {
+                    say(sender, Answer::Content).await?;
+                }
+                sender.write_all(&0u32.to_be_bytes()).await?;
+                sender.write_all(by.as_public_key()).await?;
+                continue;
+            }
+        };
         let content = match shared.store.read(recipe, index).await {
             Ok(Some(content)) => content,
             Ok(None) => break,
@@ -111,9 +159,8 @@ async fn chunks(
                 break;
             }
         };
-        if !said {
+        if !std::mem::replace(&mut said, true) {
             say(sender, Answer::Content).await?;
-            said = true;
         }
         let bytes = content.len() as u64;
         let sent = async {
@@ -122,6 +169,7 @@ async fn chunks(
         };
         // Whoever asks and does not read would keep the slot from others.
         timeout(CHUNK_TIMEOUT, sent).await.map_err(|_| WireError::Stalled)??;
+        given.keep();
         shared.metrics.sent(link.node, bytes);
         shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }

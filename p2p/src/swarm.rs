@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use shoal_content::{PeerId, Recipe, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::frames::Frame;
-use shoal_swarm::{Contact, Event, Uploads, ranked};
+use shoal_swarm::{Contact, Event, Ledger, Uploads, ranked};
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast, mpsc};
@@ -118,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) tickets: Mutex<HashMap<RecipeId, Ticket>>,
     pub(crate) transfers: Mutex<HashMap<RecipeId, Owned>>,
     pub(crate) uploads: Mutex<Uploads>,
+    /// What this process gave to whom, where it is a node.
+    pub(crate) ledger: Mutex<Ledger>,
     /// What the core's and the upload slots' time counts from.
     pub(crate) began: Instant,
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
@@ -287,6 +289,7 @@ impl Swarm {
             tickets: Mutex::default(),
             transfers: Mutex::default(),
             uploads: Mutex::new(uploads),
+            ledger: Mutex::default(),
             began: Instant::now(),
             nodes: Mutex::default(),
             bans: Mutex::default(),

@@ -93,6 +93,12 @@ pub enum Event {
         index: u32,
         bytes: u32,
     },
+    /// A node gave the chunk to `by`, from whom it will come.
+    Elsewhere {
+        request: RequestId,
+        index: u32,
+        by: PeerId,
+    },
     /// The content was not what the chunk's id says.
     Wrong {
         request: RequestId,
@@ -126,6 +132,8 @@ pub enum Action {
         peer: PeerId,
         recipe: RecipeId,
         indices: Vec<u32>,
+        /// The node said that others have it; they do not bring it.
+        insists: bool,
     },
     Cancel {
         request: RequestId,

@@ -83,7 +83,8 @@ pub enum Frame {
     Have { recipe: RecipeId, chunks: Vec<ChunkRange> },
     /// The same for scattered chunks: bit `n` of byte `m` is chunk `start + 8 m + n`.
     Map { recipe: RecipeId, start: u32, bits: Vec<u8> },
-    /// Between heads: chunks that the sender is bringing in.
+    /// Chunks that the sender is bringing in. After a Join it ends what is told of holdings, even
+    /// where there are none.
     Claim { recipe: RecipeId, chunks: Vec<ChunkRange> },
     /// To a tracker: "I can serve this recipe." Asks for nothing.
     Announce { recipe: RecipeId },
@@ -126,13 +127,16 @@ pub fn mapped(start: u32, bits: &[u8]) -> impl Iterator<Item = u32> + '_ {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
     /// These chunks, in this order. Needs a Join on this connection.
-    Chunks { recipe: RecipeId, indices: Vec<u32> },
+    ///
+    /// A node gives what it gave to another member of late only to one that `insists`.
+    Chunks { recipe: RecipeId, indices: Vec<u32>, insists: bool },
     /// The encoded recipe.
     Recipe { recipe: RecipeId, ticket: Ticket },
 }
 
 /// The first byte of an answer. After `Content` come, for each chunk asked for, a big-endian `u32`
-/// length and the bytes; for a recipe a `u32` length and its bytes.
+/// length and the bytes, or from a node the length 0 and the id of the member that was given the
+/// chunk and will pass it on; for a recipe a `u32` length and its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Content,
@@ -258,7 +262,7 @@ mod tests {
         assert_eq!(decode(&bytes), Ok(sample()));
         bytes[0] = 9;
         assert_eq!(decode::<Frame>(&bytes), Err(FrameError::Version(9)));
-        let many = Ask::Chunks { recipe: RecipeId::of(b"r"), indices: vec![0; 17] };
+        let many = Ask::Chunks { recipe: RecipeId::of(b"r"), indices: vec![0; 17], insists: false };
         assert_eq!(encode(&many), Err(FrameError::TooMany));
     }
 

@@ -8,13 +8,15 @@
 //! and for each room. A chunk's designated head, by rendezvous hashing, brings it in, from a node
 //! or from another room; everybody else gets it from the neighbours, rarest first. Whoever serves
 //! keeps few uploads at once, says "busy" to the rest and calls them when a slot is free, so that
-//! each asks for what is rarest at the moment it can be sent.
+//! each asks for what is rarest at the moment it can be sent. A node keeps a **ledger** of what it
+//! gave to whom, and tells the second who asks for a chunk by whom it comes.
 //! Non-goals: sockets, tickets' signatures, hashing, storage.
 
 mod chunk_set;
 mod download;
 mod event;
 pub mod frames;
+mod ledger;
 mod meter;
 mod rendezvous;
 mod swarm;
@@ -24,6 +26,7 @@ mod uploads;
 pub use chunk_set::ChunkSet;
 pub use event::{Action, BanReason, Event, RequestEnd, RequestId};
 pub use frames::{ChunkRange, Contact, Member};
+pub use ledger::Ledger;
 pub use rendezvous::ranked;
 pub use swarm::{Settings, Swarm};
 pub use uploads::{Admission, UPLOADS_MAX, Uploads};

@@ -104,7 +104,7 @@ impl Fuzz {
         let draw = &mut self.draw;
         let at = draw.below(self.open.len() as u64) as usize;
         let open = self.open.keys().nth(at).copied();
-        match draw.below(22) {
+        match draw.below(23) {
             // As a shell does: it stops what was, then starts anew.
             0 if !self.held.contains_key(&RecipeId::of(&[0])) || draw.below(9) == 0 => {
                 let recipe = recipe(draw);
@@ -144,6 +144,11 @@ impl Fuzz {
                 }
                 None => Event::Arrived { request: draw.below(99), index: u32::MAX, bytes: 0 },
             },
+            21 => {
+                let index = open.map_or(7, |request| self.open[&request].1[0]);
+                let by = peer(draw);
+                Event::Elsewhere { request: open.unwrap_or(draw.below(99)), index, by }
+            }
             19 if draw.below(20) == 0 => Event::Wrong { request: open.unwrap_or(u64::MAX) },
             19 | 20 => {
                 let request = open.unwrap_or_else(|| u64::MAX - draw.below(9));
@@ -174,7 +179,7 @@ impl Fuzz {
             Action::Send { frame, .. } => {
                 assert!(frames::encode(&frame).is_ok(), "seed {seed}: {frame:?} is over a limit");
             }
-            Action::Request { request, peer, recipe, indices } => {
+            Action::Request { request, peer, recipe, indices, .. } => {
                 assert!(!banned(peer), "seed {seed}: banned and asked");
                 let held = &self.held[&recipe];
                 let wanted = |&index: &u32| index < held.len() && !held.contains(index);

@@ -32,7 +32,7 @@ fn samples() -> Vec<Vec<u8>> {
         Frame::Pass,
         Frame::Leave { recipe },
     ];
-    let asks = [Ask::Chunks { recipe, indices: vec![1, 5, 1 << 30] }];
+    let asks = [Ask::Chunks { recipe, indices: vec![1, 5, 1 << 30], insists: true }];
     let frames = frames.iter().map(|frame| encode(frame).unwrap());
     frames.chain(asks.iter().map(|ask| encode(ask).unwrap())).collect()
 }

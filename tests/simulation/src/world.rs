@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_swarm::frames::{self, Frame};
 use shoal_swarm::{
-    Action, Admission, BanReason, ChunkSet, Contact, Event, Member, RequestEnd, RequestId,
+    Action, Admission, BanReason, ChunkSet, Contact, Event, Ledger, Member, RequestEnd, RequestId,
     Settings, Swarm, Uploads,
 };
 
@@ -44,6 +44,7 @@ enum What {
         to: Number,
         request: RequestId,
         indices: Vec<u32>,
+        insists: bool,
     },
     Arrive {
         to: Number,
@@ -90,6 +91,7 @@ impl What {
 struct Host {
     core: Swarm,
     uploads: Uploads,
+    ledger: Ledger,
     held: ChunkSet,
     conduct: Conduct,
     zone: usize,
@@ -229,6 +231,7 @@ impl World {
         self.hosts.push(Host {
             core: Swarm::new(settings),
             uploads: Uploads::default(),
+            ledger: Ledger::default(),
             held: ChunkSet::empty(self.scenario.chunks()),
             conduct,
             zone,
@@ -403,7 +406,9 @@ impl World {
                 self.tell(to, event);
             }
             What::Dialled(from, to) => self.dialled(from, to),
-            What::Ask { from, to, request, indices } => self.asked(from, to, request, indices),
+            What::Ask { from, to, request, indices, insists } => {
+                self.asked(from, to, request, indices, insists);
+            }
             What::Serve { from, to, request, indices } => self.send(from, to, request, &indices),
             What::Arrive { to, from, request, index, last } => {
                 self.arrive(to, from, request, index, last);
@@ -471,6 +476,7 @@ impl World {
         if let Event::Disconnected { peer } = &event {
             self.hosts[host].peers.remove(&number(*peer));
             self.hosts[host].uploads.pass(*peer);
+            self.hosts[host].ledger.forget(*peer);
         }
         self.hosts[host].core.handle(self.now, event);
         while let Some(action) = self.hosts[host].core.poll_action() {
@@ -518,7 +524,7 @@ impl World {
             Action::Send { peer, frame } => {
                 self.message(host, peer, Event::Frame { peer: me, frame });
             }
-            Action::Request { request, peer, indices, .. } => {
+            Action::Request { request, peer, indices, insists, .. } => {
                 let asker = &mut self.hosts[host];
                 assert!(!asker.core.is_banned(peer), "seed {seed}: a banned peer is asked");
                 let held = indices.iter().any(|&index| asker.held.contains(index));
@@ -527,7 +533,7 @@ impl World {
                 asker.asked.insert(request, to);
                 self.counts.control += 48 + 3 * indices.len() as u64;
                 let wait = self.latency(host, to);
-                self.later(wait, What::Ask { from: host, to, request, indices });
+                self.later(wait, What::Ask { from: host, to, request, indices, insists });
             }
             Action::Cancel { request } => {
                 if let Some(to) = self.hosts[host].asked.remove(&request) {
@@ -583,7 +589,14 @@ impl World {
         }
     }
 
-    fn asked(&mut self, from: Number, to: Number, request: RequestId, indices: Vec<u32>) {
+    fn asked(
+        &mut self,
+        from: Number,
+        to: Number,
+        request: RequestId,
+        mut indices: Vec<u32>,
+        insists: bool,
+    ) {
         if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) {
             return;
         }
@@ -614,7 +627,10 @@ impl World {
             }
             return self.refuse(from, to, request, RequestEnd::Busy);
         }
-        let indices = indices[..count].to_vec();
+        indices.truncate(count);
+        if self.is_node(to) && self.put_off(from, to, request, &mut indices, insists) {
+            return self.end_upload(to, from);
+        }
         if self.is_node(to) && self.scenario.storage > Duration::ZERO {
             let wait = self.scenario.storage.mul_f64(self.draw.share());
             return self.later(wait, What::Serve { from, to, request, indices });
@@ -622,9 +638,41 @@ impl World {
         self.send(from, to, request, &indices);
     }
 
+    /// Leaves what this node gave to others, and tells of the rest; whether nothing is left.
+    fn put_off(
+        &mut self,
+        from: Number,
+        node: Number,
+        request: RequestId,
+        indices: &mut Vec<u32>,
+        insists: bool,
+    ) -> bool {
+        let (now, recipe, to) = (self.now, self.recipe, contact(from).peer);
+        let ledger = &mut self.hosts[node].ledger;
+        let mut others = Vec::new();
+        indices.retain(|&index| {
+            let given = ledger.give(now, recipe, index, to, insists);
+            given.map_err(|by| others.push((index, by))).is_ok()
+        });
+        let wait = self.latency(node, from);
+        self.counts.control += 36 * others.len() as u64;
+        for (index, by) in others {
+            self.later(wait, What::Message(node, from, Event::Elsewhere { request, index, by }));
+        }
+        if indices.is_empty() {
+            self.hosts[from].asked.remove(&request);
+            let end = RequestEnd::Done;
+            self.later(wait, What::Message(node, from, Event::Ended { request, end }));
+        }
+        indices.is_empty()
+    }
+
     fn send(&mut self, from: Number, to: Number, request: RequestId, indices: &[u32]) {
         let wanted = self.hosts[from].asked.contains_key(&request);
         if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) || !wanted {
+            for &index in indices {
+                self.hosts[to].ledger.take_back(self.recipe, index, contact(from).peer);
+            }
             return self.end_upload(to, from);
         }
         let flow = self.stream(to, from);
@@ -679,6 +727,9 @@ impl World {
         let Some(&flow) = self.stream_of.get(&(to, from)) else { return };
         let stream = &mut self.streams[flow as usize];
         let was = stream.queue.len();
+        for piece in stream.queue.iter().filter(|piece| piece.request == request) {
+            self.hosts[to].ledger.take_back(self.recipe, piece.index, contact(from).peer);
+        }
         let whole = f64::from(self.scenario.chunk_bytes);
         if stream.queue.front().is_some_and(|piece| piece.request == request) {
             self.counts.wasted += (whole - stream.left) as u64;
@@ -786,8 +837,13 @@ impl World {
         ratios.sort_by(f64::total_cmp);
         let full =
             |host: &&Host| host.conduct == Conduct::Honest && host.line == self.scenario.line;
-        let sent: Vec<f64> =
-            self.hosts.iter().skip(self.scenario.nodes).filter(full).map(|host| host.sent as f64).collect();
+        let sent: Vec<f64> = self
+            .hosts
+            .iter()
+            .skip(self.scenario.nodes)
+            .filter(full)
+            .map(|host| host.sent as f64)
+            .collect();
         let (sum, squares) = (sent.iter().sum::<f64>(), sent.iter().map(|x| x * x).sum::<f64>());
         let bytes = self.scenario.bytes as f64;
         let copies: Vec<f64> =

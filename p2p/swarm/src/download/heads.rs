@@ -28,6 +28,12 @@ const CLAIMS_MAX: usize = 4096;
 const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
 const FEW: usize = 8;
+/// What a node says another was given is insisted on after so many times a chunk's usual time,
+/// or at once where that one is lost or late.
+const INSIST_CHUNKS: u32 = 8;
+const INSIST_MIN: Duration = Duration::from_millis(50);
+const INSIST_FEW: Duration = Duration::from_secs(1);
+const INSIST_MAX: Duration = Duration::from_secs(4);
 const NOBODY: u8 = u8::MAX;
 
 /// Where a chunk would come from.
@@ -58,6 +64,8 @@ pub(crate) struct Heads {
     /// When a head was first named that is not known to be a neighbour.
     named: BTreeMap<PeerId, Duration>,
     claims: BTreeMap<u32, (PeerId, Duration)>,
+    /// What a node gave to others, since when it is waited for; at most all chunks.
+    put_off: BTreeMap<u32, (PeerId, Duration)>,
     /// For each group the owners' places in the two lists; made when needed.
     owners: Vec<(u8, u8)>,
 }
@@ -72,6 +80,7 @@ impl Heads {
             lost: BTreeSet::new(),
             named: BTreeMap::new(),
             claims: BTreeMap::new(),
+            put_off: BTreeMap::new(),
             owners: Vec::new(),
         }
     }
@@ -97,6 +106,7 @@ impl Heads {
         if self.contains(peer) && self.lost.insert(peer) {
             self.owners.clear();
             self.claims.retain(|_, (claimer, _)| *claimer != peer);
+            self.mistrust(peer);
         }
     }
 
@@ -147,7 +157,33 @@ impl Heads {
         self.claims.get(&index).is_some_and(|&(_, at)| now < at + fresh)
     }
 
+    /// A node gave the chunk to `by`.
+    pub(super) fn put_off(&mut self, since: Duration, index: u32, by: PeerId) {
+        let since = if self.lost.contains(&by) { Duration::ZERO } else { since };
+        self.put_off.insert(index, (by, since));
+    }
+
+    /// What this one was given is not waited for any longer.
+    pub(super) fn mistrust(&mut self, peer: PeerId) {
+        let of_it = self.put_off.values_mut().filter(|(by, _)| *by == peer);
+        of_it.for_each(|(_, since)| *since = Duration::ZERO);
+    }
+
+    pub(super) fn was_put_off(&self, index: u32) -> bool {
+        self.put_off.contains_key(&index)
+    }
+
+    /// Whether it is to be waited for that another passes on what a node gave it.
+    pub(super) fn is_awaited(&self, now: Duration, usual: Duration, index: u32) -> bool {
+        let least = if self.are_few() { INSIST_FEW } else { INSIST_MIN };
+        let patience = (usual * INSIST_CHUNKS).clamp(least, INSIST_MAX);
+        self.put_off
+            .get(&index)
+            .is_some_and(|&(_, since)| since != Duration::ZERO && now < since + patience)
+    }
+
     pub(crate) fn arrived(&mut self, index: u32) {
+        self.put_off.remove(&index);
         if !self.claims.is_empty() {
             self.claims.remove(&index);
         }

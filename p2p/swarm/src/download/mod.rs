@@ -44,6 +44,8 @@ pub(crate) struct Source {
     pub(crate) have: ChunkSet,
     /// In the same room.
     pub(crate) near: bool,
+    /// It told all that it holds and brings in.
+    introduced: bool,
     /// It was late, or is always busy: what it says it holds is not relied on.
     pub(crate) doubted: bool,
     /// Since when it says "busy" and brings nothing.
@@ -103,9 +105,16 @@ impl Download {
         self.sources.entry(peer).or_insert_with(|| Source {
             have: ChunkSet::empty(len),
             near,
+            introduced: false,
             doubted: false,
             busy_since: None,
         });
+    }
+
+    /// The neighbour told all that it holds and brings in; whether it is the first time.
+    pub(crate) fn introduced(&mut self, peer: PeerId) -> bool {
+        let source = self.sources.get_mut(&peer);
+        source.is_some_and(|source| !std::mem::replace(&mut source.introduced, true))
     }
 
     /// A neighbour said that it holds these; whether any of them is of use.
@@ -125,6 +134,20 @@ impl Download {
         if let Some(source) = self.sources.remove(&peer) {
             source.have.iter().for_each(|index| self.rarity[index as usize] -= 1);
         }
+        self.heads.mistrust(peer);
+    }
+
+    /// A node gave the chunk to somebody else.
+    pub(crate) fn put_off(&mut self, now: Duration, index: u32, by: PeerId) {
+        if !self.have.contains(index) {
+            let mistrusted = self.sources.get(&by).is_some_and(|source| source.doubted);
+            self.heads.put_off(if mistrusted { Duration::ZERO } else { now }, index, by);
+        }
+    }
+
+    /// Whether a node put all of these off before.
+    pub(crate) fn is_put_off(&self, indices: &[u32]) -> bool {
+        indices.iter().all(|&index| self.heads.was_put_off(index))
     }
 
     pub(crate) fn demand(&mut self, now: Duration, range: Range<u32>) {
@@ -181,20 +204,25 @@ impl Download {
     pub(crate) fn doubt(&mut self, peer: PeerId) {
         if let Some(source) = self.sources.get_mut(&peer) {
             source.doubted = true;
+            self.heads.mistrust(peer);
         }
     }
 
     /// It said that it is busy.
     pub(crate) fn refused(&mut self, now: Duration, peer: PeerId) {
         if let Some(source) = self.sources.get_mut(&peer) {
-            source.doubted |= now >= *source.busy_since.get_or_insert(now) + BUSY_MAX;
+            let doubted = now >= *source.busy_since.get_or_insert(now) + BUSY_MAX;
+            if doubted && !std::mem::replace(&mut source.doubted, true) {
+                self.heads.mistrust(peer);
+            }
         }
     }
 
     /// Whether the other heads are neighbours by now, or were waited for: before that, what they
     /// hold would be brought in again.
     fn is_settled(&self, now: Duration) -> bool {
-        self.heads.is_settled(now, |peer| self.sources.contains_key(&peer))
+        let is_introduced = |peer| self.sources.get(&peer).is_some_and(|source| source.introduced);
+        self.heads.is_settled(now, is_introduced)
     }
 
     /// Lets chunks be asked for once more whose every request is late. `late` is sorted, and has

@@ -65,18 +65,18 @@ impl Download {
         }
         let own = |index: u32| match way {
             Way::Near => true,
+            Way::Node if wanted.relief => !self.heads.is_awaited(now, self.usual(), index),
             _ => wanted.relief || self.may(now, way, Right::Own, index),
         };
         let mut sample = self.sample(wanted, own);
         if sample.is_empty() && way != Way::Near && self.is_idle(now, way) {
             sample = self.sample(wanted, |index| self.may(now, way, Right::TakeOver, index));
         }
-        let rarity = |index: u32| match way {
+        if way == Way::Node {
             // A node's runs keep together, as they lie in storage.
-            Way::Node => 0,
-            _ => self.rarity[index as usize],
-        };
-        if way != Way::Node {
+            self.keep_insistent(&mut sample);
+        } else {
+            let rarity = |index: u32| self.rarity[index as usize];
             sample.sort_unstable_by_key(|&index| (rarity(index), shuffled(wanted.draw, index)));
         }
         sample.truncate(wanted.run);
@@ -84,7 +84,17 @@ impl Download {
         sample
     }
 
+    /// A request insists on all of its chunks or on none: what a node put off before goes first.
+    fn keep_insistent(&self, run: &mut Vec<u32>) {
+        if run.iter().any(|&index| self.heads.was_put_off(index)) {
+            run.retain(|&index| self.heads.was_put_off(index));
+        }
+    }
+
     fn may(&self, now: Duration, way: Way, right: Right, index: u32) -> bool {
+        if way == Way::Node && self.heads.is_awaited(now, self.usual(), index) {
+            return false;
+        }
         self.heads.right(way, index) == right
             && !self.heads.is_claimed(now, self.usual(), index)
             && !self.is_nearer(way, index)
@@ -100,7 +110,7 @@ impl Download {
 
     /// Whether this peer's own duty is done for a while, so that whoever has not done his is slow.
     fn is_idle(&mut self, now: Duration, way: Way) -> bool {
-        if self.has_own_left(way) {
+        if self.has_own_left(now, way) {
             self.idle_since = None;
             return false;
         }
@@ -110,11 +120,12 @@ impl Download {
         now >= since + (self.usual() * IDLE_CHUNKS).clamp(least, IDLE_MAX)
     }
 
-    /// Whether any chunk of this peer's own duty is neither held nor in flight.
-    fn has_own_left(&self, way: Way) -> bool {
+    /// Whether any chunk of this peer's own duty is neither held nor in flight, nor comes by others.
+    fn has_own_left(&self, now: Duration, way: Way) -> bool {
         let words = (0u32..).zip(self.taken.words());
         let mut lacking = words.flat_map(|(at, &word)| bits(at, !word));
-        lacking.any(|index| self.heads.right(way, index) == Right::Own)
+        let awaited = |index| self.heads.is_awaited(now, self.usual(), index);
+        lacking.any(|index| self.heads.right(way, index) == Right::Own && !awaited(index))
     }
 
     /// Readers get on from where everything is there.
@@ -139,13 +150,18 @@ impl Download {
             }
             let may = way == Way::Near
                 || self.may(now, way, Right::Own, index)
-                || (overdue && !self.is_nearer(way, index));
+                || (overdue
+                    && !self.is_nearer(way, index)
+                    && !self.heads.is_awaited(now, self.usual(), index));
             if may {
                 run.push(index);
                 if run.len() == wanted.run {
                     break;
                 }
             }
+        }
+        if way == Way::Node {
+            self.keep_insistent(&mut run);
         }
         run
     }

@@ -142,11 +142,16 @@ impl Swarm {
         }
         download.welcome(peer, near);
         self.know_present(recipe, member);
+        let joins = self.join(recipe, peer);
+        if !joins {
+            self.introduce(recipe, peer);
+        }
+    }
+
+    /// All that is held here and being brought in.
+    fn introduce(&mut self, recipe: RecipeId, peer: PeerId) {
         self.tell_all(recipe, peer);
         self.claim_to(recipe, peer);
-        self.join(recipe, peer);
-        // Now that it is known what this one holds, something may be this peer's to bring in.
-        self.ask_nodes(recipe);
     }
 
     /// "I cannot be your neighbour, but these may."
@@ -175,12 +180,15 @@ impl Swarm {
         frames.into_iter().for_each(|frame| self.send(peer, frame));
     }
 
-    fn join(&mut self, recipe: RecipeId, peer: PeerId) {
-        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-        if membership.is_under_way() && membership.joined.insert(peer) {
+    /// Whether it is joined only now.
+    fn join(&mut self, recipe: RecipeId, peer: PeerId) -> bool {
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return false };
+        let joins = membership.is_under_way() && membership.joined.insert(peer);
+        if joins {
             self.actions.push_back(Action::Join { peer, recipe });
-            self.tell_all(recipe, peer);
+            self.introduce(recipe, peer);
         }
+        joins
     }
 
     pub(super) fn frame(&mut self, peer: PeerId, frame: Frame) {
@@ -198,12 +206,21 @@ impl Swarm {
             }
             Frame::Claim { recipe, chunks } => {
                 let now = self.now;
-                let Some(download) = self.download(recipe) else { return };
+                let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+                let Some(download) = &mut membership.download else { return };
+                if membership.joined.contains(&peer) {
+                    download.welcome(peer, near);
+                }
                 if download.heads.contains(peer) {
                     let len = download.have.len();
                     for index in chunks.iter().flat_map(|range| range.within(len)) {
                         download.heads.claim(now, peer, index);
                     }
+                }
+                if download.introduced(peer) {
+                    // Now that it is known what this one holds, something may be this peer's to
+                    // bring in.
+                    self.ask_nodes(recipe);
                 }
             }
             Frame::Announce { recipe } => {

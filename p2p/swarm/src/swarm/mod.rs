@@ -138,6 +138,7 @@ impl Swarm {
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::BadFrame { peer } => self.ban(peer, BanReason::BadFrame),
             Event::Arrived { request, index, bytes } => self.arrived(request, index, bytes),
+            Event::Elsewhere { request, index, by } => self.elsewhere(request, index, by),
             Event::Wrong { request } => {
                 if let Some(peer) = self.requests.get(&request).map(|request| request.peer) {
                     self.ban(peer, BanReason::WrongContent);

@@ -96,7 +96,7 @@ impl Swarm {
             }
         }
         if node {
-            return self.node_came();
+            return self.node_changed(id);
         }
         let under_way: Vec<_> = self.under_way.iter().copied().collect();
         for recipe in under_way {
@@ -154,6 +154,7 @@ impl Swarm {
         redial.dialling = None;
         redial.pause = (redial.pause * 2).clamp(COOLDOWN_MIN, COOLDOWN_MAX);
         redial.at = now + redial.pause;
+        let first = redial.pause == COOLDOWN_MIN;
         let gone = redial.pause == COOLDOWN_MAX;
         for membership in self.memberships.values_mut() {
             if gone {
@@ -164,6 +165,9 @@ impl Swarm {
             {
                 download.heads.lose(peer);
             }
+        }
+        if first && self.nodes.iter().any(|node| node.peer == peer) {
+            self.node_changed(peer);
         }
     }
 

@@ -94,6 +94,22 @@ impl Swarm {
         }
     }
 
+    /// The node gave it to somebody else.
+    pub(super) fn elsewhere(&mut self, id: RequestId, index: u32, by: PeerId) {
+        let now = self.now;
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let (recipe, from) = (request.recipe, request.peer);
+        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
+        request.open.remove(place);
+        request.moved_at = now;
+        let node = self.peers.get(&from).is_some_and(|peer| peer.node);
+        let Some(download) = self.download(recipe) else { return };
+        download.end(&[index]);
+        if node {
+            download.put_off(now, index, by);
+        }
+    }
+
     /// Requests all of whose chunks came from elsewhere.
     fn cancel_redundant(&mut self, recipe: RecipeId) {
         let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
@@ -353,29 +369,25 @@ impl Swarm {
         }
     }
 
-    /// Tells a head what this peer is bringing in at the moment.
+    /// Tells a new neighbour what this peer is bringing in at the moment; with that it knows all.
     pub(super) fn claim_to(&mut self, recipe: RecipeId, to: PeerId) {
         let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
             return;
         };
-        if !download.heads.contains(to) {
-            return;
-        }
         let brings_in = |request: &&Request| {
             request.recipe == recipe
                 && download.sources.get(&request.peer).is_none_or(|source| !source.near)
         };
         let open = self.requests.values().filter(brings_in).flat_map(|request| &request.open);
         let chunks = ChunkRange::gather(open.copied().collect::<BTreeSet<u32>>());
-        if !chunks.is_empty() {
-            self.send(to, Frame::Claim { recipe, chunks });
-        }
+        self.send(to, Frame::Claim { recipe, chunks });
     }
 
     fn request(&mut self, recipe: RecipeId, peer: PeerId, indices: Vec<u32>, brings_in: bool) {
         let now = self.now;
         let Some(download) = self.download(recipe) else { return };
         download.begin(&indices);
+        let insists = download.is_put_off(&indices);
         let claims = brings_in && download.must_claim(&indices);
         let heads = if claims { download.heads.others() } else { Vec::new() };
         self.next_request += 1;
@@ -389,7 +401,7 @@ impl Swarm {
         for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {
             self.send(to, Frame::Claim { recipe, chunks: chunks.clone() });
         }
-        self.actions.push_back(Action::Request { request: id, peer, recipe, indices });
+        self.actions.push_back(Action::Request { request: id, peer, recipe, indices, insists });
     }
 }
 

@@ -18,11 +18,14 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
 /// So long a node may take to be reached before members do without.
 const NODE_PATIENCE: Duration = Duration::from_secs(1);
+/// So long the outcome of dialling the first node by rank is waited for: members with different
+/// trackers would not know of each other, and each node would send a copy.
+const DIAL_OUTCOME: Duration = Duration::from_secs(2);
 /// Changes of heads are gathered for so long before they are told.
 const HEADS_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Swarm {
-    /// Joins (or announces) at the first node by rank that is connected; dials better ones.
+    /// Joins (or announces) at the first node by rank that can be reached.
     pub(super) fn announce(&mut self, recipe: RecipeId) {
         let now = self.now;
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
@@ -38,21 +41,26 @@ impl Swarm {
         let nodes: BTreeMap<PeerId, Contact> =
             self.nodes.iter().map(|&node| (node.peer, node)).collect();
         let order = ranked(recipe, nodes.keys().copied());
-        let tracker = order.iter().copied().find(|node| self.peers.contains_key(node));
+        let tracker = self.first_reachable(recipe, &order);
         // The others stand by, for when this one is lost.
         if under_way || tracker.is_none() {
             nodes.values().for_each(|&node| self.dial(node));
         }
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-        membership.tracker = tracker;
+        let before = std::mem::replace(&mut membership.tracker, tracker);
         let Some(tracker) = tracker else {
-            // The connection's event makes it due at once.
+            // The connection's event, or the failure's, makes it due at once.
             membership.announce_at = now + NODE_PATIENCE;
-            if now >= membership.alone_since + NODE_PATIENCE {
+            let alone = now >= membership.alone_since + NODE_PATIENCE;
+            if alone && !order.iter().any(|node| self.peers.contains_key(node)) {
                 self.lead_alone(recipe);
             }
             return;
         };
+        if let Some(before) = before.filter(|&before| before != tracker) {
+            self.send(before, Frame::Leave { recipe });
+        }
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         if std::mem::take(&mut membership.leads_alone)
             && let Some(download) = &mut membership.download
         {
@@ -66,10 +74,26 @@ impl Swarm {
         self.actions.push_back(action);
     }
 
-    /// A node came: whoever waits for a tracker has one.
-    pub(super) fn node_came(&mut self) {
-        for membership in self.memberships.values_mut() {
-            if membership.tracker.is_none() {
+    /// The first of `order` that is connected, unless one before it may be soon.
+    fn first_reachable(&self, recipe: RecipeId, order: &[PeerId]) -> Option<PeerId> {
+        let since = self.memberships.get(&recipe)?.alone_since;
+        for &node in order {
+            if self.peers.contains_key(&node) {
+                return Some(node);
+            }
+            let failed = self.redials.get(&node).is_some_and(|redial| !redial.pause.is_zero());
+            if !failed && self.now < since + DIAL_OUTCOME {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// A node came, or will not come: it is decided anew where it may be the tracker.
+    pub(super) fn node_changed(&mut self, node: PeerId) {
+        for (&recipe, membership) in &mut self.memberships {
+            let ranks_before = |tracker| ranked(recipe, [node, tracker])[0] == node;
+            if membership.tracker.is_none_or(ranks_before) {
                 membership.announce_at = self.now;
             }
         }

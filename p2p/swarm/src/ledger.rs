@@ -5,8 +5,8 @@
 //! was given is told by whom it comes, and may insist when it does not come.
 //!
 //! Invariants: a member gets again what it was given itself; a member that is gone was given
-//! nothing; whoever insists gets the chunk unless somebody else got it in [`HOLD`]; never more
-//! than [`ENTRIES_MAX`] entries, and what is not entered is given to all who ask.
+//! nothing; whoever insists gets the chunk unless somebody else got it a moment ago, and the more
+//! have got it the longer that moment is; never more than [`ENTRIES_MAX`] entries, and what is not entered is given to all who ask.
 //! Non-goal: who may have a recipe at all; see the tickets.
 
 use std::collections::BTreeMap;
@@ -16,14 +16,25 @@ use shoal_content::{PeerId, RecipeId};
 
 /// How long it is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Of those who insist at the same time, one is enough.
+/// Of those who insist at the same time, one is enough; each time it is waited for four times as
+/// long whether it passes the chunk on.
 const HOLD: Duration = Duration::from_millis(100);
+const HOLD_GROWTH: u32 = 4;
+const HOLDS_MAX: u32 = 5;
 const ENTRIES_MAX: usize = 128 * 1024;
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     to: PeerId,
     at: Duration,
+    /// How many got it before, by insisting.
+    times: u32,
+}
+
+impl Entry {
+    fn hold(&self) -> Duration {
+        HOLD * HOLD_GROWTH.pow(self.times.min(HOLDS_MAX))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,13 +65,15 @@ impl Ledger {
         }
         let before = self.swarms.get(&recipe).and_then(|given| given.get(&index)).copied();
         if let Some(entry) = before.filter(|entry| entry.to != to && now < entry.at + MEMORY)
-            && (!insists || now < entry.at + HOLD)
+            && (!insists || now < entry.at + entry.hold())
         {
             return Err(entry.to);
         }
+        let times = before.map_or(0, |entry| entry.times + u32::from(entry.to != to));
         self.remove(recipe, index);
         if self.entries < ENTRIES_MAX {
-            self.swarms.entry(recipe).or_default().insert(index, Entry { to, at: now });
+            let entry = Entry { to, at: now, times };
+            self.swarms.entry(recipe).or_default().insert(index, entry);
             *self.given.entry(to).or_default() += 1;
             self.entries += 1;
         }
@@ -131,8 +144,11 @@ mod tests {
         let later = NOW + HOLD;
         assert_eq!(ledger.give(later, recipe, 3, peer(2), false), Err(peer(1)));
         assert_eq!(ledger.give(later, recipe, 3, peer(2), true), Ok(()));
-        assert_eq!(ledger.give(later, recipe, 3, peer(3), true), Err(peer(2)), "one is enough");
-        assert_eq!(ledger.give(later + MEMORY, recipe, 3, peer(3), false), Ok(()));
+        let after = later + HOLD;
+        assert_eq!(ledger.give(after, recipe, 3, peer(3), true), Err(peer(2)), "one is enough");
+        let after = later + HOLD * HOLD_GROWTH;
+        assert_eq!(ledger.give(after, recipe, 3, peer(3), true), Ok(()));
+        assert_eq!(ledger.give(after + MEMORY, recipe, 3, peer(2), false), Ok(()));
     }
 
     #[test]

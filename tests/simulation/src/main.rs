@@ -1,5 +1,7 @@
 //! Runs scenarios of the simulated swarm and prints what each showed.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use clap::Parser;
 use shoal_simulation::{Report, Scenario, simulate};
@@ -25,6 +27,9 @@ struct Options {
     /// Content in chunks, for less than a MiB.
     #[arg(long)]
     chunks: Option<u64>,
+    /// Hosts and nodes have no CPU for up to so many milliseconds at a time.
+    #[arg(long)]
+    pause_ms: Option<u64>,
     /// One chunk in KiB; bigger ones make big content quick to simulate, and the result worse.
     #[arg(long)]
     chunk_kib: Option<u32>,
@@ -57,6 +62,7 @@ fn main() -> Result<()> {
         scenario.chunk_bytes = options.chunk_kib.map_or(scenario.chunk_bytes, |kib| kib << 10);
         let chunk_bytes = u64::from(scenario.chunk_bytes);
         scenario.bytes = options.chunks.map_or(scenario.bytes, |count| count * chunk_bytes);
+        scenario.pause = options.pause_ms.map_or(scenario.pause, Duration::from_millis);
         scenario.zones = options.zones.unwrap_or(scenario.zones);
         scenario.zone_line = options.zone_gbit.map_or(scenario.zone_line, |gbit| gbit * 125e6);
         for run in 0..options.runs {

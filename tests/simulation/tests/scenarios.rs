@@ -42,6 +42,20 @@ fn about_one_copy_crosses_the_line_of_each_zone() {
 }
 
 #[test]
+fn a_mesh_that_forms_later_than_the_content_comes_costs_the_nodes_no_second_copy() {
+    for chunks in [5, 48, 300] {
+        let found = scenario("late-mesh", 4, 1);
+        let bytes = chunks * u64::from(found.chunk_bytes);
+        let copies: Vec<f64> = (1..=20)
+            .map(|seed| run(Scenario { seed, bytes, ..found.clone() }).origin_copies)
+            .collect();
+        let mean = copies.iter().sum::<f64>() / copies.len() as f64;
+        assert!(mean < 1.05, "{chunks} chunks: {copies:?}");
+        assert!(copies.iter().all(|&copies| copies < 1.2), "{chunks} chunks: {copies:?}");
+    }
+}
+
+#[test]
 fn crashes_liars_stallers_and_free_riders_stop_nobody() {
     for (name, worst) in [("churn", 2.5), ("hostile", 2.0), ("mixed", 2.5), ("node-lost", 2.0)] {
         for seed in 1..=2 {

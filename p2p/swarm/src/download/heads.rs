@@ -29,11 +29,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
 const FEW: usize = 8;
 /// What a node says another was given is insisted on after so many times a chunk's usual time,
-/// or at once where that one is lost or late.
+/// or at once where that one is lost or refuses all.
 const INSIST_CHUNKS: u32 = 8;
 const INSIST_MIN: Duration = Duration::from_millis(50);
-const INSIST_FEW: Duration = Duration::from_secs(1);
+const INSIST_SMALL: Duration = Duration::from_secs(1);
 const INSIST_MAX: Duration = Duration::from_secs(4);
+/// With so few other heads, all members of the swarm are heads.
+const SMALL: usize = 7;
 const NOBODY: u8 = u8::MAX;
 
 /// Where a chunk would come from.
@@ -173,13 +175,21 @@ impl Heads {
         self.put_off.contains_key(&index)
     }
 
-    /// Whether it is to be waited for that another passes on what a node gave it.
-    pub(super) fn is_awaited(&self, now: Duration, usual: Duration, index: u32) -> bool {
-        let least = if self.are_few() { INSIST_FEW } else { INSIST_MIN };
-        let patience = (usual * INSIST_CHUNKS).clamp(least, INSIST_MAX);
-        self.put_off
-            .get(&index)
-            .is_some_and(|&(_, since)| since != Duration::ZERO && now < since + patience)
+    /// Whether it is to be waited for that another passes on what a node gave it. In a small swarm that
+    /// is so while anything arrived of late, at `progress_at`: the others are slow, not gone.
+    pub(super) fn is_awaited(
+        &self,
+        now: Duration,
+        usual: Duration,
+        progress_at: Duration,
+        index: u32,
+    ) -> bool {
+        let Some(&(_, since)) = self.put_off.get(&index) else { return false };
+        let (least, from) = match self.named.len() < SMALL {
+            true => (INSIST_SMALL, since.max(progress_at)),
+            false => (INSIST_MIN, since),
+        };
+        since != Duration::ZERO && now < from + (usual * INSIST_CHUNKS).clamp(least, INSIST_MAX)
     }
 
     pub(crate) fn arrived(&mut self, index: u32) {

@@ -67,7 +67,9 @@ pub(crate) struct Download {
     pub(crate) heads: Heads,
     demands: Vec<Range<u32>>,
     demanded_at: Duration,
+    /// When anything arrived, or was tried because nothing did.
     pub(crate) progress_at: Duration,
+    arrived_at: Duration,
     /// From asking for a chunk to having it, in seconds; 0 before the first.
     pub(crate) usual: f64,
     /// One chunk's bytes.
@@ -92,6 +94,7 @@ impl Download {
             demands: Vec::new(),
             demanded_at: now,
             progress_at: now,
+            arrived_at: now,
             usual: 0.0,
             chunk_bytes: f64::from(CHUNK_BYTES_MAX),
             idle_since: None,
@@ -140,8 +143,7 @@ impl Download {
     /// A node gave the chunk to somebody else.
     pub(crate) fn put_off(&mut self, now: Duration, index: u32, by: PeerId) {
         if !self.have.contains(index) {
-            let mistrusted = self.sources.get(&by).is_some_and(|source| source.doubted);
-            self.heads.put_off(if mistrusted { Duration::ZERO } else { now }, index, by);
+            self.heads.put_off(now, index, by);
         }
     }
 
@@ -161,7 +163,7 @@ impl Download {
 
     /// Whether the chunk is new here.
     pub(crate) fn arrived(&mut self, now: Duration, from: PeerId, index: u32) -> bool {
-        self.progress_at = now;
+        (self.progress_at, self.arrived_at) = (now, now);
         if let Some(source) = self.sources.get_mut(&from) {
             (source.doubted, source.busy_since) = (false, None);
         }
@@ -204,7 +206,6 @@ impl Download {
     pub(crate) fn doubt(&mut self, peer: PeerId) {
         if let Some(source) = self.sources.get_mut(&peer) {
             source.doubted = true;
-            self.heads.mistrust(peer);
         }
     }
 

@@ -65,7 +65,7 @@ impl Download {
         }
         let own = |index: u32| match way {
             Way::Near => true,
-            Way::Node if wanted.relief => !self.heads.is_awaited(now, self.usual(), index),
+            Way::Node if wanted.relief => !self.is_awaited(now, index),
             _ => wanted.relief || self.may(now, way, Right::Own, index),
         };
         let mut sample = self.sample(wanted, own);
@@ -91,8 +91,12 @@ impl Download {
         }
     }
 
+    fn is_awaited(&self, now: Duration, index: u32) -> bool {
+        self.heads.is_awaited(now, self.usual(), self.arrived_at, index)
+    }
+
     fn may(&self, now: Duration, way: Way, right: Right, index: u32) -> bool {
-        if way == Way::Node && self.heads.is_awaited(now, self.usual(), index) {
+        if way == Way::Node && self.is_awaited(now, index) {
             return false;
         }
         self.heads.right(way, index) == right
@@ -124,7 +128,7 @@ impl Download {
     fn has_own_left(&self, now: Duration, way: Way) -> bool {
         let words = (0u32..).zip(self.taken.words());
         let mut lacking = words.flat_map(|(at, &word)| bits(at, !word));
-        let awaited = |index| self.heads.is_awaited(now, self.usual(), index);
+        let awaited = |index| self.is_awaited(now, index);
         lacking.any(|index| self.heads.right(way, index) == Right::Own && !awaited(index))
     }
 
@@ -150,9 +154,7 @@ impl Download {
             }
             let may = way == Way::Near
                 || self.may(now, way, Right::Own, index)
-                || (overdue
-                    && !self.is_nearer(way, index)
-                    && !self.heads.is_awaited(now, self.usual(), index));
+                || (overdue && !self.is_nearer(way, index) && !self.is_awaited(now, index));
             if may {
                 run.push(index);
                 if run.len() == wanted.run {
@@ -242,6 +244,7 @@ mod tests {
         let mut download = download(64);
         assert!(download.choose(Duration::ZERO, of(None, 8)).is_empty(), "no duty");
         download.welcome(peer(2), true);
+        download.introduced(peer(2));
         let heads = vec![(peer(1), true), (peer(2), true)];
         download.heads.set(Duration::ZERO, heads, vec![peer(1), peer(2)]);
         let mut own = Vec::new();

@@ -369,13 +369,14 @@ impl Swarm {
         }
     }
 
-    /// Tells a new neighbour what this peer is bringing in at the moment; with that it knows all.
+    /// Ends what a new neighbour is told: a head hears what this peer is bringing in at the moment.
     pub(super) fn claim_to(&mut self, recipe: RecipeId, to: PeerId) {
         let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
             return;
         };
+        let head = download.heads.contains(to);
         let brings_in = |request: &&Request| {
-            request.recipe == recipe
+            head && request.recipe == recipe
                 && download.sources.get(&request.peer).is_none_or(|source| !source.near)
         };
         let open = self.requests.values().filter(brings_in).flat_map(|request| &request.open);

@@ -145,9 +145,11 @@ impl Fuzz {
                 None => Event::Arrived { request: draw.below(99), index: u32::MAX, bytes: 0 },
             },
             21 => {
-                let index = open.map_or(7, |request| self.open[&request].1[0]);
-                let by = peer(draw);
-                Event::Elsewhere { request: open.unwrap_or(draw.below(99)), index, by }
+                // What a shell is told to have elsewhere does not arrive from the same request.
+                let open = open.filter(|request| self.open[request].1.len() > 1);
+                let asked = open.and_then(|id| Some((id, self.open.get_mut(&id)?.1.pop()?)));
+                let (request, index) = asked.unwrap_or((u64::MAX, 7));
+                Event::Elsewhere { request, index, by: peer(draw) }
             }
             19 if draw.below(20) == 0 => Event::Wrong { request: open.unwrap_or(u64::MAX) },
             19 | 20 => {

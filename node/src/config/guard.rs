@@ -85,7 +85,7 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { address_per_second: 2000, principal_per_second: 1000, burst_seconds: 5 }
+        Self { address_per_second: 20_000, principal_per_second: 20_000, burst_seconds: 5 }
     }
 }
 

@@ -8,9 +8,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
 use shoal_content::{ImageId, UploadId};
-use tokio::time::{Instant, sleep};
 
-use super::node::{DEADLINE, Node, problem, read, run};
+use super::node::{Node, problem, read, run};
+use super::wait::until;
 
 const MIB: usize = 1 << 20;
 
@@ -88,14 +88,12 @@ async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceiv
 /// Completes, and polls until the disk was read.
 async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
     let path = format!("{}/complete", session.path);
-    let mut status: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
-    let deadline = Instant::now() + DEADLINE;
-    while status.status == "processing" {
-        ensure!(Instant::now() < deadline, "the disk is still being read: {status:?}");
-        sleep(std::time::Duration::from_millis(50)).await;
-        status = node.get(&session.path).await?;
-    }
-    Ok(status)
+    let _accepted: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
+    until("the disk to be read", async || {
+        let status: UploadStatus = node.get(&session.path).await?;
+        Ok((status.status != "processing").then_some(status))
+    })
+    .await
 }
 
 pub async fn upload(

@@ -27,3 +27,4 @@ mod scrub;
 mod swarm;
 mod traces;
 mod v2;
+mod wait;

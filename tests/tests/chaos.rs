@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use shoal_tests::chaos::client::Registry;
 use shoal_tests::chaos::fault::Schedule;
 use shoal_tests::chaos::history::History;
+use shoal_tests::chaos::record;
 use shoal_tests::chaos::stage::{NODES, Stage};
 use shoal_tests::chaos::verdict;
 use shoal_tests::chaos::workload::Client;
@@ -96,6 +97,10 @@ fn endure(
         verdict::read_all_tags(&registry, &history).await
     })?;
     print!("{}", history.summary());
+    if let Some(file) = variable::<std::path::PathBuf>("SHOAL_CHAOS_RECORD")? {
+        std::fs::write(&file, record::to_text(&history.registers()))
+            .with_context(|| file.display().to_string())?;
+    }
     stage.ensure_sound()?;
     let (operations, unknown) = verdict::judge(&history)?;
     println!(

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::http::{Connection, Request};
 use crate::process::Server;
@@ -117,12 +118,8 @@ struct Node<'a> {
 
 impl<'a> Node<'a> {
     /// All nodes of a cluster have `store`, where they store in a folder.
-    fn prepare(
-        program: &'a Path,
-        folder: PathBuf,
-        store: &Path,
-        storage: &Storage,
-    ) -> Result<Self> {
+    fn prepare(program: &'a Path, name: &str, home: &Path, storage: &Storage) -> Result<Self> {
+        let (folder, store) = (home.join(name), home.join("store"));
         std::fs::create_dir_all(&folder)?;
         let hosts = [tcp()?, tcp()?];
         let storage = match storage {
@@ -133,7 +130,7 @@ impl<'a> Node<'a> {
             ),
         };
         let text = format!(
-            "[node]\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\nplain_listen = \"{}\"\n\
+            "[node]\nname = \"{name}\"\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\nplain_listen = \"{}\"\n\
              [raft]\nlisten = \"{}\"\n[peer]\nlisten = \"{}\"\n[discovery]\nenabled = false\n\
              [log]\nfilter = \"warn\"\n[storage]\n{storage}",
             folder.join("data").display(),
@@ -181,10 +178,7 @@ pub async fn start_cluster(
     nodes: usize,
 ) -> Result<Contestant> {
     ensure!(nodes > 0, "a cluster has a node");
-    let store = folder.join("store");
-    let of = |number: usize| {
-        Node::prepare(program, folder.join(format!("node-{number}")), &store, storage)
-    };
+    let of = |number| Node::prepare(program, &format!("node-{number}"), folder, storage);
     let first = of(1)?;
     let said = first.finish(first.command("init"))?;
     let password = said.lines().find_map(|line| line.strip_prefix("password: "));
@@ -210,7 +204,9 @@ pub async fn start_cluster(
         node.finish(join)?;
         servers.push(node.start().await?);
     }
-    let answer = admin.send(&Request::get("/v2/token?service=shoal")).await?;
+    let scope = "repository:bench/image:pull,push";
+    let answer =
+        admin.send(&Request::get(format!("/v2/token?service=shoal&scope={scope}"))).await?;
     let answer: Value = serde_json::from_str(&answer.text)?;
     let token = answer["token"].as_str().context("no token")?;
     Ok(Contestant { servers, host, authorization: format!("Authorization: Bearer {token}\r\n") })
@@ -243,6 +239,8 @@ pub async fn start_peer(program: &Path, folder: &Path, storage: &Storage) -> Res
     std::fs::write(&file, text)?;
     let mut command = Command::new(program);
     command.arg("serve").arg(&file).env("OTEL_TRACES_EXPORTER", "none");
+    // Storage speaks no TLS here, and the program dies of such a setting.
+    command.env_remove("AWS_CA_BUNDLE");
     let log = folder.join("peer.log");
     let mut server = Server::start(command, &log)?;
     server.listening(&host, &log).await?;
@@ -251,7 +249,9 @@ pub async fn start_peer(program: &Path, folder: &Path, storage: &Storage) -> Res
 
 /// docker-registry makes none; a node makes its own.
 fn make_bucket(endpoint: &str, access_key: &str, secret_key: &str) -> Result<()> {
+    let empty = hex::encode(Sha256::digest(b""));
     let mut command = Command::new("curl");
+    command.arg("-H").arg(format!("x-amz-content-sha256: {empty}"));
     command.args(["-sSf", "-X", "PUT", "--aws-sigv4", "aws:amz:default:s3", "--user"]);
     command.arg(format!("{access_key}:{secret_key}")).arg(format!("{endpoint}/peer"));
     let output = command.output().context("curl")?;

@@ -141,9 +141,17 @@ async fn main() -> Result<()> {
             Kind::Ceph => Some(Ceph::start(&folder.join("ceph"))?),
         };
         let storage = ceph.as_ref().map_or(Storage::Folder, Ceph::storage);
-        stages.push(contest(&arguments, &folder, &storage).await?);
+        let stage = contest(&arguments, &folder, &storage).await?;
+        if !arguments.json {
+            print(arguments.nodes, &stage);
+        }
+        stages.push(stage);
     }
-    print(&Report { benchmark: "registry", nodes: arguments.nodes, stages }, arguments.json)
+    if arguments.json {
+        let report = Report { benchmark: "registry", nodes: arguments.nodes, stages };
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
 }
 
 async fn contest(arguments: &Arguments, folder: &Path, storage: &Storage) -> Result<Stage> {
@@ -386,33 +394,26 @@ fn tag_peer(folder: &Path, digest: &str) -> Result<()> {
     Ok(())
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(report)?);
-        return Ok(());
-    }
+/// CPU is milliseconds of the servers for each operation; peer is docker-registry.
+fn print(nodes: usize, stage: &Stage) {
     let show = |figures: &Figures| {
         let Figures { per_second, p50_ms, p99_ms, cpu_ms } = figures;
         format!("{per_second:>9.1} {p50_ms:>7.2} {p99_ms:>7.2} {cpu_ms:>6.2}")
     };
-    println!("CPU is milliseconds of the servers for each operation; peer is docker-registry.");
-    for Stage { storage, rows, memory_mib, cpu_seconds } in &report.stages {
-        println!(
-            "\n{:<24} {:>31}   {:>31}   {:>6}",
-            format!("{} nodes, {storage}", report.nodes),
-            "shoal: /s   p50 ms  p99 ms  CPU",
-            "peer: /s   p50 ms  p99 ms  CPU",
-            "ratio"
-        );
-        for Row { case, shoal, peer, ratio } in rows {
-            println!("{case:<24} {}   {}   {ratio:>6.2}", show(shoal), show(peer));
-        }
-        for (what, mib) in memory_mib {
-            println!("memory of {what}: {mib:.0} MiB");
-        }
-        for (what, seconds) in cpu_seconds {
-            println!("CPU of {what}: {seconds:.1} s");
-        }
+    println!(
+        "\n{:<24} {:>33}   {:>33}   {:>6}",
+        format!("{nodes} nodes, {}", stage.storage),
+        "shoal: /s  p50 ms  p99 ms  CPU ms",
+        "peer: /s  p50 ms  p99 ms  CPU ms",
+        "ratio"
+    );
+    for Row { case, shoal, peer, ratio } in &stage.rows {
+        println!("{case:<24} {}   {}   {ratio:>6.2}", show(shoal), show(peer));
     }
-    Ok(())
+    for (what, mib) in &stage.memory_mib {
+        println!("memory of {what}: {mib:.0} MiB");
+    }
+    for (what, seconds) in &stage.cpu_seconds {
+        println!("CPU of {what}: {seconds:.1} s");
+    }
 }

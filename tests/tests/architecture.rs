@@ -19,6 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shoal-swarm", &["shoal-content"]),
     ("shoal-metadata", &["shoal-content"]),
     ("shoal-api", &["shoal-content"]),
+    // Stands in for a dependency of openraft's.
+    ("base2histogram", &[]),
     // Reads files and the environment; knows nothing of Shoal.
     ("shoal-settings", &[]),
     ("shoal-p2p", &["shoal-swarm", "shoal-content"]),

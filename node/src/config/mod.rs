@@ -472,6 +472,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads the `text` of a file alone.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let config: Self = SCHEMA.parse("the text", text)?;
+        config.check()?;
+        Ok(config)
+    }
+
     fn check(&self) -> Result<(), Error> {
         let value = |section, key, message: &str| {
             Err(Error::Value { section, key, message: message.to_owned() })

@@ -14,7 +14,7 @@ use crate::clock::wait_for;
 use crate::host::{Host, Network};
 use crate::process::{Process, binary, run, run_text};
 
-const API_PORT: u16 = 5000;
+pub(crate) const API_PORT: u16 = 5000;
 /// A debug build on two busy cores takes a while to open RocksDB and elect.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -89,6 +89,14 @@ impl Node {
         let path = self.folder.join("node.toml");
         let text = fs::read_to_string(&path)?;
         Ok(fs::write(&path, format!("{text}\n{sections}"))?)
+    }
+
+    /// Has `name` in the node's certificate.
+    pub fn answer_to(&self, name: &str) -> Result<()> {
+        let path = self.folder.join("node.toml");
+        let text = fs::read_to_string(&path)?;
+        let named = text.replacen("[http]\n", &format!("[http]\nnames = [{name:?}]\n"), 1);
+        Ok(fs::write(&path, named)?)
     }
 
     /// From its next start, the process has these variables.

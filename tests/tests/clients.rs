@@ -11,98 +11,15 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use shoal_tests::clock::wait_for;
 use shoal_tests::cluster::{Node, Operator, Storage};
-use shoal_tests::host::{Host, Network};
 use shoal_tests::process::{run, run_text};
 use shoal_tests::sample::{self, ContainerImage};
+use shoal_tests::scene::Scene;
 
 const LAYERS: usize = 3;
 const LAYER_BYTES: usize = 3 << 20;
 const MEMBER_DEADLINE: Duration = Duration::from_secs(60);
-
-/// A node, and where its clients keep what they need.
-struct Scene {
-    folder: PathBuf,
-    hub: Host,
-    node: Node,
-    password: String,
-    /// With the authority as `ca.crt`, as docker's tools want it.
-    certificates: PathBuf,
-    _network: Network,
-    _temporary: tempfile::TempDir,
-}
-
-impl Scene {
-    fn set() -> Result<Self> {
-        // podman names an image after the path of its layout, and such names have no capitals.
-        static SCENES: AtomicU32 = AtomicU32::new(0);
-        let number = SCENES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("shoal-clients-{}-{number}", std::process::id());
-        let temporary = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
-        let folder = temporary.path().to_owned();
-        let network = Network::create(0)?;
-        let hub = network.hub().clone();
-        let storage = Storage::Folder(folder.join("storage"));
-        let mut node =
-            Node::prepare(&hub, &folder.join("node-1"), "node-1", "10.77.0.1", &storage)?;
-        let password = node.init()?;
-        node.start()?;
-        let certificates = folder.join("certificates");
-        fs::create_dir_all(&certificates)?;
-        fs::copy(node.data_dir().join("ca.pem"), certificates.join("ca.crt"))?;
-        // Nobody's login but the one that each command is given.
-        fs::write(folder.join("auth.json"), "{}")?;
-        let (_network, _temporary) = (network, temporary);
-        Ok(Self { folder, hub, node, password, certificates, _network, _temporary })
-    }
-
-    fn image(&self, name: &str) -> String {
-        format!("{}/{name}", self.node.registry())
-    }
-
-    fn credentials(&self) -> String {
-        format!("admin:{}", self.password)
-    }
-
-    /// A tool of containers' own, with storage of this test's.
-    fn tool(&self, program: &str) -> Command {
-        let mut command = self.hub.command(program);
-        command.arg("--root").arg(self.folder.join("containers"));
-        command.arg("--runroot").arg(self.folder.join("run"));
-        command.args(["--storage-driver", "vfs"]);
-        command.env("REGISTRY_AUTH_FILE", self.folder.join("auth.json"));
-        command
-    }
-
-    /// Runs `VERB --creds … --cert-dir … ARGUMENTS`.
-    fn remote(&self, program: &str, verb: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = self.tool(program);
-        command.args([verb, "--creds", &self.credentials(), "--cert-dir"]);
-        command.arg(&self.certificates).args(arguments);
-        run_text(command)
-    }
-
-    fn skopeo(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.hub.command("skopeo");
-        command.arg("--insecure-policy").args(arguments);
-        run_text(command)
-    }
-
-    /// The manifest as the node has it.
-    fn manifest(&self, name: &str) -> Result<Value> {
-        let certificates = self.certificates.display().to_string();
-        let image = format!("docker://{}", self.image(name));
-        let text = self.skopeo(&[
-            "inspect",
-            "--raw",
-            "--creds",
-            &self.credentials(),
-            "--cert-dir",
-            &certificates,
-            &image,
-        ])?;
-        Ok(serde_json::from_str(&text)?)
-    }
-}
+/// Counts whom the Raft port has turned away.
+const STRANGERS: &str = "shoal_raft_strangers_refused_total";
 
 #[test]
 fn podman_buildah_and_skopeo_push_and_pull() -> Result<()> {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shoal_content::UploadId;
+use shoal_content::{Timestamp, UploadId};
 use shoal_metadata::{Command, DiskUploadState, Event, Refusal, Response, Upload, UploadPurpose};
 use shoal_raft::ProposeError;
 use tokio::sync::broadcast::error::RecvError;
@@ -54,16 +54,30 @@ impl Disks {
             if !self.inner.raft.status().is_leader {
                 continue;
             }
+            if let Err(error) = self.expire(clock::now()).await {
+                warn!(%error, "expired uploads could not be ended");
+            }
+        }
+    }
+
+    /// Ends all sessions that have expired by `now`, and deletes what they left.
+    ///
+    /// # Errors
+    /// Where the metadata did not take a command; sessions before it are ended.
+    pub async fn expire(&self, now: Timestamp) -> Result<usize, ProposeError> {
+        let mut ended = 0;
+        loop {
             let expire = Command::ExpireUploads { limit: EXPIRE_AT_ONCE };
-            match self.inner.raft.propose(clock::now(), expire).await {
-                Ok(Response::Expired(uploads)) => {
-                    for upload in &uploads {
-                        info!(upload = %upload.id, "upload session expired");
-                        self.delete_leftovers(upload).await;
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => warn!(%error, "expired uploads could not be ended"),
+            let Response::Expired(uploads) = self.inner.raft.propose(now, expire).await? else {
+                return Ok(ended);
+            };
+            for upload in &uploads {
+                info!(upload = %upload.id, "upload session expired");
+                self.delete_leftovers(upload).await;
+            }
+            ended += uploads.len();
+            if uploads.len() < EXPIRE_AT_ONCE as usize {
+                return Ok(ended);
             }
         }
     }

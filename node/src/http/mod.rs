@@ -18,5 +18,5 @@ mod server;
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;
 pub use drain::Drain;
-pub use listener::Listening;
+pub use listener::{InTheClear, Listening};
 pub use server::router;

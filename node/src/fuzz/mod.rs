@@ -10,6 +10,7 @@ mod backup;
 mod credentials;
 #[cfg(test)]
 mod driver;
+mod scopes;
 #[cfg(test)]
 mod seeds;
 
@@ -31,12 +32,13 @@ use crate::registry::fuzzed::{
 
 pub use backup::backup;
 pub use credentials::authorization;
+pub use scopes::{scopes, token_form};
 
 /// A function of bytes that must end well whatever they are.
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("names", names),
     ("route", route),
     ("ranges", ranges),
@@ -47,6 +49,8 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("recipe", recipe),
     ("trace_parent", trace_parent),
     ("authorization", authorization),
+    ("token_scope", scopes),
+    ("token_form", token_form),
     ("compatible_reference", compatible),
     ("pattern", pattern),
     ("backup", backup),

@@ -56,6 +56,16 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             vec![cutter.finish(object).encode_with_id().1]
         }
         "authorization" => authorizations(),
+        "token_scope" => texts(&[
+            "repository:team/app:pull,push",
+            "repository:team/app:* registry:catalog:*",
+            "repository:new/app:pull,push,delete\nrepository:team/other:pull",
+            "repository(plugin):localhost:5000/a/b:pull",
+        ]),
+        "token_form" => texts(&[
+            "grant_type=password&username=admin&password=a%20b%26&service=x&client_id=docker",
+            "scope=repository:a/b:pull,push&scope=registry:catalog:*&access_type=offline",
+        ]),
         "compatible_reference" => {
             texts(&["team/app/v1", "app/latest", &format!("team/app/sha256:{HEX}"), "search"])
         }

@@ -1,11 +1,12 @@
 //! Real clients that know a node by its name, as people do: they are asked for Bearer tokens, which
-//! they fetch with a login, for what they are about to do. docker and containerd check the
-//! certificate.
+//! they fetch with a login, for what they are about to do. docker, containerd, podman and skopeo
+//! check the certificate, and push for a person who has no rights yet, to projects that they make.
 
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use shoal_tests::cluster::Operator;
 use shoal_tests::docker::Docker;
 use shoal_tests::process::{run, run_text};
 use shoal_tests::sample::{self, ContainerImage};
@@ -13,6 +14,8 @@ use shoal_tests::scene::Scene;
 
 const LAYERS: usize = 3;
 const LAYER_BYTES: usize = 1 << 20;
+/// Somebody who is no administrator.
+const PERSON: &str = "carol";
 
 /// What a request without credentials is asked for.
 fn challenge(scene: &Scene, registry: &str) -> Result<String> {
@@ -22,6 +25,13 @@ fn challenge(scene: &Scene, registry: &str) -> Result<String> {
     let headers = run_text(curl)?.to_lowercase();
     let line = headers.lines().find_map(|line| line.strip_prefix("www-authenticate: "));
     Ok(line.context("no challenge")?.trim().to_owned())
+}
+
+/// Makes the person; gives the password.
+fn person(scene: &Scene) -> Result<String> {
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let made = operator.json(&["user", "create", PERSON])?;
+    Ok(made["password"].as_str().context("a password")?.to_owned())
 }
 
 #[test]
@@ -36,12 +46,14 @@ fn docker_and_containerd_log_in_push_and_pull_by_name() -> Result<()> {
     let image = sample::container(&scene.folder, 21, LAYERS, LAYER_BYTES)?;
     // Nobody is trusted without a certificate: shoal.test lies in a network that could be left out.
     let engine = Docker::start_trusting(&scene.hub, &scene.folder.join("docker"), &[])?;
-    docker(&scene, &engine, &image).with_context(|| engine.log_tail()).context("docker")?;
-    containerd(&scene, &engine, &image).with_context(|| engine.log_tail()).context("containerd")
+    let secret = person(&scene)?;
+    let log = || engine.log_tail();
+    docker(&scene, &engine, &image, &secret).with_context(log).context("docker")?;
+    containerd(&scene, &engine, &image, &secret).with_context(log).context("containerd")
 }
 
 /// The engine's classic store: layers lie unpacked, and are packed anew for each push.
-fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<()> {
+fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
     let driver = engine.docker(&["info", "--format", "{{.Driver}} {{.DriverStatus}}"])?;
     ensure!(driver.starts_with("vfs") && !driver.contains("snapshotter"), "{driver}");
     let name = scene.image("docker/app:v1");
@@ -52,11 +64,11 @@ fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<()> 
 
     ensure!(engine.docker(&["push", &name]).is_err(), "pushed without a login");
     let login = |password: &str| {
-        engine.docker(&["login", "--username", "admin", "--password", password, &scene.registry])
+        engine.docker(&["login", "--username", PERSON, "--password", password, &scene.registry])
     };
     let refused = login("wrong").err().context("a wrong password let in")?;
     ensure!(format!("{refused:#}").contains("unauthorized"), "{refused:#}");
-    login(&scene.password)?;
+    login(secret)?;
     engine.docker(&["push", "--quiet", &name])?;
     let layers = scene.manifest("docker/app:v1")?["layers"].as_array().map(Vec::len);
     ensure!(layers == Some(LAYERS), "{layers:?} layers arrived");
@@ -64,7 +76,7 @@ fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<()> 
     engine.docker(&["rmi", "--force", &name])?;
     engine.docker(&["logout", &scene.registry])?;
     ensure!(engine.docker(&["pull", &name]).is_err(), "a private image was pulled by a stranger");
-    login(&scene.password)?;
+    login(secret)?;
     engine.docker(&["pull", "--quiet", &name])?;
     let inspect = ["image", "inspect", "--format", "{{json .RootFS.Layers}}", name.as_str()];
     let pulled: Vec<String> = serde_json::from_str(&engine.docker(&inspect)?)?;
@@ -73,7 +85,7 @@ fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<()> 
 }
 
 /// At the node itself, by its name and by its address.
-fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<()> {
+fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
     let archive = scene.folder.join("layout.tar");
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(&image.layout).arg("-cf").arg(&archive).arg(".");
@@ -86,7 +98,7 @@ fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<
     let server = format!("[host.\"https://{}\"]\nca = {authority:?}\n", scene.registry);
     fs::write(host.join("hosts.toml"), server)?;
     let hosts = hosts.display().to_string();
-    let user = scene.credentials();
+    let user = format!("{PERSON}:{secret}");
 
     let ctr = |arguments: &[&str]| engine.ctr(&[&["-n", "test"], arguments].concat());
     let (by_name, by_address) =
@@ -110,5 +122,51 @@ fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage) -> Result<
         }
         ctr(&["images", "remove", "--sync", &name])?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_person_pushes_a_new_project_by_name_and_nobody_else_pulls_it() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let person = format!("{PERSON}:{}", person(&scene)?);
+    let image = sample::container(&scene.folder, 22, LAYERS, LAYER_BYTES)?;
+    let source = format!("oci:{}:latest", image.layout.display());
+
+    let mut pull = scene.tool("podman");
+    pull.args(["pull", "--quiet", &source]);
+    let id = run_text(pull)?;
+    let name = scene.image("by-podman/app:v1");
+    scene.remote_as(&person, "podman", "push", &["--quiet", &id, &name]).context("podman")?;
+    let mut remove = scene.tool("podman");
+    remove.args(["rmi", "--force", &id]);
+    run(remove)?;
+    let pulled = scene.remote_as(&person, "podman", "pull", &["--quiet", &name])?;
+    ensure!(pulled == id, "{pulled} came back, not {id}");
+
+    // skopeo trusts what the system trusts.
+    let authority = scene.certificates.join("ca.crt");
+    let skopeo = |arguments: &[&str]| {
+        let mut command = scene.hub.command("skopeo");
+        command.args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"]);
+        command.args(arguments).env("SSL_CERT_FILE", &authority);
+        command.env("REGISTRY_AUTH_FILE", scene.folder.join("auth.json"));
+        run_text(command)
+    };
+    let place = format!("docker://{}", scene.image("by-skopeo/app:v1"));
+    let target = scene.folder.join("pulled");
+    let directory = format!("dir:{}", target.display());
+    skopeo(&["--dest-creds", &person, &source, &place]).context("skopeo")?;
+    // A private project of this person's.
+    ensure!(skopeo(&[&place, &directory]).is_err(), "a stranger pulled it");
+    skopeo(&["--src-creds", &person, &place, &directory])?;
+    for digest in &image.layer_digests {
+        let encoded = digest.strip_prefix("sha256:").context("a sha256 digest")?;
+        let mut sum = Command::new("sha256sum");
+        sum.arg(target.join(encoded));
+        ensure!(run_text(sum)?.starts_with(encoded), "layer {digest} came damaged");
+    }
+    let into = format!("docker://{}", scene.image("by-podman/second:v1"));
+    skopeo(&["--src-creds", &person, "--dest-creds", &person, &place, &into])
+        .context("mounting from one project to another")?;
     Ok(())
 }

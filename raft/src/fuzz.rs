@@ -125,17 +125,13 @@ pub fn messages() -> Vec<Vec<u8>> {
         Entry::new(id(6), EntryPayload::Normal(proposal.clone())),
     ];
     let vote = Vote::new(3, 1);
-    let append = AppendRequest {
-        vote: vote.clone(),
-        prev_log_id: Some(id(4)),
-        entries,
-        leader_commit: Some(id(4)),
-    };
+    let append =
+        AppendRequest { vote, prev_log_id: Some(id(4)), entries, leader_commit: Some(id(4)) };
     let file = OfferedFile { name: "000012.sst".into(), length: 9, blake3: [7; 32] };
-    let offer = Offer { vote: vote.clone(), meta: SnapshotMeta::default(), files: vec![file] };
+    let offer = Offer { vote, meta: SnapshotMeta::default(), files: vec![file] };
     let proposed: Proposed = Ok(Ok(Response::Done));
     let failed: Proposed = Err(Failure::NotLeader { leader: Some("10.0.0.1:5001".into()) });
-    let installed: Installed = Ok(SnapshotResponse { vote: vote.clone() });
+    let installed: Installed = Ok(SnapshotResponse { vote });
     vec![
         message(Kind::Append as u8, &append),
         message(Kind::Vote as u8, &VoteRequest::<TypeConfig>::new(vote, Some(id(4)))),

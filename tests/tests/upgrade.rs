@@ -24,6 +24,8 @@ const CLIENTS: u64 = 2;
 /// Pushed and pulled at each step of the upgrade at least, by all clients.
 const IMAGES_PER_STEP_MIN: usize = 6;
 const STEP_DEADLINE: Duration = Duration::from_secs(90);
+/// Between two images of a client: the nodes are to be restarted under load, not worn out.
+const PAUSE: Duration = Duration::from_millis(50);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -52,7 +54,7 @@ impl Load {
             std::thread::spawn(move || {
                 host.enter()?;
                 // One of each kind.
-                let registry = Registry::new(&authority, &nodes, &password, number % 2 == 0)?;
+                let registry = Registry::new(&authority, &nodes, &password, number == 0)?;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 for image in 0.. {
                     if stop.load(Ordering::Relaxed) {
@@ -60,6 +62,7 @@ impl Load {
                     }
                     let made = runtime.block_on(push_and_pull(&registry, number, image))?;
                     pushed.lock().push(made);
+                    std::thread::park_timeout(PAUSE);
                 }
                 Ok(())
             })
@@ -240,7 +243,7 @@ fn everything_is_everywhere(
         host.enter()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         for node in &nodes {
-            let registry = Registry::new(&authority, &[node.clone()], &password, true)?;
+            let registry = Registry::new(&authority, std::slice::from_ref(node), &password, true)?;
             for Pushed { tag, manifest, layer } in &pushed {
                 let (repository, tag) = tag.rsplit_once(':').context("a tag")?;
                 let found = |path: String| {

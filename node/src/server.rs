@@ -268,7 +268,9 @@ async fn start_raft(
             _ => None,
         }),
     };
-    let config = shoal_raft::Config::new(member.id(), home.raft_folder());
+    let command_version = config.program.command_version();
+    let raft = shoal_raft::Config::new(member.id(), home.raft_folder());
+    let config = shoal_raft::Config { command_version, ..raft };
     Ok(Raft::start(config, transport, registry).await?)
 }
 

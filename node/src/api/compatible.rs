@@ -35,7 +35,7 @@ pub async fn search(
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.
-fn reference(path: &str) -> Result<ImageReference, Problem> {
+pub fn reference(path: &str) -> Result<ImageReference, Problem> {
     let unknown = || missing("image_not_found", format!("there is no image {path}"));
     let (name, last) = path.rsplit_once('/').ok_or_else(unknown)?;
     let separator = if last.contains(':') { '@' } else { ':' };

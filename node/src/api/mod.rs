@@ -38,6 +38,7 @@ use axum::routing::{delete, get, post, put};
 
 use crate::state::App;
 
+pub(crate) use compatible::reference as compatible_reference;
 pub(crate) use download::check_range as check_download_range;
 pub use services::{Services, Upkeep};
 

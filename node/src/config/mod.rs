@@ -6,6 +6,7 @@
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
 mod guard;
+mod program;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use shoal_settings::Schema;
 use crate::http::cors;
 
 pub use guard::{Audit, Lockout, Rates};
+pub use program::Program;
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -81,7 +83,7 @@ const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/node.toml",
     prefix: "SHOAL_NODE_",
     sections: SETTINGS,
-    other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN"],
+    other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN", program::VARIABLE],
 };
 
 /// The whole of it; `shoal-node config` prints it as it is in force.
@@ -107,6 +109,9 @@ pub struct Config {
     pub metrics: Metrics,
     pub traces: Traces,
     pub log: Log,
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub program: Program,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -467,7 +472,26 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[(String, String)],
     ) -> Result<Self, Error> {
-        let config: Self = SCHEMA.load(file, environment, overrides)?;
+        let environment: Vec<_> = environment.into_iter().collect();
+        let stands_for = environment.iter().find(|(name, _)| name == program::VARIABLE);
+        let program = match stands_for {
+            None => Program::default(),
+            Some((_, text)) => Program::earlier(text).ok_or_else(|| Error::Syntax {
+                origin: program::VARIABLE.into(),
+                message: format!("there was no program {text}"),
+            })?,
+        };
+        let config = Self { program, ..SCHEMA.load(file, environment, overrides)? };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads the `text` of a file alone.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let config: Self = SCHEMA.parse("the text", text)?;
         config.check()?;
         Ok(config)
     }

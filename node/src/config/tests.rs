@@ -83,3 +83,18 @@ fn acme_needs_consent_and_no_second_certificate() {
         assert!(matches!(load(&refused), Err(Error::Value { section: "acme", .. })), "{refused}");
     }
 }
+
+#[test]
+fn a_program_stands_for_an_earlier_one_and_for_no_other() {
+    let stands_for = |text: &str| {
+        let variable = ("SHOAL_NODE_STANDS_FOR".to_owned(), text.to_owned());
+        Config::load(Some(Path::new("/dev/null")), [variable], &[])
+    };
+    let known = |config: Config| config.program.command_version();
+    assert_eq!(known(stands_for("1").unwrap()), 1);
+    assert_eq!(known(load("").unwrap()), shoal_metadata::COMMAND_VERSION);
+    for none in ["0", "255", "", "newest"] {
+        let error = stands_for(none).unwrap_err().to_string();
+        assert!(error.contains("SHOAL_NODE_STANDS_FOR"), "{error}");
+    }
+}

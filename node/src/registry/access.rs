@@ -11,7 +11,7 @@ use super::route::Route;
 use crate::http::auth::{Asker, Granted};
 
 /// Repositories and words of one token request.
-const SCOPES_MAX: usize = 64;
+pub const SCOPES_MAX: usize = 64;
 
 /// What is answered to somebody who is not let in.
 pub enum Refused {

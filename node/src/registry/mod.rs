@@ -38,6 +38,7 @@ pub use uploads::SESSION_TTL_MS;
 
 /// The parsers, for `fuzz`.
 pub(crate) mod fuzzed {
+    pub use super::access::{SCOPES_MAX, grant};
     pub use super::checkpoint::decode as decode_checkpoint;
     #[cfg(test)]
     pub use super::checkpoint::encode as encode_checkpoint;
@@ -46,6 +47,7 @@ pub(crate) mod fuzzed {
     pub use super::range::{Wanted, content_range, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};
+    pub use super::token::form;
 }
 
 use crate::http::auth::{Asker, Audience, Principal, authenticate, client};

@@ -129,7 +129,7 @@ fn values<'a>(pairs: &'a [(String, String)], name: &'a str) -> impl Iterator<Ite
 }
 
 /// The fields of a request's form.
-async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
+pub async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
     let form = to_bytes(body, FORM_BYTES_MAX).await.map_err(|_| {
         RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the form is too long")
     })?;

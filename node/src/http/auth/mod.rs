@@ -5,6 +5,7 @@
 //! secret is known by its hash alone.
 //! Non-goal: what the one who asks may do; see `permit`.
 
+mod given;
 mod lockout;
 mod password;
 mod token;
@@ -16,8 +17,6 @@ use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::{Extensions, StatusCode, header, request};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use shoal_content::{NodeId, PeerId};
 use shoal_metadata::{
     Action, PersonalToken, Query, Read, Robot, RobotName, Scope, UserRole, What, Who,
@@ -30,6 +29,7 @@ use super::permit::permit;
 use super::problem::Problem;
 use super::rates::Asking;
 use crate::state::App;
+use given::Given;
 use password::{Attempt, Checked};
 
 pub use lockout::Lockout;
@@ -37,10 +37,14 @@ pub use password::{Accounts, hash_password};
 pub use token::{Audience, Granted, TOKEN_TTL, issue_token};
 pub use uses::TokenUses;
 
+/// The parsers, for `fuzz`.
+pub(crate) mod fuzzed {
+    pub use super::given::Given;
+    pub use super::token::holds;
+}
+
 /// When somebody may come again who found too many waiting.
 const CROWDED_RETRY: Duration = Duration::from_secs(1);
-/// Longer credentials are refused unread, in bytes.
-const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
 /// What a personal token begins with.
 pub const PERSONAL_TOKEN_PREFIX: &str = "pat_v1_";
 
@@ -281,44 +285,43 @@ async fn credentials(
         barred(app, app.lockout.check_address(view.query(), from))?;
         return Ok((None, None));
     };
-    let text = value.to_str().unwrap_or_default();
-    if text.len() > CREDENTIALS_BYTES_MAX {
-        return Err(Problem::unauthorized());
+    let given = Given::parse(value.to_str().unwrap_or_default());
+    match given.ok_or_else(Problem::unauthorized)? {
+        Given::Basic { name, password } => {
+            let principal = check_password(app, view, from, &name, password).await?;
+            Ok((Some(principal), None))
+        }
+        Given::Bearer(token) => bearer_token(app, view, from, token, audience),
     }
-    let (scheme, rest) = text.split_once(' ').ok_or_else(Problem::unauthorized)?;
-    if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = BASE64.decode(rest.trim()).map_err(|_| Problem::unauthorized())?;
-        let decoded =
-            Zeroizing::new(String::from_utf8(decoded).map_err(|_| Problem::unauthorized())?);
-        let (name, password) = decoded.split_once(':').ok_or_else(Problem::unauthorized)?;
-        let password = Zeroizing::new(password.to_owned());
-        let principal = check_password(app, view, client(parts), name, password).await?;
-        Ok((Some(principal), None))
-    } else if scheme.eq_ignore_ascii_case("bearer") {
-        let token = rest.trim();
-        // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
-        // host must not cut the host off.
-        if token::is_machines(token) {
-            return token::check(app, view, token, audience);
-        }
-        barred(app, app.lockout.check_address(view.query(), from))?;
-        let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
-            let principal = personal(app, view.query(), token)?;
-            principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized)
-        } else {
-            token::check(app, view, token, audience)
-        };
-        // One that was good until now is no guess.
-        if let Err(problem) = &known
-            && problem.status == StatusCode::UNAUTHORIZED
-            && problem.code != token::EXPIRED
-        {
-            wrong_token(app, from);
-        }
-        known
+}
+
+fn bearer_token(
+    app: &App,
+    view: &View,
+    from: Option<IpAddr>,
+    token: &str,
+    audience: Audience,
+) -> Result<Known, Problem> {
+    // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
+    // host must not cut the host off.
+    if token::is_machines(token) {
+        return token::check(app, view, token, audience);
+    }
+    barred(app, app.lockout.check_address(view.query(), from))?;
+    let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
+        let principal = personal(app, view.query(), token)?;
+        principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized)
     } else {
-        Err(Problem::unauthorized())
+        token::check(app, view, token, audience)
+    };
+    // One that was good until now is no guess.
+    if let Err(problem) = &known
+        && problem.status == StatusCode::UNAUTHORIZED
+        && problem.code != token::EXPIRED
+    {
+        wrong_token(app, from);
     }
+    known
 }
 
 impl FromRequestParts<App> for Asker {

@@ -182,9 +182,27 @@ fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>,
 
 /// Checks signature, audience and time.
 fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<Claims, Problem> {
-    let mut validation = Validation::new(Algorithm::EdDSA);
     // A session is good for the registry, too.
-    validation.set_audience(&[Audience::Api.name(app), audience.name(app)]);
+    let audiences = [Audience::Api.name(app), audience.name(app)];
+    verified(token, signer, &audiences, app.now().as_millis() / 1000)
+}
+
+/// Whether `token` is one that `signer` signed for `audience` and that holds now, by its own words.
+pub fn holds(token: &str, signer: PeerId, audience: &str, now: u64) -> bool {
+    is_machines(token);
+    let signed = verified(token, signer, &[audience.to_owned()], now).is_ok();
+    // What its header says of the algorithm is looked at besides.
+    signed && jsonwebtoken::decode_header(token).is_ok_and(|it| it.alg == Algorithm::EdDSA)
+}
+
+fn verified(
+    token: &str,
+    signer: PeerId,
+    audiences: &[String],
+    now: u64,
+) -> Result<Claims, Problem> {
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(audiences);
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
     validation.leeway = CLOCK_SKEW_MAX.as_secs();
     let key = DecodingKey::from_ed_der(signer.as_public_key());
@@ -194,7 +212,6 @@ fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<
         _ => Problem::unauthorized(),
     })?;
     let claims = claims.claims;
-    let now = app.now().as_millis() / 1000;
     if claims.iat > now + CLOCK_SKEW_MAX.as_secs() {
         return Err(Problem::unauthorized());
     }

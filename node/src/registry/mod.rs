@@ -21,11 +21,9 @@ mod uploads;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use axum::Router;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
 use shoal_content::{Digest, RepositoryName};
 use shoal_metadata::{Image, Who};
 use shoal_raft::View;
@@ -49,6 +47,7 @@ pub(crate) mod fuzzed {
 use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
 use crate::http::noted;
 use crate::http::problem::Problem;
+use crate::http::routes::Routes;
 use crate::state::App;
 use route::Route;
 
@@ -78,11 +77,12 @@ struct Asked {
     pairs: Vec<(String, String)>,
 }
 
-pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v2", any(dispatch))
-        .route("/v2/", any(dispatch))
-        .route("/v2/{*path}", any(dispatch))
+pub fn router() -> Routes {
+    Routes::new().dispatched("/v2", dispatch, []).dispatched("/v2/", dispatch, []).dispatched(
+        "/v2/{*path}",
+        dispatch,
+        route::ENDPOINTS.iter().cloned(),
+    )
 }
 
 async fn dispatch(
@@ -127,6 +127,9 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
             access::Refused::Challenge => token::challenge(&parts, Some(&route)),
             access::Refused::Answer(error) => error,
         });
+    }
+    if !route.takes(&parts.method) {
+        return Err(RegistryError::unsupported());
     }
     let Asker { principal, view, .. } = asker;
     // A snapshot must not outlive a long upload.

@@ -15,6 +15,7 @@ mod hostile;
 mod limits;
 mod lockout;
 mod logs;
+mod matrix;
 mod members;
 mod metrics;
 mod node;

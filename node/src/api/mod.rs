@@ -32,11 +32,9 @@ mod tokens;
 mod uploads;
 mod users;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
 
-use crate::state::App;
+use crate::http::routes::{Routes, delete, get, post, put};
 
 pub(crate) use compatible::reference as compatible_reference;
 pub(crate) use download::check_range as check_download_range;
@@ -46,13 +44,13 @@ pub use services::{Services, Upkeep};
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// All routes of `/api/v1`, with their full paths.
-pub fn router() -> Router<App> {
+pub fn router() -> Routes {
     let uploads = "/api/v1/images/{image}/versions/upload";
     // Parts have their own bound, in memory and length.
-    let parts = Router::new()
+    let parts = Routes::new()
         .route(&format!("{uploads}/{{upload}}/chunks/{{part}}"), put(uploads::put_part))
-        .layer(DefaultBodyLimit::disable());
-    Router::new()
+        .body_limit(DefaultBodyLimit::disable());
+    Routes::new()
         .route("/api/v1/auth/login", post(session::login))
         .route("/api/v1/auth/me", get(session::me))
         .route("/api/v1/images", get(images::list).post(images::create))
@@ -104,14 +102,14 @@ pub fn router() -> Router<App> {
         .route("/api/v1/storage/verify", post(storage::verify))
         .route("/api/v1/backup", get(backup::metadata))
         .route("/api/v1/backup/objects/{*key}", get(backup::object))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .body_limit(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
 }
 
 /// Accounts, their own tokens, and organizations.
-fn people() -> Router<App> {
+fn people() -> Routes {
     let organization = "/api/v1/organizations/{organization}";
-    Router::new()
+    Routes::new()
         .route("/api/v1/users", get(users::list).post(users::create))
         .route("/api/v1/users/{user}", get(users::show).patch(users::update).delete(users::remove))
         .route("/api/v1/user/password", put(users::change_password))
@@ -136,9 +134,9 @@ fn people() -> Router<App> {
 }
 
 /// Projects, and who may do what in them and with single images.
-fn projects() -> Router<App> {
+fn projects() -> Routes {
     let project = "/api/v1/projects/{project}";
-    Router::new()
+    Routes::new()
         .route("/api/v1/projects", get(projects::list).post(projects::create))
         .route(project, get(projects::show).put(projects::update).delete(projects::remove))
         .route(&format!("{project}/members"), get(members::of_project))

@@ -21,12 +21,10 @@ mod uploads;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
 use percent_encoding::percent_decode_str;
 use shoal_content::{Digest, RepositoryName};
 use shoal_metadata::{Image, Who};
@@ -53,6 +51,7 @@ pub(crate) mod fuzzed {
 use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
 use crate::http::noted;
 use crate::http::problem::Problem;
+use crate::http::routes::Routes;
 use crate::state::App;
 use route::Route;
 
@@ -83,11 +82,12 @@ struct Asked {
     pairs: Pairs,
 }
 
-pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v2", any(dispatch))
-        .route("/v2/", any(dispatch))
-        .route("/v2/{*path}", any(dispatch))
+pub fn router() -> Routes {
+    Routes::new().dispatched("/v2", dispatch, []).dispatched("/v2/", dispatch, []).dispatched(
+        "/v2/{*path}",
+        dispatch,
+        route::ENDPOINTS.iter().cloned(),
+    )
 }
 
 async fn dispatch(State(app): State<App>, request: Request) -> Response {
@@ -141,6 +141,9 @@ async fn handle(
         }
         Err(access::Refused::Answer(error)) => return Err(error),
     };
+    if !route.takes(&parts.method) {
+        return Err(RegistryError::unsupported());
+    }
     let pairs = pairs.map_err(query_invalid)?;
     let Asker { principal, view, .. } = asker;
     // A snapshot must not outlive a long upload.

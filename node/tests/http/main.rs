@@ -16,6 +16,7 @@ mod hostile;
 mod limits;
 mod lockout;
 mod logs;
+mod matrix;
 mod members;
 mod metrics;
 mod node;

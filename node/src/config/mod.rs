@@ -6,6 +6,7 @@
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
 mod guard;
+mod images;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use shoal_settings::Schema;
 use crate::http::cors;
 
 pub use guard::{Audit, Lockout, Rates};
+pub use images::{Images, Import};
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -53,6 +55,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("disks", &["keep_free_space"]),
+    ("images", &["deleted_keep_days"]),
+    ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
@@ -98,6 +102,8 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub disks: Disks,
+    pub images: Images,
+    pub import: Import,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
@@ -487,6 +493,9 @@ impl Config {
         }
         if let Some(message) = self.lockout.mistake() {
             return value("lockout", "account_failures", &message);
+        }
+        if let Some((key, message)) = self.import.mistake() {
+            return value("import", key, message);
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);

@@ -180,7 +180,10 @@ fn projects() -> Router<App> {
         )
         .route(&format!("{project}/retention/dry-run"), post(policy::dry_run))
         .route(&format!("{project}/retention/run"), post(policy::run))
-        .route("/api/v1/images/{image}/permissions", get(members::of_image))
+        .route(
+            "/api/v1/images/{image}/permissions",
+            get(members::of_image).post(members::grant_in_image),
+        )
         .route(
             "/api/v1/images/{image}/permissions/{*grantee}",
             put(members::put_in_image).delete(members::remove_from_image),

@@ -5,12 +5,14 @@
 mod acme;
 mod audit;
 mod backup;
+mod catalog;
 mod certificate;
 mod cluster;
 mod collection;
 mod compatible;
 mod disks;
 mod drain;
+mod examples;
 mod hostile;
 mod limits;
 mod lockout;

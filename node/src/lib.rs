@@ -23,6 +23,7 @@ pub mod needed;
 pub mod origin;
 pub mod pulls;
 pub mod registry;
+pub mod remote;
 pub mod restore;
 pub mod retention;
 pub mod scrub;

@@ -32,6 +32,7 @@ use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::pulls::Pulls;
 use crate::registry::Intake;
+use crate::remote::Remote;
 use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
@@ -145,6 +146,7 @@ impl Server {
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
+        services.disks.import_from(Remote::new(config.import.clone())?);
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;

@@ -17,6 +17,7 @@ mod deployments;
 mod download;
 mod host;
 mod images;
+mod imports;
 mod input;
 mod instances;
 mod listing;
@@ -121,6 +122,7 @@ fn catalog() -> Router<App> {
         .route(&format!("{image}/star"), put(stars::put).delete(stars::remove))
         .route("/api/v1/user/stars", get(stars::list))
         .route(&format!("{image}/versions"), get(versions::list))
+        .route(&format!("{image}/versions/import"), post(imports::create))
         .route(version, get(versions::show).put(versions::update).delete(versions::delete))
         .route(
             &format!("{version}/deprecate"),

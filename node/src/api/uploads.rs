@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
-use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, Timestamp, UploadId};
+use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
 use shoal_formats::Format;
 use shoal_metadata::{
     Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
@@ -122,15 +122,7 @@ pub async fn init(
     existing(&caller, image, Action::Push)?;
     let owner = caller.account()?;
     drop(caller);
-    check_number(&request.version)?;
-    if request.tags.len() > TAGS_MAX {
-        let text = format!("at most {TAGS_MAX} tags at once");
-        return Err(Problem::bad_request("too_many_tags", text));
-    }
-    if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
-        let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
-        return Err(Problem::bad_request("size_invalid", text));
-    }
+    check_names(&request.version, &request.tags)?;
     let manifest = request.manifest.unwrap_or_default();
     let format = request.format.or(manifest.format).filter(|text| !text.is_empty());
     let format: Option<Format> = format.as_deref().map(str::parse).transpose()?;
@@ -140,35 +132,25 @@ pub async fn init(
         layers: layers(manifest.layers, request.total_size_bytes)?,
         import: None,
     };
-    let wished = request.chunk_size_bytes.unwrap_or(PART_BYTES_DEFAULT);
-    // Few enough parts, whatever was wished.
-    let least = request.total_size_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
-    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_WISHED_MAX).max(least);
-    let upload = Upload {
-        id: UploadId::from_uuid(Uuid::now_v7()),
+    let order = Order {
+        image,
         owner,
-        created_at: now(),
-        expires_at: expiry(),
-        purpose: UploadPurpose::Disk {
-            image,
-            number: request.version.clone(),
-            tags: request.tags,
-            total_bytes: request.total_size_bytes,
-            part_bytes,
-            format: format.map(|format| format.to_string()),
-            parts: Default::default(),
-            state: DiskUploadState::Receiving,
-        },
+        number: request.version,
+        tags: request.tags,
+        total_bytes: request.total_size_bytes,
+        wished_bytes: request.chunk_size_bytes,
+        format,
     };
-    let (id, expires_at) = (upload.id, upload.expires_at);
-    begin(&app, upload, note, &request.version).await?;
-    let started = UploadStarted {
-        upload_id: id,
-        total_chunks: total_parts(request.total_size_bytes, part_bytes),
+    let upload = begin(&app, order, note).await?;
+    let UploadPurpose::Disk { total_bytes, part_bytes, .. } = upload.purpose else {
+        return Err(unavailable("the session is none of a disk"));
+    };
+    Ok(Json(UploadStarted {
+        upload_id: upload.id,
+        total_chunks: total_parts(total_bytes, part_bytes),
         chunk_size: part_bytes,
-        expires_at: rfc3339(expires_at),
-    };
-    Ok(Json(started))
+        expires_at: rfc3339(upload.expires_at),
+    }))
 }
 
 pub(super) fn build_info(info: Option<serde_json::Map<String, serde_json::Value>>) -> String {
@@ -190,25 +172,66 @@ fn layers(layers: Vec<Layer>, total_bytes: u64) -> Result<Vec<(Digest, u64)>, Pr
     Ok(layers.into_iter().map(|layer| (layer.digest, layer.size)).collect())
 }
 
-/// Begins a session for a version of that number.
-pub(super) async fn begin(
-    app: &App,
-    upload: Upload,
-    note: UploadNote,
-    number: &str,
-) -> Result<(), Problem> {
+/// A version that is to come.
+pub(super) struct Order {
+    pub image: ImageId,
+    pub owner: String,
+    pub number: String,
+    pub tags: Vec<TagName>,
+    pub total_bytes: u64,
+    /// The length of a part that the client would like.
+    pub wished_bytes: Option<u64>,
+    pub format: Option<Format>,
+}
+
+pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<Upload, Problem> {
+    let Order { image, owner, number, tags, total_bytes, wished_bytes, format } = order;
+    if total_bytes == 0 || total_bytes > TOTAL_BYTES_MAX {
+        let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
+        return Err(Problem::bad_request("size_invalid", text));
+    }
+    let wished = wished_bytes.unwrap_or(PART_BYTES_DEFAULT);
+    // Few enough parts, whatever was wished.
+    let least = total_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
+    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_WISHED_MAX).max(least);
+    let upload = Upload {
+        id: UploadId::from_uuid(Uuid::now_v7()),
+        owner,
+        created_at: now(),
+        expires_at: expiry(),
+        purpose: UploadPurpose::Disk {
+            image,
+            number: number.clone(),
+            tags,
+            total_bytes,
+            part_bytes,
+            format: format.map(|format| format.to_string()),
+            parts: Default::default(),
+            state: DiskUploadState::Receiving,
+        },
+    };
     // Nodes of an earlier version know the shorter command only.
     let begin = match note == UploadNote::default() {
-        true => Command::BeginUpload(upload),
-        false => Command::BeginDescribedUpload { upload, note },
+        true => Command::BeginUpload(upload.clone()),
+        false => Command::BeginDescribedUpload { upload: upload.clone(), note },
     };
-    app.propose(begin).await.map(drop).map_err(|error| match error {
+    app.propose(begin).await.map_err(|error| match error {
         ProposeError::Refused(Refusal::Exists(_)) => conflict(
             "version_exists",
             format!("the image has a version {number} already; choose another number"),
         ),
         error => error.into(),
-    })
+    })?;
+    Ok(upload)
+}
+
+pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem> {
+    check_number(number)?;
+    if tags.len() > TAGS_MAX {
+        let text = format!("at most {TAGS_MAX} tags at once");
+        return Err(Problem::bad_request("too_many_tags", text));
+    }
+    Ok(())
 }
 
 /// A version number is a tag's text, so that it can stand wherever a tag can.
@@ -339,6 +362,18 @@ pub async fn status(
     Ok(Json(state_of(&app, id, session)?))
 }
 
+/// Of a session that the asker has just begun.
+pub(super) async fn status_of(
+    app: &App,
+    image: ImageId,
+    id: UploadId,
+) -> Result<UploadStatus, Problem> {
+    let view = app.view().await?;
+    let session = session_of(&view, image, id)?;
+    drop(view);
+    state_of(app, id, session)
+}
+
 fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, Problem> {
     let mut status = UploadStatus {
         upload_id: id,
@@ -358,7 +393,9 @@ fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, P
         expires_at: rfc3339(session.row.expires_at),
     };
     let note = app.raft.local().query().upload_note(id)?;
-    status.import_url = note.and_then(|note| note.import).map(|import| import.url);
+    // What follows the question mark is often a secret.
+    let url = note.and_then(|note| note.import).map(|import| import.url);
+    status.import_url = url.map(|url| url.split('?').next().unwrap_or_default().to_owned());
     match session.state {
         DiskUploadState::Receiving => {}
         DiskUploadState::Ingesting { .. } => {

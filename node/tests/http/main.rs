@@ -14,6 +14,7 @@ mod disks;
 mod drain;
 mod examples;
 mod hostile;
+mod imports;
 mod limits;
 mod lockout;
 mod logs;

@@ -46,6 +46,25 @@ pub struct Version {
     pub pulled_at: Option<String>,
 }
 
+/// `POST /api/v1/images/{id}/versions`: another version of content that is there, under a number of
+/// its own. What it is made of is not stored again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVersion {
+    pub version: String,
+    /// Of the version that it is made of; or
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_digest: Option<Digest>,
+    /// that one's number, id or tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default)]
+    pub tags: Vec<TagName>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub changelog: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
 /// That a version should be used no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deprecation {

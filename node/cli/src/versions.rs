@@ -3,7 +3,8 @@
 use comfy_table::Cell;
 use reqwest::Method;
 use shoal_api::{
-    DeprecateVersion, Image, MoveTag, Page, Rollback, Tag, UpdateVersion, Version, VersionDetail,
+    CreateVersion, DeprecateVersion, Image, MoveTag, Page, Rollback, Tag, UpdateVersion, Version,
+    VersionDetail,
 };
 use shoal_content::{ImageReference, InstanceName, TagName};
 
@@ -24,6 +25,20 @@ pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) ->
             let path = path(&existing(client, name).await?, version);
             let detail: VersionDetail = client.get(path).await?;
             screen.show(&detail, || sentence(&detail))
+        }
+        ImageCommand::Promote { name, version, number, changelog } => {
+            let image = existing(client, name).await?;
+            let request = CreateVersion {
+                version: number.clone(),
+                manifest_digest: None,
+                from: Some(version.clone()),
+                tags: Vec::new(),
+                changelog: changelog.clone(),
+                build_info: None,
+            };
+            let path = format!("api/v1/images/{}/versions", image.id);
+            let made: VersionDetail = client.call(Method::POST, path, &request).await?;
+            screen.show(&made, || format!("{name} {number} is what {version} is."))
         }
         ImageCommand::Changelog { name, version, text } => {
             let path = path(&existing(client, name).await?, version);

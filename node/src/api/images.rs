@@ -303,26 +303,30 @@ pub(super) fn existing(
     action: Action,
 ) -> Result<metadata::Image, Problem> {
     let image = caller.view.query().live_image(id)?.ok_or_else(|| no_image(id))?;
-    permitted(caller, image, action)
+    let name = image.name.clone();
+    permitted(caller, image, action, What::Repository(&name))
 }
 
-/// An image that was deleted and that the caller may restore.
+/// An image that was deleted and that the caller may restore: by its right in the project, since the
+/// name may be another image's by now, with other grants.
 fn deleted(caller: &Caller, id: ImageId) -> Result<metadata::Image, Problem> {
     let query = caller.view.query();
     let image = query.image(id)?.ok_or_else(|| no_image(id))?;
     if query.deletion(&image)?.is_none() {
         return Err(no_image(id));
     }
-    permitted(caller, image, Action::Delete)
+    let project = image.name.project();
+    permitted(caller, image, Action::Delete, What::Project(&project))
 }
 
 fn permitted(
     caller: &Caller,
     image: metadata::Image,
     action: Action,
+    what: What<'_>,
 ) -> Result<metadata::Image, Problem> {
     noted::note_image(image.id, image.name.as_str());
-    match caller.permit(action, What::Repository(&image.name)) {
+    match caller.permit(action, what) {
         // In the words for an id that there is not: the name is not to be learnt either.
         Err(problem) if problem.status == StatusCode::NOT_FOUND => Err(no_image(image.id)),
         Err(problem) => Err(problem),

@@ -289,7 +289,8 @@ fn deleted(caller: &Caller, filter: &Filter) -> Result<Vec<metadata::Image>, Pro
         seen += rows.len();
         after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
         for (image, _) in rows {
-            let may = || caller.permit(Action::Delete, What::Repository(&image.name)).is_ok();
+            let project = image.name.project();
+            let may = || caller.permit(Action::Delete, What::Project(&project)).is_ok();
             if filter.takes_row(&image) && may() && filter.takes_rest(query, &image)? {
                 found.push(image);
             }

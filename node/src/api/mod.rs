@@ -121,7 +121,7 @@ fn catalog() -> Router<App> {
         .route(&format!("{image}/restore"), post(images::restore))
         .route(&format!("{image}/star"), put(stars::put).delete(stars::remove))
         .route("/api/v1/user/stars", get(stars::list))
-        .route(&format!("{image}/versions"), get(versions::list))
+        .route(&format!("{image}/versions"), get(versions::list).post(versions::create))
         .route(&format!("{image}/versions/import"), post(imports::create))
         .route(version, get(versions::show).put(versions::update).delete(versions::delete))
         .route(

@@ -216,13 +216,15 @@ pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<U
         false => Command::BeginDescribedUpload { upload: upload.clone(), note },
     };
     app.propose(begin).await.map_err(|error| match error {
-        ProposeError::Refused(Refusal::Exists(_)) => conflict(
-            "version_exists",
-            format!("the image has a version {number} already; choose another number"),
-        ),
+        ProposeError::Refused(Refusal::Exists(_)) => number_taken(&number),
         error => error.into(),
     })?;
     Ok(upload)
+}
+
+pub(super) fn number_taken(number: &str) -> Problem {
+    let text = format!("the image has a version {number} already; choose another number");
+    conflict("version_exists", text)
 }
 
 pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem> {

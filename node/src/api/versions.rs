@@ -1,19 +1,27 @@
-//! Versions of an image: listed, shown, described, deprecated, removed.
+//! Versions of an image: listed, made of others, shown, described, deprecated, removed.
+
+use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
-use shoal_api::{DeprecateVersion, Page, UpdateVersion, Version, VersionDetail};
+use shoal_api::{CreateVersion, DeprecateVersion, Page, UpdateVersion, Version, VersionDetail};
 use shoal_content::{Digest, ImageId, TagName, VersionId};
-use shoal_metadata::{self as metadata, Action, Command, Fault, Read, newest_first};
+use shoal_metadata::{
+    self as metadata, Action, Command, Fault, ImageKind, PutManifest, Read, Refusal, Response,
+    newest_first,
+};
+use shoal_raft::ProposeError;
+use uuid::Uuid;
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query};
 use super::listing::Window;
-use super::problem::missing;
-use super::shown;
+use super::problem::{conflict, missing};
+use super::{shown, uploads};
+use crate::disks::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -89,6 +97,79 @@ pub async fn list(
     let (rows, pagination) = Window::new(wanted.page, wanted.page_size).of(rows);
     let data = rows.iter().map(|row| shown::version(query, &image, row));
     Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
+}
+
+/// `POST …/versions`: content that is there, under another number.
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<ImageId>,
+    Body(request): Body<CreateVersion>,
+) -> Result<(StatusCode, Json<VersionDetail>), Problem> {
+    let owner = caller.account()?;
+    uploads::check_names(&request.version, &request.tags)?;
+    let from = match (&request.manifest_digest, request.from) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(from)) => from,
+        (None, None) => {
+            let text = "manifest_digest or from says what it is made of";
+            return Err(Problem::bad_request("version_missing", text));
+        }
+    };
+    let (image, row) = found(&caller, id, &from, Action::Push)?;
+    let Some(disk) = row.disk else {
+        let text = "this is a container image; push the manifest under another tag";
+        return Err(conflict("not_a_disk", text));
+    };
+    let note = caller.view.query().version_note(id, &row.digest)?;
+    drop(caller);
+    let manifest = DiskManifest {
+        recipe: disk.recipe,
+        number: &request.version,
+        virtual_bytes: disk.virtual_bytes,
+        content_bytes: disk.content_bytes,
+        source_format: disk.source_format.parse()?,
+    };
+    let (bytes, digest) = manifest.encode();
+    let put = PutManifest {
+        repository: image.name,
+        image: id,
+        version: VersionId::from_uuid(Uuid::now_v7()),
+        kind: ImageKind::Disk,
+        digest: digest.clone(),
+        media_type: MEDIA_TYPE.to_owned(),
+        manifest: bytes,
+        artifact_type: Some(ARTIFACT_TYPE.to_owned()),
+        annotations: manifest.annotations(),
+        subject: None,
+        references: BTreeSet::new(),
+        disk: Some(metadata::Disk { number: request.version.clone(), added_bytes: 0, ..disk }),
+        tags: request.tags,
+        owner: owner.clone(),
+        upload: None,
+    };
+    // The version that it is made of holds its objects, or the command finds them going.
+    let compressed_bytes = note.compressed_bytes.unwrap_or_default();
+    let answer = app.propose(Command::PublishDisk { put, compressed_bytes }).await;
+    let answer = answer.map_err(|error| match error {
+        ProposeError::Refused(Refusal::Exists(_)) => uploads::number_taken(&request.version),
+        error => error.into(),
+    })?;
+    if matches!(answer, Response::Version { created: false, .. }) {
+        return Err(uploads::number_taken(&request.version));
+    }
+    let (changelog, build_info) = (request.changelog, uploads::build_info(request.build_info));
+    if !changelog.is_empty() || !build_info.is_empty() {
+        app.propose(Command::DescribeVersion {
+            image: id,
+            digest: digest.clone(),
+            changelog: Some(changelog),
+            build_info: Some(build_info),
+            by: owner,
+        })
+        .await?;
+    }
+    Ok((StatusCode::CREATED, shown_again(&app, id, &digest).await?))
 }
 
 /// The image and one of its versions, where the caller may do that.

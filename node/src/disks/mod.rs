@@ -35,7 +35,7 @@ use crate::remote::Remote;
 use crate::store::BlobStore;
 
 pub use import::IMPORTS_AT_ONCE_MAX;
-pub use manifest::{ARTIFACT_TYPE, DiskManifest};
+pub use manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
 
 /// Disks that one node reads at once.
 pub const INGESTS_AT_ONCE_MAX: usize = 2;

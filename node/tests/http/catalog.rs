@@ -80,6 +80,21 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     let back: Tag = node.call(Method::POST, &path, &stable).await?;
     ensure!(back.version == "1.9.0" && back.created_at.is_some(), "{back:?}");
 
+    // The same content under another number is stored no second time.
+    let made = json!({ "version": "2.0.0", "from": "1.9.1", "changelog": "1.9.1, released" });
+    let path = format!("images/{image}/versions");
+    let made: VersionDetail = node.call(Method::POST, &path, &made).await?;
+    ensure!(made.version.added_size_bytes == 0 && made.version.changelog == "1.9.1, released");
+    ensure!(latest(&node, "zedge/vm").await? == "2.0.0");
+    let one = download(&node, image, "2.0.0", "raw").await?;
+    ensure!(one == download(&node, image, "1.9.1", "raw").await?);
+    let taken = node
+        .request(Method::POST, &path)
+        .json(&json!({ "version": "1.9.0", "from": "1.9.1" }))
+        .send()
+        .await?;
+    ensure!(problem(taken, StatusCode::CONFLICT).await?.code == "version_exists");
+
     // A number with a v is found, and is no tag of another version.
     let found: Resolution = node.get("resolve?reference=zedge/vm:v1.9.1").await?;
     ensure!(found.version == "1.9.1" && found.tag.is_none(), "{found:?}");
@@ -210,6 +225,24 @@ async fn a_stranger_cannot_keep_a_public_image_from_being_removed() -> Result<()
         problem(refused, StatusCode::FORBIDDEN).await?;
     }
     delete(&node, "instances/vm-1", StatusCode::NO_CONTENT).await?;
+
+    // Whoever administers another image of the name has no right to the one that was deleted.
+    let first = create_image(&node, "open/vm").await?;
+    delete(&node, &format!("images/{first}"), StatusCode::NO_CONTENT).await?;
+    let second = create_image(&node, "open/vm").await?;
+    let grant = json!({
+        "principal_type": "user", "principal_id": "alice", "permission_level": "admin",
+    });
+    let path = format!("images/{second}/permissions");
+    let _given: Value = node.call(Method::POST, &path, &grant).await?;
+    let own = as_user("alice", Method::DELETE, &format!("images/{second}")).send().await?;
+    ensure!(own.status() == StatusCode::NO_CONTENT, "{}", own.status());
+    for path in [format!("images/{first}?purge=true"), format!("images/{second}?purge=true")] {
+        let refused = as_user("alice", Method::DELETE, &path).send().await?;
+        problem(refused, StatusCode::NOT_FOUND).await?;
+    }
+    let hers = as_user("alice", Method::GET, "images?deleted=true").send().await?;
+    ensure!(read::<Page<Image>>(hers).await?.data.is_empty());
     node.server.stop().await
 }
 

@@ -135,7 +135,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let list = call(&node, Method::GET, query, None, StatusCode::OK).await?;
     let mut shown = own_without_disk(&ubuntu);
     shown["id"] = json!("?img-");
-    shown["total_size_bytes"] = json!(2_500_096);
+    shown["total_size_bytes"] = json!(2_500_000);
     shown["compressed_size_bytes"] = Value::Null;
     shown["download_count"] = json!(0);
     shown["star_count"] = json!(0);
@@ -153,7 +153,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let detail = call(&node, Method::GET, &format!("images/{image}"), None, StatusCode::OK).await?;
     let sized = |version: &str, is_latest: bool| {
         json!({
-            "version": version, "is_latest": is_latest, "size_bytes": 2_500_096,
+            "version": version, "is_latest": is_latest, "size_bytes": 2_500_000,
             "created_at": "?20",
         })
     };
@@ -177,7 +177,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let version = |number: &str, sequence: u64, is_latest: bool| {
         json!({
             "id": "?ver-", "version": number, "version_sequence": sequence,
-            "is_latest": is_latest, "manifest_digest": "?sha256:", "total_size_bytes": 2_500_096,
+            "is_latest": is_latest, "manifest_digest": "?sha256:", "total_size_bytes": 2_500_000,
             "compressed_size_bytes": null, "status": "active", "created_at": "?20",
         })
     };

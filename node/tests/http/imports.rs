@@ -130,6 +130,10 @@ async fn a_file_comes_whole_though_its_server_moves_it_and_breaks_off() -> Resul
     let detail: VersionDetail = node.get(&format!("images/{image}/versions/1.0.0")).await?;
     ensure!(detail.version.changelog == "from elsewhere" && detail.version.is_latest);
 
+    let trail: Value = node.get("audit?action=image.import").await?;
+    let trail = trail.to_string();
+    ensure!(trail.contains("zedge/vm:1.0.0") && !trail.contains("secret"), "{trail}");
+
     let wrong = json!({ "version": "2", "url": url("disk.raw"), "checksum": sha256(b"other") });
     let status = ended(&node, image, &wrong).await?;
     let failure = status.failure.unwrap_or_default();

@@ -20,6 +20,7 @@ use crate::codec::encode_row;
 use crate::command::Command;
 use crate::key;
 use crate::query::Query;
+use crate::record::UploadPurpose;
 use crate::table::{Fault, Read, Table};
 use crate::transaction::{decoded, row};
 
@@ -343,6 +344,16 @@ pub fn audited<R: Read>(
                 None => false,
             };
             (if deleted { "image.purge" } else { "image.delete" }, image(*id)?)
+        }
+        Command::BeginDescribedUpload { upload, note } => {
+            let (Some(import), UploadPurpose::Disk { image: of, number, .. }) =
+                (&note.import, &upload.purpose)
+            else {
+                return Ok(None);
+            };
+            // What follows the question mark is often a secret.
+            let url = import.url.split('?').next().unwrap_or_default();
+            ("image.import", format!("{}:{number} {url}", image(*of)?))
         }
         Command::TrashImage { id, .. } => ("image.delete", image(*id)?),
         Command::RestoreImage { id } => ("image.restore", image(*id)?),

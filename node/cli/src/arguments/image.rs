@@ -54,6 +54,18 @@ pub enum ImageCommand {
         /// A number, a tag or a digest
         version: String,
     },
+    /// Publish the content of a version under another number; nothing is stored again
+    Promote {
+        name: String,
+        /// A number, a tag or a digest
+        version: String,
+        /// The number of the new version
+        #[arg(long = "as", value_name = "VERSION")]
+        number: String,
+        /// What is new in it
+        #[arg(long, default_value = "")]
+        changelog: String,
+    },
     /// Say what is new in a version
     Changelog { name: String, version: String, text: String },
     /// Say that a version should be used no more; the answer names the instances that run it

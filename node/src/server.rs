@@ -32,11 +32,13 @@ use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::pulls::Pulls;
 use crate::registry::Intake;
+use crate::remote::Remote;
 use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
+use crate::trash::Trash;
 use crate::verification::Verifier;
 
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
@@ -137,18 +139,22 @@ impl Server {
         tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));
         let key = Arc::clone(home.key());
         let pulls_interval = seconds(config.retention.pulls_interval_seconds);
-        let pulls = Pulls::new(raft.clone(), pulls_interval, &mut registry);
+        let pulls = Pulls::new(raft.clone(), id, pulls_interval, &mut registry);
         let every = seconds(config.retention.interval_seconds);
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
         let audit = Audit::new(raft.clone(), id, Arc::clone(&store), &config.audit, &mut registry);
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
+        services.disks.import_from(Remote::new(config.import.clone())?);
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
+        let keep = seconds(u64::from(config.images.deleted_keep_days) * 24 * 3600);
+        let trash = Trash::new(raft.clone(), keep, timing.interval);
+        tasks.spawn(trash.run());
         let token_uses = Arc::new(TokenUses::default());
         let (uses, group) = (Arc::clone(&token_uses), raft.clone());
         tasks.spawn(async move { uses.run(group).await });

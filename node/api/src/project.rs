@@ -64,6 +64,35 @@ pub struct PutMember {
     pub role: String,
 }
 
+/// `POST /api/v1/images/{id}/permissions`: a right for one image, in the words of systems that know
+/// kinds of principals.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantPermission {
+    /// `user`, `user_group` or `organization`.
+    pub principal_type: String,
+    /// A name; of a group `ORGANIZATION/NAME`.
+    pub principal_id: String,
+    /// `read`, `write` or `admin`.
+    pub permission_level: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permission {
+    /// What `DELETE …/permissions/{id}` takes it back by.
+    pub id: String,
+    pub principal: PermissionHolder,
+    pub permission_level: String,
+    pub created_at: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionHolder {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub id: String,
+    pub name: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Robot {
     /// `robot$PROJECT+NAME`: what it logs in as.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::arguments::{Arguments, Backup, BackupCommand, Command, ImageCommand};
+use crate::arguments::{Arguments, Backup, BackupCommand, Command};
 use crate::client::Client;
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
@@ -26,6 +26,8 @@ mod error;
 mod events;
 mod explain;
 mod images;
+mod import;
+mod instances;
 mod members;
 mod people;
 mod policy;
@@ -38,6 +40,7 @@ mod session;
 mod storage;
 mod trust;
 mod upload;
+mod versions;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -125,7 +128,8 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
     let client = &Client::new(config.context()?)?;
     match &arguments.command {
         Command::Status => session::status(client, &mut config, screen).await,
-        Command::Image(command) => image(command, client, &config, screen).await,
+        Command::Image(command) => images::image(command, client, &config, screen).await,
+        Command::Instance(command) => instances::instance(command, client, screen).await,
         Command::Deploy(deploy) => deployments::deploy(deploy, client, screen).await,
         Command::Deployments => deployments::list(client, screen).await,
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
@@ -151,26 +155,5 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")
         }
-    }
-}
-
-async fn image(
-    command: &ImageCommand,
-    client: &Client,
-    config: &Config,
-    screen: Screen,
-) -> Result<(), Error> {
-    match command {
-        ImageCommand::Upload(upload) => upload::upload(upload, client, config, screen).await,
-        ImageCommand::List => images::list(client, screen).await,
-        ImageCommand::Show { name } => images::show(client, name, screen).await,
-        ImageCommand::Delete { name, yes } => images::delete(client, name, *yes, screen).await,
-        ImageCommand::Download(download) => download::download(download, client, screen).await,
-        ImageCommand::Grants { name } => projects::grants(client, name, screen).await,
-        ImageCommand::Grant { name, who, access } => {
-            projects::grant(client, name, who, *access, screen).await
-        }
-        ImageCommand::Revoke { name, who } => projects::revoke(client, name, who, screen).await,
-        ImageCommand::Tag { source, tag } => images::tag(client, source, tag, screen).await,
     }
 }

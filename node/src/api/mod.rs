@@ -17,7 +17,10 @@ mod deployments;
 mod download;
 mod host;
 mod images;
+mod imports;
 mod input;
+mod instances;
+mod listing;
 mod members;
 mod organizations;
 mod personal_tokens;
@@ -27,10 +30,14 @@ mod projects;
 mod quotas;
 mod services;
 mod session;
+mod shown;
+mod stars;
 mod storage;
+mod tags;
 mod tokens;
 mod uploads;
 mod users;
+mod versions;
 
 use axum::extract::DefaultBodyLimit;
 
@@ -53,12 +60,8 @@ pub fn router() -> Routes {
     Routes::new()
         .route("/api/v1/auth/login", post(session::login))
         .route("/api/v1/auth/me", get(session::me))
-        .route("/api/v1/images", get(images::list).post(images::create))
-        .route("/api/v1/images/{image}", get(images::show).delete(images::delete))
-        .route("/api/v1/images/{image}/versions", get(images::versions))
-        .route("/api/v1/images/{image}/versions/{version}/download", get(download::download))
-        .route("/api/v1/images/{image}/tags/{tag}", put(images::put_tag).delete(images::delete_tag))
-        .route("/api/images", get(images::list))
+        .merge(catalog())
+        .route("/api/images", get(listing::list))
         .route("/api/images/search", get(compatible::search))
         .route("/api/images/{*path}", get(compatible::show).delete(compatible::delete))
         .route("/api/v1/resolve", get(images::resolve))
@@ -104,6 +107,32 @@ pub fn router() -> Routes {
         .route("/api/v1/backup/objects/{*key}", get(backup::object))
         .body_limit(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
+}
+
+/// Images, their versions and tags, and who runs them.
+fn catalog() -> Router<App> {
+    let image = "/api/v1/images/{image}";
+    let version = "/api/v1/images/{image}/versions/{version}";
+    let instance = "/api/v1/instances/{instance}";
+    Router::new()
+        .route("/api/v1/images", get(listing::list).post(images::create))
+        .route(image, get(images::show).put(images::update).delete(images::delete))
+        .route(&format!("{image}/restore"), post(images::restore))
+        .route(&format!("{image}/star"), put(stars::put).delete(stars::remove))
+        .route("/api/v1/user/stars", get(stars::list))
+        .route(&format!("{image}/versions"), get(versions::list).post(versions::create))
+        .route(&format!("{image}/versions/import"), post(imports::create))
+        .route(version, get(versions::show).put(versions::update).delete(versions::delete))
+        .route(
+            &format!("{version}/deprecate"),
+            post(versions::deprecate).delete(versions::undeprecate),
+        )
+        .route(&format!("{version}/download"), get(download::download))
+        .route(&format!("{image}/tags"), get(tags::list))
+        .route(&format!("{image}/tags/{{tag}}"), put(tags::put).delete(tags::delete))
+        .route(&format!("{image}/rollback"), post(tags::roll_back))
+        .route("/api/v1/instances", get(instances::list).post(instances::create))
+        .route(instance, get(instances::show).put(instances::put).delete(instances::remove))
 }
 
 /// Accounts, their own tokens, and organizations.
@@ -152,7 +181,10 @@ fn projects() -> Routes {
         )
         .route(&format!("{project}/retention/dry-run"), post(policy::dry_run))
         .route(&format!("{project}/retention/run"), post(policy::run))
-        .route("/api/v1/images/{image}/permissions", get(members::of_image))
+        .route(
+            "/api/v1/images/{image}/permissions",
+            get(members::of_image).post(members::grant_in_image),
+        )
         .route(
             "/api/v1/images/{image}/permissions/{*grantee}",
             put(members::put_in_image).delete(members::remove_from_image),

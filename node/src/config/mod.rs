@@ -6,6 +6,7 @@
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
 mod guard;
+mod images;
 mod program;
 
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use shoal_settings::Schema;
 use crate::http::cors;
 
 pub use guard::{Audit, Lockout, Rates};
+pub use images::{Images, Import};
 pub use program::Program;
 pub use shoal_settings::Error;
 
@@ -55,6 +57,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("disks", &["keep_free_space"]),
+    ("images", &["deleted_keep_days"]),
+    ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
@@ -100,6 +104,8 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub disks: Disks,
+    pub images: Images,
+    pub import: Import,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
@@ -511,6 +517,9 @@ impl Config {
         }
         if let Some(message) = self.lockout.mistake() {
             return value("lockout", "account_failures", &message);
+        }
+        if let Some((key, message)) = self.import.mistake() {
+            return value("import", key, message);
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);

@@ -1,4 +1,4 @@
-//! Looks for disks that nobody reads any more and takes over, and ends sessions that expired.
+//! Looks for disks that nobody reads or gets any more and takes over, and ends sessions that expired.
 //!
 //! Invariants: the claim in the metadata decides who gets a disk; bytes are deleted only after a
 //! command has ended the session that they belonged to.
@@ -34,6 +34,9 @@ impl Disks {
                     continue;
                 }
             };
+            for upload in &uploads {
+                self.adopt_import(upload).await;
+            }
             for upload in uploads.iter().filter(|upload| self.is_abandoned(upload)) {
                 match self.begin(upload.id).await {
                     Ok(()) => info!(upload = %upload.id, "took over an unfinished disk"),

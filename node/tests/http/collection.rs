@@ -81,7 +81,7 @@ async fn collect_until(collector: &Collector, done: impl Fn(&Collected) -> bool)
 }
 
 async fn delete(node: &Node, image: ImageId) -> Result<()> {
-    let answer = node.request(Method::DELETE, &format!("images/{image}")).send().await?;
+    let answer = node.request(Method::DELETE, &format!("images/{image}?purge=true")).send().await?;
     ensure!(answer.status().is_success(), "{}", answer.text().await?);
     Ok(())
 }

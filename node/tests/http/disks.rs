@@ -57,9 +57,9 @@ pub async fn create_image(node: &Node, name: &str) -> Result<ImageId> {
     Ok(image.id)
 }
 
-struct Session {
-    path: String,
-    parts: Vec<Vec<u8>>,
+pub struct Session {
+    pub path: String,
+    pub parts: Vec<Vec<u8>>,
 }
 
 async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
@@ -76,7 +76,7 @@ async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Resul
     Ok(Session { path: format!("{path}/{upload}"), parts })
 }
 
-async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceived> {
+pub async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceived> {
     let part = &session.parts[index];
     let request = node
         .request(Method::PUT, &format!("{}/chunks/{index}", session.path))
@@ -86,7 +86,7 @@ async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceiv
 }
 
 /// Completes, and polls until the disk was read.
-async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
+pub async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
     let path = format!("{}/complete", session.path);
     let _accepted: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
     until("the disk to be read", async || {

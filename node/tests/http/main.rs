@@ -5,14 +5,17 @@
 mod acme;
 mod audit;
 mod backup;
+mod catalog;
 mod certificate;
 mod cluster;
 mod collection;
 mod compatible;
 mod disks;
 mod drain;
+mod examples;
 mod forge;
 mod hostile;
+mod imports;
 mod limits;
 mod lockout;
 mod logs;

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{
-    AccountName, DeploymentId, Digest, ImageId, ObjectKey, PeerId, ProjectName, RecipeId,
-    RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    AccountName, DeploymentId, Digest, ImageId, InstanceName, ObjectKey, PeerId, ProjectName,
+    RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
+use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
@@ -330,6 +331,81 @@ pub enum Command {
     NoteAudit(AuditBatch),
     /// Lets the oldest entries of the audit trail go, which are in storage now.
     ArchiveAudit(AuditArchive),
+    /// Makes an image with all that is said of it.
+    CreateDescribedImage {
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        note: ImageNote,
+        owner: String,
+    },
+    /// Replaces what is said of an image.
+    DescribeImage {
+        id: ImageId,
+        profile: ImageProfile,
+        note: ImageNote,
+    },
+    /// Deletes an image so that it can be restored; refused while an instance uses it.
+    TrashImage {
+        id: ImageId,
+        by: String,
+    },
+    /// Brings a deleted image back under its name, which must be free.
+    RestoreImage {
+        id: ImageId,
+    },
+    /// Begins an upload with what its version will be told of.
+    BeginDescribedUpload {
+        upload: Upload,
+        note: UploadNote,
+    },
+    /// Publishes a disk. It becomes the latest version, with the tag `latest`, where its number says
+    /// so or that tag is among its own.
+    PublishDisk {
+        put: PutManifest,
+        compressed_bytes: u64,
+    },
+    /// What is `None` stays as it is.
+    DescribeVersion {
+        image: ImageId,
+        digest: Digest,
+        changelog: Option<String>,
+        build_info: Option<String>,
+        by: String,
+    },
+    /// Says that a version should be used no more; without a message, that it may be again.
+    DeprecateVersion {
+        image: ImageId,
+        digest: Digest,
+        message: Option<String>,
+        by: String,
+    },
+    /// Moves a tag that is there to another version; with `latest` that is the latest one then.
+    Rollback {
+        image: ImageId,
+        tag: TagName,
+        to: Digest,
+    },
+    /// Registers an instance, or (`replace`) says that it runs something else from now on.
+    RegisterInstance {
+        instance: Instance,
+        replace: bool,
+    },
+    RemoveInstance {
+        name: InstanceName,
+    },
+    /// Stars images, or takes stars back; what is gone is passed over.
+    NoteStars {
+        stars: BTreeMap<(String, ImageId), bool>,
+    },
+    NoteDownloads(DownloadBatch),
+    /// Takes, renews or takes over the work of getting an upload's file from elsewhere.
+    ClaimImport {
+        upload: UploadId,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -492,6 +568,7 @@ pub enum Subject {
     Policy,
     Quota,
     Block,
+    Instance,
 }
 
 impl std::fmt::Display for Subject {
@@ -517,6 +594,7 @@ impl std::fmt::Display for Subject {
             Self::Policy => "policy",
             Self::Quota => "quota",
             Self::Block => "block",
+            Self::Instance => "instance",
         })
     }
 }

@@ -6,8 +6,8 @@
 //! of the same shape and a prefix names exactly one thing.
 
 use shoal_content::{
-    AccountName, Algorithm, DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, ProjectName,
-    TagName, Timestamp, UploadId, VersionId,
+    AccountName, Algorithm, DeploymentId, Digest, ImageId, InstanceName, NodeId, ObjectKey, PeerId,
+    ProjectName, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 
 use crate::lockout::Suspect;
@@ -166,6 +166,42 @@ pub fn grantee_place(grantee: &Grantee, at: &Place) -> Vec<u8> {
 pub fn membership_prefixes(grantee: &Grantee) -> [Vec<u8>; 2] {
     let of = |kind: PlaceKind| join(&[&grantee_prefix(grantee), &[kind as u8]]);
     [of(PlaceKind::Organization), of(PlaceKind::Group)]
+}
+
+/// The name first, so that a project's stand together.
+pub fn deleted_image(name: &RepositoryName, id: ImageId) -> Vec<u8> {
+    join(&[name.as_str().as_bytes(), &[END], &image(id)])
+}
+
+/// What the keys of a project's deleted images begin with: of the one that has its very name, and
+/// of those in it.
+pub fn deleted_prefixes(project: &ProjectName) -> [Vec<u8>; 2] {
+    [&[END], b"/"].map(|end| join(&[project.as_str().as_bytes(), end]))
+}
+
+pub fn version_instance(id: ImageId, of: &Digest, name: &InstanceName) -> Vec<u8> {
+    join(&[&image(id), &digest(of), name.as_str().as_bytes()])
+}
+
+/// Where the digest ends that follows an image's id.
+pub fn digest_end(key: &[u8]) -> Result<usize, Fault> {
+    match key.get(ID_BYTES) {
+        Some(1) => Ok(ID_BYTES + 1 + 32),
+        Some(2) => Ok(ID_BYTES + 1 + 64),
+        _ => Err(Fault::Contradiction("a key has no digest after its image")),
+    }
+}
+
+pub fn star(id: ImageId, user: &str) -> Vec<u8> {
+    join(&[&image(id), user.as_bytes()])
+}
+
+pub fn user_stars(user: &str) -> Vec<u8> {
+    join(&[user.as_bytes(), &[END]])
+}
+
+pub fn user_star(user: &str, id: ImageId) -> Vec<u8> {
+    join(&[&user_stars(user), &image(id)])
 }
 
 pub fn robot_prefix(project: &ProjectName) -> Vec<u8> {

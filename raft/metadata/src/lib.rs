@@ -12,6 +12,7 @@
 
 mod apply;
 mod audit;
+mod catalog;
 mod codec;
 mod command;
 mod key;
@@ -26,11 +27,12 @@ mod rights;
 mod table;
 mod transaction;
 
-pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
+pub use apply::{COUNTED_MAX, Outcome, PULLS_MAX, RETIRED_MAX, apply};
 pub use audit::{
     AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
     AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,
 };
+pub use catalog::*;
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
     encode_command, encode_row,

@@ -50,6 +50,8 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::UploadExpiries
         | Table::PendingDeployments
         | Table::AuditRuns
+        | Table::UploadNotes
+        | Table::DownloadRuns
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
             let account: Account = decoded(table, row)?;
@@ -109,6 +111,16 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::SuspicionEnds
         | Table::AuditEntries
         | Table::AuditArchives
+        | Table::ImageNotes
+        | Table::DeletedImages
+        | Table::VersionNotes
+        | Table::Instances
+        | Table::VersionInstances
+        | Table::Stars
+        | Table::UserStars
+        | Table::ImageCounters
+        | Table::VersionDownloads
+        | Table::TagBirths
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -2,21 +2,18 @@
 //!
 //! Non-goal: doing anything; `main` hands each command to its module.
 
+mod image;
 mod rights;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use shoal_content::{ImageReference, Labels, ProjectName, TagName};
-use shoal_formats::{Format, Target};
+use shoal_content::{ImageReference, Labels, ProjectName};
 
+pub use image::*;
 pub use rights::*;
-
-/// The most parts of one upload under way at once; each is held in memory.
-pub const PARALLEL_MAX: u16 = 16;
 
 const EXIT_CODES: &str = "Exit codes:
   0    it worked
@@ -61,6 +58,9 @@ pub enum Command {
     /// Images: upload, list, show, download, tag, delete
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Which virtual machine runs which version
+    #[command(subcommand)]
+    Instance(InstanceCommand),
     /// Put an image onto hosts
     Deploy(Deploy),
     /// Recent deployments, newest first
@@ -395,90 +395,6 @@ pub enum ContextCommand {
     Use {
         name: String,
     },
-}
-
-/// The formats that a disk can be uploaded in.
-fn formats() -> impl TypedValueParser<Value = Format> {
-    PossibleValuesParser::new(Format::ALL.map(Format::as_str)).try_map(|text| text.parse())
-}
-
-/// What a disk can be downloaded as.
-fn targets() -> impl TypedValueParser<Value = Target> {
-    PossibleValuesParser::new(Target::ALL.map(Target::as_str)).try_map(|text| text.parse())
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Upload a disk; the same command again goes on where an earlier one stopped
-    Upload(Upload),
-    /// All images
-    List,
-    /// One image with its versions and tags
-    Show { name: String },
-    /// Delete an image with all its versions
-    Delete {
-        name: String,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
-    /// Download a disk; the same command again goes on where an earlier one stopped
-    Download(Download),
-    /// Who was granted what for this image, besides its project's members
-    Grants { name: String },
-    /// Let somebody read, write or administer one image
-    Grant {
-        name: String,
-        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
-        who: String,
-        #[arg(value_enum)]
-        access: Access,
-    },
-    /// Take back what was granted for one image
-    Revoke {
-        name: String,
-        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
-        who: String,
-    },
-    /// Point a tag at a version
-    Tag {
-        /// NAME:TAG or NAME@DIGEST that is there
-        source: ImageReference,
-        /// The tag to set on it
-        tag: TagName,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct Upload {
-    pub file: PathBuf,
-    /// NAME or NAME:TAG; the image is made if it is not there
-    pub reference: ImageReference,
-    /// The version's number, unique in the image [default: one more than the latest]
-    #[arg(long = "version", value_name = "VERSION")]
-    pub number: Option<String>,
-    /// Found out from the file where missing
-    #[arg(long, value_parser = formats())]
-    pub format: Option<Format>,
-    /// Length of a part in MiB [default: the node's choice]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
-    pub chunk_size: Option<u64>,
-    /// Parts under way at once
-    #[arg(long, default_value_t = 4,
-          value_parser = clap::value_parser!(u16).range(1..=i64::from(PARALLEL_MAX)))]
-    pub parallel: u16,
-}
-
-#[derive(Debug, Args)]
-pub struct Download {
-    /// NAME, NAME:TAG or NAME@DIGEST
-    pub reference: ImageReference,
-    /// The file, or a folder for it [default: NAME-TAG.FORMAT in this folder]
-    #[arg(short, long, value_name = "PATH")]
-    pub output: Option<PathBuf>,
-    /// vmdk is for VMware's desktop programs, vmdk-stream for vSphere, vhd-fixed for Azure
-    #[arg(long, value_parser = targets(), default_value = "qcow2")]
-    pub format: Target,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,8 @@
 
 use clap::CommandFactory;
 
+use shoal_formats::{Format, Target};
+
 use super::*;
 
 fn parse(line: &str) -> Result<Arguments, clap::Error> {
@@ -117,4 +119,20 @@ fn a_token_lives_an_hour_unless_told_otherwise() {
         panic!("not a token")
     };
     assert_eq!((ttl, uses, role), (Duration::from_secs(3600), None, Role::Agent));
+}
+
+#[test]
+fn versions_roll_back_and_instances_name_what_they_run() {
+    let line = "shoal image rollback zedge/vm 1.0.0";
+    let Command::Image(ImageCommand::Rollback { tag, version, .. }) = parse(line).unwrap().command
+    else {
+        panic!("not a rollback")
+    };
+    assert_eq!((tag.as_str(), version.as_str()), ("latest", "1.0.0"));
+    assert!(parse("shoal instance register vm-1 zedge/vm:stable").is_ok());
+    assert!(parse("shoal instance register vm/1 zedge/vm:stable").is_err());
+    assert!(parse("shoal image list --label env=prod,team=a --sort created_at:desc").is_ok());
+    assert!(parse("shoal image list --label env").is_err());
+    assert!(parse("shoal image import https://h/f zedge/vm").is_err(), "without a number");
+    assert!(parse("shoal image import https://h/f zedge/vm --version 1 --checksum md5:0").is_err());
 }

@@ -99,6 +99,7 @@ impl<R: Read> Step<'_, R> {
             self.drop_rights_of(&grantee)?;
             self.drop_tokens_of(&account)?;
         }
+        self.drop_stars_of(name)?;
         self.disown_projects_of(name)?;
         self.drop_quota(Payer::User(name.to_owned()));
         self.rows.remove(Table::Users, name.as_bytes());

@@ -110,11 +110,11 @@ pub fn router() -> Routes {
 }
 
 /// Images, their versions and tags, and who runs them.
-fn catalog() -> Router<App> {
+fn catalog() -> Routes {
     let image = "/api/v1/images/{image}";
     let version = "/api/v1/images/{image}/versions/{version}";
     let instance = "/api/v1/instances/{instance}";
-    Router::new()
+    Routes::new()
         .route("/api/v1/images", get(listing::list).post(images::create))
         .route(image, get(images::show).put(images::update).delete(images::delete))
         .route(&format!("{image}/restore"), post(images::restore))

@@ -135,6 +135,7 @@ impl Place {
             ("{*who}", "address:192.0.2.7"),
             ("{*key}", "blobs/none"),
             ("{version}", "no-such"),
+            ("{instance}", "no-such"),
             ("{tag}", "no-such"),
             ("{token}", "no-such"),
             ("{user}", "no-such"),
@@ -337,6 +338,8 @@ impl Answer {
         match self.status {
             status if allowed == Some(status) && !hides => 'y',
             204 | 404 if allowed.is_none() && !hides => 'y',
+            // Who may is told that somebody else is at it.
+            409 => 'y',
             401 => '1',
             403 => '3',
             404 if hides => '4',
@@ -383,6 +386,8 @@ async fn tried(
         'y' if asker == "nobody" && !is_v2 && row.need != "open" => '1',
         // Who wants to write to what it may not see is told the same as for what is not there.
         '4' if is_v2 && matches!(row.need, "push" | "delete") => '3',
+        // There is always a list of referrers, an empty one where nothing is or may be seen.
+        '4' if row.path.contains("/referrers/") => 'y',
         expected => expected,
     };
     let found = answer.letter(row.allowed);

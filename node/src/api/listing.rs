@@ -135,6 +135,8 @@ fn pairs(text: Option<String>, what: &'static str) -> Result<Labels, Problem> {
     parsed.map_err(|error| Problem::bad_request(what, error.to_string()))
 }
 
+type ProfileField = fn(&metadata::ImageProfile) -> &String;
+
 /// What is wanted, taken apart.
 struct Filter {
     name: Option<String>,
@@ -142,7 +144,7 @@ struct Filter {
     q: Option<String>,
     kind: Option<ImageKind>,
     /// Fields of the profile, and what they are to be.
-    fields: Vec<(fn(&metadata::ImageProfile) -> &String, String)>,
+    fields: Vec<(ProfileField, String)>,
     visibility: Option<String>,
     status: Option<String>,
     owner: Option<String>,
@@ -155,7 +157,7 @@ struct Filter {
 impl Filter {
     fn new(wanted: ListQuery, caller: &Caller) -> Result<Self, Problem> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let mut fields: Vec<(fn(&metadata::ImageProfile) -> &String, String)> = Vec::new();
+        let mut fields: Vec<(ProfileField, String)> = Vec::new();
         let mut field = |text: Option<String>, of: fn(&metadata::ImageProfile) -> &String| {
             fields.extend(given(text).map(|text| (of, text)));
         };

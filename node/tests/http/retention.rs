@@ -222,7 +222,7 @@ async fn disks_are_kept_by_their_numbers() -> Result<()> {
     ensure!((done.tags, done.versions) == (0, 1), "{done:?}");
     let shown: ImageDetail = node.get(&format!("images/{image}")).await?;
     let left: Vec<&str> = shown.versions.iter().map(|version| version.version.as_str()).collect();
-    ensure!(left == ["1.1", "1.2"], "{left:?}");
+    ensure!(left == ["1.2", "1.1"], "the newest first: {left:?}");
     node.server.stop().await
 }
 

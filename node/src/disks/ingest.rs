@@ -91,25 +91,17 @@ impl Disks {
         let known = known_chunks(&self.inner.origin, &order.recipes).await;
         let runtime = tokio::runtime::Handle::current();
         let store = Arc::clone(&self.inner.store);
-        let source = PartsSource::new(
-            Arc::clone(&store),
-            runtime.clone(),
-            id,
-            order.total_bytes,
-            order.part_bytes,
-        );
+        let source = || {
+            let (store, runtime) = (Arc::clone(&store), runtime.clone());
+            PartsSource::new(store, runtime, id, order.total_bytes, order.part_bytes)
+        };
         if !order.layers.is_empty() {
-            let source = PartsSource::new(
-                Arc::clone(&store),
-                runtime.clone(),
-                id,
-                order.total_bytes,
-                order.part_bytes,
-            );
+            let source = source();
             let (layers, running) = (order.layers.clone(), Arc::clone(entry));
             let compared = tokio::task::spawn_blocking(move || compare(&source, &layers, &running));
             compared.await.map_err(|error| Failure::Passing(error.to_string()))??;
         }
+        let source = source();
         let sink = PackUploads::new(store, runtime);
         let (hint, running) = (order.hint, Arc::clone(entry));
         let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {

@@ -2,6 +2,7 @@
 //! not. The same randomness makes the same ones.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -308,13 +309,29 @@ impl Forge {
 
 /// All that comes back on a connection of its own; nothing where it is closed without an answer.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
+    exchange_patiently(address, request, Duration::ZERO).await
+}
+
+/// As `exchange`, but says only after `patience` that nothing more will come: a server may drop
+/// what it has not answered by then.
+pub async fn exchange_patiently(
+    address: SocketAddr,
+    request: &[u8],
+    patience: Duration,
+) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     // The node may have closed already; then there is nothing more to say.
     let _ = stream.write_all(request).await;
-    let _ = stream.shutdown().await;
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
-    if read.context("no answer, and the connection stays open")?.is_err() && answer.is_empty() {
+    let read = match tokio::time::timeout(patience, stream.read_to_end(&mut answer)).await {
+        Ok(read) => read,
+        Err(_waited) => {
+            let _ = stream.shutdown().await;
+            let rest = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
+            rest.context("no answer, and the connection stays open")?
+        }
+    };
+    if read.is_err() && answer.is_empty() {
         return Ok(Vec::new());
     }
     // An interim answer comes first where one was asked for.

@@ -3,8 +3,6 @@
 //! Invariants: an instance's version is there; a version, or an index above it, that an instance
 //! runs is not removed, by whatever way, and the refusal names who runs it.
 
-use std::collections::BTreeSet;
-
 use shoal_content::{Digest, ImageId, InstanceName};
 
 use super::{Step, Stop};
@@ -90,24 +88,10 @@ impl<R: Read> Step<'_, R> {
 
     /// Who runs the manifest, or an index that lists it, however deep.
     fn users_of(&self, image: ImageId, digest: &Digest) -> Result<Option<String>, Stop> {
-        let mut seen = BTreeSet::from([digest.clone()]);
-        let mut left = vec![digest.clone()];
-        while let Some(digest) = left.pop() {
-            let users = self.query().instances_of(image, &digest, NAMED_MAX + 1)?;
-            if !users.is_empty() {
-                return Ok(Some(sentence(&users)));
-            }
-            for parent in self.query().parents(image, &digest)? {
-                if seen.insert(parent.clone()) {
-                    left.push(parent);
-                }
-            }
-            if seen.len() > ANCESTORS_MAX {
-                let limit = format!("{ANCESTORS_MAX} indexes above one manifest");
-                return Err(Refusal::Limit(limit).into());
-            }
-        }
-        Ok(None)
+        self.find_upward(image, digest, ANCESTORS_MAX, |digest| {
+            let users = self.query().instances_of(image, digest, NAMED_MAX + 1)?;
+            Ok((!users.is_empty()).then(|| sentence(&users)))
+        })
     }
 
     pub(super) fn check_image_unused(&self, image: ImageId) -> Result<(), Stop> {

@@ -6,6 +6,7 @@
 //! Reference counts change in the command that adds or drops the row that refers.
 
 mod acme;
+mod ancestry;
 mod audit;
 mod blob;
 mod catalog;

@@ -113,7 +113,7 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
     let asker = match asker {
         Ok(asker) => asker,
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
-            return Err(token::challenge(&parts, route.as_ref().ok()));
+            return Err(token::challenge(&parts, route.as_ref().ok()).saying(&problem));
         }
         Err(problem) => return Err(problem.into()),
     };

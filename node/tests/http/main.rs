@@ -3,6 +3,7 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod acme;
+mod attacks;
 mod audit;
 mod backup;
 mod certificate;
@@ -12,8 +13,10 @@ mod compatible;
 mod disks;
 mod drain;
 mod hostile;
+mod issuers;
 mod limits;
 mod lockout;
+mod logins;
 mod logs;
 mod matrix;
 mod members;

@@ -126,11 +126,23 @@ pub enum Table {
     AuditArchives = 54,
     /// Node id -> how its batches of notes go.
     AuditRuns = 55,
+    /// User -> `SecondFactor`.
+    SecondFactors = 56,
+    /// User, id -> `Session`.
+    Sessions = 57,
+    /// Issuer, subject -> `Identity`.
+    Identities = 58,
+    /// User, the key of an identity -> that key.
+    UserIdentities = 59,
+    /// Project, name -> `WorkloadRule`.
+    WorkloadRules = 60,
+    /// User -> `Leaving`.
+    Leavings = 61,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 61] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -186,6 +198,12 @@ impl Table {
         Self::AuditEntries,
         Self::AuditArchives,
         Self::AuditRuns,
+        Self::SecondFactors,
+        Self::Sessions,
+        Self::Identities,
+        Self::UserIdentities,
+        Self::WorkloadRules,
+        Self::Leavings,
     ];
 
     /// The table whose keys start with `number`, if there is one.

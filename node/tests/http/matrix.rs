@@ -424,7 +424,7 @@ async fn tried(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everyone_gets_what_the_table_says_and_learns_no_more() -> Result<()> {
-    let (world, rows, answers) = (World::new().await?, rows()?, answers()?);
+    let (world, rows, answers) = (Box::pin(World::new()).await?, rows()?, answers()?);
     push_blob(&world.node, "open/app", b"another").await?;
     let mut tries = Vec::new();
     for row in &rows {

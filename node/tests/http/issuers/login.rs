@@ -43,14 +43,14 @@ impl<'a> Browser<'a> {
     }
 
     /// Where the issuer sends the browser back to.
-    async fn to_the_issuer(&mut self, query: &str) -> Result<String> {
+    async fn visit_issuer(&mut self, query: &str) -> Result<String> {
         let begin = format!("{}/api/v1/auth/oidc/login{query}", self.node.url);
         let there = target(&self.get(&begin).await?)?;
         target(&self.get(&there).await?)
     }
 
     async fn login(&mut self) -> Result<Response> {
-        let back = self.to_the_issuer("").await?;
+        let back = self.visit_issuer("").await?;
         self.get(&back).await
     }
 }
@@ -121,12 +121,12 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
     // What was begun in another browser, again, or with another state, nonce or code is refused.
     visit("s-1", "renamed", &[])?;
     let mut victim = Browser::new(&node)?;
-    let back = victim.to_the_issuer("").await?;
+    let back = victim.visit_issuer("").await?;
     expect(&Browser::new(&node)?.get(&back).await?, StatusCode::UNAUTHORIZED)?;
     let forged = format!("{}&state=guessed", back.split("&state=").next().unwrap_or_default());
     expect(&victim.get(&forged).await?, StatusCode::UNAUTHORIZED)?;
     let state = back.split("&state=").nth(1).context("a state")?;
-    let stolen = Browser::new(&node)?.to_the_issuer("").await?;
+    let stolen = Browser::new(&node)?.visit_issuer("").await?;
     let injected = format!("{}&state={state}", stolen.split("&state=").next().unwrap_or_default());
     expect(&victim.get(&injected).await?, StatusCode::UNAUTHORIZED)?;
     issuer.0.visit.lock().nonce = Some("of another login".to_owned());
@@ -140,7 +140,7 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
     let verifier = "what only the program knows, and a thief of the ticket does not";
     let challenge = base64(Sha256::digest(verifier.as_bytes()));
     let mut browser = Browser::new(&node)?;
-    let back = browser.to_the_issuer(&format!("?port=4711&challenge={challenge}")).await?;
+    let back = browser.visit_issuer(&format!("?port=4711&challenge={challenge}")).await?;
     let to_program = target(&browser.get(&back).await?)?;
     let ticket = to_program.strip_prefix("http://127.0.0.1:4711/?ticket=").context("a ticket")?;
     let redeem = |verifier: &str| {

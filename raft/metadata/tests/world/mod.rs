@@ -400,6 +400,8 @@ pub fn publish_disk(repository: &str, image: u64, manifest: u8, number: &str) ->
         disk.number = number.into();
     }
     Command::PublishDisk { put, compressed_bytes: 7 }
+}
+
 pub fn session(user: &str, id: &str, means: LoginMeans) -> Session {
     Session {
         id: id.into(),

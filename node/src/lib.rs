@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod home;
 pub mod http;
 pub mod joining;
+mod leaving;
 pub mod level;
 pub mod metrics;
 pub mod needed;

@@ -24,9 +24,11 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
+use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
+use crate::leaving;
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
@@ -160,6 +162,7 @@ impl Server {
         tasks.spawn(async move { uses.run(group).await });
         let lockout = Arc::new(Lockout::new(&config.lockout));
         tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
+        tasks.spawn(leaving::keep(raft.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);
@@ -172,6 +175,7 @@ impl Server {
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
             lockout,
+            issuers: Issuers::new()?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,

@@ -17,6 +17,7 @@ mod arguments;
 mod audit;
 mod backup;
 mod blocks;
+mod browser;
 mod client;
 mod cluster;
 mod config;
@@ -28,6 +29,7 @@ mod explain;
 mod images;
 mod import;
 mod instances;
+mod logins;
 mod members;
 mod people;
 mod policy;
@@ -121,7 +123,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
     let mut config = Config::load(arguments.config, arguments.context)?;
     match &arguments.command {
         Command::Login(login) => return session::login(login, &mut config, screen).await,
-        Command::Logout => return session::logout(&mut config, screen),
+        Command::Logout => return session::logout(&mut config, screen).await,
         Command::Context(command) => return session::context(command, &mut config, screen),
         _ => {}
     }

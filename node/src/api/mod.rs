@@ -16,18 +16,22 @@ mod compatible;
 mod deployments;
 mod download;
 mod host;
+mod identities;
 mod images;
 mod imports;
 mod input;
 mod instances;
+mod leaving;
 mod listing;
 mod members;
+mod oidc;
 mod organizations;
 mod personal_tokens;
 mod policy;
 mod problem;
 mod projects;
 mod quotas;
+mod second_factor;
 mod services;
 mod session;
 mod shown;
@@ -38,6 +42,7 @@ mod tokens;
 mod uploads;
 mod users;
 mod versions;
+mod workload;
 
 use axum::extract::DefaultBodyLimit;
 
@@ -59,6 +64,13 @@ pub fn router() -> Routes {
         .body_limit(DefaultBodyLimit::disable());
     Routes::new()
         .route("/api/v1/auth/login", post(session::login))
+        .route("/api/v1/auth/login/code", post(session::login_code))
+        .route("/api/v1/auth/oidc/login", get(oidc::begin))
+        .route("/api/v1/auth/oidc/callback", get(oidc::end))
+        .route("/api/v1/auth/oidc/redeem", post(oidc::redeem))
+        .route("/api/v1/auth/workload", post(workload::exchange))
+        .route("/api/v1/auth/refresh", post(session::refresh))
+        .route("/api/v1/auth/logout", post(session::logout))
         .route("/api/v1/auth/me", get(session::me))
         .merge(catalog())
         .route("/api/images", get(listing::list))
@@ -141,7 +153,29 @@ fn people() -> Routes {
     Routes::new()
         .route("/api/v1/users", get(users::list).post(users::create))
         .route("/api/v1/users/{user}", get(users::show).patch(users::update).delete(users::remove))
+        .route(
+            "/api/v1/users/{user}/sessions",
+            get(session::sessions_of).delete(session::end_all_of),
+        )
+        .route(
+            "/api/v1/users/{user}/identities",
+            get(identities::list).post(identities::link).delete(identities::unlink),
+        )
+        .route("/api/v1/users/{user}/second-factor", delete(second_factor::remove_of))
         .route("/api/v1/user/password", put(users::change_password))
+        .route("/api/v1/user/export", get(leaving::export))
+        .route(
+            "/api/v1/user/deletion",
+            get(leaving::show).post(leaving::leave).delete(leaving::stay),
+        )
+        .route("/api/v1/user/sessions", get(session::sessions).delete(session::end_others))
+        .route("/api/v1/user/sessions/{session}", delete(session::end_session))
+        .route(
+            "/api/v1/user/second-factor",
+            get(second_factor::show).post(second_factor::begin).delete(second_factor::remove),
+        )
+        .route("/api/v1/user/second-factor/confirm", post(second_factor::confirm))
+        .route("/api/v1/user/second-factor/recovery-codes", post(second_factor::recovery_codes))
         .route("/api/v1/user/tokens", get(personal_tokens::list).post(personal_tokens::create))
         .route("/api/v1/user/tokens/{token}", delete(personal_tokens::remove))
         .route("/api/v1/organizations", get(organizations::list).post(organizations::create))
@@ -175,6 +209,8 @@ fn projects() -> Routes {
         )
         .route(&format!("{project}/robots"), get(projects::robots).post(projects::put_robot))
         .route(&format!("{project}/robots/{{robot}}"), delete(projects::remove_robot))
+        .route(&format!("{project}/workload-rules"), get(workload::list).post(workload::put))
+        .route(&format!("{project}/workload-rules/{{rule}}"), delete(workload::remove))
         .route(
             &format!("{project}/policy"),
             get(policy::show).put(policy::put).delete(policy::remove),

@@ -6,6 +6,7 @@
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
 mod guard;
+mod identity;
 mod images;
 mod program;
 
@@ -19,7 +20,8 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
-pub use guard::{Audit, Lockout, Rates};
+pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
+pub use identity::{Jwt, Oidc, Workload};
 pub use images::{Images, Import};
 pub use program::Program;
 pub use shoal_settings::Error;
@@ -76,6 +78,25 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "exempt_networks",
         ],
     ),
+    ("sessions", &["lifetime_seconds", "per_person"]),
+    ("accounts", &["deletion_grace_seconds"]),
+    ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
+    (
+        "oidc",
+        &[
+            "issuer",
+            "client_id",
+            "client_secret",
+            "client_secret_file",
+            "scopes",
+            "create_accounts",
+            "account_claim",
+            "groups_claim",
+            "admin_groups",
+            "groups",
+        ],
+    ),
+    ("workload", &["issuers", "audience"]),
     ("audit", &["keep_days", "archive_interval_seconds"]),
     ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
     ("metrics", &["public"]),
@@ -112,6 +133,11 @@ pub struct Config {
     pub audit: Audit,
     pub lockout: Lockout,
     pub rates: Rates,
+    pub sessions: Sessions,
+    pub accounts: Accounts,
+    pub jwt: Jwt,
+    pub oidc: Oidc,
+    pub workload: Workload,
     pub metrics: Metrics,
     pub traces: Traces,
     pub log: Log,
@@ -520,6 +546,19 @@ impl Config {
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);
+        }
+        if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
+            return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");
+        }
+        let foreign = [
+            ("jwt", self.jwt.check()),
+            ("oidc", self.oidc.check()),
+            ("workload", self.workload.check()),
+        ];
+        for (section, mistake) in foreign {
+            if let Some((key, message)) = mistake {
+                return value(section, key, message);
+            }
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);

@@ -124,7 +124,8 @@ async fn handle(
     let asker = match asker {
         Ok(asker) => asker,
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
-            return Err(token::challenge(&parts, route.as_ref().ok(), false));
+            let challenge = token::challenge(&parts, route.as_ref().ok(), false);
+            return Err(challenge.saying(&problem));
         }
         Err(problem) => return Err(problem.into()),
     };

@@ -23,7 +23,7 @@ use super::access::grant;
 use super::route::Route;
 use super::{Answer, RegistryError};
 use crate::http::InTheClear;
-use crate::http::auth::{Asker, Principal, TOKEN_TTL, check_password, client, issue_token};
+use crate::http::auth::{Asker, Principal, check_password, client, issue_until};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -88,7 +88,7 @@ pub async fn handle(
     };
     let mut scopes: Vec<&str> = values(pairs, "scope").collect();
     let fields;
-    let (principal, view) = match parts.method {
+    let (principal, view, until) = match parts.method {
         Method::GET => match asker {
             // A token is not good for another token: it would outlive what it was given for.
             Ok(Asker { granted: Some(_), .. }) => return Err(denied()),
@@ -97,15 +97,17 @@ pub async fn handle(
             Ok(Asker { principal: Some(Principal::Agent(_) | Principal::Node(_)), .. }) => {
                 return Err(denied());
             }
-            Ok(Asker { principal, view, .. }) => (principal, view),
-            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => return Err(denied()),
+            Ok(Asker { principal, view, until, .. }) => (principal, view, until),
+            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
+                return Err(denied().saying(&problem));
+            }
             Err(problem) => return Err(problem.into()),
         },
         Method::POST => {
             fields = form(body).await?;
             scopes.extend(values(&fields, "scope"));
             let view = app.view().await?;
-            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view)
+            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view, None)
         }
         _ => return Err(RegistryError::unsupported()),
     };
@@ -115,8 +117,9 @@ pub async fn handle(
     if principal.is_none() && nothing {
         return Err(denied());
     }
-    let (token, _) = issue_token(app, principal.as_ref(), Some(access))?;
-    let body = json!({"token": token, "access_token": token, "expires_in": TOKEN_TTL.as_secs()});
+    let (token, end) = issue_until(app, principal.as_ref(), Some(access), until)?;
+    let lasts = end.saturating_sub(app.now().as_millis() / 1000);
+    let body = json!({"token": token, "access_token": token, "expires_in": lasts});
     let mut response = Json(body).into_response();
     response
         .headers_mut()

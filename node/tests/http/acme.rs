@@ -95,7 +95,7 @@ async fn the_nodes_get_a_certificate_by_any_of_them_and_renew_it() -> Result<()>
     let folder = tempfile::tempdir()?;
     let asked = TcpListener::bind("127.0.0.1:0").await?;
     let pebble = Pebble::start(folder.path(), asked.local_addr()?.port()).await?;
-    let outcome = order(&pebble, asked).await;
+    let outcome = Box::pin(order(&pebble, asked)).await;
     let log = std::fs::read_to_string(folder.path().join("pebble.log")).unwrap_or_default();
     outcome.context(log)
 }

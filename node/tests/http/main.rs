@@ -3,6 +3,7 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod acme;
+mod attacks;
 mod audit;
 mod backup;
 mod catalog;
@@ -16,8 +17,10 @@ mod examples;
 mod forge;
 mod hostile;
 mod imports;
+mod issuers;
 mod limits;
 mod lockout;
+mod logins;
 mod logs;
 mod matrix;
 mod members;

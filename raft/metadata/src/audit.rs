@@ -19,6 +19,7 @@ use crate::catalog::Instance;
 use crate::codec::encode_row;
 use crate::command::Command;
 use crate::key;
+use crate::login::Identity;
 use crate::query::Query;
 use crate::record::UploadPurpose;
 use crate::table::{Fault, Read, Table};
@@ -429,6 +430,28 @@ pub fn audited<R: Read>(
         Command::SetQuota { of, .. } => ("quota.set", of.to_string()),
         Command::RemoveQuota { of } => ("quota.remove", of.to_string()),
         Command::Unblock { suspect } => ("block.remove", suspect.to_string()),
+        Command::ConfirmSecondFactor { user, .. } => ("second_factor.add", user.clone()),
+        Command::PutRecoveryCodes { user, .. } => ("second_factor.recovery_codes", user.clone()),
+        Command::RemoveSecondFactor { user } => ("second_factor.remove", user.clone()),
+        Command::EndSession { user, id } => ("session.end", format!("{user} {id}")),
+        Command::EndSessions { user, .. } => ("session.end", user.clone()),
+        Command::ChangePassword { user, .. } => ("user.update", user.clone()),
+        Command::LinkIdentity { identity, create } => {
+            let Identity { issuer, subject, user, .. } = identity;
+            let action = if create.is_some() { "user.create" } else { "identity.link" };
+            (action, format!("{user} {issuer} {subject}"))
+        }
+        Command::UnlinkIdentity { issuer, subject } => {
+            ("identity.unlink", format!("{issuer} {subject}"))
+        }
+        Command::LeaveLater { user, .. } => ("user.leave", user.clone()),
+        Command::Stay { user } => ("user.stay", user.clone()),
+        Command::PutWorkloadRule(rule) => {
+            ("workload_rule.put", format!("{} {}", rule.project, rule.name))
+        }
+        Command::RemoveWorkloadRule { project, name } => {
+            ("workload_rule.remove", format!("{project} {name}"))
+        }
         _ => return Ok(None),
     }))
 }

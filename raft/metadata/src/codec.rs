@@ -82,7 +82,22 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::RemoveInstance { .. }
         | Command::NoteStars { .. }
         | Command::NoteDownloads(_)
-        | Command::ClaimImport { .. } => 2,
+        | Command::ClaimImport { .. }
+        | Command::BeginSecondFactor { .. }
+        | Command::ConfirmSecondFactor { .. }
+        | Command::UseSecondFactor { .. }
+        | Command::PutRecoveryCodes { .. }
+        | Command::RemoveSecondFactor { .. }
+        | Command::BeginSession { .. }
+        | Command::EndSession { .. }
+        | Command::EndSessions { .. }
+        | Command::ChangePassword { .. }
+        | Command::LinkIdentity { .. }
+        | Command::UnlinkIdentity { .. }
+        | Command::PutWorkloadRule(_)
+        | Command::RemoveWorkloadRule { .. }
+        | Command::LeaveLater { .. }
+        | Command::Stay { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

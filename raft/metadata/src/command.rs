@@ -16,15 +16,16 @@ use thiserror::Error;
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::lockout::{Failure, LockoutRules, Suspect};
+use crate::login::{Identity, Proof, Session};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
-    JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
+    JoinToken, Multipart, Node, Reference, Secret, Upload, UploadPart, User,
 };
 use crate::retention::{NameUse, PolicyError, PolicyRules};
 use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
-    Visibility,
+    Visibility, WorkloadRule,
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -406,6 +407,72 @@ pub enum Command {
         node: shoal_content::NodeId,
         lease_until: Timestamp,
     },
+    /// Gives a user a second factor, which is asked for once it is confirmed.
+    BeginSecondFactor {
+        user: String,
+        secret: Secret,
+    },
+    /// With the hashes of the codes for when the device is lost.
+    ConfirmSecondFactor {
+        user: String,
+        step: u64,
+        recovery: BTreeSet<[u8; 32]>,
+    },
+    /// Takes what was brought, so that it is not good a second time.
+    UseSecondFactor {
+        user: String,
+        proof: Proof,
+    },
+    PutRecoveryCodes {
+        user: String,
+        recovery: BTreeSet<[u8; 32]>,
+    },
+    RemoveSecondFactor {
+        user: String,
+    },
+    /// Of the user's sessions at most `limit` stay, this one among them.
+    BeginSession {
+        session: Session,
+        limit: u32,
+    },
+    EndSession {
+        user: String,
+        id: String,
+    },
+    /// All of a user's, but one.
+    EndSessions {
+        user: String,
+        keep: Option<String>,
+    },
+    /// Ends the user's sessions but one.
+    ChangePassword {
+        user: String,
+        password_hash: Secret,
+        keep: Option<String>,
+    },
+    /// Says who somebody is here whom another issuer vouches for; makes the account where `create`
+    /// has it.
+    LinkIdentity {
+        identity: Identity,
+        create: Option<User>,
+    },
+    UnlinkIdentity {
+        issuer: String,
+        subject: String,
+    },
+    PutWorkloadRule(WorkloadRule),
+    RemoveWorkloadRule {
+        project: ProjectName,
+        name: AccountName,
+    },
+    /// The user is removed at that time, unless it changes its mind.
+    LeaveLater {
+        user: String,
+        due: Timestamp,
+    },
+    Stay {
+        user: String,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -543,6 +610,8 @@ pub enum Refusal {
     Policy(PolicyError),
     #[error(transparent)]
     Quota(Exceeded),
+    #[error("the code was used already")]
+    CodeUsed,
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -569,6 +638,11 @@ pub enum Subject {
     Quota,
     Block,
     Instance,
+    SecondFactor,
+    Session,
+    Identity,
+    WorkloadRule,
+    Leaving,
 }
 
 impl std::fmt::Display for Subject {
@@ -595,6 +669,11 @@ impl std::fmt::Display for Subject {
             Self::Quota => "quota",
             Self::Block => "block",
             Self::Instance => "instance",
+            Self::SecondFactor => "second factor",
+            Self::Session => "session",
+            Self::Identity => "identity",
+            Self::WorkloadRule => "workload rule",
+            Self::Leaving => "deletion of the account",
         })
     }
 }

@@ -220,6 +220,29 @@ pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
     join(&[&user_tokens(user), id.as_bytes()])
 }
 
+/// What the keys of a user's sessions begin with. No name has a zero byte.
+pub fn sessions(user: &str) -> Vec<u8> {
+    join(&[user.as_bytes(), &[END]])
+}
+
+pub fn session(user: &str, id: &str) -> Vec<u8> {
+    join(&[&sessions(user), id.as_bytes()])
+}
+
+/// No issuer has a zero byte.
+pub fn identity(issuer: &str, subject: &str) -> Vec<u8> {
+    join(&[issuer.as_bytes(), &[END], subject.as_bytes()])
+}
+
+/// Below the same beginning as the user's sessions.
+pub fn user_identity(user: &str, identity: &[u8]) -> Vec<u8> {
+    join(&[&sessions(user), identity])
+}
+
+pub fn workload_rule(project: &ProjectName, name: &AccountName) -> Vec<u8> {
+    join(&[&robot_prefix(project), name.as_str().as_bytes()])
+}
+
 /// What the keys of a project's contents begin with.
 pub fn project_prefix(project: &ProjectName) -> Vec<u8> {
     join(&[project.as_str().as_bytes(), &[END]])

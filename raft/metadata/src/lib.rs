@@ -17,6 +17,7 @@ mod codec;
 mod command;
 mod key;
 mod lockout;
+mod login;
 mod memory;
 mod query;
 mod quota;
@@ -41,6 +42,10 @@ pub use command::*;
 pub use lockout::{
     BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
     SuspectError, TIMES_MAX,
+};
+pub use login::{
+    IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, LoginMeans, Proof, RECOVERY_CODES_MAX,
+    SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
 };
 pub use memory::Memory;
 pub use query::Query;

@@ -150,11 +150,23 @@ pub enum Table {
     DownloadRuns = 66,
     /// Image, tag -> when it came to be.
     TagBirths = 67,
+    /// User -> `SecondFactor`.
+    SecondFactors = 68,
+    /// User, id -> `Session`.
+    Sessions = 69,
+    /// Issuer, subject -> `Identity`.
+    Identities = 70,
+    /// User, the key of an identity -> that key.
+    UserIdentities = 71,
+    /// Project, name -> `WorkloadRule`.
+    WorkloadRules = 72,
+    /// User -> `Leaving`.
+    Leavings = 73,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 67] = [
+    pub const ALL: [Self; 73] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -222,6 +234,12 @@ impl Table {
         Self::VersionDownloads,
         Self::DownloadRuns,
         Self::TagBirths,
+        Self::SecondFactors,
+        Self::Sessions,
+        Self::Identities,
+        Self::UserIdentities,
+        Self::WorkloadRules,
+        Self::Leavings,
     ];
 
     /// The table whose keys start with `number`, if there is one.

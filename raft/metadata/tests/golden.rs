@@ -277,6 +277,24 @@ fn catalog_samples() -> Vec<Command> {
             downloads: [(image_id(1), [(digest(1), 300)].into())].into(),
         }),
         Command::ClaimImport { upload: upload_id(1), node: NodeId::new(300), lease_until: at(9) },
+        Command::BeginSecondFactor { user: "u".into(), secret: Secret(vec![1, 2]) },
+        Command::ConfirmSecondFactor { user: "u".into(), step: 300, recovery: [[7; 32]].into() },
+        Command::UseSecondFactor { user: "u".into(), proof: Proof::Recovery([7; 32]) },
+        Command::PutRecoveryCodes { user: "u".into(), recovery: [[7; 32]].into() },
+        Command::RemoveSecondFactor { user: "u".into() },
+        Command::BeginSession {
+            session: session("u", "s", LoginMeans::Issuer("i".into())),
+            limit: 5,
+        },
+        Command::EndSession { user: "u".into(), id: "s".into() },
+        Command::EndSessions { user: "u".into(), keep: Some("s".into()) },
+        Command::ChangePassword { user: "u".into(), password_hash: Secret(vec![1]), keep: None },
+        Command::LinkIdentity { identity: identity("u"), create: Some(user("u", UserRole::User)) },
+        Command::UnlinkIdentity { issuer: "i".into(), subject: "s".into() },
+        Command::PutWorkloadRule(workload_rule("robot$p+r", "ci")),
+        Command::RemoveWorkloadRule { project: "p".parse().unwrap(), name: account("ci") },
+        Command::LeaveLater { user: "u".into(), due: at(300) },
+        Command::Stay { user: "u".into() },
     ]
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use shoal_content::{ImageReference, Labels, ProjectName};
+use shoal_content::{AccountName, ImageReference, Labels, ProjectName};
 
 pub use image::*;
 pub use rights::*;
@@ -374,9 +374,19 @@ pub struct Login {
     pub url: String,
     #[arg(long, default_value = "admin")]
     pub username: String,
-    /// Read the password from standard input instead of the terminal
+    /// Read the password from standard input instead of the terminal; the code of a second factor
+    /// is the line after it
     #[arg(long)]
     pub password_stdin: bool,
+    /// Log in with a browser, at the issuer that the cluster's settings name
+    #[arg(long, conflicts_with_all = ["password_stdin", "workload"])]
+    pub oidc: bool,
+    /// Log in as a robot of this project, by a CI job's token on standard input
+    #[arg(long, value_name = "PROJECT")]
+    pub workload: Option<ProjectName>,
+    /// With --workload: which robot
+    #[arg(long, requires = "workload")]
+    pub robot: Option<AccountName>,
     /// Trust this authority (PEM) for the cluster
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,

@@ -16,6 +16,7 @@ mod image;
 mod instance;
 mod level;
 mod lockout;
+mod login;
 mod manifest;
 mod member;
 mod object;
@@ -257,6 +258,29 @@ impl<R: Read> Step<'_, R> {
             Command::ClaimImport { upload, node, lease_until } => {
                 self.claim_import(upload, node, lease_until)
             }
+            Command::BeginSecondFactor { user, secret } => self.begin_second_factor(&user, secret),
+            Command::ConfirmSecondFactor { user, step, recovery } => {
+                self.confirm_second_factor(&user, step, recovery)
+            }
+            Command::UseSecondFactor { user, proof } => self.use_second_factor(&user, proof),
+            Command::PutRecoveryCodes { user, recovery } => {
+                self.put_recovery_codes(&user, recovery)
+            }
+            Command::RemoveSecondFactor { user } => self.remove_second_factor(&user),
+            Command::BeginSession { session, limit } => self.begin_session(session, limit),
+            Command::EndSession { user, id } => self.end_session(&user, &id),
+            Command::EndSessions { user, keep } => self.end_sessions(&user, keep.as_deref()),
+            Command::ChangePassword { user, password_hash, keep } => {
+                self.change_password(&user, password_hash, keep.as_deref())
+            }
+            Command::LinkIdentity { identity, create } => self.link_identity(&identity, create),
+            Command::UnlinkIdentity { issuer, subject } => self.unlink_identity(&issuer, &subject),
+            Command::PutWorkloadRule(rule) => self.put_workload_rule(&rule),
+            Command::RemoveWorkloadRule { project, name } => {
+                self.remove_workload_rule(&project, &name)
+            }
+            Command::LeaveLater { user, due } => self.leave_later(&user, due),
+            Command::Stay { user } => self.stay(&user),
         }
     }
 }

@@ -214,6 +214,7 @@ impl<R: Read> Step<'_, R> {
         for robot in self.query().robots(name)? {
             self.rows.remove(Table::Robots, key::robot(&robot.name));
         }
+        self.drop_workload_rules(name, None)?;
         self.drop_rights_at(&Place::Project(name.clone()))?;
         self.drop_policy(name);
         self.move_project(name, Some(&project.owner), None)?;

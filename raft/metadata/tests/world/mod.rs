@@ -401,3 +401,38 @@ pub fn publish_disk(repository: &str, image: u64, manifest: u8, number: &str) ->
     }
     Command::PublishDisk { put, compressed_bytes: 7 }
 }
+
+pub fn session(user: &str, id: &str, means: LoginMeans) -> Session {
+    Session {
+        id: id.into(),
+        user: user.into(),
+        created_at: at(1),
+        expires_at: at(1000),
+        address: "10.0.0.1".into(),
+        agent: "curl".into(),
+        means,
+    }
+}
+
+pub fn identity(user: &str) -> Identity {
+    Identity {
+        issuer: "https://i".into(),
+        subject: format!("subject of {user}"),
+        user: user.into(),
+        linked_at: at(1),
+    }
+}
+
+pub fn workload_rule(robot: &str, name: &str) -> WorkloadRule {
+    let robot: RobotName = robot.parse().unwrap();
+    WorkloadRule {
+        project: robot.project,
+        name: account(name),
+        issuer: "https://ci".into(),
+        subject: "repo:acme/shop:ref:refs/heads/*".into(),
+        claims: [("ref_type".to_owned(), "branch".to_owned())].into(),
+        robot: robot.name,
+        created_at: at(1),
+        created_by: "u".into(),
+    }
+}

@@ -9,5 +9,6 @@ pub mod http;
 pub mod load;
 pub mod member;
 pub mod process;
+pub mod registries;
 pub mod report;
 pub mod sample;

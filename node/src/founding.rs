@@ -2,7 +2,7 @@
 
 use rand::distr::{Alphanumeric, SampleString};
 use shoal_content::{ClusterId, NodeId};
-use shoal_metadata::{COMMAND_VERSION, Cluster, Command, Node, Secret, User, UserRole};
+use shoal_metadata::{Cluster, Command, FIRST_LEVEL, Node, Secret, User, UserRole};
 use shoal_p2p::identity::{Authority, KeyPair, Role};
 use shoal_raft::{ProposeError, Raft};
 use thiserror::Error;
@@ -103,7 +103,10 @@ impl Founding {
         let member = Self::member(self.cluster);
         raft.propose(now(), Command::RegisterNode(node_row(&member, home, config))).await?;
         // Nobody older is there who would have to keep up.
-        raft.propose(now(), Command::RaiseLevel { to: COMMAND_VERSION }).await?;
+        let to = config.program.command_version();
+        if to > FIRST_LEVEL {
+            raft.propose(now(), Command::RaiseLevel { to }).await?;
+        }
         home.save_member(&member)?;
         Ok(self.password)
     }
@@ -123,7 +126,7 @@ pub fn node_row(member: &Member, home: &Home, config: &Config) -> Node {
         peer_address: config.peer_address(),
         discovery_address: config.discovery_address(),
         api_url: config.api_url(),
-        command_version: COMMAND_VERSION,
+        command_version: config.program.command_version(),
         joined_at: now(),
     }
 }

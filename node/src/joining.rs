@@ -9,7 +9,6 @@
 use std::time::Duration;
 
 use shoal_api::{JoinRequest, JoinResponse, Problem};
-use shoal_metadata::COMMAND_VERSION;
 use shoal_p2p::identity::{self, AuthorityPin};
 use thiserror::Error;
 
@@ -62,7 +61,7 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
         peer_address: config.peer_address(),
         discovery_address: config.discovery_address(),
         api_url: config.api_url(),
-        command_version: COMMAND_VERSION,
+        command_version: config.program.command_version(),
     };
     let sent = client.post(format!("{url}/api/v1/cluster/join")).json(&request).send();
     let answer = sent.await.map_err(failed)?;

@@ -6,7 +6,7 @@
 //!
 //! Invariant: memory is bounded by [`NOTED_MAX`] names; the pulls of names beyond that are counted
 //! and not noted, until the next interval.
-//! Non-goal: counting pulls; only the last one of each name is known.
+//! Counting them is `downloads`' affair, which this writes down at the same interval.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use shoal_content::{Digest, ImageId, TagName, Timestamp};
+use shoal_content::{Digest, ImageId, NodeId, TagName, Timestamp};
 use shoal_metadata::{Command, ImagePulls, PULLS_MAX};
 use shoal_raft::{ProposeError, Raft};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::warn;
 
 use crate::clock;
+use crate::downloads::Downloads;
 
 /// Tags and versions that wait to be written down.
 const NOTED_MAX: usize = 50_000;
@@ -37,6 +38,7 @@ struct Inner {
     raft: Raft,
     interval: Duration,
     noted: Mutex<Noted>,
+    downloads: Downloads,
     written: Counter,
     lost: Counter,
 }
@@ -105,7 +107,7 @@ impl Noted {
 }
 
 impl Pulls {
-    pub fn new(raft: Raft, interval: Duration, registry: &mut Registry) -> Self {
+    pub fn new(raft: Raft, node: NodeId, interval: Duration, registry: &mut Registry) -> Self {
         let (written, lost) = (Counter::default(), Counter::default());
         registry.register(
             "shoal_pulls_written",
@@ -118,13 +120,21 @@ impl Pulls {
             lost.clone(),
         );
         let noted = Mutex::new(Noted::default());
-        Self { inner: Arc::new(Inner { raft, interval, noted, written, lost }) }
+        let downloads = Downloads::new(node);
+        Self { inner: Arc::new(Inner { raft, interval, noted, downloads, written, lost }) }
     }
 
     /// Notes that a version was pulled, by `tag` where it was by name.
     pub fn note(&self, image: ImageId, tag: Option<&TagName>, digest: &Digest) {
         let noted = self.inner.noted.lock().note(image, tag, Some(digest), clock::now());
         if !noted {
+            self.inner.lost.inc();
+        }
+    }
+
+    /// Counts a download of a version.
+    pub fn count(&self, image: ImageId, digest: &Digest) {
+        if !self.inner.downloads.count(image, digest) {
             self.inner.lost.inc();
         }
     }
@@ -148,7 +158,8 @@ impl Pulls {
     /// # Errors
     /// Where the metadata do not take it; it waits for the next time.
     pub async fn write_down(&self) -> Result<(), ProposeError> {
-        let Inner { raft, noted, written, .. } = &*self.inner;
+        let Inner { raft, noted, written, downloads, .. } = &*self.inner;
+        downloads.write_down(raft).await?;
         loop {
             let pulls = noted.lock().take(PULLS_MAX);
             if pulls.is_empty() {

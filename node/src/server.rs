@@ -24,19 +24,23 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
+use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
+use crate::leaving;
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, serve_peers};
 use crate::pulls::Pulls;
 use crate::registry::Intake;
+use crate::remote::Remote;
 use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
+use crate::trash::Trash;
 use crate::verification::Verifier;
 
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
@@ -137,23 +141,28 @@ impl Server {
         tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));
         let key = Arc::clone(home.key());
         let pulls_interval = seconds(config.retention.pulls_interval_seconds);
-        let pulls = Pulls::new(raft.clone(), pulls_interval, &mut registry);
+        let pulls = Pulls::new(raft.clone(), id, pulls_interval, &mut registry);
         let every = seconds(config.retention.interval_seconds);
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
         let audit = Audit::new(raft.clone(), id, Arc::clone(&store), &config.audit, &mut registry);
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
+        services.disks.import_from(Remote::new(config.import.clone())?);
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         services.start(&raft, &mut tasks);
+        let keep = seconds(u64::from(config.images.deleted_keep_days) * 24 * 3600);
+        let trash = Trash::new(raft.clone(), keep, timing.interval);
+        tasks.spawn(trash.run());
         let token_uses = Arc::new(TokenUses::default());
         let (uses, group) = (Arc::clone(&token_uses), raft.clone());
         tasks.spawn(async move { uses.run(group).await });
         let lockout = Arc::new(Lockout::new(&config.lockout));
         tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
+        tasks.spawn(leaving::keep(raft.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);
@@ -166,6 +175,7 @@ impl Server {
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
             lockout,
+            issuers: Issuers::new()?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,
@@ -268,7 +278,9 @@ async fn start_raft(
             _ => None,
         }),
     };
-    let config = shoal_raft::Config::new(member.id(), home.raft_folder());
+    let command_version = config.program.command_version();
+    let raft = shoal_raft::Config::new(member.id(), home.raft_folder());
+    let config = shoal_raft::Config { command_version, ..raft };
     Ok(Raft::start(config, transport, registry).await?)
 }
 

@@ -13,6 +13,7 @@ use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
 use crate::http::Drain;
+use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub struct Parts {
     pub accounts: Accounts,
     pub token_uses: Arc<TokenUses>,
     pub lockout: Arc<Lockout>,
+    /// Who else vouches for people and programs.
+    pub issuers: Issuers,
     pub rates: Rates,
     pub intake: Intake,
     pub metrics: Metrics,

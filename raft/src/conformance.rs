@@ -24,7 +24,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let folder = tempfile::tempdir().unwrap();
         let home = Arc::new(Home::open(folder.path()).unwrap());
         let metrics = Metrics::new(&mut Registry::default());
-        let log = LogStore::open(&home.log(), metrics.clone()).unwrap();
+        let (log, _) = LogStore::open(&home.log(), metrics.clone()).unwrap();
         let store = Store::open(&home.state().unwrap()).unwrap();
         let machine = StateMachine {
             store: Arc::new(RwLock::new(Arc::new(store))),

@@ -16,7 +16,7 @@ use crate::config::{Authenticate, Config};
 use crate::error::Error;
 use crate::folder::Home;
 use crate::forward::Forward;
-use crate::log::{LogStore, blocking};
+use crate::log::{Closing, LogStore, blocking};
 use crate::machine::{CurrentStore, StateMachine};
 use crate::metrics::Metrics;
 use crate::network::Network;
@@ -65,6 +65,8 @@ pub struct Core {
     pub had_state: bool,
     /// Held while a snapshot comes in.
     pub receiving: tokio::sync::Mutex<Partial>,
+    /// Taken by the one who stops the core.
+    pub closing: Mutex<Option<Closing>>,
 }
 
 /// Who leads, as far as is known here.
@@ -82,11 +84,15 @@ impl Core {
         let (directory, metrics) = (shared.config.directory.clone(), shared.metrics.clone());
         let opening = blocking(move || Ok(open_databases(&directory, metrics))).await;
         let stopped = |error: std::io::Error| Error::Stopped(error.to_string());
-        let (home, log, store) = opening.map_err(stopped)??;
+        let (home, (log, closing), store) = opening.map_err(stopped)??;
         let knows = shared.config.command_version;
         let level = shoal_metadata::Query::new(&store).level();
         match level.map_err(|fault| Error::Stopped(fault.to_string()))? {
-            level if level > knows => return Err(Error::TooOld { level, knows }),
+            level if level > knows => {
+                drop(log);
+                closing.ended().await;
+                return Err(Error::TooOld { level, knows });
+            }
             _ => {}
         }
         let home = Arc::new(home);
@@ -107,7 +113,8 @@ impl Core {
         let had_state = engine.is_initialized().await;
         let had_state = had_state.map_err(|error| Error::Stopped(error.to_string()))?;
         let receiving = tokio::sync::Mutex::new(Partial::default());
-        Ok(Self { engine, store, home, had_state, receiving })
+        let closing = Mutex::new(Some(closing));
+        Ok(Self { engine, store, home, had_state, receiving, closing })
     }
 
     pub fn view(&self) -> View {
@@ -152,7 +159,7 @@ impl Core {
 fn open_databases(
     directory: &std::path::Path,
     metrics: Arc<Metrics>,
-) -> Result<(Home, LogStore, Store), Error> {
+) -> Result<(Home, (LogStore, Closing), Store), Error> {
     let home = Home::open(directory)?;
     let path = home.state().map_err(|source| Error::Files {
         doing: "read",

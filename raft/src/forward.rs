@@ -18,8 +18,8 @@ use crate::peers::CallError;
 use crate::proposal::Proposal;
 use crate::wire::{Failure, Kind, Proposed};
 
-/// The most messages under way.
-const MESSAGES_MAX: usize = 4;
+/// The most messages under way: the next is gathered while one goes there and one comes back.
+const MESSAGES_MAX: usize = 2;
 
 /// The most proposals in one message.
 pub const PROPOSALS_MAX: usize = 256;

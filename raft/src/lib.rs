@@ -39,6 +39,8 @@ mod core;
 mod error;
 mod folder;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod handover;
 #[cfg(test)]
 #[path = "../tests/harness/mod.rs"]

@@ -16,6 +16,8 @@ use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use openraft::entry::RaftEntry;
@@ -26,6 +28,8 @@ use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::sleep;
+use tracing::warn;
 
 use crate::error::{Error, storage};
 use crate::metrics::Metrics;
@@ -39,6 +43,10 @@ const ROOM_KIB: usize = 64 * 1024;
 
 /// One read for replication ends after so many bytes of entries, but has at least one entry.
 pub const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a member that stops waits for its log to be closed, and how often it looks.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
 
 const VALUE: u8 = 0;
 const ENTRY: u8 = 1;
@@ -54,6 +62,26 @@ pub struct LogStore {
     marks: Arc<RwLock<Marks>>,
     work: Sender<Work>,
     room: Arc<Semaphore>,
+}
+
+/// The end of the writer, which has the database last: clones give it up before they tell it.
+pub struct Closing(JoinHandle<()>);
+
+impl Closing {
+    /// Waits until the last clone is gone and the database is closed, for [`CLOSE_TIMEOUT`] at most.
+    /// A process that ends before takes RocksDB apart under the writer, and is aborted by it.
+    pub async fn ended(self) {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while !self.0.is_finished() {
+            if Instant::now() > deadline {
+                return warn!("the log is still in use");
+            }
+            sleep(CLOSE_INTERVAL).await;
+        }
+        if self.0.join().is_err() {
+            warn!("the log's writer had panicked");
+        }
+    }
 }
 
 /// What was asked for last, be it written yet or not.
@@ -74,7 +102,7 @@ struct Written {
 
 impl LogStore {
     /// Opens or makes the log in `path`, and starts its writer, which ends with the last clone.
-    pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<(Self, Closing), Error> {
         let refuse = |reason: String| Error::Open { path: path.to_owned(), reason };
         let db = DB::open(&options(), path).map_err(|error| refuse(error.to_string()))?;
         let (work, to_do) = channel();
@@ -89,11 +117,11 @@ impl LogStore {
         let committed = log.value(COMMITTED).map_err(|error| refuse(error.to_string()))?;
         *log.marks.write() = Marks { purged, committed: committed.flatten() };
         let (db, tail) = (log.db.clone(), log.tail.clone());
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || writer::run(&db, &tail, &to_do, &metrics))
             .map_err(|error| refuse(error.to_string()))?;
-        Ok(log)
+        Ok((log, Closing(writer)))
     }
 
     fn value<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
@@ -346,7 +374,7 @@ mod tests {
         Entry::new(id(index), EntryPayload::Normal(proposal))
     }
 
-    fn open(path: &Path) -> LogStore {
+    fn open(path: &Path) -> (LogStore, Closing) {
         LogStore::open(path, Metrics::new(&mut Registry::default())).unwrap()
     }
 
@@ -365,7 +393,7 @@ mod tests {
     #[tokio::test]
     async fn a_range_is_read_whole_wherever_it_lies_and_survives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = open(folder.path());
+        let (mut log, closing) = open(folder.path());
         for start in (1..5000).step_by(500) {
             append(&mut log, start..start + 500).await;
         }
@@ -392,14 +420,12 @@ mod tests {
         log.save_committed(Some(id(4000))).await.unwrap();
         let vote = Vote::new(3, 1);
         log.save_vote(&vote).await.unwrap();
+        let reader = log.get_log_reader().await;
         drop(log);
-        let mut log = loop {
-            // The writer may still be closing it.
-            match LogStore::open(folder.path(), Metrics::new(&mut Registry::default())) {
-                Ok(log) => break log,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        drop(reader);
+        closing.ended().await;
+        // RocksDB locks its folder, so this is closed.
+        let (mut log, _) = open(folder.path());
         assert_eq!(read(&mut log, 0, u64::MAX).await, (101..4995).collect::<Vec<_>>());
         assert_eq!(log.read_vote().await.unwrap(), Some(vote));
         assert_eq!(log.read_committed().await.unwrap(), Some(id(4000)));
@@ -411,7 +437,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_that_does_not_follow_the_last_one_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = open(folder.path());
+        let (mut log, _) = open(folder.path());
         append(&mut log, 1..3).await;
         assert!(log.append(vec![entry(5)], IOFlushed::noop()).await.is_err());
         assert_eq!(read(&mut log, 0, 9).await, [1, 2]);

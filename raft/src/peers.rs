@@ -28,6 +28,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Where the network takes larger packets than most, a batch of entries is a few of them. Ten, which
+/// quinn sends at once, still fit into what UDP can carry.
+const MTU_MAX: u16 = 6500;
+
 /// The most addresses that are kept; a group has a handful of members.
 const LINKS_MAX: usize = 64;
 
@@ -62,6 +66,9 @@ impl Peers {
         // The limit fits: it is far below the largest that QUIC can say.
         settings.max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
         settings.keep_alive_interval(Some(KEEP_ALIVE_INTERVAL));
+        let mut mtu = quinn::MtuDiscoveryConfig::default();
+        mtu.upper_bound(MTU_MAX);
+        settings.mtu_discovery_config(Some(mtu));
         client.transport_config(Arc::new(settings));
         Self {
             endpoint: transport.endpoint.clone(),

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use shoal_content::Timestamp;
 use shoal_metadata::{Refusal, Response};
 
-/// For so many log entries the answer to a proposal is remembered. A retry comes within
-/// [`crate::PROPOSE_TIMEOUT`]; more entries than this are not applied in that time.
-pub const PROPOSALS_REMEMBERED: u64 = 65_536;
+/// For so many log entries the answer to a proposal is remembered (about 36 bytes each). A retry
+/// comes within [`crate::PROPOSE_TIMEOUT`], so this suffices up to 26,000 commands a second;
+/// `benches/metadata` says how many a group takes.
+pub const PROPOSALS_REMEMBERED: u64 = 262_144;
 
 /// The longest encoded command, in bytes: the longest manifest and what is kept beside it.
 pub const COMMAND_BYTES_MAX: usize = 12 * 1024 * 1024;

@@ -225,13 +225,18 @@ impl Raft {
     pub async fn shutdown(&self) {
         self.shared.stopped.cancel();
         let core = self.shared.core.write().take();
-        if let Some(core) = core
-            && let Err(error) = core.engine.shutdown().await
-        {
-            tracing::warn!(%error, "the Raft core did not end well");
+        let mut closing = None;
+        if let Some(core) = core {
+            if let Err(error) = core.engine.shutdown().await {
+                tracing::warn!(%error, "the Raft core did not end well");
+            }
+            closing = core.closing.lock().take();
         }
         self.shared.endpoint.close(STOPPING, b"stopping");
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        if let Some(closing) = closing {
+            closing.ended().await;
+        }
     }
 }

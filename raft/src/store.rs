@@ -7,17 +7,19 @@
 //! 0 "p" id              the answer to a proposal
 //! 0 "o" index (8 bytes) the id of the proposal in that entry, to forget it in order
 //! ```
-//! Invariant: rows, applied id, membership and answers of a batch are written in one piece. Writes
-//! are not synced one by one: after a power cut the state is an earlier one, and the log, which is
+//! Invariant: rows, applied id, membership and answers of a batch are written in one piece. They are
+//! in memory until RocksDB flushes: after a crash the state is an earlier one, and the log, which is
 //! synced, gives the rest again. Entries leave the log only behind a checkpoint, which is synced.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rocksdb::{BlockBasedOptions, DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch};
+use rocksdb::{
+    BlockBasedOptions, DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_metadata::{Fault, Read, Rows, Table, Writes};
@@ -69,8 +71,8 @@ pub struct Store {
     db: DB,
     folder: Arc<Scratch>,
     /// The proposals whose answers are remembered: nearly all that come are new, and need not be
-    /// looked for on the disk.
-    remembered: Mutex<HashSet<u128>>,
+    /// looked for on the disk. The ids are random, so a quick hash does.
+    remembered: Mutex<FxHashSet<u128>>,
 }
 
 impl Store {
@@ -101,7 +103,7 @@ impl Store {
         Ok((applied, membership.unwrap_or_default()))
     }
 
-    /// Makes what was written last, whatever the write-ahead log was used for.
+    /// Brings all that was written to the disk.
     pub fn flush(&self) -> io::Result<()> {
         self.db.flush().map_err(storage("flush the state"))
     }
@@ -160,7 +162,10 @@ impl Store {
     /// Writes a batch in one piece.
     pub fn write(&self, batch: Batch) -> io::Result<()> {
         let Batch { inner, new, old } = batch;
-        self.db.write(inner).map_err(storage("write the state"))?;
+        // There is one log already, and one column family, so that what a flush keeps is whole.
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(inner, &options).map_err(storage("write the state"))?;
         let mut remembered = self.remembered.lock();
         // In this order: what is forgotten and remembered again at once is remembered.
         for id in old {

@@ -237,7 +237,7 @@ fn keep_offered(
     Ok(())
 }
 
-fn check_names(offer: &Offer) -> Result<(), Failure> {
+pub fn check_names(offer: &Offer) -> Result<(), Failure> {
     let odd = |file: &OfferedFile| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         file.name.is_empty()

@@ -20,6 +20,9 @@ use shoal_metadata::{Refusal, Response};
 /// The longest body: a batch of log entries or the longest command.
 pub const FRAME_BYTES_MAX: usize = 20 * 1024 * 1024;
 
+/// So much room is made for a body before it comes.
+const BODY_BYTES_TRUSTED: usize = 64 * 1024;
+
 /// Why a stream was ended by the one that serves it.
 pub const UNKNOWN_KIND: VarInt = VarInt::from_u32(1);
 /// Why a connection was closed.
@@ -133,9 +136,9 @@ pub async fn receive_length(stream: &mut RecvStream) -> io::Result<usize> {
     if length > FRAME_BYTES_MAX { Err(too_long()) } else { Ok(length) }
 }
 
-/// A body whose length was looked at. The buffer grows with what really comes.
+/// A body whose length was looked at. Beyond a little the buffer grows with what really comes.
 pub async fn receive_body(stream: &mut RecvStream, length: usize) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
+    let mut body = Vec::with_capacity(length.min(BODY_BYTES_TRUSTED));
     while body.len() < length {
         match stream.read_chunk(length - body.len(), true).await.map_err(io::Error::other)? {
             Some(chunk) => body.extend_from_slice(&chunk.bytes),

@@ -14,7 +14,7 @@ use crate::clock::wait_for;
 use crate::host::{Host, Network};
 use crate::process::{Process, binary, run, run_text};
 
-const API_PORT: u16 = 5000;
+pub(crate) const API_PORT: u16 = 5000;
 /// A debug build on two busy cores takes a while to open RocksDB and elect.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -50,6 +50,7 @@ pub struct Node {
     host: Host,
     folder: PathBuf,
     environment: Vec<(String, String)>,
+    stands_for: Option<u8>,
     process: Option<Process>,
 }
 
@@ -80,6 +81,7 @@ impl Node {
             host: host.clone(),
             folder: folder.into(),
             environment: Vec::new(),
+            stands_for: None,
             process: None,
         })
     }
@@ -91,9 +93,23 @@ impl Node {
         Ok(fs::write(&path, format!("{text}\n{sections}"))?)
     }
 
+    /// Has `name` in the node's certificate.
+    pub fn answer_to(&self, name: &str) -> Result<()> {
+        let path = self.folder.join("node.toml");
+        let text = fs::read_to_string(&path)?;
+        let named = text.replacen("[http]\n", &format!("[http]\nnames = [{name:?}]\n"), 1);
+        Ok(fs::write(&path, named)?)
+    }
+
     /// From its next start, the process has these variables.
     pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
         self.environment = variables;
+    }
+
+    /// From its next command, the program stands for the one whose newest command this is; `None`
+    /// is the one that it is.
+    pub fn stand_for(&mut self, command_version: Option<u8>) {
+        self.stands_for = command_version;
     }
 
     pub fn host(&self) -> &Host {
@@ -122,6 +138,9 @@ impl Node {
         let mut command = self.host.command(binary("shoal-node")?);
         command.arg(subcommand).arg("--config").arg(self.folder.join("node.toml")).args(arguments);
         command.env("RUST_BACKTRACE", "0");
+        if let Some(version) = self.stands_for {
+            command.env("SHOAL_NODE_STANDS_FOR", version.to_string());
+        }
         Ok(command)
     }
 

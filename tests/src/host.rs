@@ -4,6 +4,7 @@
 //! live in the hub, and the agents' hosts hang on the bridge by veth pairs.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,7 +27,20 @@ pub struct Network {
 pub struct Host {
     namespace: String,
     address: String,
+    /// What its commands find in place of the machine's own: source and place.
+    overlays: Vec<(PathBuf, PathBuf)>,
 }
+
+/// Mounts pairs of paths up to `--`, in a mount namespace of its own, and becomes what stands behind.
+const OVERLAY: &str = r#"
+while [ "$1" != -- ]; do
+  [ -e "$2" ] || mkdir -p "$2"
+  mount --bind "$1" "$2"
+  shift 2
+done
+shift
+exec "$@"
+"#;
 
 impl Network {
     /// # Errors
@@ -37,7 +51,11 @@ impl Network {
         }
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("shoal-{}-{number}", std::process::id());
-        let hub = Host { namespace: format!("{prefix}-hub"), address: "10.77.0.1".into() };
+        let hub = Host {
+            namespace: format!("{prefix}-hub"),
+            address: "10.77.0.1".into(),
+            overlays: Vec::new(),
+        };
         let mut network = Self { hub: hub.clone(), hosts: Vec::new() };
         ip(&["netns", "add", &hub.namespace])?;
         hub.ip(&["link", "set", "lo", "up"])?;
@@ -50,6 +68,7 @@ impl Network {
             let host = Host {
                 namespace: format!("{prefix}-{index}"),
                 address: format!("10.77.0.{}", 11 + index),
+                overlays: Vec::new(),
             };
             network.hosts.push(host.clone());
             ip(&["netns", "add", &host.namespace])?;
@@ -103,8 +122,21 @@ impl Host {
     /// A command that runs on this host.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--").arg(program);
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--");
+        if !self.overlays.is_empty() {
+            command.args(["unshare", "--mount", "sh", "-ec", OVERLAY, "sh"]);
+            command.args(self.overlays.iter().flat_map(|(source, place)| [source, place]));
+            command.arg("--");
+        }
+        command.arg(program);
         command
+    }
+
+    /// The same host, whose commands find the file or folder `source` at `place`.
+    #[must_use]
+    pub fn overlaid(mut self, source: impl Into<PathBuf>, place: impl AsRef<Path>) -> Self {
+        self.overlays.push((source.into(), place.as_ref().to_owned()));
+        self
     }
 
     /// Moves the calling thread here, and with it all threads that it starts from now on.

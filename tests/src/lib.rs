@@ -16,5 +16,6 @@ pub mod host;
 pub mod linear;
 pub mod process;
 pub mod sample;
+pub mod scene;
 pub mod skew;
 pub mod throttle;

@@ -1,8 +1,7 @@
 //! Faults of every kind while clients push, pull, retag and delete: tags stay linearizable, and
 //! what was acknowledged can be pulled whole.
 //!
-//! `SHOAL_CHAOS_SEED` is the schedule's seed; `SHOAL_CHAOS_MINUTES` says how long (half of one by
-//! default). `./dev chaos` sets both. Without them it is the same schedule each time: what a new one
+//! `SHOAL_CHAOS_SEED` is the schedule's seed; `SHOAL_CHAOS_MINUTES` says how long (two by default). `./dev chaos` sets both. Without them it is the same schedule each time: what a new one
 //! finds is to be looked at by who asked for it, and not to stop somebody else's change.
 
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use shoal_tests::chaos::client::Registry;
 use shoal_tests::chaos::fault::Schedule;
 use shoal_tests::chaos::history::History;
+use shoal_tests::chaos::record;
 use shoal_tests::chaos::stage::{NODES, Stage};
 use shoal_tests::chaos::verdict;
 use shoal_tests::chaos::workload::Client;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const CLIENTS: usize = 8;
-const MINUTES_DEFAULT: f64 = 0.5;
+const MINUTES_DEFAULT: f64 = 2.0;
 const SEED_DEFAULT: u64 = 2;
 /// A run in which clients get less than this done, in operations a minute, tests nothing.
 const DONE_PER_MINUTE_MIN: f64 = 60.0;
@@ -96,6 +96,10 @@ fn endure(
         verdict::read_all_tags(&registry, &history).await
     })?;
     print!("{}", history.summary());
+    if let Some(file) = variable::<std::path::PathBuf>("SHOAL_CHAOS_RECORD")? {
+        std::fs::write(&file, record::to_text(&history.registers()))
+            .with_context(|| file.display().to_string())?;
+    }
     stage.ensure_sound()?;
     let (operations, unknown) = verdict::judge(&history)?;
     println!(
@@ -105,6 +109,9 @@ fn endure(
     println!("{whole} acknowledged images came whole");
     runtime.block_on(verdict::nodes_agree(&registry))?;
     println!("the nodes agree");
+    stage.jump_ahead()?;
+    runtime.block_on(verdict::keep_nothing(&registry, &history))?;
+    println!("all is deleted, and nothing is kept");
     let done = history.done() as f64;
     ensure!(done > DONE_PER_MINUTE_MIN * minutes, "only {done} operations: nothing was tested");
     ensure!(whole > 0, "no push survived: nothing was tested");

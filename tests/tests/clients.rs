@@ -1,108 +1,24 @@
 //! Real clients against one node, over TLS that they check: podman, buildah, skopeo and oras push
-//! and pull; and the command `shoal` adds and removes a node, and keeps storage clean.
+//! and pull; and the command `shoal` adds, replaces and removes nodes, and keeps storage clean.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use shoal_tests::clock::wait_for;
 use shoal_tests::cluster::{Node, Operator, Storage};
-use shoal_tests::host::{Host, Network};
 use shoal_tests::process::{run, run_text};
 use shoal_tests::sample::{self, ContainerImage};
+use shoal_tests::scene::Scene;
 
 const LAYERS: usize = 3;
 const LAYER_BYTES: usize = 3 << 20;
 const MEMBER_DEADLINE: Duration = Duration::from_secs(60);
-
-/// A node, and where its clients keep what they need.
-struct Scene {
-    folder: PathBuf,
-    hub: Host,
-    node: Node,
-    password: String,
-    /// With the authority as `ca.crt`, as docker's tools want it.
-    certificates: PathBuf,
-    _network: Network,
-    _temporary: tempfile::TempDir,
-}
-
-impl Scene {
-    fn set() -> Result<Self> {
-        // podman names an image after the path of its layout, and such names have no capitals.
-        static SCENES: AtomicU32 = AtomicU32::new(0);
-        let number = SCENES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("shoal-clients-{}-{number}", std::process::id());
-        let temporary = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
-        let folder = temporary.path().to_owned();
-        let network = Network::create(0)?;
-        let hub = network.hub().clone();
-        let storage = Storage::Folder(folder.join("storage"));
-        let mut node =
-            Node::prepare(&hub, &folder.join("node-1"), "node-1", "10.77.0.1", &storage)?;
-        let password = node.init()?;
-        node.start()?;
-        let certificates = folder.join("certificates");
-        fs::create_dir_all(&certificates)?;
-        fs::copy(node.data_dir().join("ca.pem"), certificates.join("ca.crt"))?;
-        // Nobody's login but the one that each command is given.
-        fs::write(folder.join("auth.json"), "{}")?;
-        let (_network, _temporary) = (network, temporary);
-        Ok(Self { folder, hub, node, password, certificates, _network, _temporary })
-    }
-
-    fn image(&self, name: &str) -> String {
-        format!("{}/{name}", self.node.registry())
-    }
-
-    fn credentials(&self) -> String {
-        format!("admin:{}", self.password)
-    }
-
-    /// A tool of containers' own, with storage of this test's.
-    fn tool(&self, program: &str) -> Command {
-        let mut command = self.hub.command(program);
-        command.arg("--root").arg(self.folder.join("containers"));
-        command.arg("--runroot").arg(self.folder.join("run"));
-        command.args(["--storage-driver", "vfs"]);
-        command.env("REGISTRY_AUTH_FILE", self.folder.join("auth.json"));
-        command
-    }
-
-    /// Runs `VERB --creds … --cert-dir … ARGUMENTS`.
-    fn remote(&self, program: &str, verb: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = self.tool(program);
-        command.args([verb, "--creds", &self.credentials(), "--cert-dir"]);
-        command.arg(&self.certificates).args(arguments);
-        run_text(command)
-    }
-
-    fn skopeo(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.hub.command("skopeo");
-        command.arg("--insecure-policy").args(arguments);
-        run_text(command)
-    }
-
-    /// The manifest as the node has it.
-    fn manifest(&self, name: &str) -> Result<Value> {
-        let certificates = self.certificates.display().to_string();
-        let image = format!("docker://{}", self.image(name));
-        let text = self.skopeo(&[
-            "inspect",
-            "--raw",
-            "--creds",
-            &self.credentials(),
-            "--cert-dir",
-            &certificates,
-            &image,
-        ])?;
-        Ok(serde_json::from_str(&text)?)
-    }
-}
+/// Counts whom the Raft port has turned away.
+const STRANGERS: &str = "shoal_raft_strangers_refused_total";
 
 #[test]
 fn podman_buildah_and_skopeo_push_and_pull() -> Result<()> {
@@ -242,8 +158,8 @@ fn oras_pushes_and_pulls_artifacts() -> Result<()> {
 }
 
 #[test]
-fn the_operator_adds_and_removes_a_node_and_looks_after_storage() -> Result<()> {
-    let scene = Scene::set()?;
+fn the_operator_adds_replaces_and_removes_nodes_and_looks_after_storage() -> Result<()> {
+    let mut scene = Scene::set()?;
     let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
     let made = operator.json(&["cluster", "add"])?;
     let token = made["token"].as_str().context("a token")?;
@@ -266,15 +182,33 @@ fn the_operator_adds_and_removes_a_node_and_looks_after_storage() -> Result<()> 
     // Nobody is there to ask, and nothing happens.
     ensure!(operator.run(&["cluster", "remove", "node-2"]).is_err());
     ensure!(operator.run(&["cluster", "remove", "node-9", "--yes"]).is_err());
-    let text = operator.run(&["cluster", "replace", "node-2", "--yes"])?;
-    ensure!(text.contains("Removed node-2") && text.contains("shoal-node join"), "{text}");
+    let replaced = operator.json(&["cluster", "replace", "node-2", "--yes"])?;
+    ensure!(replaced["removed"]["name"] == "node-2", "{replaced}");
     let alone = |roles: Vec<String>| {
         (roles.iter().filter(|role| *role != "removed").count() == 1).then_some(())
     };
     wait_for("one node to be left", MEMBER_DEADLINE, || Ok(alone(roles()?)))?;
+    stays_out(&scene, &mut second, token).context("the removed node")?;
 
-    let image = sample::container(&scene.folder, 8, LAYERS, LAYER_BYTES)?;
-    podman(&scene, &image)?;
+    let token = replaced["token"]["token"].as_str().context("a token")?;
+    let folder = scene.folder.join("node-3");
+    let mut third = Node::prepare(&scene.hub, &folder, "node-3", "10.77.0.3", &storage)?;
+    third.join(&scene.node, token)?;
+    third.start()?;
+    wait_for("the new node to be a voter", MEMBER_DEADLINE, || Ok(both(roles()?)))?;
+    let image = sample::container(&scene.folder, 10, LAYERS, LAYER_BYTES)?;
+    scene.registry = third.registry();
+    podman(&scene, &image).context("through the node that came in its place")?;
+    // What it took in is there at the other one, and stays when it goes.
+    scene.registry = scene.node.registry();
+    let removed = operator.json(&["cluster", "remove", "node-3", "--yes"])?;
+    ensure!(removed["removed"]["name"] == "node-3", "{removed}");
+    wait_for("one node to be left again", MEMBER_DEADLINE, || Ok(alone(roles()?)))?;
+    third.process()?.stop()?;
+    let kept = scene.manifest("clients/podman:v1")?["layers"].as_array().map(Vec::len);
+    ensure!(kept == Some(LAYERS), "{kept:?} layers are left");
+    ensure!(operator.run(&["cluster", "remove", "node-1", "--yes"]).is_err(), "nobody is left");
+
     // A crash between bytes and command would leave this.
     let orphan = scene.folder.join("storage/objects/blobs/00/00000000000000000000000000000000");
     fs::create_dir_all(orphan.parent().context("a folder")?)?;
@@ -292,5 +226,32 @@ fn the_operator_adds_and_removes_a_node_and_looks_after_storage() -> Result<()> 
     operator.run(&["storage", "collect"])?;
     ensure!(orphan.exists(), "it went before its time");
     ensure!(operator.run(&["storage", "status"])?.contains("verified"));
+    Ok(())
+}
+
+/// A removed node has no way back: neither as it is, nor after a restart, nor with its old token or
+/// its old folder.
+fn stays_out(scene: &Scene, removed: &mut Node, token: &str) -> Result<()> {
+    let refused = || scene.node.metric(STRANGERS, "", &scene.password);
+    let ready = |node: &Node| {
+        let mut curl = node.host().command("curl");
+        curl.args(["-ksSf", "--max-time", "3", &format!("{}/ready", node.url())]);
+        run(curl).is_ok()
+    };
+    let serves = |node: &Node| {
+        let mut curl = node.host().command("curl");
+        curl.args(["-ksSf", "--max-time", "20", "-u", &scene.credentials(), "-X", "POST"]);
+        curl.arg(format!("{}/v2/clients/stale/blobs/uploads/", node.url()));
+        run(curl).is_ok()
+    };
+    wait_for("it to be no longer ready", MEMBER_DEADLINE, || Ok((!ready(removed)).then_some(())))?;
+    ensure!(!serves(removed), "it still takes a push");
+    let before = refused()?;
+    removed.process()?.stop()?;
+    removed.launch()?;
+    wait_for("it to be turned away", MEMBER_DEADLINE, || Ok((refused()? > before).then_some(())))?;
+    ensure!(!ready(removed) && !serves(removed), "it is back after a restart");
+    removed.process()?.kill()?;
+    ensure!(removed.join(&scene.node, token).is_err(), "it joined again");
     Ok(())
 }

@@ -1,20 +1,17 @@
-//! Pulls and pushes through a node, beside Debian's docker-registry on the same storage.
+//! Pulls and pushes through a cluster's node, beside Debian's docker-registry on the same storage.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
 use bytes::Bytes;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shoal_benches::http::{Connection, Request};
 use shoal_benches::load::{self, quantile_ms};
-use shoal_benches::process::Server;
+use shoal_benches::registries::{Ceph, Contestant, Storage, start_cluster, start_peer};
 use shoal_benches::sample::noise;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -27,9 +24,10 @@ const MIB: usize = 1 << 20;
 
 /// Measures a registry's requests: rate, latency, CPU and memory of both servers.
 ///
-/// Both listen on loopback without TLS and store in a folder, or in one S3 service. The node asks
-/// for a Bearer token, as docker sends it; docker-registry asks for nothing. The node's writes go
-/// through its synced Raft log; docker-registry syncs nothing.
+/// Both listen on loopback without TLS and store in a folder, then in one Ceph. One node of the
+/// cluster is asked, with a Bearer token, as docker sends it; docker-registry asks for nothing. What
+/// is pushed to the node is synced, and its metadata is in the synced logs of most nodes, before it
+/// answers; docker-registry syncs nothing.
 #[derive(Debug, Parser)]
 #[command(name = "registry", version, about, long_about)]
 struct Arguments {
@@ -54,20 +52,22 @@ struct Arguments {
     /// Where both keep their data; a temporary folder where missing.
     #[arg(long)]
     folder: Option<PathBuf>,
-    /// An S3 service (`http://127.0.0.1:7480`) for both, in place of folders; the keys come from
-    /// `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, the buckets `shoal` and `peer` must exist.
-    #[arg(long)]
-    s3: Option<String>,
+    /// What both store in, one after the other.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "folder,ceph")]
+    storage: Vec<Kind>,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
 }
 
-/// One of the two servers.
-struct Contestant {
-    server: Server,
-    host: String,
-    authorization: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Folder,
+    /// A monitor, an OSD and a gateway on this host (packages ceph-mon, ceph-osd, radosgw).
+    Ceph,
 }
 
 /// What a case asks for, again and again.
@@ -106,8 +106,19 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Report {
     benchmark: &'static str,
+    nodes: usize,
+    stages: Vec<Stage>,
+}
+
+/// Everything on one storage.
+#[derive(Debug, Serialize)]
+struct Stage {
+    storage: String,
     rows: Vec<Row>,
+    /// Of one node, the one that is asked.
     memory_mib: BTreeMap<&'static str, f64>,
+    /// In all cases together; ours of all nodes.
+    cpu_seconds: BTreeMap<&'static str, f64>,
 }
 
 #[tokio::main]
@@ -120,32 +131,66 @@ async fn main() -> Result<()> {
     );
     let temporary = tempfile::tempdir()?;
     let folder = arguments.folder.as_deref().unwrap_or(temporary.path());
-    let ours = start_node(&arguments, folder).await?;
-    let peer = start_peer(&arguments, folder).await?;
+    let mut stages = Vec::new();
+    for kind in &arguments.storage {
+        let folder = folder.join(format!("{kind:?}").to_lowercase());
+        std::fs::create_dir_all(&folder)?;
+        // Dropped when the stage is over: after what stands on it.
+        let ceph = match kind {
+            Kind::Folder => None,
+            Kind::Ceph => Some(Ceph::start(&folder.join("ceph"))?),
+        };
+        let storage = ceph.as_ref().map_or(Storage::Folder, Ceph::storage);
+        let stage = contest(&arguments, &folder, &storage).await?;
+        if !arguments.json {
+            print(arguments.nodes, &stage);
+        }
+        stages.push(stage);
+    }
+    if arguments.json {
+        let report = Report { benchmark: "registry", nodes: arguments.nodes, stages };
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
+async fn contest(arguments: &Arguments, folder: &Path, storage: &Storage) -> Result<Stage> {
+    let program = match &arguments.node {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.with_file_name("shoal-node"),
+    };
+    let ours = start_cluster(&program, folder, storage, arguments.nodes).await?;
+    let peer = start_peer(&arguments.peer, folder, storage).await?;
     let mut memory = BTreeMap::new();
     tokio::time::sleep(IDLE).await;
-    memory.insert("shoal, idle", ours.server.memory_mib("VmRSS")?);
-    memory.insert("docker-registry, idle", peer.server.memory_mib("VmRSS")?);
+    memory.insert("shoal, idle", ours.memory_mib("VmRSS")?);
+    memory.insert("docker-registry, idle", peer.memory_mib("VmRSS")?);
 
-    progress(&arguments, "preparing: blobs, and 100,000 tags in each");
+    progress(arguments, &format!("{storage}: preparing: blobs, and tags"));
     let digest = prepare(&ours).await?;
     ensure!(prepare(&peer).await? == digest, "the servers disagree about a digest");
-    if wants(&arguments, "tags") {
-        ensure!(
-            arguments.s3.is_none(),
-            "the tags are written into a folder; use --case without them"
-        );
+    // The peer's tags are written into its folder: by its own requests they would take hours.
+    let tags = wants(arguments, "tags") && *storage == Storage::Folder;
+    if tags {
         tag_ours(&ours).await?;
         tag_peer(&folder.join("peer"), &digest)?;
     }
+    let before = (ours.cpu()?, peer.cpu()?);
     let mut rows = Vec::new();
-    for case in cases(&arguments, &digest) {
-        progress(&arguments, case.name);
-        rows.push(compare(&arguments, &case, &ours, &peer).await?);
+    for case in cases(arguments, &digest) {
+        if tags || !case.name.starts_with("tags") {
+            progress(arguments, &format!("{storage}: {}", case.name));
+            rows.push(compare(arguments, &case, &ours, &peer).await?);
+        }
     }
-    memory.insert("shoal, peak", ours.server.memory_mib("VmHWM")?);
-    memory.insert("docker-registry, peak", peer.server.memory_mib("VmHWM")?);
-    print(&Report { benchmark: "registry", rows, memory_mib: memory }, arguments.json)
+    memory.insert("shoal, peak", ours.memory_mib("VmHWM")?);
+    memory.insert("docker-registry, peak", peer.memory_mib("VmHWM")?);
+    let seconds = |now: Duration, before: Duration| now.saturating_sub(before).as_secs_f64();
+    let cpu_seconds = BTreeMap::from([
+        ("shoal", seconds(ours.cpu()?, before.0)),
+        ("docker-registry", seconds(peer.cpu()?, before.1)),
+    ]);
+    Ok(Stage { storage: storage.to_string(), rows, memory_mib: memory, cpu_seconds })
 }
 
 fn wants(arguments: &Arguments, name: &str) -> bool {
@@ -207,7 +252,7 @@ async fn measure(
     run: usize,
 ) -> Result<Figures> {
     let duration = Duration::from_secs_f64(arguments.seconds);
-    let cpu = contestant.server.cpu()?;
+    let cpu = contestant.cpu()?;
     let began = Instant::now();
     let start = async || Connection::open(&contestant.host, &contestant.authorization).await;
     let times = match case.work.clone() {
@@ -234,7 +279,7 @@ async fn measure(
         }
     };
     let elapsed = began.elapsed().as_secs_f64();
-    let cpu = contestant.server.cpu()?.saturating_sub(cpu).as_secs_f64() * 1000.0;
+    let cpu = contestant.cpu()?.saturating_sub(cpu).as_secs_f64() * 1000.0;
     let mut times = times;
     times.sort_unstable();
     let count = times.len() as f64;
@@ -349,115 +394,26 @@ fn tag_peer(folder: &Path, digest: &str) -> Result<()> {
     Ok(())
 }
 
-fn free_tcp() -> Result<String> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
-}
-
-fn free_udp() -> Result<String> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
-}
-
-fn s3_keys() -> Result<(String, String)> {
-    let variable = |name| std::env::var(name).with_context(|| format!("{name} is not set"));
-    Ok((variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?))
-}
-
-async fn start_node(arguments: &Arguments, folder: &Path) -> Result<Contestant> {
-    let program = match &arguments.node {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("shoal-node"),
-    };
-    let host = free_tcp()?;
-    let storage = match &arguments.s3 {
-        None => String::new(),
-        Some(endpoint) => {
-            let (access, secret) = s3_keys()?;
-            format!(
-                "[storage]\nkind = \"s3\"\nendpoint = \"{endpoint}\"\nbucket = \"shoal\"\n\
-                 access_key = \"{access}\"\nsecret_key = \"{secret}\"\n"
-            )
-        }
-    };
-    let text = format!(
-        "[node]\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\nplain_listen = \"{host}\"\n\
-         [raft]\nlisten = \"{}\"\n[peer]\nlisten = \"{}\"\n[discovery]\nenabled = false\n\
-         [log]\nfilter = \"warn\"\n{storage}",
-        folder.join("node").display(),
-        free_tcp()?,
-        free_udp()?,
-        free_udp()?,
-    );
-    let file = folder.join("node.toml");
-    std::fs::write(&file, text)?;
-    let founded = Command::new(&program).arg("init").arg("--config").arg(&file).output();
-    let founded = founded.with_context(|| {
-        format!("{} does not start; 'cargo build --release' makes it", program.display())
-    })?;
-    let said = String::from_utf8_lossy(&founded.stdout);
-    let error = String::from_utf8_lossy(&founded.stderr);
-    let password = said.lines().find_map(|line| line.strip_prefix("password: "));
-    let password = password.with_context(|| format!("shoal-node init: {said}{error}"))?;
-    let mut command = Command::new(&program);
-    command.arg("run").arg("--config").arg(&file);
-    let log = folder.join("node.log");
-    let mut server = Server::start(command, &log)?;
-    server.listening(&host, &log).await?;
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("admin:{password}"));
-    let mut connection =
-        Connection::open(&host, &format!("Authorization: Basic {basic}\r\n")).await?;
-    let answer = connection.send(&Request::get("/v2/token?service=shoal")).await?;
-    let answer: serde_json::Value = serde_json::from_str(&answer.text)?;
-    let token = answer["token"].as_str().context("no token")?;
-    Ok(Contestant { server, host, authorization: format!("Authorization: Bearer {token}\r\n") })
-}
-
-async fn start_peer(arguments: &Arguments, folder: &Path) -> Result<Contestant> {
-    let host = free_tcp()?;
-    let storage = match &arguments.s3 {
-        None => format!("filesystem: {{rootdirectory: {}}}", folder.join("peer").display()),
-        Some(endpoint) => {
-            let (access, secret) = s3_keys()?;
-            format!(
-                "s3: {{accesskey: {access}, secretkey: {secret}, region: default, bucket: peer, \
-                 regionendpoint: '{endpoint}', secure: false, v4auth: true}}\n  \
-                 redirect: {{disable: true}}"
-            )
-        }
-    };
-    // As Debian's package has it, without logs.
-    let text = format!(
-        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  {storage}\n  \
-         cache: {{blobdescriptor: inmemory}}\nhttp: {{addr: '{host}'}}\n"
-    );
-    let file = folder.join("peer.yml");
-    std::fs::write(&file, text)?;
-    let mut command = Command::new(&arguments.peer);
-    command.arg("serve").arg(&file).env("OTEL_TRACES_EXPORTER", "none");
-    let log = folder.join("peer.log");
-    let mut server = Server::start(command, &log)?;
-    server.listening(&host, &log).await?;
-    Ok(Contestant { server, host, authorization: String::new() })
-}
-
-fn print(report: &Report, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(report)?);
-        return Ok(());
-    }
-    println!(
-        "{:<24} {:>31}   {:>31}   {:>6}",
-        "", "shoal: /s   p50 ms  p99 ms  CPU", "peer: /s   p50 ms  p99 ms  CPU", "ratio"
-    );
+/// CPU is milliseconds of the servers for each operation; peer is docker-registry.
+fn print(nodes: usize, stage: &Stage) {
     let show = |figures: &Figures| {
         let Figures { per_second, p50_ms, p99_ms, cpu_ms } = figures;
         format!("{per_second:>9.1} {p50_ms:>7.2} {p99_ms:>7.2} {cpu_ms:>6.2}")
     };
-    for Row { case, shoal, peer, ratio } in &report.rows {
+    println!(
+        "\n{:<24} {:>33}   {:>33}   {:>6}",
+        format!("{nodes} nodes, {}", stage.storage),
+        "shoal: /s  p50 ms  p99 ms  CPU ms",
+        "peer: /s  p50 ms  p99 ms  CPU ms",
+        "ratio"
+    );
+    for Row { case, shoal, peer, ratio } in &stage.rows {
         println!("{case:<24} {}   {}   {ratio:>6.2}", show(shoal), show(peer));
     }
-    println!("CPU is milliseconds of the server for each operation; peer is docker-registry.");
-    for (what, mib) in &report.memory_mib {
+    for (what, mib) in &stage.memory_mib {
         println!("memory of {what}: {mib:.0} MiB");
     }
-    Ok(())
+    for (what, seconds) in &stage.cpu_seconds {
+        println!("CPU of {what}: {seconds:.1} s");
+    }
 }

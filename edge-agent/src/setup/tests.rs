@@ -1,3 +1,5 @@
+//! Setting engines up and back, on folders that stand for `/`.
+
 use std::fs;
 
 use super::*;

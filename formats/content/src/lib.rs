@@ -11,6 +11,7 @@ mod digest;
 mod id;
 mod labels;
 mod name;
+mod number;
 mod object;
 mod recipe;
 mod ticket;
@@ -22,7 +23,10 @@ pub use id::{
     ClusterId, DeploymentId, IdError, ImageId, NodeId, PeerId, TransferId, UploadId, VersionId,
 };
 pub use labels::{LABELS_MAX, Labels, LabelsError, Proximity, Zone};
-pub use name::{AccountName, ImageReference, NameError, Pin, ProjectName, RepositoryName, TagName};
+pub use name::{
+    AccountName, ImageReference, InstanceName, NameError, Pin, ProjectName, RepositoryName, TagName,
+};
+pub use number::{TagKind, VersionNumber};
 pub use object::{ObjectKey, ObjectKeyError, PackId, RecipeId};
 pub use recipe::{
     Chunk, Encoding, Extent, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeKind, SourceObject,

@@ -14,6 +14,7 @@ use crate::digest::Digest;
 const REPOSITORY_BYTES_MAX: usize = 200;
 const TAG_BYTES_MAX: usize = 128;
 const ACCOUNT_BYTES_MAX: usize = 64;
+const INSTANCE_BYTES_MAX: usize = 128;
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -30,6 +31,10 @@ pub enum NameError {
         "'{0}' is no name for an account: lower-case letters and digits, parted by '.', '_', '__' or '-', at most 64 bytes"
     )]
     Account(String),
+    #[error(
+        "'{0}' is no name for an instance: letters, digits, '_', '.', ':' and '-', at most 128 bytes, starting with a letter or digit"
+    )]
+    Instance(String),
     #[error("'{0}' is no image reference: NAME, NAME:TAG or NAME@DIGEST")]
     Reference(String),
 }
@@ -137,6 +142,23 @@ impl FromStr for AccountName {
         } else {
             Err(NameError::Account(excerpt(text)))
         }
+    }
+}
+
+/// What the system that runs it calls a virtual machine: any id that fits into one segment of a path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceName(String);
+text_name!(InstanceName);
+
+impl FromStr for InstanceName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
+        let good = text.len() <= INSTANCE_BYTES_MAX
+            && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && text.bytes().all(plain);
+        if good { Ok(Self(text.to_owned())) } else { Err(NameError::Instance(excerpt(text))) }
     }
 }
 

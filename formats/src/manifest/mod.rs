@@ -90,11 +90,29 @@ struct Document {
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    #[serde(default, deserialize_with = "list")]
+    layers: List,
+    #[serde(default, deserialize_with = "list")]
+    manifests: List,
     subject: Option<Descriptor>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// Absent, or `null`, which is how programs in Go write an empty list, or a list.
+type List = Option<Option<Vec<Descriptor>>>;
+
+fn list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<List, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// `null` is none of the lists that a manifest of the other kind has.
+fn says_something(list: &List) -> bool {
+    matches!(list, Some(Some(_)))
+}
+
+fn members(list: &List) -> Option<&[Descriptor]> {
+    list.as_ref().map(|list| list.as_deref().unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -175,17 +193,17 @@ fn media_type_of(header: Option<&str>, document: &Document) -> Result<String, Ma
             })
         }
         (Some(said), _) | (None, Some(said)) => Ok(said.to_owned()),
-        (None, None) if document.manifests.is_some() => Ok(media_type::OCI_INDEX.to_owned()),
+        (None, None) if says_something(&document.manifests) => Ok(media_type::OCI_INDEX.to_owned()),
         (None, None) => Ok(media_type::OCI_MANIFEST.to_owned()),
     }
 }
 
 fn image_references(document: &Document) -> Result<BTreeSet<Reference>, ManifestError> {
-    if document.manifests.is_some() {
+    if says_something(&document.manifests) {
         return Err(ManifestError::Shape("manifests"));
     }
     let config = document.config.as_ref().ok_or(ManifestError::Shape("config"))?;
-    let layers = document.layers.as_ref().ok_or(ManifestError::Shape("layers"))?;
+    let layers = members(&document.layers).ok_or(ManifestError::Shape("layers"))?;
     let needed = layers.iter().filter(|layer| layer.is_distributable());
     needed
         .chain([config])
@@ -194,14 +212,21 @@ fn image_references(document: &Document) -> Result<BTreeSet<Reference>, Manifest
 }
 
 fn index_references(document: &Document) -> Result<BTreeSet<Reference>, ManifestError> {
-    if document.layers.is_some() || document.config.is_some() {
+    if says_something(&document.layers) || document.config.is_some() {
         return Err(ManifestError::Shape("layers or config"));
     }
-    let manifests = document.manifests.as_ref().ok_or(ManifestError::Shape("manifests"))?;
-    manifests
-        .iter()
-        .map(|child| Ok(Reference::Manifest { digest: child.digest()?, size: child.size }))
-        .collect()
+    let manifests = members(&document.manifests).ok_or(ManifestError::Shape("manifests"))?;
+    let reference = |child: &Descriptor| {
+        let (digest, size) = (child.digest()?, child.size);
+        // Also other content may be listed (image-spec, "Image Index"), as BuildKit's cache does.
+        let other = child.media_type.as_deref().is_some_and(|of| ManifestKind::of(of).is_none());
+        Ok(if other {
+            Reference::Blob { digest, size }
+        } else {
+            Reference::Manifest { digest, size }
+        })
+    };
+    manifests.iter().map(reference).collect()
 }
 
 #[cfg(test)]

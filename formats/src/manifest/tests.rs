@@ -97,12 +97,35 @@ fn contradictions_are_refused() {
     assert_eq!(broken(|v| v["schemaVersion"] = json!(1)), ManifestError::SchemaVersion(1));
     assert!(matches!(broken(|v| v["mediaType"] = json!("text/html")), ManifestError::MediaType(_)));
     assert!(matches!(broken(|v| v["manifests"] = json!([])), ManifestError::Shape(_)));
-    assert!(matches!(broken(|v| v["layers"] = Value::Null), ManifestError::Shape("layers")));
+    let without_layers = |v: &mut Value| drop(v.as_object_mut().unwrap().remove("layers"));
+    assert!(matches!(broken(without_layers), ManifestError::Shape("layers")));
     let bad_digest = broken(|v| v["config"]["digest"] = json!("sha256:x"));
     assert!(matches!(bad_digest, ManifestError::Digest { .. }));
     assert!(matches!(broken(|v| v["config"]["size"] = json!(-1)), ManifestError::Json(_)));
     let twice = br#"{"schemaVersion":2,"schemaVersion":2}"#;
     assert!(matches!(parse_manifest(None, twice), Err(ManifestError::Json(_))));
+}
+
+#[test]
+fn null_is_an_empty_list() {
+    let mut value = image();
+    value["layers"] = Value::Null;
+    value["manifests"] = Value::Null;
+    assert_eq!(parse(&value).unwrap().references.len(), 1);
+    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": null});
+    assert_eq!(parse(&index).unwrap().references, BTreeSet::new());
+}
+
+#[test]
+fn an_index_may_list_what_is_no_manifest() {
+    let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [{"mediaType": layer, "digest": digest(3), "size": 5}],
+    });
+    let child = Reference::Blob { digest: digest(3).parse().unwrap(), size: 5 };
+    assert_eq!(parse(&index).unwrap().references, BTreeSet::from([child]));
 }
 
 #[test]

@@ -65,6 +65,42 @@ pub struct ChangePassword {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecondFactor {
+    /// Whether a code is asked for at login.
+    pub enabled: bool,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<String>,
+    pub recovery_codes_left: u64,
+}
+
+/// The password proves that it is not somebody at an open browser.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BeginSecondFactor {
+    pub current_password: Hidden,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecondFactorBegun {
+    /// Base 32, for authenticators that take it typed. Shown this once.
+    pub secret: Hidden,
+    /// `otpauth://totp/…`, for a QR code.
+    pub address: Hidden,
+}
+
+/// A code of the authenticator, or a recovery code.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Code {
+    pub code: Hidden,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RecoveryCodes {
+    /// Each is good once. Shown this once.
+    pub codes: Vec<Hidden>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PersonalToken {
     pub id: String,
     pub name: String,
@@ -125,4 +161,41 @@ pub struct CreateGroup {
     pub name: AccountName,
     #[serde(default)]
     pub description: String,
+}
+
+/// Somebody whom another issuer vouches for, and who is this user here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub issuer: String,
+    /// The claim `sub`.
+    pub subject: String,
+    #[serde(default)]
+    pub linked_at: String,
+}
+
+/// When an account is removed that its user has asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<String>,
+}
+
+/// All that the cluster keeps about a person, for it to take along.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccountExport {
+    pub user: User,
+    pub second_factor: SecondFactor,
+    pub sessions: Vec<crate::Session>,
+    pub tokens: Vec<PersonalToken>,
+    pub identities: Vec<Identity>,
+    /// `organization:NAME`, `group:ORGANIZATION/NAME`, `project:NAME`, `image:NAME`: what it is a
+    /// member of or has a grant for.
+    pub places: Vec<String>,
+    pub owned_projects: Vec<String>,
+    /// What it did, as far as the trail has it; the newest first.
+    pub audit: Vec<crate::AuditEntry>,
+    /// Whether there is more of it than `audit` has.
+    pub audit_truncated: bool,
+    #[serde(flatten)]
+    pub deletion: Deletion,
 }

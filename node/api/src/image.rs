@@ -1,9 +1,11 @@
-//! Images, versions, tags, and the upload of a disk in parts.
+//! Images as a whole.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shoal_content::{Digest, ImageId, RecipeId, RepositoryName, TagName, UploadId, VersionId};
+use shoal_content::{ImageId, RepositoryName, TagName};
+
+use crate::{Tag, Version};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,7 @@ pub struct CreateImage {
     /// or `ova`; `qcow2` where empty.
     #[serde(default)]
     pub format: String,
+    /// `public`, `organization` or `private`: of the project, where this makes it.
     #[serde(default)]
     pub visibility: String,
     #[serde(default)]
@@ -49,13 +52,63 @@ pub struct CreateImage {
     pub min_memory_mb: u64,
     #[serde(default)]
     pub min_disk_gb: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recommended_cpu_cores: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recommended_memory_mb: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recommended_disk_gb: u64,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
-/// An image as lists show it.
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
+}
+
+/// `PUT /api/v1/images/{id}`: what is to change; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateImage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_cpu_cores: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_memory_mb: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_disk_gb: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recommended_cpu_cores: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recommended_memory_mb: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recommended_disk_gb: Option<u64>,
+    /// All of them, in place of those there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// All of them, in place of those there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+/// An image as lists show it: with the names of its tags, and of its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
+pub struct Image<T = TagName, O = String> {
     pub id: ImageId,
     pub name: RepositoryName,
     /// `disk` or `container`.
@@ -67,158 +120,58 @@ pub struct Image {
     pub os_version: String,
     pub architecture: String,
     pub format: String,
+    /// Of its project, which decides: `public`, `organization` or `private`.
     pub visibility: String,
     /// Of the latest version: what a guest sees, or the sum of the layers.
     pub total_size_bytes: u64,
-    /// `pending` without a version, else `active`.
+    /// Of the latest version: what it takes in storage, shared or not, where that is known.
+    #[serde(default)]
+    pub compressed_size_bytes: Option<u64>,
+    /// `pending` without a version, `deleted` while it can be restored, else `active`.
     pub status: String,
+    #[serde(default)]
+    pub download_count: u64,
+    #[serde(default)]
+    pub star_count: u64,
     pub latest_version: Option<String>,
-    pub tags: Vec<TagName>,
+    pub tags: Vec<T>,
     pub labels: BTreeMap<String, String>,
-    pub owner: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    pub owner: O,
     pub created_at: String,
     pub updated_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_by: Option<String>,
 }
 
-/// `GET /api/v1/images/{id}`.
+/// Who an image belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOwner {
+    pub id: String,
+    pub name: String,
+}
+
+/// `GET /api/v1/images/{id}`: with its tags and versions, the newest numbers first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDetail {
     #[serde(flatten)]
-    pub image: Image,
+    pub image: Image<Tag, ImageOwner>,
     pub min_cpu_cores: u32,
     pub min_memory_mb: u64,
     pub min_disk_gb: u64,
+    #[serde(default)]
+    pub recommended_cpu_cores: u32,
+    #[serde(default)]
+    pub recommended_memory_mb: u64,
+    #[serde(default)]
+    pub recommended_disk_gb: u64,
     pub versions: Vec<Version>,
-    pub tag_details: Vec<Tag>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Version {
-    pub id: VersionId,
-    /// A disk's version number; a container's is its sequence.
-    pub version: String,
-    pub version_sequence: u64,
-    pub is_latest: bool,
-    pub manifest_digest: Digest,
-    pub media_type: String,
-    /// What a guest sees, or the sum of the layers.
-    pub total_size_bytes: u64,
-    /// Content that is not zero (disks).
-    pub content_size_bytes: u64,
-    /// What this version added to storage (disks).
-    pub added_size_bytes: u64,
-    pub status: String,
-    pub tags: Vec<TagName>,
-    pub created_at: String,
-    pub created_by: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pulled_at: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tag {
-    pub name: TagName,
-    pub version: String,
-    pub manifest_digest: Digest,
-    /// When something was last pushed under it.
+    /// Whether the asker has starred it.
     #[serde(default)]
-    pub pushed_at: String,
-    /// By its name, or by the digest of what it names; known a minute later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pulled_at: Option<String>,
-}
-
-/// `PUT /api/v1/images/{id}/tags/{tag}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MoveTag {
-    pub version_id: VersionId,
-}
-
-/// `POST /api/v1/images/{id}/versions/upload/init`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InitUpload {
-    /// For instance `1.0.1`; unique in the image.
-    pub version: String,
-    /// Length of the file to come.
-    pub total_size_bytes: u64,
-    /// The length of every part but the last; the node may answer another one, which counts.
+    pub starred: bool,
     #[serde(default)]
-    pub chunk_size_bytes: Option<u64>,
-    /// `raw`, `qcow2`, `vmdk`, `vhd`, `vhdx` or `ova`; found out where missing.
-    #[serde(default)]
-    pub format: Option<String>,
-    /// Tags that the version gets besides `latest`.
-    #[serde(default)]
-    pub tags: Vec<TagName>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UploadStarted {
-    pub upload_id: UploadId,
-    pub total_chunks: u32,
-    pub chunk_size: u64,
-    pub expires_at: String,
-}
-
-/// The answer to `PUT …/upload/{upload}/chunks/{n}` (from 0).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ChunkReceived {
-    pub chunk_index: u32,
-    /// `sha256:…` of the part; a request may carry the same in `x-shoal-checksum` and is refused
-    /// where they differ.
-    pub checksum: String,
-    pub uploaded_chunks: u32,
-    pub total_chunks: u32,
-    /// Percent.
-    pub progress: f64,
-}
-
-/// `GET …/upload/{upload}`, and the answer to `POST …/complete`: 201 when `status` is `active`,
-/// 202 while it is `processing`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct UploadStatus {
-    pub upload_id: UploadId,
-    /// `receiving`, `processing`, `active` or `failed`.
-    pub status: String,
-    pub total_chunks: u32,
-    /// Those that are safe in storage.
-    pub received_chunks: Vec<u32>,
-    pub chunk_size: u64,
-    pub total_size_bytes: u64,
-    /// Of the disk, once it is being read, on the node that reads it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub processed_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version_id: Option<VersionId>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub manifest_digest: Option<Digest>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-    pub expires_at: String,
-}
-
-/// `GET /api/v1/resolve?reference=NAME:TAG`: everything about one version in one call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resolution {
-    pub image_id: ImageId,
-    pub image: RepositoryName,
-    /// `disk` or `container`.
-    pub kind: String,
-    pub version_id: VersionId,
-    pub version: String,
-    pub manifest_digest: Digest,
-    pub media_type: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk: Option<DiskContent>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskContent {
-    pub recipe: RecipeId,
-    pub virtual_size_bytes: u64,
-    pub content_size_bytes: u64,
-    /// The format it was uploaded in.
-    pub source_format: String,
+    pub updated_by: String,
 }

@@ -64,6 +64,35 @@ pub struct PutMember {
     pub role: String,
 }
 
+/// `POST /api/v1/images/{id}/permissions`: a right for one image, in the words of systems that know
+/// kinds of principals.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantPermission {
+    /// `user`, `user_group` or `organization`.
+    pub principal_type: String,
+    /// A name; of a group `ORGANIZATION/NAME`.
+    pub principal_id: String,
+    /// `read`, `write` or `admin`.
+    pub permission_level: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permission {
+    /// What `DELETE …/permissions/{id}` takes it back by.
+    pub id: String,
+    pub principal: PermissionHolder,
+    pub permission_level: String,
+    pub created_at: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionHolder {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub id: String,
+    pub name: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Robot {
     /// `robot$PROJECT+NAME`: what it logs in as.
@@ -98,4 +127,48 @@ pub struct RobotCreated {
     pub robot: Robot,
     /// Shown this once.
     pub secret: Hidden,
+}
+
+/// Which tokens of another issuer act as a robot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadRule {
+    pub name: AccountName,
+    /// As its tokens have it; one of those in the node's settings.
+    pub issuer: String,
+    /// Of the claim `sub`; `*` is any characters.
+    pub subject: String,
+    /// Further claims, with the text that each has to be.
+    #[serde(default)]
+    pub claims: std::collections::BTreeMap<String, String>,
+    /// Of the same project, without `robot$PROJECT+`.
+    pub robot: AccountName,
+    #[serde(default)]
+    pub created_at: String,
+    #[serde(default)]
+    pub created_by: String,
+}
+
+/// `POST /api/v1/auth/workload`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct WorkloadLogin {
+    pub project: ProjectName,
+    /// Where several rules take the token: which robot is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub robot: Option<AccountName>,
+    /// The other issuer's.
+    pub token: String,
+}
+
+impl std::fmt::Debug for WorkloadLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkloadLogin").field("project", &self.project).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkloadToken {
+    /// What to log in as, where a client wants a name.
+    pub username: String,
+    pub token: Hidden,
+    pub expires_at: String,
 }

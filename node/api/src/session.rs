@@ -29,6 +29,74 @@ impl std::fmt::Debug for LoginResponse {
     }
 }
 
+/// What `POST /api/v1/auth/login` answers (202) where the password is right and a code is to come.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct LoginPending {
+    /// For `POST /api/v1/auth/login/code`.
+    pub ticket: String,
+    pub expires_at: String,
+}
+
+impl std::fmt::Debug for LoginPending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoginPending").field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
+/// Either answer to a login.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LoginStep {
+    Done(LoginResponse),
+    Pending(LoginPending),
+}
+
+/// `POST /api/v1/auth/login/code`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct LoginCode {
+    pub ticket: String,
+    /// Of the authenticator, or a recovery code.
+    pub code: String,
+}
+
+impl std::fmt::Debug for LoginCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoginCode").finish_non_exhaustive()
+    }
+}
+
+/// `POST /api/v1/auth/oidc/redeem`: the end of a login at another issuer, by a program on the same
+/// machine as the browser.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct OidcRedeem {
+    /// What the browser brought back.
+    pub ticket: String,
+    /// What the `challenge` at the beginning was the SHA-256 of.
+    pub verifier: String,
+}
+
+impl std::fmt::Debug for OidcRedeem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OidcRedeem").finish_non_exhaustive()
+    }
+}
+
+/// A login that is not over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub id: String,
+    pub created_at: String,
+    pub expires_at: String,
+    /// Where it was begun from.
+    pub address: String,
+    /// What the browser or program called itself.
+    pub agent: String,
+    /// `password`, `password+code`, `password+recovery-code`, or `issuer:URL`.
+    pub means: String,
+    /// Whether it is the one that asks.
+    pub current: bool,
+}
+
 /// `GET /api/v1/auth/me`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Me {

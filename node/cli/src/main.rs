@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::arguments::{Arguments, Backup, BackupCommand, Command, ImageCommand};
+use crate::arguments::{Arguments, Backup, BackupCommand, Command};
 use crate::client::Client;
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
@@ -17,6 +17,7 @@ mod arguments;
 mod audit;
 mod backup;
 mod blocks;
+mod browser;
 mod client;
 mod cluster;
 mod config;
@@ -26,6 +27,9 @@ mod error;
 mod events;
 mod explain;
 mod images;
+mod import;
+mod instances;
+mod logins;
 mod members;
 mod people;
 mod policy;
@@ -38,6 +42,7 @@ mod session;
 mod storage;
 mod trust;
 mod upload;
+mod versions;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -118,14 +123,15 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
     let mut config = Config::load(arguments.config, arguments.context)?;
     match &arguments.command {
         Command::Login(login) => return session::login(login, &mut config, screen).await,
-        Command::Logout => return session::logout(&mut config, screen),
+        Command::Logout => return session::logout(&mut config, screen).await,
         Command::Context(command) => return session::context(command, &mut config, screen),
         _ => {}
     }
     let client = &Client::new(config.context()?)?;
     match &arguments.command {
         Command::Status => session::status(client, &mut config, screen).await,
-        Command::Image(command) => image(command, client, &config, screen).await,
+        Command::Image(command) => images::image(command, client, &config, screen).await,
+        Command::Instance(command) => instances::instance(command, client, screen).await,
         Command::Deploy(deploy) => deployments::deploy(deploy, client, screen).await,
         Command::Deployments => deployments::list(client, screen).await,
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
@@ -151,26 +157,5 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")
         }
-    }
-}
-
-async fn image(
-    command: &ImageCommand,
-    client: &Client,
-    config: &Config,
-    screen: Screen,
-) -> Result<(), Error> {
-    match command {
-        ImageCommand::Upload(upload) => upload::upload(upload, client, config, screen).await,
-        ImageCommand::List => images::list(client, screen).await,
-        ImageCommand::Show { name } => images::show(client, name, screen).await,
-        ImageCommand::Delete { name, yes } => images::delete(client, name, *yes, screen).await,
-        ImageCommand::Download(download) => download::download(download, client, screen).await,
-        ImageCommand::Grants { name } => projects::grants(client, name, screen).await,
-        ImageCommand::Grant { name, who, access } => {
-            projects::grant(client, name, who, *access, screen).await
-        }
-        ImageCommand::Revoke { name, who } => projects::revoke(client, name, who, screen).await,
-        ImageCommand::Tag { source, tag } => images::tag(client, source, tag, screen).await,
     }
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use reqwest::Method;
 use shoal_api::{
-    ChangePassword, CreateGroup, CreateOrganization, CreatePersonalToken, CreateUser, Group,
-    Hidden, Member, Organization, PersonalToken, PersonalTokenCreated, PutMember, UpdateUser, User,
-    UserCreated,
+    ChangePassword, CreateGroup, CreateOrganization, CreatePersonalToken, CreateUser, Deletion,
+    Group, Hidden, Member, Organization, PersonalToken, PersonalTokenCreated, PutMember,
+    UpdateUser, User, UserCreated,
 };
 
 use crate::arguments::{AccessTokenCommand, OrganizationCommand, Scope, UserCommand, UserRole};
 use crate::client::{Body, Client, Request, escaped};
 use crate::error::Error;
+use crate::logins;
 use crate::projects::member_table;
 use crate::screen::{Screen, confirm, table};
 use crate::session::{lines, password};
@@ -67,6 +68,35 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
             }
             client.delete(format!("api/v1/users/{}", escaped(name))).await?;
             screen.show(&serde_json::json!({ "deleted": name }), || format!("Deleted {name}."))
+        }
+        UserCommand::SecondFactor(command) => logins::second_factor(command, client, screen).await,
+        UserCommand::Sessions { user } => logins::sessions(user.as_deref(), client, screen).await,
+        UserCommand::EndSession { id, user, .. } => {
+            logins::end(id.as_deref(), user.as_deref(), client, screen).await
+        }
+        UserCommand::Identities { user } => logins::identities(user, client, screen).await,
+        UserCommand::Link { user, issuer, subject } => {
+            logins::link(user, issuer, subject, Method::POST, client, screen).await
+        }
+        UserCommand::Unlink { user, issuer, subject } => {
+            logins::link(user, issuer, subject, Method::DELETE, client, screen).await
+        }
+        UserCommand::Export => {
+            let all: serde_json::Value = client.get("api/v1/user/export").await?;
+            screen.show(&all, || serde_json::to_string_pretty(&all).unwrap_or_default())
+        }
+        UserCommand::Leave { password_stdin } => {
+            let request = serde_json::json!({ "current_password": password(*password_stdin)? });
+            let asked: Deletion =
+                client.call(Method::POST, "api/v1/user/deletion", &request).await?;
+            let due = asked.due_at.clone().unwrap_or_default();
+            screen.show(&asked, || {
+                format!("The account goes at {due}; until then 'shoal user stay' keeps it.")
+            })
+        }
+        UserCommand::Stay => {
+            client.delete("api/v1/user/deletion").await?;
+            screen.show(&serde_json::json!({ "stays": true }), || "The account stays.".to_owned())
         }
         UserCommand::Password { password_stdin } => {
             let (current, new) = if *password_stdin {

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde::Serialize;
 use shoal_api::{
     CreateProject, CreateRobot, Member, Project, PutMember, Robot, RobotCreated, UpdateProject,
+    WorkloadRule,
 };
 
 use crate::arguments::{Access, ProjectCommand, RobotCommand, Scope};
@@ -147,6 +148,46 @@ pub async fn robot(command: &RobotCommand, client: &Client, screen: Screen) -> R
                     made.secret.0
                 )
             })
+        }
+        RobotCommand::Rules { project } => {
+            let path = format!("{PATH}/{project}/workload-rules");
+            let rules: Vec<WorkloadRule> = client.get(path).await?;
+            screen.show(&rules, || {
+                let mut rows = table(&["RULE", "ROBOT", "ISSUER", "SUBJECT", "CLAIMS"]);
+                for rule in &rules {
+                    let claims: Vec<String> =
+                        rule.claims.iter().map(|(name, text)| format!("{name}={text}")).collect();
+                    rows.add_row([
+                        rule.name.as_str(),
+                        rule.robot.as_str(),
+                        &rule.issuer,
+                        &rule.subject,
+                        &claims.join(" "),
+                    ]);
+                }
+                rows.to_string()
+            })
+        }
+        RobotCommand::Allow(wanted) => {
+            let rule = WorkloadRule {
+                name: wanted.rule.clone().unwrap_or_else(|| wanted.robot.clone()),
+                issuer: wanted.issuer.clone(),
+                subject: wanted.subject.clone(),
+                claims: wanted.claim.iter().cloned().collect(),
+                robot: wanted.robot.clone(),
+                created_at: String::new(),
+                created_by: String::new(),
+            };
+            let path = format!("{PATH}/{}/workload-rules", wanted.project);
+            let made: WorkloadRule = client.call(Method::POST, path, &rule).await?;
+            screen.show(&made, || {
+                format!("{} of {} acts as {}.", made.subject, made.issuer, made.robot)
+            })
+        }
+        RobotCommand::Disallow { project, rule } => {
+            client.delete(format!("{PATH}/{project}/workload-rules/{rule}")).await?;
+            let shown = serde_json::json!({ "deleted": rule });
+            screen.show(&shown, || format!("The rule {rule} is gone."))
         }
         RobotCommand::Delete { project, name } => {
             client.delete(format!("{PATH}/{project}/robots/{name}")).await?;

@@ -1,20 +1,27 @@
 //! Logging in and out, contexts, and the cluster's state.
 
 use std::io::{self, IsTerminal, Read};
+use std::time::Duration;
 
 use comfy_table::{Cell, Table};
 use reqwest::Method;
 use serde::Serialize;
-use shoal_api::{AgentInfo, ClusterStatus, LoginRequest, LoginResponse};
+use shoal_api::{
+    AgentInfo, ClusterStatus, LoginCode, LoginPending, LoginRequest, LoginResponse, LoginStep, Me,
+};
 
 use crate::arguments::{ContextCommand, Login};
-use crate::client::Client;
+use crate::browser;
+use crate::client::{Body, Client, Request};
 use crate::config::{Config, Context};
 use crate::error::Error;
 use crate::screen::{Screen, state, table};
 use crate::trust::{self, Wish};
 
-const PASSWORD_BYTES_MAX: u64 = 4096;
+/// A password, or a token.
+const PASSWORD_BYTES_MAX: u64 = 16 * 1024;
+/// How long a logout waits for the cluster.
+const LOGOUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `GET /api/v1/cluster`, with the agents besides.
 #[derive(Serialize)]
@@ -33,29 +40,59 @@ pub async fn login(arguments: &Login, config: &mut Config, screen: Screen) -> Re
         _ => Wish::Ask,
     };
     let trust = trust::settle(&url, wish).await?;
-    let request = LoginRequest {
-        username: arguments.username.clone(),
-        password: password(arguments.password_stdin)?,
-    };
     let client = Client::anonymous(url.clone(), &trust)?;
-    let answer: LoginResponse = client.call(Method::POST, "api/v1/auth/login", &request).await?;
+    let (username, answer) = if arguments.oidc {
+        let answer = browser::login(&url, &client, screen).await?;
+        let client = Client::anonymous(url.clone(), &trust)?.with_token(answer.token.clone());
+        let me: Me = client.get("api/v1/auth/me").await?;
+        (me.username, answer)
+    } else if let Some(project) = &arguments.workload {
+        browser::workload(arguments, project, password(true)?, &client).await?
+    } else {
+        let answer = by_password(arguments, &client).await?;
+        (arguments.username.clone(), answer)
+    };
     let client = client.with_token(answer.token.clone());
     let cluster: ClusterStatus = client.get("api/v1/cluster").await?;
     config.store(Context {
         url: url.to_string(),
         nodes: node_urls(&cluster),
-        username: arguments.username.clone(),
+        username: username.clone(),
         token: answer.token,
         token_expires_at: answer.expires_at.clone(),
         trust,
     })?;
     let shown = serde_json::json!({
-        "context": config.name(), "url": url.as_str(), "username": arguments.username,
+        "context": config.name(), "url": url.as_str(), "username": username,
         "cluster": cluster.cluster, "expires_at": answer.expires_at,
     });
-    screen.show(&shown, || {
-        format!("Logged in to {url} as {}, until {}.", arguments.username, answer.expires_at)
-    })
+    screen
+        .show(&shown, || format!("Logged in to {url} as {username}, until {}.", answer.expires_at))
+}
+
+/// In two steps, where the account has a second factor.
+async fn by_password(arguments: &Login, client: &Client) -> Result<LoginResponse, Error> {
+    let given = password(arguments.password_stdin)?;
+    // Who has a second factor gives its code on the line after the password.
+    let (password, given_code) = match given.split_once('\n') {
+        Some((password, code)) => {
+            (password.trim_end_matches('\r').to_owned(), Some(code.trim().to_owned()))
+        }
+        None => (given, None),
+    };
+    let request = LoginRequest { username: arguments.username.clone(), password };
+    let step: LoginStep = client.call(Method::POST, "api/v1/auth/login", &request).await?;
+    match step {
+        LoginStep::Done(answer) => Ok(answer),
+        LoginStep::Pending(LoginPending { ticket, .. }) => {
+            let code = match given_code {
+                Some(code) => code,
+                None => asked("Code of the authenticator, or a recovery code: ")?,
+            };
+            let request = LoginCode { ticket, code };
+            client.call(Method::POST, "api/v1/auth/login/code", &request).await
+        }
+    }
 }
 
 /// So many lines of standard input: secrets that do not belong on a command line.
@@ -80,13 +117,33 @@ pub fn password(from_stdin: bool) -> Result<String, Error> {
         let reason = "there is no terminal to ask for the password on; use --password-stdin";
         return Err(Error::Usage(reason.into()));
     }
-    eprint!("Password: ");
+    asked("Password: ")
+}
+
+/// What is asked for on the terminal, and not shown.
+pub fn asked(prompt: &str) -> Result<String, Error> {
+    if !io::stdin().is_terminal() {
+        let reason = format!("there is no terminal to ask on: {prompt}");
+        return Err(Error::Usage(reason));
+    }
+    eprint!("{prompt}");
     let terminal = console::Term::stderr();
     terminal.read_secure_line().map_err(Error::file("reading", "the terminal"))
 }
 
-pub fn logout(config: &mut Config, screen: Screen) -> Result<(), Error> {
+pub async fn logout(config: &mut Config, screen: Screen) -> Result<(), Error> {
     let name = config.name().to_owned();
+    // A cluster that is away, or a session that is over, keeps nobody logged in here.
+    if let Ok(context) = config.context()
+        && let Ok(client) = Client::new(context)
+    {
+        let request = Request::new(Method::POST, "api/v1/auth/logout", Body::Empty);
+        match tokio::time::timeout(LOGOUT_TIMEOUT, client.send(&request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => screen.remark(&format!("The cluster did not end it: {error}")),
+            Err(_) => screen.remark("The cluster did not answer; the session goes on there."),
+        }
+    }
     let was = config.remove()?;
     screen.show(&serde_json::json!({ "context": name, "removed": was }), || match was {
         true => format!("Logged out of '{name}'."),

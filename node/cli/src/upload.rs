@@ -16,7 +16,9 @@ use indicatif::ProgressBar;
 use reqwest::Method;
 use reqwest::header::HeaderValue;
 use sha2::{Digest, Sha256};
-use shoal_api::{CreateImage, Image, InitUpload, Resolution, UploadStarted, UploadStatus};
+use shoal_api::{
+    CreateImage, Image, InitUpload, Page, Resolution, UploadStarted, UploadStatus, Version,
+};
 use shoal_content::{ImageReference, Pin, TagName};
 use tokio::time::Instant;
 
@@ -181,14 +183,19 @@ async fn started(
     source: Source,
 ) -> Result<(Session, UploadStatus), Error> {
     let image = image(client, &arguments.reference).await?;
-    let number = arguments.number.clone();
-    let version = number.unwrap_or_else(|| next_version(image.latest_version.as_deref()));
+    let version = match &arguments.number {
+        Some(number) => number.clone(),
+        None => next_version(highest(client, &image).await?.as_deref()),
+    };
     let request = InitUpload {
         version: version.clone(),
         total_size_bytes: source.bytes,
         chunk_size_bytes: arguments.chunk_size.map(|mib| mib * MIB),
         format: arguments.format.map(|format| format.as_str().to_owned()),
         tags: if tag.as_str() == "latest" { Vec::new() } else { vec![tag] },
+        manifest: None,
+        changelog: arguments.changelog.clone(),
+        build_info: None,
     };
     let path = format!("api/v1/images/{}/versions/upload/init", image.id);
     let begun: UploadStarted = client.call(Method::POST, path, &request).await?;
@@ -200,7 +207,7 @@ async fn started(
 }
 
 /// The image, made where it is not there.
-async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Error> {
+pub async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Error> {
     if let Some(image) = images::find(client, &reference.name).await? {
         return Ok(image);
     }
@@ -217,7 +224,11 @@ async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Err
         min_cpu_cores: 0,
         min_memory_mb: 0,
         min_disk_gb: 0,
+        recommended_cpu_cores: 0,
+        recommended_memory_mb: 0,
+        recommended_disk_gb: 0,
         labels: Default::default(),
+        annotations: Default::default(),
     };
     match client.call(Method::POST, "api/v1/images", &request).await {
         // Somebody else was quicker, or our own first request was and its answer got lost.
@@ -229,7 +240,19 @@ async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Err
     }
 }
 
-/// `1.0.0`, or the latest with its last number one higher.
+/// The highest number there is: after a rollback the latest version is an earlier one.
+async fn highest(client: &Client, image: &Image) -> Result<Option<String>, Error> {
+    let Some(latest) = &image.latest_version else { return Ok(None) };
+    let path = format!("api/v1/images/{}/versions?page=1&page_size=1", image.id);
+    match client.get::<Page<Version>>(path).await {
+        Ok(page) => Ok(page.data.into_iter().next().map(|version| version.version)),
+        // A node of an earlier version answers otherwise, and has no rollback.
+        Err(Error::Answer(_)) => Ok(Some(latest.clone())),
+        Err(error) => Err(error),
+    }
+}
+
+/// `1.0.0`, or the last one with its last number one higher.
 fn next_version(latest: Option<&str>) -> String {
     let Some(latest) = latest else { return "1.0.0".into() };
     let digits = latest.bytes().rev().take_while(u8::is_ascii_digit).count();

@@ -80,6 +80,15 @@ impl Schema {
         table.try_into().map_err(|error| Error::syntax("the settings", &error))
     }
 
+    /// Reads a file's `text` alone; `origin` is its name for messages.
+    ///
+    /// # Errors
+    /// What is unknown or malformed, with its place.
+    pub fn parse<T: DeserializeOwned>(&self, origin: &str, text: &str) -> Result<T, Error> {
+        let table = self.parse_file(origin, text)?;
+        table.try_into().map_err(|error| Error::syntax(origin, &error))
+    }
+
     /// `origin` is the text's name for messages.
     fn parse_file(&self, origin: &str, text: &str) -> Result<Table, Error> {
         let syntax = |error| Error::syntax(origin, &error);

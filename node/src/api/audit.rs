@@ -48,7 +48,7 @@ fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from(*hash).to_hex().to_string()
 }
 
-fn shown(entry: metadata::AuditEntry) -> AuditEntry {
+pub(super) fn shown(entry: metadata::AuditEntry) -> AuditEntry {
     let metadata::AuditNote { at, source, action, target, result, count } = entry.note;
     let (result, reason) = match result {
         AuditResult::Done => ("done", None),

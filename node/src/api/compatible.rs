@@ -13,8 +13,9 @@ use shoal_content::{ImageReference, Pin};
 use shoal_metadata::{Action, Command};
 
 use super::caller::Caller;
-use super::images::{self, ListQuery, resolved};
+use super::images::resolved;
 use super::input::Path;
+use super::listing::{self, ListQuery};
 use super::problem::missing;
 use crate::clock::rfc3339;
 use crate::http::problem::Problem;
@@ -31,11 +32,11 @@ pub async fn search(
     caller: Caller,
     Query(SearchQuery { q }): Query<SearchQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
-    images::list(caller, super::input::Query(ListQuery::named(q))).await
+    listing::list(caller, super::input::Query(ListQuery::named(q))).await
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.
-fn reference(path: &str) -> Result<ImageReference, Problem> {
+pub fn reference(path: &str) -> Result<ImageReference, Problem> {
     let unknown = || missing("image_not_found", format!("there is no image {path}"));
     let (name, last) = path.rsplit_once('/').ok_or_else(unknown)?;
     let separator = if last.contains(':') { '@' } else { ':' };

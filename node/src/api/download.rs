@@ -14,14 +14,16 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
-use shoal_content::{Digest, ImageId, Recipe, RecipeId, TagName, VersionId};
+use shoal_content::{ImageId, Recipe, RecipeId};
 use shoal_formats::{Adler32, Export, Piece, Target};
-use shoal_metadata::{Action, Query as Metadata, Read, Version};
+use shoal_metadata::Action;
 
 use super::caller::Caller;
-use super::images::{existing, no_version, number};
+use super::images::existing;
 use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
+use super::shown::number;
+use super::versions::{no_version, version};
 use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::origin::{Error, Origin};
@@ -74,28 +76,19 @@ pub async fn download(
         number(&version),
         target.extension()
     );
-    answer(&app.services.origin, disk.recipe, export, &file, &headers)
+    let answer = answer(&app.services.origin, disk.recipe, export, &file, &headers)?;
+    if is_first(&headers, answer.status()) {
+        app.services.pulls.count(image, &version.digest);
+    }
+    Ok(answer)
 }
 
-/// By version id, digest, number or tag.
-fn version<R: Read>(
-    query: Metadata<'_, R>,
-    image: ImageId,
-    wanted: &str,
-) -> Result<Option<Version>, Problem> {
-    if let Ok(id) = wanted.parse::<VersionId>() {
-        return Ok(query.version_by_id(id)?.filter(|version| version.image == image));
-    }
-    if let Ok(digest) = wanted.parse::<Digest>() {
-        return Ok(query.version(image, &digest)?);
-    }
-    if let Some(version) = query.version_by_number(image, wanted)? {
-        return Ok(Some(version));
-    }
-    let Ok(tag) = wanted.parse::<TagName>() else { return Ok(None) };
-    match query.tag(image, &tag)? {
-        Some(digest) => Ok(query.version(image, &digest)?),
-        None => Ok(None),
+/// Whether this is a download, and not a later piece of one.
+fn is_first(headers: &HeaderMap, status: StatusCode) -> bool {
+    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    match status {
+        StatusCode::PARTIAL_CONTENT => range.is_some_and(|range| range.starts_with("bytes=0-")),
+        status => status.is_success(),
     }
 }
 

@@ -19,9 +19,10 @@ use shoal_metadata::{
 };
 
 use super::caller::Host;
-use super::images::{kind_text, number, resolved};
+use super::images::resolved;
 use super::input::Body;
 use super::problem::{crowded, missing};
+use super::shown::{kind_name, number};
 use crate::clock::now;
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
@@ -53,6 +54,10 @@ pub async fn resolve(
         Pin::Digest(_) => None,
     };
     app.services.pulls.note(image.id, tag, &version.digest);
+    // Asked again for single blobs, it is the same download.
+    if request.blobs.is_none() {
+        app.services.pulls.count(image.id, &version.digest);
+    }
     let pulled = format!("{}@{}", image.name, version.digest);
     app.services.audit.note("image.pull", pulled, shoal_metadata::AuditResult::Done);
     let below = below(query, &image, &version)?;
@@ -83,7 +88,7 @@ pub async fn resolve(
         ticket: ticket(disk.recipe),
     });
     Ok(Json(AgentResolution {
-        kind: kind_text(&image),
+        kind: kind_name(image.kind).to_owned(),
         version: number(&version),
         manifest: STANDARD.encode(content(query, &image, &version)?),
         manifests: below.manifests,

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{Member, PutMember};
+use shoal_api::{GrantPermission, Member, Permission, PermissionHolder, PutMember};
 use shoal_content::{AccountName, ImageId, ProjectName};
 use shoal_metadata::{
     Access, Action, Command, Grantee, OrganizationRole, Place, ProjectRole, Right, What,
@@ -12,6 +12,7 @@ use shoal_metadata::{
 use super::caller::Caller;
 use super::images::existing;
 use super::input::{Body, Path};
+use crate::clock::{now, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -166,6 +167,41 @@ pub async fn of_image(
 ) -> Result<Json<Vec<Member>>, Problem> {
     existing(&caller, id, Action::List)?;
     listed(&caller, &Place::Image(id))
+}
+
+/// `POST …/permissions`.
+pub async fn grant_in_image(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<ImageId>,
+    Body(request): Body<GrantPermission>,
+) -> Result<(StatusCode, Json<Permission>), Problem> {
+    existing(&caller, id, Action::Manage)?;
+    drop(caller);
+    let kind = match request.principal_type.as_str() {
+        "user" => "user",
+        "user_group" | "group" => "group",
+        "organization" => "organization",
+        _ => {
+            let text = "principal_type is user, user_group or organization";
+            return Err(Problem::bad_request("grantee_invalid", text));
+        }
+    };
+    let who = format!("{kind}:{}", request.principal_id);
+    let role = PutMember { role: request.permission_level };
+    let Json(member) = put(&app, Place::Image(id), &who, &role).await?;
+    let holder = PermissionHolder {
+        kind: request.principal_type,
+        id: request.principal_id.clone(),
+        name: request.principal_id,
+    };
+    let given = Permission {
+        id: member.grantee,
+        principal: holder,
+        permission_level: member.role,
+        created_at: rfc3339(now()),
+    };
+    Ok((StatusCode::CREATED, Json(given)))
 }
 
 pub async fn put_in_image(

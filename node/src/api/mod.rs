@@ -16,28 +16,39 @@ mod compatible;
 mod deployments;
 mod download;
 mod host;
+mod identities;
 mod images;
+mod imports;
 mod input;
+mod instances;
+mod leaving;
+mod listing;
 mod members;
+mod oidc;
 mod organizations;
 mod personal_tokens;
 mod policy;
 mod problem;
 mod projects;
 mod quotas;
+mod second_factor;
 mod services;
 mod session;
+mod shown;
+mod stars;
 mod storage;
+mod tags;
 mod tokens;
 mod uploads;
 mod users;
+mod versions;
+mod workload;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
 
-use crate::state::App;
+use crate::http::routes::{Routes, delete, get, post, put};
 
+pub(crate) use compatible::reference as compatible_reference;
 pub(crate) use download::check_range as check_download_range;
 pub use services::{Services, Upkeep};
 
@@ -45,21 +56,24 @@ pub use services::{Services, Upkeep};
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// All routes of `/api/v1`, with their full paths.
-pub fn router() -> Router<App> {
+pub fn router() -> Routes {
     let uploads = "/api/v1/images/{image}/versions/upload";
     // Parts have their own bound, in memory and length.
-    let parts = Router::new()
+    let parts = Routes::new()
         .route(&format!("{uploads}/{{upload}}/chunks/{{part}}"), put(uploads::put_part))
-        .layer(DefaultBodyLimit::disable());
-    Router::new()
+        .body_limit(DefaultBodyLimit::disable());
+    Routes::new()
         .route("/api/v1/auth/login", post(session::login))
+        .route("/api/v1/auth/login/code", post(session::login_code))
+        .route("/api/v1/auth/oidc/login", get(oidc::begin))
+        .route("/api/v1/auth/oidc/callback", get(oidc::end))
+        .route("/api/v1/auth/oidc/redeem", post(oidc::redeem))
+        .route("/api/v1/auth/workload", post(workload::exchange))
+        .route("/api/v1/auth/refresh", post(session::refresh))
+        .route("/api/v1/auth/logout", post(session::logout))
         .route("/api/v1/auth/me", get(session::me))
-        .route("/api/v1/images", get(images::list).post(images::create))
-        .route("/api/v1/images/{image}", get(images::show).delete(images::delete))
-        .route("/api/v1/images/{image}/versions", get(images::versions))
-        .route("/api/v1/images/{image}/versions/{version}/download", get(download::download))
-        .route("/api/v1/images/{image}/tags/{tag}", put(images::put_tag).delete(images::delete_tag))
-        .route("/api/images", get(images::list))
+        .merge(catalog())
+        .route("/api/images", get(listing::list))
         .route("/api/images/search", get(compatible::search))
         .route("/api/images/{*path}", get(compatible::show).delete(compatible::delete))
         .route("/api/v1/resolve", get(images::resolve))
@@ -103,17 +117,65 @@ pub fn router() -> Router<App> {
         .route("/api/v1/storage/verify", post(storage::verify))
         .route("/api/v1/backup", get(backup::metadata))
         .route("/api/v1/backup/objects/{*key}", get(backup::object))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .body_limit(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(parts)
 }
 
+/// Images, their versions and tags, and who runs them.
+fn catalog() -> Routes {
+    let image = "/api/v1/images/{image}";
+    let version = "/api/v1/images/{image}/versions/{version}";
+    let instance = "/api/v1/instances/{instance}";
+    Routes::new()
+        .route("/api/v1/images", get(listing::list).post(images::create))
+        .route(image, get(images::show).put(images::update).delete(images::delete))
+        .route(&format!("{image}/restore"), post(images::restore))
+        .route(&format!("{image}/star"), put(stars::put).delete(stars::remove))
+        .route("/api/v1/user/stars", get(stars::list))
+        .route(&format!("{image}/versions"), get(versions::list).post(versions::create))
+        .route(&format!("{image}/versions/import"), post(imports::create))
+        .route(version, get(versions::show).put(versions::update).delete(versions::delete))
+        .route(
+            &format!("{version}/deprecate"),
+            post(versions::deprecate).delete(versions::undeprecate),
+        )
+        .route(&format!("{version}/download"), get(download::download))
+        .route(&format!("{image}/tags"), get(tags::list))
+        .route(&format!("{image}/tags/{{tag}}"), put(tags::put).delete(tags::delete))
+        .route(&format!("{image}/rollback"), post(tags::roll_back))
+        .route("/api/v1/instances", get(instances::list).post(instances::create))
+        .route(instance, get(instances::show).put(instances::put).delete(instances::remove))
+}
+
 /// Accounts, their own tokens, and organizations.
-fn people() -> Router<App> {
+fn people() -> Routes {
     let organization = "/api/v1/organizations/{organization}";
-    Router::new()
+    Routes::new()
         .route("/api/v1/users", get(users::list).post(users::create))
         .route("/api/v1/users/{user}", get(users::show).patch(users::update).delete(users::remove))
+        .route(
+            "/api/v1/users/{user}/sessions",
+            get(session::sessions_of).delete(session::end_all_of),
+        )
+        .route(
+            "/api/v1/users/{user}/identities",
+            get(identities::list).post(identities::link).delete(identities::unlink),
+        )
+        .route("/api/v1/users/{user}/second-factor", delete(second_factor::remove_of))
         .route("/api/v1/user/password", put(users::change_password))
+        .route("/api/v1/user/export", get(leaving::export))
+        .route(
+            "/api/v1/user/deletion",
+            get(leaving::show).post(leaving::leave).delete(leaving::stay),
+        )
+        .route("/api/v1/user/sessions", get(session::sessions).delete(session::end_others))
+        .route("/api/v1/user/sessions/{session}", delete(session::end_session))
+        .route(
+            "/api/v1/user/second-factor",
+            get(second_factor::show).post(second_factor::begin).delete(second_factor::remove),
+        )
+        .route("/api/v1/user/second-factor/confirm", post(second_factor::confirm))
+        .route("/api/v1/user/second-factor/recovery-codes", post(second_factor::recovery_codes))
         .route("/api/v1/user/tokens", get(personal_tokens::list).post(personal_tokens::create))
         .route("/api/v1/user/tokens/{token}", delete(personal_tokens::remove))
         .route("/api/v1/organizations", get(organizations::list).post(organizations::create))
@@ -135,9 +197,9 @@ fn people() -> Router<App> {
 }
 
 /// Projects, and who may do what in them and with single images.
-fn projects() -> Router<App> {
+fn projects() -> Routes {
     let project = "/api/v1/projects/{project}";
-    Router::new()
+    Routes::new()
         .route("/api/v1/projects", get(projects::list).post(projects::create))
         .route(project, get(projects::show).put(projects::update).delete(projects::remove))
         .route(&format!("{project}/members"), get(members::of_project))
@@ -147,13 +209,18 @@ fn projects() -> Router<App> {
         )
         .route(&format!("{project}/robots"), get(projects::robots).post(projects::put_robot))
         .route(&format!("{project}/robots/{{robot}}"), delete(projects::remove_robot))
+        .route(&format!("{project}/workload-rules"), get(workload::list).post(workload::put))
+        .route(&format!("{project}/workload-rules/{{rule}}"), delete(workload::remove))
         .route(
             &format!("{project}/policy"),
             get(policy::show).put(policy::put).delete(policy::remove),
         )
         .route(&format!("{project}/retention/dry-run"), post(policy::dry_run))
         .route(&format!("{project}/retention/run"), post(policy::run))
-        .route("/api/v1/images/{image}/permissions", get(members::of_image))
+        .route(
+            "/api/v1/images/{image}/permissions",
+            get(members::of_image).post(members::grant_in_image),
+        )
         .route(
             "/api/v1/images/{image}/permissions/{*grantee}",
             put(members::put_in_image).delete(members::remove_from_image),

@@ -48,7 +48,7 @@ pub(super) fn end(at: Timestamp, ttl_seconds: Option<u64>) -> Result<Option<Time
     }
 }
 
-fn shown(row: &metadata::PersonalToken) -> PersonalToken {
+pub(super) fn shown(row: &metadata::PersonalToken) -> PersonalToken {
     PersonalToken {
         id: row.id.clone(),
         name: row.name.clone(),

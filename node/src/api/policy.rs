@@ -260,6 +260,7 @@ fn said(verdict: &Verdict) -> (&'static str, String, Option<u64>) {
         Reason::ListedBy(digest) => format!("{digest} lists it"),
         Reason::About(digest) => format!("it is about {digest}"),
         Reason::SubjectOf(digest) => format!("{digest} is about it"),
+        Reason::RunBy(instance) => format!("the instance {instance} runs it"),
     };
     ("keep", text, by)
 }

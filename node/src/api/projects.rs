@@ -99,9 +99,6 @@ pub async fn create(
     caller.scope(metadata::Scope::Admin)?;
     let name = request.name;
     let exists = || conflict("project_exists", format!("there is a project {name} already"));
-    if caller.view.query().project(&name)?.is_some() {
-        return Err(exists());
-    }
     let owner = match request.organization {
         Some(organization) => {
             members::organization(&caller, &organization, Action::Manage)?;
@@ -109,6 +106,10 @@ pub async fn create(
         }
         None => Owner::User(caller.person()?.to_owned()),
     };
+    // Whoever may make none learns nothing of those that there are.
+    if caller.view.query().project(&name)?.is_some() {
+        return Err(exists());
+    }
     drop(caller);
     let at = now();
     let row = metadata::Project {

@@ -17,6 +17,7 @@ use crate::origin::Origin;
 use crate::pulls::Pulls;
 use crate::retention::Retainer;
 use crate::scrub::Scrubber;
+use crate::stars::Stars;
 use crate::state::Keys;
 use crate::store::BlobStore;
 use crate::verification::Verifier;
@@ -36,6 +37,7 @@ pub struct Services {
     pub pulls: Pulls,
     pub retainer: Retainer,
     pub audit: Audit,
+    pub stars: Stars,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
 }
@@ -84,6 +86,7 @@ impl Services {
             pulls,
             retainer,
             audit,
+            stars: Stars::new(raft.clone()),
             stopping,
         })
     }

@@ -12,11 +12,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use sha2::{Digest as _, Sha256};
-use shoal_api::{ChunkReceived, InitUpload, UploadStarted, UploadStatus};
-use shoal_content::{Digest, ImageId, ObjectKey, Timestamp, UploadId};
+use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
+use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
 use shoal_formats::Format;
 use shoal_metadata::{
-    Action, Command, DiskUploadState, Refusal, Upload, UploadPart, UploadPurpose, What,
+    Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
 };
 use shoal_raft::{ProposeError, View};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -36,7 +36,10 @@ const MIB: u64 = 1024 * 1024;
 /// The length of a part where the client wishes none.
 const PART_BYTES_DEFAULT: u64 = 16 * MIB;
 const PART_BYTES_MIN: u64 = MIB;
-const PART_BYTES_MAX: u64 = 64 * MIB;
+/// The longest part that a client is given for the asking.
+const PART_BYTES_WISHED_MAX: u64 = 64 * MIB;
+/// The longest part at all: of files that would have too many shorter ones.
+const PART_BYTES_MAX: u64 = 256 * MIB;
 /// Parts of one upload (the metadata hold this too).
 const PARTS_MAX: u64 = 10_000;
 /// The longest file.
@@ -47,8 +50,9 @@ const PART_MEMORY_BYTES: u64 = 512 * MIB;
 const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// `complete` waits so long for the version before it answers 202.
 const COMPLETE_WAIT: Duration = Duration::from_millis(1800);
-/// As many as the metadata take in one command.
-const TAGS_MAX: usize = 64;
+/// With `latest`, as many as the metadata take in one command.
+const TAGS_MAX: usize = 63;
+const LAYERS_MAX: usize = 1000;
 const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
 
@@ -114,25 +118,82 @@ pub async fn init(
     caller: Caller,
     Path(image): Path<ImageId>,
     Body(request): Body<InitUpload>,
-) -> Result<(StatusCode, Json<UploadStarted>), Problem> {
+) -> Result<Json<UploadStarted>, Problem> {
     existing(&caller, image, Action::Push)?;
     let owner = caller.account()?;
     drop(caller);
-    check_number(&request.version)?;
-    if request.tags.len() > TAGS_MAX {
-        let text = format!("at most {TAGS_MAX} tags at once");
-        return Err(Problem::bad_request("too_many_tags", text));
+    check_names(&request.version, &request.tags)?;
+    let manifest = request.manifest.unwrap_or_default();
+    let format = request.format.or(manifest.format).filter(|text| !text.is_empty());
+    let format: Option<Format> = format.as_deref().map(str::parse).transpose()?;
+    let note = UploadNote {
+        changelog: request.changelog,
+        build_info: build_info(request.build_info),
+        layers: layers(manifest.layers, request.total_size_bytes)?,
+        import: None,
+    };
+    let order = Order {
+        image,
+        owner,
+        number: request.version,
+        tags: request.tags,
+        total_bytes: request.total_size_bytes,
+        wished_bytes: request.chunk_size_bytes,
+        format,
+    };
+    let upload = begin(&app, order, note).await?;
+    let UploadPurpose::Disk { total_bytes, part_bytes, .. } = upload.purpose else {
+        return Err(unavailable("the session is none of a disk"));
+    };
+    Ok(Json(UploadStarted {
+        upload_id: upload.id,
+        total_chunks: total_parts(total_bytes, part_bytes),
+        chunk_size: part_bytes,
+        expires_at: rfc3339(upload.expires_at),
+    }))
+}
+
+pub(super) fn build_info(info: Option<serde_json::Map<String, serde_json::Value>>) -> String {
+    info.map(|info| serde_json::Value::Object(info).to_string()).unwrap_or_default()
+}
+
+/// What the file consists of, as far as it is said: then all of it.
+fn layers(layers: Vec<Layer>, total_bytes: u64) -> Result<Vec<(Digest, u64)>, Problem> {
+    let sum = layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+    if !layers.is_empty() && sum != total_bytes {
+        let text = format!("the layers have {sum} bytes together, and total_size_bytes is other");
+        return Err(Problem::bad_request("layers_invalid", text));
     }
-    if request.total_size_bytes == 0 || request.total_size_bytes > TOTAL_BYTES_MAX {
+    let is_sha256 = |layer: &Layer| layer.digest.algorithm() == Algorithm::Sha256;
+    if layers.len() > LAYERS_MAX || !layers.iter().all(is_sha256) {
+        let text = format!("at most {LAYERS_MAX} layers, each with its sha256: digest");
+        return Err(Problem::bad_request("layers_invalid", text));
+    }
+    Ok(layers.into_iter().map(|layer| (layer.digest, layer.size)).collect())
+}
+
+/// A version that is to come.
+pub(super) struct Order {
+    pub image: ImageId,
+    pub owner: String,
+    pub number: String,
+    pub tags: Vec<TagName>,
+    pub total_bytes: u64,
+    /// The length of a part that the client would like.
+    pub wished_bytes: Option<u64>,
+    pub format: Option<Format>,
+}
+
+pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<Upload, Problem> {
+    let Order { image, owner, number, tags, total_bytes, wished_bytes, format } = order;
+    if total_bytes == 0 || total_bytes > TOTAL_BYTES_MAX {
         let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
         return Err(Problem::bad_request("size_invalid", text));
     }
-    let format: Option<Format> =
-        request.format.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()?;
-    let wished = request.chunk_size_bytes.unwrap_or(PART_BYTES_DEFAULT);
+    let wished = wished_bytes.unwrap_or(PART_BYTES_DEFAULT);
     // Few enough parts, whatever was wished.
-    let least = request.total_size_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
-    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_MAX).max(least);
+    let least = total_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
+    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_WISHED_MAX).max(least);
     let upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
         owner,
@@ -140,30 +201,39 @@ pub async fn init(
         expires_at: expiry(),
         purpose: UploadPurpose::Disk {
             image,
-            number: request.version.clone(),
-            tags: request.tags,
-            total_bytes: request.total_size_bytes,
+            number: number.clone(),
+            tags,
+            total_bytes,
             part_bytes,
             format: format.map(|format| format.to_string()),
             parts: Default::default(),
             state: DiskUploadState::Receiving,
         },
     };
-    let (id, expires_at) = (upload.id, upload.expires_at);
-    app.propose(Command::BeginUpload(upload)).await.map_err(|error| match error {
-        ProposeError::Refused(Refusal::Exists(_)) => conflict(
-            "version_exists",
-            format!("the image has a version {} already; choose another number", request.version),
-        ),
+    // Nodes of an earlier version know the shorter command only.
+    let begin = match note == UploadNote::default() {
+        true => Command::BeginUpload(upload.clone()),
+        false => Command::BeginDescribedUpload { upload: upload.clone(), note },
+    };
+    app.propose(begin).await.map_err(|error| match error {
+        ProposeError::Refused(Refusal::Exists(_)) => number_taken(&number),
         error => error.into(),
     })?;
-    let started = UploadStarted {
-        upload_id: id,
-        total_chunks: total_parts(request.total_size_bytes, part_bytes),
-        chunk_size: part_bytes,
-        expires_at: rfc3339(expires_at),
-    };
-    Ok((StatusCode::CREATED, Json(started)))
+    Ok(upload)
+}
+
+pub(super) fn number_taken(number: &str) -> Problem {
+    let text = format!("the image has a version {number} already; choose another number");
+    conflict("version_exists", text)
+}
+
+pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem> {
+    check_number(number)?;
+    if tags.len() > TAGS_MAX {
+        let text = format!("at most {TAGS_MAX} tags at once");
+        return Err(Problem::bad_request("too_many_tags", text));
+    }
+    Ok(())
 }
 
 /// A version number is a tag's text, so that it can stand wherever a tag can.
@@ -241,7 +311,8 @@ fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> Chunk
         checksum: Digest::sha256(known.sha256).to_string(),
         uploaded_chunks: uploaded as u32,
         total_chunks: total,
-        progress: uploaded as f64 * 100.0 / f64::from(total.max(1)),
+        // To a hundredth of a percent.
+        progress: (uploaded as f64 * 10_000.0 / f64::from(total.max(1))).round() / 100.0,
     }
 }
 
@@ -293,6 +364,18 @@ pub async fn status(
     Ok(Json(state_of(&app, id, session)?))
 }
 
+/// Of a session that the asker has just begun.
+pub(super) async fn status_of(
+    app: &App,
+    image: ImageId,
+    id: UploadId,
+) -> Result<UploadStatus, Problem> {
+    let view = app.view().await?;
+    let session = session_of(&view, image, id)?;
+    drop(view);
+    state_of(app, id, session)
+}
+
 fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, Problem> {
     let mut status = UploadStatus {
         upload_id: id,
@@ -305,9 +388,16 @@ fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, P
         version_id: None,
         version: None,
         manifest_digest: None,
+        created_at: None,
         failure: None,
+        import_url: None,
+        received_bytes: session.parts.values().map(|part| part.bytes).sum(),
         expires_at: rfc3339(session.row.expires_at),
     };
+    let note = app.raft.local().query().upload_note(id)?;
+    // What follows the question mark is often a secret.
+    let url = note.and_then(|note| note.import).map(|import| import.url);
+    status.import_url = url.map(|url| url.split('?').next().unwrap_or_default().to_owned());
     match session.state {
         DiskUploadState::Receiving => {}
         DiskUploadState::Ingesting { .. } => {
@@ -319,6 +409,7 @@ fn state_of(app: &App, id: UploadId, session: Session) -> Result<UploadStatus, P
             status.version_id = Some(version);
             status.version = Some(session.number);
             let row = app.raft.local().query().version_by_id(version)?;
+            status.created_at = row.as_ref().map(|row| rfc3339(row.created_at));
             status.manifest_digest = row.map(|row| row.digest);
         }
         DiskUploadState::Failed { reason } => {

@@ -15,7 +15,8 @@ use super::caller::{Admin, Caller};
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
-use crate::http::auth::{check_password, hash_password};
+use crate::http::auth::session::are_known;
+use crate::http::auth::{Principal, first_factor, hash_password};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -42,7 +43,7 @@ fn role_of(text: &str) -> Result<UserRole, Problem> {
     }
 }
 
-fn shown(row: &metadata::User) -> User {
+pub(super) fn shown(row: &metadata::User) -> User {
     User {
         username: row.name.clone(),
         role: role_name(row.role).to_owned(),
@@ -145,7 +146,7 @@ pub async fn change_password(
     let name = caller.person()?.to_owned();
     caller.scope(metadata::Scope::Admin)?;
     let current = Zeroizing::new(request.current_password.0);
-    let checked = check_password(&app, &caller.view, Some(client.ip()), &name, current).await;
+    let checked = first_factor(&app, &caller.view, Some(client.ip()), &name, current).await;
     checked.map_err(|problem| match problem.status {
         StatusCode::UNAUTHORIZED => {
             Problem { message: "the current password is wrong".into(), ..problem }
@@ -153,9 +154,17 @@ pub async fn change_password(
         _ => problem,
     })?;
     let password_hash = hashed(&name, &request.new_password).await?;
+    let keep = match &caller.principal {
+        Principal::User { session, .. } => session.clone(),
+        _ => None,
+    };
     let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
     drop(caller);
-    app.propose(Command::PutUser(metadata::User { password_hash, ..row })).await?;
+    let change = match are_known(&app) {
+        true => Command::ChangePassword { user: name, password_hash, keep },
+        false => Command::PutUser(metadata::User { password_hash, ..row }),
+    };
+    app.propose(change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -71,6 +71,36 @@ impl Lockout {
     }
 }
 
+/// Logins of people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// How long one lasts; its tokens are renewed meanwhile.
+    pub lifetime_seconds: u64,
+    /// With one more, a person's oldest one ends.
+    pub per_person: u32,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { lifetime_seconds: 7 * 24 * 3600, per_person: 20 }
+    }
+}
+
+/// People's accounts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accounts {
+    /// How long somebody who asked to be removed may change its mind.
+    pub deletion_grace_seconds: u64,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Self { deletion_grace_seconds: 72 * 3600 }
+    }
+}
+
 /// How many requests are answered; others are told when to come again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -85,7 +115,7 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { address_per_second: 2000, principal_per_second: 1000, burst_seconds: 5 }
+        Self { address_per_second: 20_000, principal_per_second: 20_000, burst_seconds: 5 }
     }
 }
 

@@ -6,6 +6,9 @@
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
 mod guard;
+mod identity;
+mod images;
+mod program;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,10 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
-pub use guard::{Audit, Lockout, Rates};
+pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
+pub use identity::{Jwt, Oidc, Workload};
+pub use images::{Images, Import};
+pub use program::Program;
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -53,6 +59,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("disks", &["keep_free_space"]),
+    ("images", &["deleted_keep_days"]),
+    ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
     ("collection", &["grace_seconds", "interval_seconds"]),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
@@ -70,6 +78,25 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "exempt_networks",
         ],
     ),
+    ("sessions", &["lifetime_seconds", "per_person"]),
+    ("accounts", &["deletion_grace_seconds"]),
+    ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
+    (
+        "oidc",
+        &[
+            "issuer",
+            "client_id",
+            "client_secret",
+            "client_secret_file",
+            "scopes",
+            "create_accounts",
+            "account_claim",
+            "groups_claim",
+            "admin_groups",
+            "groups",
+        ],
+    ),
+    ("workload", &["issuers", "audience"]),
     ("audit", &["keep_days", "archive_interval_seconds"]),
     ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
     ("metrics", &["public"]),
@@ -81,7 +108,7 @@ const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/node.toml",
     prefix: "SHOAL_NODE_",
     sections: SETTINGS,
-    other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN"],
+    other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN", program::VARIABLE],
 };
 
 /// The whole of it; `shoal-node config` prints it as it is in force.
@@ -98,15 +125,25 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub disks: Disks,
+    pub images: Images,
+    pub import: Import,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
     pub audit: Audit,
     pub lockout: Lockout,
     pub rates: Rates,
+    pub sessions: Sessions,
+    pub accounts: Accounts,
+    pub jwt: Jwt,
+    pub oidc: Oidc,
+    pub workload: Workload,
     pub metrics: Metrics,
     pub traces: Traces,
     pub log: Log,
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub program: Program,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -467,7 +504,26 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[(String, String)],
     ) -> Result<Self, Error> {
-        let config: Self = SCHEMA.load(file, environment, overrides)?;
+        let environment: Vec<_> = environment.into_iter().collect();
+        let stands_for = environment.iter().find(|(name, _)| name == program::VARIABLE);
+        let program = match stands_for {
+            None => Program::default(),
+            Some((_, text)) => Program::earlier(text).ok_or_else(|| Error::Syntax {
+                origin: program::VARIABLE.into(),
+                message: format!("there was no program {text}"),
+            })?,
+        };
+        let config = Self { program, ..SCHEMA.load(file, environment, overrides)? };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads the `text` of a file alone.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let config: Self = SCHEMA.parse("the text", text)?;
         config.check()?;
         Ok(config)
     }
@@ -487,6 +543,22 @@ impl Config {
         }
         if let Some(message) = self.lockout.mistake() {
             return value("lockout", "account_failures", &message);
+        }
+        if let Some((key, message)) = self.import.mistake() {
+            return value("import", key, message);
+        }
+        if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
+            return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");
+        }
+        let foreign = [
+            ("jwt", self.jwt.check()),
+            ("oidc", self.oidc.check()),
+            ("workload", self.workload.check()),
+        ];
+        for (section, mistake) in foreign {
+            if let Some((key, message)) = mistake {
+                return value(section, key, message);
+            }
         }
         if let Some((key, message)) = cors::check(&self.cors) {
             return value("cors", key, &message);
@@ -538,98 +610,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, Error> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("node.toml");
-        std::fs::write(&path, text).unwrap();
-        Config::load(Some(&path), [], &[])
-    }
-
-    #[test]
-    fn the_example_loads_and_names_every_setting() {
-        let text = include_str!("../../../deploy/node.toml");
-        load(text).unwrap();
-        for (section, keys) in SETTINGS {
-            let (_, rest) = text.split_once(&format!("[{section}]\n")).expect(section);
-            let rest = rest.split("\n[").next().unwrap_or_default();
-            for key in *keys {
-                let line =
-                    |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} ="));
-                assert!(rest.lines().any(line), "[{section}] {key} is not in the example");
-            }
-        }
-    }
-
-    #[test]
-    fn a_misspelled_key_is_refused_with_its_line_and_the_nearest_one() {
-        let error = load("[node]\nname = \"a\"\n\n[http]\nlistn = \"127.0.0.1:1\"\n").unwrap_err();
-        let message = error.to_string();
-        assert!(message.contains("line 5") && message.contains("'listen'"), "{message}");
-    }
-
-    #[test]
-    fn flags_win_over_the_environment_which_wins_over_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("node.toml");
-        std::fs::write(&path, "[node]\nname = \"file\"\nzone = \"eu\"\n").unwrap();
-        let environment = [
-            ("SHOAL_NODE_NODE_NAME".to_owned(), "environment".to_owned()),
-            ("SHOAL_NODE_NODE_ZONE".to_owned(), "us".to_owned()),
-        ];
-        let flags = [("node.name".to_owned(), "flag".to_owned())];
-        let config = Config::load(Some(&path), environment, &flags).unwrap();
-        assert_eq!(
-            (config.node.name.as_str(), config.node.zone.to_string().as_str()),
-            ("flag", "us")
-        );
-    }
-
-    #[test]
-    fn the_list_of_settings_is_the_types_own() {
-        let table = toml::Table::try_from(Config::default()).unwrap();
-        for (section, value) in &table {
-            let keys = SETTINGS.iter().find(|(name, _)| name == section).expect("a section").1;
-            for key in value.as_table().unwrap().keys() {
-                assert!(keys.contains(&key.as_str()), "[{section}] {key} is not listed");
-            }
-        }
-        for (section, keys) in SETTINGS {
-            for key in *keys {
-                let text = format!("[{section}]\n{key} = {{}}\n");
-                let message = load(&text).unwrap_err().to_string();
-                assert!(!message.contains("unknown"), "[{section}] {key} is no setting: {message}");
-            }
-        }
-    }
-
-    #[test]
-    fn plain_http_is_for_loopback() {
-        assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
-        assert!(matches!(
-            load("[http]\nplain_listen = \"0.0.0.0:80\"\n"),
-            Err(Error::Value { .. })
-        ));
-    }
-
-    #[test]
-    fn acme_needs_consent_and_no_second_certificate() {
-        let acme = "[acme]\ndomains = [\"shoal.example\", \"10.0.0.1\"]\n";
-        let agreed = format!("{acme}terms_of_service_agreed = true\n");
-        assert!(load(&agreed).is_ok());
-        let files = "[http]\ncertificate_file = \"a\"\nkey_file = \"b\"\n";
-        for refused in [
-            acme.to_owned(),
-            format!("{files}{agreed}"),
-            format!("{agreed}contact = [\"operator\"]\n"),
-            agreed.replace("shoal.example", "*.example"),
-        ] {
-            assert!(
-                matches!(load(&refused), Err(Error::Value { section: "acme", .. })),
-                "{refused}"
-            );
-        }
-    }
-}
+mod tests;

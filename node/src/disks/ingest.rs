@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use shoal_content::{ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
-use shoal_formats::{DiskIngest, Format, FreeSpace, IngestError, Ingested, SinkError, open};
+use sha2::{Digest as _, Sha256};
+use shoal_content::{Digest, ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
+use shoal_formats::{
+    DiskIngest, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
+};
 use shoal_metadata::{
     AuditSource, Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload,
     UploadPurpose, command_version,
@@ -30,9 +33,11 @@ use crate::clock;
 use crate::collection::PUBLISH_WINDOW;
 use crate::store::StoreError;
 
+/// Bytes of the uploaded file that are compared at once.
+const COMPARED_AT_ONCE: usize = 1024 * 1024;
 /// Objects looked for in storage at once.
 const LOOKS_AT_ONCE: usize = 32;
-/// The tag that every new version gets.
+/// The tag of the latest version.
 const LATEST: &str = "latest";
 
 /// How an ingest ends without a version.
@@ -74,6 +79,8 @@ struct Order {
     total_bytes: u64,
     part_bytes: u64,
     hint: Option<Format>,
+    /// What the file is to be, one after another.
+    layers: Vec<(Digest, u64)>,
     /// Of the newest versions.
     recipes: Vec<RecipeId>,
 }
@@ -84,13 +91,17 @@ impl Disks {
         let known = known_chunks(&self.inner.origin, &order.recipes).await;
         let runtime = tokio::runtime::Handle::current();
         let store = Arc::clone(&self.inner.store);
-        let source = PartsSource::new(
-            Arc::clone(&store),
-            runtime.clone(),
-            id,
-            order.total_bytes,
-            order.part_bytes,
-        );
+        let source = || {
+            let (store, runtime) = (Arc::clone(&store), runtime.clone());
+            PartsSource::new(store, runtime, id, order.total_bytes, order.part_bytes)
+        };
+        if !order.layers.is_empty() {
+            let source = source();
+            let (layers, running) = (order.layers.clone(), Arc::clone(entry));
+            let compared = tokio::task::spawn_blocking(move || compare(&source, &layers, &running));
+            compared.await.map_err(|error| Failure::Passing(error.to_string()))??;
+        }
+        let source = source();
         let sink = PackUploads::new(store, runtime);
         let (hint, running) = (order.hint, Arc::clone(entry));
         let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {
@@ -116,14 +127,16 @@ impl Disks {
             return Err(Failure::Lost);
         };
         let gone = || Failure::Refused("image_not_found: the image was deleted meanwhile".into());
-        let image = query.image(image).map_err(|error| passing(&error))?.ok_or_else(gone)?;
+        let note = query.upload_note(id).map_err(|error| passing(&error))?.unwrap_or_default();
+        let image = query.live_image(image).map_err(|error| passing(&error))?.ok_or_else(gone)?;
         let versions = query.versions(image.id).map_err(|error| passing(&error))?;
         let mut versions: Vec<_> =
             versions.iter().filter_map(|v| Some((v.sequence, v.disk.as_ref()?.recipe))).collect();
         versions.sort_unstable_by_key(|version| std::cmp::Reverse(version.0));
         let recipes = versions.into_iter().map(|(_, recipe)| recipe).collect();
         let hint = format.and_then(|format| format.parse().ok());
-        Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, recipes })
+        let layers = note.layers;
+        Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, layers, recipes })
     }
 
     async fn store_recipe(&self, recipe: &Recipe) -> Result<RecipeId, Failure> {
@@ -146,11 +159,14 @@ impl Disks {
         let mut objects: BTreeSet<ObjectKey> =
             cut.recipe.objects().iter().map(|object| object.key).collect();
         objects.insert(ObjectKey::Recipe(recipe));
-        let mut tags = order.tags;
-        if let Ok(latest) = LATEST.parse::<TagName>() {
-            tags.push(latest);
+        let mut tags = Vec::new();
+        for tag in order.tags {
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
         }
-        tags.dedup();
+        let compressed_bytes =
+            cut.recipe.chunks().iter().map(|chunk| u64::from(chunk.stored())).sum();
         let disk = Disk {
             recipe,
             virtual_bytes: cut.virtual_bytes,
@@ -177,7 +193,7 @@ impl Disks {
             owner: order.upload.owner,
             upload: Some(order.upload.id),
         };
-        match self.propose_published(put).await? {
+        match self.propose_published(put, compressed_bytes).await? {
             Ok(_) => Ok(()),
             // Done by another node, or by us where the answer was lost, or ended otherwise.
             Err(ProposeError::Refused(Refusal::UploadState(_))) => Err(Failure::Lost),
@@ -206,6 +222,7 @@ impl Disks {
     async fn propose_published(
         &self,
         put: PutManifest,
+        compressed_bytes: u64,
     ) -> Result<Result<(), ProposeError>, Failure> {
         let objects: Vec<ObjectKey> =
             put.disk.iter().flat_map(|disk| disk.objects.iter().copied()).collect();
@@ -215,7 +232,7 @@ impl Disks {
             if began.elapsed() > PUBLISH_WINDOW / 2 {
                 return Err(Failure::Passing("storage is too slow to publish safely".into()));
             }
-            let command = self.audited(&put);
+            let command = self.published(&put, compressed_bytes)?;
             match self.inner.raft.propose(clock::now(), command).await {
                 Err(error) if error.is_retryable() => {
                     warn!(%error, "the metadata do not answer; asking again");
@@ -227,16 +244,23 @@ impl Disks {
     }
 
     /// On behalf of whoever uploaded it, whose request has ended long since.
-    fn audited(&self, put: &PutManifest) -> Command {
-        let command = Command::PutManifest(put.clone());
+    fn published(&self, put: &PutManifest, compressed_bytes: u64) -> Result<Command, Failure> {
         let level = self.inner.raft.local().query().level();
         if !level.is_ok_and(|level| level >= command_version(&Command::CountUsage)) {
-            return command;
+            // Nodes of an earlier version know nothing of numbers: what came last is the latest.
+            let mut put = put.clone();
+            let latest = LATEST.parse::<TagName>();
+            let latest = latest.map_err(|error| Failure::Passing(error.to_string()))?;
+            if !put.tags.contains(&latest) {
+                put.tags.push(latest);
+            }
+            return Ok(Command::PutManifest(put));
         }
+        let command = Command::PublishDisk { put: put.clone(), compressed_bytes };
         let request = put.upload.map(|upload| upload.to_string()).unwrap_or_default();
         let (who, node) = (put.owner.clone(), self.inner.node.number());
         let source = AuditSource { who, request, node, ..AuditSource::default() };
-        Command::Audited { source, command: Box::new(command) }
+        Ok(Command::Audited { source, command: Box::new(command) })
     }
 
     async fn see_all(&self, objects: &[ObjectKey]) -> Result<(), Failure> {
@@ -253,6 +277,36 @@ impl Disks {
         let looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         looks.try_collect::<()>().await
     }
+}
+
+/// Compares the file with what its uploader said that it is. Runs on a blocking thread.
+fn compare(
+    source: &PartsSource,
+    layers: &[(Digest, u64)],
+    running: &Running,
+) -> Result<(), Failure> {
+    let mut buffer = vec![0; COMPARED_AT_ONCE];
+    let mut at = 0;
+    for (number, (wanted, length)) in layers.iter().enumerate() {
+        let mut hasher = Sha256::new();
+        let end = at + length;
+        while at < end {
+            if running.lost.load(Ordering::Relaxed) {
+                return Err(Failure::Lost);
+            }
+            let count = (end - at).min(COMPARED_AT_ONCE as u64) as usize;
+            let read = source.read_at(at, &mut buffer[..count]);
+            read.map_err(|error| Failure::Passing(chain(&error)))?;
+            hasher.update(&buffer[..count]);
+            at += count as u64;
+        }
+        let found = Digest::sha256(hasher.finalize().into());
+        if found != *wanted {
+            let text = format!("checksum_mismatch: layer {number} is {found}, not {wanted}");
+            return Err(Failure::Refused(text));
+        }
+    }
+    Ok(())
 }
 
 /// Runs on a blocking thread.

@@ -10,15 +10,16 @@
 //! Non-goals: HTTP (see `api`), formats (see `shoal-formats`).
 
 mod dedup;
+mod import;
 mod ingest;
 mod manifest;
 mod packs;
 mod source;
 mod sweep;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,9 +31,11 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::origin::Origin;
+use crate::remote::Remote;
 use crate::store::BlobStore;
 
-pub use manifest::{ARTIFACT_TYPE, DiskManifest};
+pub use import::IMPORTS_AT_ONCE_MAX;
+pub use manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
 
 /// Disks that one node reads at once.
 pub const INGESTS_AT_ONCE_MAX: usize = 2;
@@ -74,6 +77,9 @@ struct Inner {
     running: Mutex<HashMap<UploadId, Arc<Running>>>,
     permits: Semaphore,
     keep_free_space: AtomicBool,
+    remote: OnceLock<Remote>,
+    importing: Mutex<BTreeSet<UploadId>>,
+    import_permits: Semaphore,
 }
 
 impl Disks {
@@ -81,7 +87,18 @@ impl Disks {
         let permits = Semaphore::new(INGESTS_AT_ONCE_MAX);
         let running = Mutex::default();
         let keep_free_space = AtomicBool::new(false);
-        let inner = Inner { raft, store, origin, node, running, permits, keep_free_space };
+        let inner = Inner {
+            raft,
+            store,
+            origin,
+            node,
+            running,
+            permits,
+            keep_free_space,
+            remote: OnceLock::new(),
+            importing: Mutex::default(),
+            import_permits: Semaphore::new(IMPORTS_AT_ONCE_MAX),
+        };
         Self { inner: Arc::new(inner) }
     }
 

@@ -1,11 +1,11 @@
-//! Looks for disks that nobody reads any more and takes over, and ends sessions that expired.
+//! Looks for disks that nobody reads or gets any more and takes over, and ends sessions that expired.
 //!
 //! Invariants: the claim in the metadata decides who gets a disk; bytes are deleted only after a
 //! command has ended the session that they belonged to.
 
 use std::time::Duration;
 
-use shoal_content::UploadId;
+use shoal_content::{Timestamp, UploadId};
 use shoal_metadata::{Command, DiskUploadState, Event, Refusal, Response, Upload, UploadPurpose};
 use shoal_raft::ProposeError;
 use tokio::sync::broadcast::error::RecvError;
@@ -34,6 +34,9 @@ impl Disks {
                     continue;
                 }
             };
+            for upload in &uploads {
+                self.adopt_import(upload).await;
+            }
             for upload in uploads.iter().filter(|upload| self.is_abandoned(upload)) {
                 match self.begin(upload.id).await {
                     Ok(()) => info!(upload = %upload.id, "took over an unfinished disk"),
@@ -54,16 +57,30 @@ impl Disks {
             if !self.inner.raft.status().is_leader {
                 continue;
             }
+            if let Err(error) = self.expire(clock::now()).await {
+                warn!(%error, "expired uploads could not be ended");
+            }
+        }
+    }
+
+    /// Ends all sessions that have expired by `now`, and deletes what they left.
+    ///
+    /// # Errors
+    /// Where the metadata did not take a command; sessions before it are ended.
+    pub async fn expire(&self, now: Timestamp) -> Result<usize, ProposeError> {
+        let mut ended = 0;
+        loop {
             let expire = Command::ExpireUploads { limit: EXPIRE_AT_ONCE };
-            match self.inner.raft.propose(clock::now(), expire).await {
-                Ok(Response::Expired(uploads)) => {
-                    for upload in &uploads {
-                        info!(upload = %upload.id, "upload session expired");
-                        self.delete_leftovers(upload).await;
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => warn!(%error, "expired uploads could not be ended"),
+            let Response::Expired(uploads) = self.inner.raft.propose(now, expire).await? else {
+                return Ok(ended);
+            };
+            for upload in &uploads {
+                info!(upload = %upload.id, "upload session expired");
+                self.delete_leftovers(upload).await;
+            }
+            ended += uploads.len();
+            if uploads.len() < EXPIRE_AT_ONCE as usize {
+                return Ok(ended);
             }
         }
     }

@@ -91,6 +91,25 @@ fn no_input_brings_a_parser_down() {
     assert!(driven > 0, "there is no target {wanted:?}");
 }
 
+/// Seeds that are refused at the door would show nothing of what is behind it.
+#[test]
+fn seeds_of_tokens_backups_and_settings_are_good_ones() {
+    use super::credentials::{AUDIENCE, NOW, key};
+    let tokens = seeds::of("authorization");
+    let held = tokens.iter().filter(|seed| {
+        let text = String::from_utf8_lossy(seed);
+        let token = text.strip_prefix("Bearer ").unwrap_or_default();
+        crate::http::auth::fuzzed::holds(token, key().peer_id(), AUDIENCE, NOW)
+    });
+    assert_eq!(held.count(), 2);
+    for seed in seeds::of("backup") {
+        let mut reader = shoal_formats::backup::Reader::new(seed.as_slice()).unwrap();
+        while reader.next_frame().unwrap().is_some() {}
+    }
+    let whole = seeds::of("settings").pop().unwrap();
+    crate::config::Config::parse(&String::from_utf8(whole).unwrap()).unwrap();
+}
+
 /// A driver that changes nothing, or breaks everything, finds nothing.
 #[test]
 fn good_inputs_are_accepted_and_most_mutations_are_not() {

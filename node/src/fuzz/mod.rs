@@ -6,8 +6,11 @@
 //! as long as wanted. `fuzz_target!(|data: &[u8]| shoal_node::fuzz::route(data))` and the like let
 //! libFuzzer drive the same functions, where a nightly toolchain is there.
 
+mod backup;
+mod credentials;
 #[cfg(test)]
 mod driver;
+mod scopes;
 #[cfg(test)]
 mod seeds;
 
@@ -16,21 +19,26 @@ use serde::de::DeserializeOwned;
 use shoal_content::{Digest, ObjectKey, Pin, Recipe, RepositoryName, TagName};
 use shoal_formats::parse_manifest;
 use shoal_metadata::{
-    Blob, Deployment, Image, ObjectUse, Upload, Version, decode_command, decode_row,
-    encode_command, encode_row,
+    Blob, Deployment, Image, ObjectUse, PATTERN_BYTES_MAX, Pattern, Upload, Version,
+    decode_command, decode_row, encode_command, encode_row,
 };
 
-use crate::api::check_download_range;
+use crate::api::{check_download_range, compatible_reference};
+use crate::config::Config;
 use crate::http::check_trace_parent;
 use crate::registry::fuzzed::{
     PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, page_size, wanted,
 };
 
+pub use backup::backup;
+pub use credentials::authorization;
+pub use scopes::{scopes, token_form};
+
 /// A function of bytes that must end well whatever they are.
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("names", names),
     ("route", route),
     ("ranges", ranges),
@@ -40,6 +48,14 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("rows", rows),
     ("recipe", recipe),
     ("trace_parent", trace_parent),
+    ("authorization", authorization),
+    ("token_scope", scopes),
+    ("token_form", token_form),
+    ("compatible_reference", compatible),
+    ("pattern", pattern),
+    ("backup", backup),
+    ("raft_message", shoal_raft::fuzz::message),
+    ("settings", settings),
 ];
 
 /// What is accepted is written as it was read.
@@ -145,4 +161,44 @@ pub fn recipe(data: &[u8]) {
 
 pub fn trace_parent(data: &[u8]) {
     check_trace_parent(data);
+}
+
+/// What of `/api/images/` is a reference says the path and nothing else.
+pub fn compatible(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(reference) = compatible_reference(&text) {
+        assert_eq!(format!("{}/{}", reference.name, reference.pin), text);
+    }
+}
+
+/// A pattern, and behind the first zero byte a name.
+pub fn pattern(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (text, name) = text.split_once('\0').unwrap_or((&text, "team/app"));
+    let Ok(pattern) = text.parse::<Pattern>() else { return };
+    assert!(text.len() <= PATTERN_BYTES_MAX && pattern.to_string() == text);
+    let matches = pattern.matches(name);
+    if let Ok(turned) = format!("!{text}").parse::<Pattern>()
+        && !text.starts_with('!')
+    {
+        assert_ne!(turned.matches(name), matches);
+    }
+    let literal = !text.contains(['*', '?']);
+    assert!(!literal || matches == (text == name) || text.starts_with('!'));
+}
+
+/// A file; or one setting of the command line, `section.key=VALUE`. What is accepted is written so
+/// that it is accepted again and says the same.
+pub fn settings(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let flag = text.split_once('=').filter(|_| !text.contains('\n'));
+    let overrides = flag.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let overridden = overrides.map(|one| {
+        Config::load(Some(std::path::Path::new("/dev/null")), std::iter::empty(), &[one])
+    });
+    for config in [Some(Config::parse(&text)), overridden].into_iter().flatten().flatten() {
+        let Ok(written) = toml::to_string(&config) else { continue };
+        let again = Config::parse(&written).map(|again| toml::to_string(&again).ok());
+        assert_eq!(again.ok().flatten(), Some(written));
+    }
 }

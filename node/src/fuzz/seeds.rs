@@ -1,10 +1,14 @@
 //! Good inputs of each target, made by the code that writes them; mutations begin from these.
 
-use shoal_content::{Algorithm, ObjectKey, PackId, RepositoryName, Timestamp, UploadId};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use shoal_content::{Algorithm, ClusterId, ObjectKey, PackId, RepositoryName, Timestamp, UploadId};
 use shoal_formats::BlobCutter;
+use shoal_formats::backup::{Head, Needed, Row, Writer};
 use shoal_metadata::{Command, Upload, UploadPurpose, encode_command, encode_row};
 use uuid::Uuid;
 
+use super::credentials::{AUDIENCE, NOW, key};
 use crate::registry::fuzzed::{Hash, encode_checkpoint};
 use crate::store::StoredPart;
 
@@ -51,9 +55,87 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let object = ObjectKey::Blob(UploadId::from_uuid(Uuid::from_u128(7)));
             vec![cutter.finish(object).encode_with_id().1]
         }
+        "authorization" => authorizations(),
+        "token_scope" => texts(&[
+            "repository:team/app:pull,push",
+            "repository:team/app:* registry:catalog:*",
+            "repository:new/app:pull,push,delete\nrepository:team/other:pull",
+            "repository(plugin):localhost:5000/a/b:pull",
+        ]),
+        "token_form" => texts(&[
+            "grant_type=password&username=admin&password=a%20b%26&service=x&client_id=docker",
+            "scope=repository:a/b:pull,push&scope=registry:catalog:*&access_type=offline",
+        ]),
+        "compatible_reference" => {
+            texts(&["team/app/v1", "app/latest", &format!("team/app/sha256:{HEX}"), "search"])
+        }
+        "pattern" => texts(&["team/*\0team/app", "**", "!v1.*-rc?\0v1.2-rc3", "a*a*a*b\0aaaaaaa"]),
+        "backup" => vec![backup()],
+        "raft_message" => shoal_raft::fuzz::messages(),
+        "settings" => settings(),
         "trace_parent" => texts(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00"]),
         _ => Vec::new(),
     }
+}
+
+fn authorizations() -> Vec<Vec<u8>> {
+    let token = |header: serde_json::Value, claims: serde_json::Value| {
+        let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let message = format!("{}.{}", part(header), part(claims));
+        let signature = URL_SAFE_NO_PAD.encode(key().sign(message.as_bytes()));
+        format!("Bearer {message}.{signature}")
+    };
+    let claims = serde_json::json!({
+        "iss": key().peer_id().to_string(), "sub": "admin", "aud": AUDIENCE, "iat": NOW,
+        // Compared with the clock of the machine.
+        "exp": 40 * NOW,
+        "access": [{ "type": "repository", "name": "a/b", "actions": ["pull"] }],
+    });
+    let people = serde_json::json!({ "alg": "EdDSA", "typ": "JWT" });
+    let agents = serde_json::json!({ "alg": "EdDSA", "typ": "shoal-agent+jwt" });
+    let signed = [token(people, claims.clone()), token(agents, claims)];
+    texts(&[
+        "Basic YWRtaW46c2VjcmV0OndpdGg6Y29sb25z",
+        "basic Og==",
+        "Bearer pat_v1_0123456789abcdef",
+        &signed[0],
+        &signed[1],
+    ])
+}
+
+fn backup() -> Vec<u8> {
+    let blob = ObjectKey::Blob(UploadId::from_uuid(Uuid::from_u128(7)));
+    let digest = format!("sha256:{HEX}").parse().ok();
+    let head = Head {
+        cluster: ClusterId::from_uuid(Uuid::from_u128(5)),
+        made_at: Timestamp::from_millis(5),
+        index: 77,
+        level: 2,
+        row_version: 1,
+        tables: 31,
+        program: "0.1.0".into(),
+    };
+    let mut writer = Writer::new(&head).unwrap();
+    for table in 1..4 {
+        writer.row(Row { table, key: b"team/app", row: &[table; 40] }).unwrap();
+    }
+    writer.object(&Needed { key: blob, size: Some(3), digest }).unwrap();
+    let pack = ObjectKey::Pack(PackId::of(b"pack"));
+    writer.object(&Needed { key: pack, size: None, digest: None }).unwrap();
+    writer.finish().unwrap().0
+}
+
+fn settings() -> Vec<Vec<u8>> {
+    let whole = include_bytes!("../../../deploy/node.toml").to_vec();
+    let mut seeds = texts(&[
+        "http.listen=127.0.0.1:5000",
+        "http.names=[\"a\", \"b\"]",
+        "storage.redirect_networks=[\"10.0.0.0/8\"]",
+        "traces.sample_ratio=0.5",
+        "[node]\nname = \"n\"\nzone = \"a/b\"\n[storage]\nkind = \"folder\"\n",
+    ]);
+    seeds.push(whole);
+    seeds
 }
 
 fn manifests() -> Vec<Vec<u8>> {

@@ -54,6 +54,10 @@ const LAST_HANDSHAKE_PATIENCE: Duration = Duration::from_millis(300);
 /// After an error that is not the listener's own: too many open files, for instance.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Stands among a request's extensions where its connection is not encrypted.
+#[derive(Debug, Clone, Copy)]
+pub struct InTheClear;
+
 /// A running listener.
 #[derive(Debug)]
 pub struct Listening {
@@ -97,6 +101,7 @@ impl Listening {
             phases: phases.clone(),
             connections: connections.clone(),
             places: Arc::new(Semaphore::new(connections_max)),
+            in_the_clear: tls.is_none(),
         };
         let task = match tls {
             Some(tls) => {
@@ -176,6 +181,7 @@ struct Serving {
     connections: TaskTracker,
     /// A connection holds one while it is open.
     places: Arc<Semaphore>,
+    in_the_clear: bool,
 }
 
 impl Serving {
@@ -228,11 +234,14 @@ impl Serving {
         address: SocketAddr,
     ) {
         let asked = CancellationToken::new();
-        let (router, first) = (self.router, asked.clone());
+        let (router, first, in_the_clear) = (self.router, asked.clone(), self.in_the_clear);
         let service = service_fn(move |request: Request<Incoming>| {
             first.cancel();
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(address));
+            if in_the_clear {
+                request.extensions_mut().insert(InTheClear);
+            }
             // A router is always ready.
             router.clone().call(request)
         });

@@ -13,10 +13,11 @@ pub mod permit;
 pub mod problem;
 mod prompt;
 pub mod rates;
+pub mod routes;
 mod server;
 
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;
 pub use drain::Drain;
-pub use listener::Listening;
-pub use server::router;
+pub use listener::{InTheClear, Listening};
+pub use server::{router, routes};

@@ -174,6 +174,7 @@ impl From<Refusal> for Problem {
                 quota = Some(Box::new(shown(exceeded)));
                 (StatusCode::FORBIDDEN, "quota_exceeded")
             }
+            Refusal::CodeUsed => (StatusCode::UNAUTHORIZED, "code_wrong"),
             Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
             Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),

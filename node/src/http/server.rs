@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::warn;
@@ -19,6 +18,7 @@ use super::drain::say_goodbye;
 use super::leftover::read_leftover;
 use super::problem::{Problem, chain};
 use super::rates::slow_down;
+use super::routes::{Routes, get};
 use crate::api;
 use crate::registry;
 use crate::state::App;
@@ -26,14 +26,20 @@ use crate::state::App;
 /// How long storage is waited for before a node says that it is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All that a node answers to.
-pub fn router(app: App) -> Router {
-    let router = Router::new()
+/// What a node answers to.
+pub fn routes() -> Routes {
+    Routes::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .merge(registry::router())
         .merge(api::router())
+}
+
+/// All routes, with what every request passes through.
+pub fn router(app: App) -> Router {
+    let router = routes()
+        .into_router()
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(from_fn_with_state(app.clone(), slow_down))

@@ -4,19 +4,21 @@
 
 use axum::http::{Method, StatusCode};
 use shoal_content::RepositoryName;
-use shoal_metadata::{Action, Decision, Denial, Query, Read, What, Who, permission};
+use shoal_metadata::{Action, Decision, Denial, Ground, Query, Read, What, Who, permission};
 
 use super::RegistryError;
 use super::route::Route;
 use crate::http::auth::{Asker, Granted};
 
 /// Repositories and words of one token request.
-const SCOPES_MAX: usize = 64;
+pub const SCOPES_MAX: usize = 64;
 
 /// What is answered to somebody who is not let in.
 pub enum Refused {
     /// 401, with what the client is to bring.
     Challenge,
+    /// As if the repository had nothing in it.
+    Nothing,
     Answer(RegistryError),
 }
 
@@ -78,6 +80,10 @@ pub fn check(asker: &Asker, route: &Route<'_>, method: &Method) -> Result<(), Re
         Decision::Allowed(_) | Decision::Refused(Denial::Unauthenticated) => {
             Err(Refused::Challenge)
         }
+        // There is always a list of referrers, be it an empty one (distribution-spec).
+        Decision::Refused(Denial::Hidden) if matches!(route, Route::Referrers(..)) => {
+            Err(Refused::Nothing)
+        }
         Decision::Refused(denial) => Err(Refused::Answer(refusal(denial, action))),
     }
 }
@@ -118,9 +124,12 @@ pub fn grant<R: Read>(
         let wanted = |word: &str| wanted.split(',').any(|one| one == word || one == "*");
         let mut actions = Vec::new();
         if let ("repository", Ok(repository)) = (kind, name.parse::<RepositoryName>()) {
+            let decided = |action| permission(query, who, action, What::Repository(&repository));
+            // The push makes the project, and goes on by looking for what it has pushed.
+            let makes = decided(Action::Push)? == Decision::Allowed(Ground::NewProject);
             for action in [Action::Pull, Action::Push, Action::Delete] {
-                let what = What::Repository(&repository);
-                if wanted(word(action)) && permission(query, who, action, what)?.is_allowed() {
+                let allowed = decided(action)?.is_allowed() || (makes && action == Action::Pull);
+                if wanted(word(action)) && allowed {
                     actions.push(word(action).to_owned());
                 }
             }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use shoal_content::{Digest, RepositoryName};
-use shoal_metadata::{Blob, Command};
+use shoal_content::{Digest, ImageId, RepositoryName, Timestamp};
+use shoal_metadata::{Action, Blob, Command, What, permission};
+use uuid::Uuid;
 
 use super::range::{Wanted, wanted};
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
@@ -32,14 +33,20 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
         return Err(RegistryError::blob_unknown());
     }
     let blob = view.query().blob(digest)?.ok_or_else(RegistryError::blob_unknown)?;
+    let loose = view.query().loose_since(image.id, digest)?;
     drop(view);
+    if let Some(since) = loose.filter(|_| asked.method == Method::HEAD) {
+        keep(asked, repository, digest, since).await?;
+    }
     if asked.method == Method::GET
         && let Some(address) = elsewhere(asked, &blob).await?
     {
         let headers = [(header::LOCATION, address), (CONTENT_DIGEST, digest.to_string())];
         return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
     }
-    let range = asked.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    // Ranges are defined for GET alone (RFC 9110, 14.2).
+    let range = asked.headers.get(header::RANGE).filter(|_| asked.method == Method::GET);
+    let range = range.and_then(|value| value.to_str().ok());
     let (status, range) = match wanted(range, blob.size) {
         Wanted::Whole => (StatusCode::OK, 0..blob.size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
@@ -75,6 +82,38 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
         }
     }
     Ok(response)
+}
+
+/// Whoever looks for a blob before a push, and finds it, does not send it: it must not be collected
+/// before the manifest comes. So a blob that nothing refers to is as new again once half of its
+/// grace is over.
+async fn keep(
+    asked: &Asked,
+    repository: &RepositoryName,
+    digest: &Digest,
+    since: Timestamp,
+) -> Result<(), RegistryError> {
+    let Some(owner) = asked.principal.as_ref().and_then(|asker| asker.ensure_account().ok()) else {
+        return Ok(());
+    };
+    let half = asked.app.config.collection.grace_seconds * 1000 / 2;
+    if asked.app.now() < since.plus_millis(half) {
+        return Ok(());
+    }
+    let view = asked.view().await?;
+    let push = permission(view.query(), &asked.who(), Action::Push, What::Repository(repository))?;
+    if !push.is_allowed() {
+        return Ok(());
+    }
+    let again = Command::MountBlob {
+        from: Some(repository.clone()),
+        to: repository.clone(),
+        digest: digest.clone(),
+        owner,
+        image: ImageId::from_uuid(Uuid::now_v7()),
+    };
+    asked.app.propose(again).await?;
+    Ok(())
 }
 
 /// Where this client reads the blob from storage itself, which is for some networks so. A range is

@@ -8,6 +8,7 @@ use shoal_metadata::{Fault, Refusal, Subject};
 use shoal_raft::{ProposeError, ReadError};
 
 use super::intake::IntakeError;
+use crate::http::auth::CODE_NEEDED;
 use crate::http::problem::Problem;
 use crate::store::StoreError;
 
@@ -67,6 +68,15 @@ impl RegistryError {
     pub fn upload_unknown() -> Self {
         let message = "there is no such upload, or it has expired; begin a new one";
         Self::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", message)
+    }
+
+    /// In the words of a problem that its asker can do something about.
+    #[must_use]
+    pub fn saying(self, problem: &Problem) -> Self {
+        match problem.code {
+            CODE_NEEDED => Self { message: problem.message.clone(), ..self },
+            _ => self,
+        }
     }
 
     pub fn unsupported() -> Self {

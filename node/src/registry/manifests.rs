@@ -55,6 +55,10 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
     // as whoever waits for a new one does, has pulled nothing.
     if asked.method == Method::GET {
         asked.app.services.pulls.note(image.id, tag.as_ref(), &digest);
+        // With an index its manifests are fetched, which are parts of the same download.
+        if !query.is_listed(image.id, &digest)? {
+            asked.app.services.pulls.count(image.id, &digest);
+        }
         let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
         let target = format!("{repository}{tag}@{digest}");
         asked.app.services.audit.note("image.pull", target, AuditResult::Done);

@@ -21,11 +21,11 @@ mod uploads;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use axum::Router;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use percent_encoding::percent_decode_str;
 use shoal_content::{Digest, RepositoryName};
 use shoal_metadata::{Image, Who};
 use shoal_raft::View;
@@ -36,6 +36,7 @@ pub use uploads::SESSION_TTL_MS;
 
 /// The parsers, for `fuzz`.
 pub(crate) mod fuzzed {
+    pub use super::access::{SCOPES_MAX, grant};
     pub use super::checkpoint::decode as decode_checkpoint;
     #[cfg(test)]
     pub use super::checkpoint::encode as encode_checkpoint;
@@ -44,11 +45,13 @@ pub(crate) mod fuzzed {
     pub use super::range::{Wanted, content_range, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};
+    pub use super::token::form;
 }
 
 use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
 use crate::http::noted;
 use crate::http::problem::Problem;
+use crate::http::routes::Routes;
 use crate::state::App;
 use route::Route;
 
@@ -62,6 +65,8 @@ const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-leng
 
 type Answer = Result<Response, RegistryError>;
 type Parameters = HashMap<String, String>;
+/// In order, for parameters that may stand several times.
+type Pairs = Vec<(String, String)>;
 
 /// One request, with who sends it.
 struct Asked {
@@ -74,25 +79,25 @@ struct Asked {
     headers: HeaderMap,
     query: Parameters,
     client: Option<IpAddr>,
-    /// In order, for parameters that may stand several times.
-    pairs: Vec<(String, String)>,
+    pairs: Pairs,
 }
 
-pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v2", any(dispatch))
-        .route("/v2/", any(dispatch))
-        .route("/v2/{*path}", any(dispatch))
+pub fn router() -> Routes {
+    Routes::new().dispatched("/v2", dispatch, []).dispatched("/v2/", dispatch, []).dispatched(
+        "/v2/{*path}",
+        dispatch,
+        route::ENDPOINTS.iter().cloned(),
+    )
 }
 
-async fn dispatch(
-    State(app): State<App>,
-    Query(pairs): Query<Vec<(String, String)>>,
-    request: Request,
-) -> Response {
-    let path = request.uri().path().to_owned();
+async fn dispatch(State(app): State<App>, request: Request) -> Response {
+    let path = request.uri().path();
     let path = path.strip_prefix("/v2").unwrap_or_default();
     let path = path.strip_prefix('/').unwrap_or(path);
+    // What is no UTF-8 is no name either.
+    let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
+    let path = path.as_str();
+    let pairs = Query::<Pairs>::try_from_uri(request.uri()).map(|Query(pairs)| pairs);
     let mut response = match handle(app, path, pairs, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
@@ -102,32 +107,45 @@ async fn dispatch(
     response
 }
 
-async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Request) -> Answer {
+async fn handle(
+    app: App,
+    path: &str,
+    pairs: Result<Pairs, QueryRejection>,
+    request: Request,
+) -> Answer {
     let (parts, body) = request.into_parts();
     let asker = authenticate(&app, &parts, Audience::Registry).await;
     let route = Route::parse(path);
     if matches!(route, Ok(Route::Token)) {
+        let pairs = pairs.map_err(query_invalid)?;
         return token::handle(&app, asker, &parts, &pairs, body).await;
     }
     // Who is not let in learns nothing, not even whether a path is well formed.
     let asker = match asker {
         Ok(asker) => asker,
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
-            return Err(token::challenge(&parts, route.as_ref().ok()));
+            let challenge = token::challenge(&parts, route.as_ref().ok(), false);
+            return Err(challenge.saying(&problem));
         }
         Err(problem) => return Err(problem.into()),
     };
     let route = match route {
         Ok(route) => route,
-        Err(_) if asker.principal.is_none() => return Err(token::challenge(&parts, None)),
+        Err(_) if asker.principal.is_none() => return Err(token::challenge(&parts, None, false)),
         Err(error) => return Err(error),
     };
-    if let Err(refused) = access::check(&asker, &route, &parts.method) {
-        return Err(match refused {
-            access::Refused::Challenge => token::challenge(&parts, Some(&route)),
-            access::Refused::Answer(error) => error,
-        });
+    let hidden = match access::check(&asker, &route, &parts.method) {
+        Ok(()) => false,
+        Err(access::Refused::Nothing) => true,
+        Err(access::Refused::Challenge) => {
+            return Err(token::challenge(&parts, Some(&route), asker.granted.is_some()));
+        }
+        Err(access::Refused::Answer(error)) => return Err(error),
+    };
+    if !route.takes(&parts.method) {
+        return Err(RegistryError::unsupported());
     }
+    let pairs = pairs.map_err(query_invalid)?;
     let Asker { principal, view, .. } = asker;
     // A snapshot must not outlive a long upload.
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
@@ -151,8 +169,14 @@ async fn handle(app: App, path: &str, pairs: Vec<(String, String)>, request: Req
         Route::Blob(repository, digest) => blobs::handle(asked, repository, digest).await,
         Route::Uploads(repository) => uploads::begin(asked, body, repository).await,
         Route::Upload(repository, upload) => uploads::handle(asked, body, repository, upload).await,
-        Route::Referrers(repository, digest) => tags::referrers(asked, repository, digest).await,
+        Route::Referrers(repository, digest) => {
+            tags::referrers(asked, repository, digest, hidden).await
+        }
     }
+}
+
+fn query_invalid(error: QueryRejection) -> RegistryError {
+    RegistryError::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", error.body_text())
 }
 
 impl Asked {

@@ -20,7 +20,47 @@ pub enum Route<'a> {
     Referrers(RepositoryName, &'a str),
 }
 
+/// Every endpoint and the methods that it takes. `GET` is `HEAD`, too.
+pub const ENDPOINTS: &[(Method, &str)] = &[
+    (Method::GET, "/v2/"),
+    (Method::GET, "/v2/token"),
+    (Method::POST, "/v2/token"),
+    (Method::GET, "/v2/_catalog"),
+    (Method::GET, "/v2/{name}/tags/list"),
+    (Method::GET, "/v2/{name}/manifests/{reference}"),
+    (Method::PUT, "/v2/{name}/manifests/{reference}"),
+    (Method::DELETE, "/v2/{name}/manifests/{reference}"),
+    (Method::GET, "/v2/{name}/blobs/{digest}"),
+    (Method::DELETE, "/v2/{name}/blobs/{digest}"),
+    (Method::POST, "/v2/{name}/blobs/uploads/"),
+    (Method::GET, "/v2/{name}/blobs/uploads/{upload}"),
+    (Method::PATCH, "/v2/{name}/blobs/uploads/{upload}"),
+    (Method::PUT, "/v2/{name}/blobs/uploads/{upload}"),
+    (Method::DELETE, "/v2/{name}/blobs/uploads/{upload}"),
+    (Method::GET, "/v2/{name}/referrers/{digest}"),
+];
+
 impl<'a> Route<'a> {
+    fn endpoint(&self) -> &'static str {
+        match self {
+            Self::Base => "/v2/",
+            Self::Token => "/v2/token",
+            Self::Catalogue => "/v2/_catalog",
+            Self::Tags(_) => "/v2/{name}/tags/list",
+            Self::Manifest(..) => "/v2/{name}/manifests/{reference}",
+            Self::Blob(..) => "/v2/{name}/blobs/{digest}",
+            Self::Uploads(_) => "/v2/{name}/blobs/uploads/",
+            Self::Upload(..) => "/v2/{name}/blobs/uploads/{upload}",
+            Self::Referrers(..) => "/v2/{name}/referrers/{digest}",
+        }
+    }
+
+    /// Whether such a request is in [`ENDPOINTS`].
+    pub fn takes(&self, method: &Method) -> bool {
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        ENDPOINTS.iter().any(|(known, path)| known == method && *path == self.endpoint())
+    }
+
     /// Parses the path after `/v2/`.
     ///
     /// # Errors

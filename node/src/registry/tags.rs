@@ -4,10 +4,11 @@
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use shoal_content::{Digest, RepositoryName};
+use shoal_content::{Digest, ImageId, RepositoryName};
 use shoal_formats::media_type;
-use shoal_metadata::{Version, Visible};
+use shoal_metadata::{Query, Read, Version, Visible};
 
 use super::{Answer, Asked, RegistryError, image, text_header};
 
@@ -15,6 +16,12 @@ use super::{Answer, Asked, RegistryError, image, text_header};
 pub const PAGE_MAX: usize = 10_000;
 /// The page where nothing is asked for: the whole list of most repositories.
 const PAGE_DEFAULT: usize = 1_000;
+
+/// The longest list of referrers in one answer, in bytes: what a client must take for a manifest.
+const REFERRERS_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
+/// Referrers that one request looks at.
+const REFERRERS_SEEN_MAX: usize = 10_000;
+const REFERRERS_AT_ONCE: usize = 100;
 
 /// `n`, at most [`PAGE_MAX`].
 pub fn page_size(text: Option<&str>) -> Result<usize, RegistryError> {
@@ -84,24 +91,37 @@ pub async fn catalogue(asked: Asked) -> Answer {
     linked(Json(json!({"repositories": names})).into_response(), "/v2/_catalog", size, last)
 }
 
-/// `GET /v2/NAME/referrers/DIGEST`: an index of what has that subject; empty for a repository that
-/// was never pushed.
-pub async fn referrers(asked: Asked, repository: RepositoryName, digest: &str) -> Answer {
+/// `GET /v2/NAME/referrers/DIGEST`: an index of what has that subject, page by page; empty for a
+/// repository that was never pushed, and for one that the asker may not see.
+pub async fn referrers(
+    asked: Asked,
+    repository: RepositoryName,
+    digest: &str,
+    hidden: bool,
+) -> Answer {
     ensure_get(&asked)?;
-    let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
-    let view = asked.view().await?;
-    let versions = match view.query().image_by_name(&repository)? {
-        Some(image) => view.query().referrers(image.id, &digest)?,
-        None => Vec::new(),
-    };
+    let subject: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
+    let after = asked.query.get("last").map(|last| last.parse::<Digest>()).transpose();
+    let after = after.map_err(RegistryError::digest_invalid)?;
     let filter = asked.query.get("artifactType");
-    let kept = versions
-        .iter()
-        .filter(|version| filter.is_none() || version.artifact_type.as_ref() == filter);
-    let manifests: Vec<Value> = kept.map(descriptor).collect();
+    let view = asked.view().await?;
+    let image = view.query().image_by_name(&repository)?.filter(|_| !hidden);
+    let found = match image {
+        Some(image) => some_referrers(view.query(), image.id, &subject, after, filter)?,
+        None => Referrers::default(),
+    };
+    let Referrers { manifests, last } = found;
     let index =
         json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
     let mut response = index.to_string().into_response();
+    if let Some(last) = last {
+        let filter = filter.map(|filter| utf8_percent_encode(filter, NON_ALPHANUMERIC));
+        let filter = filter.map(|filter| format!("&artifactType={filter}")).unwrap_or_default();
+        let path = format!("/v2/{repository}/referrers/{subject}");
+        let link = format!("<{path}?last={last}{filter}>; rel=\"next\"");
+        let (name, value) = text_header(header::LINK, &link)?;
+        response.headers_mut().insert(name, value);
+    }
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type::OCI_INDEX));
     if filter.is_some() {
@@ -109,6 +129,46 @@ pub async fn referrers(asked: Asked, repository: RepositoryName, digest: &str) -
         headers.insert(name, HeaderValue::from_static("artifactType"));
     }
     Ok(response)
+}
+
+/// A page of descriptors, and its last digest where there may be more.
+#[derive(Default)]
+struct Referrers {
+    manifests: Vec<Value>,
+    last: Option<Digest>,
+}
+
+fn some_referrers<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+    subject: &Digest,
+    mut after: Option<Digest>,
+    filter: Option<&String>,
+) -> Result<Referrers, RegistryError> {
+    let (mut manifests, mut bytes, mut seen) = (Vec::new(), 0, 0);
+    loop {
+        let versions = query.referrers_after(image, subject, after.as_ref(), REFERRERS_AT_ONCE)?;
+        let end = versions.len() < REFERRERS_AT_ONCE;
+        for version in versions {
+            if filter.is_none() || version.artifact_type.as_ref() == filter {
+                let descriptor = descriptor(&version);
+                bytes += descriptor.to_string().len();
+                // The next page begins with it, unless it is too long for any.
+                if bytes > REFERRERS_BYTES_MAX && !manifests.is_empty() {
+                    return Ok(Referrers { manifests, last: after });
+                }
+                manifests.push(descriptor);
+            }
+            seen += 1;
+            after = Some(version.digest);
+        }
+        if end {
+            return Ok(Referrers { manifests, last: None });
+        }
+        if seen >= REFERRERS_SEEN_MAX {
+            return Ok(Referrers { manifests, last: after });
+        }
+    }
 }
 
 fn descriptor(version: &Version) -> Value {

@@ -3,7 +3,8 @@
 //!
 //! One challenge for each 401. A client that came by name is sent to the token endpoint on the
 //! same name; one that came by an address is asked for Basic, since crane and cosign refuse realms
-//! that are address literals.
+//! that are address literals. So is one that came to `localhost` in the clear, where nothing answers
+//! HTTPS; behind any other name that is not encrypted here stands a proxy that encrypts.
 
 use std::net::IpAddr;
 
@@ -21,28 +22,33 @@ use zeroize::Zeroizing;
 use super::access::grant;
 use super::route::Route;
 use super::{Answer, RegistryError};
-use crate::http::auth::{Asker, Principal, TOKEN_TTL, check_password, client, issue_token};
+use crate::http::InTheClear;
+use crate::http::auth::{Asker, Principal, check_password, client, issue_until};
 use crate::http::problem::Problem;
 use crate::state::App;
 
 /// The longest form of a token request, in bytes.
 const FORM_BYTES_MAX: usize = 16 * 1024;
 
-/// 401 with what the client is to do about it.
-pub fn challenge(parts: &Parts, route: Option<&Route<'_>>) -> RegistryError {
+/// 401 with what the client is to do about it; `insufficient` is that its token is good, but was not
+/// given for this (RFC 6750, 3.1).
+pub fn challenge(parts: &Parts, route: Option<&Route<'_>>, insufficient: bool) -> RegistryError {
     let (headers, method) = (&parts.headers, &parts.method);
     // HTTP/2 has the host in its `:authority`.
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or(parts.uri.authority().map(Authority::as_str)).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let authority = host.parse::<Authority>().ok();
+    let name = authority.as_ref().map_or("", Authority::host);
     let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let is_local = name == "localhost" && parts.extensions.get::<InTheClear>().is_some();
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-    let challenge = if is_address || host.is_empty() || !host.chars().all(plain) {
+    let challenge = if is_address || is_local || name.is_empty() || !host.chars().all(plain) {
         "Basic realm=\"shoal\"".to_owned()
     } else {
         let scope = route.and_then(|route| scope(route, method));
         let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
-        format!("Bearer realm=\"https://{host}/v2/token\",service=\"{host}\"{scope}")
+        let error = if insufficient { ",error=\"insufficient_scope\"" } else { "" };
+        format!("Bearer realm=\"https://{host}/v2/token\",service=\"{host}\"{scope}{error}")
     };
     RegistryError::from(Problem::unauthorized()).with(header::WWW_AUTHENTICATE, &challenge)
 }
@@ -82,7 +88,7 @@ pub async fn handle(
     };
     let mut scopes: Vec<&str> = values(pairs, "scope").collect();
     let fields;
-    let (principal, view) = match parts.method {
+    let (principal, view, until) = match parts.method {
         Method::GET => match asker {
             // A token is not good for another token: it would outlive what it was given for.
             Ok(Asker { granted: Some(_), .. }) => return Err(denied()),
@@ -91,15 +97,17 @@ pub async fn handle(
             Ok(Asker { principal: Some(Principal::Agent(_) | Principal::Node(_)), .. }) => {
                 return Err(denied());
             }
-            Ok(Asker { principal, view, .. }) => (principal, view),
-            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => return Err(denied()),
+            Ok(Asker { principal, view, until, .. }) => (principal, view, until),
+            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
+                return Err(denied().saying(&problem));
+            }
             Err(problem) => return Err(problem.into()),
         },
         Method::POST => {
             fields = form(body).await?;
             scopes.extend(values(&fields, "scope"));
             let view = app.view().await?;
-            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view)
+            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view, None)
         }
         _ => return Err(RegistryError::unsupported()),
     };
@@ -109,8 +117,9 @@ pub async fn handle(
     if principal.is_none() && nothing {
         return Err(denied());
     }
-    let (token, _) = issue_token(app, principal.as_ref(), Some(access))?;
-    let body = json!({"token": token, "access_token": token, "expires_in": TOKEN_TTL.as_secs()});
+    let (token, end) = issue_until(app, principal.as_ref(), Some(access), until)?;
+    let lasts = end.saturating_sub(app.now().as_millis() / 1000);
+    let body = json!({"token": token, "access_token": token, "expires_in": lasts});
     let mut response = Json(body).into_response();
     response
         .headers_mut()
@@ -123,7 +132,7 @@ fn values<'a>(pairs: &'a [(String, String)], name: &'a str) -> impl Iterator<Ite
 }
 
 /// The fields of a request's form.
-async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
+pub async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
     let form = to_bytes(body, FORM_BYTES_MAX).await.map_err(|_| {
         RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the form is too long")
     })?;

@@ -15,14 +15,16 @@ use shoal_metadata::{
     What, permission,
 };
 use shoal_raft::ProposeError;
-use tracing::warn;
+use tracing::{Instrument, Span, warn};
 use uuid::Uuid;
 
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
 use super::intake::{BlobWriter, Mismatch, Turn};
 use super::range::content_range;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
+use crate::http::noted;
 use crate::http::pace::Pace;
+use crate::http::problem::Problem;
 use crate::state::App;
 
 /// A session that nothing was heard of for so long has ended, in milliseconds.
@@ -61,7 +63,7 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
             }
         }
     }
-    let upload = Upload {
+    let mut upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
         owner,
         created_at: asked.app.now(),
@@ -84,10 +86,32 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
     if asked.query.contains_key("digest") {
         // Whole in one request: there is no session to go on with.
         let turn = asked.app.intake.turn(session.upload).await;
-        return session.close(asked, body, turn, false).await;
+        return to_the_end(session.close(asked, body, turn, false)).await;
+    }
+    // Which hash is to be computed as the bytes come (development branch of the specification).
+    let algorithm = asked.query.get("digest-algorithm").map(|name| name.parse()).transpose();
+    let algorithm = algorithm.map_err(RegistryError::digest_invalid)?.unwrap_or(Algorithm::Sha256);
+    if algorithm != Algorithm::Sha256 {
+        let turn = asked.app.intake.turn(session.upload).await;
+        let mut writer = session.writer(&asked.app, turn, algorithm).await?;
+        let (key, _) = writer.checkpoint().await?;
+        if let UploadPurpose::Blob { checkpoint, .. } = &mut upload.purpose {
+            *checkpoint = Some(key);
+        }
     }
     asked.app.propose(Command::BeginUpload(upload)).await?;
     session.answer(StatusCode::ACCEPTED, 0)
+}
+
+/// Goes on with `work` where the client is gone, too: what has come is to be kept, and what is
+/// named must not be given up halfway.
+async fn to_the_end(work: impl Future<Output = Answer> + Send + 'static) -> Answer {
+    let work = work.instrument(Span::current());
+    let task = match noted::current() {
+        Some(noted) => tokio::spawn(noted::within(noted, work)),
+        None => tokio::spawn(work),
+    };
+    task.await.unwrap_or_else(|error| Err(Problem::internal(&error).into()))
 }
 
 /// `/v2/NAME/blobs/uploads/ID`.
@@ -105,8 +129,8 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
     })?;
     let session = Session::load(&asked, repository, id).await?;
     match asked.method {
-        Method::PATCH => session.append(asked, body, turn).await,
-        Method::PUT => session.close(asked, body, turn, true).await,
+        Method::PATCH => to_the_end(session.append(asked, body, turn)).await,
+        Method::PUT => to_the_end(session.close(asked, body, turn, true)).await,
         Method::DELETE => session.cancel(&asked, turn).await,
         _ => Err(RegistryError::unsupported()),
     }
@@ -252,7 +276,7 @@ impl Session {
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
         self.check_order(&asked)?;
         let allowance = self.allowance(&asked, true).await?;
-        // The client says at the end which digest it has; nearly always it is this one.
+        // The client may say at the end only which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
         let whole = take(&asked.app, &mut writer, body, &allowance).await;
         let offset = writer.offset();

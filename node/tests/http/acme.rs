@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Client, StatusCode};
@@ -13,26 +12,13 @@ use shoal_metadata::HttpCertificate;
 use shoal_p2p::identity::Authority;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::node::{DEADLINE, Node, client, free_tcp};
+use super::node::{Node, client, free_tcp};
+use super::wait::until;
 
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// As short as the server can be made to issue them: it is renewed after two thirds.
 const LIFE_SECONDS: u64 = 15;
-
-async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
-    let waiting = async {
-        loop {
-            if let Some(value) = condition().await {
-                return value;
-            }
-            sleep(POLL_INTERVAL).await;
-        }
-    };
-    timeout(DEADLINE, waiting).await.with_context(|| format!("not in time: {what}"))
-}
 
 /// The server; it looks at names through port `http_port` of theirs.
 struct Pebble {
@@ -76,8 +62,8 @@ impl Pebble {
         let trusting = client(authority.certificate_pem().as_bytes())?;
         let root = format!("https://{management}/roots/0");
         let issuer = until("pebble's root", async || {
-            let answer = trusting.get(&root).send().await.ok()?;
-            Some(answer.bytes().await.ok()?.to_vec())
+            let Ok(answer) = trusting.get(&root).send().await else { return Ok(None) };
+            Ok(Some(answer.bytes().await?.to_vec()))
         });
         Ok(Self {
             _child: child,
@@ -109,7 +95,7 @@ async fn the_nodes_get_a_certificate_by_any_of_them_and_renew_it() -> Result<()>
     let folder = tempfile::tempdir()?;
     let asked = TcpListener::bind("127.0.0.1:0").await?;
     let pebble = Pebble::start(folder.path(), asked.local_addr()?.port()).await?;
-    let outcome = order(&pebble, asked).await;
+    let outcome = Box::pin(order(&pebble, asked)).await;
     let log = std::fs::read_to_string(folder.path().join("pebble.log")).unwrap_or_default();
     outcome.context(log)
 }
@@ -134,7 +120,7 @@ async fn order(pebble: &Pebble, asked: TcpListener) -> Result<()> {
     }
     let Ok([second, third]) = <[Node; 2]>::try_from(ordering) else { bail!("two nodes") };
     let raft = founder.server.app().raft.clone();
-    until("three voters", async || (raft.status().voters.len() == 3).then_some(())).await?;
+    until("three voters", async || Ok((raft.status().voters.len() == 3).then_some(()))).await?;
 
     // Whoever orders, it is the other one that the server asks.
     let rafts = [second.server.app().raft.clone(), third.server.app().raft.clone()];
@@ -145,7 +131,7 @@ async fn order(pebble: &Pebble, asked: TcpListener) -> Result<()> {
     }));
     let leader = raft.hand_over().await?.context("another leader")?;
     ensure!(leader.number() != 1);
-    let first = until("a certificate", async || certificate(&second)).await?;
+    let first = until("a certificate", async || Ok(certificate(&second))).await?;
     ensure!(first.names == ["127.0.0.1"]);
     let account = second.server.app().view().await?.query().acme_account()?;
     ensure!(account.is_some());
@@ -153,9 +139,9 @@ async fn order(pebble: &Pebble, asked: TcpListener) -> Result<()> {
     // Everyone is served with it who is no member.
     for node in [&second, &third] {
         until("the certificate to be served", async || {
-            let fresh = client(&pebble.issuer).ok()?;
-            let answer = fresh.get(format!("{}/health", node.url)).send().await.ok()?;
-            answer.status().is_success().then_some(())
+            let fresh = client(&pebble.issuer)?;
+            let answer = fresh.get(format!("{}/health", node.url)).send().await;
+            Ok(answer.is_ok_and(|answer| answer.status().is_success()).then_some(()))
         })
         .await?;
     }
@@ -170,7 +156,7 @@ async fn order(pebble: &Pebble, asked: TcpListener) -> Result<()> {
     }
 
     let renewed = until("the renewal", async || {
-        certificate(&third).filter(|renewed| renewed.chain != first.chain)
+        Ok(certificate(&third).filter(|renewed| renewed.chain != first.chain))
     });
     let renewed = renewed.await?;
     ensure!(renewed.valid_from > first.valid_from && renewed.valid_until > first.valid_until);

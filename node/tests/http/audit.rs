@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
 use shoal_metadata::AuditPhase;
 
-use super::node::{DEADLINE, Node};
+use super::node::Node;
 use super::v2::{expect, push_image};
+use super::wait::until;
 
 async fn search(node: &Node, query: &str) -> Result<Vec<AuditEntry>> {
     node.server.app().services.audit.flush(AuditPhase::Goes).await?;
@@ -130,15 +131,12 @@ async fn every_node_writes_into_one_trail() -> Result<()> {
     push_image(&first, "shop/app", "v1", b"layer").await?;
     let pull = second.v2(Method::GET, "shop/app/manifests/v1").send().await?;
     expect(&pull, StatusCode::OK)?;
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    loop {
+    until("the second node's pull", async || {
         let pulls = search(&first, "action=image.pull").await?;
-        if pulls.iter().any(|pull| pull.node == 2 && pull.who == "admin") {
-            break;
-        }
-        ensure!(tokio::time::Instant::now() < deadline, "{pulls:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        let found = pulls.iter().any(|pull| pull.node == 2 && pull.who == "admin");
+        Ok(found.then_some(()))
+    })
+    .await?;
     let begun = search(&first, "action=audit.begin").await?;
     ensure!(begun.len() == 2, "{begun:?}");
     ensure!(verified(&first).await?.head == verified(&first).await?.head);

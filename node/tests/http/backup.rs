@@ -17,12 +17,12 @@ use shoal_metadata::COMMAND_VERSION;
 use shoal_node::restore::Plan;
 use shoal_node::server;
 use shoal_p2p::identity::{Credentials, KeyPair, Role};
-use tokio::time::{Instant, sleep};
 
 use super::disks::{create_image, download, make_disk, upload};
 use super::members::Agent;
-use super::node::{DEADLINE, Node, config, problem};
+use super::node::{Node, config, problem};
 use super::v2::{push_blob, push_image, sha256};
+use super::wait::until;
 
 /// A backup as `shoal backup --objects` makes it: the file, and a folder of its objects.
 struct Saved {
@@ -60,13 +60,12 @@ async fn save(node: &Node, folder: &Path) -> Result<Saved> {
 
 async fn verify(node: &Node, read: bool) -> Result<VerificationStatus> {
     let wanted = json!({ "read": read });
-    let mut status: VerificationStatus = node.call(Method::POST, "storage/verify", &wanted).await?;
-    let deadline = Instant::now() + DEADLINE;
-    while status.running {
-        ensure!(Instant::now() < deadline, "{status:?}");
-        sleep(std::time::Duration::from_millis(10)).await;
-        status = node.get::<StorageStatus>("storage").await?.verification;
-    }
+    let _begun: VerificationStatus = node.call(Method::POST, "storage/verify", &wanted).await?;
+    let status = until("the verification", async || {
+        let status = node.get::<StorageStatus>("storage").await?.verification;
+        Ok((!status.running).then_some(status))
+    })
+    .await?;
     ensure!(status.error.is_none(), "{status:?}");
     Ok(status)
 }
@@ -140,17 +139,13 @@ async fn a_restored_cluster_has_everything_and_lives_on() -> Result<()> {
     // It takes new content and new members, and says what they run.
     push_image(&new, "a/new", "v1", b"new").await?;
     let second = new.join("second").await?;
-    let deadline = Instant::now() + DEADLINE;
-    let status = loop {
+    let status = until("two voters that say what they run", async || {
         let status: ClusterStatus = second.get("cluster").await?;
-        let roles: Vec<&str> = status.nodes.iter().map(|node| node.role.as_str()).collect();
         let described = status.nodes.iter().all(|node| node.program.is_some());
-        if described && roles.len() == 2 && !roles.contains(&"learner") {
-            break status;
-        }
-        ensure!(Instant::now() < deadline, "{status:?}");
-        sleep(std::time::Duration::from_millis(50)).await;
-    };
+        let voting = status.nodes.iter().all(|node| node.role != "learner");
+        Ok((described && voting && status.nodes.len() == 2).then_some(status))
+    })
+    .await?;
     // An id is never given out twice, nor is one of the old cluster's.
     ensure!(status.nodes[0].id.number() == 2 && status.nodes[1].id.number() == 3, "{status:?}");
     ensure!((status.level, status.level_possible) == (COMMAND_VERSION, COMMAND_VERSION));

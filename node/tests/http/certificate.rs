@@ -12,10 +12,11 @@ use shoal_node::config::Config;
 use shoal_node::joining;
 use shoal_p2p::identity::{Authority, member_client};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::node::{DEADLINE, Node, client, free_tcp, free_udp};
+use super::node::{Node, client, free_tcp, free_udp};
+use super::wait::until;
 
 fn joining_config(folder: &TempDir) -> Result<Config> {
     let mut config = Config::default();
@@ -65,11 +66,7 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
 
     let second = issue(folder.path())?;
     let fresh = client(second.certificate_pem().as_bytes())?;
-    let deadline = Instant::now() + DEADLINE;
-    while fresh.get(&health).send().await.is_err() {
-        ensure!(Instant::now() < deadline, "the new certificate is not served");
-        sleep(Duration::from_millis(100)).await;
-    }
+    until("the new certificate", async || Ok(fresh.get(&health).send().await.ok())).await?;
     // Who was connected stays so.
     ensure!(node.http.get(&health).send().await?.status().is_success());
     node.server.stop().await

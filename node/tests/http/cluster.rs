@@ -1,36 +1,22 @@
 //! Three nodes: every one of them serves everything, and the loss of one is no loss.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentInfo, ClusterStatus, Deployment, Resolution};
-use tokio::time::{Instant, sleep};
 
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
-use super::node::{DEADLINE, Node};
+use super::node::Node;
 use super::orders::{orders, report};
-
-/// Asks until the answer is the wanted one.
-async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = ask().await? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "waited in vain for {what}");
-        sleep(Duration::from_millis(100)).await;
-    }
-}
+use super::wait::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     let first = Node::start().await?;
     let second = first.join("node-2").await?;
     let third = second.join("node-3").await?;
-    wait_for("three voters", async || {
+    until("three voters", async || {
         let status: ClusterStatus = third.get("cluster").await?;
         let voting = status.nodes.iter().filter(|node| node.role != "learner").count();
         Ok((voting == 3 && status.leader.is_some()).then_some(()))
@@ -49,7 +35,7 @@ async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     // The agent listens at one node, reports to another, and is watched at the third.
     let agent = Agent::enrol(&second, "host-1").await?;
     let stream = orders(&second, &agent).await?;
-    wait_for("the agent to be seen elsewhere", async || {
+    until("the agent to be seen elsewhere", async || {
         let agents: Vec<AgentInfo> = first.get("agents").await?;
         Ok(agents.iter().any(|agent| agent.online).then_some(()))
     })
@@ -58,7 +44,7 @@ async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     let made: Deployment = third.call(Method::POST, "deployments", &wanted).await?;
     report(&second, &agent, made.id, "running", 40).await?;
     let path = format!("deployments/{}", made.id);
-    wait_for("progress of another node", async || {
+    until("progress of another node", async || {
         let shown: Deployment = first.get(&path).await?;
         Ok((shown.hosts[0].progress.bytes_done == 40).then_some(()))
     })
@@ -68,7 +54,7 @@ async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     // The first node led, or another did: either way two go on.
     first.server.stop().await?;
     let wanted = json!({ "reference": "zedge/shared:1" });
-    wait_for("a majority without the first", async || {
+    until("a majority without the first", async || {
         let sent = second.request(Method::POST, "deployments").json(&wanted).send().await?;
         Ok((sent.status() == StatusCode::CREATED).then_some(()))
     })

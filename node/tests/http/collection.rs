@@ -10,11 +10,12 @@ use reqwest::Method;
 use shoal_content::{ImageId, ObjectKey};
 use shoal_node::collection::{Collected, Collector, Timing};
 use shoal_node::store::StoredObject;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::disks::{create_image, download, make_disk, upload};
-use super::node::{DEADLINE, Node};
+use super::node::Node;
 use super::v2::{push_blob, push_image, sha256};
+use super::wait::until;
 
 /// How long pushes race against collection.
 const RACE: Duration = Duration::from_secs(20);
@@ -66,22 +67,21 @@ async fn stored(node: &Node) -> Result<Vec<ObjectKey>> {
 
 /// A clock of whole milliseconds must have gone on for a grace of zero to be over.
 async fn collect_until(collector: &Collector, done: impl Fn(&Collected) -> bool) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
     let mut sum = Collected::default();
-    while !done(&sum) {
-        ensure!(Instant::now() < deadline, "only {sum:?} was collected");
+    let collected = until("all that is to be collected", async || {
         let more = collector.collect().await?;
         sum.swept += more.swept;
         sum.again += more.again;
         sum.forgotten += more.forgotten;
         sum.unlinked += more.unlinked;
-        sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
+        Ok(done(&sum).then_some(()))
+    });
+    let collected = collected.await;
+    collected.with_context(|| format!("only {sum:?} was collected"))
 }
 
 async fn delete(node: &Node, image: ImageId) -> Result<()> {
-    let answer = node.request(Method::DELETE, &format!("images/{image}")).send().await?;
+    let answer = node.request(Method::DELETE, &format!("images/{image}?purge=true")).send().await?;
     ensure!(answer.status().is_success(), "{}", answer.text().await?);
     Ok(())
 }
@@ -154,9 +154,8 @@ async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
     let app = node.server.app();
     let marked = app.raft.read().await?.query().deleting_objects(None, OBJECTS_MAX)?;
     let newest = marked.iter().map(|(_, since)| *since).max().context("nothing is marked")?;
-    while app.now() <= newest.plus_millis(window.as_millis() as u64) {
-        sleep(Duration::from_millis(1)).await;
-    }
+    let over = newest.plus_millis(window.as_millis() as u64);
+    until("the end of the window", async || Ok((app.now() > over).then_some(()))).await?;
     let next = collector(&node, window, Duration::from_millis(10));
     collect_until(&next, |sum| sum.again >= left && sum.forgotten == left).await?;
     ensure!(stored(&node).await?.is_empty());

@@ -8,9 +8,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
 use shoal_content::{ImageId, UploadId};
-use tokio::time::{Instant, sleep};
 
-use super::node::{DEADLINE, Node, problem, read, run};
+use super::node::{Node, problem, read, run};
+use super::wait::until;
 
 const MIB: usize = 1 << 20;
 
@@ -57,9 +57,9 @@ pub async fn create_image(node: &Node, name: &str) -> Result<ImageId> {
     Ok(image.id)
 }
 
-struct Session {
-    path: String,
-    parts: Vec<Vec<u8>>,
+pub struct Session {
+    pub path: String,
+    pub parts: Vec<Vec<u8>>,
 }
 
 async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
@@ -76,7 +76,7 @@ async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Resul
     Ok(Session { path: format!("{path}/{upload}"), parts })
 }
 
-async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceived> {
+pub async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceived> {
     let part = &session.parts[index];
     let request = node
         .request(Method::PUT, &format!("{}/chunks/{index}", session.path))
@@ -86,16 +86,14 @@ async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkReceiv
 }
 
 /// Completes, and polls until the disk was read.
-async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
+pub async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
     let path = format!("{}/complete", session.path);
-    let mut status: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
-    let deadline = Instant::now() + DEADLINE;
-    while status.status == "processing" {
-        ensure!(Instant::now() < deadline, "the disk is still being read: {status:?}");
-        sleep(std::time::Duration::from_millis(50)).await;
-        status = node.get(&session.path).await?;
-    }
-    Ok(status)
+    let _accepted: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
+    until("the disk to be read", async || {
+        let status: UploadStatus = node.get(&session.path).await?;
+        Ok((status.status != "processing").then_some(status))
+    })
+    .await
 }
 
 pub async fn upload(

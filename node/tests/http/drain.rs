@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -12,13 +11,12 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 
-use super::node::{DEADLINE, Node, client};
+use super::node::{Node, client};
 use super::program::Program;
 use super::v2::sha256;
+use super::wait::until;
 
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of each way to connect.
 const CLIENTS: u64 = 3;
 /// What each client does before the stop, and again after it.
@@ -26,19 +24,6 @@ const ROUNDS: u64 = 3;
 /// More than the buffers of a connection hold.
 const LARGE_BYTES: usize = 24 << 20;
 const SETTINGS: &str = "[drain]\nnotice_seconds = 1\ndeadline_seconds = 8\n";
-
-/// Waits for what does come, and says what did not.
-async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
-    let waiting = async {
-        loop {
-            if let Some(value) = condition().await {
-                return value;
-            }
-            sleep(POLL_INTERVAL).await;
-        }
-    };
-    timeout(DEADLINE, waiting).await.with_context(|| format!("not in time: {what}"))
-}
 
 /// One client: where it is, and how it gets there.
 struct Pusher {
@@ -126,7 +111,7 @@ impl Scene {
         }
         let Ok(staying) = <[Node; 2]>::try_from(staying) else { bail!("two nodes") };
         let raft = &staying[1].server.app().raft;
-        until("three voters", async || (raft.status().voters.len() == 3).then_some(())).await?;
+        until("three voters", async || Ok((raft.status().voters.len() == 3).then_some(()))).await?;
         let leader = raft.status().leader.map(|leader| leader.number());
         ensure!(leader == Some(1), "{leader:?} leads");
         Ok(Self { program, staying, password, folder })
@@ -208,18 +193,18 @@ async fn leave(scene: Scene) -> Result<()> {
     let body = held_body([large.slice(..100_000), Bytes::new()], Arc::clone(&never));
     let request = program.http.patch(format!("{}{endless}", program.url)).body(body);
     let endless_upload = tokio::spawn(request.basic_auth("admin", Some(&password)).send());
-    until("each client to be busy", async || all_did(ROUNDS)).await?;
+    until("each client to be busy", async || Ok(all_did(ROUNDS))).await?;
 
     program.terminate()?;
     let fresh = Client::builder().no_proxy().build()?;
     let ready = until("the notice", async || {
-        let answer = fresh.get(plain("ready")).send().await.ok()?;
-        (answer.status() == 503).then_some(answer)
+        let answer = fresh.get(plain("ready")).send().await.ok();
+        Ok(answer.filter(|answer| answer.status() == 503))
     });
     let ready = ready.await?;
     ensure!(ready.headers()["connection"] == "close", "{ready:?}");
     let address: SocketAddr = program.url.trim_start_matches("http://").parse()?;
-    until("nobody to be let in", async || TcpStream::connect(address).await.err()).await?;
+    until("nobody to be let in", async || Ok(TcpStream::connect(address).await.err())).await?;
 
     // What was under way ends well, and goes on elsewhere.
     while let Some(piece) = pull.chunk().await? {
@@ -241,11 +226,13 @@ async fn leave(scene: Scene) -> Result<()> {
 
     program.ended().await?;
     let raft = &node.server.app().raft;
-    until("another leader", async || raft.status().leader.filter(|leader| leader.number() != 1))
-        .await?;
+    until("another leader", async || {
+        Ok(raft.status().leader.filter(|leader| leader.number() != 1))
+    })
+    .await?;
     let before: Vec<u64> = progress.iter().map(|did| did.load(Ordering::Relaxed)).collect();
     let most = before.into_iter().max().unwrap_or_default();
-    let went_on = until("each client to go on", async || all_did(most + ROUNDS)).await;
+    let went_on = until("each client to go on", async || Ok(all_did(most + ROUNDS))).await;
     stop.store(true, Ordering::Relaxed);
     let other = &staying[1];
     while let Some(ended) = clients.join_next().await {

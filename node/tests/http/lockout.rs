@@ -2,17 +2,16 @@
 //! whoever asks too often waits.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{Block, ClusterStatus};
 use shoal_node::unblocking;
-use tokio::time::{Instant, sleep};
 
-use super::node::{DEADLINE, Node, problem, read};
+use super::node::{Node, problem, read};
 use super::v2::expect;
+use super::wait::until;
 
 const PASSWORD: &str = "correct-horse-7";
 const GUESSES: usize = 1000;
@@ -40,16 +39,13 @@ async fn compared(node: &Node, kind: &str) -> Result<u64> {
 
 /// Tries until it is locked, which is so at every node a moment after it is so at one.
 async fn locked(node: &Node, name: &str) -> Result<Response> {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
+    until("the lock", async || {
         // It would be let in, if it were not locked.
         let answer = login(node, name, PASSWORD).await?;
-        if answer.status() == StatusCode::FORBIDDEN {
-            return Ok(answer);
-        }
-        ensure!(Instant::now() < deadline, "{name} is not locked: {}", answer.status());
-        sleep(Duration::from_millis(20)).await;
-    }
+        Ok((answer.status() == StatusCode::FORBIDDEN).then_some(answer))
+    })
+    .await
+    .with_context(|| name.to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,16 +54,12 @@ async fn a_thousand_guesses_at_three_nodes_lock_the_account_at_all_of_them() -> 
     let second = first.join("node-2").await?;
     let third = second.join("node-3").await?;
     let nodes = [&first, &second, &third];
-    let deadline = Instant::now() + DEADLINE;
-    loop {
+    until("three voters at level 2", async || {
         let status: ClusterStatus = first.get("cluster").await?;
         let voters = status.nodes.iter().filter(|node| node.role != "learner").count();
-        if voters == 3 && status.level >= 2 {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "{status:?}");
-        sleep(Duration::from_millis(100)).await;
-    }
+        Ok((voters == 3 && status.level >= 2).then_some(()))
+    })
+    .await?;
     user(&first, "alice").await?;
     user(&first, "bob").await?;
 
@@ -152,11 +144,10 @@ async fn names_that_nobody_has_are_answered_and_locked_like_others() -> Result<(
     config.node.data_dir = node.path().join("node");
     config.http.url = Some(node.url.clone());
     // Until the others have heard of it, there is nothing to end.
-    let deadline = Instant::now() + DEADLINE;
-    while let Err(error) = unblocking::unblock(&config, "account:admin").await {
-        ensure!(Instant::now() < deadline, "{error:#}");
-        sleep(Duration::from_millis(20)).await;
-    }
+    until("the block to be known", async || {
+        Ok(unblocking::unblock(&config, "account:admin").await.ok())
+    })
+    .await?;
     ensure!(unblocking::unblock(&config, "account:admin").await.is_err());
     expect(&login(&node, "admin", node.password()).await?, StatusCode::OK)?;
     node.server.stop().await
@@ -177,28 +168,24 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
         config.http.url = Some(node.url.clone());
         async move { unblocking::unblock(&config, "address:127.0.0.1").await }
     };
-    let until = async |wanted: StatusCode, text: &str| -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let answer = node.request(Method::GET, "auth/me").send().await?;
-            if answer.status() == wanted {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "{text}: {}", answer.status());
-            sleep(Duration::from_millis(20)).await;
-        }
+    let is_answered = async |wanted: StatusCode, text: &str| {
+        until(text, async || {
+            let status = node.request(Method::GET, "auth/me").send().await?.status();
+            Ok((status == wanted).then_some(()))
+        })
+        .await
     };
     for number in 0..5 {
         login(&node, &format!("user-{number}"), "wrong-password").await?;
     }
-    until(StatusCode::FORBIDDEN, "five accounts").await?;
+    is_answered(StatusCode::FORBIDDEN, "five accounts").await?;
     // With whatever credentials, and without any.
     expect(&login(&node, "admin", node.password()).await?, StatusCode::FORBIDDEN)?;
     let anonymous = node.anonymous_v2(Method::GET, "a/b/manifests/c").send().await?;
     expect(&anonymous, StatusCode::FORBIDDEN)?;
     ensure!(anonymous.headers().get("retry-after").is_none(), "it has no end");
     unblock(&node).await?;
-    until(StatusCode::OK, "let in again").await?;
+    is_answered(StatusCode::OK, "let in again").await?;
 
     for number in 0..20 {
         let token = format!("pat_v1_{number:032x}");
@@ -206,7 +193,7 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
         let status = guess.send().await?.status();
         ensure!(status == 401 || status == 403, "{status}");
     }
-    until(StatusCode::FORBIDDEN, "twenty tokens").await?;
+    is_answered(StatusCode::FORBIDDEN, "twenty tokens").await?;
     unblock(&node).await?;
     // One that has expired is no guess; and the block ends by itself, which it says.
     let blocks: Vec<Block> = read(node.request(Method::GET, "blocks").send().await?).await?;

@@ -3,18 +3,26 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod acme;
+mod attacks;
 mod audit;
 mod backup;
+mod catalog;
 mod certificate;
 mod cluster;
 mod collection;
 mod compatible;
 mod disks;
 mod drain;
+mod examples;
+mod forge;
 mod hostile;
+mod imports;
+mod issuers;
 mod limits;
 mod lockout;
+mod logins;
 mod logs;
+mod matrix;
 mod members;
 mod metrics;
 mod node;
@@ -24,6 +32,9 @@ mod quotas;
 mod retention;
 mod rights;
 mod scrub;
+mod strangers;
 mod swarm;
+mod tls;
 mod traces;
 mod v2;
+mod wait;

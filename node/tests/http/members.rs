@@ -53,9 +53,14 @@ impl Agent {
 }
 
 fn sign(key: &KeyPair, cluster: &ClusterId, iat: u64, exp: u64) -> String {
+    signed("shoal-agent+jwt", key, cluster, iat, exp)
+}
+
+/// What an agent or a node signs for itself.
+pub fn signed(kind: &str, key: &KeyPair, cluster: &ClusterId, iat: u64, exp: u64) -> String {
     let peer = key.peer_id().to_string();
     let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let header = json!({ "alg": "EdDSA", "typ": "shoal-agent+jwt" });
+    let header = json!({ "alg": "EdDSA", "typ": kind });
     let claims =
         json!({ "iss": peer, "sub": peer, "aud": cluster.to_string(), "iat": iat, "exp": exp });
     let signed = format!("{}.{}", encode(header), encode(claims));

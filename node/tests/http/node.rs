@@ -18,6 +18,8 @@ use shoal_node::restore::Plan;
 use shoal_node::server::{self, Server};
 use tempfile::TempDir;
 
+use super::wait::until;
+
 /// Whatever is waited for, is waited for no longer.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -164,11 +166,8 @@ impl Node {
         let restored = server::restore(&config, Plan { file, objects }).await?;
         ensure!(restored.missing == 0, "{restored:?}");
         // In this process the endpoint of the restoring group ends a moment after the group.
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while UdpSocket::bind(config.raft.listen).is_err() {
-            ensure!(tokio::time::Instant::now() < deadline, "the port is not given back");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let free = async || Ok(UdpSocket::bind(config.raft.listen).ok().map(drop));
+        until("the port that is given back", free).await?;
         let server = Server::start(config, |_| ()).await?;
         let http = client(&std::fs::read(folder.path().join("node/ca.pem"))?)?;
         let password = self.password.clone();

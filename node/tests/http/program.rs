@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::node::{DEADLINE, free_tcp, free_udp};
+use super::wait::until;
 
 pub struct Program {
     child: Child,
@@ -52,12 +52,8 @@ impl Program {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("http://{listen}");
-        let asked = async {
-            while http.get(format!("{url}/health")).send().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, asked).await.context("it does not answer")?;
+        until("an answer", async || Ok(http.get(format!("{url}/health")).send().await.ok()))
+            .await?;
         let https_url = format!("https://{https}");
         Ok(Self { child, folder: folder.into(), url, https_url, password, http })
     }

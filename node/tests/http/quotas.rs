@@ -7,6 +7,7 @@ use shoal_api::{Quota, QuotaCheck};
 
 use super::node::{Node, problem, read};
 use super::v2::{expect, push_blob, push_image, sha256};
+use super::wait::until;
 
 const MIB: usize = 1024 * 1024;
 
@@ -149,11 +150,10 @@ async fn what_is_announced_is_reserved_until_the_session_ends() -> Result<()> {
     let sending = tokio::spawn(patch.body(reqwest::Body::wrap_stream(slow)).send());
     let piece = vec![7_u8; MIB];
     sender.send(Ok(piece.clone())).await?;
-    let deadline = tokio::time::Instant::now() + super::node::DEADLINE;
-    while used(&node, "project:shop").await?.1 != 12 * MIB as u64 {
-        ensure!(tokio::time::Instant::now() < deadline, "nothing is reserved");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    until("what is announced to be reserved", async || {
+        Ok((used(&node, "project:shop").await?.1 == 12 * MIB as u64).then_some(()))
+    })
+    .await?;
     let other = vec![8_u8; 9 * MIB];
     let path = format!("shop/app/blobs/uploads/?digest={}", sha256(&other));
     let denied = denied(node.v2(Method::POST, &path).body(other).send().await?).await?;

@@ -12,11 +12,12 @@ use shoal_content::{ObjectKey, PackId, UploadId};
 use shoal_metadata::UploadPurpose;
 use shoal_node::scrub::{Limits, Scrubber};
 use shoal_node::store::PART_BYTES_MIN;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::node::{DEADLINE, Node};
+use super::node::Node;
 use super::v2::{open_upload, push_blob, push_image, sha256};
+use super::wait::until;
 
 const SAMPLE_BYTES: u64 = 1 << 30;
 
@@ -33,16 +34,10 @@ fn scrubber(node: &Node) -> Scrubber {
 
 async fn scrub(scrubber: &Scrubber) -> Result<ScrubStatus> {
     scrubber.start();
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let status = scrubber.status();
-        if !status.running {
-            ensure!(status.error.is_none(), "{status:?}");
-            return Ok(status);
-        }
-        ensure!(Instant::now() < deadline, "{status:?}");
-        sleep(Duration::from_millis(10)).await;
-    }
+    let ended = async || Ok(Some(scrubber.status()).filter(|status| !status.running));
+    let status = until("the end of the scrub", ended).await?;
+    ensure!(status.error.is_none(), "{status:?}");
+    Ok(status)
 }
 
 fn name() -> UploadId {

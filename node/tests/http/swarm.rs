@@ -19,7 +19,7 @@ use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
 use super::node::{DEADLINE, Node, read};
 
-async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
+pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
     let mut ticket_public_key = [0; 32];
     hex::decode_to_slice(&agent.enrolment.ticket_public_key, &mut ticket_public_key)?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -47,7 +47,7 @@ async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
     Ok(swarm)
 }
 
-async fn granted(
+pub async fn granted(
     node: &Node,
     agent: &Agent,
     wanted: &serde_json::Value,
@@ -60,7 +60,7 @@ async fn granted(
 }
 
 /// A connection that both sides opened at once may be cut; a client asks again.
-async fn recipe_of(swarm: &Swarm, id: RecipeId, ticket: &Ticket) -> Result<Arc<Recipe>> {
+pub async fn recipe_of(swarm: &Swarm, id: RecipeId, ticket: &Ticket) -> Result<Arc<Recipe>> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match timeout(DEADLINE, swarm.recipe(id, ticket.clone())).await? {

@@ -15,10 +15,13 @@
 use serde::{Deserialize, Serialize};
 use shoal_content::{NodeId, ObjectKey, Timestamp};
 
+use crate::catalog::Instance;
 use crate::codec::encode_row;
 use crate::command::Command;
 use crate::key;
+use crate::login::Identity;
 use crate::query::Query;
+use crate::record::UploadPurpose;
 use crate::table::{Fault, Read, Table};
 use crate::transaction::{decoded, row};
 
@@ -331,8 +334,48 @@ pub fn audited<R: Read>(
         Command::EnrolAgent { agent, .. } => ("agent.enrol", agent.name.clone()),
         Command::RemoveAgent(peer) => ("agent.remove", peer.to_string()),
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
-        Command::UpdateImage { id, .. } => ("image.update", image(*id)?),
-        Command::DeleteImage { id } => ("image.delete", image(*id)?),
+        Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),
+        Command::UpdateImage { id, .. } | Command::DescribeImage { id, .. } => {
+            ("image.update", image(*id)?)
+        }
+        // Of one that was deleted before, this is the end.
+        Command::DeleteImage { id } => {
+            let deleted = match query.image(*id)? {
+                Some(image) => query.deletion(&image)?.is_some(),
+                None => false,
+            };
+            (if deleted { "image.purge" } else { "image.delete" }, image(*id)?)
+        }
+        Command::BeginDescribedUpload { upload, note } => {
+            let (Some(import), UploadPurpose::Disk { image: of, number, .. }) =
+                (&note.import, &upload.purpose)
+            else {
+                return Ok(None);
+            };
+            // What follows the question mark is often a secret.
+            let url = import.url.split('?').next().unwrap_or_default();
+            ("image.import", format!("{}:{number} {url}", image(*of)?))
+        }
+        Command::TrashImage { id, .. } => ("image.delete", image(*id)?),
+        Command::RestoreImage { id } => ("image.restore", image(*id)?),
+        Command::DescribeVersion { image: id, digest, .. } => {
+            ("version.update", format!("{}@{digest}", image(*id)?))
+        }
+        Command::DeprecateVersion { image: id, digest, message, .. } => {
+            let action = match message {
+                Some(_) => "version.deprecate",
+                None => "version.undeprecate",
+            };
+            (action, format!("{}@{digest}", image(*id)?))
+        }
+        Command::Rollback { image: id, tag, to } => {
+            ("tag.rollback", format!("{}:{tag}@{to}", image(*id)?))
+        }
+        Command::RegisterInstance { instance, .. } => {
+            let Instance { name, image: of, digest, .. } = instance;
+            ("instance.register", format!("{name} {}@{digest}", image(*of)?))
+        }
+        Command::RemoveInstance { name } => ("instance.remove", name.to_string()),
         Command::MountBlob { to, digest, .. } => ("blob.mount", format!("{to}@{digest}")),
         Command::CommitBlob { repository, digest, .. } => {
             ("blob.push", format!("{repository}@{digest}"))
@@ -340,7 +383,7 @@ pub fn audited<R: Read>(
         Command::UnlinkBlob { repository, digest } => {
             ("blob.delete", format!("{repository}@{digest}"))
         }
-        Command::PutManifest(put) => {
+        Command::PutManifest(put) | Command::PublishDisk { put, .. } => {
             let tags = put.tags.iter().map(|tag| format!(":{tag}")).collect::<String>();
             ("image.push", format!("{}{tags}@{}", put.repository, put.digest))
         }
@@ -387,6 +430,28 @@ pub fn audited<R: Read>(
         Command::SetQuota { of, .. } => ("quota.set", of.to_string()),
         Command::RemoveQuota { of } => ("quota.remove", of.to_string()),
         Command::Unblock { suspect } => ("block.remove", suspect.to_string()),
+        Command::ConfirmSecondFactor { user, .. } => ("second_factor.add", user.clone()),
+        Command::PutRecoveryCodes { user, .. } => ("second_factor.recovery_codes", user.clone()),
+        Command::RemoveSecondFactor { user } => ("second_factor.remove", user.clone()),
+        Command::EndSession { user, id } => ("session.end", format!("{user} {id}")),
+        Command::EndSessions { user, .. } => ("session.end", user.clone()),
+        Command::ChangePassword { user, .. } => ("user.update", user.clone()),
+        Command::LinkIdentity { identity, create } => {
+            let Identity { issuer, subject, user, .. } = identity;
+            let action = if create.is_some() { "user.create" } else { "identity.link" };
+            (action, format!("{user} {issuer} {subject}"))
+        }
+        Command::UnlinkIdentity { issuer, subject } => {
+            ("identity.unlink", format!("{issuer} {subject}"))
+        }
+        Command::LeaveLater { user, .. } => ("user.leave", user.clone()),
+        Command::Stay { user } => ("user.stay", user.clone()),
+        Command::PutWorkloadRule(rule) => {
+            ("workload_rule.put", format!("{} {}", rule.project, rule.name))
+        }
+        Command::RemoveWorkloadRule { project, name } => {
+            ("workload_rule.remove", format!("{project} {name}"))
+        }
         _ => return Ok(None),
     }))
 }

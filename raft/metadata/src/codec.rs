@@ -68,7 +68,36 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::NoteFailures { .. }
         | Command::Unblock { .. }
         | Command::NoteAudit(_)
-        | Command::ArchiveAudit(_) => 2,
+        | Command::ArchiveAudit(_)
+        | Command::CreateDescribedImage { .. }
+        | Command::DescribeImage { .. }
+        | Command::TrashImage { .. }
+        | Command::RestoreImage { .. }
+        | Command::BeginDescribedUpload { .. }
+        | Command::PublishDisk { .. }
+        | Command::DescribeVersion { .. }
+        | Command::DeprecateVersion { .. }
+        | Command::Rollback { .. }
+        | Command::RegisterInstance { .. }
+        | Command::RemoveInstance { .. }
+        | Command::NoteStars { .. }
+        | Command::NoteDownloads(_)
+        | Command::ClaimImport { .. }
+        | Command::BeginSecondFactor { .. }
+        | Command::ConfirmSecondFactor { .. }
+        | Command::UseSecondFactor { .. }
+        | Command::PutRecoveryCodes { .. }
+        | Command::RemoveSecondFactor { .. }
+        | Command::BeginSession { .. }
+        | Command::EndSession { .. }
+        | Command::EndSessions { .. }
+        | Command::ChangePassword { .. }
+        | Command::LinkIdentity { .. }
+        | Command::UnlinkIdentity { .. }
+        | Command::PutWorkloadRule(_)
+        | Command::RemoveWorkloadRule { .. }
+        | Command::LeaveLater { .. }
+        | Command::Stay { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

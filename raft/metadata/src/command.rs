@@ -8,22 +8,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{
-    AccountName, DeploymentId, Digest, ImageId, ObjectKey, PeerId, ProjectName, RecipeId,
-    RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    AccountName, DeploymentId, Digest, ImageId, InstanceName, ObjectKey, PeerId, ProjectName,
+    RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
+use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::lockout::{Failure, LockoutRules, Suspect};
+use crate::login::{Identity, Proof, Session};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
-    JoinToken, Multipart, Node, Reference, Upload, UploadPart, User,
+    JoinToken, Multipart, Node, Reference, Secret, Upload, UploadPart, User,
 };
 use crate::retention::{NameUse, PolicyError, PolicyRules};
 use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
-    Visibility,
+    Visibility, WorkloadRule,
 };
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -330,6 +332,147 @@ pub enum Command {
     NoteAudit(AuditBatch),
     /// Lets the oldest entries of the audit trail go, which are in storage now.
     ArchiveAudit(AuditArchive),
+    /// Makes an image with all that is said of it.
+    CreateDescribedImage {
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        note: ImageNote,
+        owner: String,
+    },
+    /// Replaces what is said of an image.
+    DescribeImage {
+        id: ImageId,
+        profile: ImageProfile,
+        note: ImageNote,
+    },
+    /// Deletes an image so that it can be restored; refused while an instance uses it.
+    TrashImage {
+        id: ImageId,
+        by: String,
+    },
+    /// Brings a deleted image back under its name, which must be free.
+    RestoreImage {
+        id: ImageId,
+    },
+    /// Begins an upload with what its version will be told of.
+    BeginDescribedUpload {
+        upload: Upload,
+        note: UploadNote,
+    },
+    /// Publishes a disk. It becomes the latest version, with the tag `latest`, where its number says
+    /// so or that tag is among its own.
+    PublishDisk {
+        put: PutManifest,
+        compressed_bytes: u64,
+    },
+    /// What is `None` stays as it is.
+    DescribeVersion {
+        image: ImageId,
+        digest: Digest,
+        changelog: Option<String>,
+        build_info: Option<String>,
+        by: String,
+    },
+    /// Says that a version should be used no more; without a message, that it may be again.
+    DeprecateVersion {
+        image: ImageId,
+        digest: Digest,
+        message: Option<String>,
+        by: String,
+    },
+    /// Moves a tag that is there to another version; with `latest` that is the latest one then.
+    Rollback {
+        image: ImageId,
+        tag: TagName,
+        to: Digest,
+    },
+    /// Registers an instance, or (`replace`) says that it runs something else from now on.
+    RegisterInstance {
+        instance: Instance,
+        replace: bool,
+    },
+    RemoveInstance {
+        name: InstanceName,
+    },
+    /// Stars images, or takes stars back; what is gone is passed over.
+    NoteStars {
+        stars: BTreeMap<(String, ImageId), bool>,
+    },
+    NoteDownloads(DownloadBatch),
+    /// Takes, renews or takes over the work of getting an upload's file from elsewhere.
+    ClaimImport {
+        upload: UploadId,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+    },
+    /// Gives a user a second factor, which is asked for once it is confirmed.
+    BeginSecondFactor {
+        user: String,
+        secret: Secret,
+    },
+    /// With the hashes of the codes for when the device is lost.
+    ConfirmSecondFactor {
+        user: String,
+        step: u64,
+        recovery: BTreeSet<[u8; 32]>,
+    },
+    /// Takes what was brought, so that it is not good a second time.
+    UseSecondFactor {
+        user: String,
+        proof: Proof,
+    },
+    PutRecoveryCodes {
+        user: String,
+        recovery: BTreeSet<[u8; 32]>,
+    },
+    RemoveSecondFactor {
+        user: String,
+    },
+    /// Of the user's sessions at most `limit` stay, this one among them.
+    BeginSession {
+        session: Session,
+        limit: u32,
+    },
+    EndSession {
+        user: String,
+        id: String,
+    },
+    /// All of a user's, but one.
+    EndSessions {
+        user: String,
+        keep: Option<String>,
+    },
+    /// Ends the user's sessions but one.
+    ChangePassword {
+        user: String,
+        password_hash: Secret,
+        keep: Option<String>,
+    },
+    /// Says who somebody is here whom another issuer vouches for; makes the account where `create`
+    /// has it.
+    LinkIdentity {
+        identity: Identity,
+        create: Option<User>,
+    },
+    UnlinkIdentity {
+        issuer: String,
+        subject: String,
+    },
+    PutWorkloadRule(WorkloadRule),
+    RemoveWorkloadRule {
+        project: ProjectName,
+        name: AccountName,
+    },
+    /// The user is removed at that time, unless it changes its mind.
+    LeaveLater {
+        user: String,
+        due: Timestamp,
+    },
+    Stay {
+        user: String,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -467,6 +610,8 @@ pub enum Refusal {
     Policy(PolicyError),
     #[error(transparent)]
     Quota(Exceeded),
+    #[error("the code was used already")]
+    CodeUsed,
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -492,6 +637,12 @@ pub enum Subject {
     Policy,
     Quota,
     Block,
+    Instance,
+    SecondFactor,
+    Session,
+    Identity,
+    WorkloadRule,
+    Leaving,
 }
 
 impl std::fmt::Display for Subject {
@@ -517,6 +668,12 @@ impl std::fmt::Display for Subject {
             Self::Policy => "policy",
             Self::Quota => "quota",
             Self::Block => "block",
+            Self::Instance => "instance",
+            Self::SecondFactor => "second factor",
+            Self::Session => "session",
+            Self::Identity => "identity",
+            Self::WorkloadRule => "workload rule",
+            Self::Leaving => "deletion of the account",
         })
     }
 }

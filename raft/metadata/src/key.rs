@@ -6,8 +6,8 @@
 //! of the same shape and a prefix names exactly one thing.
 
 use shoal_content::{
-    AccountName, Algorithm, DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, ProjectName,
-    TagName, Timestamp, UploadId, VersionId,
+    AccountName, Algorithm, DeploymentId, Digest, ImageId, InstanceName, NodeId, ObjectKey, PeerId,
+    ProjectName, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 
 use crate::lockout::Suspect;
@@ -168,6 +168,42 @@ pub fn membership_prefixes(grantee: &Grantee) -> [Vec<u8>; 2] {
     [of(PlaceKind::Organization), of(PlaceKind::Group)]
 }
 
+/// The name first, so that a project's stand together.
+pub fn deleted_image(name: &RepositoryName, id: ImageId) -> Vec<u8> {
+    join(&[name.as_str().as_bytes(), &[END], &image(id)])
+}
+
+/// What the keys of a project's deleted images begin with: of the one that has its very name, and
+/// of those in it.
+pub fn deleted_prefixes(project: &ProjectName) -> [Vec<u8>; 2] {
+    [&[END], b"/"].map(|end| join(&[project.as_str().as_bytes(), end]))
+}
+
+pub fn version_instance(id: ImageId, of: &Digest, name: &InstanceName) -> Vec<u8> {
+    join(&[&image(id), &digest(of), name.as_str().as_bytes()])
+}
+
+/// Where the digest ends that follows an image's id.
+pub fn digest_end(key: &[u8]) -> Result<usize, Fault> {
+    match key.get(ID_BYTES) {
+        Some(1) => Ok(ID_BYTES + 1 + 32),
+        Some(2) => Ok(ID_BYTES + 1 + 64),
+        _ => Err(Fault::Contradiction("a key has no digest after its image")),
+    }
+}
+
+pub fn star(id: ImageId, user: &str) -> Vec<u8> {
+    join(&[&image(id), user.as_bytes()])
+}
+
+pub fn user_stars(user: &str) -> Vec<u8> {
+    join(&[user.as_bytes(), &[END]])
+}
+
+pub fn user_star(user: &str, id: ImageId) -> Vec<u8> {
+    join(&[&user_stars(user), &image(id)])
+}
+
 pub fn robot_prefix(project: &ProjectName) -> Vec<u8> {
     join(&[project.as_str().as_bytes(), &[END]])
 }
@@ -182,6 +218,29 @@ pub fn user_tokens(user: &AccountName) -> Vec<u8> {
 
 pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
     join(&[&user_tokens(user), id.as_bytes()])
+}
+
+/// What the keys of a user's sessions begin with. No name has a zero byte.
+pub fn sessions(user: &str) -> Vec<u8> {
+    join(&[user.as_bytes(), &[END]])
+}
+
+pub fn session(user: &str, id: &str) -> Vec<u8> {
+    join(&[&sessions(user), id.as_bytes()])
+}
+
+/// No issuer has a zero byte.
+pub fn identity(issuer: &str, subject: &str) -> Vec<u8> {
+    join(&[issuer.as_bytes(), &[END], subject.as_bytes()])
+}
+
+/// Below the same beginning as the user's sessions.
+pub fn user_identity(user: &str, identity: &[u8]) -> Vec<u8> {
+    join(&[&sessions(user), identity])
+}
+
+pub fn workload_rule(project: &ProjectName, name: &AccountName) -> Vec<u8> {
+    join(&[&robot_prefix(project), name.as_str().as_bytes()])
 }
 
 /// What the keys of a project's contents begin with.

@@ -12,10 +12,12 @@
 
 mod apply;
 mod audit;
+mod catalog;
 mod codec;
 mod command;
 mod key;
 mod lockout;
+mod login;
 mod memory;
 mod query;
 mod quota;
@@ -26,11 +28,12 @@ mod rights;
 mod table;
 mod transaction;
 
-pub use apply::{Outcome, PULLS_MAX, RETIRED_MAX, apply};
+pub use apply::{COUNTED_MAX, Outcome, PULLS_MAX, RETIRED_MAX, apply};
 pub use audit::{
     AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
     AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,
 };
+pub use catalog::*;
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
     encode_command, encode_row,
@@ -39,6 +42,10 @@ pub use command::*;
 pub use lockout::{
     BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
     SuspectError, TIMES_MAX,
+};
+pub use login::{
+    IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, LoginMeans, Proof, RECOVERY_CODES_MAX,
+    SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
 };
 pub use memory::Memory;
 pub use query::Query;

@@ -8,9 +8,9 @@
 //! at most [`SUSPICIONS_MAX`] rows of failures and [`BLOCKS_MAX`] blocks, whatever comes.
 //! Non-goal: looking at a password; see the node's `http::auth`.
 
+use core::net::{IpAddr, Ipv6Addr};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};

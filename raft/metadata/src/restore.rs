@@ -8,6 +8,7 @@
 //! | nodes | their ids are retired, so that no new node gets one; what they ran is dropped |
 //! | join tokens | dropped: one may have been revoked since |
 //! | upload sessions | dropped: their parts and leases were of the moment; clients begin again |
+//! | sessions of people | dropped: one may have been ended since; they log in again |
 //! | reservations | dropped with their sessions, from accounts, too |
 //! | deployments | kept as history; hosts that had not come to an end have failed |
 //!
@@ -50,6 +51,9 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::UploadExpiries
         | Table::PendingDeployments
         | Table::AuditRuns
+        | Table::UploadNotes
+        | Table::DownloadRuns
+        | Table::Sessions
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
             let account: Account = decoded(table, row)?;
@@ -67,6 +71,11 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         Table::Cluster
         | Table::RetiredNodes
         | Table::Users
+        | Table::SecondFactors
+        | Table::Identities
+        | Table::UserIdentities
+        | Table::WorkloadRules
+        | Table::Leavings
         | Table::Agents
         | Table::AgentNames
         | Table::Images
@@ -109,6 +118,16 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::SuspicionEnds
         | Table::AuditEntries
         | Table::AuditArchives
+        | Table::ImageNotes
+        | Table::DeletedImages
+        | Table::VersionNotes
+        | Table::Instances
+        | Table::VersionInstances
+        | Table::Stars
+        | Table::UserStars
+        | Table::ImageCounters
+        | Table::VersionDownloads
+        | Table::TagBirths
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

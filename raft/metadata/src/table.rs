@@ -126,11 +126,47 @@ pub enum Table {
     AuditArchives = 54,
     /// Node id -> how its batches of notes go.
     AuditRuns = 55,
+    /// Image -> `ImageNote`.
+    ImageNotes = 56,
+    /// Name, image -> `DeletedImage`; such an image has no row under its name alone.
+    DeletedImages = 57,
+    /// Image, digest -> `VersionNote`.
+    VersionNotes = 58,
+    /// Upload id -> `UploadNote`.
+    UploadNotes = 59,
+    /// Name -> `Instance`.
+    Instances = 60,
+    /// Image, digest, instance's name -> nothing.
+    VersionInstances = 61,
+    /// Image, user -> since when.
+    Stars = 62,
+    /// User, image -> nothing.
+    UserStars = 63,
+    /// Image -> `ImageCounters`.
+    ImageCounters = 64,
+    /// Image, digest -> how often it was downloaded.
+    VersionDownloads = 65,
+    /// Node id -> run and number of its last batch of downloads.
+    DownloadRuns = 66,
+    /// Image, tag -> when it came to be.
+    TagBirths = 67,
+    /// User -> `SecondFactor`.
+    SecondFactors = 68,
+    /// User, id -> `Session`.
+    Sessions = 69,
+    /// Issuer, subject -> `Identity`.
+    Identities = 70,
+    /// User, the key of an identity -> that key.
+    UserIdentities = 71,
+    /// Project, name -> `WorkloadRule`.
+    WorkloadRules = 72,
+    /// User -> `Leaving`.
+    Leavings = 73,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 73] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -186,6 +222,24 @@ impl Table {
         Self::AuditEntries,
         Self::AuditArchives,
         Self::AuditRuns,
+        Self::ImageNotes,
+        Self::DeletedImages,
+        Self::VersionNotes,
+        Self::UploadNotes,
+        Self::Instances,
+        Self::VersionInstances,
+        Self::Stars,
+        Self::UserStars,
+        Self::ImageCounters,
+        Self::VersionDownloads,
+        Self::DownloadRuns,
+        Self::TagBirths,
+        Self::SecondFactors,
+        Self::Sessions,
+        Self::Identities,
+        Self::UserIdentities,
+        Self::WorkloadRules,
+        Self::Leavings,
     ];
 
     /// The table whose keys start with `number`, if there is one.

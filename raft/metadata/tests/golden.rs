@@ -15,7 +15,7 @@ fn samples() -> Vec<Command> {
     // A row says which version its node knows, whatever this program does.
     let node = |number| Node { command_version: 1, ..node(number) };
     let profile = ImageProfile { min_memory_mb: 512, ..ImageProfile::default() };
-    vec![
+    let mut samples = vec![
         Command::Found { cluster: cluster(), admin: user("admin", UserRole::Admin) },
         Command::RegisterNode(node(1)),
         Command::RemoveNode(NodeId::new(300)),
@@ -211,6 +211,90 @@ fn samples() -> Vec<Command> {
             before: [1; 32],
             head: [2; 32],
         }),
+    ];
+    samples.extend(catalog_samples());
+    samples
+}
+
+fn catalog_samples() -> Vec<Command> {
+    let note = ImageNote {
+        recommended_cpu_cores: 4,
+        recommended_memory_mb: 300,
+        recommended_disk_gb: 40,
+        annotations: [("k".to_owned(), "v".to_owned())].into(),
+        updated_by: "o".into(),
+    };
+    let profile = ImageProfile { min_memory_mb: 512, ..ImageProfile::default() };
+    let import = Import {
+        url: "https://h/f".into(),
+        validator: Some("e".into()),
+        node: NodeId::new(300),
+        lease_until: at(9),
+    };
+    vec![
+        Command::CreateDescribedImage {
+            id: image_id(1),
+            name: name("a/b"),
+            kind: ImageKind::Disk,
+            profile: profile.clone(),
+            note: note.clone(),
+            owner: "o".into(),
+        },
+        Command::DescribeImage { id: image_id(1), profile, note },
+        Command::TrashImage { id: image_id(1), by: "o".into() },
+        Command::RestoreImage { id: image_id(1) },
+        Command::BeginDescribedUpload {
+            upload: disk_upload(1, 1, "1.0"),
+            note: UploadNote {
+                changelog: "c".into(),
+                build_info: "{}".into(),
+                layers: vec![(digest(1), 300)],
+                import: Some(import),
+            },
+        },
+        Command::PublishDisk { put: disk("a/b", 1, 1, &[1]), compressed_bytes: 300 },
+        Command::DescribeVersion {
+            image: image_id(1),
+            digest: digest(1),
+            changelog: Some("c".into()),
+            build_info: None,
+            by: "o".into(),
+        },
+        Command::DeprecateVersion {
+            image: image_id(1),
+            digest: digest(1),
+            message: Some("m".into()),
+            by: "o".into(),
+        },
+        Command::Rollback { image: image_id(1), tag: tag("latest"), to: digest(1) },
+        Command::RegisterInstance { instance: instance("vm-1", 1, 1), replace: true },
+        Command::RemoveInstance { name: instance_name("vm-1") },
+        Command::NoteStars { stars: [(("u".to_owned(), image_id(1)), true)].into() },
+        Command::NoteDownloads(DownloadBatch {
+            node: NodeId::new(300),
+            run: 1,
+            batch: 2,
+            downloads: [(image_id(1), [(digest(1), 300)].into())].into(),
+        }),
+        Command::ClaimImport { upload: upload_id(1), node: NodeId::new(300), lease_until: at(9) },
+        Command::BeginSecondFactor { user: "u".into(), secret: Secret(vec![1, 2]) },
+        Command::ConfirmSecondFactor { user: "u".into(), step: 300, recovery: [[7; 32]].into() },
+        Command::UseSecondFactor { user: "u".into(), proof: Proof::Recovery([7; 32]) },
+        Command::PutRecoveryCodes { user: "u".into(), recovery: [[7; 32]].into() },
+        Command::RemoveSecondFactor { user: "u".into() },
+        Command::BeginSession {
+            session: session("u", "s", LoginMeans::Issuer("i".into())),
+            limit: 5,
+        },
+        Command::EndSession { user: "u".into(), id: "s".into() },
+        Command::EndSessions { user: "u".into(), keep: Some("s".into()) },
+        Command::ChangePassword { user: "u".into(), password_hash: Secret(vec![1]), keep: None },
+        Command::LinkIdentity { identity: identity("u"), create: Some(user("u", UserRole::User)) },
+        Command::UnlinkIdentity { issuer: "i".into(), subject: "s".into() },
+        Command::PutWorkloadRule(workload_rule("robot$p+r", "ci")),
+        Command::RemoveWorkloadRule { project: "p".parse().unwrap(), name: account("ci") },
+        Command::LeaveLater { user: "u".into(), due: at(300) },
+        Command::Stay { user: "u".into() },
     ]
 }
 

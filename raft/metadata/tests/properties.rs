@@ -116,6 +116,47 @@ fn peopled(counts: bool) -> World {
     world
 }
 
+/// Deleting and restoring, instances, stars, downloads, deprecations.
+fn catalogued() -> impl Strategy<Value = Command> {
+    let image = || prop_oneof![Just(0u64), Just(1), Just(10), Just(11)];
+    // Of containers, or of disks.
+    let version = || prop_oneof![(0u64..2, 10u8..14), (10u64..12, 20u8..24)];
+    prop_oneof![
+        2 => image().prop_map(|id| Command::TrashImage { id: image_id(id), by: "admin".into() }),
+        3 => image().prop_map(|id| Command::RestoreImage { id: image_id(id) }),
+        4 => (0u8..3, version(), any::<bool>()).prop_map(|(name, (image, manifest), replace)| {
+            let instance = instance(&format!("vm-{name}"), image, manifest);
+            Command::RegisterInstance { instance, replace }
+        }),
+        2 => (0u8..3).prop_map(|name| Command::RemoveInstance {
+            name: instance_name(&format!("vm-{name}")),
+        }),
+        2 => (image(), any::<bool>()).prop_map(|(image, star)| Command::NoteStars {
+            stars: [(("alice".to_owned(), image_id(image)), star)].into(),
+        }),
+        2 => (0u64..4, version()).prop_map(|(batch, (image, manifest))| {
+            let versions = [(digest(manifest), 3)].into();
+            Command::NoteDownloads(DownloadBatch {
+                node: NodeId::new(1),
+                run: 1,
+                batch,
+                downloads: [(image_id(image), versions)].into(),
+            })
+        }),
+        1 => version().prop_map(|(image, manifest)| Command::DeprecateVersion {
+            image: image_id(image),
+            digest: digest(manifest),
+            message: Some("old".into()),
+            by: "admin".into(),
+        }),
+        1 => (10u64..12, 20u8..24).prop_map(|(image, manifest)| Command::Rollback {
+            image: image_id(image),
+            tag: tag("stable"),
+            to: digest(manifest),
+        }),
+    ]
+}
+
 /// Few ids, so that commands meet each other's rows.
 fn command() -> impl Strategy<Value = Command> {
     let few = 0u8..3;
@@ -197,6 +238,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => Just(Command::ExpireUploads { limit: 1 }),
         1 => (0u64..3).prop_map(|number| Command::AbortUpload { upload: upload_id(number) }),
         12 => accounted(),
+        8 => catalogued(),
     ]
 }
 

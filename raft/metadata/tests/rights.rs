@@ -126,8 +126,8 @@ const REPOSITORIES: &str = "
     stranger           PLrrrr hhhhhh hhhhhh hhhhhh hhUhhh
     nobody-of-the-name uuuuuu uuuuuu uuuuuu uuuuuu uuuuuu
     anonymous          PLuuuu uuuuuu uuuuuu uuuuuu uuuuuu
-    robot$priv+all     PLhhhh hhhhhh PLUDss hhhhhh hhhhhh
-    robot$priv+read    PLhhhh hhhhhh PLssss hhhhhh hhhhhh
+    robot$priv+all     PLrrrr hhhhhh PLUDss hhhhhh hhhhhh
+    robot$priv+read    PLrrrr hhhhhh PLssss hhhhhh hhhhhh
     robot$priv+none    hhhhhh hhhhhh hhhhhh hhhhhh hhhhhh
     agent              PLrrrr PLrrrr PLrrrr PLrrrr PLrrrr
     node               PLrrrr PLrrrr PLrrrr PLrrrr PLrrrr
@@ -161,7 +161,7 @@ const PLACES: &str = "
     reader             PLrrrr hhhhhh hhhhhh hhhhhh aaaaaa
     stranger           PLrrrr hhhhhh hhhhhh hhhhhh aaaaaa
     anonymous          PLuuuu uuuuuu uuuuuu uuuuuu uuuuuu
-    robot$priv+all     PLhhhh hhhhhh hLhhhh hhhhhh hhhhhh
+    robot$priv+all     PLrrrr hhhhhh rLrrrr hhhhhh aaaaaa
     agent              PLrrrr PLrrrr PLrrrr PLrrrr PLrrrr
 ";
 
@@ -196,6 +196,8 @@ fn a_token_has_no_more_than_its_scopes_and_no_more_than_its_user() {
     assert_eq!(of(scoped("padmin", &[Scope::Read, Scope::Write])), "PLUsss");
     assert_eq!(of(scoped("guest", &Scope::ALL)), "PLrrrr");
     assert_eq!(of(scoped("guest", &[])), "ssssss");
+    // What its user may not see, a token does not tell of.
+    assert_eq!(of(scoped("stranger", &[])), "hhhhhh");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Lists of repositories: each asker's pages, and what a page costs where there are many.
+//! Lists of repositories and of tags: each asker's pages, and what a page costs where there are many.
 
 mod world;
 
@@ -111,4 +111,49 @@ fn a_page_out_of_a_hundred_thousand_costs_what_is_on_it() {
             assert!(read <= most, "{who:?} after {after:?}: {read} rows were read");
         }
     }
+}
+
+#[test]
+fn a_page_of_tags_out_of_a_hundred_thousand_costs_what_is_on_it() {
+    const PAGE: usize = 100;
+    const TAGS: usize = 100_000;
+    let mut world = World::founded();
+    // Neighbours in the table of tags, of which nothing may be read.
+    for (number, repository, tags) in [(1, "p/a", 1000), (2, "p/b", TAGS), (3, "p/c", 1000)] {
+        let of = name(repository);
+        world.accepts(commit_blob(repository, number, 7));
+        world.accepts(Command::PutManifest(container(repository, number, 9, &[7])));
+        for at in 0..tags {
+            let (repository, tag) = (of.clone(), tag(&format!("v{at:06}")));
+            world.accepts(Command::PutTag { repository, tag, digest: digest(9) });
+        }
+    }
+    let who = Who::User { name: "admin".into(), scopes: None };
+    // As `GET /v2/p/b/tags/list` reads it: whether it may, which image it is, and a page and whether
+    // there is more.
+    let page = |after: Option<usize>, size: usize| {
+        let counting = Counting { rows: &world.rows, read: Cell::new(0) };
+        let (query, repository) = (Query::new(&counting), name("p/b"));
+        let what = What::Repository(&repository);
+        assert!(permission(query, &who, Action::List, what).unwrap().is_allowed());
+        let image = query.image_by_name(&repository).unwrap().unwrap();
+        let after = after.map(|at| tag(&format!("v{at:06}")));
+        let found = query.tags(image.id, after.as_ref(), size + 1).unwrap();
+        (found, counting.read.get())
+    };
+    let (first, read) = page(None, PAGE);
+    assert_eq!(first.len(), PAGE + 1);
+    assert_eq!(first[0].0, tag("v000000"));
+    assert!(read <= PAGE + 20, "{read} rows were read");
+    for after in [PAGE - 1, TAGS / 2, TAGS - PAGE - 2] {
+        let (found, later) = page(Some(after), PAGE);
+        assert_eq!(found[0].0, tag(&format!("v{:06}", after + 1)));
+        assert_eq!((found.len(), later), (PAGE + 1, read), "after {after}");
+    }
+    // The last page is short, and does not go on into the next image.
+    let (last, later) = page(Some(TAGS - 11), PAGE);
+    assert_eq!(last.len(), 10);
+    assert!(later < read, "{later} rows were read");
+    let (_, small) = page(Some(TAGS / 2), 1);
+    assert!(small <= read - PAGE + 1, "{small} rows were read for one tag");
 }

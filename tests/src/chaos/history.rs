@@ -129,6 +129,11 @@ impl History {
         self.written.lock().acknowledged.clone()
     }
 
+    /// The digests of all manifests that were sent, whatever became of them.
+    pub fn manifests(&self) -> Vec<String> {
+        self.written.lock().names.keys().cloned().collect()
+    }
+
     /// One of them, by any number.
     pub fn one_acknowledged(&self, number: usize) -> Option<Arc<Push>> {
         let written = self.written.lock();

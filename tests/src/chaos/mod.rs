@@ -10,6 +10,7 @@
 pub mod client;
 pub mod fault;
 pub mod history;
+pub mod record;
 pub mod stage;
 pub mod verdict;
 pub mod workload;

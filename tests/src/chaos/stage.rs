@@ -28,6 +28,8 @@ const DISK_MIB: u64 = 16 * 1024;
 /// What nothing refers to is deleted while clients push: that is part of what is tested.
 const SETTINGS: &str = "[collection]\ngrace_seconds = 20\ninterval_seconds = 4\n\
                         [metrics]\npublic = true\n";
+/// More than a fault sets a clock ahead, and the grace; S3 allows a quarter of an hour.
+const CLOCK_JUMP_MS: i64 = 14 * 60 * 1000;
 /// Within this time of the end of all faults, all nodes serve again.
 pub const RECOVERY_DEADLINE: Duration = Duration::from_secs(90);
 
@@ -205,6 +207,12 @@ impl Stage {
             node.process()?.ensure_running().context("nobody killed it")?;
         }
         Ok(())
+    }
+
+    /// Sets all nodes' clocks so far ahead that what they noted while a clock was wrong is in the
+    /// past, and its grace is over; not so far that storage takes their requests for old.
+    pub fn jump_ahead(&self) -> Result<()> {
+        self.clocks.iter().try_for_each(|clock| clock.set(CLOCK_JUMP_MS))
     }
 
     /// Waits until each node serves.

@@ -2,7 +2,8 @@
 //!
 //! Liveness: each node takes writes and reads again. Safety: the history of each tag and each
 //! manifest is linearizable; every push that was acknowledged, and that nobody may have deleted,
-//! is at every node and comes whole; whatever is served comes whole; the nodes agree.
+//! is at every node and comes whole; whatever is served comes whole; the nodes agree. And when all
+//! is deleted, nothing is kept.
 
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,43 @@ async fn counts(registry: &Registry, node: usize) -> Result<String> {
         text.push_str(&registry.json(node, &path).await?.to_string());
     }
     Ok(text)
+}
+
+/// Deletes all manifests and ends all uploads; then nothing that the metadata knows of may stay in
+/// storage. The nodes' clocks are so far ahead that every grace period is over.
+pub async fn keep_nothing(registry: &Registry, history: &History) -> Result<()> {
+    for digest in history.manifests() {
+        for repository in 0..REPOSITORIES {
+            delete(registry, &manifest_path(repository, &digest)).await?;
+        }
+    }
+    let open = registry.json(0, "/api/v1/storage/uploads").await?;
+    for upload in open.as_array().context("open uploads")? {
+        let id = upload["id"].as_str().context("an upload's id")?;
+        delete(registry, &format!("/api/v1/storage/uploads/{id}")).await?;
+    }
+    let deadline = Instant::now() + RECOVERY_DEADLINE;
+    loop {
+        let storage = registry.json(0, "/api/v1/storage").await?;
+        let kept = ["/loose_blobs/total", "/unreferenced/total", "/open_uploads"];
+        let kept = kept.map(|count| storage.pointer(count).and_then(serde_json::Value::as_u64));
+        if kept == [Some(0); 3] {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "what nothing refers to is kept: {storage:#}");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn delete(registry: &Registry, path: &str) -> Result<()> {
+    let deadline = Instant::now() + RECOVERY_DEADLINE;
+    loop {
+        match registry.send(0, Request::new(Method::DELETE, path, PATIENCE)).await {
+            Outcome::Done(_) | Outcome::Refused(404) => return Ok(()),
+            other if Instant::now() > deadline => bail!("DELETE {path}: {other:?}"),
+            _ => tokio::time::sleep(RETRY).await,
+        }
+    }
 }
 
 /// Judges every history; gives how many operations there were, and how many without outcome.

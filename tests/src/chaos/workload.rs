@@ -27,6 +27,9 @@ const BYTES_TYPE: &str = "application/octet-stream";
 /// Layers that images share, and that are stored, let go and stored again.
 const SHARED_LAYERS: usize = 4;
 const LAYER_BYTES_MAX: usize = 96 * 1024;
+/// One layer in so many is longer than a part of a multipart upload, or two.
+const ONE_LONG_LAYER_IN: u32 = 25;
+const LONG_LAYER_BYTES: std::ops::Range<usize> = 9 << 20..20 << 20;
 
 pub fn repository_name(repository: usize) -> String {
     format!("chaos/r{repository}")
@@ -124,8 +127,12 @@ impl Client {
 
     /// Some content that was never before.
     fn noise(&mut self) -> Vec<u8> {
-        let length = self.random.random_range(1..LAYER_BYTES_MAX);
-        (0..length).map(|_| self.random.random()).collect()
+        let long = self.random.random_range(0..ONE_LONG_LAYER_IN) == 0;
+        let length =
+            self.random.random_range(if long { LONG_LAYER_BYTES } else { 1..LAYER_BYTES_MAX });
+        let mut bytes = vec![0; length];
+        self.random.fill(&mut bytes[..]);
+        bytes
     }
 
     /// In one request, or in pieces through several nodes.
@@ -144,8 +151,8 @@ impl Client {
             Err(other) => return other,
         };
         let mut rest = blob;
-        if self.random.random_range(0..2) == 0 {
-            let later = rest.split_off(rest.len() / 2);
+        for left in (1..=self.random.random_range(0..3)).rev() {
+            let later = rest.split_off(rest.len() / (left + 1));
             let mut request = Request::new(Method::PATCH, &place, patience);
             (request.body, request.content_type) = (rest, Some(BYTES_TYPE));
             let node = self.node();

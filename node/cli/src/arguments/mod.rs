@@ -2,21 +2,18 @@
 //!
 //! Non-goal: doing anything; `main` hands each command to its module.
 
+mod image;
 mod rights;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use shoal_content::{ImageReference, Labels, ProjectName, TagName};
-use shoal_formats::{Format, Target};
+use shoal_content::{AccountName, ImageReference, Labels, ProjectName};
 
+pub use image::*;
 pub use rights::*;
-
-/// The most parts of one upload under way at once; each is held in memory.
-pub const PARALLEL_MAX: u16 = 16;
 
 const EXIT_CODES: &str = "Exit codes:
   0    it worked
@@ -61,6 +58,9 @@ pub enum Command {
     /// Images: upload, list, show, download, tag, delete
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Which virtual machine runs which version
+    #[command(subcommand)]
+    Instance(InstanceCommand),
     /// Put an image onto hosts
     Deploy(Deploy),
     /// Recent deployments, newest first
@@ -374,9 +374,19 @@ pub struct Login {
     pub url: String,
     #[arg(long, default_value = "admin")]
     pub username: String,
-    /// Read the password from standard input instead of the terminal
+    /// Read the password from standard input instead of the terminal; the code of a second factor
+    /// is the line after it
     #[arg(long)]
     pub password_stdin: bool,
+    /// Log in with a browser, at the issuer that the cluster's settings name
+    #[arg(long, conflicts_with_all = ["password_stdin", "workload"])]
+    pub oidc: bool,
+    /// Log in as a robot of this project, by a CI job's token on standard input
+    #[arg(long, value_name = "PROJECT")]
+    pub workload: Option<ProjectName>,
+    /// With --workload: which robot
+    #[arg(long, requires = "workload")]
+    pub robot: Option<AccountName>,
     /// Trust this authority (PEM) for the cluster
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
@@ -395,90 +405,6 @@ pub enum ContextCommand {
     Use {
         name: String,
     },
-}
-
-/// The formats that a disk can be uploaded in.
-fn formats() -> impl TypedValueParser<Value = Format> {
-    PossibleValuesParser::new(Format::ALL.map(Format::as_str)).try_map(|text| text.parse())
-}
-
-/// What a disk can be downloaded as.
-fn targets() -> impl TypedValueParser<Value = Target> {
-    PossibleValuesParser::new(Target::ALL.map(Target::as_str)).try_map(|text| text.parse())
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Upload a disk; the same command again goes on where an earlier one stopped
-    Upload(Upload),
-    /// All images
-    List,
-    /// One image with its versions and tags
-    Show { name: String },
-    /// Delete an image with all its versions
-    Delete {
-        name: String,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
-    /// Download a disk; the same command again goes on where an earlier one stopped
-    Download(Download),
-    /// Who was granted what for this image, besides its project's members
-    Grants { name: String },
-    /// Let somebody read, write or administer one image
-    Grant {
-        name: String,
-        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
-        who: String,
-        #[arg(value_enum)]
-        access: Access,
-    },
-    /// Take back what was granted for one image
-    Revoke {
-        name: String,
-        /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
-        who: String,
-    },
-    /// Point a tag at a version
-    Tag {
-        /// NAME:TAG or NAME@DIGEST that is there
-        source: ImageReference,
-        /// The tag to set on it
-        tag: TagName,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct Upload {
-    pub file: PathBuf,
-    /// NAME or NAME:TAG; the image is made if it is not there
-    pub reference: ImageReference,
-    /// The version's number, unique in the image [default: one more than the latest]
-    #[arg(long = "version", value_name = "VERSION")]
-    pub number: Option<String>,
-    /// Found out from the file where missing
-    #[arg(long, value_parser = formats())]
-    pub format: Option<Format>,
-    /// Length of a part in MiB [default: the node's choice]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
-    pub chunk_size: Option<u64>,
-    /// Parts under way at once
-    #[arg(long, default_value_t = 4,
-          value_parser = clap::value_parser!(u16).range(1..=i64::from(PARALLEL_MAX)))]
-    pub parallel: u16,
-}
-
-#[derive(Debug, Args)]
-pub struct Download {
-    /// NAME, NAME:TAG or NAME@DIGEST
-    pub reference: ImageReference,
-    /// The file, or a folder for it [default: NAME-TAG.FORMAT in this folder]
-    #[arg(short, long, value_name = "PATH")]
-    pub output: Option<PathBuf>,
-    /// vmdk is for VMware's desktop programs, vmdk-stream for vSphere, vhd-fixed for Azure
-    #[arg(long, value_parser = targets(), default_value = "qcow2")]
-    pub format: Target,
 }
 
 #[derive(Debug, Args)]
@@ -558,126 +484,4 @@ pub enum Role {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Arguments, clap::Error> {
-        Arguments::try_parse_from(line.split(' '))
-    }
-
-    #[test]
-    fn the_grammar_is_sound() {
-        Arguments::command().debug_assert();
-        assert!(Arguments::command().render_long_help().to_string().contains("Exit codes"));
-    }
-
-    #[test]
-    fn a_deployment_needs_to_know_its_hosts() {
-        assert!(parse("shoal deploy a/b:c").is_err());
-        assert!(parse("shoal deploy a/b:c --all --host x").is_err());
-        assert!(parse("shoal deploy a/b:c --all --watch --detach").is_err());
-        assert!(parse("shoal deploy a/b:c --selector room").is_err());
-        assert!(parse("shoal deploy a/b:c --selector ,").is_err());
-        let both = parse("shoal --json deploy a/b:c --host x --host y --selector room=1").unwrap();
-        assert!(both.json);
-        let Command::Deploy(deploy) = both.command else { panic!("not a deployment") };
-        assert_eq!(deploy.host, ["x", "y"]);
-        assert_eq!(deploy.selector.unwrap().0, "room=1");
-    }
-
-    #[test]
-    fn an_upload_takes_a_version_of_its_own() {
-        let line = "shoal image upload f zedge/a:v1 --version 1.0.0 --format raw --json";
-        let Command::Image(ImageCommand::Upload(upload)) = parse(line).unwrap().command else {
-            panic!("not an upload")
-        };
-        assert_eq!(upload.number.as_deref(), Some("1.0.0"));
-        assert_eq!(upload.format, Some(Format::Raw));
-        assert!(parse("shoal image upload f a:v --parallel 0").is_err());
-        assert!(parse("shoal image upload f A:v").is_err());
-    }
-
-    #[test]
-    fn a_backup_is_made_or_verified() {
-        let Command::Backup(made) = parse("shoal backup /srv/b --objects").unwrap().command else {
-            panic!("not a backup")
-        };
-        assert!(made.objects && made.command.is_none());
-        assert_eq!(made.path, Some("/srv/b".into()));
-        let line = "shoal backup verify f --objects d --read";
-        let Command::Backup(verified) = parse(line).unwrap().command else {
-            panic!("not a backup")
-        };
-        assert!(matches!(verified.command, Some(BackupCommand::Verify { read: true, .. })));
-        assert!(parse("shoal backup").is_err());
-        assert!(parse("shoal backup verify f --read").is_err());
-    }
-
-    #[test]
-    fn disks_go_in_and_out_in_every_format() {
-        for format in Format::ALL {
-            assert!(parse(&format!("shoal image upload f a:v --format {format}")).is_ok());
-        }
-        for target in Target::ALL {
-            let line = format!("shoal image download a:v --format {target}");
-            let Command::Image(ImageCommand::Download(asked)) = parse(&line).unwrap().command
-            else {
-                panic!("not a download")
-            };
-            assert_eq!(asked.format, target);
-        }
-        assert!(parse("shoal image upload f a:v --format vhd-fixed").is_err());
-        assert!(parse("shoal image download a:v --format qed").is_err());
-    }
-
-    #[test]
-    fn only_one_kind_of_trust_at_a_time() {
-        assert!(parse("shoal login https://a --ca f --insecure-skip-verify").is_err());
-        assert!(parse("shoal login https://a --fingerprint 00 --password-stdin").is_ok());
-    }
-
-    #[test]
-    fn a_rule_keeps_in_one_way_and_counts_whole_days() {
-        let line = "shoal policy keep shop --tags v* --pulled-within 2w";
-        let Command::Policy(PolicyCommand::Keep(rule)) = parse(line).unwrap().command else {
-            panic!("not a rule")
-        };
-        assert_eq!((rule.repositories.as_str(), rule.tags.as_str()), ("**", "v*"));
-        assert_eq!(rule.pulled_within, Some(Days(14)));
-        assert!(parse("shoal policy keep shop").is_err());
-        assert!(parse("shoal policy keep shop --newest 1 --always").is_err());
-        assert!(parse("shoal policy keep shop --pushed-within 36h").is_err());
-        assert!(parse("shoal policy keep shop/app --newest 1").is_err());
-        assert!(parse("shoal policy immutable shop").is_err());
-        assert!(parse("shoal policy remove shop").is_err());
-        assert!(parse("shoal policy untagged shop never").is_ok());
-    }
-
-    #[test]
-    fn a_limit_has_a_unit_or_is_none() {
-        let line = "shoal quota set project:shop --bytes 10GiB --images 5 --image-bytes none";
-        let Command::Quota(QuotaCommand::Set { bytes, images, image_bytes, .. }) =
-            parse(line).unwrap().command
-        else {
-            panic!("not a quota")
-        };
-        assert_eq!(bytes, Some(Limit(Some(10 << 30))));
-        assert_eq!((images, image_bytes), (Some(Limit(Some(5))), Some(Limit(None))));
-        assert!(parse("shoal quota set project:shop").is_err());
-        for bad in ["10XB", "GiB", "-1", "1.5GiB", "99999999999999TiB"] {
-            assert!(parse(&format!("shoal quota set cluster --bytes={bad}")).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_token_lives_an_hour_unless_told_otherwise() {
-        let Command::Token(TokenCommand::Create { ttl, uses, role }) =
-            parse("shoal token create --role agent").unwrap().command
-        else {
-            panic!("not a token")
-        };
-        assert_eq!((ttl, uses, role), (Duration::from_secs(3600), None, Role::Agent));
-    }
-}
+mod tests;

@@ -45,11 +45,83 @@ pub enum UserCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Your second factor: codes of an authenticator besides the password
+    #[command(subcommand)]
+    SecondFactor(SecondFactorCommand),
+    /// Your open sessions, or somebody else's
+    Sessions {
+        /// Whose [default: your own]
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// End one of your sessions, or all but this one
+    EndSession {
+        #[arg(required_unless_present_any = ["others", "user"])]
+        id: Option<String>,
+        /// All of yours but the one you are in
+        #[arg(long, conflicts_with = "id")]
+        others: bool,
+        /// All of somebody's; for administrators
+        #[arg(long, conflicts_with_all = ["id", "others"])]
+        user: Option<String>,
+    },
+    /// Whom other issuers vouch for as this user
+    Identities {
+        user: String,
+    },
+    /// Let somebody of another issuer's be this user here
+    Link {
+        user: String,
+        /// As the issuer's tokens have it
+        issuer: String,
+        /// The claim 'sub'
+        subject: String,
+    },
+    /// Take that away
+    Unlink {
+        user: String,
+        issuer: String,
+        subject: String,
+    },
+    /// All that is kept about you, as JSON
+    Export,
+    /// Ask to be removed, after a time in which you may take it back
+    Leave {
+        /// Read the current password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Take that back
+    Stay,
     /// Change your own password
     Password {
         /// Read two lines from standard input: the current one, and the new one
         #[arg(long)]
         password_stdin: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecondFactorCommand {
+    /// Whether there is one
+    Show,
+    /// Begin: gives the secret for an authenticator, and then asks for its first code
+    Add {
+        /// Read the current password from standard input, and leave the code to 'confirm'
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Confirm with a first code; prints the recovery codes
+    Confirm { code: String },
+    /// New recovery codes, in place of those before
+    RecoveryCodes { code: String },
+    /// Take it away, with a code or a recovery code
+    Remove {
+        #[arg(required_unless_present = "user")]
+        code: Option<String>,
+        /// Somebody's who has lost it; for administrators
+        #[arg(long, conflicts_with = "code")]
+        user: Option<String>,
     },
 }
 
@@ -406,10 +478,45 @@ pub enum RobotCommand {
     },
     /// Make a robot, or give the one of that name a new secret; it is shown once
     Create(CreateRobot),
+    /// Which jobs of other issuers may act as robots
+    Rules {
+        project: ProjectName,
+    },
+    /// Let jobs of another issuer act as a robot, by tokens of their own
+    Allow(AllowWorkload),
+    /// Take such a rule away
+    Disallow {
+        project: ProjectName,
+        rule: AccountName,
+    },
     Delete {
         project: ProjectName,
         name: AccountName,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct AllowWorkload {
+    pub project: ProjectName,
+    /// The robot's name, without robot$PROJECT+
+    pub robot: AccountName,
+    /// What the rule is called [default: as the robot]
+    #[arg(long)]
+    pub rule: Option<AccountName>,
+    /// As the tokens have it, for instance https://token.actions.githubusercontent.com
+    #[arg(long)]
+    pub issuer: String,
+    /// Of the claim 'sub'; '*' is any characters: repo:acme/shop:ref:refs/heads/*
+    #[arg(long)]
+    pub subject: String,
+    /// NAME=TEXT that a further claim has to be; may be given several times
+    #[arg(long, value_parser = claim)]
+    pub claim: Vec<(String, String)>,
+}
+
+fn claim(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("a claim is NAME=TEXT")?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

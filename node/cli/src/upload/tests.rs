@@ -28,7 +28,10 @@ fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus 
         version_id: None,
         version: None,
         manifest_digest: None,
+        created_at: None,
         failure: None,
+        import_url: None,
+        received_bytes: 0,
         expires_at: String::new(),
     }
 }
@@ -72,6 +75,9 @@ fn resolution() -> Resolution {
         version: "7".into(),
         manifest_digest: shoal_content::Digest::sha256([7; 32]),
         media_type: String::new(),
+        tag: None,
+        status: "active".into(),
+        deprecation: None,
         disk: None,
     }
 }

@@ -5,8 +5,13 @@
 //! secret is known by its hash alone.
 //! Non-goal: what the one who asks may do; see `permit`.
 
+mod foreign;
+mod given;
+pub mod issuer;
 mod lockout;
+pub mod one_time;
 mod password;
+pub mod session;
 mod token;
 mod uses;
 
@@ -16,9 +21,7 @@ use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::{Extensions, StatusCode, header, request};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use shoal_content::{NodeId, PeerId};
+use shoal_content::{NodeId, PeerId, Timestamp};
 use shoal_metadata::{
     Action, PersonalToken, Query, Read, Robot, RobotName, Scope, UserRole, What, Who,
 };
@@ -30,17 +33,25 @@ use super::permit::permit;
 use super::problem::Problem;
 use super::rates::Asking;
 use crate::state::App;
+use given::Given;
 use password::{Attempt, Checked};
 
+pub use foreign::account as foreign_account;
 pub use lockout::Lockout;
 pub use password::{Accounts, hash_password};
-pub use token::{Audience, Granted, TOKEN_TTL, issue_token};
+pub use token::{Audience, Granted, TOKEN_TTL, issue_token, issue_until};
 pub use uses::TokenUses;
+
+/// The parsers, for `fuzz`.
+pub(crate) mod fuzzed {
+    pub use super::given::Given;
+    pub use super::token::holds;
+}
 
 /// When somebody may come again who found too many waiting.
 const CROWDED_RETRY: Duration = Duration::from_secs(1);
-/// Longer credentials are refused unread, in bytes.
-const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
+/// The answer where a password is right and not enough.
+pub const CODE_NEEDED: &str = "second_factor_needed";
 /// What a personal token begins with.
 pub const PERSONAL_TOKEN_PREFIX: &str = "pat_v1_";
 
@@ -52,6 +63,8 @@ pub enum Principal {
         role: UserRole,
         /// The personal token that was brought instead of a password.
         token: Option<TokenUse>,
+        /// The session that a login began.
+        session: Option<String>,
     },
     Robot(RobotName),
     Agent(PeerId),
@@ -61,7 +74,8 @@ pub enum Principal {
 /// A personal token, as far as it matters for what its bearer may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenUse {
-    pub id: String,
+    /// `None` is a token of another issuer's.
+    pub id: Option<String>,
     pub scopes: BTreeSet<Scope>,
 }
 
@@ -114,6 +128,8 @@ pub struct Asker {
     pub principal: Option<Principal>,
     /// What the token was given for, where it was given for something only.
     pub granted: Option<Vec<Granted>>,
+    /// When the token ends that was brought: what is got with it ends then, too.
+    pub until: Option<Timestamp>,
     pub view: View,
 }
 
@@ -123,11 +139,40 @@ impl Asker {
     }
 }
 
-/// Checks a name and password, a name and personal token, or a robot and its secret.
+/// What somebody is answered whose password is right, and who would have to bring a code as well.
+fn code_needed() -> Problem {
+    let message = "this account logs in with a second factor, which cannot be asked for here: \
+                   use a personal access token (pat_v1_…) as the password";
+    Problem { code: CODE_NEEDED, message: message.into(), ..Problem::unauthorized() }
+}
+
+/// Checks a name and password, a name and personal token, or a robot and its secret, where that is
+/// all there will be.
+///
+/// # Errors
+/// 401, the same for an unknown name and a wrong password, and where a password is not enough; 429
+/// where too many guess.
+pub async fn check_password(
+    app: &App,
+    view: &View,
+    client: Option<IpAddr>,
+    name: &str,
+    password: Zeroizing<String>,
+) -> Result<Principal, Problem> {
+    let principal = first_factor(app, view, client, name, password).await?;
+    match &principal {
+        Principal::User { name, token: None, .. } if view.query().needs_second_factor(name)? => {
+            Err(code_needed())
+        }
+        _ => Ok(principal),
+    }
+}
+
+/// The same, for who may be asked for more.
 ///
 /// # Errors
 /// 401, the same for an unknown name and a wrong password; 429 where too many guess.
-pub async fn check_password(
+pub async fn first_factor(
     app: &App,
     view: &View,
     client: Option<IpAddr>,
@@ -178,7 +223,8 @@ pub async fn check_password(
     };
     match user {
         Some(user) if right => {
-            Ok(Principal::User { name: user.name, role: user.role, token: None })
+            let (name, role) = (user.name, user.role);
+            Ok(Principal::User { name, role, token: None, session: None })
         }
         _ => Err(wrong()),
     }
@@ -192,7 +238,7 @@ fn barred<T>(app: &App, answer: Result<T, Problem>) -> Result<T, Problem> {
     answer
 }
 
-fn wrong_token(app: &App, client: Option<IpAddr>) {
+pub fn wrong_token(app: &App, client: Option<IpAddr>) {
     app.metrics.login_failed("token");
     app.lockout.note_token(client);
 }
@@ -223,8 +269,14 @@ fn bearer<R: Read>(
     }
     let user = query.user(token.user.as_str())?;
     let PersonalToken { id, scopes, .. } = token;
-    let used = Some(TokenUse { id, scopes });
-    Ok(user.map(|user| Principal::User { name: user.name, role: user.role, token: used }))
+    let used = Some(TokenUse { id: Some(id), scopes });
+    let known = |user: shoal_metadata::User| Principal::User {
+        name: user.name,
+        role: user.role,
+        token: used,
+        session: None,
+    };
+    Ok(user.map(known))
 }
 
 /// Who sends these headers.
@@ -238,12 +290,12 @@ pub async fn authenticate(
     audience: Audience,
 ) -> Result<Asker, Problem> {
     let view = app.view().await?;
-    let (principal, granted) = credentials(app, &view, parts, audience).await?;
+    let Known { principal, granted, until } = credentials(app, &view, parts, audience).await?;
     if let Some(principal) = &principal {
         noted::note_user(|| principal.name());
         check_rate(app, parts, principal)?;
     }
-    Ok(Asker { principal, granted, view })
+    Ok(Asker { principal, granted, until, view })
 }
 
 /// # Errors
@@ -259,7 +311,19 @@ fn check_rate(app: &App, parts: &request::Parts, principal: &Principal) -> Resul
     })
 }
 
-type Known = (Option<Principal>, Option<Vec<Granted>>);
+/// What credentials say.
+#[derive(Debug, Default)]
+struct Known {
+    principal: Option<Principal>,
+    granted: Option<Vec<Granted>>,
+    until: Option<Timestamp>,
+}
+
+impl From<Principal> for Known {
+    fn from(principal: Principal) -> Self {
+        Self { principal: Some(principal), ..Self::default() }
+    }
+}
 
 /// Where a request comes from.
 pub fn client(parts: &request::Parts) -> Option<IpAddr> {
@@ -268,6 +332,30 @@ pub fn client(parts: &request::Parts) -> Option<IpAddr> {
 
 pub fn client_of(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip())
+}
+
+/// A robot's short token in place of its secret: for clients that know names and passwords only.
+fn robots_token(
+    app: &App,
+    view: &View,
+    client: Option<IpAddr>,
+    name: &str,
+    token: &str,
+) -> Result<Known, Problem> {
+    barred(app, app.lockout.check_address(view.query(), client))?;
+    let known = token::check(app, view, token, Audience::Api);
+    let own = |known: &Known| {
+        known.granted.is_none()
+            && matches!(&known.principal, Some(Principal::Robot(robot)) if robot.to_string() == name)
+    };
+    match known {
+        Ok(known) if own(&known) => Ok(known),
+        Err(problem) if problem.code == token::EXPIRED => Err(problem),
+        _ => {
+            wrong_token(app, client);
+            Err(Problem::unauthorized())
+        }
+    }
 }
 
 async fn credentials(
@@ -279,46 +367,49 @@ async fn credentials(
     let from = client(parts);
     let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
         barred(app, app.lockout.check_address(view.query(), from))?;
-        return Ok((None, None));
+        return Ok(Known::default());
     };
-    let text = value.to_str().unwrap_or_default();
-    if text.len() > CREDENTIALS_BYTES_MAX {
-        return Err(Problem::unauthorized());
+    let given = Given::parse(value.to_str().unwrap_or_default());
+    match given.ok_or_else(Problem::unauthorized)? {
+        Given::Basic { name, password } if token::is_ours(&password) => {
+            robots_token(app, view, from, &name, &password)
+        }
+        Given::Basic { name, password } => {
+            check_password(app, view, from, &name, password).await.map(Known::from)
+        }
+        Given::Bearer(token) => bearer_token(app, view, from, token, audience).await,
     }
-    let (scheme, rest) = text.split_once(' ').ok_or_else(Problem::unauthorized)?;
-    if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = BASE64.decode(rest.trim()).map_err(|_| Problem::unauthorized())?;
-        let decoded =
-            Zeroizing::new(String::from_utf8(decoded).map_err(|_| Problem::unauthorized())?);
-        let (name, password) = decoded.split_once(':').ok_or_else(Problem::unauthorized)?;
-        let password = Zeroizing::new(password.to_owned());
-        let principal = check_password(app, view, client(parts), name, password).await?;
-        Ok((Some(principal), None))
-    } else if scheme.eq_ignore_ascii_case("bearer") {
-        let token = rest.trim();
-        // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
-        // host must not cut the host off.
-        if token::is_machines(token) {
-            return token::check(app, view, token, audience);
-        }
-        barred(app, app.lockout.check_address(view.query(), from))?;
-        let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
-            let principal = personal(app, view.query(), token)?;
-            principal.map(|one| (Some(one), None)).ok_or_else(Problem::unauthorized)
-        } else {
-            token::check(app, view, token, audience)
-        };
-        // One that was good until now is no guess.
-        if let Err(problem) = &known
-            && problem.status == StatusCode::UNAUTHORIZED
-            && problem.code != token::EXPIRED
-        {
-            wrong_token(app, from);
-        }
-        known
+}
+
+async fn bearer_token(
+    app: &App,
+    view: &View,
+    from: Option<IpAddr>,
+    token: &str,
+    audience: Audience,
+) -> Result<Known, Problem> {
+    // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
+    // host must not cut the host off.
+    if token::is_machines(token) {
+        return token::check(app, view, token, audience);
+    }
+    barred(app, app.lockout.check_address(view.query(), from))?;
+    let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
+        let principal = personal(app, view.query(), token)?;
+        principal.map(Known::from).ok_or_else(Problem::unauthorized)
+    } else if issuer::may_be_foreign(token) {
+        Box::pin(foreign::check(app, view, token)).await
     } else {
-        Err(Problem::unauthorized())
+        token::check(app, view, token, audience)
+    };
+    // One that was good until now is no guess.
+    if let Err(problem) = &known
+        && problem.status == StatusCode::UNAUTHORIZED
+        && ![token::EXPIRED, token::ENDED].contains(&problem.code)
+    {
+        wrong_token(app, from);
     }
+    known
 }
 
 impl FromRequestParts<App> for Asker {

@@ -60,6 +60,8 @@ impl Accounts {
         password: Zeroizing<String>,
         stored: Option<Secret>,
     ) -> Checked {
+        // An account without a password costs as much time as one that is not there.
+        let stored = stored.filter(|stored| stored.0.starts_with(b"$"));
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.nobody.clone());
         let mut hasher = blake3::Hasher::new_keyed(&self.key);

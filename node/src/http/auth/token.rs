@@ -10,7 +10,7 @@ use std::time::Duration;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use shoal_content::{AccountName, PeerId};
+use shoal_content::{AccountName, PeerId, Timestamp};
 use shoal_metadata::RobotName;
 use shoal_raft::View;
 
@@ -28,6 +28,8 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(30);
 const USER_TOKEN: &str = "JWT";
 const AGENT_TOKEN: &str = "shoal-agent+jwt";
 const NODE_TOKEN: &str = "shoal-node+jwt";
+/// Between the two steps of a login; good for nothing else.
+const LOGIN_TICKET: &str = "shoal-login+jwt";
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,9 @@ struct Claims {
     pat: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     access: Option<Vec<Granted>>,
+    /// The session that this one is of, and ends with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sid: Option<String>,
 }
 
 /// Signs a Bearer token for `principal`, which holds for [`TOKEN_TTL`]; gives the token and the
@@ -83,11 +88,29 @@ pub fn issue_token(
     principal: Option<&Principal>,
     access: Option<Vec<Granted>>,
 ) -> Result<(String, u64), Problem> {
+    issue_until(app, principal, access, None)
+}
+
+/// The same, but no longer than `until`.
+///
+/// # Errors
+/// Where signing fails.
+pub fn issue_until(
+    app: &App,
+    principal: Option<&Principal>,
+    access: Option<Vec<Granted>>,
+    until: Option<Timestamp>,
+) -> Result<(String, u64), Problem> {
     let iat = app.now().as_millis() / 1000;
-    let exp = iat + TOKEN_TTL.as_secs();
+    let until = until.map_or(u64::MAX, |until| until.as_millis() / 1000);
+    let exp = (iat + TOKEN_TTL.as_secs()).min(until);
     let audience = if access.is_some() { Audience::Registry } else { Audience::Api };
     let pat = match principal {
-        Some(Principal::User { token: Some(TokenUse { id, .. }), .. }) => Some(id.clone()),
+        Some(Principal::User { token: Some(TokenUse { id, .. }), .. }) => id.clone(),
+        _ => None,
+    };
+    let sid = match principal {
+        Some(Principal::User { session, .. }) => session.clone(),
         _ => None,
     };
     let claims = Claims {
@@ -98,6 +121,7 @@ pub fn issue_token(
         exp,
         pat,
         access,
+        sid,
     };
     let key = EncodingKey::from_ed_der(app.keys.token.to_pkcs8_der());
     let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key)
@@ -105,14 +129,66 @@ pub fn issue_token(
     Ok((token, exp))
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+struct TicketClaims {
+    sub: String,
+    aud: String,
+    exp: u64,
+    /// See `session::read_ticket`.
+    bound: String,
+}
+
+fn ticket_audience(app: &App) -> String {
+    format!("{}/second-factor", app.keys.cluster)
+}
+
+/// # Errors
+/// Where signing fails.
+pub(super) fn issue_ticket(
+    app: &App,
+    user: &str,
+    bound: String,
+    ttl: Duration,
+) -> Result<(String, u64), Problem> {
+    let exp = app.now().as_millis() / 1000 + ttl.as_secs();
+    let claims = TicketClaims { sub: user.to_owned(), aud: ticket_audience(app), exp, bound };
+    let header = Header { typ: Some(LOGIN_TICKET.to_owned()), ..Header::new(Algorithm::EdDSA) };
+    let key = EncodingKey::from_ed_der(app.keys.token.to_pkcs8_der());
+    let ticket = jsonwebtoken::encode(&header, &claims, &key);
+    ticket.map(|ticket| (ticket, exp)).map_err(|error| Problem::internal(&error))
+}
+
+/// The user and what the ticket is bound to, if it is a good one.
+pub(super) fn read_ticket(app: &App, ticket: &str) -> Option<(String, String)> {
+    let header = jsonwebtoken::decode_header(ticket).ok()?;
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(&[ticket_audience(app)]);
+    validation.set_required_spec_claims(&["exp", "aud", "sub"]);
+    validation.leeway = 0;
+    let key = DecodingKey::from_ed_der(app.keys.token.peer_id().as_public_key());
+    let claims = jsonwebtoken::decode::<TicketClaims>(ticket, &key, &validation).ok()?.claims;
+    let right = header.typ.as_deref() == Some(LOGIN_TICKET);
+    right.then_some((claims.sub, claims.bound))
+}
+
 /// What a token is answered with that was good before.
 pub(super) const EXPIRED: &str = "token_expired";
+/// What a token is answered with whose session has ended.
+pub(super) const ENDED: &str = "session_ended";
 
 /// Whether an agent or a node says to have signed it.
 pub(super) fn is_machines(token: &str) -> bool {
     let header = jsonwebtoken::decode_header(token).ok();
     let kind = header.and_then(|header| header.typ);
     matches!(kind.as_deref(), Some(AGENT_TOKEN | NODE_TOKEN))
+}
+
+/// Whether this cluster says to have signed it for an account.
+pub(super) fn is_ours(text: &str) -> bool {
+    let header = jsonwebtoken::decode_header(text).ok();
+    header.is_some_and(|header| {
+        header.alg == Algorithm::EdDSA && header.typ.as_deref() == Some(USER_TOKEN)
+    })
 }
 
 /// Who brings `token`, and what it narrows them to.
@@ -131,7 +207,8 @@ pub(super) fn check(
         Some(USER_TOKEN) => {
             let claims = verify(app, token, app.keys.token.peer_id(), audience)?;
             let principal = account(app, view, &claims)?;
-            Ok((principal, claims.access))
+            let until = Timestamp::from_millis(claims.exp.saturating_mul(1000));
+            Ok(Known { principal, granted: claims.access, until: Some(until) })
         }
         Some(kind @ (AGENT_TOKEN | NODE_TOKEN)) => {
             // Who says to have signed it is only looked at; the signature decides.
@@ -150,7 +227,7 @@ pub(super) fn check(
             if life > SELF_SIGNED_TTL_MAX.as_secs() {
                 return Err(Problem::unauthorized());
             }
-            Ok((Some(principal), None))
+            Ok(principal.into())
         }
         _ => Err(Problem::unauthorized()),
     }
@@ -175,16 +252,46 @@ fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>,
         row.map(|row| Principal::Robot(row.name))
     } else {
         let user = query.user(&claims.sub)?;
-        user.map(|user| Principal::User { name: user.name, role: user.role, token: None })
+        if let Some(id) = &claims.sid {
+            let session = query.session(&claims.sub, id)?;
+            if session.is_none_or(|session| session.expires_at <= app.now()) {
+                let message = "the session has ended; log in again";
+                return Err(Problem {
+                    code: ENDED,
+                    message: message.into(),
+                    ..Problem::unauthorized()
+                });
+            }
+        }
+        let session = claims.sid.clone();
+        user.map(|user| Principal::User { name: user.name, role: user.role, token: None, session })
     };
     principal.map(Some).ok_or_else(Problem::unauthorized)
 }
 
 /// Checks signature, audience and time.
 fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<Claims, Problem> {
-    let mut validation = Validation::new(Algorithm::EdDSA);
     // A session is good for the registry, too.
-    validation.set_audience(&[Audience::Api.name(app), audience.name(app)]);
+    let audiences = [Audience::Api.name(app), audience.name(app)];
+    verified(token, signer, &audiences, app.now().as_millis() / 1000)
+}
+
+/// Whether `token` is one that `signer` signed for `audience` and that holds now, by its own words.
+pub fn holds(token: &str, signer: PeerId, audience: &str, now: u64) -> bool {
+    is_machines(token);
+    let signed = verified(token, signer, &[audience.to_owned()], now).is_ok();
+    // What its header says of the algorithm is looked at besides.
+    signed && jsonwebtoken::decode_header(token).is_ok_and(|it| it.alg == Algorithm::EdDSA)
+}
+
+fn verified(
+    token: &str,
+    signer: PeerId,
+    audiences: &[String],
+    now: u64,
+) -> Result<Claims, Problem> {
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(audiences);
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
     validation.leeway = CLOCK_SKEW_MAX.as_secs();
     let key = DecodingKey::from_ed_der(signer.as_public_key());
@@ -194,7 +301,6 @@ fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<
         _ => Problem::unauthorized(),
     })?;
     let claims = claims.claims;
-    let now = app.now().as_millis() / 1000;
     if claims.iat > now + CLOCK_SKEW_MAX.as_secs() {
         return Err(Problem::unauthorized());
     }

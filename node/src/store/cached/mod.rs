@@ -38,7 +38,7 @@ pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 const WINDOWS_AHEAD: usize = 2;
 /// Readers that the cache serves at once: at most half a GiB in their hands.
 const READERS_MAX: usize = 128;
-const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const MEMORY_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const LENGTHS_MAX: u64 = 100_000;
 
 /// A window of an object, by its number from the object's start.
@@ -137,7 +137,10 @@ impl Windows {
             Ok(bytes)
         };
         let entry = self.memory.entry(id).or_try_insert_with(fetch).await.map_err(shared)?;
-        if !entry.is_fresh() {
+        if entry.is_fresh() {
+            // Else as many windows as the cache's own queue has places wait to be let go.
+            self.memory.run_pending_tasks().await;
+        } else {
             self.count("memory", &self.reads.hits);
         }
         Ok(entry.into_value())

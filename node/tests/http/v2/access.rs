@@ -4,10 +4,10 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::node::Node;
-use super::{expect, header, push_image, refused};
+use super::{expect, header, push_image, refused, sha256};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_get_one_challenge_and_learn_nothing() -> Result<()> {
@@ -57,6 +57,66 @@ async fn a_named_host_sends_clients_for_a_token_and_takes_it() -> Result<()> {
     let token = granted["token"].as_str().context("a token")?;
     let answer = node.http.get(format!("{base}/")).bearer_auth(token).send().await?;
     expect(&answer, StatusCode::OK)?;
+    node.server.stop().await
+}
+
+/// As podman and containerd push: one token for the whole of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_token_does_for_a_push_that_makes_the_project() -> Result<()> {
+    let node = Node::start().await?;
+    let user = json!({ "username": "alice", "password": "Sparkling-water-42" });
+    let _user: Value = node.call(Method::POST, "users", &user).await?;
+    let scope = "token?scope=repository:fresh/app:pull,push";
+    let request = node.anonymous_v2(Method::GET, scope);
+    let granted = request.basic_auth("alice", Some("Sparkling-water-42")).send().await?;
+    let granted: Value = granted.error_for_status()?.json().await?;
+    let token = granted["token"].as_str().context("a token")?;
+    let with = |method, path: &str| node.anonymous_v2(method, path).bearer_auth(token);
+
+    let layers = [&b"the first"[..], b"the second"];
+    for layer in layers {
+        let digest = sha256(layer);
+        let missing = with(Method::HEAD, &format!("fresh/app/blobs/{digest}")).send().await?;
+        expect(&missing, StatusCode::NOT_FOUND)?;
+        let push = with(Method::POST, &format!("fresh/app/blobs/uploads/?digest={digest}"));
+        expect(&push.body(layer).send().await?, StatusCode::CREATED)?;
+    }
+    let descriptor = |layer: &[u8]| super::descriptor(super::LAYER, layer);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": super::MANIFEST,
+        "config": descriptor(layers[0]), "layers": layers.map(descriptor),
+    });
+    let put = with(Method::PUT, "fresh/app/manifests/v1").header("content-type", super::MANIFEST);
+    expect(&put.body(manifest.to_string()).send().await?, StatusCode::CREATED)?;
+    expect(&with(Method::GET, "fresh/app/manifests/v1").send().await?, StatusCode::OK)?;
+    // What it was not given for, it says so; and to what is not alice's it gives nothing.
+    push_image(&node, "b/private", "v1", b"layer").await?;
+    let port = node.url.rsplit(':').next().context("a port")?;
+    let other = format!("https://localhost:{port}/v2/b/private/manifests/v1");
+    let answer = node.http.get(other).bearer_auth(token).send().await?;
+    expect(&answer, StatusCode::UNAUTHORIZED)?;
+    let challenge = header(&answer, "www-authenticate")?;
+    ensure!(challenge.ends_with(",error=\"insufficient_scope\""), "{challenge}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_localhost_in_the_clear_is_asked_for_basic() -> Result<()> {
+    let plain = super::super::node::free_tcp()?;
+    let node = Node::start_with(|config| config.http.plain_listen = Some(plain)).await?;
+    let port = plain.port();
+    let challenge = async |host: String| {
+        let request = node.http.get(format!("http://127.0.0.1:{port}/v2/"));
+        let answer = request.header("host", host).send().await?;
+        expect(&answer, StatusCode::UNAUTHORIZED)?;
+        Ok::<_, anyhow::Error>(header(&answer, "www-authenticate")?.to_owned())
+    };
+    for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}"), "[::1]".to_owned()] {
+        ensure!(challenge(host.clone()).await? == "Basic realm=\"shoal\"", "{host}");
+    }
+    // A proxy that encrypts.
+    let named = challenge("registry.example".to_owned()).await?;
+    ensure!(named.starts_with("Bearer realm=\"https://registry.example/v2/token\""), "{named}");
     node.server.stop().await
 }
 

@@ -28,6 +28,17 @@ async fn a_blob_comes_whole_with_exact_headers() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_may_be_escaped_and_head_knows_no_ranges() -> Result<()> {
+    let node = Node::start().await?;
+    let digest = push_blob(&node, "a/escaped", b"some content").await?;
+    let path = format!("a/escaped/blobs/{}", digest.replace(':', "%3A"));
+    let answer = node.v2(Method::HEAD, &path).header("range", "bytes=0-3").send().await?;
+    expect(&answer, StatusCode::OK)?;
+    ensure!(header(&answer, "content-length")? == "12");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ranges_are_served_clamped_or_refused() -> Result<()> {
     let node = Node::start().await?;
     let content: Vec<u8> = (0..=255).collect();

@@ -50,6 +50,7 @@ async fn odd_but_lawful_manifests_are_taken() -> Result<()> {
     let node = Node::start().await?;
     push_blob(&node, "a/odd", b"{}").await?;
     push_blob(&node, "a/odd", b"").await?;
+    push_blob(&node, "a/odd", b"layer").await?;
     let config = descriptor(CONFIG, b"{}");
     let empty_index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] });
     let text = empty_index.to_string();
@@ -73,6 +74,20 @@ async fn odd_but_lawful_manifests_are_taken() -> Result<()> {
         ("empty-index", empty_index),
         ("nested", nested),
         ("subject", about),
+        // As BuildKit keeps its cache.
+        (
+            "cache",
+            json!({
+                "schemaVersion": 2, "mediaType": INDEX, "manifests": [
+                    descriptor(LAYER, b"layer"),
+                    { "mediaType": "application/vnd.buildkit.cacheconfig.v0", "digest": sha256(b"{}"), "size": 2 },
+                ],
+            }),
+        ),
+        (
+            "null",
+            json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": null }),
+        ),
     ] {
         let answer = put(&node, "a/odd", tag, &manifest).await?;
         ensure!(answer.status() == StatusCode::CREATED, "{tag}: {}", answer.text().await?);

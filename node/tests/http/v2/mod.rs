@@ -6,6 +6,7 @@ mod blobs;
 mod lists;
 mod manifests;
 mod referrers;
+mod resume;
 mod uploads;
 
 use anyhow::{Context, Result, ensure};

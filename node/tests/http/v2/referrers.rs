@@ -31,6 +31,73 @@ async fn a_repository_that_was_never_pushed_has_an_empty_list() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_be_seen_refers_to_nothing() -> Result<()> {
+    let node = Node::start().await?;
+    let subject = push_image(&node, "a/hidden", "v1", b"layer").await?;
+    let about = json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": null,
+        "subject": descriptor(MANIFEST, &subject),
+    });
+    expect(&put(&node, "a/hidden", "v2", &about).await?, StatusCode::CREATED)?;
+    let user = json!({ "username": "alice", "password": "Sparkling-water-42" });
+    let _user: Value = node.call(Method::POST, "users", &user).await?;
+    let asks = async |repository: &str| {
+        let path = format!("{repository}/referrers/{}", sha256(&subject));
+        let request = node.anonymous_v2(Method::GET, &path);
+        let answer = request.basic_auth("alice", Some("Sparkling-water-42")).send().await?;
+        expect(&answer, StatusCode::OK)?;
+        Ok::<_, anyhow::Error>(answer.text().await?)
+    };
+    let (hidden, missing) = (asks("a/hidden").await?, asks("a/missing").await?);
+    ensure!(hidden == missing, "{hidden}");
+    ensure!(
+        referrers(&node, &format!("a/hidden/referrers/{}", sha256(&subject))).await?.0.len() == 1
+    );
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_longer_than_a_manifest_may_be_comes_in_pages() -> Result<()> {
+    let node = Node::start().await?;
+    let subject = push_image(&node, "a/long", "v1", b"layer").await?;
+    let text = "x".repeat(900 * 1024);
+    let mut wanted = std::collections::BTreeSet::new();
+    for number in 0..7 {
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "manifests": [],
+            "artifactType": "application/x-long+json",
+            "subject": descriptor(MANIFEST, &subject),
+            "annotations": { "number": number.to_string(), "text": text },
+        });
+        let digest = sha256(index.to_string().as_bytes());
+        expect(&put(&node, "a/long", &digest, &index).await?, StatusCode::CREATED)?;
+        wanted.insert(digest);
+    }
+    let mut found = std::collections::BTreeSet::new();
+    let mut pages = 0;
+    let about = sha256(&subject);
+    let mut next =
+        Some(format!("/v2/a/long/referrers/{about}?artifactType=application%2Fx-long%2Bjson"));
+    while let Some(path) = next.take() {
+        let answer = node.v2(Method::GET, path.trim_start_matches("/v2/")).send().await?;
+        expect(&answer, StatusCode::OK)?;
+        if let Some(link) = answer.headers().get("link") {
+            let link = link.to_str()?.strip_prefix('<').and_then(|link| link.split_once('>'));
+            next = link.map(|(path, _)| path.to_owned());
+        }
+        let body = answer.bytes().await?;
+        ensure!(body.len() <= 4 << 20, "{} bytes", body.len());
+        let index: Value = serde_json::from_slice(&body)?;
+        for one in index["manifests"].as_array().into_iter().flatten() {
+            ensure!(found.insert(one["digest"].as_str().unwrap_or_default().to_owned()));
+        }
+        pages += 1;
+    }
+    ensure!(found == wanted && pages == 2, "{pages} pages of {}", found.len());
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn referrers_come_with_type_and_annotations_filtered_and_go_again() -> Result<()> {
     let node = Node::start().await?;
     let subject = push_image(&node, "a/refs", "v1", b"layer").await?;

@@ -44,6 +44,7 @@ impl<R: Read> Step<'_, R> {
         if self.query().robot(name)?.is_none() {
             return Err(Refusal::NotFound(Subject::Robot).into());
         }
+        self.drop_workload_rules(&name.project, Some(&name.name))?;
         self.rows.remove(Table::Robots, key::robot(name));
         Ok(Response::Done)
     }

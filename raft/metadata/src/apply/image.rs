@@ -8,7 +8,7 @@ use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
-use crate::query::{IMAGES_COUNT, all_rows};
+use crate::query::all_rows;
 use crate::record::{Image, ImageKind, ImageProfile};
 use crate::table::{Fault, Read, Table};
 
@@ -62,9 +62,7 @@ impl<R: Read> Step<'_, R> {
             latest: None,
         };
         self.put_image(&image);
-        self.count_image(&image.name.project(), 1)?;
-        let count = self.query().image_count()?;
-        self.rows.put(Table::Counts, IMAGES_COUNT, &(count + 1));
+        self.change_image_count(&image, 1)?;
         Ok(())
     }
 
@@ -103,17 +101,19 @@ impl<R: Read> Step<'_, R> {
         id: ImageId,
         profile: ImageProfile,
     ) -> Result<Response, Stop> {
-        let mut image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
+        let mut image = self.live_image(id)?;
         image.profile = profile;
         image.updated_at = self.at;
         self.put_image(&image);
         Ok(Response::Done)
     }
 
-    /// Upload sessions to it stay until they expire: they find it missing.
+    /// For good, whether it was deleted before or not. Upload sessions to it stay until they expire:
+    /// they find it missing.
     pub(super) fn delete_image(&mut self, id: ImageId) -> Result<Response, Stop> {
         let image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
         self.check_image_goes(&image)?;
+        self.check_image_unused(id)?;
         for version in self.query().versions(id)? {
             self.drop_version(&image.name, &version)?;
         }
@@ -123,12 +123,11 @@ impl<R: Read> Step<'_, R> {
             self.unlink(id, &project, &key::read_digest(&key, prefix.len())?)?;
         }
         self.drop_rights_at(&crate::rights::Place::Image(id))?;
-        self.rows.remove(Table::ImageNames, image.name.as_str().as_bytes());
+        if self.query().deletion(&image)?.is_none() {
+            self.leave_name(&image)?;
+        }
+        self.drop_image_extras(&image)?;
         self.rows.remove(Table::Images, prefix);
-        self.count_image(&project, -1)?;
-        let count = self.query().image_count()?;
-        let count = count.checked_sub(1).ok_or(Fault::Contradiction("fewer images than none"))?;
-        self.rows.put(Table::Counts, IMAGES_COUNT, &count);
         Ok(Response::Done)
     }
 
@@ -143,6 +142,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::NotFound(Subject::Version).into());
         }
         self.check_moves(&image, std::slice::from_ref(&tag), digest)?;
+        self.follow_latest(&mut image, &tag, digest)?;
         self.move_tag(&image, tag, digest)?;
         image.updated_at = self.at;
         self.put_image(&image);
@@ -160,6 +160,9 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::TagPushes, key::tag(image.id, &tag), &self.at);
         if old.as_ref() == Some(digest) {
             return Ok(());
+        }
+        if old.is_none() && self.keeps_catalog()? {
+            self.rows.put(Table::TagBirths, key::tag(image.id, &tag), &self.at);
         }
         if let Some(old) = old {
             self.rows.remove(Table::VersionTags, key::version_tag(image.id, &old, &tag));
@@ -191,7 +194,7 @@ impl<R: Read> Step<'_, R> {
         tag: TagName,
         digest: &Digest,
     ) {
-        for table in [Table::Tags, Table::TagPushes, Table::TagPulls] {
+        for table in [Table::Tags, Table::TagPushes, Table::TagPulls, Table::TagBirths] {
             self.rows.remove(table, key::tag(image, &tag));
         }
         self.rows.remove(Table::VersionTags, key::version_tag(image, digest, &tag));

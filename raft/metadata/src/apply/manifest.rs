@@ -7,10 +7,11 @@ use shoal_content::{Digest, RepositoryName};
 
 use super::image::Place;
 use super::{Step, Stop};
+use crate::catalog::latest_of;
 use crate::command::{Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject};
 use crate::key;
 use crate::quota::Content;
-use crate::record::{DiskUploadState, Image, Reference, Upload, UploadPurpose, Version};
+use crate::record::{DiskUploadState, Image, ImageKind, Reference, Upload, UploadPurpose, Version};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
 
@@ -203,6 +204,7 @@ impl<R: Read> Step<'_, R> {
         let version = self.query().version(image.id, digest)?;
         let version = version.ok_or(Refusal::NotFound(Subject::Version))?;
         self.check_version_goes(&image, &version)?;
+        self.check_version_unused(&image, &version)?;
         self.drop_version(repository, &version)?;
         self.end_removal(image)?;
         Ok(Response::Done)
@@ -214,7 +216,10 @@ impl<R: Read> Step<'_, R> {
             Some(latest) => self.query().version(image.id, latest)?,
             None => None,
         };
-        if latest.is_none() {
+        if latest.is_none() && image.kind == ImageKind::Disk && self.keeps_catalog()? {
+            let left = self.query().versions(image.id)?;
+            image.latest = latest_of(&left).map(|version| version.digest.clone());
+        } else if latest.is_none() {
             let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
             image.latest = match newest.first() {
                 Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,
@@ -239,7 +244,13 @@ impl<R: Read> Step<'_, R> {
             self.drop_tag(image, repository, tag, digest);
         }
         let key = key::image_digest(image, digest);
-        for table in [Table::Versions, Table::VersionPulls, Table::UntaggedVersions] {
+        for table in [
+            Table::Versions,
+            Table::VersionPulls,
+            Table::UntaggedVersions,
+            Table::VersionNotes,
+            Table::VersionDownloads,
+        ] {
             self.rows.remove(table, key.clone());
         }
         self.rows.remove(Table::Manifests, key);

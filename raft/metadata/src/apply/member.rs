@@ -85,24 +85,37 @@ impl<R: Read> Step<'_, R> {
                 self.check_another_admin(&old)?;
             }
             user.created_at = old.created_at;
+            if user.password_hash != old.password_hash {
+                self.drop_sessions_of(&user.name, None)?;
+            }
         }
         self.rows.put(Table::Users, user.name.as_bytes(), &user);
         Ok(Response::Done)
     }
 
     pub(super) fn remove_user(&mut self, name: &str) -> Result<Response, Stop> {
-        let user = self.query().user(name)?.ok_or(Refusal::NotFound(Subject::User))?;
-        self.check_another_admin(&user)?;
+        self.check_removable(name)?;
         if let Ok(account) = name.parse() {
             let grantee = Grantee::User(AccountName::clone(&account));
-            self.check_leaving(&grantee)?;
             self.drop_rights_of(&grantee)?;
             self.drop_tokens_of(&account)?;
         }
+        self.drop_stars_of(name)?;
         self.disown_projects_of(name)?;
         self.drop_quota(Payer::User(name.to_owned()));
+        self.drop_logins_of(name)?;
         self.rows.remove(Table::Users, name.as_bytes());
         Ok(Response::Done)
+    }
+
+    /// Refuses where nobody is called so, or something would be left to nobody.
+    pub(super) fn check_removable(&self, name: &str) -> Result<(), Stop> {
+        let user = self.query().user(name)?.ok_or(Refusal::NotFound(Subject::User))?;
+        self.check_another_admin(&user)?;
+        match name.parse() {
+            Ok(account) => self.check_leaving(&Grantee::User(account)),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Refuses where `user` is the only administrator.

@@ -6,13 +6,17 @@
 //! Reference counts change in the command that adds or drops the row that refers.
 
 mod acme;
+mod ancestry;
 mod audit;
 mod blob;
+mod catalog;
 mod credential;
 mod deployment;
 mod image;
+mod instance;
 mod level;
 mod lockout;
+mod login;
 mod manifest;
 mod member;
 mod object;
@@ -20,10 +24,12 @@ mod policy;
 mod quota;
 mod retire;
 mod rights;
+mod trash;
 mod upload;
 
 use shoal_content::Timestamp;
 
+pub use catalog::COUNTED_MAX;
 pub use retire::{PULLS_MAX, RETIRED_MAX};
 
 use crate::command::{Command, Event, Refusal, Response};
@@ -218,6 +224,63 @@ impl<R: Read> Step<'_, R> {
             Command::Audited { source, command } => self.audited(source, *command),
             Command::NoteAudit(batch) => self.note_audit(batch),
             Command::ArchiveAudit(archive) => self.archive_audit(&archive),
+            Command::CreateDescribedImage { id, name, kind, profile, note, owner } => {
+                self.create_image(id, name, kind, profile, owner)?;
+                self.put_image_note(id, note)?;
+                Ok(Response::Image(id))
+            }
+            Command::DescribeImage { id, profile, note } => {
+                self.update_image(id, profile)?;
+                self.put_image_note(id, note)?;
+                Ok(Response::Done)
+            }
+            Command::TrashImage { id, by } => self.trash_image(id, by),
+            Command::RestoreImage { id } => self.restore_image(id),
+            Command::BeginDescribedUpload { upload, note } => {
+                self.begin_described_upload(&upload, &note)
+            }
+            Command::PublishDisk { put, compressed_bytes } => {
+                self.publish_disk(put, compressed_bytes)
+            }
+            Command::DescribeVersion { image, digest, changelog, build_info, by } => {
+                self.describe_version(image, &digest, changelog, build_info, by)
+            }
+            Command::DeprecateVersion { image, digest, message, by } => {
+                self.deprecate_version(image, &digest, message, by)
+            }
+            Command::Rollback { image, tag, to } => self.roll_back(image, tag, to),
+            Command::RegisterInstance { instance, replace } => {
+                self.register_instance(instance, replace)
+            }
+            Command::RemoveInstance { name } => self.remove_instance(&name),
+            Command::NoteStars { stars } => self.note_stars(stars),
+            Command::NoteDownloads(batch) => self.note_downloads(batch),
+            Command::ClaimImport { upload, node, lease_until } => {
+                self.claim_import(upload, node, lease_until)
+            }
+            Command::BeginSecondFactor { user, secret } => self.begin_second_factor(&user, secret),
+            Command::ConfirmSecondFactor { user, step, recovery } => {
+                self.confirm_second_factor(&user, step, recovery)
+            }
+            Command::UseSecondFactor { user, proof } => self.use_second_factor(&user, proof),
+            Command::PutRecoveryCodes { user, recovery } => {
+                self.put_recovery_codes(&user, recovery)
+            }
+            Command::RemoveSecondFactor { user } => self.remove_second_factor(&user),
+            Command::BeginSession { session, limit } => self.begin_session(session, limit),
+            Command::EndSession { user, id } => self.end_session(&user, &id),
+            Command::EndSessions { user, keep } => self.end_sessions(&user, keep.as_deref()),
+            Command::ChangePassword { user, password_hash, keep } => {
+                self.change_password(&user, password_hash, keep.as_deref())
+            }
+            Command::LinkIdentity { identity, create } => self.link_identity(&identity, create),
+            Command::UnlinkIdentity { issuer, subject } => self.unlink_identity(&issuer, &subject),
+            Command::PutWorkloadRule(rule) => self.put_workload_rule(&rule),
+            Command::RemoveWorkloadRule { project, name } => {
+                self.remove_workload_rule(&project, &name)
+            }
+            Command::LeaveLater { user, due } => self.leave_later(&user, due),
+            Command::Stay { user } => self.stay(&user),
         }
     }
 }

@@ -4,8 +4,6 @@
 //! the blobs it refers to, by whatever command; the check stands in the command that would do it.
 //! Whoever wants to, changes the policy first.
 
-use std::collections::BTreeSet;
-
 use shoal_content::{Digest, ProjectName, RepositoryName, TagName};
 
 use super::{Step, Stop};
@@ -116,24 +114,11 @@ impl<R: Read> Step<'_, R> {
         if let Some(number) = number.filter(|number| immutability.holds(number)) {
             return Ok(Some(number));
         }
-        let mut seen = BTreeSet::from([version.digest.clone()]);
-        let mut left = vec![version.digest.clone()];
-        while let Some(digest) = left.pop() {
-            let tags = self.query().tags_of(version.image, &digest)?;
-            if let Some(tag) = tags.into_iter().find(|tag| immutability.holds(tag.as_str())) {
-                return Ok(Some(tag.as_str().to_owned()));
-            }
-            for parent in self.query().parents(version.image, &digest)? {
-                if seen.insert(parent.clone()) {
-                    left.push(parent);
-                }
-            }
-            if seen.len() > ANCESTORS_MAX {
-                let limit = format!("{ANCESTORS_MAX} indexes above one manifest");
-                return Err(Refusal::Limit(limit).into());
-            }
-        }
-        Ok(None)
+        self.find_upward(version.image, &version.digest, ANCESTORS_MAX, |digest| {
+            let tags = self.query().tags_of(version.image, digest)?;
+            let tag = tags.into_iter().find(|tag| immutability.holds(tag.as_str()));
+            Ok(tag.map(|tag| tag.as_str().to_owned()))
+        })
     }
 
     /// Whether an image may be deleted with all it has.

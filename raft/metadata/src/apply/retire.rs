@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_content::{Digest, ImageId, TagName, Timestamp};
 
 use super::{Step, Stop};
-use crate::command::{ImagePulls, Refusal, Response, Retire, Subject};
+use crate::command::{ImagePulls, Refusal, Response, Retire};
 use crate::key;
 use crate::record::{Image, Version};
 use crate::retention::NameUse;
@@ -30,7 +30,7 @@ impl<R: Read> Step<'_, R> {
         if tags.len() + numbers.len() + untagged.len() > RETIRED_MAX {
             return Err(Refusal::Limit(format!("{RETIRED_MAX} names and versions at once")).into());
         }
-        let image = self.query().image(image)?.ok_or(Refusal::NotFound(Subject::Image))?;
+        let image = self.live_image(image)?;
         let policy = self.query().policy(&image.name.project())?;
         let policy = policy.filter(|policy| policy.revision == revision);
         let policy = policy.ok_or(Refusal::PolicyChanged)?;
@@ -84,7 +84,9 @@ impl<R: Read> Step<'_, R> {
         let pulled_at = self.query().version_pulled_at(image.id, &version.digest)?;
         let now =
             NameUse { digest: version.digest.clone(), pushed_at: version.created_at, pulled_at };
-        let same = now == *judged && !self.query().is_tagged(image.id, &version.digest)?;
+        let same = now == *judged
+            && !self.query().is_tagged(image.id, &version.digest)?
+            && !self.is_used(image.id, &version.digest)?;
         Ok(Some(version).filter(|_| same))
     }
 
@@ -102,6 +104,7 @@ impl<R: Read> Step<'_, R> {
             let image = version.image;
             let stays = looks.count > LOOKS_MAX
                 || self.query().is_tagged(image, digest)?
+                || self.is_used(image, digest)?
                 || self.query().quiet_since(&version)? > looks.quiet_before;
             if stays {
                 return Ok(false);

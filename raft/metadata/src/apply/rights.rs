@@ -207,9 +207,14 @@ impl<R: Read> Step<'_, R> {
             let by = format!("it has the image {}", image.name);
             return Err(Refusal::InUse { subject: Subject::Project, by }.into());
         }
+        if let Some((image, _)) = self.query().deleted_images_of(name)?.first() {
+            let by = format!("it has the deleted image {}; restore or purge it", image.name);
+            return Err(Refusal::InUse { subject: Subject::Project, by }.into());
+        }
         for robot in self.query().robots(name)? {
             self.rows.remove(Table::Robots, key::robot(&robot.name));
         }
+        self.drop_workload_rules(name, None)?;
         self.drop_rights_at(&Place::Project(name.clone()))?;
         self.drop_policy(name);
         self.move_project(name, Some(&project.owner), None)?;

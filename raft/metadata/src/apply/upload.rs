@@ -39,6 +39,7 @@ impl<R: Read> Step<'_, R> {
     pub(super) fn remove_session(&mut self, upload: &Upload) -> Result<(), Fault> {
         self.rows.remove(Table::UploadExpiries, key::upload_expiry(upload.expires_at, upload.id));
         self.rows.remove(Table::Uploads, key::upload(upload.id));
+        self.rows.remove(Table::UploadNotes, key::upload(upload.id));
         self.release_reservation(upload.id)
     }
 
@@ -64,8 +65,7 @@ impl<R: Read> Step<'_, R> {
             UploadPurpose::Disk {
                 image, number, total_bytes, part_bytes, parts, state, ..
             } => {
-                let image = self.query().image(*image)?;
-                let image = image.ok_or(Refusal::NotFound(Subject::Image))?;
+                let image = self.live_image(*image)?;
                 if image.kind != ImageKind::Disk {
                     return Err(Refusal::WrongKind(image.kind).into());
                 }

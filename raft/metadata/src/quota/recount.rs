@@ -62,9 +62,14 @@ pub(crate) fn contents_of<R: Read>(
         }
         after = page.last().map(|image| image.name.clone());
         if page.len() < PAGE_ROWS {
-            return Ok((contents, images));
+            break;
         }
     }
+    // What is deleted counts as no image any more, but is held until it is gone for good.
+    for (image, _) in query.deleted_images_of(project)? {
+        add_image(query, project, &image, &mut contents)?;
+    }
+    Ok((contents, images))
 }
 
 fn add_image<R: Read>(

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_content::{Digest, ImageId, RepositoryName, TagName, Timestamp};
+use shoal_content::{Digest, ImageId, InstanceName, RepositoryName, TagName, Timestamp};
 use thiserror::Error;
 
 use super::query::NameUse;
@@ -65,6 +65,8 @@ pub enum Reason {
     About(Digest),
     /// Something that stays is about it.
     SubjectOf(Digest),
+    /// An instance runs it.
+    RunBy(InstanceName),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +144,7 @@ pub fn judge<R: Read>(
             name.verdict = Verdict::Stays(Reason::Immutable { rule });
         }
     }
-    settle_numbers(&mut names);
+    settle_numbers(query, image.id, &mut names)?;
 
     let quiet_before = rules.untagged_days.map(|days| days_before(now, days));
     let untagged = match image.kind {
@@ -255,22 +257,29 @@ fn newest(names: &[JudgedName], matching: &[usize], count: u32) -> BTreeSet<Dige
     found
 }
 
-/// A number cannot go while a tag that stays names its version.
-fn settle_numbers(names: &mut [JudgedName]) {
+/// A number cannot go while a tag that stays names its version, or an instance runs it.
+fn settle_numbers<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+    names: &mut [JudgedName],
+) -> Result<(), Fault> {
     let mut tagged: BTreeMap<Digest, String> = BTreeMap::new();
     for name in names.iter() {
         if name.kind == NameKind::Tag && name.verdict != Verdict::Goes {
             tagged.entry(name.used.digest.clone()).or_insert_with(|| name.name.clone());
         }
     }
-    for name in names.iter_mut() {
-        if name.kind == NameKind::Number
-            && name.verdict == Verdict::Goes
-            && let Some(Ok(tag)) = tagged.get(&name.used.digest).map(|tag| tag.parse())
-        {
+    let goes =
+        |name: &&mut JudgedName| name.kind == NameKind::Number && name.verdict == Verdict::Goes;
+    for name in names.iter_mut().filter(goes) {
+        let digest = &name.used.digest;
+        if let Some(Ok(tag)) = tagged.get(digest).map(|tag| tag.parse()) {
             name.verdict = Verdict::Stays(Reason::Tagged(tag));
+        } else if let Some(instance) = query.instances_of(image, digest, 1)?.pop() {
+            name.verdict = Verdict::Stays(Reason::RunBy(instance));
         }
     }
+    Ok(())
 }
 
 /// The version that a tag such as `sha256-HEX.sig` belongs to (OCI distribution-spec, "Referrers

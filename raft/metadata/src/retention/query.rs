@@ -117,6 +117,12 @@ impl<R: Read> Query<'_, R> {
         Ok(!self.read.scan(Table::VersionTags, b"", &prefix, 1)?.is_empty())
     }
 
+    /// Whether an index lists a manifest.
+    pub fn is_listed(&self, image: ImageId, digest: &Digest) -> Result<bool, Fault> {
+        let prefix = key::image_digest(image, digest);
+        Ok(!self.read.scan(Table::ManifestParents, &prefix, &prefix, 1)?.is_empty())
+    }
+
     /// The indexes that list a manifest, by digest.
     pub(crate) fn parents(&self, image: ImageId, digest: &Digest) -> Result<Vec<Digest>, Fault> {
         let prefix = key::image_digest(image, digest);

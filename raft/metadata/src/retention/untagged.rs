@@ -36,7 +36,10 @@ pub(super) fn judge<R: Read>(
         let verdict = match quiet_before {
             None => Verdict::Untouched,
             Some(before) if quiet_since > before => Verdict::Stays(Reason::Recent),
-            Some(_) => Verdict::Goes,
+            Some(_) => match query.instances_of(version.image, digest, 1)?.pop() {
+                Some(instance) => Verdict::Stays(Reason::RunBy(instance)),
+                None => Verdict::Goes,
+            },
         };
         let (digest, sequence) = (digest.clone(), version.sequence);
         judged.insert(digest.clone(), JudgedVersion { digest, sequence, quiet_since, verdict });

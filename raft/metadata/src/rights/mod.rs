@@ -9,6 +9,7 @@ mod credential;
 mod permission;
 mod query;
 mod visible;
+mod workload;
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +21,7 @@ use thiserror::Error;
 pub use credential::{PersonalToken, Robot, RobotName, Scope};
 pub use permission::{Action, Decision, Denial, Ground, What, Who, permission};
 pub use visible::Visible;
+pub use workload::{SUBJECT_BYTES_MAX, WORKLOAD_RULES_MAX, WorkloadRule};
 
 /// A company or a team that owns projects and has members and groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

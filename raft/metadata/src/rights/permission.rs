@@ -162,10 +162,14 @@ pub fn permission<R: Read>(
         Who::Robot(robot) => robot_may(query, robot, action, what),
         Who::User { name, scopes } => {
             let scope = action.scope();
-            if scopes.as_ref().is_some_and(|scopes| !scopes.contains(&scope)) {
-                return Ok(Decision::Refused(Denial::Scope(scope)));
-            }
-            user_may(query, name, action, what)
+            let decision = user_may(query, name, action, what)?;
+            let lacks = scopes.as_ref().is_some_and(|scopes| !scopes.contains(&scope));
+            Ok(match decision {
+                // Of what its user may not see, a token must not tell that it is there.
+                Decision::Refused(denial) if denial.hides() => decision,
+                _ if lacks => Decision::Refused(Denial::Scope(scope)),
+                _ => decision,
+            })
         }
     }
 }
@@ -191,11 +195,15 @@ fn robot_may<R: Read>(
     action: Action,
     what: What<'_>,
 ) -> Result<Decision, Fault> {
+    if what == What::System {
+        return Ok(Decision::Refused(Denial::Administrator));
+    }
     let hidden = Decision::Refused(Denial::Hidden);
     let (Some(robot), Some(project)) = (query.robot(name)?, project_of(query, what)?) else {
         return Ok(hidden);
     };
-    let own = project.name == name.project
+    let at_home = project.name == name.project;
+    let own = at_home
         && match what {
             What::Repository(repository) => {
                 robot.repositories.is_empty() || robot.repositories.contains(repository)
@@ -210,6 +218,11 @@ fn robot_may<R: Read>(
         Decision::Allowed(Ground::Public)
     } else if own {
         Decision::Refused(Denial::Scope(scope))
+    } else if project.visibility == Visibility::Public
+        || at_home && matches!(what, What::Project(_))
+    {
+        // It sees that this is there.
+        Decision::Refused(Denial::Role)
     } else {
         hidden
     })

@@ -4,7 +4,7 @@ use shoal_content::{AccountName, ProjectName, RepositoryName};
 
 use super::{
     Grantee, Group, Organization, OrganizationRole, PersonalToken, Place, Project, Right, Robot,
-    RobotName,
+    RobotName, WorkloadRule,
 };
 use crate::key;
 use crate::query::Query;
@@ -146,6 +146,11 @@ impl<R: Read> Query<'_, R> {
     /// A project's robots, by name.
     pub fn robots(&self, project: &ProjectName) -> Result<Vec<Robot>, Fault> {
         self.all(Table::Robots, &key::robot_prefix(project))
+    }
+
+    /// A project's, by name.
+    pub fn workload_rules(&self, project: &ProjectName) -> Result<Vec<WorkloadRule>, Fault> {
+        self.all(Table::WorkloadRules, &key::robot_prefix(project))
     }
 
     /// The token with this secret, by the BLAKE3 of it.

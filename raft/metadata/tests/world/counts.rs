@@ -7,9 +7,17 @@ use shoal_metadata::*;
 
 use super::*;
 
+/// Every image, deleted ones too.
+fn images(world: &World) -> Vec<Image> {
+    let mut images = world.query().images(None, 100).unwrap();
+    let deleted = world.query().deleted_images(None, 100).unwrap();
+    images.extend(deleted.into_iter().map(|(image, _)| image));
+    images
+}
+
 /// Every image with its versions, taken from the rows.
 fn versions(world: &World) -> Vec<(Image, Version)> {
-    let images = world.query().images(None, 100).unwrap();
+    let images = images(world);
     let of = |image: &Image| world.query().versions(image.id).unwrap();
     images.iter().flat_map(|image| of(image).into_iter().map(|v| (image.clone(), v))).collect()
 }
@@ -28,7 +36,7 @@ pub fn check(world: &World) {
             *counts.entry(*object).or_default() += 1;
         }
     }
-    for image in world.query().images(None, 100).unwrap() {
+    for image in images(world) {
         for blob in 0..3 {
             if world.query().blob_in(image.id, &digest(blob)).unwrap() {
                 *holds.entry(digest(blob)).or_default() += 1;
@@ -75,7 +83,7 @@ fn check_loose(world: &World, versions: &[(Image, Version)]) {
         .into_iter()
         .map(|(image, digest, _)| (image, digest))
         .collect();
-    for image in world.query().images(None, 100).unwrap() {
+    for image in images(world) {
         for blob in (0..3).map(digest) {
             let linked = world.query().blob_in(image.id, &blob).unwrap();
             let referred = versions.iter().any(|(of, version)| {
@@ -101,7 +109,8 @@ fn check_indexes(world: &World, versions: &[(Image, Version)]) {
         }
     }
     check_retention_rows(world, versions);
-    for image in query.images(None, 100).unwrap() {
+    check_catalog(world);
+    for image in images(world) {
         let newest = query.versions(image.id).unwrap().pop();
         assert_eq!(image.latest, newest.map(|version| version.digest));
         for (tag, digest) in query.tags(image.id, None, 100).unwrap() {
@@ -133,4 +142,33 @@ fn check_retention_rows(world: &World, versions: &[(Image, Version)]) {
     };
     let listed: usize = versions.iter().map(|(_, version)| lists(version)).sum();
     assert_eq!(count(Table::ManifestParents), listed);
+}
+
+/// Instances have their versions, counters agree with stars, and nothing is kept of what is gone.
+fn check_catalog(world: &World) {
+    let query = world.query();
+    let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
+    let instances = query.instances(None, 100).unwrap();
+    assert_eq!(query.instance_count().unwrap(), instances.len() as u64);
+    assert_eq!(count(Table::VersionInstances), instances.len());
+    for instance in instances {
+        let version = query.version(instance.image, &instance.digest).unwrap();
+        assert_eq!(version.map(|version| version.id), Some(instance.version), "{instance:?}");
+        let users = query.instances_of(instance.image, &instance.digest, 100).unwrap();
+        assert!(users.contains(&instance.name), "{instance:?}");
+    }
+    let images = images(world);
+    let rows = world.rows.rows().filter(|(of, ..)| *of == Table::Images).count();
+    assert_eq!(rows, images.len(), "an image is neither there nor deleted");
+    let stars: u64 = images.iter().map(|one| query.counters(one.id).unwrap().stars).sum();
+    assert_eq!((stars as usize, count(Table::UserStars)), (count(Table::Stars), stars as usize));
+    let known = |key: &[u8]| images.iter().any(|one| key.starts_with(one.id.as_uuid().as_bytes()));
+    for table in [Table::ImageNotes, Table::ImageCounters, Table::Stars, Table::TagBirths] {
+        assert!(world.rows.rows().filter(|(of, ..)| *of == table).all(|(_, key, _)| known(key)));
+    }
+    for table in [Table::VersionNotes, Table::VersionDownloads] {
+        for (_, key, _) in world.rows.rows().filter(|(of, ..)| *of == table) {
+            assert!(world.rows.get(Table::Versions, key).unwrap().is_some(), "{table:?}");
+        }
+    }
 }

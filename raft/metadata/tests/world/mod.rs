@@ -6,8 +6,8 @@ pub mod counts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
-    AccountName, ClusterId, DeploymentId, Digest, ImageId, Labels, NodeId, ObjectKey, PackId,
-    PeerId, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
+    AccountName, ClusterId, DeploymentId, Digest, ImageId, InstanceName, Labels, NodeId, ObjectKey,
+    PackId, PeerId, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
 };
 use shoal_metadata::*;
 
@@ -372,5 +372,67 @@ pub fn personal_token(user: &str, number: u8) -> PersonalToken {
         created_at: at(1),
         expires_at: None,
         last_used_at: None,
+    }
+}
+
+pub fn instance_name(text: &str) -> InstanceName {
+    text.parse().unwrap()
+}
+
+/// An instance of the version that [`container`] or [`disk`] makes.
+pub fn instance(text: &str, image: u64, manifest: u8) -> Instance {
+    Instance {
+        name: instance_name(text),
+        image: image_id(image),
+        version: version_id(u64::from(manifest) * 1000 + image),
+        digest: digest(manifest),
+        tag: Some(tag("latest")),
+        owner: "admin".into(),
+        registered_at: at(0),
+        updated_at: at(0),
+    }
+}
+
+/// A disk of that number, published as nodes do it.
+pub fn publish_disk(repository: &str, image: u64, manifest: u8, number: &str) -> Command {
+    let mut put = disk(repository, image, manifest, &[1]);
+    if let Some(disk) = &mut put.disk {
+        disk.number = number.into();
+    }
+    Command::PublishDisk { put, compressed_bytes: 7 }
+}
+
+pub fn session(user: &str, id: &str, means: LoginMeans) -> Session {
+    Session {
+        id: id.into(),
+        user: user.into(),
+        created_at: at(1),
+        expires_at: at(1000),
+        address: "10.0.0.1".into(),
+        agent: "curl".into(),
+        means,
+    }
+}
+
+pub fn identity(user: &str) -> Identity {
+    Identity {
+        issuer: "https://i".into(),
+        subject: format!("subject of {user}"),
+        user: user.into(),
+        linked_at: at(1),
+    }
+}
+
+pub fn workload_rule(robot: &str, name: &str) -> WorkloadRule {
+    let robot: RobotName = robot.parse().unwrap();
+    WorkloadRule {
+        project: robot.project,
+        name: account(name),
+        issuer: "https://ci".into(),
+        subject: "repo:acme/shop:ref:refs/heads/*".into(),
+        claims: [("ref_type".to_owned(), "branch".to_owned())].into(),
+        robot: robot.name,
+        created_at: at(1),
+        created_by: "u".into(),
     }
 }

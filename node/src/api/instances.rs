@@ -1,0 +1,297 @@
+//! Instances: whoever runs virtual machines says which version each runs, so that none is taken
+//! away from under one.
+//!
+//! Registering needs more than that an image is public: it keeps its owner from removing it. Whoever
+//! administers the image may end a registration, too.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use shoal_api::{Instance, Page, RegisterInstance};
+use shoal_content::{ImageId, InstanceName, RepositoryName, Timestamp};
+use shoal_metadata::{
+    self as metadata, Action, Command, Decision, Ground, Refusal, Scope, Subject, What, permission,
+};
+use shoal_raft::ProposeError;
+
+use super::caller::Caller;
+use super::images::{existing, no_image};
+use super::input::{Body, Path, Query};
+use super::listing::Window;
+use super::problem::{conflict, missing};
+use super::shown;
+use super::versions::{no_version, numbered, version};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+/// Instances that a list looks at; what comes after is not shown.
+const INSTANCES_LISTED_MAX: usize = 200_000;
+const SCAN_ROWS: usize = 1000;
+
+fn no_instance(name: &InstanceName) -> Problem {
+    missing("instance_not_found", format!("there is no instance {name}"))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ListQuery {
+    page: Option<u64>,
+    page_size: Option<u64>,
+    image_id: Option<ImageId>,
+    image: Option<RepositoryName>,
+    /// By id, digest, number or tag; of the image that is given.
+    version: Option<String>,
+    /// Of the version: `active` or `deprecated`.
+    version_status: Option<String>,
+    registered_by: Option<String>,
+}
+
+/// `GET /api/v1/instances`: by name, of the images that the asker may see.
+pub async fn list(
+    caller: Caller,
+    Query(wanted): Query<ListQuery>,
+) -> Result<Json<Page<Instance>>, Problem> {
+    let query = caller.view.query();
+    let window = Window::new(wanted.page, wanted.page_size);
+    let image = match (wanted.image_id, &wanted.image) {
+        (Some(id), _) => Some(existing(&caller, id, Action::List)?),
+        (None, Some(name)) => Some(named(&caller, name, Action::List)?),
+        (None, None) => None,
+    };
+    let rows = match (&image, &wanted.version) {
+        (Some(image), Some(wanted)) => {
+            let row = version(query, image.id, wanted)?.ok_or_else(|| no_version(wanted))?;
+            called(&caller, query.instances_of(image.id, &row.digest, INSTANCES_LISTED_MAX)?)?
+        }
+        (Some(image), None) => {
+            called(&caller, query.instances_of_image(image.id, INSTANCES_LISTED_MAX)?)?
+        }
+        (None, Some(_)) => {
+            let text = "a version is of an image: image or image_id says of which";
+            return Err(Problem::bad_request("image_missing", text));
+        }
+        (None, None) => all_seen(&caller)?,
+    };
+    let mut found = Vec::new();
+    for row in rows {
+        let of_owner = wanted.registered_by.as_ref().is_none_or(|owner| row.owner == *owner);
+        let of_status = match &wanted.version_status {
+            Some(status) => {
+                shown::version_status(&query.version_note(row.image, &row.digest)?) == *status
+            }
+            None => true,
+        };
+        if of_owner && of_status {
+            found.push(row);
+        }
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    let (rows, pagination) = window.of(found);
+    let mut data = Vec::with_capacity(rows.len());
+    for row in rows {
+        data.extend(shown::instance(query, row)?);
+    }
+    Ok(Json(Page { data, pagination }))
+}
+
+fn called(caller: &Caller, names: Vec<InstanceName>) -> Result<Vec<metadata::Instance>, Problem> {
+    let query = caller.view.query();
+    let rows = names.iter().map(|name| query.instance(name));
+    Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+fn all_seen(caller: &Caller) -> Result<Vec<metadata::Instance>, Problem> {
+    let query = caller.view.query();
+    let mut seen: BTreeMap<ImageId, bool> = BTreeMap::new();
+    let (mut found, mut looked) = (Vec::new(), 0);
+    let mut after: Option<InstanceName> = None;
+    loop {
+        let rows = query.instances(after.as_ref(), SCAN_ROWS)?;
+        let last = rows.len() < SCAN_ROWS;
+        looked += rows.len();
+        after = rows.last().map(|row| row.name.clone());
+        for row in rows {
+            let open = match seen.get(&row.image) {
+                Some(open) => *open,
+                None => {
+                    let open = existing(caller, row.image, Action::List).is_ok();
+                    seen.insert(row.image, open);
+                    open
+                }
+            };
+            if open {
+                found.push(row);
+            }
+        }
+        if last || looked >= INSTANCES_LISTED_MAX {
+            return Ok(found);
+        }
+    }
+}
+
+fn named(
+    caller: &Caller,
+    name: &RepositoryName,
+    action: Action,
+) -> Result<metadata::Image, Problem> {
+    caller.permit(action, What::Repository(name))?;
+    caller.view.query().image_by_name(name)?.ok_or_else(|| no_image(name))
+}
+
+/// `GET /api/v1/instances/{id}`.
+pub async fn show(
+    caller: Caller,
+    Path(name): Path<InstanceName>,
+) -> Result<Json<Instance>, Problem> {
+    let row = seen(&caller, &name)?;
+    let shown = shown::instance(caller.view.query(), row)?;
+    Ok(Json(shown.ok_or_else(|| no_instance(&name))?))
+}
+
+fn seen(caller: &Caller, name: &InstanceName) -> Result<metadata::Instance, Problem> {
+    let row = caller.view.query().instance(name)?.ok_or_else(|| no_instance(name))?;
+    existing(caller, row.image, Action::List).map_err(|_| no_instance(name))?;
+    Ok(row)
+}
+
+/// `POST /api/v1/instances`.
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<RegisterInstance>,
+) -> Result<(StatusCode, Json<Instance>), Problem> {
+    let Some(name) = request.id.clone() else {
+        return Err(Problem::bad_request("id_missing", "id says what the instance is called"));
+    };
+    let shown = register(&app, caller, name, request, false).await?;
+    Ok((StatusCode::CREATED, shown))
+}
+
+/// `PUT /api/v1/instances/{id}`: also for one that runs something else from now on.
+pub async fn put(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<InstanceName>,
+    Body(request): Body<RegisterInstance>,
+) -> Result<Json<Instance>, Problem> {
+    if let Some(other) = request.id.as_ref().filter(|id| **id != name) {
+        let text = format!("the path says {name}, and id {other}");
+        return Err(Problem::bad_request("id_mismatch", text));
+    }
+    if let Some(row) = caller.view.query().instance(&name)? {
+        check_own(&caller, &row)?;
+    }
+    register(&app, caller, name, request, true).await
+}
+
+/// Whoever registered it, or administers the image that it runs.
+fn check_own(caller: &Caller, row: &metadata::Instance) -> Result<(), Problem> {
+    let hidden = |_| no_instance(&row.name);
+    let image = existing(caller, row.image, Action::List).map_err(hidden)?;
+    if caller.account()? == row.owner {
+        return caller.scope(Scope::Write);
+    }
+    caller
+        .permit(Action::Manage, What::Repository(&image.name))
+        .map_err(|_| Problem::forbidden("the instance was registered by somebody else"))
+}
+
+async fn register(
+    app: &App,
+    caller: Caller,
+    name: InstanceName,
+    request: RegisterInstance,
+    replace: bool,
+) -> Result<Json<Instance>, Problem> {
+    let owner = caller.account()?;
+    caller.scope(Scope::Write)?;
+    let image = match (request.image_id, &request.image) {
+        (Some(id), _) => existing(&caller, id, Action::Pull)?,
+        (None, Some(name)) => named(&caller, name, Action::Pull)?,
+        (None, None) => {
+            let text = "image_id or image says which image it runs";
+            return Err(Problem::bad_request("image_missing", text));
+        }
+    };
+    let what = What::Repository(&image.name);
+    let decision = permission(caller.view.query(), &caller.who(), Action::Pull, what)?;
+    if decision == Decision::Allowed(Ground::Public) {
+        let text = "that an image is public is not enough to keep it from being removed; its \
+                    project's administrator can make you a guest of it";
+        return Err(Problem::forbidden(text));
+    }
+    let row = chosen(&caller, &image, &request)?;
+    drop(caller);
+    let instance = metadata::Instance {
+        name: name.clone(),
+        image: image.id,
+        version: row.id,
+        digest: row.digest,
+        tag: request.image_tag_used,
+        owner,
+        registered_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+    };
+    let answer = app.propose(Command::RegisterInstance { instance, replace }).await;
+    answer.map_err(|error| match error {
+        ProposeError::Refused(Refusal::Exists(Subject::Instance)) => conflict(
+            "instance_exists",
+            format!("there is an instance {name} already; PUT says that it runs something else"),
+        ),
+        error => error.into(),
+    })?;
+    let view = app.view().await?;
+    let row = view.query().instance(&name)?.ok_or_else(|| no_instance(&name))?;
+    let shown = shown::instance(view.query(), row)?;
+    Ok(Json(shown.ok_or_else(|| no_instance(&name))?))
+}
+
+/// The version that the request means; all that it says has to agree.
+fn chosen(
+    caller: &Caller,
+    image: &metadata::Image,
+    request: &RegisterInstance,
+) -> Result<metadata::Version, Problem> {
+    let query = caller.view.query();
+    let by_tag = match &request.image_tag_used {
+        Some(tag) => match query.tag(image.id, tag)? {
+            Some(digest) => query.version(image.id, &digest)?,
+            None => numbered(query, image.id, tag.as_str())?,
+        },
+        None => None,
+    };
+    let row = if let Some(id) = request.image_version_id {
+        let row = query.version_by_id(id)?.filter(|row| row.image == image.id);
+        row.ok_or_else(|| no_version(id))?
+    } else if let Some(digest) = &request.image_digest {
+        query.version(image.id, digest)?.ok_or_else(|| no_version(digest))?
+    } else if let Some(tag) = &request.image_tag_used {
+        let unknown = || missing("tag_not_found", format!("there is no {}:{tag}", image.name));
+        by_tag.ok_or_else(unknown)?
+    } else {
+        let text = "image_version_id, image_digest or image_tag_used says which version it runs";
+        return Err(Problem::bad_request("version_missing", text));
+    };
+    // A tag may have moved since it was looked up; a digest has not.
+    if let Some(digest) = request.image_digest.as_ref().filter(|digest| **digest != row.digest) {
+        let text = format!("version {} is {}, not {digest}", shown::number(&row), row.digest);
+        return Err(conflict("version_mismatch", text));
+    }
+    Ok(row)
+}
+
+/// `DELETE /api/v1/instances/{id}`.
+pub async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<InstanceName>,
+) -> Result<StatusCode, Problem> {
+    let row = seen(&caller, &name)?;
+    check_own(&caller, &row)?;
+    drop(caller);
+    app.propose(Command::RemoveInstance { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

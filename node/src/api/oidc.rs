@@ -1,0 +1,387 @@
+//! Login at another issuer: OpenID Connect, authorization code with PKCE (RFC 7636).
+//!
+//! What has to be remembered while somebody is at the issuer goes along in a sealed cookie, so that
+//! any node may hear the end of what another has begun. A browser gets its session as the answer; a
+//! program begins with a port on its own machine and a challenge, and gets a ticket there, which is
+//! worth nothing without what the challenge was made of.
+//!
+//! Invariants: the answer of an issuer is taken only by the browser that was sent there (`state`),
+//! once for each question (`nonce`, and the issuer's own code); nobody is sent anywhere but to the
+//! issuer in the settings, and to this machine's loopback.
+
+use std::net::SocketAddr;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::Json;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use shoal_api::{LoginResponse, OidcRedeem};
+use shoal_content::{AccountName, Timestamp};
+use shoal_metadata::{
+    self as metadata, AuditResult, Command, Grantee, LoginMeans, OrganizationRole, Place, Right,
+    UserRole,
+};
+use tracing::{info, warn};
+
+use super::input::{Body, Query};
+use crate::clock::{now, rfc3339};
+use crate::http::auth::foreign_account;
+use crate::http::auth::issuer::{Claims, Description, Keys, Rejected, read_answer};
+use crate::http::auth::session::{agent_of, begin_session};
+use crate::http::problem::{Problem, chain};
+use crate::state::App;
+
+const COOKIE: &str = "__Host-shoal-oidc";
+/// How long somebody may be at the issuer, in seconds.
+const LOGIN_SECONDS: u64 = 600;
+/// How long a program may take to bring its ticket, in seconds.
+const TICKET_SECONDS: u64 = 60;
+const NONCE_BYTES: usize = 12;
+/// Of a code, a state or a cookie, in bytes.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// What is remembered while somebody is at the issuer.
+#[derive(Serialize, Deserialize)]
+struct Away {
+    state: String,
+    nonce: String,
+    verifier: String,
+    until: u64,
+    program: Option<Program>,
+}
+
+/// Who began the login, if that was no browser.
+#[derive(Clone, Serialize, Deserialize)]
+struct Program {
+    /// On loopback.
+    port: u16,
+    /// base64url of a SHA-256.
+    challenge: String,
+}
+
+/// What a program's ticket says.
+#[derive(Serialize, Deserialize)]
+struct Ticket {
+    user: String,
+    issuer: String,
+    challenge: String,
+    until: u64,
+}
+
+fn none() -> Problem {
+    super::problem::missing("oidc_off", "no issuer is set; see [oidc] in the settings")
+}
+
+fn failed(text: &str) -> Problem {
+    Problem { code: "oidc_failed", message: text.to_owned(), ..Problem::unauthorized() }
+}
+
+fn away(why: &str) -> Problem {
+    warn!(why, "the issuer does not answer as it should");
+    let text = "the issuer does not answer as it should; the node's log says more";
+    Problem::new(StatusCode::BAD_GATEWAY, "issuer_away", text)
+}
+
+fn random() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+}
+
+fn sealing_key(app: &App, purpose: &str) -> Result<RandomizedNonceKey, Problem> {
+    let key = blake3::derive_key(purpose, app.keys.token.to_pkcs8_der());
+    RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|error| Problem::internal(&error))
+}
+
+const OF_COOKIE: &str = "shoal 2026 oidc cookie";
+const OF_TICKET: &str = "shoal 2026 oidc ticket";
+
+fn seal<T: Serialize>(app: &App, purpose: &str, value: &T) -> Result<String, Problem> {
+    let mut sealed = serde_json::to_vec(value).map_err(|error| Problem::internal(&error))?;
+    let nonce = sealing_key(app, purpose)?
+        .seal_in_place_append_tag(Aad::empty(), &mut sealed)
+        .map_err(|error| Problem::internal(&error))?;
+    Ok(URL_SAFE_NO_PAD.encode([nonce.as_ref().as_slice(), &sealed].concat()))
+}
+
+fn open<T: for<'a> Deserialize<'a>>(app: &App, purpose: &str, text: &str) -> Option<T> {
+    if text.len() > TEXT_BYTES_MAX {
+        return None;
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    let mut sealed = sealed.to_vec();
+    let key = sealing_key(app, purpose).ok()?;
+    let opened = key.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
+    serde_json::from_slice(opened).ok()
+}
+
+fn seconds() -> u64 {
+    now().as_millis() / 1000
+}
+
+fn callback(app: &App) -> String {
+    format!("{}/api/v1/auth/oidc/callback", app.config.api_url())
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Begin {
+    port: Option<u16>,
+    challenge: Option<String>,
+}
+
+/// Sends a browser to the issuer.
+pub async fn begin(
+    State(app): State<App>,
+    Query(begin): Query<Begin>,
+) -> Result<Response, Problem> {
+    let settings = &app.config.oidc;
+    if settings.issuer.is_empty() {
+        return Err(none());
+    }
+    let program = match (begin.port, begin.challenge) {
+        (None, None) => None,
+        (Some(port), Some(challenge)) if challenge.len() == 43 && port >= 1024 => {
+            Some(Program { port, challenge })
+        }
+        _ => {
+            let text = "port and challenge (base64url of a SHA-256) come together";
+            return Err(Problem::bad_request("query_invalid", text));
+        }
+    };
+    let about = app.issuers.describe(&settings.issuer).await.map_err(|why| away(&why))?;
+    let until = seconds() + LOGIN_SECONDS;
+    let gone = Away { state: random(), nonce: random(), verifier: random(), until, program };
+    let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(gone.verifier.as_bytes()));
+    let mut scopes = vec!["openid"];
+    scopes.extend(settings.scopes.iter().map(String::as_str));
+    let mut url = reqwest::Url::parse(&about.authorization_endpoint)
+        .map_err(|error| away(&error.to_string()))?;
+    url.query_pairs_mut()
+        .append_pair("response_type", "code")
+        .append_pair("client_id", &settings.client_id)
+        .append_pair("redirect_uri", &callback(&app))
+        .append_pair("scope", &scopes.join(" "))
+        .append_pair("state", &gone.state)
+        .append_pair("nonce", &gone.nonce)
+        .append_pair("code_challenge", &challenge)
+        .append_pair("code_challenge_method", "S256");
+    let cookie = cookie(&seal(&app, OF_COOKIE, &gone)?, LOGIN_SECONDS);
+    Ok((StatusCode::FOUND, [(header::LOCATION, url.to_string()), (header::SET_COOKIE, cookie)])
+        .into_response())
+}
+
+fn cookie(value: &str, seconds: u64) -> String {
+    format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax")
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Back {
+    code: Option<String>,
+    state: Option<String>,
+    error: Option<String>,
+}
+
+/// Hears what the issuer says.
+pub async fn end(
+    State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    Query(back): Query<Back>,
+) -> Result<Response, Problem> {
+    if app.config.oidc.issuer.is_empty() {
+        return Err(none());
+    }
+    let over = || failed("the login took too long, or began in another browser; begin again");
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|one| one.split_once('='));
+    let sealed = pairs.find(|(name, _)| name.trim() == COOKIE).ok_or_else(over)?.1;
+    let gone: Away = open(&app, OF_COOKIE, sealed.trim()).ok_or_else(over)?;
+    let state = back.state.unwrap_or_default();
+    let same = verify_slices_are_equal(state.as_bytes(), gone.state.as_bytes()).is_ok();
+    if !same || gone.until < seconds() {
+        return Err(over());
+    }
+    if let Some(error) = back.error {
+        let error: String = error.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
+        return Err(failed(&format!("the issuer did not let you in: {error}")));
+    }
+    let code = back.code.filter(|code| code.len() <= TEXT_BYTES_MAX).ok_or_else(over)?;
+    let claims = redeem_code(&app, &code, &gone).await?;
+    let user = admitted(&app, &claims).await?;
+    crate::http::noted::note_user(|| user.name.clone());
+    let clear = (header::SET_COOKIE, cookie("", 0));
+    if let Some(Program { port, challenge }) = gone.program {
+        let issuer = app.config.oidc.issuer.clone();
+        let until = seconds() + TICKET_SECONDS;
+        let ticket = Ticket { user: user.name, issuer, challenge, until };
+        let ticket = seal(&app, OF_TICKET, &ticket)?;
+        let target = format!("http://127.0.0.1:{port}/?ticket={ticket}");
+        let headers = [(header::LOCATION, target), clear];
+        return Ok((StatusCode::FOUND, headers).into_response());
+    }
+    let answer = begun(&app, &user, client, &headers).await?;
+    Ok(([clear], answer).into_response())
+}
+
+async fn begun(
+    app: &App,
+    user: &metadata::User,
+    client: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<Json<LoginResponse>, Problem> {
+    let means = LoginMeans::Issuer(app.config.oidc.issuer.clone());
+    app.services.audit.note("session.login", user.name.clone(), AuditResult::Done);
+    let begun = begin_session(app, user, means, Some(client.ip()), agent_of(headers)).await?;
+    let expires_at = rfc3339(Timestamp::from_millis(begun.expires.saturating_mul(1000)));
+    Ok(Json(LoginResponse { token: begun.token, expires_at }))
+}
+
+/// A program's ticket for a session.
+pub async fn redeem(
+    State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    Body(request): Body<OidcRedeem>,
+) -> Result<Json<LoginResponse>, Problem> {
+    let over = || failed("the ticket is not good any more; begin again");
+    let ticket: Ticket = open(&app, OF_TICKET, &request.ticket).ok_or_else(over)?;
+    let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(request.verifier.as_bytes()));
+    let right = verify_slices_are_equal(challenge.as_bytes(), ticket.challenge.as_bytes()).is_ok();
+    if !right || ticket.until < seconds() || ticket.issuer != app.config.oidc.issuer {
+        return Err(over());
+    }
+    let view = app.view().await?;
+    let user = view.query().user(&ticket.user)?.ok_or_else(over)?;
+    drop(view);
+    crate::http::noted::note_user(|| user.name.clone());
+    begun(&app, &user, client, &headers).await
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    id_token: String,
+}
+
+/// What the issuer says of who came back with `code`.
+async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Problem> {
+    let settings = &app.config.oidc;
+    let about: Description =
+        app.issuers.describe(&settings.issuer).await.map_err(|why| away(&why))?;
+    let mut form = vec![
+        ("grant_type", "authorization_code".to_owned()),
+        ("code", code.to_owned()),
+        ("redirect_uri", callback(app)),
+        ("client_id", settings.client_id.clone()),
+        ("code_verifier", gone.verifier.clone()),
+    ];
+    let mut request = app.issuers.http().post(&about.token_endpoint);
+    let secret = match &settings.client_secret_file {
+        Some(path) => tokio::fs::read_to_string(path)
+            .await
+            .map_err(|error| Problem::internal(&error))?
+            .trim()
+            .to_owned(),
+        None => settings.client_secret.clone(),
+    };
+    if !secret.is_empty() {
+        request = request.basic_auth(&settings.client_id, Some(secret));
+        form.retain(|(name, _)| *name != "client_id");
+    }
+    let mut body =
+        reqwest::Url::parse("http://form/").map_err(|error| Problem::internal(&error))?;
+    body.query_pairs_mut().extend_pairs(&form);
+    let body = body.query().unwrap_or_default().to_owned();
+    let request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    let answer = request.body(body).send().await.map_err(|error| away(&chain(&error)))?;
+    if answer.status().is_client_error() {
+        return Err(failed("the issuer does not know this login any more; begin again"));
+    }
+    let answer = answer.error_for_status().map_err(|error| away(&chain(&error)))?;
+    let tokens: Tokens = read_answer(answer).await.map_err(|why| away(&why))?;
+    let keys = Keys::OfIssuer(settings.issuer.clone());
+    let claims = app
+        .issuers
+        .verify(&keys, &settings.issuer, &settings.client_id, &tokens.id_token)
+        .await
+        .map_err(|rejected| match rejected {
+            Rejected::Away => rejected.into(),
+            Rejected::Expired | Rejected::Invalid => failed("the issuer's token does not hold"),
+        })?;
+    let nonce = claims.text("nonce").unwrap_or_default();
+    if verify_slices_are_equal(nonce.as_bytes(), gone.nonce.as_bytes()).is_err() {
+        return Err(failed("the issuer's token is not for this login"));
+    }
+    Ok(claims)
+}
+
+/// The account, with the role and groups that the issuer's groups give it.
+async fn admitted(app: &App, claims: &Claims) -> Result<metadata::User, Problem> {
+    let settings = &app.config.oidc;
+    let view = app.view().await?;
+    let wanted = claims.text(&settings.account_claim).unwrap_or_default();
+    let create = settings.create_accounts;
+    let mut user =
+        foreign_account(app, view.query(), &settings.issuer, claims, wanted, create).await?;
+    drop(view);
+    let groups = claims.list(&settings.groups_claim).unwrap_or_default();
+    if !settings.admin_groups.is_empty() {
+        let admin = settings.admin_groups.iter().any(|group| groups.contains(&group.as_str()));
+        let role = match (admin, user.role) {
+            (true, _) => UserRole::Admin,
+            (false, UserRole::Admin) => UserRole::User,
+            (false, role) => role,
+        };
+        if role != user.role {
+            user.role = role;
+            app.propose(Command::PutUser(user.clone())).await?;
+        }
+    }
+    let Ok(name) = user.name.parse::<AccountName>() else { return Ok(user) };
+    for (there, place) in settings.mapped().unwrap_or_default() {
+        join_or_leave(app, &name, place, groups.contains(&there)).await?;
+    }
+    Ok(user)
+}
+
+async fn join_or_leave(
+    app: &App,
+    name: &AccountName,
+    place: Place,
+    belongs: bool,
+) -> Result<(), Problem> {
+    let Place::Group { organization, group } = &place else { return Ok(()) };
+    let grantee = Grantee::User(name.clone());
+    let view = app.view().await?;
+    if view.query().group(organization, group)?.is_none() {
+        // Nobody is kept out for what the settings name and is not here.
+        info!(%organization, %group, "a group of the settings is not there");
+        return Ok(());
+    }
+    let is_in = view.query().right(&place, &grantee)?.is_some();
+    let of_organization = Place::Organization(organization.clone());
+    let is_member = view.query().right(&of_organization, &grantee)?.is_some();
+    drop(view);
+    let mut commands = Vec::new();
+    match (belongs, is_in) {
+        (true, false) => {
+            if !is_member {
+                let right = Right::Organization(OrganizationRole::Member);
+                let (place, grantee) = (of_organization, grantee.clone());
+                commands.push(Command::PutRight { place, grantee, right });
+            }
+            commands.push(Command::PutRight { place, grantee, right: Right::Group });
+        }
+        (false, true) => commands.push(Command::RemoveRight { place, grantee }),
+        _ => {}
+    }
+    for command in commands {
+        app.propose(command).await?;
+    }
+    Ok(())
+}

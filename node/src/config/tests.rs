@@ -1,0 +1,100 @@
+//! The settings: the example, the nearest names, who wins over whom.
+
+use super::*;
+
+fn load(text: &str) -> Result<Config, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::load(Some(&path), [], &[])
+}
+
+#[test]
+fn the_example_loads_and_names_every_setting() {
+    let text = include_str!("../../../deploy/node.toml");
+    load(text).unwrap();
+    for (section, keys) in SETTINGS {
+        let (_, rest) = text.split_once(&format!("[{section}]\n")).expect(section);
+        let rest = rest.split("\n[").next().unwrap_or_default();
+        for key in *keys {
+            let line = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} ="));
+            assert!(rest.lines().any(line), "[{section}] {key} is not in the example");
+        }
+    }
+}
+
+#[test]
+fn a_misspelled_key_is_refused_with_its_line_and_the_nearest_one() {
+    let error = load("[node]\nname = \"a\"\n\n[http]\nlistn = \"127.0.0.1:1\"\n").unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("line 5") && message.contains("'listen'"), "{message}");
+}
+
+#[test]
+fn flags_win_over_the_environment_which_wins_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node.toml");
+    std::fs::write(&path, "[node]\nname = \"file\"\nzone = \"eu\"\n").unwrap();
+    let environment = [
+        ("SHOAL_NODE_NODE_NAME".to_owned(), "environment".to_owned()),
+        ("SHOAL_NODE_NODE_ZONE".to_owned(), "us".to_owned()),
+    ];
+    let flags = [("node.name".to_owned(), "flag".to_owned())];
+    let config = Config::load(Some(&path), environment, &flags).unwrap();
+    assert_eq!((config.node.name.as_str(), config.node.zone.to_string().as_str()), ("flag", "us"));
+}
+
+#[test]
+fn the_list_of_settings_is_the_types_own() {
+    let table = toml::Table::try_from(Config::default()).unwrap();
+    for (section, value) in &table {
+        let keys = SETTINGS.iter().find(|(name, _)| name == section).expect("a section").1;
+        for key in value.as_table().unwrap().keys() {
+            assert!(keys.contains(&key.as_str()), "[{section}] {key} is not listed");
+        }
+    }
+    for (section, keys) in SETTINGS {
+        for key in *keys {
+            let text = format!("[{section}]\n{key} = {{}}\n");
+            let message = load(&text).unwrap_err().to_string();
+            assert!(!message.contains("unknown"), "[{section}] {key} is no setting: {message}");
+        }
+    }
+}
+
+#[test]
+fn plain_http_is_for_loopback() {
+    assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
+    assert!(matches!(load("[http]\nplain_listen = \"0.0.0.0:80\"\n"), Err(Error::Value { .. })));
+}
+
+#[test]
+fn acme_needs_consent_and_no_second_certificate() {
+    let acme = "[acme]\ndomains = [\"shoal.example\", \"10.0.0.1\"]\n";
+    let agreed = format!("{acme}terms_of_service_agreed = true\n");
+    assert!(load(&agreed).is_ok());
+    let files = "[http]\ncertificate_file = \"a\"\nkey_file = \"b\"\n";
+    for refused in [
+        acme.to_owned(),
+        format!("{files}{agreed}"),
+        format!("{agreed}contact = [\"operator\"]\n"),
+        agreed.replace("shoal.example", "*.example"),
+    ] {
+        assert!(matches!(load(&refused), Err(Error::Value { section: "acme", .. })), "{refused}");
+    }
+}
+
+#[test]
+fn a_program_stands_for_an_earlier_one_and_for_no_other() {
+    let stands_for = |text: &str| {
+        let variable = ("SHOAL_NODE_STANDS_FOR".to_owned(), text.to_owned());
+        Config::load(Some(Path::new("/dev/null")), [variable], &[])
+    };
+    let known = |config: Config| config.program.command_version();
+    assert_eq!(known(stands_for("1").unwrap()), 1);
+    assert_eq!(known(load("").unwrap()), shoal_metadata::COMMAND_VERSION);
+    for none in ["0", "255", "", "newest"] {
+        let error = stands_for(none).unwrap_err().to_string();
+        assert!(error.contains("SHOAL_NODE_STANDS_FOR"), "{error}");
+    }
+}

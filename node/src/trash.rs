@@ -1,0 +1,98 @@
+//! Ends deleted images for good once they were kept long enough.
+//!
+//! Invariant: only the leader looks, and the command looks again. What cannot go – its project has
+//! made it immutable since – stays, and is tried again at the next look.
+
+use std::time::Duration;
+
+use shoal_metadata::{AuditSource, Command};
+use shoal_raft::{ProposeError, Raft, ReadError};
+use thiserror::Error;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::http::problem::chain;
+
+/// Images that one look reads at once.
+const SCAN_ROWS: usize = 500;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the metadata cannot be read")]
+    Read(#[from] ReadError),
+    #[error("the metadata cannot be read")]
+    Rows(#[from] shoal_metadata::Fault),
+    #[error("the metadata did not take a command")]
+    Propose(#[from] ProposeError),
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Trash {
+    raft: Raft,
+    keep: Duration,
+    interval: Duration,
+}
+
+impl Trash {
+    pub fn new(raft: Raft, keep: Duration, interval: Duration) -> Self {
+        Self { raft, keep, interval }
+    }
+
+    /// Looks at every interval while this node leads. Runs until it is dropped.
+    pub async fn run(self) {
+        let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if !self.raft.status().is_leader {
+                continue;
+            }
+            match self.empty().await {
+                Ok(0) => {}
+                Ok(images) => info!(images, "deleted images are gone for good"),
+                Err(error) => {
+                    warn!(error = chain(&error), "deleted images stay for now");
+                }
+            }
+        }
+    }
+
+    /// Ends what is due; says how many.
+    ///
+    /// # Errors
+    /// Where the metadata do not answer.
+    pub async fn empty(&self) -> Result<usize, Error> {
+        let before = clock::now().as_millis().saturating_sub(self.keep.as_millis() as u64);
+        let mut due = Vec::new();
+        {
+            let view = self.raft.read().await?;
+            let mut after = None;
+            loop {
+                let from = after.as_ref().map(|(name, id)| (name, *id));
+                let rows = view.query().deleted_images(from, SCAN_ROWS)?;
+                let last = rows.len() < SCAN_ROWS;
+                after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
+                let old = rows.iter().filter(|(_, deletion)| deletion.at.as_millis() <= before);
+                due.extend(old.map(|(image, _)| image.id));
+                if last {
+                    break;
+                }
+            }
+        }
+        let mut gone = 0;
+        for id in due {
+            let source = AuditSource { who: "cluster".to_owned(), ..AuditSource::default() };
+            let command = Box::new(Command::DeleteImage { id });
+            match self.raft.propose(clock::now(), Command::Audited { source, command }).await {
+                Ok(_) => gone += 1,
+                Err(ProposeError::Refused(refusal)) => {
+                    info!(image = %id, %refusal, "a deleted image stays");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(gone)
+    }
+}

@@ -1,0 +1,351 @@
+//! Latest versions and rollback, instances, deleting and restoring, notes and counters.
+
+mod world;
+
+use shoal_content::NodeId;
+use shoal_metadata::*;
+use world::counts::check;
+use world::*;
+
+/// A cluster whose nodes all know these commands, with a disk image that has no versions.
+fn with_disk() -> World {
+    let mut world = World::founded();
+    world.accepts(Command::RaiseLevel { to: 2 });
+    world.accepts(create_image(1, "zedge/vm", ImageKind::Disk));
+    world
+}
+
+fn latest(world: &World) -> String {
+    let image = world.query().image(image_id(1)).unwrap().unwrap();
+    let latest = image.latest.clone().unwrap();
+    let tagged = world.query().tag(image.id, &tag("latest")).unwrap();
+    assert_eq!(tagged.as_ref(), Some(&latest), "the tag and the image differ");
+    let version = world.query().version(image.id, &latest).unwrap().unwrap();
+    version.disk.unwrap().number
+}
+
+#[test]
+fn the_latest_version_is_the_highest_number_and_not_the_last_push() {
+    let mut world = with_disk();
+    let steps = [
+        ("1.0.0", "1.0.0"),
+        ("1.2.0", "1.2.0"),
+        ("1.10.0-rc.1", "1.10.0-rc.1"),
+        ("1.10.0", "1.10.0"),
+        // A repair of an old line.
+        ("1.0.1", "1.10.0"),
+        ("1.9.9", "1.10.0"),
+        // No number at all: the one that came last.
+        ("nightly", "nightly"),
+        ("1.0.2", "1.0.2"),
+    ];
+    for (at, (number, expected)) in steps.into_iter().enumerate() {
+        world.accepts(publish_disk("zedge/vm", 1, 20 + at as u8, number));
+        assert_eq!(latest(&world), expected, "after {number}");
+    }
+    let mut versions = world.query().versions(image_id(1)).unwrap();
+    let sequences: Vec<u64> = versions.iter().map(|version| version.sequence).collect();
+    assert_eq!(sequences, (1..=8).collect::<Vec<u64>>());
+    newest_first(&mut versions);
+    let numbers: Vec<&str> =
+        versions.iter().map(|version| version.disk.as_ref().unwrap().number.as_str()).collect();
+    let expected =
+        ["1.10.0", "1.10.0-rc.1", "1.9.9", "1.2.0", "1.0.2", "1.0.1", "1.0.0", "nightly"];
+    assert_eq!(numbers, expected);
+}
+
+#[test]
+fn a_tag_of_its_own_makes_an_old_number_the_latest() {
+    let mut world = with_disk();
+    world.accepts(publish_disk("zedge/vm", 1, 20, "2.0.0"));
+    let Command::PublishDisk { mut put, compressed_bytes } =
+        publish_disk("zedge/vm", 1, 21, "1.0.0")
+    else {
+        unreachable!()
+    };
+    put.tags = vec![tag("latest"), tag("stable")];
+    world.accepts(Command::PublishDisk { put, compressed_bytes });
+    assert_eq!(latest(&world), "1.0.0");
+    let note = world.query().version_note(image_id(1), &digest(21)).unwrap();
+    assert_eq!(note.compressed_bytes, Some(7));
+}
+
+#[test]
+fn a_rollback_moves_the_tag_and_what_is_latest_in_one_step() {
+    let mut world = with_disk();
+    for (manifest, number) in [(20, "1.0.0"), (21, "1.0.1")] {
+        world.accepts(publish_disk("zedge/vm", 1, manifest, number));
+    }
+    let back = |tag_text: &str, to: u8| Command::Rollback {
+        image: image_id(1),
+        tag: tag(tag_text),
+        to: digest(to),
+    };
+    world.accepts(back("latest", 20));
+    assert_eq!(latest(&world), "1.0.0");
+    // The next one is newer than what is the latest now.
+    world.accepts(publish_disk("zedge/vm", 1, 22, "1.0.2"));
+    assert_eq!(latest(&world), "1.0.2");
+    assert_eq!(world.refuses(back("stable", 20)), Refusal::NotFound(Subject::Tag));
+    assert_eq!(world.refuses(back("latest", 99)), Refusal::NotFound(Subject::Version));
+    let put = |to| Command::PutTag {
+        repository: name("zedge/vm"),
+        tag: tag("stable"),
+        digest: digest(to),
+    };
+    world.accepts(put(22));
+    world.accepts(back("stable", 21));
+    assert_eq!(world.query().tag(image_id(1), &tag("stable")).unwrap(), Some(digest(21)));
+    assert_eq!(latest(&world), "1.0.2", "another tag moves nothing else");
+    // What is immutable cannot be rolled back either.
+    let rules =
+        PolicyRules { immutable: vec![selection("**", "stable")], ..PolicyRules::default() };
+    world.accepts(set_policy("zedge", rules));
+    assert!(matches!(world.refuses(back("stable", 20)), Refusal::Immutable { .. }));
+    // Once the latest is removed, the highest number is.
+    world.accepts(Command::DeleteManifest { repository: name("zedge/vm"), digest: digest(22) });
+    let image = world.query().image(image_id(1)).unwrap().unwrap();
+    assert_eq!(image.latest, Some(digest(21)));
+}
+
+#[test]
+fn a_version_that_an_instance_runs_stays_and_the_refusal_names_it() {
+    let mut world = with_disk();
+    for (manifest, number) in [(20, "1.0.0"), (21, "1.0.1")] {
+        world.accepts(publish_disk("zedge/vm", 1, manifest, number));
+    }
+    let register = |text: &str, manifest, replace| Command::RegisterInstance {
+        instance: instance(text, 1, manifest),
+        replace,
+    };
+    for number in 0..12 {
+        world.accepts(register(&format!("vm-{number:02}"), 20, false));
+    }
+    assert_eq!(world.refuses(register("vm-00", 20, false)), Refusal::Exists(Subject::Instance));
+    assert_eq!(world.refuses(register("vm-99", 77, false)), Refusal::NotFound(Subject::Version));
+    let delete = || Command::DeleteManifest { repository: name("zedge/vm"), digest: digest(20) };
+    let Refusal::InUse { subject: Subject::Version, by } = world.refuses(delete()) else {
+        panic!("not in use")
+    };
+    assert!(by.contains("vm-00, vm-01") && by.contains("vm-09 and more"), "{by}");
+    for command in [
+        Command::TrashImage { id: image_id(1), by: "admin".into() },
+        Command::DeleteImage { id: image_id(1) },
+    ] {
+        let refusal = world.refuses(command);
+        assert!(matches!(refusal, Refusal::InUse { subject: Subject::Image, .. }), "{refusal}");
+    }
+    // A policy passes it over, and says why beforehand.
+    let rules = PolicyRules { retention: vec![rule("1.*", Keep::Newest(1))], ..Default::default() };
+    world.accepts(Command::PutTag {
+        repository: name("zedge/vm"),
+        tag: tag("latest"),
+        digest: digest(21),
+    });
+    world.accepts(set_policy("zedge", rules.clone()));
+    let image = world.query().image(image_id(1)).unwrap().unwrap();
+    let judged = judge(world.query(), &rules, &image, at(world.now)).unwrap();
+    let number = judged.names.iter().find(|name| name.name == "1.0.0").unwrap();
+    let runs = Verdict::Stays(Reason::RunBy(instance_name("vm-00")));
+    assert_eq!(number.verdict, runs);
+    let mut retire =
+        judged.retire(world.query().policy(&image.name.project()).unwrap().unwrap().revision);
+    retire.numbers = [("1.0.0".to_owned(), number.used.clone())].into();
+    let Response::Retired { versions, .. } = world.accepts(Command::Retire(retire)) else {
+        panic!("nothing was retired")
+    };
+    assert!(versions.is_empty());
+    // Once they run something else, it goes.
+    for number in 0..12 {
+        world.accepts(register(&format!("vm-{number:02}"), 21, true));
+    }
+    assert!(world.query().instances_of(image_id(1), &digest(20), 5).unwrap().is_empty());
+    world.accepts(delete());
+    for number in 0..12 {
+        let name = instance_name(&format!("vm-{number:02}"));
+        world.accepts(Command::RemoveInstance { name });
+    }
+    world.accepts(Command::TrashImage { id: image_id(1), by: "admin".into() });
+    assert_eq!(world.refuses(register("vm-1", 21, false)), Refusal::NotFound(Subject::Image));
+    check(&world);
+}
+
+#[test]
+fn what_an_index_in_use_lists_stays_too() {
+    let mut world = with_disk();
+    world.accepts(commit_blob("a", 5, 1));
+    world.accepts(Command::PutManifest(container("a", 5, 10, &[1])));
+    world.accepts(Command::PutManifest(index("a", 5, 11, &[10])));
+    world.accepts(Command::RegisterInstance { instance: instance("vm", 5, 11), replace: false });
+    let delete =
+        |manifest| Command::DeleteManifest { repository: name("a"), digest: digest(manifest) };
+    for manifest in [10, 11] {
+        assert!(matches!(world.refuses(delete(manifest)), Refusal::InUse { .. }), "{manifest}");
+    }
+    world.accepts(Command::RemoveInstance { name: instance_name("vm") });
+    world.accepts(delete(10));
+    check(&world);
+}
+
+#[test]
+fn a_deleted_image_comes_back_with_all_it_had() {
+    let mut world = with_disk();
+    world.accepts(publish_disk("zedge/vm", 1, 20, "1.0.0"));
+    let before = world.query().image(image_id(1)).unwrap().unwrap();
+    let held = world.query().account(&"project:zedge".parse::<Payer>().unwrap()).unwrap();
+    let trash = || Command::TrashImage { id: image_id(1), by: "alice".into() };
+    world.accepts(trash());
+    check(&world);
+    assert_eq!(world.query().image_by_name(&name("zedge/vm")).unwrap(), None);
+    assert_eq!(world.query().live_image(image_id(1)).unwrap(), None);
+    let deleted = world.query().deletion(&before).unwrap().unwrap();
+    assert_eq!(deleted.by, "alice");
+    let now = world.query().account(&"project:zedge".parse::<Payer>().unwrap()).unwrap();
+    assert_eq!((now.bytes, now.images + 1), (held.bytes, held.images));
+    let missing = Refusal::NotFound(Subject::Image);
+    assert_eq!(world.refuses(trash()), missing);
+    assert_eq!(world.refuses(Command::BeginUpload(disk_upload(1, 1, "9"))), missing);
+    let remove = Command::RemoveProject { name: "zedge".parse().unwrap() };
+    assert!(matches!(world.refuses(remove.clone()), Refusal::InUse { .. }));
+
+    // The name is free, and while another image has it this one stays away.
+    world.accepts(create_image(2, "zedge/vm", ImageKind::Disk));
+    let restore = || Command::RestoreImage { id: image_id(1) };
+    assert_eq!(world.refuses(restore()), Refusal::Exists(Subject::Image));
+    world.accepts(Command::DeleteImage { id: image_id(2) });
+    world.accepts(restore());
+    check(&world);
+    assert_eq!(world.refuses(restore()), missing);
+    let after = world.query().image_by_name(&name("zedge/vm")).unwrap().unwrap();
+    assert_eq!(Image { updated_at: before.updated_at, ..after }, before);
+    assert_eq!(latest(&world), "1.0.0");
+
+    // Gone for good.
+    world.accepts(trash());
+    world.accepts(Command::DeleteImage { id: image_id(1) });
+    check(&world);
+    assert_eq!(world.refuses(restore()), missing);
+    assert_eq!(world.count(&pack(1)), Some(0));
+    world.accepts(remove);
+}
+
+#[test]
+fn a_version_carries_what_its_upload_said_and_is_deprecated_with_a_message() {
+    let mut world = with_disk();
+    let note = UploadNote {
+        changelog: "first".into(),
+        build_info: "{\"builder\":\"jenkins\"}".into(),
+        ..UploadNote::default()
+    };
+    let upload = disk_upload(1, 1, "1.0.0");
+    world.accepts(Command::BeginDescribedUpload { upload, note });
+    for (index, bytes) in [(0, 10), (1, 10), (2, 5)] {
+        world.accepts(part(1, index, bytes));
+    }
+    let (node, lease_until) = (NodeId::new(1), at(500));
+    world.accepts(Command::ClaimIngest { upload: upload_id(1), node, lease_until });
+    let Command::PublishDisk { mut put, compressed_bytes } =
+        publish_disk("zedge/vm", 1, 20, "1.0.0")
+    else {
+        unreachable!()
+    };
+    put.upload = Some(upload_id(1));
+    world.accepts(Command::PublishDisk { put, compressed_bytes });
+    let note = |world: &World| world.query().version_note(image_id(1), &digest(20)).unwrap();
+    assert_eq!(note(&world).changelog, "first");
+    assert_eq!(note(&world).build_info, "{\"builder\":\"jenkins\"}");
+    let deprecate = |message: Option<&str>| Command::DeprecateVersion {
+        image: image_id(1),
+        digest: digest(20),
+        message: message.map(str::to_owned),
+        by: "alice".into(),
+    };
+    world.accepts(deprecate(Some("take 1.0.1")));
+    let deprecation = note(&world).deprecation.unwrap();
+    assert_eq!((deprecation.message.as_str(), deprecation.by.as_str()), ("take 1.0.1", "alice"));
+    world.accepts(Command::DescribeVersion {
+        image: image_id(1),
+        digest: digest(20),
+        changelog: Some("second".into()),
+        build_info: None,
+        by: "alice".into(),
+    });
+    assert!(note(&world).deprecation.is_some(), "a changelog takes nothing else away");
+    assert_eq!(note(&world).changelog, "second");
+    world.accepts(deprecate(None));
+    assert_eq!(note(&world).deprecation, None);
+    let long = "x".repeat(65 * 1024);
+    assert!(matches!(world.refuses(deprecate(Some(&long))), Refusal::Limit(_)));
+    // The session takes its note along.
+    assert!(world.query().upload_note(upload_id(1)).unwrap().is_some());
+    world.now = 1000;
+    world.accepts(Command::ExpireUploads { limit: 10 });
+    assert_eq!(world.query().upload_note(upload_id(1)).unwrap(), None);
+    check(&world);
+}
+
+#[test]
+fn downloads_and_stars_count_once() {
+    let mut world = with_disk();
+    world.accepts(publish_disk("zedge/vm", 1, 20, "1.0.0"));
+    world.accepts(Command::CreateUser(user("alice", UserRole::User)));
+    let noted = |run, batch, count| {
+        Command::NoteDownloads(DownloadBatch {
+            node: NodeId::new(1),
+            run,
+            batch,
+            // One of them is of a version that is gone.
+            downloads: [(image_id(1), [(digest(20), count), (digest(99), 1)].into())].into(),
+        })
+    };
+    let downloads = |world: &World| world.query().counters(image_id(1)).unwrap().downloads;
+    for (run, batch, total) in [(5, 0, 4), (5, 0, 4), (5, 1, 8), (4, 9, 8), (6, 0, 12)] {
+        world.accepts(noted(run, batch, 3));
+        assert_eq!(downloads(&world), total, "run {run}, batch {batch}");
+    }
+    assert_eq!(world.query().version_downloads(image_id(1), &digest(20)).unwrap(), 9);
+    let star = |user: &str, is| Command::NoteStars {
+        stars: [((user.to_owned(), image_id(1)), is)].into(),
+    };
+    let stars = |world: &World| world.query().counters(image_id(1)).unwrap().stars;
+    for (user, is, total) in
+        [("alice", true, 1), ("alice", true, 1), ("admin", true, 2), ("nobody", true, 2)]
+    {
+        world.accepts(star(user, is));
+        assert_eq!(stars(&world), total, "{user}");
+    }
+    assert_eq!(world.query().stars_of("alice", 5).unwrap(), [image_id(1)]);
+    world.accepts(star("admin", false));
+    world.accepts(Command::RemoveUser { name: "alice".into() });
+    assert_eq!(stars(&world), 0);
+    assert_eq!(downloads(&world), 12);
+    world.accepts(star("admin", true));
+    world.accepts(Command::DeleteImage { id: image_id(1) });
+    check(&world);
+}
+
+#[test]
+fn one_node_at_a_time_gets_a_file_from_elsewhere() {
+    let mut world = with_disk();
+    let node = NodeId::new;
+    let import =
+        Import { url: "https://h/f".into(), validator: None, node: node(1), lease_until: at(20) };
+    let note = UploadNote { import: Some(import), ..UploadNote::default() };
+    world.accepts(Command::BeginDescribedUpload { upload: disk_upload(1, 1, "1"), note });
+    let claim = |by, until| Command::ClaimImport {
+        upload: upload_id(1),
+        node: node(by),
+        lease_until: at(until),
+    };
+    assert_eq!(world.refuses(claim(2, 40)), Refusal::Leased);
+    world.accepts(claim(1, 30));
+    world.now = 30;
+    world.accepts(claim(2, 60));
+    assert_eq!(world.refuses(claim(1, 70)), Refusal::Leased);
+    let fail = Command::FailIngest { upload: upload_id(1), reason: "gone".into() };
+    world.accepts(fail);
+    assert!(matches!(world.refuses(claim(2, 70)), Refusal::UploadState(_)));
+    world.accepts(Command::BeginUpload(disk_upload(2, 1, "2")));
+    let nothing = Command::ClaimImport { upload: upload_id(2), node: node(1), lease_until: at(90) };
+    assert_eq!(world.refuses(nothing), Refusal::NotFound(Subject::Upload));
+}

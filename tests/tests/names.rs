@@ -1,0 +1,172 @@
+//! Real clients that know a node by its name, as people do: they are asked for Bearer tokens, which
+//! they fetch with a login, for what they are about to do. docker, containerd, podman and skopeo
+//! check the certificate, and push for a person who has no rights yet, to projects that they make.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use shoal_tests::cluster::Operator;
+use shoal_tests::docker::Docker;
+use shoal_tests::process::{run, run_text};
+use shoal_tests::sample::{self, ContainerImage};
+use shoal_tests::scene::Scene;
+
+const LAYERS: usize = 3;
+const LAYER_BYTES: usize = 1 << 20;
+/// Somebody who is no administrator.
+const PERSON: &str = "carol";
+
+/// What a request without credentials is asked for.
+fn challenge(scene: &Scene, registry: &str) -> Result<String> {
+    let mut curl = scene.hub.command("curl");
+    curl.args(["-sS", "--max-time", "10", "-o", "/dev/null", "-D", "-", "--cacert"]);
+    curl.arg(scene.certificates.join("ca.crt")).arg(format!("https://{registry}/v2/"));
+    let headers = run_text(curl)?.to_lowercase();
+    let line = headers.lines().find_map(|line| line.strip_prefix("www-authenticate: "));
+    Ok(line.context("no challenge")?.trim().to_owned())
+}
+
+/// Makes the person; gives the password.
+fn person(scene: &Scene) -> Result<String> {
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let made = operator.json(&["user", "create", PERSON])?;
+    Ok(made["password"].as_str().context("a password")?.to_owned())
+}
+
+#[test]
+fn docker_and_containerd_log_in_push_and_pull_by_name() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let asked = challenge(&scene, &scene.registry)?;
+    let realm = format!("bearer realm=\"https://{}/v2/token\"", scene.registry);
+    ensure!(asked.starts_with(&realm), "by name it asks for {asked}");
+    let asked = challenge(&scene, &scene.node.registry())?;
+    ensure!(asked.starts_with("basic "), "by address it asks for {asked}");
+
+    let image = sample::container(&scene.folder, 21, LAYERS, LAYER_BYTES)?;
+    // Nobody is trusted without a certificate: shoal.test lies in a network that could be left out.
+    let engine = Docker::start_trusting(&scene.hub, &scene.folder.join("docker"), &[])?;
+    let secret = person(&scene)?;
+    let log = || engine.log_tail();
+    docker(&scene, &engine, &image, &secret).with_context(log).context("docker")?;
+    containerd(&scene, &engine, &image, &secret).with_context(log).context("containerd")
+}
+
+/// The engine's classic store: layers lie unpacked, and are packed anew for each push.
+fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
+    let driver = engine.docker(&["info", "--format", "{{.Driver}} {{.DriverStatus}}"])?;
+    ensure!(driver.starts_with("vfs") && !driver.contains("snapshotter"), "{driver}");
+    let name = scene.image("docker/app:v1");
+    let archive = scene.folder.join("archive.tar").display().to_string();
+    let from = format!("oci:{}:latest", image.layout.display());
+    scene.skopeo(&["copy", "--quiet", &from, &format!("docker-archive:{archive}:{name}")])?;
+    engine.docker(&["load", "--quiet", "--input", &archive])?;
+
+    ensure!(engine.docker(&["push", &name]).is_err(), "pushed without a login");
+    let login = |password: &str| {
+        engine.docker(&["login", "--username", PERSON, "--password", password, &scene.registry])
+    };
+    let refused = login("wrong").err().context("a wrong password let in")?;
+    ensure!(format!("{refused:#}").contains("unauthorized"), "{refused:#}");
+    login(secret)?;
+    engine.docker(&["push", "--quiet", &name])?;
+    let layers = scene.manifest("docker/app:v1")?["layers"].as_array().map(Vec::len);
+    ensure!(layers == Some(LAYERS), "{layers:?} layers arrived");
+
+    engine.docker(&["rmi", "--force", &name])?;
+    engine.docker(&["logout", &scene.registry])?;
+    ensure!(engine.docker(&["pull", &name]).is_err(), "a private image was pulled by a stranger");
+    login(secret)?;
+    engine.docker(&["pull", "--quiet", &name])?;
+    let inspect = ["image", "inspect", "--format", "{{json .RootFS.Layers}}", name.as_str()];
+    let pulled: Vec<String> = serde_json::from_str(&engine.docker(&inspect)?)?;
+    ensure!(pulled == image.layer_digests, "other layers came back: {pulled:?}");
+    Ok(())
+}
+
+/// At the node itself, by its name and by its address.
+fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
+    let archive = scene.folder.join("layout.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(&image.layout).arg("-cf").arg(&archive).arg(".");
+    run(tar)?;
+    let archive = archive.display().to_string();
+    let authority = scene.certificates.join("ca.crt").display().to_string();
+    let hosts = scene.folder.join("certs.d");
+    let host = hosts.join(&scene.registry);
+    fs::create_dir_all(&host)?;
+    let server = format!("[host.\"https://{}\"]\nca = {authority:?}\n", scene.registry);
+    fs::write(host.join("hosts.toml"), server)?;
+    let hosts = hosts.display().to_string();
+    let user = format!("{PERSON}:{secret}");
+
+    let ctr = |arguments: &[&str]| engine.ctr(&[&["-n", "test"], arguments].concat());
+    let (by_name, by_address) =
+        (scene.image("ctr/app"), format!("{}/ctr/addressed", scene.node.registry()));
+    for (name, trust) in
+        [(by_name, ["--hosts-dir", &hosts]), (by_address, ["--tlscacert", &authority])]
+    {
+        ctr(&["images", "import", "--no-unpack", "--base-name", &name, &archive])?;
+        let name = format!("{name}:latest");
+        ensure!(ctr(&[&["images", "push"], &trust[..], &[&name]].concat()).is_err(), "no login");
+        ctr(&[&["images", "push", "--user", &user], &trust[..], &[&name]].concat())?;
+        ctr(&["images", "remove", "--sync", &name])?;
+        let left = ctr(&["content", "list", "--quiet"])?;
+        ensure!(left.is_empty(), "there is nothing to pull: {left}");
+        let pull = ["images", "pull", "--snapshotter", "native"];
+        ensure!(ctr(&[&pull[..], &trust[..], &[&name]].concat()).is_err(), "no login");
+        ctr(&[&pull[..], &["--user", &user], &trust[..], &[&name]].concat())?;
+        let content = ctr(&["content", "list", "--quiet"])?;
+        for digest in image.layer_digests.iter().chain([&image.manifest_digest]) {
+            ensure!(content.contains(digest), "{name} came without {digest}: {content}");
+        }
+        ctr(&["images", "remove", "--sync", &name])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_person_pushes_a_new_project_by_name_and_nobody_else_pulls_it() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let person = format!("{PERSON}:{}", person(&scene)?);
+    let image = sample::container(&scene.folder, 22, LAYERS, LAYER_BYTES)?;
+    let source = format!("oci:{}:latest", image.layout.display());
+
+    let mut pull = scene.tool("podman");
+    pull.args(["pull", "--quiet", &source]);
+    let id = run_text(pull)?;
+    let name = scene.image("by-podman/app:v1");
+    scene.remote_as(&person, "podman", "push", &["--quiet", &id, &name]).context("podman")?;
+    let mut remove = scene.tool("podman");
+    remove.args(["rmi", "--force", &id]);
+    run(remove)?;
+    let pulled = scene.remote_as(&person, "podman", "pull", &["--quiet", &name])?;
+    ensure!(pulled == id, "{pulled} came back, not {id}");
+
+    // skopeo trusts what the system trusts.
+    let authority = scene.certificates.join("ca.crt");
+    let skopeo = |arguments: &[&str]| {
+        let mut command = scene.hub.command("skopeo");
+        command.args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"]);
+        command.args(arguments).env("SSL_CERT_FILE", &authority);
+        command.env("REGISTRY_AUTH_FILE", scene.folder.join("auth.json"));
+        run_text(command)
+    };
+    let place = format!("docker://{}", scene.image("by-skopeo/app:v1"));
+    let target = scene.folder.join("pulled");
+    let directory = format!("dir:{}", target.display());
+    skopeo(&["--dest-creds", &person, &source, &place]).context("skopeo")?;
+    // A private project of this person's.
+    ensure!(skopeo(&[&place, &directory]).is_err(), "a stranger pulled it");
+    skopeo(&["--src-creds", &person, &place, &directory])?;
+    for digest in &image.layer_digests {
+        let encoded = digest.strip_prefix("sha256:").context("a sha256 digest")?;
+        let mut sum = Command::new("sha256sum");
+        sum.arg(target.join(encoded));
+        ensure!(run_text(sum)?.starts_with(encoded), "layer {digest} came damaged");
+    }
+    let into = format!("docker://{}", scene.image("by-podman/second:v1"));
+    skopeo(&["--src-creds", &person, "--dest-creds", &person, &place, &into])
+        .context("mounting from one project to another")?;
+    Ok(())
+}

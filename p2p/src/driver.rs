@@ -18,13 +18,15 @@ use crate::swarm::Shared;
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
+/// A turn that comes so much too late is a stall of this process, or of its host.
+const LATE_MIN: Duration = Duration::from_millis(50);
 /// How often transfers that nobody waits for any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Driver {
     shared: Arc<Shared>,
     core: Core,
-    began: Instant,
+    clock: Clock,
     requests: HashMap<RequestId, AbortHandle>,
     /// Requests that could not even begin; the core hears of them after the action at hand.
     stillborn: Vec<RequestId>,
@@ -36,7 +38,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let core = Core::new(Settings { me, seed: rand::random(), zone });
     let cancel = shared.cancel.clone();
     let mut driver = Driver {
-        began: shared.began,
+        clock: Clock::new(shared.began),
         shared,
         core,
         requests: HashMap::new(),
@@ -46,7 +48,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let due = driver.core.next_timeout().map(|at| driver.began + at);
+        let due = driver.core.next_timeout().map(|at| driver.clock.wall(at));
         let timer = async {
             match due {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -62,16 +64,46 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
                 events.extend(driver.abandoned());
             }
         }
+        driver.clock.woken(due);
         for event in events.drain(..) {
             if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
                 driver.requests.remove(request);
             }
             driver.tell_discovery(&event);
-            driver.core.handle(driver.began.elapsed(), event);
+            driver.core.handle(driver.clock.now(), event);
             driver.act();
         }
     }
     driver.requests.values().for_each(AbortHandle::abort);
+}
+
+/// The core's time: it stands still while this process gets no turn. Else a host that stalls
+/// would find all its neighbours late, when what they sent only waits to be read.
+struct Clock {
+    began: Instant,
+    stood: Duration,
+}
+
+impl Clock {
+    fn new(began: Instant) -> Self {
+        Self { began, stood: Duration::ZERO }
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed().saturating_sub(self.stood)
+    }
+
+    fn wall(&self, at: Duration) -> Instant {
+        self.began + self.stood + at
+    }
+
+    /// Called on each turn, with the time at which it should have come at the latest.
+    fn woken(&mut self, due: Option<Instant>) {
+        let late = due.map(|due| due.elapsed()).unwrap_or_default();
+        if late > LATE_MIN {
+            self.stood += late;
+        }
+    }
 }
 
 impl Driver {
@@ -82,7 +114,7 @@ impl Driver {
             }
             let Some(request) = self.stillborn.pop() else { return };
             let ended = Event::Ended { request, end: RequestEnd::Failed };
-            self.core.handle(self.began.elapsed(), ended);
+            self.core.handle(self.clock.now(), ended);
         }
     }
 
@@ -166,7 +198,7 @@ impl Driver {
             Action::Ban { peer, reason, until } => {
                 warn!(%peer, reason = reason.as_str(), "banned");
                 shared.metrics.banned(reason.as_str());
-                shared.ban(peer, self.began + until);
+                shared.ban(peer, self.clock.wall(until));
             }
             Action::Complete { recipe } => {
                 shared.tasks.spawn(complete(shared.clone(), recipe));

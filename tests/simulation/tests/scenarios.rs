@@ -58,7 +58,7 @@ fn a_mesh_that_forms_later_than_the_content_comes_costs_the_nodes_no_second_copy
 #[test]
 fn crashes_liars_stallers_and_free_riders_stop_nobody() {
     for (name, worst) in [("churn", 2.5), ("hostile", 2.0), ("mixed", 2.5), ("node-lost", 2.0)] {
-        for seed in 1..=2 {
+        for seed in [1, 2, 21] {
             let report = run(Scenario { seed, ..scenario(name, 60, 256) });
             assert!(report.quantile(0.99) < worst, "{report}");
             assert!(report.origin_copies < 1.25, "{report}");

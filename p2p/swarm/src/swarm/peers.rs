@@ -204,10 +204,13 @@ impl Swarm {
     }
 
     /// It did not keep a promise: it is left alone for a while, and banned if that is its habit.
-    /// Nodes are not banned: there may be no other source.
+    /// Several requests that end in one stall are one promise. Nodes are not banned: there may be
+    /// no other source.
     pub(super) fn cool(&mut self, id: PeerId) {
         let now = self.now;
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.cool_until <= now) else {
+            return;
+        };
         peer.cool_until = now + peer.cooldown;
         peer.cooldown = (peer.cooldown * 2).min(COOLDOWN_MAX);
         let past = (now - peer.scored_at).as_secs_f64();

@@ -14,7 +14,7 @@ use shoal_content::{PeerId, RecipeId};
 use super::peers::Peer;
 use super::tracking::ANNOUNCE_AGAIN;
 use super::{RequestId, STEP_MIN, Swarm};
-use crate::download::Wanted;
+use crate::download::{Download, Wanted};
 use crate::event::{Action, RequestEnd};
 use crate::frames::{ChunkRange, Frame, RUN_CHUNKS_MAX};
 use crate::uploads::{SLOTS_MIN, at_once};
@@ -23,6 +23,8 @@ use crate::uploads::{SLOTS_MIN, at_once};
 const STALL_PEER: Duration = Duration::from_secs(1);
 /// The same for a node, which may have to ask storage.
 const STALL_NODE: Duration = Duration::from_secs(4);
+/// Nor is it cut before so many times the usual time of one chunk.
+const STALL_CHUNKS: u32 = 3;
 /// So many stalls in a row, with nothing arriving at all, double the deadline.
 const CUTS_PER_DOUBLING: u32 = 6;
 /// A source that is busy and does not call is asked again after so long.
@@ -173,7 +175,9 @@ impl Swarm {
             let least = if peer.node { STALL_NODE } else { STALL_PEER };
             let least = least * (1 << (self.cuts / CUTS_PER_DOUBLING).min(4));
             let chunks = request.open.len() as f64 * self.chunk_bytes(request.recipe);
-            self.now > request.moved_at + least.max(expected(peer, chunks) * 4)
+            // Where chunks take long from everybody, this peer's own line is slow.
+            let usual = self.usual(request.recipe) * STALL_CHUNKS;
+            self.now > request.moved_at + least.max(expected(peer, chunks) * 4).max(usual)
         };
         let late: Vec<(RequestId, PeerId, RecipeId)> = self
             .requests
@@ -194,6 +198,13 @@ impl Swarm {
     fn chunk_bytes(&self, recipe: RecipeId) -> f64 {
         let download = self.memberships.get(&recipe).and_then(|m| m.download.as_ref());
         download.map_or(1.0, |download| download.chunk_bytes)
+    }
+
+    /// The usual time of a chunk, or nothing before the first.
+    fn usual(&self, recipe: RecipeId) -> Duration {
+        let download = self.memberships.get(&recipe).and_then(|m| m.download.as_ref());
+        let known = download.filter(|download| download.usual > 0.0);
+        known.map_or(Duration::ZERO, Download::usual)
     }
 
     /// It calls: a slot is free here.

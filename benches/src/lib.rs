@@ -4,6 +4,7 @@
 //! the physical limit beside Shoal, in turn within one run, and prints the ratio.
 
 pub mod debian;
+pub mod fanout;
 pub mod grpc;
 pub mod http;
 pub mod load;

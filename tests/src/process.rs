@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -68,7 +68,12 @@ impl Process {
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
+        Ok(self.ended()?.is_none())
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// # Errors
@@ -139,17 +144,22 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(folder.join(name))
 }
 
-/// The tests' own crate has none of the binaries as a dependency, so Cargo is asked for them.
+/// The tests' own crate has none of the binaries as a dependency, so Cargo is asked for them. A
+/// program that is no test lies beside them, and whoever built it built them.
 fn build() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let folder = program.parent().context("a program lies in a folder")?;
+    if folder.file_name().is_none_or(|name| name != "deps") {
+        return Ok(folder.to_owned());
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     // The same selection as the tests' own, or else features differ and RocksDB is built again.
     command.args(["build", "--locked", "--workspace", "--bins", "--tests"]);
     command.current_dir(repository());
     run(command)?;
-    let test = std::env::current_exe()?;
     // target/debug/deps/TEST-HASH
-    let folder = test.ancestors().nth(2).context("the test binary lies outside a target folder")?;
+    let folder = folder.parent().context("the test binary lies outside a target folder")?;
     Ok(folder.to_owned())
 }
 

@@ -54,7 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// They may depend on anything, and nothing may depend on them.
+/// They may depend on anything, and nothing else may depend on them.
 const OUTERMOST: &[&str] = &["shoal-tests", "shoal-simulation", "shoal-benches"];
 
 /// The crates that decide without acting.
@@ -208,7 +208,8 @@ fn crates_depend_on_each_other_only_along_the_arrows() -> Result<()> {
             package.dependencies.iter().filter(|dependency| names.contains(&dependency.name));
         for dependency in inner {
             let to = dependency.name.as_str();
-            assert!(!OUTERMOST.contains(&to), "{} must not depend on {to}", package.name);
+            let outermost = OUTERMOST.contains(&package.name.as_str());
+            assert!(outermost || !OUTERMOST.contains(&to), "{} must not use {to}", package.name);
             if let Some(targets) = allowed.get(package.name.as_str()) {
                 assert!(
                     targets.contains(&to),

@@ -24,6 +24,7 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
+use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
@@ -176,6 +177,7 @@ impl Server {
             token_uses,
             lockout,
             issuers: Issuers::new()?,
+            directory: Directory::new(&config.ldap)?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,

@@ -5,6 +5,7 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
+mod directory;
 mod guard;
 mod identity;
 mod images;
@@ -20,8 +21,9 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
+pub use directory::{DN, Ldap, USER};
 pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
-pub use identity::{Jwt, Oidc, Workload};
+pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use program::Program;
 pub use shoal_settings::Error;
@@ -96,6 +98,29 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "groups",
         ],
     ),
+    (
+        "ldap",
+        &[
+            "url",
+            "starttls",
+            "ca_file",
+            "bind_dn",
+            "bind_password",
+            "bind_password_file",
+            "user_base",
+            "user_filter",
+            "account_attribute",
+            "subject_attribute",
+            "create_accounts",
+            "group_base",
+            "group_filter",
+            "group_attribute",
+            "admin_groups",
+            "groups",
+            "timeout_seconds",
+            "remember_seconds",
+        ],
+    ),
     ("workload", &["issuers", "audience"]),
     ("audit", &["keep_days", "archive_interval_seconds"]),
     ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
@@ -137,6 +162,7 @@ pub struct Config {
     pub accounts: Accounts,
     pub jwt: Jwt,
     pub oidc: Oidc,
+    pub ldap: Box<Ldap>,
     pub workload: Workload,
     pub metrics: Metrics,
     pub traces: Traces,
@@ -553,6 +579,7 @@ impl Config {
         let foreign = [
             ("jwt", self.jwt.check()),
             ("oidc", self.oidc.check()),
+            ("ldap", self.ldap.check()),
             ("workload", self.workload.check()),
         ];
         for (section, mistake) in foreign {

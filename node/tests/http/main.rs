@@ -11,6 +11,7 @@ mod certificate;
 mod cluster;
 mod collection;
 mod compatible;
+mod directory;
 mod disks;
 mod drain;
 mod examples;

@@ -31,7 +31,18 @@ pub use shoal_settings::Error;
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
-    ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    (
+        "http",
+        &[
+            "listen",
+            "url",
+            "names",
+            "certificate_file",
+            "key_file",
+            "plain_listen",
+            "trusted_proxies",
+        ],
+    ),
     ("drain", &["notice_seconds", "deadline_seconds"]),
     (
         "acme",
@@ -202,6 +213,8 @@ pub struct Http {
     pub key_file: Option<PathBuf>,
     /// HTTP without TLS; on loopback only.
     pub plain_listen: Option<SocketAddr>,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Http {
@@ -213,6 +226,7 @@ impl Default for Http {
             certificate_file: None,
             key_file: None,
             plain_listen: None,
+            trusted_proxies: Vec::new(),
         }
     }
 }

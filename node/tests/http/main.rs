@@ -16,6 +16,7 @@ mod disks;
 mod drain;
 mod examples;
 mod forge;
+mod forwarded;
 mod hostile;
 mod imports;
 mod issuers;

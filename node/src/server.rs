@@ -103,6 +103,11 @@ impl Server {
     /// # Errors
     /// With what could not be started.
     pub async fn start(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
+        // All that is put together is large, and is not the callers' to carry.
+        Box::pin(Self::begin(config, founded)).await
+    }
+
+    async fn begin(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
         let home = Home::open(&config.node.data_dir)?;
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };

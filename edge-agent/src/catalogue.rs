@@ -150,6 +150,28 @@ impl Catalogue {
         grants.max_by_key(|(resolved_at, _)| *resolved_at).map(|(_, grant)| grant.clone())
     }
 
+    /// When a node last said that `name` holds `digest`, be it a manifest or a blob; in
+    /// milliseconds since the epoch.
+    pub fn held_at(&self, name: &RepositoryName, digest: &Digest) -> Option<u64> {
+        let images = self.images.read();
+        let of_name = images.values().filter(|known| known.resolution.image == *name);
+        let holding = of_name.filter(|known| {
+            let AgentResolution { manifest_digest, manifests, blobs, .. } = &known.resolution;
+            manifest_digest == digest
+                || manifests.iter().any(|manifest| manifest.digest == *digest)
+                || blobs.iter().any(|blob| blob.digest == *digest)
+        });
+        holding.map(|known| known.resolved_at).max()
+    }
+
+    /// When a node last spoke of `name`, where it then said that anyone may pull it.
+    pub fn public_at(&self, name: &RepositoryName) -> Option<u64> {
+        let images = self.images.read();
+        let of_name = images.values().filter(|known| known.resolution.image == *name);
+        let last = of_name.max_by_key(|known| known.resolved_at)?;
+        last.resolution.public.then_some(last.resolved_at)
+    }
+
     /// A reference to `name` that some node knew, to ask about one more of its blobs.
     pub fn any_reference(&self, name: &RepositoryName) -> Option<ImageReference> {
         let images = self.images.read();
@@ -184,6 +206,7 @@ mod tests {
         AgentResolution {
             image: name.parse().unwrap(),
             kind: "container".into(),
+            public: seed.is_multiple_of(2),
             version: "ver".into(),
             manifest_digest: Digest::sha256([seed; 32]),
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
@@ -215,6 +238,15 @@ mod tests {
         assert!(catalogue.blob(&app, &Digest::sha256([2; 32])).is_some());
         assert!(catalogue.blob(&other, &Digest::sha256([2; 32])).is_none());
         assert_eq!(catalogue.any_reference(&app), Some(reference.clone()));
+        for held in [&digest, &Digest::sha256([2; 32])] {
+            assert!(catalogue.held_at(&app, held).is_some());
+            assert!(catalogue.held_at(&other, held).is_none());
+        }
+        assert!(catalogue.held_at(&app, &Digest::sha256([3; 32])).is_none());
+        assert!(catalogue.public_at(&app).is_none());
+        catalogue.remember(&"demo/other:v1".parse().unwrap(), resolution("demo/other", 4)).unwrap();
+        assert!(catalogue.public_at(&other).is_some());
+        catalogue.forget("demo/other:v1").unwrap();
         assert_eq!(catalogue.all().len(), 1);
 
         catalogue.forget(&reference.to_string()).unwrap().unwrap();

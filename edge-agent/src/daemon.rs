@@ -31,7 +31,7 @@ use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
 use crate::fetch::download::Downloads;
 use crate::metrics::Metrics;
-use crate::mirror::{self, Mirror};
+use crate::mirror::{self, Logins, Mirror, Rights};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
 use crate::{blocking, status};
@@ -177,6 +177,12 @@ impl Parts {
                 metrics: self.metrics.agent.clone(),
                 peer: key.peer_id(),
                 ticket_public_key: ticket_key(&self.enrolment)?,
+                scheme: if tls.is_some() { "https" } else { "http" },
+                rights: Rights::new(
+                    Duration::from_secs(config.rights_seconds),
+                    Duration::from_secs(config.rights_offline_seconds),
+                ),
+                logins: Logins::default(),
             });
             let listener = bind("mirror", config.listen).await?;
             serve(servers, listener, tls, mirror::router(mirror), &drain)?;

@@ -192,6 +192,7 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
     let manifest = br#"{"schemaVersion":2}"#;
     let sha256 = |bytes: &[u8]| Digest::sha256(Sha256::digest(bytes).into());
     let mut resolution = AgentResolution {
+        public: false,
         image: "demo/app".parse()?,
         kind: "container".into(),
         version: "ver-1".into(),

@@ -24,6 +24,7 @@ use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
+use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
@@ -102,6 +103,11 @@ impl Server {
     /// # Errors
     /// With what could not be started.
     pub async fn start(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
+        // All that is put together is large, and is not the callers' to carry.
+        Box::pin(Self::begin(config, founded)).await
+    }
+
+    async fn begin(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
         let home = Home::open(&config.node.data_dir)?;
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
@@ -176,6 +182,7 @@ impl Server {
             token_uses,
             lockout,
             issuers: Issuers::new()?,
+            directory: Directory::new(&config.ldap)?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
             metrics,

@@ -13,6 +13,7 @@ use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
 use crate::http::Drain;
+use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses};
 use crate::http::rates::Rates;
@@ -38,6 +39,7 @@ pub struct Parts {
     pub lockout: Arc<Lockout>,
     /// Who else vouches for people and programs.
     pub issuers: Issuers,
+    pub directory: Directory,
     pub rates: Rates,
     pub intake: Intake,
     pub metrics: Metrics,

@@ -245,6 +245,13 @@ impl Agent {
         Ok(Self { name: name.into(), host: host.clone(), folder: folder.into(), process: None })
     }
 
+    /// Adds settings of the mirror, a line for each.
+    pub fn set_mirror(&self, lines: &str) -> Result<()> {
+        let path = self.folder.join("agent.toml");
+        let text = fs::read_to_string(&path)?;
+        Ok(fs::write(&path, text.replacen("[mirror]\n", &format!("[mirror]\n{lines}"), 1))?)
+    }
+
     pub fn host(&self) -> &Host {
         &self.host
     }

@@ -69,9 +69,9 @@ fn whole_way(folder: &Path, network: &Network, cluster: &mut Cluster) -> Result<
     deploy_and_count(cluster, "demo/app:v1")?;
 
     agents_know_each_other_without_the_nodes(cluster)?;
-    pull_through_the_mirror(&engine, folder, &pushed)?;
+    pull_through_the_mirror(&engine, folder, &pushed, &cluster.password)?;
     drop(engine);
-    agents_agree_on_the_layers(folder, &cluster.agents, &pushed)
+    agents_agree_on_the_layers(folder, &cluster.agents, &pushed, &cluster.password)
 }
 
 /// The discovery network stands beside the nodes, for when none of them answers.
@@ -173,8 +173,14 @@ fn push_with_docker(engine: &Docker, folder: &Path, node: &Node, password: &str)
 }
 
 /// docker and containerd pull what the agent on their host already has, by the mirror's address.
-fn pull_through_the_mirror(engine: &Docker, folder: &Path, image: &ContainerImage) -> Result<()> {
+fn pull_through_the_mirror(
+    engine: &Docker,
+    folder: &Path,
+    image: &ContainerImage,
+    password: &str,
+) -> Result<()> {
     let reference = format!("{}/demo/app:v1", Agent::MIRROR);
+    engine.docker(&["login", "--username", "admin", "--password", password, Agent::MIRROR])?;
     engine.docker(&["pull", &reference]).with_context(|| engine.log_tail())?;
     let printed =
         engine.docker(&["image", "inspect", "--format", "{{json .RootFS.Layers}}", &reference])?;
@@ -194,6 +200,8 @@ fn pull_through_the_mirror(engine: &Docker, folder: &Path, image: &ContainerImag
         "pull",
         "--hosts-dir",
         &hosts.to_string_lossy(),
+        "--user",
+        &format!("admin:{password}"),
         reference,
     ])?;
     let listed = engine.ctr(&["-n", "test", "images", "list"])?;
@@ -209,11 +217,13 @@ fn agents_agree_on_the_layers(
     folder: &Path,
     agents: &[Agent],
     image: &ContainerImage,
+    password: &str,
 ) -> Result<()> {
     for agent in agents {
         let target = folder.join(format!("mirror-{}", agent.name));
         let mut command = skopeo(agent.host(), "copy");
         command.args(["--preserve-digests", "--src-tls-verify=false"]);
+        command.args(["--src-creds", &format!("admin:{password}")]);
         command.arg(format!("docker://{}/demo/app:v1", Agent::MIRROR));
         command.arg(format!("dir:{}", target.display()));
         run(command)?;

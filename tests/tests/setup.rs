@@ -12,11 +12,11 @@ use shoal_tests::process::{binary, run, run_text};
 use shoal_tests::sample;
 
 /// Scripts run in a mount namespace of their own, where `/etc` may be changed. Arguments are a
-/// folder for what they make, the agent's program and settings, the image's name, and a login for
-/// the node.
+/// folder for what they make, the agent's program and settings, the image's name, a login, and
+/// where the mirror is.
 const BEGINNING: &str = r#"
 set -eu
-work=$1 agent=$2 settings=$3 image=$4 login=$5
+work=$1 agent=$2 settings=$3 image=$4 login=$5 mirror=$6
 fails() {
   if "$@"; then
     echo "succeeded, and should not: $*" >&2
@@ -42,7 +42,9 @@ setup --dry-run | grep '^+location = ' >/dev/null
 diff -r "$work/before" /etc/containers
 setup --yes
 setup --yes | grep 'set up already' >/dev/null
-pull # The agent needs no login, the node would.
+fails pull # Neither the agent nor the node lets nobody have it.
+podman login --tls-verify=false -u "${login%%:*}" -p "${login#*:}" "$mirror"
+pull # The node knows no login here; so it came through the agent.
 engine rmi --force --all
 "#;
 
@@ -69,7 +71,9 @@ setup --yes
 containerd --root "$work/root" --state "$work/state" >"$work/log" 2>&1 &
 trap "kill $!" EXIT
 client() { ctr --address "$work/sock" "$@"; }
-pull() { client images pull --snapshotter native --hosts-dir /etc/containerd/certs.d "$image"; }
+pull() {
+  client images pull --snapshotter native --hosts-dir /etc/containerd/certs.d --user "$login" "$image"
+}
 tries=0
 until client version >/dev/null 2>&1; do
   tries=$((tries + 1))
@@ -106,10 +110,11 @@ fn engines_pull_by_a_nodes_name_through_the_agent_until_it_is_undone() -> Result
         let mut command = network.host(0).command("unshare");
         command.args(["--mount", "sh", "-c", &format!("{BEGINNING}{text}"), "sh"]);
         command.arg(folder.join(work)).args([&program, &settings, &name]);
-        command.arg(format!("admin:{password}"));
+        command.arg(format!("admin:{password}")).arg(Agent::MIRROR);
         run(command)
     };
     script(CONTAINERD, "containerd").context("containerd")?;
+    ensure!(agent.metric("shoal_mirror_sent_bytes_total", "")? > 0.0, "it came past the agent");
     script(PODMAN, "podman").context("podman")?;
     agent.process()?.kill()?;
     script(PODMAN_ALONE, "podman").context("podman without the agent")?;

@@ -21,6 +21,10 @@ pub use shoal_settings::Error;
 /// Unix socket paths end here (`sun_path`, with its closing zero byte).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// What is revoked is gone within a minute wherever a node can be asked.
+const RIGHTS_SECONDS_MAX: u64 = 60;
+const RIGHTS_OFFLINE_SECONDS_MAX: u64 = 86_400;
+
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role"]),
@@ -28,7 +32,17 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("peer", &["listen", "advertise"]),
     ("discovery", &["enabled", "listen", "mdns"]),
     ("cache", &["max_bytes", "low_percent", "min_free_bytes", "index_chunks_max"]),
-    ("mirror", &["enabled", "listen", "certificate_file", "key_file"]),
+    (
+        "mirror",
+        &[
+            "enabled",
+            "listen",
+            "certificate_file",
+            "key_file",
+            "rights_seconds",
+            "rights_offline_seconds",
+        ],
+    ),
     ("status", &["enabled", "listen"]),
     ("log", &["filter", "format"]),
 ];
@@ -166,6 +180,10 @@ pub struct Mirror {
     /// PEM chain; with `key_file` the mirror speaks HTTPS, without them plain HTTP on loopback.
     pub certificate_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// How long a node's word holds that somebody may pull from a repository.
+    pub rights_seconds: u64,
+    /// How long it holds while no node answers.
+    pub rights_offline_seconds: u64,
 }
 
 impl Default for Mirror {
@@ -175,6 +193,8 @@ impl Default for Mirror {
             listen: SocketAddr::from(([127, 0, 0, 1], 5055)),
             certificate_file: None,
             key_file: None,
+            rights_seconds: 30,
+            rights_offline_seconds: 3600,
         }
     }
 }
@@ -245,6 +265,12 @@ impl Config {
                 "listen",
                 "it speaks plain HTTP and so listens on a loopback address only",
             );
+        }
+        if self.mirror.rights_seconds > RIGHTS_SECONDS_MAX {
+            return refuse("mirror", "rights_seconds", "at most 60: a right that ends, ends here");
+        }
+        if self.mirror.rights_offline_seconds > RIGHTS_OFFLINE_SECONDS_MAX {
+            return refuse("mirror", "rights_offline_seconds", "at most a day (86400)");
         }
         if self.mirror.certificate_file.is_some() != self.mirror.key_file.is_some() {
             return refuse("mirror", "key_file", "needs certificate_file, and the other way round");
@@ -342,5 +368,12 @@ mod tests {
         assert!(load("[mirror]\nlisten = \"0.0.0.0:5055\"", &[]).is_err());
         assert!(load("[status]\nlisten = \"10.0.0.1:5056\"", &[]).is_err());
         assert!(load("[mirror]\nlisten = \"[::1]:5055\"", &[]).is_ok());
+    }
+
+    #[test]
+    fn what_was_revoked_is_not_served_for_long() {
+        assert!(load("[mirror]\nrights_seconds = 61", &[]).is_err());
+        assert!(load("[mirror]\nrights_offline_seconds = 90000", &[]).is_err());
+        assert!(load("[mirror]\nrights_seconds = 0\nrights_offline_seconds = 0", &[]).is_ok());
     }
 }

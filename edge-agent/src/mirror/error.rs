@@ -1,7 +1,7 @@
 //! What the mirror refuses, as container engines expect to hear it (distribution-spec, "Errors").
 
 use axum::Json;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use thiserror::Error;
@@ -27,6 +27,14 @@ pub enum Error {
     Range { length: u64 },
     #[error("no node answers, and what is known here gives no right to this any more: {0}")]
     Unavailable(String),
+    #[error("this needs a login that may have it")]
+    Unauthorized,
+    #[error("the node takes no more such requests for now")]
+    Busy { retry_after: Option<HeaderValue> },
+    #[error("the form is too long")]
+    Form,
+    #[error("only grant_type=password is supported; use GET with Basic")]
+    Grant,
 }
 
 impl Error {
@@ -46,6 +54,10 @@ impl Error {
             Self::ReadOnly { .. } => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::Form => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
+            Self::Grant => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
         }
     }
 }
@@ -67,6 +79,9 @@ impl IntoResponse for Error {
                 if let Ok(value) = format!("bytes */{length}").parse() {
                     headers.insert(header::CONTENT_RANGE, value);
                 }
+            }
+            Self::Busy { retry_after: Some(after) } => {
+                headers.insert(header::RETRY_AFTER, after);
             }
             _ => {}
         }

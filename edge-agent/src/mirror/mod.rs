@@ -5,20 +5,23 @@
 //! long as its tickets are valid. Blobs stream while the swarm still fetches. What the cluster does
 //! not have is 404, so that clients go on to where it came from. Nothing can be pushed here.
 //!
-//! Invariants: only verified chunks leave; a blob is served only against a valid ticket for it;
-//! `?ns=` is accepted and changes nothing, since repositories here have no host.
+//! Invariants: only verified chunks leave; a blob is served only against a valid ticket for it, and
+//! nothing before a node has allowed it to whoever asks (`rights`); `?ns=` is accepted and changes
+//! nothing, since repositories here have no host.
 
 mod blob;
 mod error;
+mod login;
 mod manifest;
 mod range;
+mod rights;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use base64::Engine;
@@ -30,6 +33,10 @@ use crate::fetch::Fetcher;
 use crate::metrics::AgentMetrics;
 use crate::transfers::Transfers;
 use error::Error;
+use login::Caller;
+pub use login::Logins;
+pub use rights::Rights;
+use rights::Thing;
 
 /// What the mirror's handlers share.
 #[derive(Debug)]
@@ -39,6 +46,10 @@ pub struct Mirror {
     pub metrics: AgentMetrics,
     pub peer: PeerId,
     pub ticket_public_key: [u8; 32],
+    /// `http` or `https`: how clients come here.
+    pub scheme: &'static str,
+    pub rights: Rights,
+    pub logins: Logins,
 }
 
 impl Mirror {
@@ -62,48 +73,102 @@ pub fn router(mirror: Arc<Mirror>) -> Router {
 
 enum Target {
     Base,
+    Token,
     Manifest(RepositoryName, Pin),
     Blob(RepositoryName, Digest),
 }
 
+impl Target {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Token => "token",
+            Self::Manifest(..) => "manifest",
+            Self::Blob(..) => "blob",
+        }
+    }
+
+    const fn name(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::Base | Self::Token => None,
+            Self::Manifest(name, _) | Self::Blob(name, _) => Some(name),
+        }
+    }
+}
+
 async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {
-    let head = request.method() == Method::HEAD;
-    let kind;
-    let outcome = match target(&mirror, &request) {
-        Err(error) => {
-            kind = "other";
-            Err(error)
-        }
-        Ok(Target::Base) => {
-            kind = "base";
-            Ok(axum::Json(serde_json::json!({})).into_response())
-        }
-        Ok(Target::Manifest(name, pin)) => {
-            kind = "manifest";
-            manifest::serve(&mirror, name, pin, head).await
-        }
-        Ok(Target::Blob(name, digest)) => {
-            kind = "blob";
-            blob::serve(mirror.clone(), name, digest, head, request.headers()).await
-        }
+    let target = target(&mirror, &request);
+    let kind = target.as_ref().map_or("other", Target::kind);
+    let name = target.as_ref().ok().and_then(Target::name);
+    let challenge =
+        login::challenge(mirror.scheme, (request.headers(), request.uri().authority()), name);
+    let outcome = match target {
+        Ok(target) => answer(&mirror, target, request).await,
+        Err(error) => Err(error),
     };
     let label = match &outcome {
         Ok(_) => "ok",
+        Err(Error::Unauthorized) => "unauthorized",
         Err(error) if error.is_not_found() => "not_found",
         Err(_) => "failed",
     };
     mirror.metrics.mirror_requests.get_or_create(&[("kind", kind), ("outcome", label)]).inc();
-    let mut response = outcome.unwrap_or_else(|error| error.into_response());
+    let mut response = outcome.unwrap_or_else(|error| {
+        let refused = matches!(error, Error::Unauthorized);
+        let mut response = error.into_response();
+        if refused {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    });
     let version = HeaderValue::from_static("registry/2.0");
     response.headers_mut().insert("docker-distribution-api-version", version);
     response
 }
 
+async fn answer(mirror: &Arc<Mirror>, target: Target, request: Request) -> Result<Response, Error> {
+    let head = request.method() == Method::HEAD;
+    let headers = request.headers();
+    match target {
+        Target::Token => login::token(mirror, request).await,
+        Target::Base => {
+            let caller = mirror.logins.caller(headers)?;
+            // docker and podman log in only where they are asked to here.
+            if caller.was_never_asked() {
+                return Err(Error::Unauthorized);
+            }
+            mirror.rights.check_login(&mirror.fetcher, &caller).await?;
+            Ok(axum::Json(serde_json::json!({})).into_response())
+        }
+        Target::Manifest(name, pin) => {
+            allow(mirror, headers, &name, Thing::Manifest(&pin)).await?;
+            manifest::serve(mirror, name, pin, head).await
+        }
+        Target::Blob(name, digest) => {
+            allow(mirror, headers, &name, Thing::Blob(&digest)).await?;
+            blob::serve(mirror.clone(), name, digest, head, headers).await
+        }
+    }
+}
+
+async fn allow(
+    mirror: &Mirror,
+    headers: &HeaderMap,
+    name: &RepositoryName,
+    thing: Thing<'_>,
+) -> Result<(), Error> {
+    let caller: Caller = mirror.logins.caller(headers)?;
+    mirror.rights.check(&mirror.fetcher, &caller, name, thing).await
+}
+
 fn target(mirror: &Mirror, request: &Request) -> Result<Target, Error> {
+    let path = request.uri().path();
+    if path == "/v2/token" && matches!(*request.method(), Method::GET | Method::POST) {
+        return Ok(Target::Token);
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Error::ReadOnly { node: mirror.fetcher.nodes.preferred() });
     }
-    let path = request.uri().path();
     let rest = path.strip_prefix("/v2").ok_or(Error::NotFound)?;
     if rest.is_empty() || rest == "/" {
         return Ok(Target::Base);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
+use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,6 +75,13 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404 | 403, .. })
     }
+}
+
+/// What a node answers somebody else, whose question is passed on.
+#[derive(Debug)]
+pub struct Passed {
+    pub status: StatusCode,
+    pub retry_after: Option<HeaderValue>,
 }
 
 /// Asks nodes on behalf of an enrolled agent.
@@ -170,6 +178,43 @@ impl NodeClient {
     ) -> Result<AgentResolution, Error> {
         let request = AgentResolveRequest { reference: reference.clone(), blobs };
         self.round(Method::POST, "/api/v1/agents/self/resolve", &request).await
+    }
+
+    /// Asks each node once, until one answers, with somebody else's credentials and not with this
+    /// agent's. What was answered is not read.
+    ///
+    /// # Errors
+    /// Where no node answers, or those that do cannot serve now.
+    pub async fn ask_for(
+        &self,
+        method: Method,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Passed, Error> {
+        let mut last = Error::NoneKnown;
+        for url in self.urls() {
+            let mut request = self.http.request(method.clone(), format!("{url}{path}"));
+            if let Some(value) = authorization {
+                request = request.header(AUTHORIZATION, value.clone());
+            }
+            let outcome = request.send().await;
+            let answered = outcome.as_ref().is_ok_and(|answer| !answer.status().is_server_error());
+            let label = if answered { "ok" } else { "failed" };
+            self.metrics.node_requests.get_or_create(&[("outcome", label)]).inc();
+            match outcome {
+                Ok(answer) if answered => {
+                    self.prefer(&url);
+                    let retry_after = answer.headers().get(RETRY_AFTER).cloned();
+                    return Ok(Passed { status: answer.status(), retry_after });
+                }
+                Ok(answer) => last = refusal(&url, answer.status(), b""),
+                Err(error) => last = Error::Unreachable { url, message: chain(&error) },
+            }
+        }
+        Err(match last {
+            Error::NoneKnown => last,
+            last => Error::NoNode(last.to_string()),
+        })
     }
 
     pub async fn report(&self, report: &ProgressReport) -> Result<(), Error> {

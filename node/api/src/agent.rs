@@ -123,6 +123,9 @@ pub struct AgentResolveRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentResolution {
     pub image: RepositoryName,
+    /// Whether anyone may pull it.
+    #[serde(default)]
+    pub public: bool,
     /// `disk` or `container`.
     pub kind: String,
     pub version: String,

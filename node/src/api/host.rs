@@ -15,7 +15,8 @@ use shoal_api::{
 };
 use shoal_content::{Digest, PeerId, Pin, RecipeId};
 use shoal_metadata::{
-    self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version, Who,
+    self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version,
+    What, Who, permission,
 };
 
 use super::caller::Host;
@@ -87,7 +88,9 @@ pub async fn resolve(
         content_size_bytes: disk.content_bytes,
         ticket: ticket(disk.recipe),
     });
+    let anyone = permission(query, &Who::Anonymous, Action::Pull, What::Repository(&image.name))?;
     Ok(Json(AgentResolution {
+        public: anyone.is_allowed(),
         kind: kind_name(image.kind).to_owned(),
         version: number(&version),
         manifest: STANDARD.encode(content(query, &image, &version)?),

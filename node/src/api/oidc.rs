@@ -22,18 +22,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shoal_api::{LoginResponse, OidcRedeem};
-use shoal_content::{AccountName, Timestamp};
-use shoal_metadata::{
-    self as metadata, AuditResult, Command, Grantee, LoginMeans, OrganizationRole, Place, Right,
-    UserRole,
-};
-use tracing::{info, warn};
+use shoal_content::Timestamp;
+use shoal_metadata::{self as metadata, AuditResult, LoginMeans};
+use tracing::warn;
 
 use super::input::{Body, Query};
 use crate::clock::{now, rfc3339};
-use crate::http::auth::foreign_account;
 use crate::http::auth::issuer::{Claims, Description, Keys, Rejected, read_answer};
 use crate::http::auth::session::{agent_of, begin_session};
+use crate::http::auth::{follow, foreign_account};
 use crate::http::problem::{Problem, chain};
 use crate::state::App;
 
@@ -326,62 +323,11 @@ async fn admitted(app: &App, claims: &Claims) -> Result<metadata::User, Problem>
     let view = app.view().await?;
     let wanted = claims.text(&settings.account_claim).unwrap_or_default();
     let create = settings.create_accounts;
-    let mut user =
-        foreign_account(app, view.query(), &settings.issuer, claims, wanted, create).await?;
+    let subject = claims.subject();
+    let user =
+        foreign_account(app, view.query(), &settings.issuer, subject, wanted, create).await?;
     drop(view);
     let groups = claims.list(&settings.groups_claim).unwrap_or_default();
-    if !settings.admin_groups.is_empty() {
-        let admin = settings.admin_groups.iter().any(|group| groups.contains(&group.as_str()));
-        let role = match (admin, user.role) {
-            (true, _) => UserRole::Admin,
-            (false, UserRole::Admin) => UserRole::User,
-            (false, role) => role,
-        };
-        if role != user.role {
-            user.role = role;
-            app.propose(Command::PutUser(user.clone())).await?;
-        }
-    }
-    let Ok(name) = user.name.parse::<AccountName>() else { return Ok(user) };
-    for (there, place) in settings.mapped().unwrap_or_default() {
-        join_or_leave(app, &name, place, groups.contains(&there)).await?;
-    }
-    Ok(user)
-}
-
-async fn join_or_leave(
-    app: &App,
-    name: &AccountName,
-    place: Place,
-    belongs: bool,
-) -> Result<(), Problem> {
-    let Place::Group { organization, group } = &place else { return Ok(()) };
-    let grantee = Grantee::User(name.clone());
-    let view = app.view().await?;
-    if view.query().group(organization, group)?.is_none() {
-        // Nobody is kept out for what the settings name and is not here.
-        info!(%organization, %group, "a group of the settings is not there");
-        return Ok(());
-    }
-    let is_in = view.query().right(&place, &grantee)?.is_some();
-    let of_organization = Place::Organization(organization.clone());
-    let is_member = view.query().right(&of_organization, &grantee)?.is_some();
-    drop(view);
-    let mut commands = Vec::new();
-    match (belongs, is_in) {
-        (true, false) => {
-            if !is_member {
-                let right = Right::Organization(OrganizationRole::Member);
-                let (place, grantee) = (of_organization, grantee.clone());
-                commands.push(Command::PutRight { place, grantee, right });
-            }
-            commands.push(Command::PutRight { place, grantee, right: Right::Group });
-        }
-        (false, true) => commands.push(Command::RemoveRight { place, grantee }),
-        _ => {}
-    }
-    for command in commands {
-        app.propose(command).await?;
-    }
-    Ok(())
+    let mapped = settings.mapped().unwrap_or_default();
+    follow(app, user, &groups, &settings.admin_groups, mapped).await
 }

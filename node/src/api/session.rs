@@ -20,7 +20,7 @@ use crate::clock::{now, rfc3339};
 use crate::http::auth::session::{
     Begun, agent_of, begin_session, confirmed, go_on, issue_ticket, read_ticket, take_code,
 };
-use crate::http::auth::{Principal, first_factor, issue_token};
+use crate::http::auth::{Principal, first_factor, issue_token, view_with};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -43,6 +43,7 @@ pub async fn login(
     let view = app.view().await?;
     let from = Some(client.ip());
     let principal = first_factor(&app, &view, from, &request.username, password).await?;
+    let view = view_with(&app, view, Some(&principal)).await?;
     let name = principal.name();
     let user = match &principal {
         Principal::User { token: None, .. } => view.query().user(&name)?,

@@ -113,15 +113,20 @@ impl Oidc {
 
     /// Groups there with those here; nothing where one cannot be read.
     pub fn mapped(&self) -> Option<Vec<(&str, shoal_metadata::Place)>> {
-        let mut mapped = Vec::with_capacity(self.groups.len());
-        for text in &self.groups {
-            let (there, here) = text.split_once('=')?;
-            let (organization, group) = here.split_once('/')?;
-            let (organization, group) = (organization.parse().ok()?, group.parse().ok()?);
-            mapped.push((there, shoal_metadata::Place::Group { organization, group }));
-        }
-        Some(mapped)
+        mapped(&self.groups)
     }
+}
+
+/// `THERE=ORGANIZATION/GROUP`, each; nothing where one cannot be read.
+pub fn mapped(groups: &[String]) -> Option<Vec<(&str, shoal_metadata::Place)>> {
+    let mut mapped = Vec::with_capacity(groups.len());
+    for text in groups {
+        let (there, here) = text.split_once('=')?;
+        let (organization, group) = here.split_once('/')?;
+        let (organization, group) = (organization.parse().ok()?, group.parse().ok()?);
+        mapped.push((there, shoal_metadata::Place::Group { organization, group }));
+    }
+    Some(mapped)
 }
 
 /// Whose workloads may act as robots, by the rules of each project.

@@ -5,6 +5,7 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
+mod directory;
 mod guard;
 mod identity;
 mod images;
@@ -20,8 +21,9 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
+pub use directory::{DN, Ldap, USER};
 pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
-pub use identity::{Jwt, Oidc, Workload};
+pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use program::Program;
 pub use shoal_settings::Error;
@@ -29,7 +31,18 @@ pub use shoal_settings::Error;
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("node", &["name", "data_dir", "zone"]),
-    ("http", &["listen", "url", "names", "certificate_file", "key_file", "plain_listen"]),
+    (
+        "http",
+        &[
+            "listen",
+            "url",
+            "names",
+            "certificate_file",
+            "key_file",
+            "plain_listen",
+            "trusted_proxies",
+        ],
+    ),
     ("drain", &["notice_seconds", "deadline_seconds"]),
     (
         "acme",
@@ -96,6 +109,29 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "groups",
         ],
     ),
+    (
+        "ldap",
+        &[
+            "url",
+            "starttls",
+            "ca_file",
+            "bind_dn",
+            "bind_password",
+            "bind_password_file",
+            "user_base",
+            "user_filter",
+            "account_attribute",
+            "subject_attribute",
+            "create_accounts",
+            "group_base",
+            "group_filter",
+            "group_attribute",
+            "admin_groups",
+            "groups",
+            "timeout_seconds",
+            "remember_seconds",
+        ],
+    ),
     ("workload", &["issuers", "audience"]),
     ("audit", &["keep_days", "archive_interval_seconds"]),
     ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
@@ -137,6 +173,7 @@ pub struct Config {
     pub accounts: Accounts,
     pub jwt: Jwt,
     pub oidc: Oidc,
+    pub ldap: Box<Ldap>,
     pub workload: Workload,
     pub metrics: Metrics,
     pub traces: Traces,
@@ -176,6 +213,8 @@ pub struct Http {
     pub key_file: Option<PathBuf>,
     /// HTTP without TLS; on loopback only.
     pub plain_listen: Option<SocketAddr>,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Http {
@@ -187,6 +226,7 @@ impl Default for Http {
             certificate_file: None,
             key_file: None,
             plain_listen: None,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -553,6 +593,7 @@ impl Config {
         let foreign = [
             ("jwt", self.jwt.check()),
             ("oidc", self.oidc.check()),
+            ("ldap", self.ldap.check()),
             ("workload", self.workload.check()),
         ];
         for (section, mistake) in foreign {

@@ -98,3 +98,32 @@ fn a_program_stands_for_an_earlier_one_and_for_no_other() {
         assert!(error.contains("SHOAL_NODE_STANDS_FOR"), "{error}");
     }
 }
+
+#[test]
+fn a_directory_is_not_asked_in_the_clear() {
+    let ldap = |lines: &str| {
+        let base = if lines.contains("user_base") { "" } else { "user_base = \"ou=people\"\n" };
+        load(&format!("[ldap]\n{base}{lines}")).map(drop).map_err(|error| error.to_string())
+    };
+    for fit in [
+        "url = \"ldaps://ldap.example\"",
+        "url = \"ldap://ldap.example\"\nstarttls = true",
+        "url = \"ldap://127.0.0.1:389\"",
+        "url = \"ldaps://l\"\nbind_dn = \"cn=s\"\nbind_password = \"p\"",
+    ] {
+        ldap(fit).unwrap();
+    }
+    for (unfit, key) in [
+        ("url = \"ldap://ldap.example\"", "starttls"),
+        ("url = \"ldaps://ldap.example\"\nstarttls = true", "starttls"),
+        ("url = \"https://ldap.example\"", "url"),
+        ("url = \"ldaps://l\"\nuser_filter = \"(uid=alice)\"", "user_filter"),
+        ("url = \"ldaps://l\"\nbind_dn = \"cn=s\"", "bind_password"),
+        ("url = \"ldaps://l\"\nuser_base = \"\"", "user_base"),
+        ("url = \"ldaps://l\"\ngroups = [\"x\"]", "groups"),
+        ("url = \"ldaps://l\"\ngroup_base = \"ou=g\"\ngroup_filter = \"(cn=x)\"", "group_filter"),
+    ] {
+        let said = ldap(unfit).unwrap_err();
+        assert!(said.contains(key), "{unfit}: {said}");
+    }
+}

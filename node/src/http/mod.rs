@@ -5,6 +5,7 @@ pub mod auth;
 mod certificate;
 pub mod cors;
 mod drain;
+mod forwarded;
 mod leftover;
 mod listener;
 pub mod noted;

@@ -15,6 +15,7 @@ use super::access::observe;
 use super::auth::Principal;
 use super::cors;
 use super::drain::say_goodbye;
+use super::forwarded::see_through;
 use super::leftover::read_leftover;
 use super::problem::{Problem, chain};
 use super::rates::slow_down;
@@ -50,6 +51,7 @@ pub fn router(app: App) -> Router {
         None => router,
     };
     let router = router.layer(from_fn_with_state(app.clone(), observe));
+    let router = router.layer(from_fn_with_state(app.clone(), see_through));
     router.layer(from_fn_with_state(app.clone(), say_goodbye)).with_state(app)
 }
 

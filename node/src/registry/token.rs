@@ -23,7 +23,7 @@ use super::access::grant;
 use super::route::Route;
 use super::{Answer, RegistryError};
 use crate::http::InTheClear;
-use crate::http::auth::{Asker, Principal, check_password, client, issue_until};
+use crate::http::auth::{Asker, Principal, check_password, client, issue_until, view_with};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -107,7 +107,9 @@ pub async fn handle(
             fields = form(body).await?;
             scopes.extend(values(&fields, "scope"));
             let view = app.view().await?;
-            (Some(password_grant(app, &view, client(parts), &fields, pairs).await?), view, None)
+            let principal = password_grant(app, &view, client(parts), &fields, pairs).await?;
+            let view = view_with(app, view, Some(&principal)).await?;
+            (Some(principal), view, None)
         }
         _ => return Err(RegistryError::unsupported()),
     };

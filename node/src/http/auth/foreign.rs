@@ -57,9 +57,9 @@ pub async fn check(app: &App, view: &View, token: &str) -> Result<Known, Problem
     let keys = Keys::At(settings.jwks_url.clone());
     let claims = app.issuers.verify(&keys, &settings.issuer, &settings.audience, token).await?;
     let wanted = claims.text(&settings.account_claim).unwrap_or_default();
+    let create = settings.create_accounts;
     let user =
-        account(app, view.query(), &settings.issuer, &claims, wanted, settings.create_accounts)
-            .await?;
+        account(app, view.query(), &settings.issuer, claims.subject(), wanted, create).await?;
     let used = Some(TokenUse { id: None, scopes: scopes(&claims) });
     let (name, role) = (user.name, user.role);
     let principal = Principal::User { name, role, token: used, session: None };
@@ -86,11 +86,11 @@ pub async fn account<R: Read>(
     app: &App,
     query: Query<'_, R>,
     issuer: &str,
-    claims: &Claims,
+    subject: &str,
     wanted: &str,
     create: bool,
 ) -> Result<User, Problem> {
-    if let Some(identity) = query.identity(issuer, claims.subject())? {
+    if let Some(identity) = query.identity(issuer, subject)? {
         return query.user(&identity.user)?.ok_or_else(Problem::unauthorized);
     }
     let unknown = |text: &str| Problem {
@@ -115,7 +115,7 @@ pub async fn account<R: Read>(
     };
     let identity = Identity {
         issuer: issuer.to_owned(),
-        subject: claims.subject().to_owned(),
+        subject: subject.to_owned(),
         user: name.to_string(),
         linked_at: row.created_at,
     };

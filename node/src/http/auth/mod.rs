@@ -5,8 +5,10 @@
 //! secret is known by its hash alone.
 //! Non-goal: what the one who asks may do; see `permit`.
 
+pub mod directory;
 mod foreign;
 mod given;
+mod groups;
 pub mod issuer;
 mod lockout;
 pub mod one_time;
@@ -23,7 +25,7 @@ use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::{Extensions, StatusCode, header, request};
 use shoal_content::{NodeId, PeerId, Timestamp};
 use shoal_metadata::{
-    Action, PersonalToken, Query, Read, Robot, RobotName, Scope, UserRole, What, Who,
+    Action, PersonalToken, Query, Read, Robot, RobotName, Scope, User, UserRole, What, Who,
 };
 use shoal_raft::View;
 use zeroize::Zeroizing;
@@ -37,6 +39,7 @@ use given::Given;
 use password::{Attempt, Checked};
 
 pub use foreign::account as foreign_account;
+pub use groups::follow;
 pub use lockout::Lockout;
 pub use password::{Accounts, hash_password};
 pub use token::{Audience, Granted, TOKEN_TTL, issue_token, issue_until};
@@ -209,6 +212,11 @@ pub async fn first_factor(
     let stored = user.as_ref().map(|user| user.password_hash.clone());
     let source = app.services.audit.source().unwrap_or_default();
     let attempt = Attempt { app: app.clone(), client, name: name.to_owned(), source };
+    let there = app.directory.check(&attempt, view, user.as_ref(), &password);
+    if let Some(User { name, role, .. }) = Box::pin(there).await? {
+        return Ok(Principal::User { name, role, token: None, session: None });
+    }
+    // Whoever the directory does not let in is wrong here, too, in the same time as others.
     let right = match app.accounts.check(attempt, password, stored).await {
         Checked::Right => true,
         Checked::Wrong => false,
@@ -291,11 +299,29 @@ pub async fn authenticate(
 ) -> Result<Asker, Problem> {
     let view = app.view().await?;
     let Known { principal, granted, until } = credentials(app, &view, parts, audience).await?;
+    let view = view_with(app, view, principal.as_ref()).await?;
     if let Some(principal) = &principal {
         noted::note_user(|| principal.name());
         check_rate(app, parts, principal)?;
     }
     Ok(Asker { principal, granted, until, view })
+}
+
+/// The view, or a later one that knows an account which this very request has made.
+///
+/// # Errors
+/// Where the metadata cannot be read.
+pub async fn view_with(
+    app: &App,
+    view: View,
+    principal: Option<&Principal>,
+) -> Result<View, Problem> {
+    match principal {
+        Some(Principal::User { name, .. }) if view.query().user(name)?.is_none() => {
+            Ok(app.view().await?)
+        }
+        _ => Ok(view),
+    }
 }
 
 /// # Errors

@@ -112,7 +112,7 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    fn is_let_in(&self) -> Result<(), Problem> {
+    pub(super) fn is_let_in(&self) -> Result<(), Problem> {
         let view = self.app.raft.local();
         self.app.lockout.check_address(view.query(), self.client)?;
         self.app.lockout.check_account(view.query(), &self.name)

@@ -1,0 +1,390 @@
+//! Passwords that a directory (LDAPv3, RFC 4511) knows: searched for, then bound.
+//!
+//! The searcher of the settings looks for the one entry that the name stands for and for its
+//! groups; then the same connection is bound as that entry with the password. Whoever has a
+//! password here is never asked about there.
+//!
+//! Invariants: what was typed reaches a filter only escaped (RFC 4515); an empty password is refused
+//! before anything is sent, since a server takes it for an anonymous bind (RFC 4513, 5.1.2); passwords
+//! travel under TLS or on loopback; referrals are not followed; a check as a whole has an end. An
+//! account is known by the directory's own identifier, so that an entry which is named like an
+//! account here does not get it.
+//! Non-goal: people who are gone and never ask again; their sessions end by themselves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, SearchOptions};
+use moka::future::Cache;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use shoal_metadata::{Command, Query, Read, User};
+use shoal_raft::View;
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::foreign::account;
+use super::groups::follow;
+use super::password::Attempt;
+use crate::config::{DN, Ldap, USER, mapped};
+use crate::http::problem::{Problem, chain};
+use crate::state::App;
+
+/// Connections to the directory at once.
+const CHECKS_AT_ONCE_MAX: usize = 8;
+const REMEMBERED_MAX: u64 = 10_000;
+/// Of a name, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+/// Groups of one person.
+const GROUPS_MAX: i32 = 1000;
+/// LDAP's result codes (RFC 4511, appendix A).
+const SUCCESS: u32 = 0;
+const SIZE_LIMIT_EXCEEDED: u32 = 4;
+
+/// Why a directory could not be asked.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Ldap(#[from] LdapError),
+    #[error("{doing} was refused with result {code}: {text}")]
+    Refused { doing: &'static str, code: u32, text: String },
+    #[error("the password of bind_dn could not be read")]
+    Password(#[source] std::io::Error),
+    #[error("the entry has no {0}")]
+    Lacks(String),
+    #[error("no answer within {0} seconds")]
+    Late(u64),
+    #[error("the answer made no sense")]
+    Senseless,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, Error)]
+pub enum SettingError {
+    #[error("[ldap] ca_file {path} could not be read")]
+    Read { path: String, source: std::io::Error },
+    #[error("[ldap] ca_file {0} holds no certificate that can be used")]
+    Certificate(String),
+}
+
+/// Somebody as the directory knows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    subject: String,
+    account: String,
+    groups: Vec<String>,
+}
+
+/// What the directory says of a name and a password.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Right(Entry),
+    Wrong,
+    /// Nobody is called so, or several are.
+    Nobody,
+}
+
+/// The directory of the settings, if there is one.
+#[derive(Debug)]
+pub struct Directory {
+    settings: Option<Arc<Ldap>>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    places: Arc<Semaphore>,
+    /// Keyed BLAKE3 of name and password, with the subject.
+    right: Cache<[u8; 32], String>,
+    key: [u8; 32],
+}
+
+impl Directory {
+    /// # Errors
+    /// Where the authorities of the settings cannot be read.
+    pub fn new(settings: &Ldap) -> Result<Self, SettingError> {
+        let tls = settings.ca_file.as_ref().map(|path| {
+            let path = path.display().to_string();
+            let pem = std::fs::read(&path)
+                .map_err(|source| SettingError::Read { path: path.clone(), source })?;
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let added = certificate.ok().and_then(|one| roots.add(one).ok());
+                added.ok_or_else(|| SettingError::Certificate(path.clone()))?;
+            }
+            if roots.is_empty() {
+                return Err(SettingError::Certificate(path));
+            }
+            let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+            Ok(Arc::new(config.with_no_client_auth()))
+        });
+        Ok(Self {
+            settings: (!settings.url.is_empty()).then(|| Arc::new(settings.clone())),
+            tls: tls.transpose()?,
+            places: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
+            right: Cache::builder()
+                .time_to_live(Duration::from_secs(settings.remember_seconds))
+                .max_capacity(REMEMBERED_MAX)
+                .build(),
+            key: rand::random(),
+        })
+    }
+
+    /// Whose name and password these are, if they are anybody's at the directory. `user` is the
+    /// account here that is called so; one with a password of its own is none of the directory's.
+    ///
+    /// # Errors
+    /// Where the directory cannot be asked, or its entry cannot have an account here.
+    pub(super) async fn check(
+        &self,
+        attempt: &Attempt,
+        view: &View,
+        user: Option<&User>,
+        password: &Zeroizing<String>,
+    ) -> Result<Option<User>, Problem> {
+        let Some(settings) = &self.settings else { return Ok(None) };
+        let own = user.is_some_and(|user| user.password_hash.0.starts_with(b"$"));
+        let name = attempt.name.as_str();
+        if own || password.is_empty() || name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Ok(None);
+        }
+        let issuer = settings.issuer();
+        let key = self.key(name, password);
+        if let Some(subject) = self.right.get(&key).await
+            && let Some(user) = known(view.query(), &issuer, &subject)?
+        {
+            return Ok(Some(user));
+        }
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return Ok(None) };
+        // Those before may have failed too often.
+        attempt.is_let_in()?;
+        let asking = ask(settings.clone(), self.tls.clone(), name.to_owned(), password.clone());
+        // In a task of its own: what a server sends may be anything.
+        let said = tokio::spawn(asking).await.unwrap_or(Err(Failure::Senseless));
+        drop(place);
+        let entry = match said {
+            Ok(Said::Right(entry)) => entry,
+            Ok(Said::Wrong) => return Ok(None),
+            Ok(Said::Nobody) => {
+                self.end_sessions(&attempt.app, view, user, &issuer).await?;
+                return Ok(None);
+            }
+            Err(failure) => return Err(away(&failure)),
+        };
+        let app = &attempt.app;
+        let (wanted, create) = (entry.account.as_str(), settings.create_accounts);
+        let user = account(app, view.query(), &issuer, &entry.subject, wanted, create).await?;
+        let groups: Vec<&str> = entry.groups.iter().map(String::as_str).collect();
+        let places = mapped(&settings.groups).unwrap_or_default();
+        let user = follow(app, user, &groups, &settings.admin_groups, places).await?;
+        self.right.insert(key, entry.subject).await;
+        Ok(Some(user))
+    }
+
+    /// Who is gone from the directory has no sessions here any more.
+    async fn end_sessions(
+        &self,
+        app: &App,
+        view: &View,
+        user: Option<&User>,
+        issuer: &str,
+    ) -> Result<(), Problem> {
+        let Some(user) = user else { return Ok(()) };
+        let query = view.query();
+        let of_directory = query.identities_of(&user.name)?.iter().any(|one| one.issuer == issuer);
+        if !of_directory || query.sessions(&user.name)?.is_empty() {
+            return Ok(());
+        }
+        info!(user = user.name, "gone from the directory; the sessions end");
+        app.propose(Command::EndSessions { user: user.name.clone(), keep: None }).await?;
+        Ok(())
+    }
+
+    fn key(&self, name: &str, password: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        for part in [name, password] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+fn known<R: Read>(
+    query: Query<'_, R>,
+    issuer: &str,
+    subject: &str,
+) -> Result<Option<User>, Problem> {
+    let Some(identity) = query.identity(issuer, subject)? else { return Ok(None) };
+    Ok(query.user(&identity.user)?)
+}
+
+fn away(failure: &Failure) -> Problem {
+    warn!(error = chain(failure), "the directory could not be asked");
+    let text = "the directory does not answer as it should; the node's log says more";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "directory_away", text)
+}
+
+async fn ask(
+    settings: Arc<Ldap>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    name: String,
+    password: Zeroizing<String>,
+) -> Result<Said, Failure> {
+    let seconds = settings.timeout_seconds;
+    let asking = bind_as(&settings, tls, &name, &password);
+    let said = tokio::time::timeout(Duration::from_secs(seconds), asking).await;
+    said.unwrap_or(Err(Failure::Late(seconds)))
+}
+
+async fn bind_as(
+    settings: &Ldap,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    name: &str,
+    password: &str,
+) -> Result<Said, Failure> {
+    let mut to = LdapConnSettings::new().set_starttls(settings.starttls);
+    if let Some(tls) = tls {
+        to = to.set_config(tls);
+    }
+    let (connection, mut ldap) = LdapConnAsync::with_settings(to, &settings.url).await?;
+    // It ends with `ldap`, of which it is the other end.
+    tokio::spawn(async move {
+        if let Err(error) = connection.drive().await {
+            warn!(%error, "a connection to the directory ended");
+        }
+    });
+    if !settings.bind_dn.is_empty() {
+        let secret = searchers_password(settings).await?;
+        let bound = ldap.simple_bind(&settings.bind_dn, &secret).await?;
+        if bound.rc != SUCCESS {
+            let doing = "binding as bind_dn";
+            return Err(Failure::Refused { doing, code: bound.rc, text: bound.text });
+        }
+    }
+    let filter = fill(&settings.user_filter, name, "");
+    let wanted = [settings.account_attribute.as_str(), settings.subject_attribute.as_str()];
+    let wanted: Vec<&str> = wanted.into_iter().filter(|name| !name.is_empty()).collect();
+    let found = search(&mut ldap, &settings.user_base, &filter, &wanted, 2).await?;
+    let [entry] = found.as_slice() else {
+        if found.len() > 1 {
+            warn!(filter, "several entries of the directory fit one name; nobody is let in");
+        }
+        return Ok(Said::Nobody);
+    };
+    // An entry without a name of its own would be bound anonymously.
+    if entry.dn.is_empty() {
+        return Err(Failure::Senseless);
+    }
+    let lacks = |name: &str| Failure::Lacks(name.to_owned());
+    let account = first(entry, &settings.account_attribute)
+        .ok_or_else(|| lacks(&settings.account_attribute))?;
+    let subject = match settings.subject_attribute.as_str() {
+        "" => entry.dn.to_lowercase(),
+        name => first(entry, name).ok_or_else(|| lacks(name))?,
+    };
+    let mut groups = Vec::new();
+    if !settings.group_base.is_empty() {
+        let filter = fill(&settings.group_filter, name, &entry.dn);
+        let wanted = [settings.group_attribute.as_str()];
+        let found = search(&mut ldap, &settings.group_base, &filter, &wanted, GROUPS_MAX).await?;
+        groups.extend(found.iter().filter_map(|entry| first(entry, &settings.group_attribute)));
+    }
+    let bound = ldap.simple_bind(&entry.dn, password).await?;
+    // The other end may be gone already, and so is the connection then.
+    let _ = ldap.unbind().await;
+    Ok(if bound.rc == SUCCESS {
+        Said::Right(Entry { subject, account, groups })
+    } else {
+        Said::Wrong
+    })
+}
+
+async fn searchers_password(settings: &Ldap) -> Result<Zeroizing<String>, Failure> {
+    let Some(path) = &settings.bind_password_file else {
+        return Ok(Zeroizing::new(settings.bind_password.clone()));
+    };
+    let text = tokio::fs::read_to_string(path).await.map_err(Failure::Password)?;
+    let text = Zeroizing::new(text.trim().to_owned());
+    if text.is_empty() {
+        return Err(Failure::Password(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(text)
+}
+
+async fn search(
+    ldap: &mut ldap3::Ldap,
+    base: &str,
+    filter: &str,
+    attributes: &[&str],
+    most: i32,
+) -> Result<Vec<SearchEntry>, Failure> {
+    ldap.with_search_options(SearchOptions::new().sizelimit(most));
+    let attributes: Vec<String> = attributes.iter().map(|name| (*name).to_owned()).collect();
+    let answer = ldap.search(base, Scope::Subtree, filter, attributes).await?;
+    let ldap3::SearchResult(entries, end) = answer;
+    if ![SUCCESS, SIZE_LIMIT_EXCEEDED].contains(&end.rc) {
+        return Err(Failure::Refused { doing: "a search", code: end.rc, text: end.text });
+    }
+    Ok(entries
+        .into_iter()
+        .filter(|entry| !entry.is_ref() && !entry.is_intermediate())
+        .map(SearchEntry::construct)
+        .collect())
+}
+
+/// An attribute's first value; one that is no text as hexadecimal digits.
+fn first(entry: &SearchEntry, name: &str) -> Option<String> {
+    let text = entry.attrs.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    if let Some(value) = text.and_then(|(_, values)| values.first()) {
+        return Some(value.clone());
+    }
+    let bytes = entry.bin_attrs.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    bytes.and_then(|(_, values)| values.first()).map(hex::encode)
+}
+
+/// The filter with the name and the distinguished name in their places, both escaped. What they
+/// hold is not looked at again.
+fn fill(filter: &str, user: &str, dn: &str) -> String {
+    let mut filled = String::with_capacity(filter.len() + user.len() + dn.len());
+    let mut rest = filter;
+    while let Some(at) = rest.find('{') {
+        let (before, after) = rest.split_at(at);
+        filled.push_str(before);
+        rest = if let Some(after) = after.strip_prefix(USER) {
+            filled.push_str(&ldap3::ldap_escape(user));
+            after
+        } else if let Some(after) = after.strip_prefix(DN) {
+            filled.push_str(&ldap3::ldap_escape(dn));
+            after
+        } else {
+            filled.push('{');
+            &after[1..]
+        };
+    }
+    filled.push_str(rest);
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_typed_stays_a_value_in_the_filter() {
+        let filter = "(&(objectClass=person)(uid={user}))";
+        for (typed, filled) in [
+            ("alice", "(&(objectClass=person)(uid=alice))"),
+            ("*", "(&(objectClass=person)(uid=\\2a))"),
+            ("a)(uid=*", "(&(objectClass=person)(uid=a\\29\\28uid=\\2a))"),
+            ("a\\2a\0", "(&(objectClass=person)(uid=a\\5c2a\\00))"),
+            ("{dn}", "(&(objectClass=person)(uid={dn}))"),
+        ] {
+            assert_eq!(fill(filter, typed, "cn=x"), filled, "{typed}");
+        }
+        assert_eq!(
+            fill("(|(member={dn})(memberUid={user}))", "{dn}", "cn=(x)"),
+            "(|(member=cn=\\28x\\29)(memberUid={dn}))"
+        );
+        assert_eq!(fill("(a={)(b={user", "x", "y"), "(a={)(b={user");
+    }
+}

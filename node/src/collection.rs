@@ -19,14 +19,21 @@
 //! A crash at any step leaves a mark, which the next leader finds. The times are the nodes' wall
 //! clocks; they may differ by minutes without harm, by a quarter of an hour not.
 //!
+//! What it frees is what storage says of the lengths before it deletes; an object that storage does
+//! not tell of is deleted all the same, and counts as nothing.
+//!
 //! Non-goals: objects that no row ever named (see `scrub`), sessions that expire (see `disks`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use shoal_api::{CollectionDone, CollectionStatus};
 use shoal_content::{Digest, ImageId, ObjectKey, Timestamp};
 use shoal_metadata::{Command, Fault, Response};
 use shoal_raft::{ProposeError, Raft, ReadError};
@@ -44,6 +51,12 @@ const BATCH_OBJECTS: usize = 1000;
 /// Keys in one call of delete.
 const DELETE_KEYS: usize = 500;
 const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Objects whose lengths are asked for at once.
+const LENGTHS_AT_ONCE: usize = 16;
+/// How long storage may take to tell an object's length.
+const LENGTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Counting what is due stops here.
+const DUE_COUNTED_MAX: usize = 100_000;
 
 /// When what is done to an object; see the module's documentation.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +96,8 @@ pub enum CollectionError {
 pub struct Collected {
     /// Marked, and deleted from storage.
     pub swept: usize,
+    /// What was deleted took so much there.
+    pub freed_bytes: u64,
     /// Found in storage though deleted, and deleted again.
     pub again: usize,
     /// Their names are free.
@@ -91,15 +106,54 @@ pub struct Collected {
     pub unlinked: usize,
 }
 
-/// See the module's documentation. Clones count the same.
+impl From<Collected> for CollectionDone {
+    fn from(done: Collected) -> Self {
+        Self {
+            deleted: done.swept as u64,
+            freed_bytes: done.freed_bytes,
+            deleted_again: done.again as u64,
+            forgotten: done.forgotten as u64,
+            unlinked: done.unlinked as u64,
+        }
+    }
+}
+
+/// See the module's documentation. Clones count the same, and look one after another.
 #[derive(Debug, Clone)]
 pub struct Collector {
     raft: Raft,
     store: Arc<dyn BlobStore>,
     timing: Timing,
-    swept: Counter,
-    failures: Counter,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    status: Arc<Mutex<CollectionStatus>>,
+    meters: Meters,
 }
+
+#[derive(Debug, Clone, Default)]
+struct Meters {
+    swept: Counter,
+    freed_bytes: Counter,
+    unlinked: Counter,
+    failures: Counter,
+    left: Gauge,
+}
+
+/// A look that is under way; where it is given up, too, it says that it has ended.
+struct Look<'a> {
+    collector: &'a Collector,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        let mut status = self.collector.status.lock();
+        status.running = false;
+        status.ended_at = Some(clock::rfc3339(clock::now()));
+        self.collector.meters.left.set(0);
+    }
+}
+
+type Lengths = BTreeMap<ObjectKey, u64>;
 
 impl Collector {
     pub fn new(
@@ -108,18 +162,27 @@ impl Collector {
         timing: Timing,
         registry: &mut Registry,
     ) -> Self {
-        let (swept, failures) = (Counter::default(), Counter::default());
+        let meters = Meters::default();
+        for (name, help, counter) in [
+            ("objects", "Objects deleted because nothing referred to them", &meters.swept),
+            ("freed_bytes", "What those objects took in storage", &meters.freed_bytes),
+            ("unlinked", "Blobs that repositories let go of unused", &meters.unlinked),
+            ("failures", "Looks for unreferenced objects that ended early", &meters.failures),
+        ] {
+            registry.register(format!("shoal_collection_{name}"), help, counter.clone());
+        }
         registry.register(
-            "shoal_collection_objects",
-            "Objects deleted because nothing referred to them",
-            swept.clone(),
+            "shoal_collection_left",
+            "Objects that the collection under way at this node has yet to delete",
+            meters.left.clone(),
         );
-        registry.register(
-            "shoal_collection_failures",
-            "Looks for unreferenced objects that ended early",
-            failures.clone(),
-        );
-        Self { raft, store, timing, swept, failures }
+        let (turn, status) = Default::default();
+        Self { raft, store, timing, turn, status, meters }
+    }
+
+    /// How far the collection under way at this node is, or what its last one came to.
+    pub fn status(&self) -> CollectionStatus {
+        self.status.lock().clone()
     }
 
     /// Looks at every interval while this node leads. Runs until it is dropped.
@@ -133,44 +196,96 @@ impl Collector {
             }
             match self.collect().await {
                 Ok(done) if done == Collected::default() => {}
-                Ok(Collected { swept, again, forgotten, unlinked }) => {
-                    info!(swept, again, forgotten, unlinked, "collected what nobody needs");
+                Ok(Collected { swept, freed_bytes, again, forgotten, unlinked }) => {
+                    info!(
+                        swept,
+                        freed_bytes, again, forgotten, unlinked, "collected what nobody needs"
+                    );
                 }
                 Err(error) => {
-                    self.failures.inc();
                     warn!(error = %crate::http::problem::chain(&error), "collection ended early");
                 }
             }
         }
     }
 
-    /// One look at everything.
+    /// One look at everything, after the one that is under way.
     ///
     /// # Errors
     /// What stopped it; what was done stays done, and the next look goes on.
     pub async fn collect(&self) -> Result<Collected, CollectionError> {
+        let look = Look { _turn: self.turn.lock().await, collector: self };
+        let started_at = Some(clock::rfc3339(clock::now()));
+        *self.status.lock() =
+            CollectionStatus { running: true, started_at, ..CollectionStatus::default() };
         let mut done = Collected::default();
-        self.end_deletions(&mut done).await?;
-        self.unlink_loose(&mut done).await?;
+        let outcome = self.look(&mut done).await;
+        self.note(&done);
+        if let Err(error) = &outcome {
+            self.meters.failures.inc();
+            self.status.lock().error = Some(crate::http::problem::chain(error));
+        }
+        drop(look);
+        outcome.map(|()| done)
+    }
+
+    /// Shows how far it is.
+    fn note(&self, done: &Collected) {
+        let mut status = self.status.lock();
+        let swept = (done.swept as u64).saturating_sub(status.done.deleted);
+        status.left = status.left.saturating_sub(swept);
+        status.done = (*done).into();
+        self.meters.left.set(i64::try_from(status.left).unwrap_or(i64::MAX));
+    }
+
+    /// Counts what is due.
+    async fn count_due(&self) -> Result<(), CollectionError> {
+        let before = earlier(clock::now(), self.timing.grace);
+        let view = self.raft.read().await?;
+        let due = view.query().unreferenced_objects(before, DUE_COUNTED_MAX)?.len();
+        let mut status = self.status.lock();
+        (status.due, status.left) = (due as u64, due as u64);
+        status.more_due = due == DUE_COUNTED_MAX;
+        self.meters.left.set(i64::try_from(due).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    async fn look(&self, done: &mut Collected) -> Result<(), CollectionError> {
+        self.end_deletions(done).await?;
+        self.unlink_loose(done).await?;
+        self.count_due().await?;
         loop {
-            let now = clock::now();
-            let before = earlier(now, self.timing.grace);
+            let before = earlier(clock::now(), self.timing.grace);
             let candidates: BTreeSet<ObjectKey> = {
                 let view = self.raft.read().await?;
                 view.query().unreferenced_objects(before, BATCH_OBJECTS)?.into_iter().collect()
             };
             if candidates.is_empty() {
-                return Ok(done);
+                return Ok(());
             }
+            // Before the mark, since there is not much time after it.
+            let lengths = self.lengths(&candidates).await;
+            let now = clock::now();
             let sweep = Command::SweepObjects { candidates, unreferenced_before: before };
             let swept = self.mark(now, sweep).await?;
             if swept.is_empty() {
-                return Ok(done);
+                return Ok(());
             }
-            self.delete(&swept, now).await?;
+            done.freed_bytes += self.delete(&swept, now, &lengths).await?;
             done.swept += swept.len();
-            self.swept.inc_by(swept.len() as u64);
+            self.meters.swept.inc_by(swept.len() as u64);
+            self.note(done);
         }
+    }
+
+    /// What storage says of them, as far as it answers.
+    async fn lengths(&self, objects: &BTreeSet<ObjectKey>) -> Lengths {
+        let length = |object: ObjectKey| async move {
+            let asked = tokio::time::timeout(LENGTH_TIMEOUT, self.store.length(object)).await;
+            Some((object, asked.ok()?.ok()??))
+        };
+        let asked = futures::stream::iter(objects.iter().copied().map(length));
+        asked.buffer_unordered(LENGTHS_AT_ONCE).filter_map(futures::future::ready).collect().await
     }
 
     /// Lets repositories let go of blobs that nothing of theirs needs.
@@ -189,8 +304,10 @@ impl Collector {
                 due.map(|(image, digest, _)| (image, digest)).collect();
             if !links.is_empty() {
                 done.unlinked += links.len();
+                self.meters.unlinked.inc_by(links.len() as u64);
                 let unlink = Command::UnlinkLooseBlobs { links, loose_before };
                 self.raft.propose(now, unlink).await?;
+                self.note(done);
             }
         }
     }
@@ -210,7 +327,7 @@ impl Collector {
                 let age = Duration::from_millis(now.as_millis().saturating_sub(since.as_millis()));
                 if age < self.timing.window {
                     // The node that marked it may not have come to it.
-                    self.delete(&[object].into(), since).await?;
+                    self.delete(&[object].into(), since, &Lengths::new()).await?;
                 } else if age >= self.timing.forget {
                     match self.store.length(object).await? {
                         None => gone.insert(object),
@@ -221,7 +338,8 @@ impl Collector {
             if !there.is_empty() {
                 let now = clock::now();
                 let again = self.mark(now, Command::RetryDeletion { objects: there }).await?;
-                self.delete(&again, now).await?;
+                // Counted when it was deleted first.
+                self.delete(&again, now, &Lengths::new()).await?;
                 done.again += again.len();
             }
             if !gone.is_empty() {
@@ -248,24 +366,32 @@ impl Collector {
         }
     }
 
-    /// Deletes what was marked at `since`, as far as the window allows.
+    /// Deletes what was marked at `since`, as far as the window allows; gives what that took in
+    /// storage, by `lengths`.
     async fn delete(
         &self,
         objects: &BTreeSet<ObjectKey>,
         since: Timestamp,
-    ) -> Result<(), CollectionError> {
+        lengths: &Lengths,
+    ) -> Result<u64, CollectionError> {
+        let mut freed = 0;
         let keys: Vec<ObjectKey> = objects.iter().copied().collect();
         for batch in keys.chunks(DELETE_KEYS) {
             if clock::now() >= since.plus_millis(self.timing.window.as_millis() as u64) {
                 // The rest is found when the marks are looked at.
-                return Ok(());
+                break;
             }
             match tokio::time::timeout(DELETE_TIMEOUT, self.store.delete(batch)).await {
-                Ok(deleted) => deleted?,
+                Ok(deleted) => {
+                    deleted?;
+                    let bytes: u64 = batch.iter().filter_map(|object| lengths.get(object)).sum();
+                    self.meters.freed_bytes.inc_by(bytes);
+                    freed += bytes;
+                }
                 Err(_) => warn!(objects = batch.len(), "a deletion takes too long; given up"),
             }
         }
-        Ok(())
+        Ok(freed)
     }
 }
 

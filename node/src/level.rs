@@ -74,12 +74,12 @@ pub async fn keep(raft: Raft, row: Node, auto_upgrade: bool) {
 }
 
 async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> {
-    let counts;
+    let (counts, indexes);
     let (registered, program, level, possible) = {
         // The newest rows are not needed: this comes again.
         let view = raft.local();
         let query = view.query();
-        counts = query.counts_usage()?;
+        (counts, indexes) = (query.counts_usage()?, query.indexes_blobs()?);
         (query.node(row.id)?, query.program(row.id)?, query.level()?, possible(query)?)
     };
     // One that was removed has no row, and does not come back by itself.
@@ -101,6 +101,10 @@ async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> 
     if !counts && level >= command_version(&Command::CountUsage) && leads {
         raft.propose(now(), Command::CountUsage).await?;
         info!("what projects hold was counted");
+    }
+    if !indexes && level >= command_version(&Command::IndexBlobs) && leads {
+        raft.propose(now(), Command::IndexBlobs).await?;
+        info!("it was written down who holds which blob");
     }
     if auto_upgrade && possible > level && leads {
         match raise(raft).await {

@@ -56,6 +56,9 @@ pub struct ParsedManifest {
     pub media_type: String,
     pub kind: ManifestKind,
     pub references: BTreeSet<Reference>,
+    /// Layers that need not be pushed: their media types are deprecated (image-spec v1.1,
+    /// "Non-Distributable Layers").
+    pub foreign_layers: usize,
     pub subject: Option<Digest>,
     /// As said, else the config's media type (image manifests only).
     pub artifact_type: Option<String>,
@@ -164,6 +167,8 @@ pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManife
         return Err(ManifestError::TooManyReferences);
     }
     let subject = document.subject.as_ref().map(Descriptor::digest).transpose()?;
+    let layers = members(&document.layers).unwrap_or_default();
+    let foreign_layers = layers.iter().filter(|layer| !layer.is_distributable()).count();
     let config_type = document.config.and_then(|config| config.media_type);
     let said = |text: &String| !text.is_empty();
     Ok(ParsedManifest {
@@ -175,6 +180,7 @@ pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManife
         media_type,
         kind,
         references,
+        foreign_layers,
         subject,
     })
 }

@@ -66,7 +66,9 @@ fn a_layer_that_may_not_be_pushed_is_no_reference() {
         value["layers"][0]["mediaType"] = json!(media_type);
         value["layers"][0]["digest"] = json!(digest(7));
         let absent = Reference::Blob { digest: digest(7).parse().unwrap(), size: 3 };
-        assert!(!parse(&value).unwrap().references.contains(&absent));
+        let parsed = parse(&value).unwrap();
+        assert!(!parsed.references.contains(&absent));
+        assert_eq!((parsed.foreign_layers, parse(&image()).unwrap().foreign_layers), (1, 0));
     }
 }
 

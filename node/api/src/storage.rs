@@ -18,6 +18,8 @@ pub struct StorageStatus {
     pub open_uploads: u64,
     #[serde(default)]
     pub open_upload_bytes: u64,
+    #[serde(default)]
+    pub collection: CollectionStatus,
     pub scrub: ScrubStatus,
     #[serde(default)]
     pub verification: VerificationStatus,
@@ -85,11 +87,32 @@ pub struct Waiting {
     pub more: bool,
 }
 
+/// The collection under way at the node that answers, or its last one. The leader collects by
+/// itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionStatus {
+    pub running: bool,
+    pub started_at: Option<String>,
+    pub ended_at: Option<String>,
+    /// Objects that were due when it began.
+    pub due: u64,
+    /// Whether counting was given up at `due`, because there are more.
+    pub more_due: bool,
+    /// Of those that were or became due: not deleted yet.
+    pub left: u64,
+    pub done: CollectionDone,
+    /// Why it ended early.
+    pub error: Option<String>,
+}
+
 /// `POST /api/v1/storage/collect`: what was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectionDone {
     /// Objects deleted.
     pub deleted: u64,
+    /// What they took in storage, as far as storage said so.
+    #[serde(default)]
+    pub freed_bytes: u64,
     /// Objects that were still there after they had been deleted, and were deleted again.
     pub deleted_again: u64,
     /// Names that are free for new content again.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use shoal_api::{
-    CollectionDone, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus, VerifyStorage,
-    Waiting,
+    CollectionDone, CollectionStatus, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus,
+    VerifyStorage, Waiting,
 };
 
 use crate::arguments::StorageCommand;
@@ -24,23 +24,19 @@ pub async fn storage(
     match command {
         StorageCommand::Status => {
             let status: StorageStatus = client.get(PATH).await?;
-            screen.show(&status, || format!("{}\n\n{}", waiting(&status), scrub(&status.scrub)))
+            screen.show(&status, || {
+                let parts =
+                    [waiting(&status), collection(&status.collection), scrub(&status.scrub)];
+                parts.join("\n\n")
+            })
         }
         StorageCommand::Collect { dry_run: true } => {
             let status: StorageStatus = client.get(PATH).await?;
             screen.show(&status, || format!("{}\n{}", waiting(&status), examples(&status)))
         }
         StorageCommand::Collect { dry_run: false } => {
-            let nothing = serde_json::json!({});
-            let done: CollectionDone =
-                client.call(Method::POST, format!("{PATH}/collect"), &nothing).await?;
-            screen.show(&done, || {
-                let CollectionDone { deleted, deleted_again, forgotten, unlinked } = &done;
-                format!(
-                    "Deleted {deleted} objects ({deleted_again} again), freed {forgotten} names, \
-                     unlinked {unlinked} blobs."
-                )
-            })
+            let done = follow_collection(client, screen).await?;
+            screen.show(&done, || collected(&done))
         }
         StorageCommand::Uploads => {
             let uploads: Vec<OpenUpload> = client.get(format!("{PATH}/uploads")).await?;
@@ -82,6 +78,57 @@ fn waiting(status: &StorageStatus) -> String {
     rows.add_row(["unfinished uploads".to_owned(), held, String::new()]);
     rows.add_row(["being deleted".to_owned(), status.deleting_objects.to_string(), String::new()]);
     format!("{rows}\nWhat nothing refers to is kept for {} s.", status.grace_seconds)
+}
+
+fn collected(done: &CollectionDone) -> String {
+    let CollectionDone { deleted, freed_bytes, deleted_again, forgotten, unlinked } = done;
+    format!(
+        "Deleted {deleted} objects of {} ({deleted_again} again), freed {forgotten} names, \
+         unlinked {unlinked} blobs.",
+        bytes(*freed_bytes)
+    )
+}
+
+/// How far a collection is, or how it ended.
+fn collection(status: &CollectionStatus) -> String {
+    let CollectionStatus { running, started_at, due, more_due, left, done, error, .. } = status;
+    let Some(started_at) = started_at else {
+        return "This node has not collected since it started; the leader does by itself."
+            .to_owned();
+    };
+    let state = match (error, running) {
+        (_, true) => "is under way".to_owned(),
+        (Some(error), false) => format!("ended early: {error}"),
+        (None, false) => "ended".to_owned(),
+    };
+    let more = if *more_due { " or more" } else { "" };
+    format!(
+        "The collection of {started_at} {state}; {due}{more} objects were due, {left} are left. {}",
+        collected(done)
+    )
+}
+
+/// Collects, and shows how far it is.
+async fn follow_collection(client: &Client, screen: Screen) -> Result<CollectionDone, Error> {
+    let nothing = serde_json::json!({});
+    let collect = client.call(Method::POST, format!("{PATH}/collect"), &nothing);
+    tokio::pin!(collect);
+    let spinner = screen.spinner("collecting");
+    let done = loop {
+        tokio::select! {
+            done = &mut collect => break done,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+        // It is shown as far as it can be; what counts is the answer.
+        if let Ok(status) = client.get::<StorageStatus>(PATH).await {
+            let CollectionStatus { left, done, .. } = status.collection;
+            let freed = bytes(done.freed_bytes);
+            let text = format!("collecting: {} deleted, {freed} freed, {left} left", done.deleted);
+            spinner.set_message(text);
+        }
+    };
+    spinner.finish_and_clear();
+    done
 }
 
 fn examples(status: &StorageStatus) -> String {

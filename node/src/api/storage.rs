@@ -53,6 +53,7 @@ pub async fn status(
         deleting_objects,
         open_uploads: uploads.len() as u64,
         open_upload_bytes,
+        collection: app.services.collector.status(),
         scrub: app.services.scrubber.status(),
         verification: app.services.verifier.status(),
     }))
@@ -138,12 +139,7 @@ pub async fn collect(
         CollectionError::Propose(error) => error.into(),
         CollectionError::Store(error) => Problem::from(error),
     })?;
-    Ok(Json(CollectionDone {
-        deleted: done.swept as u64,
-        deleted_again: done.again as u64,
-        forgotten: done.forgotten as u64,
-        unlinked: done.unlinked as u64,
-    }))
+    Ok(Json(done.into()))
 }
 
 /// `POST /api/v1/storage/verify`: starts a verification at this node, unless one is under way.

@@ -10,6 +10,7 @@ mod guard;
 mod identity;
 mod images;
 mod program;
+mod registry;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use program::Program;
+pub use registry::Registry;
 pub use shoal_settings::Error;
 
 /// Every section with its keys, in the order of the documentation.
@@ -71,6 +73,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "redirect_endpoint",
         ],
     ),
+    ("registry", &["deletes", "uploads_open_max_per_account"]),
     ("disks", &["keep_free_space"]),
     ("images", &["deleted_keep_days"]),
     ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
@@ -160,6 +163,7 @@ pub struct Config {
     pub peer: Peer,
     pub discovery: Discovery,
     pub storage: Storage,
+    pub registry: Registry,
     pub disks: Disks,
     pub images: Images,
     pub import: Import,

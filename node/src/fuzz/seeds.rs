@@ -9,7 +9,7 @@ use shoal_metadata::{Command, Upload, UploadPurpose, encode_command, encode_row}
 use uuid::Uuid;
 
 use super::credentials::{AUDIENCE, NOW, key};
-use crate::registry::fuzzed::{Hash, encode_checkpoint};
+use crate::registry::fuzzed::{EncodeCheckpoint, Hash, encode_checkpoint, encode_long_checkpoint};
 use crate::store::StoredPart;
 
 const HEX: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
@@ -160,16 +160,17 @@ fn manifests() -> Vec<Vec<u8>> {
 fn checkpoints() -> Vec<Vec<u8>> {
     let part = StoredPart { number: 1, tag: "tag".into(), length: 300_000 };
     let cases = [(vec![], 10), (vec![part], 300_007)];
-    let of = |(parts, length): (Vec<StoredPart>, usize)| {
-        let content = vec![9; length];
+    let of = |(parts, length): &(Vec<StoredPart>, usize), encode: EncodeCheckpoint| {
+        let content = vec![9; *length];
         let mut cutter = BlobCutter::new();
         cutter.update(&content);
         let mut hash = Hash::new(Algorithm::Sha256);
         hash.update(&content);
         let flushed: u64 = parts.iter().map(|part| part.length).sum();
-        encode_checkpoint(&parts, &content[flushed as usize..], &hash, &cutter).unwrap()
+        encode(parts, &content[flushed as usize..], &hash, &cutter).unwrap()
     };
-    cases.into_iter().map(of).collect()
+    let both = |case| [of(case, encode_checkpoint), of(case, encode_long_checkpoint)];
+    cases.iter().flat_map(both).collect()
 }
 
 fn rows() -> Vec<Vec<u8>> {

@@ -198,6 +198,7 @@ impl From<Refusal> for Problem {
             Refusal::Policy(_) => (StatusCode::BAD_REQUEST, "policy_invalid"),
             Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
+            Refusal::TooManyUploads { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_uploads"),
             Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
         Self { quota, ..Self::new(status, code, refusal.to_string()) }

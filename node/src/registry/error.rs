@@ -12,6 +12,9 @@ use crate::http::auth::CODE_NEEDED;
 use crate::http::problem::Problem;
 use crate::store::StoreError;
 
+/// When whoever has too many uploads open may look again: one of them may have ended.
+const UPLOADS_RETRY_AFTER_SECONDS: &str = "60";
+
 /// An answer of `/v2` that is no success.
 #[derive(Debug)]
 pub struct RegistryError {
@@ -130,6 +133,8 @@ impl From<Refusal> for RegistryError {
                 "MANIFEST_BLOB_UNKNOWN",
                 format!("the manifest refers to {digest}, which the repository does not have"),
             ),
+            Refusal::TooManyUploads { .. } => Self::from(Problem::from(refusal))
+                .with(header::RETRY_AFTER, UPLOADS_RETRY_AFTER_SECONDS),
             // Docker repeats what is refused with a code that it does not know.
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
                 Self::new(StatusCode::PRECONDITION_FAILED, "DENIED", refusal.to_string())
@@ -172,7 +177,7 @@ impl From<IntakeError> for RegistryError {
             // Somebody else closed or cancelled the session.
             IntakeError::Store(StoreError::Multipart) => Self::upload_unknown(),
             IntakeError::Store(error) => error.into(),
-            IntakeError::TooLong => {
+            IntakeError::TooLong(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
             }
             IntakeError::Checkpoint => Problem::internal(&error).into(),

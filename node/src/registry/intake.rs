@@ -9,9 +9,11 @@
 //!
 //! Invariants: no two writers ever write under one key, unless one goes on where the other ended,
 //! and then within one multipart upload, whose completion names each part's tag. All writers of a
-//! node together hold [`INTAKE_BYTES_MAX`]; whoever comes later waits. Nothing is copied at the
-//! end. A multipart upload that no row will name is aborted. What is published has the digest that
-//! was asked for, or is deleted again.
+//! node together hold [`INTAKE_BYTES_MAX`] of the bytes that come; whoever comes later waits. On
+//! top comes what is known of each blob's chunks: 32 bytes for 256 KiB, and several times as much
+//! for a moment when its recipe is made. Nothing is copied at the end. A multipart upload that no
+//! row will name is aborted. What is published has the digest that was asked for, or is deleted
+//! again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -30,29 +32,35 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::checkpoint::{self, Restored};
-use crate::store::{self, BlobStore, Completion, StoreError, StoredPart};
+use super::parts::{PARTS_MAX, PartSchedule};
+use crate::store::{BlobStore, Completion, StoreError, StoredPart};
 
-/// Bytes of one part: above S3's minimum, small enough for many at once.
-pub const PART_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of a part, but for those of very long blobs (see `parts`).
+const PART_BYTES: usize = PartSchedule::STANDARD.first_bytes as usize;
 /// Parts of one upload on their way to storage while the next one fills.
 const PARTS_ON_THEIR_WAY_MAX: usize = 2;
 /// What an upload may hold before it needs room for a part.
 const SMALL_BYTES: usize = 256 * 1024;
 /// Uploads that hold so little.
 const SMALL_MAX: usize = 128;
-/// Parts of all uploads, filling or on their way.
+/// Parts of all uploads, filling or on their way; but for the long ones.
 const PARTS_HELD_MAX: usize = 10;
-/// What all uploads of a node may hold at once.
-pub const INTAKE_BYTES_MAX: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
-/// S3's own limit.
-const PARTS_MAX: u32 = 10_000;
+/// Long parts, of the longest there are, filling or on their way. They have room of their own, so
+/// that the other uploads never wait for a blob of this kind, and an idle node has none of it.
+const LONG_PARTS_HELD_MAX: usize = 2;
+/// What all uploads of a node may hold at once, as long as none is longer than 4 GiB.
+pub const INTAKE_BYTES_USUAL: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
+/// What all uploads of a node may hold at once; one more long part is where a request ends in the
+/// middle of one, and it is copied for its checkpoint.
+pub const INTAKE_BYTES_MAX: usize =
+    INTAKE_BYTES_USUAL + (LONG_PARTS_HELD_MAX + 1) * PartSchedule::STANDARD.longest_bytes as usize;
 
 #[derive(Debug, Error)]
 pub enum IntakeError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the blob is longer than {PARTS_MAX} parts")]
-    TooLong,
+    #[error("a blob has at most {0} bytes")]
+    TooLong(u64),
     #[error("the checkpoint of the upload cannot be read")]
     Checkpoint,
     #[error("the node is stopping")]
@@ -61,12 +69,17 @@ pub enum IntakeError {
 
 /// The node's budget for uploads, and the order of their requests.
 ///
-/// Who holds little may wait for room for a part, and who fills a part waits for nothing: so
-/// everyone gets a turn.
+/// Who holds little may wait for room for a part, who holds a short part for room for a long one,
+/// and who fills the part that is due waits for nothing: so everyone gets a turn.
 #[derive(Debug, Clone)]
 pub struct Intake {
+    schedule: PartSchedule,
     small: Arc<Semaphore>,
     parts: Arc<Semaphore>,
+    /// In units of the first parts' length.
+    long: Arc<Semaphore>,
+    /// Who copies the beginning of a long part.
+    copies: Arc<Semaphore>,
     turns: Arc<Mutex<HashMap<UploadId, Weak<AsyncMutex<()>>>>>,
 }
 
@@ -75,15 +88,30 @@ pub type Turn = Arc<OwnedMutexGuard<()>>;
 
 impl Default for Intake {
     fn default() -> Self {
-        Self {
-            small: Arc::new(Semaphore::new(SMALL_MAX)),
-            parts: Arc::new(Semaphore::new(PARTS_HELD_MAX)),
-            turns: Arc::default(),
-        }
+        Self::new(PartSchedule::STANDARD)
     }
 }
 
 impl Intake {
+    fn new(schedule: PartSchedule) -> Self {
+        let longest = schedule.longest_bytes.div_ceil(schedule.first_bytes) as usize;
+        Self {
+            schedule,
+            small: Arc::new(Semaphore::new(SMALL_MAX)),
+            parts: Arc::new(Semaphore::new(PARTS_HELD_MAX)),
+            long: Arc::new(Semaphore::new(LONG_PARTS_HELD_MAX * longest)),
+            copies: Arc::new(Semaphore::new(1)),
+            turns: Arc::default(),
+        }
+    }
+
+    /// # Errors
+    /// [`IntakeError::TooLong`] for a blob of more bytes than any may have.
+    pub fn check_length(&self, blob_bytes: u64) -> Result<(), IntakeError> {
+        let most = self.schedule.blob_bytes_max;
+        if blob_bytes <= most { Ok(()) } else { Err(IntakeError::TooLong(most)) }
+    }
+
     /// Waits until no other request of this session is under way at this node.
     pub async fn turn(&self, upload: UploadId) -> Turn {
         let lock = {
@@ -99,8 +127,23 @@ impl Intake {
         Arc::new(lock.lock_owned().await)
     }
 
-    async fn admit(budget: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, IntakeError> {
-        Arc::clone(budget).acquire_owned().await.map_err(|_| IntakeError::Stopping)
+    async fn admit(
+        budget: &Arc<Semaphore>,
+        units: u32,
+    ) -> Result<OwnedSemaphorePermit, IntakeError> {
+        Arc::clone(budget).acquire_many_owned(units).await.map_err(|_| IntakeError::Stopping)
+    }
+
+    /// Room for the part that starts at `start`.
+    async fn admit_part(&self, start: u64) -> Result<Room, IntakeError> {
+        let bytes = self.schedule.part_bytes(start);
+        let permit = if self.schedule.is_short(start) {
+            Self::admit(&self.parts, 1).await?
+        } else {
+            let units = bytes.div_ceil(self.schedule.first_bytes);
+            Self::admit(&self.long, units as u32).await?
+        };
+        Ok(Room { bytes: bytes as usize, permit: Some(permit) })
     }
 }
 
@@ -228,7 +271,8 @@ impl BlobWriter {
         }
     }
 
-    /// Goes on where a session's last request ended, here or on another node.
+    /// Goes on where a session's last request ended, `offset` bytes into the blob, here or on
+    /// another node.
     ///
     /// # Errors
     /// Where storage or the checkpoint fails.
@@ -238,22 +282,37 @@ impl BlobWriter {
         turn: Turn,
         checkpoint: ObjectKey,
         multipart: Option<Multipart>,
+        offset: u64,
     ) -> Result<Self, IntakeError> {
         let mut writer = Self::begin(intake, store, turn, Algorithm::Sha256);
         writer.multipart = multipart;
         let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
-        writer.make_room(length.try_into().map_err(|_| IntakeError::Checkpoint)?).await?;
-        let bytes = store::read(writer.store.as_ref(), checkpoint, 0..length).await?;
-        writer.restore(&bytes).ok_or(IntakeError::Checkpoint)?;
+        writer.room = if length <= SMALL_BYTES as u64 {
+            let permit = Some(Intake::admit(&intake.small, 1).await?);
+            Room { bytes: SMALL_BYTES, permit }
+        } else {
+            // The part began before the offset, and so is no longer than this.
+            intake.admit_part(offset).await?
+        };
+        let pieces = writer.store.get(checkpoint, 0..length).await?;
+        let read = checkpoint::read(pieces, length, writer.room.bytes).await?;
+        let restored = read.filter(|restored| restored.cutter.length() == offset);
+        writer.restore(restored.ok_or(IntakeError::Checkpoint)?)?;
         Ok(writer)
     }
 
-    fn restore(&mut self, bytes: &[u8]) -> Option<()> {
-        let Restored { parts, flushed, tail, hash, cutter } = checkpoint::decode(bytes)?;
-        self.part_numbers = u32::try_from(parts.len()).ok()?;
+    fn restore(&mut self, restored: Restored) -> Result<(), IntakeError> {
+        let Restored { parts, flushed, tail, hash, cutter } = restored;
+        self.part_numbers = u32::try_from(parts.len()).map_err(|_| IntakeError::Checkpoint)?;
+        if tail.len() as u64 >= self.intake.schedule.part_bytes(flushed) {
+            return Err(IntakeError::Checkpoint);
+        }
         (self.parts, self.flushed, self.hash, self.cutter) = (parts, flushed, hash, cutter);
-        self.buffer = BytesMut::from(tail.as_slice());
-        Some(())
+        self.buffer = tail;
+        if self.room.bytes > SMALL_BYTES {
+            self.buffer.reserve(self.room.bytes - self.buffer.len());
+        }
+        Ok(())
     }
 
     /// Bytes taken so far.
@@ -266,13 +325,15 @@ impl BlobWriter {
     /// # Errors
     /// See [`IntakeError`].
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), IntakeError> {
+        self.intake.check_length(self.offset().saturating_add(bytes.len() as u64))?;
         self.hash.update(&bytes);
         self.cutter.update(&bytes);
         while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(PART_BYTES - self.buffer.len()));
+            let part = self.intake.schedule.part_bytes(self.flushed) as usize;
+            let piece = bytes.split_to(bytes.len().min(part - self.buffer.len()));
             self.make_room(self.buffer.len() + piece.len()).await?;
             self.buffer.extend_from_slice(&piece);
-            if self.buffer.len() == PART_BYTES {
+            if self.buffer.len() == part {
                 self.send().await?;
             }
         }
@@ -284,14 +345,13 @@ impl BlobWriter {
         if bytes <= self.room.bytes {
             return Ok(());
         }
-        let small = bytes <= SMALL_BYTES && self.part_numbers == 0;
-        let budget = if small { &self.intake.small } else { &self.intake.parts };
-        let permit = Intake::admit(budget).await?;
-        let bytes = if small { SMALL_BYTES } else { PART_BYTES };
-        self.room = Room { bytes, permit: Some(permit) };
-        if !small {
-            self.buffer.reserve(PART_BYTES - self.buffer.len());
+        if bytes <= SMALL_BYTES && self.part_numbers == 0 {
+            let permit = Some(Intake::admit(&self.intake.small, 1).await?);
+            self.room = Room { bytes: SMALL_BYTES, permit };
+            return Ok(());
         }
+        self.room = self.intake.admit_part(self.flushed).await?;
+        self.buffer.reserve(self.room.bytes - self.buffer.len());
         Ok(())
     }
 
@@ -301,7 +361,8 @@ impl BlobWriter {
             self.arrived().await?;
         }
         if self.part_numbers >= PARTS_MAX {
-            return Err(IntakeError::TooLong);
+            // Only a session that began with short parts throughout comes here.
+            return Err(IntakeError::TooLong(self.flushed));
         }
         let multipart = match &self.multipart {
             Some(multipart) => multipart.clone(),
@@ -350,7 +411,14 @@ impl BlobWriter {
     pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
         self.settle().await?;
         let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
-        let bytes = checkpoint::encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
+        let short = self.intake.schedule.is_short(self.flushed);
+        let encode: checkpoint::Encode =
+            if short { checkpoint::encode } else { checkpoint::encode_long };
+        let _copy = match short {
+            true => None,
+            false => Some(Intake::admit(&self.intake.copies, 1).await?),
+        };
+        let bytes = encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
         let bytes = bytes.map_err(|_| IntakeError::Checkpoint)?;
         self.store.put(key, bytes.into()).await?;
         Ok((key, self.multipart.clone()))

@@ -11,6 +11,7 @@ use shoal_formats::parse_manifest;
 use shoal_metadata::{AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
 use uuid::Uuid;
 
+use super::warning::warn;
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
 
 /// Tags of one PUT in the query (development branch of the specification).
@@ -51,6 +52,17 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
     };
     let version = query.version(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
     let bytes = query.manifest(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
+    let deprecation = query.version_note(image.id, &digest)?.deprecation;
+    let deprecation = deprecation.map(|deprecation| {
+        let named = match &tag {
+            Some(tag) => format!("{repository}:{tag}"),
+            None => format!("{repository}@{digest}"),
+        };
+        match deprecation.message.trim() {
+            "" => format!("{named} is deprecated"),
+            message => format!("{named} is deprecated: {message}"),
+        }
+    });
     // Who asks what a tag names and then gets that by digest has pulled the version; who only asks,
     // as whoever waits for a new one does, has pulled nothing.
     if asked.method == Method::GET {
@@ -76,6 +88,9 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
         response.headers_mut().insert(name, value);
     }
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    if let Some(text) = deprecation {
+        warn(response.headers_mut(), &text);
+    }
     Ok(response)
 }
 
@@ -109,7 +124,7 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
         Pin::Digest(_) => tags.extend(query_tags(&asked.pairs)?),
         Pin::Tag(tag) => tags.push(tag),
     }
-    let subject = parsed.subject.clone();
+    let (subject, foreign) = (parsed.subject.clone(), parsed.foreign_layers);
     let command = PutManifest {
         repository: repository.clone(),
         image: ImageId::from_uuid(Uuid::now_v7()),
@@ -139,6 +154,13 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
     for tag in &tags {
         let (name, value) = text_header(HeaderName::from_static("oci-tag"), tag.as_str())?;
         response.headers_mut().append(name, value);
+    }
+    if foreign > 0 {
+        let text = format!(
+            "{repository}@{digest} has {foreign} layers of deprecated media types, which are not \
+             kept here: whoever pulls it must reach the places that it names for them"
+        );
+        warn(response.headers_mut(), &text);
     }
     Ok(response)
 }

@@ -12,11 +12,13 @@ mod checkpoint;
 mod error;
 mod intake;
 mod manifests;
+mod parts;
 mod range;
 mod route;
 mod tags;
 mod token;
 mod uploads;
+mod warning;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,7 +33,7 @@ use shoal_metadata::{Image, Who};
 use shoal_raft::View;
 
 pub use error::RegistryError;
-pub use intake::{INTAKE_BYTES_MAX, Intake};
+pub use intake::{INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake};
 pub use uploads::SESSION_TTL_MS;
 
 /// The parsers, for `fuzz`.
@@ -39,7 +41,10 @@ pub(crate) mod fuzzed {
     pub use super::access::{SCOPES_MAX, grant};
     pub use super::checkpoint::decode as decode_checkpoint;
     #[cfg(test)]
-    pub use super::checkpoint::encode as encode_checkpoint;
+    pub use super::checkpoint::{
+        Encode as EncodeCheckpoint, encode as encode_checkpoint,
+        encode_long as encode_long_checkpoint,
+    };
     #[cfg(test)]
     pub use super::intake::Hash;
     pub use super::range::{Wanted, content_range, wanted};
@@ -144,6 +149,9 @@ async fn handle(
     };
     if !route.takes(&parts.method) {
         return Err(RegistryError::unsupported());
+    }
+    if parts.method == Method::DELETE && !app.config.registry.deletes {
+        route.check_deletes()?;
     }
     let pairs = pairs.map_err(query_invalid)?;
     let Asker { principal, view, .. } = asker;

@@ -1,6 +1,6 @@
 //! What a path below `/v2/` names. Repository names have slashes, so no router's patterns fit.
 
-use axum::http::Method;
+use axum::http::{Method, StatusCode, header};
 use shoal_content::RepositoryName;
 
 use super::error::RegistryError;
@@ -61,6 +61,21 @@ impl<'a> Route<'a> {
         ENDPOINTS.iter().any(|(known, path)| known == method && *path == self.endpoint())
     }
 
+    /// Where deletions are switched off.
+    ///
+    /// # Errors
+    /// 405 where something would go; an upload can be cancelled all the same.
+    pub fn check_deletes(&self) -> Result<(), RegistryError> {
+        let allowed = match self {
+            Self::Manifest(..) => "GET, HEAD, PUT",
+            Self::Blob(..) => "GET, HEAD",
+            _ => return Ok(()),
+        };
+        let message = "deletions are switched off at this registry (registry.deletes)";
+        let refused = RegistryError::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
+        Err(refused.with(header::ALLOW, allowed))
+    }
+
     /// Parses the path after `/v2/`.
     ///
     /// # Errors
@@ -80,9 +95,8 @@ impl<'a> Route<'a> {
         if let Some(repository) = trimmed.strip_suffix("/blobs/uploads") {
             return Ok(Self::Uploads(name(repository)?));
         }
-        let unknown = || {
-            RegistryError::new(axum::http::StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint")
-        };
+        let unknown =
+            || RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint");
         let (rest, last) = path.rsplit_once('/').ok_or_else(unknown)?;
         if let Some(repository) = rest.strip_suffix("/blobs/uploads") {
             return Ok(Self::Upload(name(repository)?, last));

@@ -11,8 +11,8 @@ use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
 use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
 use shoal_metadata::{
-    Action, Command, Decision, Multipart, Refusal, Response as Answered, Upload, UploadPurpose,
-    What, permission,
+    Action, Command, Multipart, Refusal, Response as Answered, Upload, UploadPurpose, What,
+    command_version, holder, permission,
 };
 use shoal_raft::ProposeError;
 use tracing::{Instrument, Span, warn};
@@ -45,12 +45,12 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
         let from = asked.query.get("from").map(|name| name.parse()).transpose();
         // A source that cannot be one is a source that is missing.
         if let Ok(from) = from
-            && let Source::Known(from) = source(&asked, &repository, from, &digest).await?
+            && let Some(from) = source(&asked, &repository, from, &digest).await?
         {
             let to = repository.clone();
             let image = new_image();
             let mount = Command::MountBlob {
-                from,
+                from: Some(from),
                 to,
                 digest: digest.clone(),
                 owner: owner.clone(),
@@ -99,8 +99,35 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
             *checkpoint = Some(key);
         }
     }
-    asked.app.propose(Command::BeginUpload(upload)).await?;
+    open(&asked.app, upload).await?;
     session.answer(StatusCode::ACCEPTED, 0)
+}
+
+/// Writes a new session down, if its account has not too many.
+async fn open(app: &App, upload: Upload) -> Result<(), RegistryError> {
+    let checkpoint = match &upload.purpose {
+        UploadPurpose::Blob { checkpoint, .. } => *checkpoint,
+        UploadPurpose::Disk { .. } => None,
+    };
+    let open_max = match app.config.registry.uploads_open_max_per_account {
+        0 => u64::MAX,
+        most => most,
+    };
+    let level = app.raft.local().query().level()?;
+    let begin = match level >= command_version(&Command::IndexBlobs) {
+        true => Command::BeginBlobUpload { upload, open_max },
+        // Nodes of an earlier version know the shorter command only.
+        false => Command::BeginUpload(upload),
+    };
+    match app.propose(begin).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            if let (Some(checkpoint), ProposeError::Refused(_)) = (checkpoint, &error) {
+                discard(app, &[checkpoint]).await;
+            }
+            Err(error.into())
+        }
+    }
 }
 
 /// Goes on with `work` where the client is gone, too: what has come is to be kept, and what is
@@ -136,41 +163,26 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
     }
 }
 
-/// Repositories of the same project that are looked through for a blob.
-const SIBLINGS_MAX: usize = 1000;
-
-/// Where a blob can be mounted from.
-enum Source {
-    /// `None` is any repository: the asker may pull from all of them.
-    Known(Option<RepositoryName>),
-    Nowhere,
-}
-
-/// The repository that is named, if the asker may pull from it; else the first of the same project
-/// that holds the blob. One that lies elsewhere is not to be had by its digest.
+/// The repository that is named, if the asker may pull from it; else one that holds the blob and
+/// that the asker may pull from. A blob that lies elsewhere is not to be had by its digest.
 async fn source(
     asked: &Asked,
     to: &RepositoryName,
     from: Option<RepositoryName>,
     digest: &Digest,
-) -> Result<Source, RegistryError> {
+) -> Result<Option<RepositoryName>, RegistryError> {
     let view = asked.app.view().await?;
     let (query, who) = (view.query(), asked.who());
-    let pulls = |name: &RepositoryName| {
-        permission(query, &who, Action::Pull, What::Repository(name)).map(Decision::is_allowed)
+    let Some(from) = from else {
+        return Ok(holder(query, &who, digest, &to.project())?);
     };
-    if let Some(from) = from {
-        return Ok(if pulls(&from)? { Source::Known(Some(from)) } else { Source::Nowhere });
-    }
-    if permission(query, &who, Action::Manage, What::System)?.is_allowed() {
-        return Ok(Source::Known(None));
-    }
-    for image in query.images_of(&to.project(), None, SIBLINGS_MAX)? {
-        if query.blob_in(image.id, digest)? && pulls(&image.name)? {
-            return Ok(Source::Known(Some(image.name)));
-        }
-    }
-    Ok(Source::Nowhere)
+    let pulls = permission(query, &who, Action::Pull, What::Repository(&from))?;
+    Ok(pulls.is_allowed().then_some(from))
+}
+
+/// How long the body is, where that is said.
+fn announced(asked: &Asked) -> Option<u64> {
+    asked.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 struct Session {
@@ -237,10 +249,15 @@ impl Session {
         let Some(value) = asked.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
         let text = value.to_str().unwrap_or_default();
         let (first, last) = content_range(text).ok_or_else(|| self.out_of_order())?;
-        let length = asked.headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let length = announced(asked);
         let fits = length.is_none_or(|length| last.checked_sub(first) == length.checked_sub(1));
         if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
+    }
+
+    /// A blob that is too long for any repository is refused before its bytes come.
+    fn check_length(&self, asked: &Asked) -> Result<(), RegistryError> {
+        let total = self.offset.saturating_add(announced(asked).unwrap_or(0));
+        Ok(asked.app.intake.check_length(total)?)
     }
 
     /// What may come, as far as can be said before it does. A length that was announced is
@@ -248,8 +265,7 @@ impl Session {
     async fn allowance(&self, asked: &Asked, registered: bool) -> Result<Allowance, RegistryError> {
         let app = &asked.app;
         let allowance = Allowance::new(app, self.repository.project(), self.upload, &self.owner)?;
-        let length = asked.headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let length = announced(asked);
         let total = self.offset.saturating_add(length.unwrap_or(0));
         allowance.check(app, total).await?;
         if registered && allowance.is_limited() && length >= Some(RESERVED_BYTES_MIN) {
@@ -269,12 +285,14 @@ impl Session {
         let Some(checkpoint) = self.checkpoint else {
             return Ok(BlobWriter::begin(&app.intake, store, turn, algorithm));
         };
-        let multipart = self.multipart.clone();
-        Ok(BlobWriter::resume(&app.intake, store, turn, checkpoint, multipart).await?)
+        let (multipart, offset) = (self.multipart.clone(), self.offset);
+        let resume = BlobWriter::resume(&app.intake, store, turn, checkpoint, multipart, offset);
+        Ok(resume.await?)
     }
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
         self.check_order(&asked)?;
+        self.check_length(&asked)?;
         let allowance = self.allowance(&asked, true).await?;
         // The client may say at the end only which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
@@ -319,6 +337,7 @@ impl Session {
             .ok_or_else(|| RegistryError::digest_invalid("the digest parameter is missing"))?;
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
         self.check_order(&asked)?;
+        self.check_length(&asked)?;
         let project = self.repository.project();
         let held = asked.app.raft.local().query().project_holds(&project, &digest)?;
         let allowance = match held {

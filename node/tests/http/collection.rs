@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use prometheus_client::registry::Registry;
 use reqwest::Method;
+use shoal_api::{CollectionDone, CollectionStatus, StorageStatus};
 use shoal_content::{ImageId, ObjectKey};
 use shoal_node::collection::{Collected, Collector, Timing};
 use shoal_node::store::StoredObject;
@@ -36,8 +37,16 @@ async fn layers_of_a_deleted_image_and_of_a_push_that_never_ended_go() -> Result
     push_blob(&node, "a/gone", b"shared layer").await?;
     let path = format!("a/gone/manifests/{}", sha256(&gone));
     ensure!(node.v2(Method::DELETE, &path).send().await?.status().is_success());
+    let before = stored_bytes(&node).await?;
     let collector = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
-    collect_until(&collector, |sum| sum.unlinked >= 4 && sum.swept >= 4).await?;
+    ensure!(collector.status() == CollectionStatus::default());
+    let mut freed = 0;
+    collect_until(&collector, |sum| {
+        freed = sum.freed_bytes;
+        sum.unlinked >= 4 && sum.swept >= 4
+    })
+    .await?;
+    ensure!(freed == before - stored_bytes(&node).await?, "{freed} of {before} bytes");
     for (blob, status) in [
         ("a/kept", &b"shared layer"[..], 200),
         ("a/kept", b"{}", 200),
@@ -57,6 +66,52 @@ async fn layers_of_a_deleted_image_and_of_a_push_that_never_ended_go() -> Result
     node.server.stop().await
 }
 
+async fn stored_bytes(node: &Node) -> Result<u64> {
+    let all = node.server.app().store.list("", None, OBJECTS_MAX).await?;
+    Ok(all.iter().map(|object| object.length).sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_says_how_far_it_is_and_what_it_freed() -> Result<()> {
+    let node = Node::start_with(|config| config.collection.grace_seconds = 0).await?;
+    push_image(&node, "a/gone", "v1", b"a layer of its own").await?;
+    let path =
+        format!("a/gone/manifests/{}", sha256(&push_image(&node, "a/gone", "v1", b"x").await?));
+    ensure!(node.v2(Method::DELETE, &path).send().await?.status().is_success());
+    let status =
+        async || Ok::<_, anyhow::Error>(node.get::<StorageStatus>("storage").await?.collection);
+    ensure!(status().await? == CollectionStatus::default());
+    let before = stored_bytes(&node).await?;
+    let nothing = serde_json::json!({});
+    let mut sum = CollectionDone::default();
+    // The first lets go of the blob, a later one of what it lay in.
+    until("the blob that nothing needs", async || {
+        let done: CollectionDone = node.call(Method::POST, "storage/collect", &nothing).await?;
+        let shown = status().await?;
+        ensure!(shown.done == done && !shown.running && shown.left == 0, "{shown:?}");
+        ensure!(shown.error.is_none() && shown.ended_at >= shown.started_at, "{shown:?}");
+        sum.deleted += done.deleted;
+        sum.unlinked += done.unlinked;
+        sum.freed_bytes += done.freed_bytes;
+        Ok((sum.deleted >= 2).then_some(()))
+    })
+    .await?;
+    ensure!(sum.unlinked >= 1, "{sum:?}");
+    ensure!(sum.freed_bytes == before - stored_bytes(&node).await?, "{sum:?}");
+    let metrics = node.http.get(format!("{}/metrics", node.url)).bearer_auth(node.token());
+    let metrics = metrics.send().await?.error_for_status()?.text().await?;
+    for (name, value) in [
+        ("shoal_collection_objects_total", sum.deleted),
+        ("shoal_collection_freed_bytes_total", sum.freed_bytes),
+        ("shoal_collection_unlinked_total", sum.unlinked),
+        ("shoal_collection_left", 0),
+    ] {
+        let line = format!("{name} {value}");
+        ensure!(metrics.lines().any(|one| one == line), "no {line} in {metrics}");
+    }
+    node.server.stop().await
+}
+
 /// Packs and recipes in storage.
 async fn stored(node: &Node) -> Result<Vec<ObjectKey>> {
     let all = node.server.app().store.list("", None, OBJECTS_MAX).await?;
@@ -66,11 +121,15 @@ async fn stored(node: &Node) -> Result<Vec<ObjectKey>> {
 }
 
 /// A clock of whole milliseconds must have gone on for a grace of zero to be over.
-async fn collect_until(collector: &Collector, done: impl Fn(&Collected) -> bool) -> Result<()> {
+async fn collect_until(
+    collector: &Collector,
+    mut done: impl FnMut(&Collected) -> bool,
+) -> Result<()> {
     let mut sum = Collected::default();
     let collected = until("all that is to be collected", async || {
         let more = collector.collect().await?;
         sum.swept += more.swept;
+        sum.freed_bytes += more.freed_bytes;
         sum.again += more.again;
         sum.forgotten += more.forgotten;
         sum.unlinked += more.unlinked;

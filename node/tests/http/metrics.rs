@@ -10,7 +10,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 53] = [
+static NAMES: [&str; 56] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -25,7 +25,10 @@ static NAMES: [&str; 53] = [
     "shoal_chunk_bytes_sent",
     "shoal_chunks_refused",
     "shoal_collection_failures",
+    "shoal_collection_freed_bytes",
+    "shoal_collection_left",
     "shoal_collection_objects",
+    "shoal_collection_unlinked",
     "shoal_discovery_connections",
     "shoal_discovery_contacts",
     "shoal_gso_segments",

@@ -97,7 +97,9 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::PutWorkloadRule(_)
         | Command::RemoveWorkloadRule { .. }
         | Command::LeaveLater { .. }
-        | Command::Stay { .. } => 2,
+        | Command::Stay { .. }
+        | Command::IndexBlobs
+        | Command::BeginBlobUpload { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -473,6 +473,14 @@ pub enum Command {
     Stay {
         user: String,
     },
+    /// Writes down who holds which blob and how many uploads each account has open, and keeps that
+    /// from now on.
+    IndexBlobs,
+    /// Begins an upload of a blob, unless its account has `open_max` open already.
+    BeginBlobUpload {
+        upload: Upload,
+        open_max: u64,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -612,6 +620,11 @@ pub enum Refusal {
     Quota(Exceeded),
     #[error("the code was used already")]
     CodeUsed,
+    #[error(
+        "the account has {open} uploads open, and may have {most} at once: end some, or cancel them \
+         (DELETE of their Location); where nothing comes any more they end by themselves after a day"
+    )]
+    TooManyUploads { open: u64, most: u64 },
 }
 
 /// The kinds of thing that can be missing or there already.

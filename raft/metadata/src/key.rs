@@ -258,6 +258,31 @@ pub fn project_content(project: &ProjectName, content: &Content) -> Vec<u8> {
     }
 }
 
+/// What the keys of a project's repositories begin with that hold the blob.
+pub fn blob_holders_in(of: &Digest, project: &ProjectName) -> Vec<u8> {
+    join(&[&digest(of), &project_prefix(project)])
+}
+
+/// The project before the image, so that a whole one can be stepped over.
+pub fn blob_holder(of: &Digest, project: &ProjectName, id: ImageId) -> Vec<u8> {
+    join(&[&blob_holders_in(of, project), &image(id)])
+}
+
+/// Behind all keys of that project's, and before those of any other that comes later: no name has
+/// the byte that follows [`END`].
+pub fn blob_holders_behind(of: &Digest, project: &ProjectName) -> Vec<u8> {
+    join(&[&digest(of), project.as_str().as_bytes(), &[END + 1]])
+}
+
+/// Reads back who holds the blob.
+pub fn read_blob_holder(of: &Digest, key: &[u8]) -> Result<(ProjectName, ImageId), Fault> {
+    let broken = || Fault::Contradiction("a key names no holder of a blob");
+    let rest = key.strip_prefix(&digest(of)[..]).ok_or_else(broken)?;
+    let split = rest.len().checked_sub(ID_BYTES + 1).ok_or_else(broken)?;
+    let project = str::from_utf8(&rest[..split]).ok().and_then(|text| text.parse().ok());
+    Ok((project.ok_or_else(broken)?, ImageId::from_bytes(read_id(rest, split + 1)?)))
+}
+
 /// The newest first.
 pub fn audit(number: u64) -> [u8; 8] {
     (u64::MAX - number).to_be_bytes()

@@ -26,6 +26,9 @@ const SCAN_ROWS: usize = 1024;
 /// The count under [`Table::Counts`] of all images.
 pub(crate) const IMAGES_COUNT: &[u8] = b"images";
 
+/// The count under [`Table::Counts`] that says since when it is written down who holds a blob.
+pub(crate) const BLOBS_INDEXED_SINCE: &[u8] = b"blobs-indexed-since";
+
 /// Questions to a consistent state.
 #[derive(Debug)]
 pub struct Query<'a, R: Read> {
@@ -285,6 +288,17 @@ impl<'a, R: Read> Query<'a, R> {
     /// Whether the repository holds the blob.
     pub fn blob_in(&self, image: ImageId, digest: &Digest) -> Result<bool, Fault> {
         Ok(self.read.get(Table::BlobLinks, &key::image_digest(image, digest))?.is_some())
+    }
+
+    /// Whether it is written down who holds a blob, and how many uploads are open: not in a cluster
+    /// that was founded before that, until [`crate::Command::IndexBlobs`].
+    pub fn indexes_blobs(&self) -> Result<bool, Fault> {
+        Ok(self.read.get(Table::Counts, BLOBS_INDEXED_SINCE)?.is_some())
+    }
+
+    /// How many of an account's uploads of blobs are open; none where it is not written down.
+    pub fn open_uploads(&self, account: &str) -> Result<u64, Fault> {
+        Ok(row(self.read, Table::OpenUploads, account.as_bytes())?.unwrap_or(0))
     }
 
     /// Blobs in the order of their digests, from `from` on, at most `limit`.

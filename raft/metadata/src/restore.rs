@@ -54,6 +54,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::UploadNotes
         | Table::DownloadRuns
         | Table::Sessions
+        | Table::OpenUploads
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
             let account: Account = decoded(table, row)?;
@@ -128,6 +129,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::ImageCounters
         | Table::VersionDownloads
         | Table::TagBirths
+        | Table::BlobHolders
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -162,11 +162,15 @@ pub enum Table {
     WorkloadRules = 72,
     /// User -> `Leaving`.
     Leavings = 73,
+    /// Digest, project, image -> nothing: the repository holds the blob.
+    BlobHolders = 74,
+    /// Account -> how many of its uploads of blobs are open.
+    OpenUploads = 75,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 73] = [
+    pub const ALL: [Self; 75] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -240,6 +244,8 @@ impl Table {
         Self::UserIdentities,
         Self::WorkloadRules,
         Self::Leavings,
+        Self::BlobHolders,
+        Self::OpenUploads,
     ];
 
     /// The table whose keys start with `number`, if there is one.

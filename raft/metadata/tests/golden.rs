@@ -295,6 +295,8 @@ fn catalog_samples() -> Vec<Command> {
         Command::RemoveWorkloadRule { project: "p".parse().unwrap(), name: account("ci") },
         Command::LeaveLater { user: "u".into(), due: at(300) },
         Command::Stay { user: "u".into() },
+        Command::IndexBlobs,
+        Command::BeginBlobUpload { upload: blob_upload(1, "a/b"), open_max: 300 },
     ]
 }
 

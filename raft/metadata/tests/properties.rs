@@ -88,6 +88,11 @@ fn accounted() -> impl Strategy<Value = Command> {
         1 => Just(Command::RemoveUser { name: "alice".into() }),
         1 => Just(Command::CreateUser(user_alice())),
         1 => Just(Command::CountUsage),
+        1 => Just(Command::IndexBlobs),
+        2 => (3u64..6, 0usize..2).prop_map(|(number, at)| {
+            let upload = blob_upload(number, CONTAINERS[at]);
+            Command::BeginBlobUpload { upload, open_max: 2 }
+        }),
     ]
 }
 
@@ -111,7 +116,9 @@ fn peopled(counts: bool) -> World {
     world.accepts(Command::PutRight { place, grantee: alice, right });
     world.accepts(Command::CreateGroup(group_dev()));
     if !counts {
-        world.rows.commit([((Table::Counts, b"usage-since".to_vec()), None)].into());
+        for since in ["usage-since", "blobs-indexed-since"] {
+            world.rows.commit([((Table::Counts, since.into()), None)].into());
+        }
     }
     world
 }

@@ -1,7 +1,7 @@
 //! What comes in, on a store in a folder.
 
 use super::*;
-use crate::store::FolderStore;
+use crate::store::{self, FolderStore};
 
 fn content(seed: &str, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
@@ -34,8 +34,10 @@ async fn a_blob_may_come_in_requests_of_any_size() {
         let mut writer = match kept.take() {
             None => BlobWriter::begin(&intake, store, turn, Algorithm::Sha256),
             Some((checkpoint, multipart)) => {
-                let writer = BlobWriter::resume(&intake, store, turn, checkpoint, multipart);
-                writer.await.unwrap()
+                let offset = piece.start as u64;
+                let resume =
+                    BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset);
+                resume.await.unwrap()
             }
         };
         assert_eq!(writer.offset(), piece.start as u64);
@@ -45,7 +47,8 @@ async fn a_blob_may_come_in_requests_of_any_size() {
     }
     let (checkpoint, multipart) = kept.unwrap();
     let turn = intake.turn(session).await;
-    let writer = BlobWriter::resume(&intake, Arc::clone(&store), turn, checkpoint, multipart).await;
+    let (offset, again) = (bytes.len() as u64, Arc::clone(&store));
+    let writer = BlobWriter::resume(&intake, again, turn, checkpoint, multipart, offset).await;
     let written = writer.unwrap().finish(&digest(&bytes)).await.unwrap().unwrap();
     assert_eq!(written.size, bytes.len() as u64);
     let stored = store::read(store.as_ref(), written.object, 0..written.size);
@@ -128,9 +131,9 @@ async fn two_nodes_that_close_one_session_make_one_object_or_none() {
     let resumed = async |rest: &'static [u8]| {
         let elsewhere = Intake::default();
         let (store, turn) = (Arc::clone(&store), elsewhere.turn(session).await);
-        let resumed =
-            BlobWriter::resume(&elsewhere, store, turn, checkpoint, multipart.clone()).await;
-        let mut writer = resumed.unwrap();
+        let (multipart, offset) = (multipart.clone(), 2 * PART_BYTES as u64);
+        let resumed = BlobWriter::resume(&elsewhere, store, turn, checkpoint, multipart, offset);
+        let mut writer = resumed.await.unwrap();
         writer.write(Bytes::from_static(rest)).await.unwrap();
         writer
     };
@@ -170,4 +173,121 @@ async fn any_number_of_writers_shares_the_budget_and_all_come_through() {
     }
     assert_eq!(intake.parts.available_permits(), PARTS_HELD_MAX);
     assert_eq!(intake.small.available_permits(), SMALL_MAX);
+}
+
+/// As the standard one, only smaller: parts of 1,000 bytes up to 4,000, then growing to 5,000.
+const TINY: PartSchedule = PartSchedule {
+    first_bytes: 1_000,
+    share: 4,
+    longest_bytes: 5_000,
+    step_bytes: 500,
+    blob_bytes_max: 60_000,
+};
+
+#[tokio::test]
+async fn parts_grow_with_the_blob_wherever_its_requests_end() {
+    let (_folder, store) = folder_store();
+    let (intake, session) = (Intake::new(TINY), session());
+    let bytes = content("long", TINY.blob_bytes_max as usize);
+    // In the middle of short parts and of long ones, and on a cut of each.
+    let ends = [500, 1_000, 4_300, 9_999, 30_000, 30_001, 59_999, bytes.len()];
+    let turn = intake.turn(session).await;
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+    let mut start = 0;
+    for end in ends {
+        writer.write(bytes.slice(start..end)).await.unwrap();
+        let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+        let stored = store.get(checkpoint, 0..1).await.unwrap().next().await.unwrap().unwrap();
+        let long = !TINY.is_short(writer.flushed);
+        assert_eq!(stored[0], 1 + u8::from(long), "programs before read short ones, at {end}");
+        writer.named();
+        let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
+        let offset = end as u64;
+        let resume = BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset);
+        writer = resume.await.unwrap();
+        start = end;
+    }
+    let mut at = 0;
+    for part in &writer.parts {
+        assert_eq!(part.length, TINY.part_bytes(at), "the part at {at}");
+        at += part.length;
+    }
+    assert!(writer.parts.last().unwrap().length == TINY.longest_bytes);
+    let written = writer.finish(&digest(&bytes)).await.unwrap().unwrap();
+    let stored = store::read(store.as_ref(), written.object, 0..written.size).await.unwrap();
+    assert!(stored == bytes);
+    for (budget, all) in [(&intake.long, 10), (&intake.parts, PARTS_HELD_MAX), (&intake.copies, 1)]
+    {
+        assert_eq!(budget.available_permits(), all);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_longer_than_any_may_be_is_refused_at_once() {
+    let (_folder, store) = folder_store();
+    let intake = Intake::new(TINY);
+    let most = TINY.blob_bytes_max;
+    intake.check_length(most).unwrap();
+    assert!(matches!(intake.check_length(most + 1), Err(IntakeError::TooLong(at)) if at == most));
+    let turn = intake.turn(session()).await;
+    let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
+    writer.write(content("much", most as usize)).await.unwrap();
+    let refused = writer.write(Bytes::from_static(b"x")).await;
+    assert!(matches!(refused, Err(IntakeError::TooLong(at)) if at == most));
+    assert_eq!(writer.offset(), most, "what was refused counts as taken");
+}
+
+#[tokio::test]
+async fn long_blobs_share_their_own_room_and_all_come_through() {
+    let (_folder, store) = folder_store();
+    let intake = Intake::new(TINY);
+    let bytes = content("crowd", 40_000);
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let (intake, store, bytes) = (intake.clone(), Arc::clone(&store), bytes.clone());
+        writers.spawn(async move {
+            let turn = intake.turn(session()).await;
+            let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
+            for start in (0..bytes.len()).step_by(700) {
+                writer.write(bytes.slice(start..bytes.len().min(start + 700))).await.unwrap();
+                assert!(writer.buffer.len() <= TINY.longest_bytes as usize);
+                tokio::task::yield_now().await;
+            }
+            writer.finish(&digest(&bytes)).await.unwrap().unwrap().size
+        });
+    }
+    while let Some(size) = writers.join_next().await {
+        assert_eq!(size.unwrap(), bytes.len() as u64);
+    }
+    assert_eq!(intake.long.available_permits(), 10);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_was_cut_off_or_is_of_another_place_is_none() {
+    let (_folder, store) = folder_store();
+    let (intake, session) = (Intake::new(TINY), session());
+    let turn = intake.turn(session).await;
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+    writer.write(content("cut", 20_123)).await.unwrap();
+    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    writer.named();
+    let length = store.length(checkpoint).await.unwrap().unwrap();
+    let whole = store::read(store.as_ref(), checkpoint, 0..length).await.unwrap();
+    let resumed = async |bytes: Bytes, offset: u64| {
+        store.put(checkpoint, bytes).await.unwrap();
+        let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
+        let multipart = multipart.clone();
+        BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset).await
+    };
+    assert_eq!(resumed(whole.clone(), 20_123).await.unwrap().offset(), 20_123);
+    for (bytes, offset) in [
+        (whole.slice(..whole.len() - 1), 20_123),
+        (whole.slice(..3), 20_123),
+        (Bytes::new(), 20_123),
+        ([&whole[..], b"x"].concat().into(), 20_123),
+        (whole.clone(), 20_124),
+    ] {
+        let refused = resumed(bytes, offset).await;
+        assert!(matches!(refused, Err(IntakeError::Checkpoint)), "{refused:?}");
+    }
 }

@@ -7,6 +7,7 @@ mod lists;
 mod manifests;
 mod referrers;
 mod resume;
+mod settings;
 mod uploads;
 
 use anyhow::{Context, Result, ensure};

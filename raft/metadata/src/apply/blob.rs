@@ -160,6 +160,7 @@ impl<R: Read> Step<'_, R> {
         }
         if !self.rows.has(Table::BlobLinks, &key)? {
             self.rows.mark(Table::BlobLinks, key);
+            self.note_holder(image, project, digest)?;
             self.hold_content(project, &Content::Digest(digest.clone()), size)?;
             self.hold_blob(digest)?;
         }
@@ -176,6 +177,7 @@ impl<R: Read> Step<'_, R> {
         let key = key::image_digest(image, digest);
         self.rows.remove(Table::BlobLinks, key.clone());
         self.rows.remove(Table::LooseBlobs, key);
+        self.rows.remove(Table::BlobHolders, key::blob_holder(digest, project, image));
         self.release_content(project, &Content::Digest(digest.clone()))?;
         self.release_blob(digest)
     }

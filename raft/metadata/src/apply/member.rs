@@ -29,6 +29,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::Cluster, b"", cluster);
         self.rows.put(Table::Users, admin.name.as_bytes(), admin);
         self.begin_counting();
+        self.begin_indexing();
         Ok(Response::Done)
     }
 

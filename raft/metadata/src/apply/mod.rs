@@ -12,6 +12,7 @@ mod blob;
 mod catalog;
 mod credential;
 mod deployment;
+mod holders;
 mod image;
 mod instance;
 mod level;
@@ -281,6 +282,10 @@ impl<R: Read> Step<'_, R> {
             }
             Command::LeaveLater { user, due } => self.leave_later(&user, due),
             Command::Stay { user } => self.stay(&user),
+            Command::IndexBlobs => self.index_blobs(),
+            Command::BeginBlobUpload { upload, open_max } => {
+                self.begin_blob_upload(&upload, open_max)
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Upload sessions.
 //!
-//! Invariant: the index of expiries has every session once, under the expiry in its row.
+//! Invariants: the index of expiries has every session once, under the expiry in its row; the
+//! count of an account's open uploads, once it is kept, is the number of its sessions for blobs.
 
 use shoal_content::{NodeId, ObjectKey, Timestamp, UploadId};
 
@@ -40,6 +41,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::UploadExpiries, key::upload_expiry(upload.expires_at, upload.id));
         self.rows.remove(Table::Uploads, key::upload(upload.id));
         self.rows.remove(Table::UploadNotes, key::upload(upload.id));
+        self.count_open(upload, -1)?;
         self.release_reservation(upload.id)
     }
 
@@ -85,7 +87,25 @@ impl<R: Read> Step<'_, R> {
             }
         }
         self.put_session(upload);
+        self.count_open(upload, 1)?;
         Ok(Response::Done)
+    }
+
+    /// The limit is the proposer's, as all nodes are told by their settings; it is held here, so
+    /// that it holds over all of them.
+    pub(super) fn begin_blob_upload(
+        &mut self,
+        upload: &Upload,
+        open_max: u64,
+    ) -> Result<Response, Stop> {
+        if !matches!(upload.purpose, UploadPurpose::Blob { .. }) {
+            return Err(Refusal::UploadState("it is not for a blob".into()).into());
+        }
+        let open = self.query().open_uploads(&upload.owner)?;
+        if open >= open_max {
+            return Err(Refusal::TooManyUploads { open, most: open_max }.into());
+        }
+        self.begin_upload(upload)
     }
 
     pub(super) fn advance_upload(

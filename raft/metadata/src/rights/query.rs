@@ -106,6 +106,13 @@ impl<R: Read> Query<'_, R> {
         rows.iter().map(|(_, bytes)| decoded(Table::GranteePlaces, bytes)).collect()
     }
 
+    /// Some of them, at most `limit`.
+    pub fn places_up_to(&self, grantee: &Grantee, limit: usize) -> Result<Vec<Place>, Fault> {
+        let prefix = key::grantee_prefix(grantee);
+        let rows = self.read.scan(Table::GranteePlaces, &prefix, &prefix, limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::GranteePlaces, bytes)).collect()
+    }
+
     /// The user, its groups and its organizations: all that it has rights as.
     pub fn grantees_of(&self, user: &str) -> Result<Vec<Grantee>, Fault> {
         let Ok(name) = user.parse::<AccountName>() else { return Ok(Vec::new()) };

@@ -65,6 +65,7 @@ pub fn check(world: &World) {
     }
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
     check_loose(world, &versions);
+    check_holders(world);
     for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
         assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
     }
@@ -72,6 +73,36 @@ pub fn check(world: &World) {
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);
     assert_eq!(drift(world.query()).unwrap(), [], "accounts differ from a recount");
+}
+
+/// Who holds a blob and how many uploads are open stands exactly as the links and sessions say; or
+/// not at all, before it is kept.
+fn check_holders(world: &World) {
+    let kept = world.query().indexes_blobs().unwrap();
+    let mut expected = BTreeSet::new();
+    for image in images(world) {
+        for blob in (0..3).map(digest) {
+            if kept && world.query().blob_in(image.id, &blob).unwrap() {
+                let project = image.name.project();
+                let id = image.id.as_uuid().as_bytes();
+                let digest = [&[1], blob.as_bytes()].concat();
+                expected.insert([&digest, project.as_str().as_bytes(), &[0], &id[..]].concat());
+            }
+        }
+    }
+    let rows = world.rows.rows().filter(|(table, ..)| *table == Table::BlobHolders);
+    assert_eq!(rows.map(|(_, key, _)| key.to_vec()).collect::<BTreeSet<_>>(), expected);
+    let mut open: BTreeMap<String, u64> = BTreeMap::new();
+    for upload in world.query().uploads().unwrap() {
+        if kept && matches!(upload.purpose, UploadPurpose::Blob { .. }) {
+            *open.entry(upload.owner).or_default() += 1;
+        }
+    }
+    let rows = world.rows.rows().filter(|(table, ..)| *table == Table::OpenUploads);
+    assert_eq!(rows.count(), open.len());
+    for (owner, open) in open {
+        assert_eq!(world.query().open_uploads(&owner).unwrap(), open, "{owner}");
+    }
 }
 
 /// A link is loose exactly while no version of its image refers to the blob.

@@ -137,6 +137,13 @@ impl Stage {
         Ok((status, answer["token"].as_str().unwrap_or_default().to_owned()))
     }
 
+    /// What the private image has, by digest, through the public one's name.
+    fn mixed(&self) -> Vec<String> {
+        let mut paths = self.paths(PUBLIC, &self.private);
+        paths.retain(|path| !path.ends_with("/v1"));
+        paths
+    }
+
     /// By tag, by digest, and each of its blobs.
     fn paths(&self, name: &str, image: &ContainerImage) -> Vec<String> {
         let mut paths = vec![
@@ -228,11 +235,7 @@ fn attacks(stage: &mut Stage) -> Result<()> {
     }
     // By a digest that is known, through a repository that may be read; also for who may have it
     // elsewhere.
-    let mixed: Vec<String> = stage
-        .paths(PUBLIC, &stage.private)
-        .into_iter()
-        .filter(|path| !path.ends_with("/v1"))
-        .collect();
+    let mixed = stage.mixed();
     for who in [&As::Nobody, &mallory, &carol] {
         let odd = stage.not(if matches!(who, As::Nobody) { 401 } else { 404 }, who, &mixed)?;
         // Nobody may hear either: it depends on which right was remembered.
@@ -297,11 +300,7 @@ fn without_nodes(stage: &mut Stage, private: &[String], public: &[String]) -> Re
             odd.iter().filter(|text| expected != 401 || !text.ends_with(": 503")).collect();
         ensure!(odd.is_empty(), "{odd:?}");
     }
-    let mixed: Vec<String> = stage
-        .paths(PUBLIC, &stage.private)
-        .into_iter()
-        .filter(|path| !path.ends_with("/v1"))
-        .collect();
+    let mixed = stage.mixed();
     for who in [&As::Nobody, &mallory, &carol] {
         let odd = stage.not(503, who, &mixed)?;
         ensure!(odd.is_empty(), "{odd:?}");

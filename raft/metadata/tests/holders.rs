@@ -3,30 +3,10 @@
 
 mod world;
 
-use std::cell::Cell;
-
 use shoal_content::RepositoryName;
 use shoal_metadata::*;
+use world::counting::Counting;
 use world::*;
-
-/// Everything that was read of the rows below.
-struct Counting<'a> {
-    rows: &'a Memory,
-    read: Cell<usize>,
-}
-
-impl Read for Counting<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        self.read.update(|read| read + 1);
-        self.rows.get(table, key)
-    }
-
-    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault> {
-        let rows = self.rows.scan(table, from, prefix, limit)?;
-        self.read.update(|read| read + 1 + rows.len());
-        Ok(rows)
-    }
-}
 
 fn person(name: &str) -> Who {
     Who::User { name: name.into(), scopes: None }
@@ -142,7 +122,7 @@ fn a_search_costs_the_same_however_many_hold_the_blob() {
             add_project(&mut world, &project, "other", Visibility::Private);
             push(&mut world, 10_000 + number, &[&format!("{project}/a")]);
         }
-        let counting = Counting { rows: &world.rows, read: Cell::new(0) };
+        let counting = Counting::of(&world.rows);
         let to = "to".parse().unwrap();
         let query = Query::new(&counting);
         assert_eq!(holder(query, &person("user"), &digest(1), &to).unwrap(), None);

@@ -2,30 +2,10 @@
 
 mod world;
 
-use std::cell::Cell;
-
 use shoal_content::RepositoryName;
 use shoal_metadata::*;
+use world::counting::Counting;
 use world::*;
-
-/// Everything that was read of the rows below.
-struct Counting<'a> {
-    rows: &'a Memory,
-    read: Cell<usize>,
-}
-
-impl Read for Counting<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        self.read.update(|read| read + 1);
-        self.rows.get(table, key)
-    }
-
-    fn scan(&self, table: Table, from: &[u8], prefix: &[u8], limit: usize) -> Result<Rows, Fault> {
-        let rows = self.rows.scan(table, from, prefix, limit)?;
-        self.read.update(|read| read + 1 + rows.len());
-        Ok(rows)
-    }
-}
 
 /// Projects in turn public, the user's, and somebody else's, which holds one image that was granted
 /// to the user. Their names are near each other, also by what sorts before `/`.
@@ -102,7 +82,7 @@ fn a_page_out_of_a_hundred_thousand_costs_what_is_on_it() {
     let world = populated(20, 5_000);
     for who in askers() {
         for after in [None, Some(name("p0003/002500")), Some(name("p-a0002/004999"))] {
-            let counting = Counting { rows: &world.rows, read: Cell::new(0) };
+            let counting = Counting::of(&world.rows);
             let mut visible = Visible::new(Query::new(&counting), who.clone()).unwrap();
             visible.page(after.as_ref(), PAGE).unwrap();
             // Each closed project costs at most a batch of names and its rights.
@@ -132,7 +112,7 @@ fn a_page_of_tags_out_of_a_hundred_thousand_costs_what_is_on_it() {
     // As `GET /v2/p/b/tags/list` reads it: whether it may, which image it is, and a page and whether
     // there is more.
     let page = |after: Option<usize>, size: usize| {
-        let counting = Counting { rows: &world.rows, read: Cell::new(0) };
+        let counting = Counting::of(&world.rows);
         let (query, repository) = (Query::new(&counting), name("p/b"));
         let what = What::Repository(&repository);
         assert!(permission(query, &who, Action::List, what).unwrap().is_allowed());

@@ -158,6 +158,11 @@ impl Swarm {
         self.memberships.get_mut(&recipe)?.download.as_mut()
     }
 
+    /// The same, only to look at.
+    fn peek(&self, recipe: RecipeId) -> Option<&Download> {
+        self.memberships.get(&recipe)?.download.as_ref()
+    }
+
     fn send(&mut self, peer: PeerId, frame: Frame) {
         self.actions.push_back(Action::Send { peer, frame });
     }

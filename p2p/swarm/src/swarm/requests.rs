@@ -114,9 +114,7 @@ impl Swarm {
 
     /// Requests all of whose chunks came from elsewhere.
     fn cancel_redundant(&mut self, recipe: RecipeId) {
-        let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
-            return;
-        };
+        let Some(download) = self.peek(recipe) else { return };
         let useless = |request: &Request| {
             request.recipe == recipe
                 && !request.open.is_empty()
@@ -196,14 +194,12 @@ impl Swarm {
     }
 
     fn chunk_bytes(&self, recipe: RecipeId) -> f64 {
-        let download = self.memberships.get(&recipe).and_then(|m| m.download.as_ref());
-        download.map_or(1.0, |download| download.chunk_bytes)
+        self.peek(recipe).map_or(1.0, |download| download.chunk_bytes)
     }
 
     /// The usual time of a chunk, or nothing before the first.
     fn usual(&self, recipe: RecipeId) -> Duration {
-        let download = self.memberships.get(&recipe).and_then(|m| m.download.as_ref());
-        let known = download.filter(|download| download.usual > 0.0);
+        let known = self.peek(recipe).filter(|download| download.usual > 0.0);
         known.map_or(Duration::ZERO, Download::usual)
     }
 
@@ -382,9 +378,7 @@ impl Swarm {
 
     /// Ends what a new neighbour is told: a head hears what this peer is bringing in at the moment.
     pub(super) fn claim_to(&mut self, recipe: RecipeId, to: PeerId) {
-        let Some(download) = self.memberships.get(&recipe).and_then(|m| m.download.as_ref()) else {
-            return;
-        };
+        let Some(download) = self.peek(recipe) else { return };
         let head = download.heads.contains(to);
         let brings_in = |request: &&Request| {
             head && request.recipe == recipe

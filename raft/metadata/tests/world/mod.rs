@@ -1,6 +1,7 @@
 //! A small world of ids and rows for the tests of the state machine.
 #![allow(dead_code)]
 
+pub mod counting;
 pub mod counts;
 
 use std::collections::{BTreeMap, BTreeSet};

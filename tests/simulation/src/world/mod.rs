@@ -7,8 +7,11 @@
 //! Always checked: a banned peer is never asked, nothing held is asked for, nobody says that it is
 //! complete without all, an honest peer is never banned for content.
 
+mod serving;
+mod setup;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use shoal_content::{PeerId, RecipeId, Zone};
@@ -99,7 +102,7 @@ struct Host {
     down: LinkId,
     /// Bytes a second, each way.
     line: f64,
-    peers: BTreeMap<Number, ()>,
+    peers: BTreeSet<Number>,
     /// Own requests under way, and whom they were sent to.
     asked: HashMap<RequestId, Number>,
     alive: bool,
@@ -186,151 +189,6 @@ pub fn simulate(scenario: Scenario) -> Report {
 }
 
 impl World {
-    fn new(scenario: Scenario) -> Self {
-        let mut network = Network::default();
-        let mut draw = Draw::new(scenario.seed);
-        let zones = 0..scenario.zones;
-        let zone_up = zones.clone().map(|_| network.add_link(scenario.zone_line)).collect();
-        let zone_down = zones.map(|_| network.add_link(scenario.zone_line)).collect();
-        let step = f64::from(scenario.chunk_bytes) / scenario.line / f64::from(STEPS_PER_CHUNK);
-        let mut world = Self {
-            now: Duration::ZERO,
-            step: Duration::from_secs_f64(step),
-            hosts: Vec::new(),
-            network,
-            zone_up,
-            zone_down,
-            streams: Vec::new(),
-            stream_of: HashMap::new(),
-            queue: BinaryHeap::new(),
-            waiting: Vec::new(),
-            vacant: Vec::new(),
-            serial: 0,
-            counts: Counts { zones_in: vec![0; scenario.zones], ..Counts::default() },
-            unfinished: 0,
-            recipe: RecipeId::of(&scenario.seed.to_be_bytes()),
-            draw: Draw::new(draw.number()),
-            scenario,
-        };
-        for _ in 0..world.scenario.nodes {
-            let node = world.add_host(Conduct::Honest, world.scenario.origin_line, usize::MAX);
-            world.hosts[node].uploads = Uploads::of_node();
-            world.hosts[node].held = ChunkSet::full(world.scenario.chunks());
-        }
-        for at in 0..world.scenario.peers {
-            world.add_peer(at % world.scenario.zones);
-        }
-        world.plan_faults();
-        world
-    }
-
-    fn add_host(&mut self, conduct: Conduct, line: f64, zone: usize) -> Number {
-        let at = self.hosts.len();
-        let seed = self.draw.number();
-        let settings = Settings { me: contact(at).peer, seed, zone: self.label(zone) };
-        self.hosts.push(Host {
-            core: Swarm::new(settings),
-            uploads: Uploads::default(),
-            ledger: Ledger::default(),
-            held: ChunkSet::empty(self.scenario.chunks()),
-            conduct,
-            zone,
-            up: self.network.add_link(line * (1.0 - self.scenario.loss)),
-            down: self.network.add_link(line),
-            line,
-            peers: BTreeMap::new(),
-            asked: HashMap::new(),
-            alive: true,
-            began: Duration::ZERO,
-            finished: None,
-            sent: 0,
-            wake_at: None,
-            paused_until: Duration::ZERO,
-        });
-        at
-    }
-
-    fn is_node(&self, host: Number) -> bool {
-        host < self.scenario.nodes
-    }
-
-    fn is_far(&self, one: Number, other: Number) -> bool {
-        self.hosts[one].zone != self.hosts[other].zone
-    }
-
-    /// The label of a zone; none where all are in one.
-    fn label(&self, zone: usize) -> Zone {
-        let named = self.scenario.zones > 1 && zone < self.scenario.zones;
-        let text = if named { format!("here/room-{zone}") } else { String::new() };
-        text.parse().unwrap_or_default()
-    }
-
-    fn member(&self, host: Number) -> Member {
-        Member { contact: contact(host), zone: self.label(self.hosts[host].zone), cache: false }
-    }
-
-    fn add_peer(&mut self, zone: usize) -> Number {
-        let chance = self.draw.share();
-        let s = &self.scenario;
-        let kinds = [
-            (s.liars, Conduct::Liar),
-            (s.stallers, Conduct::Staller),
-            (s.free_riders, Conduct::FreeRider),
-        ];
-        let mut conduct = Conduct::Honest;
-        let mut below = 0.0;
-        for (share, kind) in kinds {
-            if chance >= below && chance < below + share {
-                conduct = kind;
-            }
-            below += share;
-        }
-        let speed = self.draw.share();
-        let line = if speed < s.very_slow {
-            s.line / 100.0
-        } else if speed < s.very_slow + s.slow {
-            s.line / 10.0
-        } else {
-            s.line
-        };
-        let wait = s.arrival.mul_f64(self.draw.share());
-        let at = self.add_host(conduct, line, zone);
-        if conduct == Conduct::Honest || conduct == Conduct::FreeRider {
-            self.unfinished += 1;
-        }
-        self.later(wait, What::Begin(at));
-        at
-    }
-
-    fn plan_faults(&mut self) {
-        let bound = Duration::from_secs_f64(self.bound_of(None));
-        if let Some(share) = self.scenario.node_dies_at {
-            for node in 0..self.scenario.nodes {
-                self.later(bound.mul_f64(share), What::Crash(node));
-            }
-        }
-        if self.scenario.pause > Duration::ZERO {
-            for host in 0..self.hosts.len() {
-                let wait = self.scenario.pause_every.mul_f64(2.0 * self.draw.share());
-                self.later(wait, What::Pause(host));
-            }
-        }
-        for at in self.scenario.nodes..self.hosts.len() {
-            if self.draw.share() < self.scenario.churn {
-                let wait = bound.mul_f64(self.draw.share());
-                self.later(wait, What::Crash(at));
-            }
-        }
-    }
-
-    fn bound_of(&self, host: Option<Number>) -> f64 {
-        let gives = |host: &&Host| host.conduct == Conduct::Honest;
-        let first = self.hosts.iter().skip(self.scenario.nodes).take(self.scenario.peers);
-        let uplinks: f64 = first.filter(gives).map(|host| host.line).sum();
-        let down = host.map_or(self.scenario.line, |host| self.hosts[host].line);
-        bound(&self.scenario, uplinks, down)
-    }
-
     fn later(&mut self, after: Duration, what: What) {
         self.at(self.now + after, what);
     }
@@ -396,7 +254,7 @@ impl World {
         match what {
             What::Tell(to, event) => self.tell(to, event),
             What::Message(from, to, event) => {
-                if !self.hosts[to].peers.contains_key(&from) {
+                if !self.hosts[to].peers.contains(&from) {
                     return;
                 }
                 if let Event::Frame { frame: Frame::Pass, .. } = event {
@@ -450,7 +308,7 @@ impl World {
         if !self.is_node(host) && unfinished {
             self.unfinished -= 1;
         }
-        for other in std::mem::take(&mut self.hosts[host].peers).into_keys() {
+        for other in std::mem::take(&mut self.hosts[host].peers) {
             self.drop_stream(host, other);
             self.drop_stream(other, host);
             let peer = contact(host).peer;
@@ -501,7 +359,7 @@ impl World {
                 self.counts.control += bytes as u64 * SAMPLED;
             }
         }
-        if self.hosts[from].peers.contains_key(&to) {
+        if self.hosts[from].peers.contains(&to) {
             let wait = self.latency(from, to);
             self.later(wait, What::Message(from, to, event));
         }
@@ -562,7 +420,7 @@ impl World {
     }
 
     fn close(&mut self, one: Number, other: Number) {
-        if self.hosts[one].peers.remove(&other).is_some() {
+        if self.hosts[one].peers.remove(&other) {
             self.hosts[other].peers.remove(&one);
             self.drop_stream(one, other);
             self.drop_stream(other, one);
@@ -578,248 +436,13 @@ impl World {
         if !self.hosts[to].alive || self.hosts[to].core.is_banned(contact(from).peer) {
             return self.tell(from, Event::DialFailed { peer: contact(to).peer });
         }
-        if self.hosts[from].alive && !self.hosts[from].peers.contains_key(&to) {
-            self.hosts[from].peers.insert(to, ());
-            self.hosts[to].peers.insert(from, ());
+        if self.hosts[from].alive && !self.hosts[from].peers.contains(&to) {
+            self.hosts[from].peers.insert(to);
+            self.hosts[to].peers.insert(from);
             let rtt = self.latency(from, to) * 2;
             for (host, other) in [(from, to), (to, from)] {
                 let (member, node) = (self.member(other), self.is_node(other));
                 self.tell(host, Event::Connected { member, node, rtt });
-            }
-        }
-    }
-
-    fn asked(
-        &mut self,
-        from: Number,
-        to: Number,
-        request: RequestId,
-        mut indices: Vec<u32>,
-        insists: bool,
-    ) {
-        if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) {
-            return;
-        }
-        match self.hosts[to].conduct {
-            Conduct::Staller => return,
-            Conduct::FreeRider => return self.refuse(from, to, request, RequestEnd::Busy),
-            Conduct::Liar => {
-                self.counts.wasted += u64::from(self.scenario.chunk_bytes);
-                let wait = self.latency(to, from);
-                if self.hosts[from].asked.remove(&request).is_some() {
-                    self.later(wait, What::Message(to, from, Event::Wrong { request }));
-                }
-                return;
-            }
-            Conduct::Honest => {}
-        }
-        let held = indices.iter().take_while(|&&index| self.hosts[to].held.contains(index));
-        let count = held.count();
-        if count == 0 {
-            return self.refuse(from, to, request, RequestEnd::Failed);
-        }
-        let now = self.now;
-        let far = self.is_far(from, to);
-        let admission = self.hosts[to].uploads.begin(now, contact(from).peer, far);
-        if let Admission::Busy { name_others } = admission {
-            if name_others {
-                self.name_others(to, from);
-            }
-            return self.refuse(from, to, request, RequestEnd::Busy);
-        }
-        indices.truncate(count);
-        if self.is_node(to) && self.put_off(from, to, request, &mut indices, insists) {
-            return self.end_upload(to, from);
-        }
-        if self.is_node(to) && self.scenario.storage > Duration::ZERO {
-            let wait = self.scenario.storage.mul_f64(self.draw.share());
-            return self.later(wait, What::Serve { from, to, request, indices });
-        }
-        self.send(from, to, request, &indices);
-    }
-
-    /// Leaves what this node gave to others, and tells of the rest; whether nothing is left.
-    fn put_off(
-        &mut self,
-        from: Number,
-        node: Number,
-        request: RequestId,
-        indices: &mut Vec<u32>,
-        insists: bool,
-    ) -> bool {
-        let (now, recipe, to) = (self.now, self.recipe, contact(from).peer);
-        let ledger = &mut self.hosts[node].ledger;
-        let mut others = Vec::new();
-        indices.retain(|&index| {
-            let given = ledger.give(now, recipe, index, to, insists);
-            given.map_err(|by| others.push((index, by))).is_ok()
-        });
-        let wait = self.latency(node, from);
-        self.counts.control += 36 * others.len() as u64;
-        for (index, by) in others {
-            self.later(wait, What::Message(node, from, Event::Elsewhere { request, index, by }));
-        }
-        if indices.is_empty() {
-            self.hosts[from].asked.remove(&request);
-            let end = RequestEnd::Done;
-            self.later(wait, What::Message(node, from, Event::Ended { request, end }));
-        }
-        indices.is_empty()
-    }
-
-    fn send(&mut self, from: Number, to: Number, request: RequestId, indices: &[u32]) {
-        let wanted = self.hosts[from].asked.contains_key(&request);
-        if !self.hosts[to].alive || !self.hosts[to].peers.contains_key(&from) || !wanted {
-            for &index in indices {
-                self.hosts[to].ledger.take_back(self.recipe, index, contact(from).peer);
-            }
-            return self.end_upload(to, from);
-        }
-        let flow = self.stream(to, from);
-        let count = indices.len();
-        let stream = &mut self.streams[flow as usize];
-        if stream.queue.is_empty() {
-            stream.left = f64::from(self.scenario.chunk_bytes);
-        }
-        for (at, &index) in indices.iter().enumerate() {
-            stream.queue.push_back(Piece { request, index, last: at + 1 == count });
-        }
-        self.network.start(flow);
-    }
-
-    /// Those who get chunks from here now soon have what others ask for.
-    fn name_others(&mut self, busy: Number, to: Number) {
-        let served: Vec<Number> = self.hosts[busy].uploads.served().map(number).collect();
-        let others = served.into_iter().filter(|&other| other != to).take(NAMED);
-        let members: Vec<Member> = others.map(|other| self.member(other)).collect();
-        if !members.is_empty() {
-            let frame = Frame::Peers { recipe: self.recipe, members };
-            let peer = contact(busy).peer;
-            self.message(busy, contact(to).peer, Event::Frame { peer, frame });
-        }
-    }
-
-    fn refuse(&mut self, from: Number, to: Number, request: RequestId, end: RequestEnd) {
-        let wait = self.latency(to, from);
-        self.hosts[from].asked.remove(&request);
-        self.counts.control += 8;
-        self.later(wait, What::Message(to, from, Event::Ended { request, end }));
-    }
-
-    fn stream(&mut self, from: Number, to: Number) -> FlowId {
-        if let Some(&flow) = self.stream_of.get(&(from, to)) {
-            return flow;
-        }
-        let (a, b) = (&self.hosts[from], &self.hosts[to]);
-        let mut hops = vec![a.up];
-        if a.zone != b.zone {
-            hops.extend(self.zone_up.get(a.zone));
-            hops.extend(self.zone_down.get(b.zone));
-        }
-        hops.push(b.down);
-        let flow = self.network.add_flow(&hops);
-        self.streams.push(Stream { from, to, queue: VecDeque::new(), left: 0.0 });
-        self.stream_of.insert((from, to), flow);
-        flow
-    }
-
-    fn cancel(&mut self, from: Number, to: Number, request: RequestId) {
-        let Some(&flow) = self.stream_of.get(&(to, from)) else { return };
-        let stream = &mut self.streams[flow as usize];
-        let was = stream.queue.len();
-        for piece in stream.queue.iter().filter(|piece| piece.request == request) {
-            self.hosts[to].ledger.take_back(self.recipe, piece.index, contact(from).peer);
-        }
-        let whole = f64::from(self.scenario.chunk_bytes);
-        if stream.queue.front().is_some_and(|piece| piece.request == request) {
-            self.counts.wasted += (whole - stream.left) as u64;
-            stream.left = whole;
-        }
-        stream.queue.retain(|piece| piece.request != request);
-        if stream.queue.len() == was {
-            return;
-        }
-        if stream.queue.is_empty() {
-            self.network.stop(flow);
-        }
-        self.end_upload(to, from);
-    }
-
-    fn end_upload(&mut self, server: Number, client: Number) {
-        self.hosts[server].uploads.end(contact(client).peer);
-        self.invite(server);
-    }
-
-    fn invite(&mut self, server: Number) {
-        while let Some(next) = self.hosts[server].uploads.invite(self.now) {
-            let peer = contact(server).peer;
-            self.message(server, next, Event::Frame { peer, frame: Frame::Free });
-        }
-    }
-
-    /// Content flows until `end`.
-    fn flow(&mut self, end: Duration) {
-        let seconds = (end.saturating_sub(self.now)).as_secs_f64();
-        if seconds == 0.0 || self.network.active().is_empty() {
-            return;
-        }
-        self.network.share();
-        let whole = f64::from(self.scenario.chunk_bytes);
-        let mut sent: Vec<(Number, Number, Piece)> = Vec::new();
-        let mut idle = Vec::new();
-        for &flow in self.network.active() {
-            let mut budget = self.network.rate(flow) * seconds;
-            let stream = &mut self.streams[flow as usize];
-            while budget >= stream.left
-                && let Some(piece) = stream.queue.pop_front()
-            {
-                budget -= stream.left;
-                stream.left = whole;
-                sent.push((stream.from, stream.to, piece));
-            }
-            stream.left -= budget;
-            if stream.queue.is_empty() {
-                idle.push(flow);
-            }
-        }
-        idle.into_iter().for_each(|flow| self.network.stop(flow));
-        for (from, to, piece) in sent {
-            self.deliver(end, from, to, piece);
-        }
-    }
-
-    fn deliver(&mut self, end: Duration, from: Number, to: Number, piece: Piece) {
-        let bytes = u64::from(self.scenario.chunk_bytes);
-        self.hosts[from].sent += bytes;
-        self.hosts[from].uploads.sent(end, bytes);
-        if self.is_node(from) {
-            self.counts.origin += bytes;
-        }
-        let zone = self.hosts[to].zone;
-        if self.hosts[from].zone != zone {
-            self.counts.zones_in[zone] += bytes;
-        }
-        let Piece { request, index, last } = piece;
-        let wait = self.latency(from, to);
-        self.at(end + wait, What::Arrive { to, from, request, index, last });
-        if last {
-            self.end_upload(from, to);
-        }
-    }
-
-    fn arrive(&mut self, to: Number, from: Number, request: RequestId, index: u32, last: bool) {
-        let bytes = self.scenario.chunk_bytes;
-        let host = &mut self.hosts[to];
-        let awaited = host.asked.get(&request) == Some(&from) && host.alive;
-        if !awaited || !host.held.insert(index) {
-            self.counts.wasted += u64::from(bytes);
-        } else {
-            self.counts.useful += u64::from(bytes);
-        }
-        if awaited {
-            self.tell(to, Event::Arrived { request, index, bytes });
-            if last && self.hosts[to].asked.remove(&request).is_some() {
-                self.tell(to, Event::Ended { request, end: RequestEnd::Done });
             }
         }
     }

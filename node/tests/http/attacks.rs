@@ -10,8 +10,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_content::{Ticket, Timestamp};
@@ -21,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::disks::{create_image, make_disk, upload};
-use super::members::{Agent, signed};
+use super::members::{Agent, jwt, signed};
 use super::node::{DEADLINE, Node, free_tcp, problem};
 use super::swarm::{granted, peer, recipe_of};
 use super::v2::{expect, push_image, sha256};
@@ -35,14 +33,6 @@ async fn make_user(node: &Node, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A token of the cluster's form, by any key.
-fn forge(key: &KeyPair, header: &Value, claims: &Value) -> String {
-    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let text = format!("{}.{}", encode(header), encode(claims));
-    let signature = URL_SAFE_NO_PAD.encode(key.sign(text.as_bytes()));
-    format!("{text}.{signature}")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
     let node = Node::start().await?;
@@ -52,7 +42,7 @@ async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
     let app = node.server.app();
     let cluster = app.keys.cluster.to_string();
     let now = app.now().as_millis() / 1000;
-    let jwt = json!({ "alg": "EdDSA", "typ": "JWT" });
+    let ours = json!({ "alg": "EdDSA", "typ": "JWT" });
     let good = json!({
         "iss": cluster, "sub": "admin", "aud": cluster, "iat": now, "exp": now + 60,
     });
@@ -63,7 +53,7 @@ async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
     };
     // With the cluster's own key all of it is right, so that each difference below is what counts.
     let mine = &app.keys.token;
-    ensure!(try_token(&forge(mine, &jwt, &good)).await? == [StatusCode::OK; 2]);
+    ensure!(try_token(&jwt(mine, &ours, &good)).await? == [StatusCode::OK; 2]);
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
         claims[name] = value;
@@ -74,30 +64,30 @@ async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
     let nodes = json!({ "alg": "EdDSA", "typ": "shoal-node+jwt" });
     let peer = other.peer_id().to_string();
     for (what, token) in [
-        ("expired", forge(mine, &jwt, &with("exp", json!(now - 3600)))),
-        ("from the future", forge(mine, &jwt, &with("iat", json!(now + 3600)))),
-        ("for another cluster", forge(mine, &jwt, &with("aud", json!("cluster-other")))),
+        ("expired", jwt(mine, &ours, &with("exp", json!(now - 3600)))),
+        ("from the future", jwt(mine, &ours, &with("iat", json!(now + 3600)))),
+        ("for another cluster", jwt(mine, &ours, &with("aud", json!("cluster-other")))),
         (
             "for the second step",
-            forge(mine, &jwt, &with("aud", json!(format!("{cluster}/second-factor")))),
+            jwt(mine, &ours, &with("aud", json!(format!("{cluster}/second-factor")))),
         ),
-        ("of a session that is over", forge(mine, &jwt, &with("sid", json!("0123456789abcdef")))),
+        ("of a session that is over", jwt(mine, &ours, &with("sid", json!("0123456789abcdef")))),
         (
             "of a personal token that is not",
-            forge(mine, &jwt, &with("pat", json!("0123456789abcdef"))),
+            jwt(mine, &ours, &with("pat", json!("0123456789abcdef"))),
         ),
-        ("of nobody's", forge(mine, &jwt, &with("sub", json!("nobody-here")))),
-        ("for nobody", forge(mine, &jwt, &with("sub", json!("")))),
-        ("of another key", forge(&other, &jwt, &good)),
-        ("of the key of tickets", forge(&app.keys.ticket, &jwt, &good)),
-        ("of an agent for a person", forge(&agent.key, &jwt, &good)),
-        ("of nobody as an agent", forge(&other, &agents, &with("iss", json!(peer)))),
-        ("of nobody as a node", forge(&other, &nodes, &with("iss", json!(peer)))),
-        ("of another kind", forge(mine, &json!({ "alg": "EdDSA", "typ": "at+jwt" }), &good)),
-        ("of no kind", forge(mine, &json!({ "alg": "EdDSA" }), &good)),
+        ("of nobody's", jwt(mine, &ours, &with("sub", json!("nobody-here")))),
+        ("for nobody", jwt(mine, &ours, &with("sub", json!("")))),
+        ("of another key", jwt(&other, &ours, &good)),
+        ("of the key of tickets", jwt(&app.keys.ticket, &ours, &good)),
+        ("of an agent for a person", jwt(&agent.key, &ours, &good)),
+        ("of nobody as an agent", jwt(&other, &agents, &with("iss", json!(peer)))),
+        ("of nobody as a node", jwt(&other, &nodes, &with("iss", json!(peer)))),
+        ("of another kind", jwt(mine, &json!({ "alg": "EdDSA", "typ": "at+jwt" }), &good)),
+        ("of no kind", jwt(mine, &json!({ "alg": "EdDSA" }), &good)),
         (
             "of an agent as a node",
-            forge(&agent.key, &nodes, &with("iss", json!(agent.key.peer_id().to_string()))),
+            jwt(&agent.key, &nodes, &with("iss", json!(agent.key.peer_id().to_string()))),
         ),
     ] {
         let found = try_token(&token).await?;

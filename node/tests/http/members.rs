@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, RequestBuilder, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use shoal_api::{AgentInfo, ClusterStatus, EnrolResponse, JoinResponse};
 use shoal_content::ClusterId;
 use shoal_p2p::identity::KeyPair;
@@ -59,13 +59,17 @@ fn sign(key: &KeyPair, cluster: &ClusterId, iat: u64, exp: u64) -> String {
 /// What an agent or a node signs for itself.
 pub fn signed(kind: &str, key: &KeyPair, cluster: &ClusterId, iat: u64, exp: u64) -> String {
     let peer = key.peer_id().to_string();
-    let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = json!({ "alg": "EdDSA", "typ": kind });
     let claims =
         json!({ "iss": peer, "sub": peer, "aud": cluster.to_string(), "iat": iat, "exp": exp });
-    let signed = format!("{}.{}", encode(header), encode(claims));
-    let signature = URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes()));
-    format!("{signed}.{signature}")
+    jwt(key, &header, &claims)
+}
+
+/// A token of the cluster's form, by any key.
+pub fn jwt(key: &KeyPair, header: &Value, claims: &Value) -> String {
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let text = format!("{}.{}", encode(header), encode(claims));
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(key.sign(text.as_bytes())))
 }
 
 #[tokio::test(flavor = "multi_thread")]

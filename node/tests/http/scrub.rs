@@ -1,7 +1,7 @@
 //! What a crash left in storage is found, what is damaged is named, and nothing else is touched.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -12,7 +12,6 @@ use shoal_content::{ObjectKey, PackId, UploadId};
 use shoal_metadata::UploadPurpose;
 use shoal_node::scrub::{Limits, Scrubber};
 use shoal_node::store::PART_BYTES_MIN;
-use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::node::Node;
@@ -20,6 +19,8 @@ use super::v2::{open_upload, push_blob, push_image, sha256};
 use super::wait::until;
 
 const SAMPLE_BYTES: u64 = 1 << 30;
+/// The times of files are no finer than this.
+const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Takes everything for old.
 fn scrubber(node: &Node) -> Scrubber {
@@ -69,7 +70,9 @@ async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
     let bytes = Bytes::from(vec![1; PART_BYTES_MIN as usize]);
     let stored = store.put_part(broken, &multipart, 1, 0, bytes).await?;
 
-    sleep(Duration::from_millis(20)).await;
+    let written = SystemTime::now();
+    let clock = async || Ok((SystemTime::now() > written + CLOCK_STEP).then_some(()));
+    until("the clock to leave what was stored behind", clock).await?;
     let status = scrub(&scrubber(&node)).await?;
     ensure!(status.orphans == 2 && status.leftovers == 3 && status.damaged == 0, "{status:?}");
     ensure!(status.verified > 0 && status.objects >= 6, "{status:?}");

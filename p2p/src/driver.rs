@@ -217,3 +217,24 @@ async fn complete(shared: Arc<Shared>, recipe: RecipeId) {
         Err(error) => running.end(Err(error.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_stands_still_while_the_process_gets_no_turn() {
+        let long = Duration::from_secs(100);
+        let Some(began) = Instant::now().checked_sub(long) else { return };
+        let mut clock = Clock::new(began);
+        assert!(clock.now() >= long);
+        // A turn was due at once and comes only now; what is due later is due so much later.
+        clock.woken(Some(began));
+        assert!(clock.now() < long / 2);
+        assert!(clock.wall(long) >= began + long * 2);
+        let before = clock.now();
+        clock.woken(Some(Instant::now()));
+        clock.woken(None);
+        assert!(clock.now() >= before, "a turn in time takes nothing away");
+    }
+}

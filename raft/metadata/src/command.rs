@@ -3,6 +3,8 @@
 //! The enums here are encoded in the Raft log (see `codec`): variants and fields are only ever
 //! added at the end, under a new [`COMMAND_VERSION`], so that a rolling upgrade can mix binaries.
 //! Ids and times come from the proposer; `apply` has neither clock nor randomness.
+//!
+//! One file, long as it is: what is added has to be seen below all that is encoded before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

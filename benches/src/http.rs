@@ -16,13 +16,15 @@ pub struct Request {
     /// Whole lines with their ends.
     pub headers: String,
     pub body: bytes::Bytes,
+    /// Sent after `body`, so that a long one that is new each time need not be put together.
+    pub tail: bytes::Bytes,
     pub expect: u16,
 }
 
 impl Request {
     pub fn get(path: impl Into<String>) -> Self {
-        let body = bytes::Bytes::new();
-        Self { method: "GET", path: path.into(), headers: String::new(), body, expect: 200 }
+        let (body, tail) = (bytes::Bytes::new(), bytes::Bytes::new());
+        Self { method: "GET", path: path.into(), headers: String::new(), body, tail, expect: 200 }
     }
 }
 
@@ -59,10 +61,10 @@ impl Connection {
 
     /// Sends a request and reads the whole answer.
     pub async fn send(&mut self, request: &Request) -> Result<Answer> {
-        let Request { method, path, headers, body, expect } = request;
+        let Request { method, path, headers, body, tail, expect } = request;
         let length = match *method {
             "GET" | "HEAD" => String::new(),
-            _ => format!("Content-Length: {}\r\n", body.len()),
+            _ => format!("Content-Length: {}\r\n", body.len() + tail.len()),
         };
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\n{}{headers}{length}\r\n",
@@ -70,6 +72,7 @@ impl Connection {
         );
         self.stream.write_all(head.as_bytes()).await?;
         self.stream.write_all(body).await?;
+        self.stream.write_all(tail).await?;
         let (status, length, location) = self.read_head().await?;
         let length = match length {
             _ if *method == "HEAD" => 0,

@@ -26,7 +26,7 @@ use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
-use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
 use crate::leaving;
@@ -178,6 +178,7 @@ impl Server {
             raft,
             store,
             keys,
+            verified: Verified::default(),
             accounts: Accounts::new().map_err(|error| anyhow::anyhow!("{error}"))?,
             token_uses,
             lockout,

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::http::Drain;
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
-use crate::http::auth::{Accounts, Lockout, TokenUses};
+use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
@@ -35,6 +35,7 @@ pub struct Parts {
     pub store: Arc<dyn BlobStore>,
     pub keys: Keys,
     pub accounts: Accounts,
+    pub verified: Verified,
     pub token_uses: Arc<TokenUses>,
     pub lockout: Arc<Lockout>,
     /// Who else vouches for people and programs.

@@ -77,6 +77,13 @@ pub async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiter>
         if got == 0 {
             return;
         }
+        // Requests that are ready to run may be about to ask: they may as well share this round.
+        tokio::task::yield_now().await;
+        while round.len() < READS_WAITING_MAX
+            && let Ok(waiter) = waiting.try_recv()
+        {
+            round.push(waiter);
+        }
         shared.metrics.read_rounds.inc();
         let result = match timeout(ROUND_TIMEOUT, index(&shared)).await {
             Ok(result) => result,

@@ -271,8 +271,7 @@ async fn measure(
                 Box::pin(async move {
                     let suffix = [(run as u64).to_le_bytes(), number.to_le_bytes()].concat();
                     let digest = hex::encode(hashed.chain_update(&suffix).finalize());
-                    let body = Bytes::from([&base[..], &suffix].concat());
-                    push(connection, &format!("sha256:{digest}"), body).await
+                    push(connection, &format!("sha256:{digest}"), base, suffix.into()).await
                 })
             })
             .await?
@@ -307,7 +306,7 @@ fn middle(mut values: Vec<f64>) -> f64 {
 }
 
 /// POST, then PUT with the whole body, as the distribution-spec has it for a known digest.
-async fn push(connection: &mut Connection, digest: &str, body: Bytes) -> Result<()> {
+async fn push(connection: &mut Connection, digest: &str, body: Bytes, tail: Bytes) -> Result<()> {
     let open =
         Request { method: "POST", expect: 202, ..Request::get("/v2/bench/image/blobs/uploads/") };
     let location = connection.send(&open).await?.location.context("no Location")?;
@@ -322,6 +321,7 @@ async fn push(connection: &mut Connection, digest: &str, body: Bytes) -> Result<
         path: format!("{path}{separator}digest={digest}"),
         headers: "Content-Type: application/octet-stream\r\n".into(),
         body,
+        tail,
         expect: 201,
     };
     connection.send(&close).await.map(drop)
@@ -357,7 +357,7 @@ fn manifest() -> String {
 async fn prepare(contestant: &Contestant) -> Result<String> {
     let mut connection = Connection::open(&contestant.host, &contestant.authorization).await?;
     for mib in [1, 100] {
-        push(&mut connection, &digest_of_blob(mib), blob(mib)).await?;
+        push(&mut connection, &digest_of_blob(mib), blob(mib), Bytes::new()).await?;
     }
     let body = manifest();
     let digest = digest_of(body.as_bytes());
@@ -367,7 +367,7 @@ async fn prepare(contestant: &Contestant) -> Result<String> {
 
 fn put_manifest(path: String, body: String) -> Request {
     let headers = format!("Content-Type: {MANIFEST}\r\n");
-    Request { method: "PUT", path, headers, body: body.into(), expect: 201 }
+    Request { method: "PUT", headers, body: body.into(), expect: 201, ..Request::get(path) }
 }
 
 async fn tag_ours(contestant: &Contestant) -> Result<()> {

@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +21,9 @@ use shoal_content::{ObjectKey, Timestamp};
 use tracing::instrument;
 use uuid::Uuid;
 
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
+use super::{
+    BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage, direct,
+};
 
 /// Free space that is never used: the system under the folder needs some to live.
 pub const RESERVE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
@@ -120,7 +121,7 @@ impl FolderStore {
         let partial = self.partial.join(Uuid::new_v4().simple().to_string());
         let written = (|| {
             let file = OpenOptions::new().write(true).create_new(true).open(&partial)?;
-            file.write_all_at(bytes, 0)?;
+            direct::write_at(&partial, &file, bytes, 0)?;
             self.publish(&partial, &file, key)
         })();
         written.map_err(|error| {
@@ -134,7 +135,7 @@ impl FolderStore {
         self.ensure_space(bytes.len() as u64)?;
         let path = self.partial_path(multipart)?;
         let file = OpenOptions::new().write(true).open(&path).map_err(missing_multipart)?;
-        file.write_all_at(bytes, offset).map_err(self.failed("writing a part"))?;
+        direct::write_at(&path, &file, bytes, offset).map_err(self.failed("writing a part"))?;
         // A part is acknowledged to the metadata, so it must be there after a crash.
         file.sync_data().map_err(self.failed("syncing a part"))
     }

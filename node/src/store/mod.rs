@@ -9,6 +9,7 @@
 mod bucket_usage;
 mod cached;
 mod conformance;
+mod direct;
 mod error;
 mod folder;
 mod s3;

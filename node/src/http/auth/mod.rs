@@ -16,6 +16,7 @@ mod password;
 pub mod session;
 mod token;
 mod uses;
+mod verified;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +45,7 @@ pub use lockout::Lockout;
 pub use password::{Accounts, hash_password};
 pub use token::{Audience, Granted, TOKEN_TTL, issue_token, issue_until};
 pub use uses::TokenUses;
+pub use verified::Verified;
 
 /// The parsers, for `fuzz`.
 pub(crate) mod fuzzed {

@@ -5,9 +5,9 @@
 //! is for and never what it may do beyond narrowing it, so that rights are those of now; a token
 //! of the registry's flow is good for `/v2` alone, and there for what it was asked for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, PeerId, Timestamp};
@@ -61,13 +61,13 @@ pub struct Granted {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     iss: String,
     /// Empty for nobody: what is public can be pulled without an account.
     sub: String,
     aud: String,
     iat: u64,
-    exp: u64,
+    pub(super) exp: u64,
     /// The personal token that this one was got with: its scopes and its end hold here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pat: Option<String>,
@@ -208,7 +208,7 @@ pub(super) fn check(
             let claims = verify(app, token, app.keys.token.peer_id(), audience)?;
             let principal = account(app, view, &claims)?;
             let until = Timestamp::from_millis(claims.exp.saturating_mul(1000));
-            Ok(Known { principal, granted: claims.access, until: Some(until) })
+            Ok(Known { principal, granted: claims.access.clone(), until: Some(until) })
         }
         Some(kind @ (AGENT_TOKEN | NODE_TOKEN)) => {
             // Who says to have signed it is only looked at; the signature decides.
@@ -270,39 +270,50 @@ fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>,
 }
 
 /// Checks signature, audience and time.
-fn verify(app: &App, token: &str, signer: PeerId, audience: Audience) -> Result<Claims, Problem> {
+fn verify(
+    app: &App,
+    token: &str,
+    signer: PeerId,
+    audience: Audience,
+) -> Result<Arc<Claims>, Problem> {
     // A session is good for the registry, too.
     let audiences = [Audience::Api.name(app), audience.name(app)];
-    verified(token, signer, &audiences, app.now().as_millis() / 1000)
+    let claims = app.verified.claims(token, signer, || signed(token, signer))?;
+    claims.ensure(&audiences, app.now().as_millis() / 1000)?;
+    Ok(claims)
 }
 
 /// Whether `token` is one that `signer` signed for `audience` and that holds now, by its own words.
 pub fn holds(token: &str, signer: PeerId, audience: &str, now: u64) -> bool {
     is_machines(token);
-    let signed = verified(token, signer, &[audience.to_owned()], now).is_ok();
+    let claims = signed(token, signer);
+    let holds = claims.is_ok_and(|it| it.ensure(&[audience.to_owned()], now).is_ok());
     // What its header says of the algorithm is looked at besides.
-    signed && jsonwebtoken::decode_header(token).is_ok_and(|it| it.alg == Algorithm::EdDSA)
+    holds && jsonwebtoken::decode_header(token).is_ok_and(|it| it.alg == Algorithm::EdDSA)
 }
 
-fn verified(
-    token: &str,
-    signer: PeerId,
-    audiences: &[String],
-    now: u64,
-) -> Result<Claims, Problem> {
+/// What `signer` signed, whatever it says of its time and audience.
+fn signed(token: &str, signer: PeerId) -> Result<Claims, Problem> {
     let mut validation = Validation::new(Algorithm::EdDSA);
-    validation.set_audience(audiences);
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
-    validation.leeway = CLOCK_SKEW_MAX.as_secs();
+    // Both are asked for at each use: see `Claims::ensure`.
+    validation.validate_aud = false;
+    validation.validate_exp = false;
     let key = DecodingKey::from_ed_der(signer.as_public_key());
     let checked = jsonwebtoken::decode::<Claims>(token, &key, &validation);
-    let claims = checked.map_err(|error| match error.kind() {
-        ErrorKind::ExpiredSignature => Problem { code: EXPIRED, ..Problem::unauthorized() },
-        _ => Problem::unauthorized(),
-    })?;
-    let claims = claims.claims;
-    if claims.iat > now + CLOCK_SKEW_MAX.as_secs() {
-        return Err(Problem::unauthorized());
+    checked.map(|token| token.claims).map_err(|_| Problem::unauthorized())
+}
+
+impl Claims {
+    /// That it is for one of `audiences` and holds at the second `now`.
+    fn ensure(&self, audiences: &[String], now: u64) -> Result<(), Problem> {
+        let skew = CLOCK_SKEW_MAX.as_secs();
+        if !audiences.contains(&self.aud) || self.iat > now.saturating_add(skew) {
+            return Err(Problem::unauthorized());
+        }
+        if self.exp.saturating_add(skew) < now {
+            return Err(Problem { code: EXPIRED, ..Problem::unauthorized() });
+        }
+        Ok(())
     }
-    Ok(claims)
 }

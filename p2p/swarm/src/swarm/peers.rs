@@ -27,14 +27,21 @@ const SCORE_BAN: f64 = -2.5;
 /// Half of a bad score is forgotten in this time.
 const SCORE_HALF_LIFE: f64 = 60.0;
 
+/// Of what came last, in a peer's rate.
+const RATE_SHARE: f64 = 0.2;
+/// No chunk counts as faster, in seconds.
+const TOOK_MIN: f64 = 1e-5;
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) member: Member,
     pub(super) node: bool,
     pub(super) rtt: Duration,
     pub(super) requests: usize,
-    /// Bytes a second, smoothed.
-    pub(super) rate: f64,
+    /// One chunk's bytes and seconds, smoothed apart: chunks that come together say nothing of the
+    /// line each for itself.
+    brought_bytes: f64,
+    brought_seconds: f64,
     /// When it last brought a chunk.
     pub(super) brought_at: Duration,
     /// It said that it is busy, and is asked again when it calls, or then.
@@ -46,6 +53,19 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// A chunk came, so long after it was asked for or after the one before.
+    pub(super) fn brought(&mut self, bytes: u32, took: Duration) {
+        let (bytes, seconds) = (f64::from(bytes), took.as_secs_f64().max(TOOK_MIN));
+        let share = if self.brought_seconds == 0.0 { 1.0 } else { RATE_SHARE };
+        self.brought_bytes += (bytes - self.brought_bytes) * share;
+        self.brought_seconds += (seconds - self.brought_seconds) * share;
+    }
+
+    /// Bytes a second; 0 before the first chunk.
+    pub(super) fn rate(&self) -> f64 {
+        if self.brought_seconds == 0.0 { 0.0 } else { self.brought_bytes / self.brought_seconds }
+    }
+
     pub(super) fn praise(&mut self) {
         self.cooldown = COOLDOWN_MIN;
         self.score = (self.score + SCORE_CHUNK).min(SCORE_MAX);
@@ -80,7 +100,8 @@ impl Swarm {
             node,
             rtt,
             requests: 0,
-            rate: 0.0,
+            brought_bytes: 0.0,
+            brought_seconds: 0.0,
             brought_at: Duration::ZERO,
             busy_until: Duration::ZERO,
             cool_until: Duration::ZERO,

@@ -49,6 +49,8 @@ pub(super) struct Request {
     pub(super) recipe: RecipeId,
     pub(super) open: Vec<u32>,
     pub(super) moved_at: Duration,
+    /// From a node, or from another room.
+    brings_in: bool,
     /// It was late once already.
     hedged: bool,
 }
@@ -65,9 +67,7 @@ impl Swarm {
         request.hedged = false;
         if let Some(peer) = self.peers.get_mut(&from) {
             // The connection brought others before: this one did not take all the time.
-            let alone = (now - asked_at.max(peer.brought_at)).as_secs_f64().max(1e-5);
-            let rate = f64::from(bytes) / alone;
-            peer.rate = if peer.rate == 0.0 { rate } else { peer.rate * 0.8 + rate * 0.2 };
+            peer.brought(bytes, now - asked_at.max(peer.brought_at));
             peer.brought_at = now;
             peer.praise();
         }
@@ -227,7 +227,7 @@ impl Swarm {
     fn run(&self, recipe: RecipeId, peer: PeerId) -> usize {
         let Some(found) = self.peers.get(&peer) else { return 1 };
         let time = RUN_TIME.max(found.rtt * RUN_ROUND_TRIPS).as_secs_f64();
-        let chunks = found.rate * time / self.chunk_bytes(recipe);
+        let chunks = found.rate() * time / self.chunk_bytes(recipe);
         (chunks as usize).clamp(1, RUN_CHUNKS_MAX)
     }
 
@@ -255,8 +255,9 @@ impl Swarm {
         self.ask_source(recipe, peer, Some(peer), most, false);
     }
 
-    /// Whether as many requests are under way as the line takes at once. More would only make
-    /// each slower, and take slots from those who have fewer. What is late does not count.
+    /// Whether as many requests are under way in the room as the line takes at once. More would
+    /// only make each slower, and take slots from those who have fewer. What is late does not count;
+    /// nor does what is brought in: many wait for the same few lines, so that it trickles.
     fn is_full(&self, patience: Duration) -> bool {
         let most = at_once(SLOTS_MIN, &self.meter);
         if self.waiting.len() >= WAITING_MAX {
@@ -265,8 +266,9 @@ impl Swarm {
         if self.requests.len() < most {
             return false;
         }
-        let moving = |request: &&Request| self.now <= request.moved_at + patience;
-        self.requests.values().filter(moving).count() >= most
+        let counts =
+            |request: &&Request| !request.brings_in && self.now <= request.moved_at + patience;
+        self.requests.values().filter(counts).count() >= most
     }
 
     fn ask_source(
@@ -401,7 +403,8 @@ impl Swarm {
         if let Some(found) = self.peers.get_mut(&peer) {
             found.requests += 1;
         }
-        let request = Request { peer, recipe, open: indices.clone(), moved_at: now, hedged: false };
+        let open = indices.clone();
+        let request = Request { peer, recipe, open, moved_at: now, brings_in, hedged: false };
         self.requests.insert(id, request);
         let chunks = ChunkRange::gather(indices.iter().copied());
         for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {
@@ -413,8 +416,8 @@ impl Swarm {
 
 /// How long `bytes` take from `peer`, from its measured rate.
 fn expected(peer: &Peer, bytes: f64) -> Duration {
-    if peer.rate > 0.0 {
-        Duration::from_secs_f64((bytes / peer.rate).min(10.0))
+    if peer.rate() > 0.0 {
+        Duration::from_secs_f64((bytes / peer.rate()).min(10.0))
     } else {
         STALL_PEER / 4
     }

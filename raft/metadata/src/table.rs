@@ -166,11 +166,17 @@ pub enum Table {
     BlobHolders = 74,
     /// Account -> how many of its uploads of blobs are open.
     OpenUploads = 75,
+    /// Deployment id -> `DeploymentPlan`; without a row, the plan that `Default` makes.
+    DeploymentPlans = 76,
+    /// Deadline, deployment id -> nothing.
+    DeploymentDeadlines = 77,
+    /// Name -> `WarmUp`.
+    WarmUps = 78,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 78] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -246,6 +252,9 @@ impl Table {
         Self::Leavings,
         Self::BlobHolders,
         Self::OpenUploads,
+        Self::DeploymentPlans,
+        Self::DeploymentDeadlines,
+        Self::WarmUps,
     ];
 
     /// The table whose keys start with `number`, if there is one.

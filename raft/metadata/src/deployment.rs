@@ -18,7 +18,7 @@ use crate::key;
 use crate::query::Query;
 use crate::record::HostState;
 use crate::table::{Fault, Read, Table};
-use crate::transaction::row;
+use crate::transaction::{decoded, row};
 
 /// Policies at once: each is looked at whenever a tag moves or an agent joins.
 pub const WARM_UPS_MAX: usize = 1000;
@@ -93,6 +93,16 @@ impl<R: Read> Query<'_, R> {
     /// Nothing for an order that was made without one.
     pub fn deployment_plan(&self, id: DeploymentId) -> Result<Option<DeploymentPlan>, Fault> {
         row(self.read, Table::DeploymentPlans, &key::deployment(id))
+    }
+
+    /// Which attempt `peer` is told to make at the moment, if it is told of the deployment at all.
+    pub fn pending_attempt(&self, peer: PeerId, id: DeploymentId) -> Result<Option<u32>, Fault> {
+        let table = Table::PendingDeployments;
+        match self.read.get(table, &key::pending(peer, id))? {
+            None => Ok(None),
+            Some(bytes) if bytes.is_empty() => Ok(Some(0)),
+            Some(bytes) => decoded(table, &bytes).map(Some),
+        }
     }
 
     /// Deployments whose deadline is at `now` or before, the first ones first.

@@ -68,7 +68,8 @@ pub enum Table {
     Deployments = 26,
     /// Time of creation counted down, deployment id -> nothing.
     DeploymentTimes = 27,
-    /// Peer, deployment id -> nothing, while the host has not come to an end.
+    /// Peer, deployment id -> which attempt, or nothing for the first; while the host has not come to
+    /// an end.
     PendingDeployments = 28,
     /// Name of a count -> the count.
     Counts = 29,

@@ -57,7 +57,7 @@ fn state(world: &World, host: u8) -> HostState {
 }
 
 fn plan(world: &World) -> DeploymentPlan {
-    world.query().deployment_plan(deployment_id(1)).unwrap().unwrap()
+    world.query().deployment_plan(deployment_id(1)).unwrap().unwrap_or_default()
 }
 
 /// Whom an order stream would tell, which has to be whoever is at work.
@@ -66,6 +66,8 @@ fn told(world: &World, agents: u8) -> Vec<u8> {
         let pending = world.query().pending_deployments(peer(*host)).unwrap();
         let told = pending.iter().any(|one| one.id == deployment_id(1));
         assert_eq!(told, state(world, *host).is_at_work(), "host {host}");
+        let attempt = world.query().pending_attempt(peer(*host), deployment_id(1)).unwrap();
+        assert_eq!(attempt, told.then(|| plan(world).attempt(peer(*host))), "host {host}");
         told
     };
     (1..=agents).filter(is_told).collect()
@@ -146,9 +148,12 @@ fn a_retry_is_for_those_that_failed_and_are_there() {
     world.accepts(retry());
     assert_eq!((state(&world, 1), state(&world, 2)), (HostState::Waiting, DONE));
     assert!(matches!(state(&world, 3), HostState::Failed { .. }));
+    assert_eq!(told(&world, 3), [1]);
+    world.accepts(report(1, 1, HostState::Running));
+    assert_eq!(told(&world, 3), [1]);
     // The first attempt's end, sent twice, does not end the second.
     world.accepts(report(1, 0, failed()));
-    assert_eq!(state(&world, 1), HostState::Waiting);
+    assert_eq!(state(&world, 1), HostState::Running);
     world.accepts(report(1, 1, failed()));
     assert_eq!(state(&world, 1), failed());
     world.accepts(Command::CancelDeployment { id: deployment_id(1) });

@@ -107,7 +107,11 @@ impl<R: Read> Step<'_, R> {
         let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
         for (host, state) in queued.take(room) {
             *state = HostState::Waiting;
-            self.rows.mark(Table::PendingDeployments, key::pending(*host, deployment.id));
+            let pending = key::pending(*host, deployment.id);
+            match plan.attempt(*host) {
+                0 => self.rows.mark(Table::PendingDeployments, pending),
+                attempt => self.rows.put(Table::PendingDeployments, pending, &attempt),
+            }
         }
     }
 
@@ -154,7 +158,9 @@ impl<R: Read> Step<'_, R> {
     ) -> Result<(), Stop> {
         let pending = key::pending(peer, deployment.id);
         if state.is_at_work() && !deployment.cancelled {
-            self.rows.mark(Table::PendingDeployments, pending);
+            if !self.rows.has(Table::PendingDeployments, &pending)? {
+                self.rows.mark(Table::PendingDeployments, pending);
+            }
         } else {
             self.rows.remove(Table::PendingDeployments, pending);
         }

@@ -107,7 +107,7 @@ async fn who_goes_away_in_order_ends_what_it_sends_and_is_not_asked_again() {
 async fn limits_hold_nobody_up_for_good_and_ban_nobody() {
     let cluster = Cluster::found(1);
     let origin = cluster.start(PeerRole::Origin).await;
-    let (recipe, id, contents) = content(48);
+    let (recipe, id, contents) = content(24);
     fill(&*origin.store, &recipe, id, &contents).await;
     let thin = Limits { upload: Some(2_000_000), download: Some(4_000_000) };
     origin.swarm.set_limits(thin).await;
@@ -120,7 +120,7 @@ async fn limits_hold_nobody_up_for_good_and_ban_nobody() {
     }
     let (first, second) =
         tokio::join!(fetch(&cluster, &agents[0], id), fetch(&cluster, &agents[1], id));
-    assert!(first.chunks_done == 48 && second.chunks_done == 48);
+    assert!(first.chunks_done == 24 && second.chunks_done == 24);
     for agent in &agents {
         holds_all(&*agent.store, id, &contents).await;
         assert!(agent.swarm.status().banned.is_empty());

@@ -126,6 +126,10 @@ async fn look(
         let view = raft.local();
         let query = view.query();
         let policies = query.warm_ups()?;
+        let (names, ordered): (BTreeSet<_>, BTreeSet<_>) =
+            policies.iter().map(|policy| (policy.name.clone(), policy.deployment)).unzip();
+        tries.retain(|id, _| ordered.contains(&Some(*id)));
+        troubled.retain(|name| names.contains(name));
         if policies.is_empty() {
             return Ok(());
         }
@@ -201,6 +205,6 @@ fn due<R: Read>(
             wanted.extend(failed);
         }
     }
-    let extend = || Command::ExtendDeployment { id: current.id, hosts: wanted.clone() };
-    Ok((!wanted.is_empty()).then(extend))
+    let id = current.id;
+    Ok((!wanted.is_empty()).then_some(Command::ExtendDeployment { id, hosts: wanted }))
 }

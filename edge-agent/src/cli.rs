@@ -27,12 +27,17 @@ SETTINGS
     zone = \"\"                        # REGION/ROOM/RACK: near peers are asked first
     labels = {}                      # deployments choose hosts by them
     role = \"host\"                    # or \"cache\": an edge room's cache, preferred by its zone
+    drain_seconds = 10               # told to stop, what others have begun may take so long
     [nodes]
     urls = []                        # asked before those that the cluster named
     authority_file = \"…\"             # PEM trusted for nodes' HTTPS besides the cluster's own
     [peer]
     listen = \"0.0.0.0:5002\"          # QUIC (UDP): chunks between hosts
     advertise = \"…\"                  # what others dial; found out where missing
+    [limits]                         # read anew at SIGHUP; \"50 Mbit/s\", \"6 MiB/s\", at least 1 Mbit/s
+    upload = \"unlimited\"             download = \"unlimited\"
+    schedule = []                    # other limits by the host's clock; the first that fits counts:
+      # [{ days = \"mon-fri\", from = \"08:00\", to = \"18:00\", upload = \"50 Mbit/s\" }]
     [discovery]
     enabled = true                   # find peers without a node, by libp2p
     listen = \"0.0.0.0:5003\"          mdns = true

@@ -14,6 +14,7 @@ use shoal_content::Labels;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::cli::{Command, Fetch, Settings, Setup, Who};
 use crate::config::{self, Config};
@@ -59,7 +60,13 @@ pub fn load(settings: &Settings) -> Result<Config, Error> {
 }
 
 /// Carries out `command`.
-pub async fn execute(mut config: Config, command: Command) -> Result<(), Error> {
+///
+/// `settings` are where `config` came from: the daemon reads them anew at SIGHUP.
+pub async fn execute(
+    settings: &Settings,
+    mut config: Config,
+    command: Command,
+) -> Result<(), Error> {
     let socket = config.control_socket();
     match command {
         Command::Join(join) => {
@@ -77,7 +84,8 @@ pub async fn execute(mut config: Config, command: Command) -> Result<(), Error> 
                 let node = run.node.as_deref().ok_or(Error::NoNode)?;
                 join::join(&folder, &config, node, token).await?;
             }
-            Ok(daemon::run(config, folder, stop_signal()?).await?)
+            let limits = limits_at_hangup(settings.clone(), config.limits.clone())?;
+            Ok(daemon::run(config, folder, limits, stop_signal()?).await?)
         }
         Command::Fetch(arguments) => fetch(&socket, arguments).await,
         Command::Status(json) => {
@@ -204,6 +212,24 @@ fn stop_signal() -> Result<watch::Receiver<bool>, Error> {
     Ok(receiver)
 }
 
+/// The limits of the settings, read anew at each SIGHUP; what is wrong then changes nothing.
+fn limits_at_hangup(
+    settings: Settings,
+    limits: config::Limits,
+) -> Result<watch::Receiver<config::Limits>, Error> {
+    let (sender, receiver) = watch::channel(limits);
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match load(&settings) {
+                Ok(config) => drop(sender.send_replace(config.limits)),
+                Err(error) => warn!(%error, "the settings stay as they were"),
+            }
+        }
+    });
+    Ok(receiver)
+}
+
 async fn pin(
     socket: &Path,
     reference: shoal_content::ImageReference,
@@ -323,6 +349,9 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         HumanBytes(report.cache_bytes_max),
         report.recipes
     )?;
+    let limits = &report.limits;
+    let until = limits.until.as_ref().map(|at| format!(" until {at}")).unwrap_or_default();
+    writeln!(out, "limits     up {}, down {}{until}", limits.upload, limits.download)?;
     writeln!(out, "transfers  {} running", report.transfers_running)
 }
 

@@ -1,9 +1,10 @@
 //! `shoal-agent run`: puts the parts together and takes them apart again.
 //!
 //! Start: folder locked, enrolment read, cache opened, swarm up, listeners bound; only then is the
-//! agent healthy. Stop (SIGTERM or SIGINT): orders and clients first, then the listeners within
-//! [`DRAIN_TIMEOUT`], then the swarm, then a last checkpoint of the cache. A kill at any time costs
-//! no more than unsynced chunks, which are hashed at the next start.
+//! agent healthy. Stop (SIGTERM or SIGINT): orders are laid down, unreported, so that they come again
+//! with the next start and go on at the chunk; peers are told to ask others; what clients and peers
+//! have begun may end within `agent.drain_seconds`; then the swarm, then a last checkpoint of the
+//! cache. A kill at any time costs no more than unsynced chunks, which are hashed at the next start.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -24,8 +25,8 @@ use tracing::{info, warn};
 
 use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
 use crate::catalogue::Catalogue;
-use crate::config::{Config, Role};
-use crate::control::{self, Control, StatusReport};
+use crate::config::{self, Config, Role};
+use crate::control::{self, Control, LimitsReport, StatusReport};
 use crate::deploy::Deployments;
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
@@ -34,9 +35,8 @@ use crate::metrics::Metrics;
 use crate::mirror::{self, Logins, Mirror, Rights};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, status};
+use crate::{blocking, limits, status};
 
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
 
@@ -69,6 +69,7 @@ pub enum Error {
 pub async fn run(
     config: Config,
     folder: DataFolder,
+    limit_settings: watch::Receiver<config::Limits>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let enrolment = folder.enrolment()?.ok_or(Error::NotEnrolled)?;
@@ -101,6 +102,9 @@ pub async fn run(
         downloads: downloads.clone(),
     };
     let transfers = Transfers::new(metrics.agent.clone());
+    let limits_shown = limits::Shown::default();
+    let deployments = Deployments::new(fetcher.clone(), transfers.clone(), limits_shown.clone());
+    let drain_bound = Duration::from_secs(config.agent.drain_seconds);
     let parts = Parts {
         config,
         enrolment,
@@ -111,6 +115,9 @@ pub async fn run(
         swarm,
         fetcher,
         transfers,
+        deployments,
+        limit_settings,
+        limits_shown,
         nodes: Arc::new(RwLock::new(known)),
     };
     let (mut servers, mut background) = (JoinSet::new(), JoinSet::new());
@@ -122,8 +129,13 @@ pub async fn run(
     let _ = stop.wait_for(|stop| *stop).await;
     info!("stopping");
     background.shutdown().await;
-    drain.graceful_shutdown(Some(DRAIN_TIMEOUT));
-    while servers.join_next().await.is_some() {}
+    parts.deployments.lay_down();
+    drain.graceful_shutdown(Some(drain_bound));
+    let clients = async { while servers.join_next().await.is_some() {} };
+    let (ended, ()) = tokio::join!(parts.swarm.retire(drain_bound), clients);
+    if !ended {
+        warn!("some that other hosts had asked for could not be sent to its end");
+    }
     parts.swarm.shutdown().await;
     let cache = parts.cache.clone();
     if let Some(Err(error)) = blocking(move || cache.sync_all()).await {
@@ -144,6 +156,9 @@ struct Parts {
     swarm: Swarm,
     fetcher: Fetcher,
     transfers: Transfers,
+    deployments: Deployments,
+    limit_settings: watch::Receiver<config::Limits>,
+    limits_shown: limits::Shown,
     nodes: Arc<RwLock<Vec<NodeAddress>>>,
 }
 
@@ -221,7 +236,9 @@ impl Parts {
             cache_bytes: 0,
             cache_bytes_max: 0,
             recipes: 0,
+            limits: LimitsReport::default(),
         };
+        let in_force = self.limits_shown.clone();
         let (cache, client) = (self.cache.clone(), self.client.clone());
         let (transfers, metrics) = (self.transfers.clone(), self.metrics.agent.clone());
         Box::new(move || StatusReport {
@@ -231,6 +248,14 @@ impl Parts {
             cache_bytes: cache.used_bytes(),
             cache_bytes_max: cache.limits().high,
             recipes: cache.holdings().len(),
+            limits: {
+                let limits = in_force.read();
+                LimitsReport {
+                    upload: limits.upload.to_string(),
+                    download: limits.download.to_string(),
+                    until: limits.until.clone(),
+                }
+            },
             ..base.clone()
         })
     }
@@ -259,8 +284,9 @@ impl Parts {
         });
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
-        let deployments = Deployments::new(self.fetcher.clone(), self.transfers.clone());
-        tasks.spawn(deployments.serve(orders, self.on_nodes()));
+        tasks.spawn(self.deployments.clone().serve(orders, self.on_nodes()));
+        let (swarm, shown) = (self.swarm.clone(), self.limits_shown.clone());
+        tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
 
     /// Spreads a new list of nodes to all that use one, and keeps it.

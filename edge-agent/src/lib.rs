@@ -20,6 +20,7 @@ pub mod enrolment;
 pub mod export;
 pub mod fetch;
 pub mod join;
+pub mod limits;
 pub mod metrics;
 pub mod mirror;
 pub mod nodes;

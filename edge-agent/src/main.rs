@@ -26,7 +26,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let config = commands::load(&cli.settings)?;
     log(&config, matches!(cli.command, Command::Run(_)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(commands::execute(config, cli.command))?;
+    runtime.block_on(commands::execute(&cli.settings, config, cli.command))?;
     Ok(())
 }
 

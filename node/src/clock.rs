@@ -19,6 +19,12 @@ pub fn rfc3339(at: Timestamp) -> String {
     moment.format(&Rfc3339).unwrap_or_default()
 }
 
+/// Reads RFC 3339; nothing for what is none, or before 1970.
+pub fn parsed(text: &str) -> Option<Timestamp> {
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok().map(Timestamp::from_millis)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +32,8 @@ mod tests {
     #[test]
     fn times_are_texts_in_utc() {
         assert_eq!(rfc3339(Timestamp::from_millis(1_700_000_000_999)), "2023-11-14T22:13:20Z");
+        let read = parsed("2023-11-14T23:13:20.5+01:00");
+        assert_eq!(read, Some(Timestamp::from_millis(1_700_000_000_500)));
+        assert_eq!((parsed("tomorrow"), parsed("1969-12-31T23:59:59Z")), (None, None));
     }
 }

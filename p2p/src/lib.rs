@@ -20,5 +20,5 @@ mod wire;
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use store::{ChunkStore, MemoryStore, StoreError};
-pub use swarm::{Config, Error, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
+pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
 pub use transfer::{FetchError, Progress, Transfer};

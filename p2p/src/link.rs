@@ -59,6 +59,11 @@ impl Link {
         self.grants.lock().get(&recipe).is_some_and(|&until| until > now)
     }
 
+    /// Those that it showed a ticket for.
+    pub(crate) fn recipes(&self) -> Vec<RecipeId> {
+        self.grants.lock().keys().copied().collect()
+    }
+
     fn grant(&self, recipe: RecipeId, until: Timestamp, now: Timestamp) {
         let mut grants = self.grants.lock();
         if grants.len() >= GRANTS_MAX {
@@ -73,7 +78,7 @@ impl Link {
 /// Takes connections until shutdown.
 pub(crate) async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
-        if shared.links.lock().len() >= LINKS_MAX {
+        if shared.links.lock().len() >= LINKS_MAX || shared.is_retiring() {
             incoming.refuse();
             continue;
         }
@@ -280,7 +285,8 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
                     continue;
                 }
                 link.grant(recipe, ticket.expires(), crate::swarm::wall_clock());
-                if shared.config.role != PeerRole::Origin && shared.running(recipe).is_none() {
+                let offers = shared.config.role != PeerRole::Origin && !shared.is_retiring();
+                if offers && shared.running(recipe).is_none() {
                     shared.tasks.spawn(tell_held(shared.clone(), link.clone(), recipe));
                 }
                 Event::Joined { peer, recipe }

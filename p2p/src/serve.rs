@@ -30,9 +30,13 @@ impl<'a> Slot<'a> {
     /// A slot, or whether the peer should hear of others whom it may ask.
     fn take(shared: &'a Shared, link: &Link) -> Result<Self, bool> {
         let far = link.zone.room() != shared.config.zone.room() && !link.node;
-        match shared.uploads.lock().begin(shared.began.elapsed(), link.peer, far) {
+        let admission = shared.uploads.lock().begin(shared.began.elapsed(), link.peer, far);
+        match admission {
             Admission::Granted => Ok(Self { shared, peer: link.peer }),
-            Admission::Busy { name_others } => Err(name_others),
+            Admission::Busy { name_others } => {
+                shared.call_later();
+                Err(name_others)
+            }
         }
     }
 }
@@ -41,6 +45,23 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.shared.uploads.lock().end(self.peer);
         self.shared.call_waiting();
+        self.shared.call_later();
+    }
+}
+
+/// An answer under way: whoever goes away waits for it.
+struct Answering<'a>(&'a Shared);
+
+impl<'a> Answering<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.answers.send_modify(|answers| *answers += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.answers.send_modify(|answers| *answers -= 1);
     }
 }
 
@@ -88,6 +109,7 @@ pub(crate) async fn answer(
     mut receiver: RecvStream,
 ) {
     let peer = link.peer;
+    let _answering = Answering::begin(&shared);
     let work = async {
         match wire::read::<Ask>(&mut receiver).await? {
             Ask::Chunks { recipe, indices, insists } => {
@@ -163,6 +185,10 @@ async fn chunks(
             say(sender, Answer::Content).await?;
         }
         let bytes = content.len() as u64;
+        let pause = shared.uploads.lock().pause(shared.began.elapsed());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let sent = async {
             sender.write_all(&(content.len() as u32).to_be_bytes()).await?;
             sender.write_chunk(content).await

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use shoal_swarm::frames::Frame;
 use shoal_swarm::{Contact, Event, Ledger, Uploads, ranked};
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -58,6 +59,13 @@ pub struct Config {
     /// Checks tickets: the cluster's raw Ed25519 key.
     pub ticket_public_key: [u8; 32],
     pub discovery: Option<DiscoveryConfig>,
+}
+
+/// Bytes a second at most; `None` is any number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub upload: Option<u64>,
+    pub download: Option<u64>,
 }
 
 /// A node's identity and peer address.
@@ -128,6 +136,12 @@ pub(crate) struct Shared {
     pub(crate) recipes: Semaphore,
     pub(crate) budget: Arc<Semaphore>,
     pub(crate) discovery: Option<Discovery>,
+    /// Answers under way, and who waits for their end.
+    pub(crate) answers: watch::Sender<usize>,
+    /// Somebody will be called when a limit allows it.
+    pub(crate) calling: AtomicBool,
+    /// It ends soon, and lets nobody in.
+    pub(crate) retiring: AtomicBool,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -163,6 +177,31 @@ impl Shared {
                 None => self.uploads.lock().pass(peer),
             }
         }
+    }
+
+    /// Calls those who wait once a limit lets somebody in again.
+    pub(crate) fn call_later(&self) {
+        let now = self.began.elapsed();
+        let Some(at) = self.uploads.lock().call_at(now) else { return };
+        let Some(shared) = self.this.upgrade() else { return };
+        if self.calling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(at.saturating_sub(now)) => {
+                    shared.calling.store(false, Ordering::Relaxed);
+                    shared.call_waiting();
+                    // The limit may be another by now.
+                    shared.call_later();
+                }
+                () = shared.cancel.cancelled() => {}
+            }
+        });
+    }
+
+    pub(crate) fn is_retiring(&self) -> bool {
+        self.retiring.load(Ordering::Relaxed)
     }
 
     fn keep_ticket(&self, recipe: RecipeId, ticket: Ticket) {
@@ -296,6 +335,9 @@ impl Swarm {
             recipes: Semaphore::new(RECIPES_MAX),
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             discovery,
+            answers: watch::Sender::new(0),
+            calling: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
             tasks,
             cancel,
         });
@@ -462,6 +504,30 @@ impl Swarm {
             transfers,
             uploads: self.0.uploads.lock().total(),
         }
+    }
+
+    /// Sets what may be sent and brought in from now on.
+    pub async fn set_limits(&self, limits: Limits) {
+        let now = self.0.began.elapsed();
+        self.0.uploads.lock().limit(now, limits.upload);
+        self.0.call_waiting();
+        self.0.tell(Event::Limit { bytes_per_second: limits.download }).await;
+    }
+
+    /// Tells the peers that this process goes away, begins no answer any more, and lets those under
+    /// way end, for as long as `bound`; gives whether they did. What is on its way here goes on.
+    pub async fn retire(&self, bound: Duration) -> bool {
+        let shared = &self.0;
+        shared.retiring.store(true, Ordering::Relaxed);
+        shared.uploads.lock().close();
+        shared.tell(Event::Retire).await;
+        let links: Vec<Arc<Link>> = shared.links.lock().values().cloned().collect();
+        for link in links {
+            link.recipes().into_iter().for_each(|recipe| link.send(Frame::Leave { recipe }));
+        }
+        let mut answers = shared.answers.subscribe();
+        let ended = answers.wait_for(|answers| *answers == 0);
+        tokio::time::timeout(bound, ended).await.is_ok()
     }
 
     /// Ends every transfer and connection, and returns when nothing of them runs.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_content::{Recipe, RecipeId};
-use shoal_p2p::{ChunkSet, ChunkStore, MemoryStore, PeerRole, StoreError};
+use shoal_p2p::{ChunkSet, ChunkStore, Limits, MemoryStore, PeerRole, StoreError};
 
 use cluster::{Cluster, DEADLINE, content, fetch, fill, holds_all};
 
@@ -71,6 +71,65 @@ async fn a_peer_that_dies_in_the_middle_only_costs_what_it_had_not_sent() {
     let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
     // The endgame may bring a few chunks twice.
     assert!(came <= recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_away_in_order_ends_what_it_sends_and_is_not_asked_again() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(512);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let holder = cluster.start(PeerRole::Host).await;
+    holder.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &holder, id).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+    let mut progress = transfer.progress();
+    let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
+    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    assert!(holder.swarm.retire(DEADLINE).await, "an answer did not end");
+    // Both are still connected; what comes now comes from elsewhere.
+    let late = cluster.start(PeerRole::Host).await;
+    late.swarm.set_nodes(vec![origin.address()]).await;
+    let whole = fetch(&cluster, &late, id).await;
+    assert!(!whole.bytes_by_peer.contains_key(&holder.swarm.peer_id()), "{whole:?}");
+    let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
+    holds_all(&*agent.store, id, &contents).await;
+    let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
+    assert!(came <= recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+    assert!(agent.swarm.status().banned.is_empty());
+    holder.swarm.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_hold_nobody_up_for_good_and_ban_nobody() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(24);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let thin = Limits { upload: Some(2_000_000), download: Some(4_000_000) };
+    origin.swarm.set_limits(thin).await;
+    let mut agents = Vec::new();
+    for _ in 0..2 {
+        let agent = cluster.start(PeerRole::Host).await;
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        agent.swarm.set_limits(thin).await;
+        agents.push(agent);
+    }
+    let (first, second) =
+        tokio::join!(fetch(&cluster, &agents[0], id), fetch(&cluster, &agents[1], id));
+    assert!(first.chunks_done == 24 && second.chunks_done == 24);
+    for agent in &agents {
+        holds_all(&*agent.store, id, &contents).await;
+        assert!(agent.swarm.status().banned.is_empty());
+    }
+    // A limit that is lifted counts at once, for who waits, too.
+    origin.swarm.set_limits(Limits::default()).await;
+    let third = cluster.start(PeerRole::Host).await;
+    third.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &third, id).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

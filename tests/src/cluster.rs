@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::ceph::Ceph;
@@ -69,7 +69,7 @@ impl Node {
             "[node]\nname = {name:?}\ndata_dir = {data:?}\n\n\
              [http]\nlisten = \"{address}:{API_PORT}\"\n\n\
              [raft]\nlisten = \"{address}:5001\"\n\n\
-             [peer]\nlisten = \"{address}:5002\"\n\n\
+             [peer]\nlisten = \"{address}:5002\"\n\n[limits]\n\n\
              [discovery]\nlisten = \"{address}:5003\"\n\n\
              [storage]\n{}",
             storage.toml()
@@ -235,7 +235,7 @@ impl Agent {
         let address = host.address();
         let config = format!(
             "[agent]\nname = {name:?}\ndata_dir = {data:?}\n\n\
-             [peer]\nlisten = \"{address}:5002\"\n\n\
+             [peer]\nlisten = \"{address}:5002\"\n\n[limits]\n\n\
              [discovery]\nlisten = \"{address}:5003\"\n\n\
              [mirror]\nlisten = {:?}\n\n[status]\nlisten = {:?}\n",
             Self::MIRROR,
@@ -247,9 +247,15 @@ impl Agent {
 
     /// Adds settings of the mirror, a line for each.
     pub fn set_mirror(&self, lines: &str) -> Result<()> {
+        self.edit("[mirror]\n", &format!("[mirror]\n{lines}"))
+    }
+
+    /// Changes its settings' text.
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
         let path = self.folder.join("agent.toml");
         let text = fs::read_to_string(&path)?;
-        Ok(fs::write(&path, text.replacen("[mirror]\n", &format!("[mirror]\n{lines}"), 1))?)
+        ensure!(text.contains(from), "the settings have no {from:?}");
+        Ok(fs::write(&path, text.replacen(from, to, 1))?)
     }
 
     pub fn host(&self) -> &Host {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use shoal_tests::ceph::Ceph;
 use shoal_tests::clock::wait_for;
 use shoal_tests::cluster::{Agent, Cluster, Storage};
@@ -201,6 +202,59 @@ fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
     println!("{:.1} % of the verified bytes were kept", kept * 100.0);
     ensure!(kept >= KEPT_MIN, "only {kept:.3} of what was verified was kept");
     ensure!(fs::read(folder.path().join("out.raw"))? == fs::read(&disk)?, "the disk differs");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_goes_on_at_the_chunk_with_its_next_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let network = Network::create(1)?;
+    let storage = Storage::Folder(folder.path().join("objects"));
+    let mut cluster = Cluster::start(&network, folder.path(), &storage, 1, 1)?;
+    let disk = folder.path().join("disk.raw");
+    fs::write(&disk, incompressible(96 << 20))?;
+    let disk = disk.to_string_lossy().into_owned();
+    cluster.operator.run(&["image", "upload", &disk, "zedge/big:v1", "--version", "1"])?;
+
+    // So slow that it is not over before the stop.
+    let agent = &mut cluster.agents[0];
+    agent.edit("[limits]\n", "[limits]\ndownload = \"100 Mbit/s\"\n")?;
+    agent.process()?.signal(Signal::SIGHUP);
+    let limit = |agent: &Agent| -> Result<String> {
+        let status: serde_json::Value =
+            serde_json::from_str(&run_text(agent.command("status", &["--json"])?)?)?;
+        Ok(status["limits"]["download"].as_str().unwrap_or_default().to_owned())
+    };
+    wait_for("the limit to be read", RECOVERY_DEADLINE, || {
+        Ok((limit(agent)? == "100 Mbit/s").then_some(()))
+    })?;
+    let order = ["deploy", "zedge/big:v1", "--all", "--detach", "--priority", "high"];
+    cluster.operator.run(&order)?;
+    let received = |agent: &Agent| {
+        agent.metric("shoal_chunk_bytes_received_total", "from=\"node\"").unwrap_or(0.0)
+    };
+    let agent = &mut cluster.agents[0];
+    let before = wait_for("a part of the disk to arrive", RECOVERY_DEADLINE, || {
+        let bytes = received(agent);
+        Ok((bytes > f64::from(16 << 20)).then_some(bytes))
+    })?;
+    agent.process()?.stop()?;
+    ensure!(before < f64::from(80 << 20), "it was over before the stop: nothing was tested");
+    let state = |cluster: &Cluster| -> Result<String> {
+        let shown = cluster.operator.json(&["deployments", "show", "zedge/big:v1"])?;
+        Ok(shown["state"].as_str().unwrap_or_default().to_owned())
+    };
+    ensure!(state(&cluster)? == "running", "a stop is no failure: {}", state(&cluster)?);
+
+    let agent = &mut cluster.agents[0];
+    agent.edit("download = \"100 Mbit/s\"\n", "")?;
+    agent.start()?;
+    cluster.operator.run(&["watch", "zedge/big:v1"])?;
+    ensure!(state(&cluster)? == "done");
+    let again = received(&cluster.agents[0]);
+    let kept = (f64::from(96 << 20) - again) / before;
+    println!("{:.1} % of the verified bytes were kept", kept * 100.0);
+    ensure!(kept >= KEPT_MIN, "only {kept:.3} of what was verified was kept");
     Ok(())
 }
 

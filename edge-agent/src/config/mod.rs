@@ -7,6 +7,7 @@
 //! Non-goal: what a join brings (identity, certificate, nodes); that is `enrolment`.
 
 mod bytes;
+mod limits;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use shoal_content::{Labels, Zone};
 use shoal_settings::Schema;
 
 pub use bytes::{ByteSize, ByteSizeError};
+pub use limits::{LimitHours, Limits};
 pub use shoal_settings::Error;
 
 /// Unix socket paths end here (`sun_path`, with its closing zero byte).
@@ -24,12 +26,15 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// What is revoked is gone within a minute wherever a node can be asked.
 const RIGHTS_SECONDS_MAX: u64 = 60;
 const RIGHTS_OFFLINE_SECONDS_MAX: u64 = 86_400;
+/// Whoever waits longer for a stop kills.
+const DRAIN_SECONDS_MAX: u64 = 600;
 
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
-    ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role"]),
+    ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role", "drain_seconds"]),
     ("nodes", &["urls", "authority_file"]),
     ("peer", &["listen", "advertise"]),
+    ("limits", &["upload", "download", "schedule"]),
     ("discovery", &["enabled", "listen", "mdns"]),
     ("cache", &["max_bytes", "low_percent", "min_free_bytes", "index_chunks_max"]),
     (
@@ -61,6 +66,7 @@ pub struct Config {
     pub agent: Agent,
     pub nodes: Nodes,
     pub peer: Peer,
+    pub limits: Limits,
     pub discovery: Discovery,
     pub cache: Cache,
     pub mirror: Mirror,
@@ -99,6 +105,8 @@ pub struct Agent {
     pub zone: Zone,
     pub labels: Labels,
     pub role: Role,
+    /// Told to stop, it lets clients and other hosts end what they have begun for so long.
+    pub drain_seconds: u64,
 }
 
 impl Default for Agent {
@@ -110,6 +118,7 @@ impl Default for Agent {
             zone: Zone::default(),
             labels: Labels::default(),
             role: Role::default(),
+            drain_seconds: 10,
         }
     }
 }
@@ -258,6 +267,12 @@ impl Config {
         };
         if !(10..=100).contains(&self.cache.low_percent) {
             return refuse("cache", "low_percent", "from 10 to 100");
+        }
+        if self.agent.drain_seconds > DRAIN_SECONDS_MAX {
+            return refuse("agent", "drain_seconds", "at most 600");
+        }
+        if self.limits.schedule.len() > limits::SCHEDULE_MAX {
+            return refuse("limits", "schedule", "at most 64 lines");
         }
         if !self.status.listen.ip().is_loopback() {
             return refuse(

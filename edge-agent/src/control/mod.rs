@@ -106,6 +106,16 @@ pub struct StatusReport {
     pub cache_bytes: u64,
     pub cache_bytes_max: u64,
     pub recipes: usize,
+    pub limits: LimitsReport,
+}
+
+/// What may be sent and brought in at the moment; `unlimited`, or as `50 Mbit/s`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsReport {
+    pub upload: String,
+    pub download: String,
+    /// When other limits begin, by the host's clock: `fri 18:00`.
+    pub until: Option<String>,
 }
 
 /// An image as `list` shows it.

@@ -295,6 +295,7 @@ impl Task {
             rate_bytes_per_second: 0,
             elapsed_ms: progress.elapsed.as_millis() as u64,
             last_error: progress.last_error.clone(),
+            line_bytes_per_second: None,
         }
     }
 }

@@ -13,6 +13,7 @@ mod labels;
 mod name;
 mod number;
 mod object;
+mod priority;
 mod recipe;
 mod ticket;
 mod timestamp;
@@ -28,6 +29,7 @@ pub use name::{
 };
 pub use number::{TagKind, VersionNumber};
 pub use object::{ObjectKey, ObjectKeyError, PackId, RecipeId};
+pub use priority::{Priority, PriorityError};
 pub use recipe::{
     Chunk, Encoding, Extent, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeKind, SourceObject,
 };

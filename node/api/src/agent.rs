@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{
-    ClusterId, DeploymentId, Digest, ImageReference, NodeId, PeerId, RecipeId, RepositoryName,
-    TagName, TransferId, Zone,
+    ClusterId, DeploymentId, Digest, ImageReference, NodeId, PeerId, Priority, RecipeId,
+    RepositoryName, TagName, TransferId, Zone,
 };
 
 /// `POST /api/v1/join-tokens` (admin).
@@ -166,13 +166,34 @@ pub struct BlobGrant {
 }
 
 /// `GET /api/v1/agents/self/orders`: newline-delimited JSON that stays open; one of these a line.
-/// On opening, `Nodes` and every order still pending are sent; `Ping` comes at least every 10 s.
+/// On opening, `Nodes`, `Standing` and every order still pending are sent; `Ping` comes at least
+/// every 10 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OrderMessage {
-    Nodes { nodes: Vec<NodeAddress> },
-    Deploy { deployment: DeploymentId, reference: ImageReference, tag: Option<TagName> },
-    Cancel { deployment: DeploymentId },
+    Nodes {
+        nodes: Vec<NodeAddress>,
+    },
+    Deploy {
+        deployment: DeploymentId,
+        reference: ImageReference,
+        tag: Option<TagName>,
+        #[serde(default)]
+        priority: Priority,
+        /// Reports name it; an order that comes again with a greater one is to be begun anew.
+        #[serde(default)]
+        attempt: u32,
+    },
+    /// Stop this attempt, and those before it: the order was called off, held up or is too late.
+    Cancel {
+        deployment: DeploymentId,
+        #[serde(default)]
+        attempt: u32,
+    },
+    /// All orders that stand: whatever else is under way was called off unheard.
+    Standing {
+        deployments: Vec<DeploymentId>,
+    },
     Ping,
 }
 
@@ -181,6 +202,9 @@ pub enum OrderMessage {
 pub struct ProgressReport {
     pub deployment: DeploymentId,
     pub transfer: TransferId,
+    /// Of the order that is carried out.
+    #[serde(default)]
+    pub attempt: u32,
     pub progress: TransferProgress,
 }
 
@@ -199,6 +223,9 @@ pub struct TransferProgress {
     pub bytes_by_node: BTreeMap<String, u64>,
     pub rate_bytes_per_second: u64,
     pub elapsed_ms: u64,
+    /// What the host's line brings at most: its interface, or the limit that is set for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line_bytes_per_second: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }

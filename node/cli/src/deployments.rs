@@ -8,14 +8,14 @@ use std::time::Duration;
 use comfy_table::Cell;
 use indicatif::{MultiProgress, ProgressBar};
 use reqwest::Method;
-use shoal_api::{CreateDeployment, Deployment, DeploymentHost};
+use shoal_api::{CreateDeployment, Deployment, DeploymentHost, RetryDeployment, TransferProgress};
 use shoal_content::{DeploymentId, ImageReference};
 
-use crate::arguments::Deploy;
-use crate::client::{Client, Request, escaped, next_piece};
+use crate::arguments::{Deploy, DeploymentsCommand, OneDeployment};
+use crate::client::{Body, Client, Request, escaped, next_piece};
 use crate::error::Error;
 use crate::events::Events;
-use crate::screen::{Screen, byte_style, bytes, percent, seconds, state, table};
+use crate::screen::{Screen, byte_style, bytes, percent, rate, seconds, state, table};
 
 /// Hosts with a bar of their own: those that are furthest behind.
 const HOST_BARS_MAX: usize = 5;
@@ -28,6 +28,9 @@ pub async fn deploy(arguments: &Deploy, client: &Client, screen: Screen) -> Resu
         reference: arguments.reference.clone(),
         hosts: arguments.host.clone(),
         selector: arguments.selector.as_ref().map(|labels| labels.0.clone()).unwrap_or_default(),
+        priority: arguments.priority,
+        parallel: arguments.parallel,
+        deadline: arguments.deadline.clone().map(|until| until.0).unwrap_or_default(),
     };
     let ordered: Deployment = client.call(Method::POST, "api/v1/deployments", &request).await?;
     if arguments.detach {
@@ -37,6 +40,72 @@ pub async fn deploy(arguments: &Deploy, client: &Client, screen: Screen) -> Resu
         });
     }
     follow(ordered, client, screen).await
+}
+
+pub async fn deployments(
+    command: Option<&DeploymentsCommand>,
+    client: &Client,
+    screen: Screen,
+) -> Result<(), Error> {
+    let Some(command) = command else { return list(client, screen).await };
+    let change = async |one: &OneDeployment, verb: &str, body: &serde_json::Value| {
+        let id = find(&one.deployment, client).await?.id;
+        client.call(Method::POST, format!("{}/{verb}", path(id)), body).await
+    };
+    let nothing = serde_json::json!({});
+    let changed: Deployment = match command {
+        DeploymentsCommand::List => return list(client, screen).await,
+        DeploymentsCommand::Show(one) => find(&one.deployment, client).await?,
+        DeploymentsCommand::Pause(one) => change(one, "pause", &nothing).await?,
+        DeploymentsCommand::Resume(one) => change(one, "resume", &nothing).await?,
+        DeploymentsCommand::Cancel(one) => {
+            let found = find(&one.deployment, client).await?;
+            let call_off = format!("{}/cancel", path(found.id));
+            client.send(&Request::new(Method::POST, call_off, Body::Empty)).await?;
+            client.get(path(found.id)).await?
+        }
+        DeploymentsCommand::Retry { one, deadline, watch } => {
+            let deadline = deadline.clone().map(|until| until.0).unwrap_or_default();
+            let request = serde_json::to_value(RetryDeployment { deadline })
+                .map_err(|error| Error::Answer(error.to_string()))?;
+            let retried = change(one, "retry", &request).await?;
+            if *watch {
+                return follow(retried, client, screen).await;
+            }
+            retried
+        }
+    };
+    screen.show(&changed, || described(&changed))
+}
+
+/// How a deployment stands, and each of its hosts.
+fn described(deployment: &Deployment) -> String {
+    let mut head = format!(
+        "{} {} ({}, priority {}",
+        deployment.id, deployment.reference, deployment.state, deployment.priority
+    );
+    if let Some(parallel) = deployment.parallel {
+        head += &format!(", {parallel} hosts at a time");
+    }
+    if let Some(deadline) = &deployment.deadline {
+        head += &format!(", until {deadline}");
+    }
+    if let Some(policy) = &deployment.warm_up {
+        head += &format!(", by the warm-up policy {policy}");
+    }
+    let mut rows = table(&["HOST", "STATE", "DONE", "OF", "RATE", "ERROR"]);
+    for host in &deployment.hosts {
+        let progress = &host.progress;
+        rows.add_row([
+            Cell::new(&host.name),
+            state(&host.state),
+            Cell::new(bytes(progress.bytes_done)),
+            Cell::new(bytes(progress.bytes_total)),
+            Cell::new(rate(progress.rate_bytes_per_second)),
+            Cell::new(progress.last_error.as_deref().unwrap_or_default()),
+        ]);
+    }
+    format!("{head})\n{rows}")
 }
 
 pub async fn watch(text: &str, client: &Client, screen: Screen) -> Result<(), Error> {
@@ -178,13 +247,15 @@ fn summary(deployment: &Deployment) -> String {
     let done = deployment.hosts.iter().filter(|host| host.state == "done");
     let slowest = done.clone().map(|host| host.progress.elapsed_ms).max().unwrap_or(0);
     let total: u64 = done.clone().map(|host| host.progress.bytes_total).sum();
+    let bound = bound_percent(deployment).map(|share| format!(" ({share} % of the bound)"));
     lines.push(format!(
-        "{} on {} of {} hosts, {} in {}; where from: shoal explain {}",
+        "{} on {} of {} hosts, {} in {}{}; where from: shoal explain {}",
         deployment.reference,
         done.count(),
         deployment.hosts.len(),
         bytes(total),
         seconds(Duration::from_millis(slowest)),
+        bound.unwrap_or_default(),
         deployment.id
     ));
     lines.join("\n")
@@ -226,7 +297,9 @@ impl View {
         self.whole.set_length(each * deployment.hosts.len() as u64);
         self.whole.set_position(sum(|host| host.progress.bytes_done));
         let done = deployment.hosts.iter().filter(|host| host.state == "done").count();
-        self.whole.set_message(format!("{done} done"));
+        let bound = bound_percent(deployment).map(|share| format!(", {share} % of the bound"));
+        let paused = if deployment.state == "paused" { ", paused" } else { "" };
+        self.whole.set_message(format!("{done} done{paused}{}", bound.unwrap_or_default()));
         for (bar, host) in self.hosts.iter().zip(slowest(deployment)) {
             bar.set_prefix(host.name.clone());
             bar.set_length(host.progress.bytes_total.max(each));
@@ -254,6 +327,21 @@ impl View {
     }
 }
 
+/// How near this is to hosts that all bring what they lack at the speed of their lines: the time
+/// that this would take of the time that it takes, in percent. Nothing where no line is known, or
+/// nothing had to be moved.
+fn bound_percent(deployment: &Deployment) -> Option<u64> {
+    let times = deployment.hosts.iter().filter_map(|host| {
+        let TransferProgress { bytes_done, bytes_local, elapsed_ms, .. } = host.progress;
+        let line = host.progress.line_bytes_per_second.filter(|line| *line > 0)?;
+        let moved = u128::from(bytes_done.saturating_sub(bytes_local));
+        (moved > 0).then(|| (moved * 1000 / u128::from(line), u128::from(elapsed_ms)))
+    });
+    // The slowest line bounds them all, and the slowest host is what they took.
+    let (bound, took) = times.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))?;
+    Some((bound * 100).checked_div(took)?.min(100) as u64)
+}
+
 /// Hosts from the furthest behind on.
 fn slowest(deployment: &Deployment) -> Vec<&DeploymentHost> {
     let mut hosts: Vec<_> = deployment.hosts.iter().collect();
@@ -266,8 +354,7 @@ fn slowest(deployment: &Deployment) -> Vec<&DeploymentHost> {
 
 #[cfg(test)]
 mod tests {
-    use shoal_api::TransferProgress;
-    use shoal_content::{Digest, PeerId};
+    use shoal_content::{Digest, PeerId, Priority};
 
     use super::*;
 
@@ -291,6 +378,10 @@ mod tests {
             state: "failed".into(),
             created_at: String::new(),
             created_by: String::new(),
+            priority: Priority::Normal,
+            parallel: None,
+            deadline: None,
+            warm_up: None,
             hosts: vec![
                 host("a", "done", 100, None),
                 host("b", "failed", 70, Some("disk full")),
@@ -301,5 +392,17 @@ mod tests {
         assert_eq!(names, ["c", "b", "a"]);
         let text = summary(&deployment);
         assert!(text.contains("b failed: disk full") && text.contains("on 1 of 3 hosts"), "{text}");
+        assert!(described(&deployment).contains("no space"));
+
+        // The bound is that of the slowest line, against the slowest host.
+        assert_eq!(bound_percent(&deployment), None);
+        let mut timed = deployment;
+        for (host, (line, took)) in
+            timed.hosts.iter_mut().zip([(100, 1000), (70, 2000), (200, 500)])
+        {
+            host.progress.line_bytes_per_second = Some(line);
+            host.progress.elapsed_ms = took;
+        }
+        assert_eq!(bound_percent(&timed), Some(50));
     }
 }

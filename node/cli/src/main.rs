@@ -43,6 +43,7 @@ mod storage;
 mod trust;
 mod upload;
 mod versions;
+mod warm_ups;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -133,7 +134,10 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Image(command) => images::image(command, client, &config, screen).await,
         Command::Instance(command) => instances::instance(command, client, screen).await,
         Command::Deploy(deploy) => deployments::deploy(deploy, client, screen).await,
-        Command::Deployments => deployments::list(client, screen).await,
+        Command::Deployments { command } => {
+            deployments::deployments(command.as_ref(), client, screen).await
+        }
+        Command::WarmUp(command) => warm_ups::warm_up(command, client, screen).await,
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
         Command::Cluster(command) => cluster::cluster(command, client, screen).await,

@@ -108,7 +108,9 @@ pub fn state(text: &str) -> Cell {
     let colour = match text {
         "done" | "active" | "leader" | "online" => Color::Green,
         "failed" | "offline" | "cancelled" => Color::Red,
-        "running" | "waiting" | "processing" | "receiving" | "learner" => Color::Yellow,
+        "running" | "waiting" | "queued" | "paused" | "processing" | "receiving" | "learner" => {
+            Color::Yellow
+        }
         _ => return Cell::new(text),
     };
     Cell::new(text).fg(colour)

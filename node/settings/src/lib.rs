@@ -4,7 +4,11 @@
 //! Invariant: whatever is unknown is refused with its place and the nearest known name. A value
 //! from the environment or a flag is text. It is read as TOML where that gives something other
 //! than a text (`true`, `17`, `["a"]`), else taken as it stands.
+//! Here, too, are the forms that values of both have: rates, and times of the week.
 //! Non-goal: what the settings are; each daemon has its own [`Schema`] and types.
+
+mod hours;
+mod rate;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,6 +17,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use toml::Table;
 use toml::de::{DeTable, DeValue};
+
+pub use hours::{Days, HoursError, MINUTES_OF_WEEK, TimeOfDay, WeekMinute, covers, until};
+pub use rate::{Rate, RateError};
 
 /// A misspelling has no more than one wrong letter in so many.
 const LETTERS_PER_MISTAKE: usize = 3;

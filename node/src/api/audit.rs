@@ -6,14 +6,12 @@ use serde::Deserialize;
 use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
 use shoal_content::Timestamp;
 use shoal_metadata::{self as metadata, Action, AuditFilter, AuditFlaw, AuditResult, What, verify};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::caller::Caller;
 use super::input::{Path, Query};
 use super::problem::{missing, unavailable};
 use crate::audit::Error;
-use crate::clock::rfc3339;
+use crate::clock::{parsed, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -39,9 +37,7 @@ pub struct Search {
 fn moment(text: Option<&str>) -> Result<Option<Timestamp>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let wrong = || Problem::bad_request("time_invalid", "a time is written 2026-01-31T12:00:00Z");
-    let parsed = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| wrong())?;
-    let millis = parsed.unix_timestamp_nanos() / 1_000_000;
-    Ok(Some(Timestamp::from_millis(u64::try_from(millis).map_err(|_| wrong())?)))
+    parsed(text).map(Some).ok_or_else(wrong)
 }
 
 fn hex(hash: &[u8; 32]) -> String {

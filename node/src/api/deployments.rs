@@ -1,4 +1,4 @@
-//! Orders to put a version on hosts: made, listed, watched, cancelled.
+//! Orders to put a version on hosts: made, listed, watched, held up, tried again, cancelled.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -9,15 +9,19 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
-use shoal_api::{CreateDeployment, Deployment};
-use shoal_content::{DeploymentId, Labels, PeerId, Pin};
-use shoal_metadata::{self as metadata, Action, Agent, Command, Query as Metadata, Read, What};
+use shoal_api::{CreateDeployment, Deadline, Deployment, RetryDeployment};
+use shoal_content::{DeploymentId, Labels, PeerId, Pin, Timestamp};
+use shoal_metadata::{
+    self as metadata, Action, Agent, Command, DeploymentOrder, DeploymentPlan, Query as Metadata,
+    Read, What,
+};
 use uuid::Uuid;
 
 use super::caller::Caller;
 use super::images::resolved;
 use super::input::{Body, Path};
 use super::problem::missing;
+use crate::clock::{now, parsed};
 use crate::deploy::{Names, Reports, view, watch};
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -26,6 +30,8 @@ use crate::state::App;
 const LISTED_MAX: usize = 200;
 /// Unknown hosts that an answer names.
 const UNKNOWN_SHOWN: usize = 20;
+/// A hundred years; whoever means longer means none.
+const DEADLINE_MILLIS_MAX: u64 = 100 * 366 * 86_400_000;
 /// A silent stream of events says so often that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -44,17 +50,56 @@ pub async fn create(
         Pin::Digest(_) => None,
     };
     let id = DeploymentId::from_uuid(Uuid::now_v7());
-    let order = Command::CreateDeployment {
-        id,
-        image: image.name,
-        digest: version.digest,
-        tag,
-        hosts,
-        owner,
+    let plan = DeploymentPlan {
+        priority: request.priority,
+        parallel: checked_parallel(request.parallel)?,
+        deadline: deadline(&request.deadline)?,
+        ..DeploymentPlan::default()
+    };
+    let (image, digest) = (image.name, version.digest);
+    // One without a plan is understood by every node.
+    let order = match plan == DeploymentPlan::default() {
+        true => Command::CreateDeployment { id, image, digest, tag, hosts, owner },
+        false => {
+            let order = DeploymentOrder { id, image, digest, tag, hosts, owner, plan };
+            Command::OrderDeployment(order)
+        }
     };
     drop(caller);
     app.propose(order).await?;
     Ok((StatusCode::CREATED, Json(shown(&app, id).await?)))
+}
+
+pub(super) fn checked_parallel(parallel: Option<u32>) -> Result<Option<u32>, Problem> {
+    match parallel {
+        Some(0) => {
+            let text = "parallel is how many hosts may be at work at a time, at least 1";
+            Err(Problem::bad_request("parallel_invalid", text))
+        }
+        parallel => Ok(parallel),
+    }
+}
+
+/// The moment that is meant, which is to come.
+fn deadline(wanted: &Deadline) -> Result<Option<Timestamp>, Problem> {
+    let invalid = |text: &str| Err(Problem::bad_request("deadline_invalid", text));
+    let now = now();
+    let deadline = match (&wanted.at, wanted.seconds) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return invalid("deadline or deadline_seconds, not both"),
+        (Some(at), None) => match parsed(at) {
+            Some(at) => at,
+            None => return invalid("deadline is a time as RFC 3339 has it: 2026-01-31T18:00:00Z"),
+        },
+        (None, Some(seconds)) => {
+            let millis = seconds.saturating_mul(1000).min(DEADLINE_MILLIS_MAX);
+            Timestamp::from_millis(now.as_millis() + millis)
+        }
+    };
+    if deadline <= now {
+        return invalid("the deadline is over already");
+    }
+    Ok(Some(deadline))
 }
 
 /// Who is meant: the named, and those that carry the selector's labels; all where neither is given.
@@ -105,10 +150,11 @@ fn hosts<R: Read>(
 async fn shown(app: &App, id: DeploymentId) -> Result<Deployment, Problem> {
     let current = app.view().await?;
     let row = current.query().deployment(id)?.ok_or_else(|| unknown(id))?;
+    let plan = current.query().deployment_plan(id)?.unwrap_or_default();
     let names = Names::read(current.query())?;
     drop(current);
     let reports = app.services.gatherer.reports(id).await;
-    Ok(view(&row, &reports, &names))
+    Ok(view(&row, &plan, &reports, &names))
 }
 
 fn unknown(id: DeploymentId) -> Problem {
@@ -138,11 +184,13 @@ pub async fn list(
 ) -> Result<Json<Vec<Deployment>>, Problem> {
     let names = Names::read(caller.view.query())?;
     let rows = caller.view.query().deployments(LISTED_MAX)?;
-    let shown = rows.iter().filter(|row| may(&caller, row, Action::List).is_ok()).map(|row| {
+    let mut shown = Vec::new();
+    for row in rows.iter().filter(|row| may(&caller, row, Action::List).is_ok()) {
+        let plan = caller.view.query().deployment_plan(row.id)?.unwrap_or_default();
         let reports: Reports = app.services.board.reports(row.id);
-        view(row, &reports, &names)
-    });
-    Ok(Json(shown.collect()))
+        shown.push(view(row, &plan, &reports, &names));
+    }
+    Ok(Json(shown))
 }
 
 pub async fn show(
@@ -165,6 +213,49 @@ pub async fn cancel(
     drop(caller);
     app.propose(Command::CancelDeployment { id }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn pause(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<DeploymentId>,
+) -> Result<Json<Deployment>, Problem> {
+    change(&app, caller, id, Command::PauseDeployment { id, paused: true }).await
+}
+
+pub async fn resume(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<DeploymentId>,
+) -> Result<Json<Deployment>, Problem> {
+    change(&app, caller, id, Command::PauseDeployment { id, paused: false }).await
+}
+
+/// The hosts that failed, once more.
+pub async fn retry(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<DeploymentId>,
+    request: Option<Body<RetryDeployment>>,
+) -> Result<Json<Deployment>, Problem> {
+    let Body(request) = request.unwrap_or(Body(RetryDeployment::default()));
+    let deadline = deadline(&request.deadline);
+    // Who may not do it need not know what is wrong with it.
+    permitted(&caller, id, Action::Manage)?;
+    change(&app, caller, id, Command::RetryDeployment { id, deadline: deadline? }).await
+}
+
+async fn change(
+    app: &App,
+    caller: Caller,
+    id: DeploymentId,
+    command: Command,
+) -> Result<Json<Deployment>, Problem> {
+    permitted(&caller, id, Action::Manage)?;
+    caller.account()?;
+    drop(caller);
+    app.propose(command).await?;
+    shown(app, id).await.map(Json)
 }
 
 pub async fn events(

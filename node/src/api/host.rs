@@ -13,7 +13,7 @@ use shoal_api::{
     AgentResolution, AgentResolveRequest, BlobGrant, DiskGrant, ManifestContent, ProgressReport,
     TransferProgress,
 };
-use shoal_content::{Digest, PeerId, Pin, RecipeId};
+use shoal_content::{DeploymentId, Digest, PeerId, Pin, RecipeId};
 use shoal_metadata::{
     self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version,
     What, Who, permission,
@@ -189,34 +189,59 @@ pub async fn progress(
     caller: Host,
     Body(report): Body<ProgressReport>,
 ) -> Result<StatusCode, Problem> {
-    let ProgressReport { deployment, progress, .. } = report;
+    let ProgressReport { deployment, attempt, progress, .. } = report;
     let senders = progress.bytes_by_peer.len() + progress.bytes_by_node.len();
     if senders > SENDERS_MAX {
         let text = format!("a report names at most {SENDERS_MAX} senders");
         return Err(Problem::bad_request("report_too_long", text));
     }
     let unknown = || missing("deployment_not_found", "this agent has no such deployment");
-    let known = |row: Option<metadata::Deployment>| {
-        row.and_then(|row| row.hosts.get(&caller.peer).cloned())
+    let peer: PeerId = caller.peer;
+    let local = standing(app.raft.local().query(), deployment, peer)?;
+    let standing = match local {
+        // That it goes on is said again; an end is said once, and this node may be behind.
+        Some(standing) if progress.state == "running" => standing,
+        _ => standing(app.view().await?.query(), deployment, peer)?.ok_or_else(unknown)?,
     };
-    let local = app.raft.local().query().deployment(deployment)?;
-    let state = match known(local) {
-        Some(state) => state,
-        // This node may not have heard of it yet.
-        None => known(app.view().await?.query().deployment(deployment)?).ok_or_else(unknown)?,
-    };
-    let next = next_state(&state, &progress)?;
-    app.services.board.record(deployment, caller.peer, progress, now());
-    if let Some(state) = next {
-        let peer: PeerId = caller.peer;
-        app.propose(Command::ReportHost { deployment, peer, state }).await?;
+    let next = next_state(&standing, attempt, &progress)?;
+    // What an attempt that is over says is no news, but that the version is there.
+    if attempt == standing.attempt || progress.state == "done" {
+        app.services.board.record(deployment, peer, progress, now());
     }
+    let Some(state) = next else { return Ok(StatusCode::NO_CONTENT) };
+    app.propose(match standing.planned {
+        true => Command::ReportAttempt { deployment, peer, attempt, state },
+        false => Command::ReportHost { deployment, peer, state },
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What the rows have of a host in a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Standing {
+    state: HostState,
+    attempt: u32,
+    /// Whether the deployment has a plan, which the cluster's level lets be proposed to.
+    planned: bool,
+}
+
+fn standing<R: Read>(
+    query: Metadata<'_, R>,
+    id: DeploymentId,
+    peer: PeerId,
+) -> Result<Option<Standing>, Problem> {
+    let Some(mut row) = query.deployment(id)? else { return Ok(None) };
+    let Some(state) = row.hosts.remove(&peer) else { return Ok(None) };
+    let plan = query.deployment_plan(id)?;
+    let attempt = plan.as_ref().map_or(0, |plan| plan.attempt(peer));
+    Ok(Some(Standing { state, attempt, planned: plan.is_some() }))
 }
 
 /// What is to be replicated of a report, if anything.
 fn next_state(
-    state: &HostState,
+    standing: &Standing,
+    attempt: u32,
     progress: &TransferProgress,
 ) -> Result<Option<HostState>, Problem> {
     let sum = |bytes: &BTreeMap<String, u64>| bytes.values().sum();
@@ -236,8 +261,11 @@ fn next_state(
             return Err(Problem::bad_request("state_invalid", text));
         }
     };
-    let changes = match (state, &next) {
+    let changes = match (&standing.state, &next) {
         (HostState::Done { .. }, _) => false,
+        (_, HostState::Done { .. }) => true,
+        _ if attempt != standing.attempt => false,
+        (HostState::Queued, _) => false,
         (HostState::Waiting, _) => true,
         (HostState::Running | HostState::Failed { .. }, HostState::Running) => false,
         (old, next) => old != next,
@@ -256,7 +284,8 @@ mod tests {
     #[test]
     fn only_changes_of_state_are_replicated() {
         let done = HostState::Done { bytes_from_peers: 0, bytes_from_nodes: 0, bytes_local: 4 };
-        let next = |state: &HostState, text| next_state(state, &progress(text)).unwrap();
+        let of = |state: &HostState| Standing { state: state.clone(), attempt: 2, planned: true };
+        let next = |state: &HostState, text| next_state(&of(state), 2, &progress(text)).unwrap();
         assert_eq!(next(&HostState::Waiting, "running"), Some(HostState::Running));
         assert_eq!(next(&HostState::Running, "running"), None);
         assert_eq!(next(&HostState::Running, "done"), Some(done.clone()));
@@ -265,6 +294,11 @@ mod tests {
         let failed = next(&HostState::Running, "failed").unwrap();
         assert_eq!(next(&failed, "failed"), None);
         assert_eq!(next(&failed, "done"), Some(done));
-        assert!(next_state(&HostState::Waiting, &progress("odd")).is_err());
+        assert!(next_state(&of(&HostState::Waiting), 2, &progress("odd")).is_err());
+        // Of an attempt before, only the end that is for good counts.
+        let before = |text| next_state(&of(&HostState::Waiting), 1, &progress(text)).unwrap();
+        assert_eq!((before("running"), before("failed")), (None, None));
+        assert_eq!(before("done"), next(&HostState::Queued, "done"));
+        assert_eq!(next(&HostState::Queued, "running"), None);
     }
 }

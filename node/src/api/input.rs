@@ -1,7 +1,9 @@
 //! What comes with a request, taken apart so that a mistake in it is answered with a `Problem`.
 
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts};
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Request};
+use serde::de::DeserializeOwned;
 
 use crate::http::problem::Problem;
 
@@ -9,6 +11,15 @@ use crate::http::problem::Problem;
 #[derive(Debug, FromRequest)]
 #[from_request(via(axum::Json), rejection(Problem))]
 pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Option<Self>, Problem> {
+        let found = <Json<T> as OptionalFromRequest<S>>::from_request(request, state).await?;
+        Ok(found.map(|Json(body)| Self(body)))
+    }
+}
 
 /// The variable parts of the path.
 #[derive(Debug, FromRequestParts)]

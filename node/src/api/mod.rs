@@ -42,6 +42,7 @@ mod tokens;
 mod uploads;
 mod users;
 mod versions;
+mod warm_ups;
 mod workload;
 
 use axum::extract::DefaultBodyLimit;
@@ -91,7 +92,12 @@ pub fn router() -> Routes {
         .route("/api/v1/deployments", get(deployments::list).post(deployments::create))
         .route("/api/v1/deployments/{deployment}", get(deployments::show))
         .route("/api/v1/deployments/{deployment}/cancel", post(deployments::cancel))
+        .route("/api/v1/deployments/{deployment}/pause", post(deployments::pause))
+        .route("/api/v1/deployments/{deployment}/resume", post(deployments::resume))
+        .route("/api/v1/deployments/{deployment}/retry", post(deployments::retry))
         .route("/api/v1/deployments/{deployment}/events", get(deployments::events))
+        .route("/api/v1/warm-ups", get(warm_ups::list).post(warm_ups::create))
+        .route("/api/v1/warm-ups/{warm_up}", get(warm_ups::show).delete(warm_ups::remove))
         .route("/api/v1/cluster", get(cluster::status))
         .route("/api/v1/cluster/join", post(cluster::join))
         .route("/api/v1/cluster/upgrade", post(cluster::upgrade))

@@ -9,6 +9,7 @@ mod directory;
 mod guard;
 mod identity;
 mod images;
+mod limits;
 mod program;
 mod registry;
 
@@ -26,6 +27,7 @@ pub use directory::{DN, Ldap, USER};
 pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
+pub use limits::{LimitHours, Limits};
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
@@ -53,6 +55,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
     ("raft", &["listen", "advertise", "auto_upgrade"]),
     ("peer", &["listen", "advertise"]),
+    ("limits", &["origin", "schedule"]),
     ("discovery", &["enabled", "listen", "advertise", "mdns"]),
     (
         "storage",
@@ -161,6 +164,7 @@ pub struct Config {
     pub cors: Cors,
     pub raft: Raft,
     pub peer: Peer,
+    pub limits: Limits,
     pub discovery: Discovery,
     pub storage: Storage,
     pub registry: Registry,
@@ -578,6 +582,9 @@ impl Config {
         };
         if self.http.plain_listen.is_some_and(|address| !address.ip().is_loopback()) {
             return value("http", "plain_listen", "HTTP without TLS is for loopback only");
+        }
+        if self.limits.schedule.len() > limits::SCHEDULE_MAX {
+            return value("limits", "schedule", "at most 64 lines");
         }
         if self.http.certificate_file.is_some() != self.http.key_file.is_some() {
             return value("http", "key_file", "certificate_file and key_file come together");

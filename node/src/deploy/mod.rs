@@ -7,16 +7,20 @@
 //! Non-goals: HTTP routes (see `api`); carrying out an order (the agent's).
 
 mod board;
+mod deadlines;
 mod gather;
 pub(crate) mod node_token;
 mod orders;
 mod siblings;
 mod view;
+mod warm_up;
 mod watch;
 
 pub use board::{Board, Reported, Reports};
+pub use deadlines::keep_deadlines;
 pub use gather::Gatherer;
 pub use orders::{ORDER_STREAMS_MAX, OrderDesk, node_addresses};
 pub use siblings::{Siblings, SiblingsError};
-pub use view::{Names, is_over, view};
+pub use view::{Names, is_over, state, view};
+pub use warm_up::{keep_warm, named};
 pub use watch::watch;

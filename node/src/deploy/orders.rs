@@ -7,7 +7,7 @@
 //! Invariants: at most [`ORDER_STREAMS_MAX`] streams are open at a node; a slow agent holds back
 //! only its own stream; a stream whose agent was removed ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use shoal_api::{NodeAddress, OrderMessage};
 use shoal_content::{DeploymentId, ImageReference, PeerId, Pin};
-use shoal_metadata::{Deployment, Event, Fault, HostState, Query, Read};
+use shoal_metadata::{Event, Fault, HostState, Query, Read};
 use shoal_raft::{Raft, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -95,7 +95,7 @@ impl OrderDesk {
         let seat = self.seat(agent)?;
         let stopping = self.stopping.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let stream = OrderStream { agent, raft: self.raft.clone(), sent: HashSet::new(), sender };
+        let stream = OrderStream { agent, raft: self.raft.clone(), sent: HashMap::new(), sender };
         tokio::spawn(async move {
             let _seat = seat;
             stopping.run_until_cancelled(stream.run(current, events)).await;
@@ -114,7 +114,8 @@ fn line(message: &OrderMessage) -> Bytes {
 struct OrderStream {
     agent: PeerId,
     raft: Raft,
-    sent: HashSet<DeploymentId>,
+    /// With the attempt that the agent was told to make.
+    sent: HashMap<DeploymentId, u32>,
     sender: mpsc::Sender<OrderMessage>,
 }
 
@@ -161,8 +162,12 @@ impl OrderStream {
             Err(error) => return self.broken(&error),
         };
         self.send(OrderMessage::Nodes { nodes }).await?;
-        for deployment in pending {
-            self.order(deployment).await?;
+        let deployments: Vec<DeploymentId> = pending.iter().map(|one| one.id).collect();
+        // What was sent and does not stand is stopped by this.
+        self.sent.retain(|id, _| deployments.contains(id));
+        self.send(OrderMessage::Standing { deployments: deployments.clone() }).await?;
+        for deployment in deployments {
+            self.order(view, deployment).await?;
         }
         Ok(())
     }
@@ -172,35 +177,44 @@ impl OrderStream {
         Err(End)
     }
 
-    async fn order(&mut self, deployment: Deployment) -> Result<(), End> {
-        let pending = matches!(
-            deployment.hosts.get(&self.agent),
-            Some(HostState::Waiting | HostState::Running)
-        );
-        if deployment.cancelled {
-            if self.sent.remove(&deployment.id) {
-                return self.send(OrderMessage::Cancel { deployment: deployment.id }).await;
-            }
-        } else if !pending {
-            self.sent.remove(&deployment.id);
-        } else if self.sent.insert(deployment.id) {
-            let reference =
-                ImageReference { name: deployment.image, pin: Pin::Digest(deployment.digest) };
-            let (deployment, tag) = (deployment.id, deployment.tag);
-            return self.send(OrderMessage::Deploy { deployment, reference, tag }).await;
+    /// Tells the agent of one order what it does not know yet. The rows are read only where there
+    /// is something to be told: every agent hears of every change of each deployment.
+    async fn order(&mut self, view: &View, id: DeploymentId) -> Result<(), End> {
+        let query = view.query();
+        let attempt = match query.pending_attempt(self.agent, id) {
+            Ok(attempt) => attempt,
+            Err(error) => return self.broken(&error),
+        };
+        if attempt == self.sent.get(&id).copied() {
+            return Ok(());
         }
-        Ok(())
+        let read = query.deployment(id).and_then(|row| Ok((row, query.deployment_plan(id)?)));
+        let (row, plan) = match read {
+            Ok((Some(row), plan)) => (row, plan.unwrap_or_default()),
+            Ok((None, _)) => return Ok(()),
+            Err(error) => return self.broken(&error),
+        };
+        let Some(attempt) = attempt else {
+            self.sent.remove(&id);
+            // Who is done has ended by itself.
+            if matches!(row.hosts.get(&self.agent), Some(HostState::Done { .. })) {
+                return Ok(());
+            }
+            let attempt = plan.attempt(self.agent);
+            return self.send(OrderMessage::Cancel { deployment: id, attempt }).await;
+        };
+        self.sent.insert(id, attempt);
+        let reference = ImageReference { name: row.image, pin: Pin::Digest(row.digest) };
+        let (tag, priority) = (row.tag, plan.priority);
+        let order = OrderMessage::Deploy { deployment: id, reference, tag, priority, attempt };
+        self.send(order).await
     }
 
     async fn take(&mut self, event: Event) -> Result<(), End> {
         let view = self.raft.local();
         let query = view.query();
         match event {
-            Event::DeploymentChanged(id) => match query.deployment(id) {
-                Ok(Some(deployment)) => self.order(deployment).await,
-                Ok(None) => Ok(()),
-                Err(error) => self.broken(&error),
-            },
+            Event::DeploymentChanged(id) => self.order(&view, id).await,
             Event::MembersChanged => match node_addresses(query) {
                 Ok(nodes) => self.send(OrderMessage::Nodes { nodes }).await,
                 Err(error) => self.broken(&error),
@@ -210,7 +224,7 @@ impl OrderStream {
                 Ok(None) => Err(End),
                 Err(error) => self.broken(&error),
             },
-            Event::TagMoved { .. } | Event::UploadChanged(_) => Ok(()),
+            Event::TagMoved { .. } | Event::UploadChanged(_) | Event::WarmUpsChanged => Ok(()),
         }
     }
 }

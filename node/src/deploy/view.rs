@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use shoal_api::{DeploymentHost, TransferProgress};
 use shoal_content::{ImageReference, PeerId, Pin};
-use shoal_metadata::{Deployment, Fault, HostState, Query, Read};
+use shoal_metadata::{Deployment, DeploymentPlan, Fault, HostState, Query, Read};
 
 use super::board::Reports;
 use crate::clock::rfc3339;
@@ -45,7 +45,12 @@ pub fn is_over(state: &str) -> bool {
 }
 
 /// See the module's documentation.
-pub fn view(row: &Deployment, reports: &Reports, names: &Names) -> shoal_api::Deployment {
+pub fn view(
+    row: &Deployment,
+    plan: &DeploymentPlan,
+    reports: &Reports,
+    names: &Names,
+) -> shoal_api::Deployment {
     let hosts = row.hosts.iter().map(|(&peer, state)| {
         let reported = reports.get(&peer).map(|reported| reported.progress.clone());
         let (state, mut progress) = host(state, reported);
@@ -60,22 +65,27 @@ pub fn view(row: &Deployment, reports: &Reports, names: &Names) -> shoal_api::De
             pin: row.tag.clone().map_or_else(|| Pin::Digest(row.digest.clone()), Pin::Tag),
         },
         manifest_digest: row.digest.clone(),
-        state: state(row).to_owned(),
+        state: state(row, plan.paused).to_owned(),
         created_at: rfc3339(row.created_at),
         created_by: row.created_by.clone(),
+        priority: plan.priority,
+        parallel: plan.parallel,
+        deadline: plan.deadline.map(rfc3339),
+        warm_up: plan.warm_up.as_ref().map(ToString::to_string),
         hosts: hosts.collect(),
     }
 }
 
-fn state(row: &Deployment) -> &'static str {
-    let ended =
-        |state: &HostState| matches!(state, HostState::Done { .. } | HostState::Failed { .. });
+/// What a deployment has come to, its hosts taken together.
+pub fn state(row: &Deployment, paused: bool) -> &'static str {
     if row.hosts.values().all(|state| matches!(state, HostState::Done { .. })) {
         "done"
     } else if row.cancelled {
         "cancelled"
-    } else if row.hosts.values().all(ended) {
+    } else if row.hosts.values().all(HostState::has_ended) {
         "failed"
+    } else if paused {
+        "paused"
     } else {
         "running"
     }
@@ -83,6 +93,15 @@ fn state(row: &Deployment) -> &'static str {
 
 fn host(state: &HostState, reported: Option<TransferProgress>) -> (&'static str, TransferProgress) {
     match state {
+        // What an attempt before has brought is there.
+        HostState::Queued => {
+            let progress = TransferProgress {
+                state: "running".to_owned(),
+                rate_bytes_per_second: 0,
+                ..reported.unwrap_or_default()
+            };
+            ("queued", progress)
+        }
         HostState::Waiting | HostState::Running => {
             // A report can be ahead of the row, never behind: an end counts once it is replicated.
             let under_way = reported.is_some() || *state == HostState::Running;
@@ -132,6 +151,10 @@ mod tests {
         PeerId::from_public_key([number; 32])
     }
 
+    fn viewed(row: &Deployment, reports: &Reports, names: &Names) -> shoal_api::Deployment {
+        view(row, &DeploymentPlan::default(), reports, names)
+    }
+
     fn row(hosts: &[(u8, HostState)]) -> Deployment {
         Deployment {
             id: DeploymentId::from_uuid(Uuid::from_u128(1)),
@@ -151,11 +174,13 @@ mod tests {
     #[test]
     fn ends_when_every_host_has() {
         let failed = HostState::Failed { reason: "full".into() };
-        assert_eq!(state(&row(&[(1, DONE), (2, HostState::Running)])), "running");
-        assert_eq!(state(&row(&[(1, DONE), (2, failed)])), "failed");
-        assert_eq!(state(&row(&[(1, DONE), (2, DONE)])), "done");
+        let of = |hosts: &[(u8, HostState)], paused| state(&row(hosts), paused);
+        assert_eq!(of(&[(1, DONE), (2, HostState::Running)], false), "running");
+        assert_eq!(of(&[(1, DONE), (2, HostState::Queued)], true), "paused");
+        assert_eq!(of(&[(1, DONE), (2, failed)], true), "failed");
+        assert_eq!(of(&[(1, DONE), (2, DONE)], false), "done");
         let cancelled = Deployment { cancelled: true, ..row(&[(1, HostState::Waiting)]) };
-        assert_eq!(state(&cancelled), "cancelled");
+        assert_eq!(state(&cancelled, true), "cancelled");
     }
 
     #[test]
@@ -169,10 +194,10 @@ mod tests {
         let reports =
             Reports::from([(peer(1), Reported { progress, heard_at: Timestamp::from_millis(1) })]);
         let names = Names(HashMap::from([(peer(9), "host-9".to_owned())]));
-        let shown = view(&row(&[(1, HostState::Waiting)]), &reports, &names);
+        let shown = viewed(&row(&[(1, HostState::Waiting)]), &reports, &names);
         assert_eq!(shown.hosts[0].state, "running");
         assert_eq!(shown.hosts[0].progress.bytes_by_peer["host-9"], 5);
-        let shown = view(&row(&[(1, DONE)]), &Reports::new(), &names);
+        let shown = viewed(&row(&[(1, DONE)]), &Reports::new(), &names);
         assert_eq!(shown.hosts[0].progress.bytes_done, 7);
         assert_eq!(shown.hosts[0].progress.bytes_local, 2);
     }

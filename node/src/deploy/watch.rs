@@ -40,10 +40,13 @@ pub fn watch(
             let reports = gatherer.reports(id).await;
             let local = raft.local();
             let query = local.query();
-            let read = query.deployment(id).and_then(|row| Ok((row, Names::read(query)?)));
+            let read = query.deployment(id).and_then(|row| {
+                let plan = query.deployment_plan(id)?.unwrap_or_default();
+                Ok((row, plan, Names::read(query)?))
+            });
             let shown = match read {
-                Ok((Some(row), names)) => Arc::new(view(&row, &reports, &names)),
-                Ok((None, _)) => return,
+                Ok((Some(row), plan, names)) => Arc::new(view(&row, &plan, &reports, &names)),
+                Ok((None, ..)) => return,
                 Err(error) => {
                     warn!(deployment = %id, %error, "a deployment cannot be read");
                     return;

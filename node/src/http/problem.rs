@@ -178,9 +178,10 @@ impl From<Refusal> for Problem {
             Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
             Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),
-            Refusal::UploadState(_) | Refusal::WrongKind(_) | Refusal::Leased => {
-                (StatusCode::CONFLICT, "wrong_state")
-            }
+            Refusal::UploadState(_)
+            | Refusal::DeploymentState(_)
+            | Refusal::WrongKind(_)
+            | Refusal::Leased => (StatusCode::CONFLICT, "wrong_state"),
             Refusal::PartOutOfRange { .. } => (StatusCode::BAD_REQUEST, "part_out_of_range"),
             Refusal::MissingReference(_) => (StatusCode::BAD_REQUEST, "missing_reference"),
             Refusal::ManifestTooLong => (StatusCode::PAYLOAD_TOO_LARGE, "manifest_too_long"),

@@ -6,6 +6,7 @@
 //! Non-goals: who may have what (tickets; see `shoal-p2p` and `grant`), writing.
 
 mod grant;
+mod limits;
 mod peers;
 mod swarm_store;
 mod windows;
@@ -20,6 +21,7 @@ use shoal_formats::{ChunkError, decode_chunk};
 use thiserror::Error;
 
 pub use grant::{TICKET_TTL, issue_ticket};
+pub use limits::keep_limits;
 pub use peers::{PeersError, follow_members, serve_peers};
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 

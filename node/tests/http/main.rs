@@ -29,6 +29,7 @@ mod members;
 mod metrics;
 mod node;
 mod orders;
+mod plans;
 mod program;
 mod quotas;
 mod retention;

@@ -147,6 +147,7 @@ impl Place {
             ("{robot}", "no-such"),
             ("{rule}", "no-such"),
             ("{agent}", "no-such"),
+            ("{warm_up}", "no-such"),
             ("{node}", "99"),
             ("{part}", "0"),
             ("{first}", "99"),

@@ -21,7 +21,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    async fn next(&mut self) -> Result<Option<String>> {
+    pub async fn next(&mut self) -> Result<Option<String>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -34,11 +34,11 @@ impl Lines {
         }
     }
 
-    async fn order(&mut self) -> Result<OrderMessage> {
+    pub async fn order(&mut self) -> Result<OrderMessage> {
         loop {
             let line = self.next().await?.context("the order stream ended")?;
             match serde_json::from_str(&line)? {
-                OrderMessage::Ping => {}
+                OrderMessage::Ping | OrderMessage::Standing { .. } => {}
                 order => return Ok(order),
             }
         }
@@ -57,6 +57,16 @@ pub async fn report(
     state: &str,
     bytes_done: u64,
 ) -> Result<()> {
+    report_attempt(node, agent, (deployment, 0), state, bytes_done).await
+}
+
+pub async fn report_attempt(
+    node: &Node,
+    agent: &Agent,
+    (deployment, attempt): (DeploymentId, u32),
+    state: &str,
+    bytes_done: u64,
+) -> Result<()> {
     let progress = TransferProgress {
         state: state.into(),
         bytes_total: 100,
@@ -65,7 +75,7 @@ pub async fn report(
         ..TransferProgress::default()
     };
     let transfer = TransferId::from_uuid(Uuid::from_u128(7));
-    let report = ProgressReport { deployment, transfer, progress };
+    let report = ProgressReport { deployment, transfer, attempt, progress };
     let sent = agent.request(node, Method::POST, "progress")?.json(&report).send().await?;
     ensure!(sent.status() == StatusCode::NO_CONTENT, "{}", sent.text().await?);
     Ok(())
@@ -149,7 +159,7 @@ async fn an_order_reaches_its_agents_and_is_watched_to_its_end() -> Result<()> {
     ensure!(cancelled.send().await?.status() == StatusCode::NO_CONTENT);
     ensure!(matches!(
         live.order().await?,
-        OrderMessage::Cancel { deployment } if deployment == made.id
+        OrderMessage::Cancel { deployment, .. } if deployment == made.id
     ));
     let all: Vec<Deployment> = node.get("deployments").await?;
     ensure!(all.len() == 2 && all.iter().any(|one| one.state == "cancelled"));

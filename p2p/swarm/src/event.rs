@@ -58,6 +58,12 @@ pub enum Event {
         range: Range<u32>,
     },
     Nodes(Vec<Contact>),
+    /// Bring in no more than so many bytes a second; `None` is any number.
+    Limit {
+        bytes_per_second: Option<u64>,
+    },
+    /// This process ends soon: offer nothing any more, and say so. What is on its way here goes on.
+    Retire,
     /// A member that somebody named.
     Hint {
         recipe: RecipeId,

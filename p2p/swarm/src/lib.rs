@@ -18,6 +18,7 @@ mod event;
 pub mod frames;
 mod ledger;
 mod meter;
+mod pace;
 mod rendezvous;
 mod swarm;
 mod tracker;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use shoal_content::PeerId;
 
 use crate::meter::Meter;
+use crate::pace::Pace;
 
 /// Requests answered at once.
 pub const UPLOADS_MAX: usize = 64;
@@ -51,6 +52,9 @@ pub struct Uploads {
     meter: Meter,
     /// Slots beyond what the rate asks for, since those that are taken do not fill the line.
     extra: usize,
+    pace: Pace,
+    /// It serves nobody any more; who comes is told to ask others.
+    closing: bool,
 }
 
 impl Default for Uploads {
@@ -76,6 +80,8 @@ impl Uploads {
             named: BTreeMap::new(),
             meter: Meter::default(),
             extra: 0,
+            pace: Pace::default(),
+            closing: false,
         }
     }
 
@@ -87,10 +93,12 @@ impl Uploads {
         let invited = self.invited.iter().position(|&(invited, _)| invited == peer);
         let mine = self.by_peer.get(&peer).copied().unwrap_or(0);
         let others_wait = self.waiting.iter().any(|&(waiting, _)| waiting != peer);
-        let free = self.total + self.invited.len() < slots && (mine == 0 || !others_wait);
+        let may_begin = self.pace.is_free(now) && !self.closing;
+        let free =
+            may_begin && self.total + self.invited.len() < slots && (mine == 0 || !others_wait);
         match invited {
-            Some(at) => drop(self.invited.swap_remove(at)),
-            None if !free => {
+            Some(at) if !self.closing => drop(self.invited.swap_remove(at)),
+            _ if !free => {
                 if !self.waiting.iter().any(|&(waiting, _)| waiting == peer)
                     && self.waiting.len() < WAITING_MAX
                 {
@@ -101,7 +109,7 @@ impl Uploads {
                 }
                 return Admission::Busy { name_others: self.may_name(now, peer) };
             }
-            None => {}
+            _ => {}
         }
         self.waiting.retain(|&(waiting, _)| waiting != peer);
         self.by_peer.insert(peer, mine + 1);
@@ -111,6 +119,7 @@ impl Uploads {
 
     /// So much of an answer went out.
     pub fn sent(&mut self, now: Duration, bytes: u64) {
+        self.pace.count(now, bytes);
         let Some(rate) = self.meter.count(now, bytes) else { return };
         if rate >= self.meter.best * IDLE_SHARE || self.waiting.is_empty() {
             self.extra = self.extra.saturating_sub(1);
@@ -139,12 +148,36 @@ impl Uploads {
     /// Who is to be told that a slot is free; to be asked until it names nobody.
     pub fn invite(&mut self, now: Duration) -> Option<PeerId> {
         self.invited.retain(|&(_, until)| until > now);
-        if self.total + self.invited.len() >= self.slots() {
+        let full = self.total + self.invited.len() >= self.slots();
+        if full || self.closing || !self.pace.is_free(now) {
             return None;
         }
         let (peer, _) = self.waiting.pop_front()?;
         self.invited.push((peer, now + INVITATION));
         Some(peer)
+    }
+
+    /// Sets what may be sent in a second; `None` is any number.
+    pub fn limit(&mut self, now: Duration, bytes_per_second: Option<u64>) {
+        self.pace.limit(now, bytes_per_second);
+    }
+
+    /// How long to wait before the next chunk of an answer.
+    pub fn pause(&self, now: Duration) -> Duration {
+        self.pace.pause(now)
+    }
+
+    /// When who waits is to be called again, where a limit is what they wait for.
+    pub fn call_at(&self, now: Duration) -> Option<Duration> {
+        let limited = !self.waiting.is_empty() && !self.pace.is_free(now);
+        limited.then(|| self.pace.free_at())
+    }
+
+    /// Begins nothing any more; what is under way goes on.
+    pub fn close(&mut self) {
+        self.closing = true;
+        self.waiting.clear();
+        self.invited.clear();
     }
 
     fn may_name(&mut self, now: Duration, peer: PeerId) -> bool {
@@ -168,7 +201,8 @@ impl Uploads {
     }
 
     fn slots(&self) -> usize {
-        (at_once(self.slots_min, &self.meter) + self.extra).min(UPLOADS_MAX)
+        let fills = (at_once(self.slots_min, &self.meter) + self.extra).min(UPLOADS_MAX);
+        fills.min(self.pace.requests_max())
     }
 }
 
@@ -204,6 +238,34 @@ mod tests {
         assert!(!begin(&mut uploads, NOW, peer(4)), "the slot is kept");
         assert!(begin(&mut uploads, NOW, peer(2)));
         assert_eq!(uploads.total(), SLOTS_MIN);
+    }
+
+    #[test]
+    fn who_is_over_the_limit_is_busy_and_calls_when_it_is_not() {
+        let mut uploads = Uploads::default();
+        uploads.limit(NOW, Some(1_000_000));
+        assert!(begin(&mut uploads, NOW, peer(1)));
+        assert!(!begin(&mut uploads, NOW, peer(2)), "one at a time on so thin a line");
+        uploads.sent(NOW, 500_000);
+        uploads.end(peer(1));
+        assert_eq!(uploads.invite(NOW), None);
+        let free = uploads.call_at(NOW).unwrap();
+        assert_eq!(free, NOW + Duration::from_millis(500));
+        assert_eq!(uploads.invite(free), Some(peer(2)));
+        assert!(begin(&mut uploads, free, peer(2)));
+        assert_eq!(uploads.call_at(free), None);
+    }
+
+    #[test]
+    fn who_closes_ends_what_it_began_and_begins_nothing() {
+        let mut uploads = Uploads::default();
+        assert!(begin(&mut uploads, NOW, peer(1)));
+        uploads.close();
+        assert!(!begin(&mut uploads, NOW, peer(2)));
+        assert_eq!(uploads.total(), 1);
+        uploads.end(peer(1));
+        assert_eq!((uploads.total(), uploads.invite(NOW)), (0, None));
+        assert!(!begin(&mut uploads, NOW, peer(2)));
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Fuzz {
         let draw = &mut self.draw;
         let at = draw.below(self.open.len() as u64) as usize;
         let open = self.open.keys().nth(at).copied();
-        match draw.below(23) {
+        match draw.below(24) {
             // As a shell does: it stops what was, then starts anew.
             0 if !self.held.contains_key(&RecipeId::of(&[0])) || draw.below(9) == 0 => {
                 let recipe = recipe(draw);
@@ -158,6 +158,11 @@ impl Fuzz {
                 let ends = [RequestEnd::Done, RequestEnd::Busy, RequestEnd::Failed];
                 Event::Ended { request, end: ends[draw.below(3) as usize] }
             }
+            22 if draw.below(4) == 0 => {
+                let bytes_per_second = [None, Some(1), Some(1 << 20)][draw.below(3) as usize];
+                Event::Limit { bytes_per_second }
+            }
+            23 if draw.below(200) == 0 => Event::Retire,
             _ => Event::Tick,
         }
     }

@@ -397,7 +397,18 @@ pub fn audited<R: Read>(
         Command::CreateDeployment { image, digest, .. } => {
             ("deployment.create", format!("{image}@{digest}"))
         }
+        Command::OrderDeployment(order) => {
+            ("deployment.create", format!("{}@{}", order.image, order.digest))
+        }
         Command::CancelDeployment { id } => ("deployment.cancel", id.to_string()),
+        Command::PauseDeployment { id, paused: true } => ("deployment.pause", id.to_string()),
+        Command::PauseDeployment { id, .. } => ("deployment.resume", id.to_string()),
+        Command::RetryDeployment { id, .. } => ("deployment.retry", id.to_string()),
+        Command::CreateWarmUp(of) => {
+            ("warm_up.create", format!("{} {}:{}", of.name, of.image, of.tag))
+        }
+        Command::RemoveWarmUp { name } => ("warm_up.remove", name.to_string()),
+        Command::RunWarmUp { name, digest, .. } => ("warm_up.run", format!("{name} {digest}")),
         Command::RaiseLevel { to } => ("cluster.upgrade", to.to_string()),
         Command::CreateOrganization { organization, .. } => {
             ("organization.create", organization.name.to_string())

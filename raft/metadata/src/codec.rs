@@ -99,7 +99,16 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::LeaveLater { .. }
         | Command::Stay { .. }
         | Command::IndexBlobs
-        | Command::BeginBlobUpload { .. } => 2,
+        | Command::BeginBlobUpload { .. }
+        | Command::OrderDeployment(_)
+        | Command::PauseDeployment { .. }
+        | Command::RetryDeployment { .. }
+        | Command::ExtendDeployment { .. }
+        | Command::ReportAttempt { .. }
+        | Command::PassDeadlines { .. }
+        | Command::CreateWarmUp(_)
+        | Command::RemoveWarmUp { .. }
+        | Command::RunWarmUp { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
+use crate::deployment::{DeploymentOrder, WarmUp};
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
@@ -483,6 +484,48 @@ pub enum Command {
         upload: Upload,
         open_max: u64,
     },
+    /// A deployment with how it is to be carried out.
+    OrderDeployment(DeploymentOrder),
+    /// Holds a deployment up, or lets it go on.
+    PauseDeployment {
+        id: DeploymentId,
+        paused: bool,
+    },
+    /// Lets the hosts that failed try again, until another deadline where the last one is over.
+    RetryDeployment {
+        id: DeploymentId,
+        deadline: Option<Timestamp>,
+    },
+    /// Adds hosts to a deployment, or lets those of them that failed try again.
+    ExtendDeployment {
+        id: DeploymentId,
+        hosts: BTreeSet<PeerId>,
+    },
+    /// Like `ReportHost`, of one attempt: what is said of an attempt before counts no more, but for
+    /// that the version is there.
+    ReportAttempt {
+        deployment: DeploymentId,
+        peer: PeerId,
+        attempt: u32,
+        state: HostState,
+    },
+    /// Ends what deployments have not done whose deadlines are at or before the command's time; of
+    /// at most `limit` deployments.
+    PassDeadlines {
+        limit: u32,
+    },
+    CreateWarmUp(WarmUp),
+    RemoveWarmUp {
+        name: AccountName,
+    },
+    /// Orders what a policy's tag names now, in place of what the policy had ordered (`expected`).
+    RunWarmUp {
+        name: AccountName,
+        expected: Option<DeploymentId>,
+        id: DeploymentId,
+        digest: Digest,
+        hosts: BTreeSet<PeerId>,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -627,6 +670,8 @@ pub enum Refusal {
          (DELETE of their Location); where nothing comes any more they end by themselves after a day"
     )]
     TooManyUploads { open: u64, most: u64 },
+    #[error("the deployment is not in a state for that: {0}")]
+    DeploymentState(String),
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -658,6 +703,7 @@ pub enum Subject {
     Identity,
     WorkloadRule,
     Leaving,
+    WarmUp,
 }
 
 impl std::fmt::Display for Subject {
@@ -689,6 +735,7 @@ impl std::fmt::Display for Subject {
             Self::Identity => "identity",
             Self::WorkloadRule => "workload rule",
             Self::Leaving => "deletion of the account",
+            Self::WarmUp => "warm-up policy",
         })
     }
 }
@@ -701,4 +748,5 @@ pub enum Event {
     AgentsChanged,
     TagMoved { repository: RepositoryName, tag: TagName },
     UploadChanged(UploadId),
+    WarmUpsChanged,
 }

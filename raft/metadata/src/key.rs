@@ -124,6 +124,10 @@ pub fn deployment_time(at: Timestamp, id: DeploymentId) -> Vec<u8> {
     join(&[&(u64::MAX - at.as_millis()).to_be_bytes(), &deployment(id)])
 }
 
+pub fn deployment_deadline(at: Timestamp, id: DeploymentId) -> Vec<u8> {
+    join(&[&time(at), &deployment(id)])
+}
+
 pub fn pending(of: PeerId, id: DeploymentId) -> Vec<u8> {
     join(&[&peer(of), &deployment(id)])
 }

@@ -15,6 +15,7 @@ mod audit;
 mod catalog;
 mod codec;
 mod command;
+mod deployment;
 mod key;
 mod lockout;
 mod login;
@@ -39,6 +40,7 @@ pub use codec::{
     encode_command, encode_row,
 };
 pub use command::*;
+pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
 pub use lockout::{
     BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
     SuspectError, TIMES_MAX,

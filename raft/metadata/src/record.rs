@@ -293,8 +293,16 @@ pub struct Upload {
 pub enum HostState {
     Waiting,
     Running,
-    Done { bytes_from_peers: u64, bytes_from_nodes: u64, bytes_local: u64 },
-    Failed { reason: String },
+    Done {
+        bytes_from_peers: u64,
+        bytes_from_nodes: u64,
+        bytes_local: u64,
+    },
+    Failed {
+        reason: String,
+    },
+    /// Not told yet: the deployment is held up, or as many are at work as may be.
+    Queued,
 }
 
 /// One order: this version, on those hosts.

@@ -55,6 +55,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::DownloadRuns
         | Table::Sessions
         | Table::OpenUploads
+        | Table::DeploymentDeadlines
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
             let account: Account = decoded(table, row)?;
@@ -130,6 +131,8 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::VersionDownloads
         | Table::TagBirths
         | Table::BlobHolders
+        | Table::DeploymentPlans
+        | Table::WarmUps
         | Table::ProjectContents => Carried::AsItIs,
     })
 }
@@ -138,7 +141,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
 fn ended(mut deployment: Deployment) -> Option<Deployment> {
     let mut changed = false;
     for state in deployment.hosts.values_mut() {
-        if matches!(state, HostState::Waiting | HostState::Running) {
+        if !state.has_ended() {
             *state = HostState::Failed { reason: RESTORED.to_owned() };
             changed = true;
         }

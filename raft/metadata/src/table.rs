@@ -68,7 +68,8 @@ pub enum Table {
     Deployments = 26,
     /// Time of creation counted down, deployment id -> nothing.
     DeploymentTimes = 27,
-    /// Peer, deployment id -> nothing, while the host has not come to an end.
+    /// Peer, deployment id -> which attempt, or nothing for the first; while the host has not come to
+    /// an end.
     PendingDeployments = 28,
     /// Name of a count -> the count.
     Counts = 29,
@@ -166,11 +167,17 @@ pub enum Table {
     BlobHolders = 74,
     /// Account -> how many of its uploads of blobs are open.
     OpenUploads = 75,
+    /// Deployment id -> `DeploymentPlan`; without a row, the plan that `Default` makes.
+    DeploymentPlans = 76,
+    /// Deadline, deployment id -> nothing.
+    DeploymentDeadlines = 77,
+    /// Name -> `WarmUp`.
+    WarmUps = 78,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 78] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -246,6 +253,9 @@ impl Table {
         Self::Leavings,
         Self::BlobHolders,
         Self::OpenUploads,
+        Self::DeploymentPlans,
+        Self::DeploymentDeadlines,
+        Self::WarmUps,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -5,7 +5,7 @@
 
 mod world;
 
-use shoal_content::{NodeId, ObjectKey};
+use shoal_content::{NodeId, ObjectKey, Priority};
 use shoal_metadata::*;
 use world::*;
 
@@ -297,6 +297,41 @@ fn catalog_samples() -> Vec<Command> {
         Command::Stay { user: "u".into() },
         Command::IndexBlobs,
         Command::BeginBlobUpload { upload: blob_upload(1, "a/b"), open_max: 300 },
+        Command::OrderDeployment(DeploymentOrder {
+            id: deployment_id(1),
+            image: name("a/b"),
+            digest: digest(1),
+            tag: Some(tag("t")),
+            hosts: [peer(1)].into(),
+            owner: "o".into(),
+            plan: DeploymentPlan {
+                priority: Priority::High,
+                parallel: Some(300),
+                deadline: Some(at(300)),
+                paused: true,
+                attempts: [(peer(1), 2)].into(),
+                warm_up: Some(account("w")),
+            },
+        }),
+        Command::PauseDeployment { id: deployment_id(1), paused: true },
+        Command::RetryDeployment { id: deployment_id(1), deadline: Some(at(300)) },
+        Command::ExtendDeployment { id: deployment_id(1), hosts: [peer(1)].into() },
+        Command::ReportAttempt {
+            deployment: deployment_id(1),
+            peer: peer(1),
+            attempt: 300,
+            state: HostState::Queued,
+        },
+        Command::PassDeadlines { limit: 300 },
+        Command::CreateWarmUp(warm_up("w", "a/b")),
+        Command::RemoveWarmUp { name: account("w") },
+        Command::RunWarmUp {
+            name: account("w"),
+            expected: Some(deployment_id(1)),
+            id: deployment_id(2),
+            digest: digest(1),
+            hosts: [peer(1)].into(),
+        },
     ]
 }
 

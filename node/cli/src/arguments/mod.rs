@@ -2,6 +2,7 @@
 //!
 //! Non-goal: doing anything; `main` hands each command to its module.
 
+mod deployment;
 mod image;
 mod rights;
 
@@ -10,8 +11,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use shoal_content::{AccountName, ImageReference, Labels, ProjectName};
+use shoal_content::{AccountName, ProjectName};
 
+pub use deployment::*;
 pub use image::*;
 pub use rights::*;
 
@@ -63,8 +65,14 @@ pub enum Command {
     Instance(InstanceCommand),
     /// Put an image onto hosts
     Deploy(Deploy),
-    /// Recent deployments, newest first
-    Deployments,
+    /// Deployments: list, show, pause, resume, cancel, retry
+    Deployments {
+        #[command(subcommand)]
+        command: Option<DeploymentsCommand>,
+    },
+    /// Policies that keep a tag on hosts: whenever it moves or a host joins, it is deployed
+    #[command(subcommand)]
+    WarmUp(WarmUpCommand),
     /// Follow a deployment until it ends
     Watch { deployment: String },
     /// Where each host of a deployment got its bytes from
@@ -405,44 +413,6 @@ pub enum ContextCommand {
     Use {
         name: String,
     },
-}
-
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("hosts").args(["host", "selector", "all"]).required(true).multiple(true))]
-pub struct Deploy {
-    pub reference: ImageReference,
-    /// An agent's name or id; may be given several times
-    #[arg(long, value_name = "AGENT", conflicts_with = "all")]
-    pub host: Vec<String>,
-    /// Agents with all of these labels: KEY=VALUE,…
-    #[arg(long, value_name = "LABELS", conflicts_with = "all")]
-    pub selector: Option<Selector>,
-    /// Every agent
-    #[arg(long)]
-    pub all: bool,
-    /// Follow it until it ends; the default
-    #[arg(long, conflicts_with = "detach")]
-    pub watch: bool,
-    /// Only order it
-    #[arg(long)]
-    pub detach: bool,
-}
-
-/// Labels to choose agents by; at least one. Stays text, once it is known to be good.
-#[derive(Debug, Clone)]
-pub struct Selector(pub String);
-
-impl FromStr for Selector {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let labels: Labels = text.parse().map_err(|error| format!("{error}"))?;
-        // The empty selector means every agent, and `--all` says that more clearly.
-        match labels.iter().next() {
-            Some(_) => Ok(Self(text.to_owned())),
-            None => Err("it names no label; --all is every agent".to_owned()),
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]

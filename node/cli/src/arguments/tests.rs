@@ -2,6 +2,7 @@
 
 use clap::CommandFactory;
 
+use shoal_content::Priority;
 use shoal_formats::{Format, Target};
 
 use super::*;
@@ -28,6 +29,28 @@ fn a_deployment_needs_to_know_its_hosts() {
     let Command::Deploy(deploy) = both.command else { panic!("not a deployment") };
     assert_eq!(deploy.host, ["x", "y"]);
     assert_eq!(deploy.selector.unwrap().0, "room=1");
+}
+
+#[test]
+fn a_deployment_has_a_plan_and_is_held_up_or_tried_again() {
+    let line = "shoal deploy a:b --all --priority urgent --parallel 2 --deadline 90m";
+    let Command::Deploy(deploy) = parse(line).unwrap().command else { panic!("not a deployment") };
+    assert_eq!((deploy.priority, deploy.parallel), (Priority::Urgent, Some(2)));
+    assert_eq!(deploy.deadline.unwrap().0.seconds, Some(5400));
+    let at = parse("shoal deployments retry a:b --deadline 2026-01-31T18:00:00Z --watch");
+    assert!(at.is_ok());
+    for bad in ["--parallel 0", "--priority top", "--deadline soon"] {
+        assert!(parse(&format!("shoal deploy a:b --all {bad}")).is_err(), "{bad}");
+    }
+    let listed = parse("shoal deployments").unwrap().command;
+    assert!(matches!(listed, Command::Deployments { command: None }));
+    assert!(parse("shoal deployments pause").is_err());
+    assert!(parse("shoal warm-up create base a:b").is_err(), "on which hosts?");
+    let line = "shoal warm-up create base a:b --selector room=1";
+    let Command::WarmUp(WarmUpCommand::Create(made)) = parse(line).unwrap().command else {
+        panic!("not a policy")
+    };
+    assert_eq!(made.priority, Priority::Low);
 }
 
 #[test]

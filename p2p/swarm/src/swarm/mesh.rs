@@ -128,6 +128,9 @@ impl Swarm {
     }
 
     pub(super) fn joined(&mut self, peer: PeerId, recipe: RecipeId) {
+        if self.retiring {
+            return self.refuse(peer, recipe);
+        }
         let Some(member) = self.peers.get(&peer).map(|peer| peer.member.clone()) else { return };
         let near = self.is_near(&member.zone);
         let Some(membership) = self.memberships.get_mut(&recipe) else {

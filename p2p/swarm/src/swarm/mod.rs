@@ -23,6 +23,7 @@ use crate::download::Download;
 use crate::event::{Action, BanReason, Event, RequestId};
 use crate::frames::{Contact, Frame};
 use crate::meter::Meter;
+use crate::pace::Pace;
 use crate::rendezvous::mix;
 use crate::tracker::Tracker;
 
@@ -59,6 +60,10 @@ pub struct Swarm {
     cuts: u32,
     /// What this peer's line brings.
     meter: Meter,
+    /// What it may bring.
+    pace: Pace,
+    /// It ends soon.
+    retiring: bool,
     tracker: Tracker,
     /// When heads that changed are told.
     tell_heads_at: Option<Duration>,
@@ -85,6 +90,8 @@ impl Swarm {
             waiting: BTreeSet::new(),
             cuts: 0,
             meter: Meter::default(),
+            pace: Pace::default(),
+            retiring: false,
             tracker: Tracker::default(),
             tell_heads_at: None,
             wake_at: Duration::MAX,
@@ -117,7 +124,8 @@ impl Swarm {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Start { recipe, held } => self.start(recipe, Some(held)),
-            Event::Seed { recipe } => self.start(recipe, None),
+            Event::Seed { recipe } if !self.retiring => self.start(recipe, None),
+            Event::Seed { .. } => {}
             Event::Stop { recipe } => self.stop(recipe),
             Event::Demand { recipe, range } => {
                 let now = self.now;
@@ -130,6 +138,8 @@ impl Swarm {
                 self.nodes = nodes;
                 self.wake_at = self.now;
             }
+            Event::Limit { bytes_per_second } => self.pace.limit(self.now, bytes_per_second),
+            Event::Retire => self.retire(),
             Event::Hint { recipe, contact } => self.hint(recipe, contact),
             Event::Connected { member, node, rtt } => self.connected(member, node, rtt),
             Event::Disconnected { peer } => self.disconnected(peer),
@@ -203,6 +213,15 @@ impl Swarm {
                     self.send(peer, Frame::Leave { recipe });
                 }
             }
+        }
+    }
+
+    /// Leaves the swarms of what is only offered, so that nobody is sent here any more.
+    fn retire(&mut self) {
+        self.retiring = true;
+        let offered = self.memberships.keys().filter(|recipe| !self.under_way.contains(recipe));
+        for recipe in offered.copied().collect::<Vec<_>>() {
+            self.stop(recipe);
         }
     }
 

@@ -77,6 +77,7 @@ impl Swarm {
         download.measure(took, bytes);
         self.cuts = 0;
         self.meter.count(now, u64::from(bytes));
+        self.pace.count(now, u64::from(bytes));
         download.end(&[index]);
         if !download.arrived(now, from, index) {
             return;
@@ -271,6 +272,11 @@ impl Swarm {
         self.requests.values().filter(counts).count() >= most
     }
 
+    /// Whether a limit lets another request be made. Where not, the next step looks again.
+    fn may_ask(&self) -> bool {
+        self.pace.is_free(self.now) && self.requests.len() < self.pace.requests_max()
+    }
+
     fn ask_source(
         &mut self,
         recipe: RecipeId,
@@ -280,7 +286,7 @@ impl Swarm {
         relief: bool,
     ) -> bool {
         let mut asked = false;
-        while self.is_ready(peer, most) {
+        while self.is_ready(peer, most) && self.may_ask() {
             let (now, draw, run) = (self.now, self.draw(), self.run(recipe, peer));
             let Some(download) = self.download(recipe) else { break };
             let far = source.is_none_or(|id| download.sources.get(&id).is_some_and(|s| !s.near));

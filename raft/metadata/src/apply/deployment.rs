@@ -1,68 +1,118 @@
 //! Deployments: orders to hosts, and what the hosts have come to.
 //!
-//! Invariant: the index of pending deployments has a host's order exactly while the host waits or
-//! runs and the order is not cancelled.
+//! Who may begin is decided here, from the rows alone: whenever a host comes to its end, the next
+//! one in the order of their ids is let begin. So a limit holds whoever leads.
+//!
+//! Invariants: the index of pending deployments has a host's order exactly while the host waits or
+//! runs and the order is not cancelled; of a deployment that is paused no host does; never more
+//! hosts are at work than `parallel` has it.
 
 use std::collections::BTreeSet;
 
-use shoal_content::{DeploymentId, Digest, PeerId, RepositoryName, TagName};
+use shoal_content::{DeploymentId, PeerId, Timestamp};
 
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
+use crate::deployment::{DeploymentOrder, DeploymentPlan};
 use crate::key;
 use crate::record::{Deployment, HostState};
 use crate::table::{Read, Table};
 
 /// The most hosts of one order.
 const HOSTS_MAX: usize = 10_000;
-
-/// What is ordered.
-pub(super) struct Order {
-    pub image: RepositoryName,
-    pub digest: Digest,
-    pub tag: Option<TagName>,
-    pub hosts: BTreeSet<PeerId>,
-    pub owner: String,
-}
+/// Why a host failed that was not through in time.
+const LATE: &str = "late: it was not done by the deadline";
 
 impl<R: Read> Step<'_, R> {
-    pub(super) fn create_deployment(
-        &mut self,
-        id: DeploymentId,
-        order: Order,
-    ) -> Result<Response, Stop> {
+    pub(super) fn create_deployment(&mut self, order: DeploymentOrder) -> Result<Response, Stop> {
+        let DeploymentOrder { id, image, digest, tag, hosts, owner, plan } = order;
         if self.query().deployment(id)?.is_some() {
             return Err(Refusal::Exists(Subject::Deployment).into());
         }
-        if order.hosts.len() > HOSTS_MAX {
+        if hosts.len() > HOSTS_MAX {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
-        let image = self.image_named(&order.image)?;
-        if self.query().version(image.id, &order.digest)?.is_none() {
+        if plan.parallel == Some(0) {
+            return Err(state("at least one host has to be let work at a time"));
+        }
+        self.check_deadline(plan.deadline)?;
+        let found = self.image_named(&image)?;
+        if self.query().version(found.id, &digest)?.is_none() {
             return Err(Refusal::NotFound(Subject::Version).into());
         }
-        for host in &order.hosts {
+        self.check_agents(&hosts)?;
+        let mut deployment = Deployment {
+            id,
+            image,
+            digest,
+            tag,
+            created_at: self.at,
+            created_by: owner,
+            hosts: hosts.into_iter().map(|host| (host, HostState::Queued)).collect(),
+            cancelled: false,
+        };
+        if plan != DeploymentPlan::default() {
+            self.put_plan(id, &plan);
+        }
+        if let Some(deadline) = plan.deadline {
+            self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
+        }
+        self.rows.mark(Table::DeploymentTimes, key::deployment_time(self.at, id));
+        self.admit(&mut deployment, &plan);
+        self.put_deployment(&deployment);
+        Ok(Response::Done)
+    }
+
+    fn check_deadline(&self, deadline: Option<Timestamp>) -> Result<(), Stop> {
+        match deadline {
+            Some(deadline) if deadline <= self.at => Err(state("the deadline is over already")),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_agents(&self, hosts: &BTreeSet<PeerId>) -> Result<(), Stop> {
+        for host in hosts {
             if !self.rows.has(Table::Agents, &key::peer(*host))? {
                 return Err(Refusal::NotFound(Subject::Agent).into());
             }
         }
-        for host in &order.hosts {
-            self.rows.mark(Table::PendingDeployments, key::pending(*host, id));
+        Ok(())
+    }
+
+    fn put_plan(&mut self, id: DeploymentId, plan: &DeploymentPlan) {
+        self.rows.put(Table::DeploymentPlans, key::deployment(id), plan);
+    }
+
+    fn put_deployment(&mut self, deployment: &Deployment) {
+        self.rows.put(Table::Deployments, key::deployment(deployment.id), deployment);
+        self.events.push(Event::DeploymentChanged(deployment.id));
+    }
+
+    fn deployment_and_plan(&self, id: DeploymentId) -> Result<(Deployment, DeploymentPlan), Stop> {
+        let found = self.query().deployment(id)?;
+        let plan = self.query().deployment_plan(id)?;
+        Ok((found.ok_or(Refusal::NotFound(Subject::Deployment))?, plan.unwrap_or_default()))
+    }
+
+    /// Lets as many begin as may.
+    fn admit(&mut self, deployment: &mut Deployment, plan: &DeploymentPlan) {
+        if deployment.cancelled || plan.paused {
+            return;
         }
-        let deployment = Deployment {
-            id,
-            image: order.image,
-            digest: order.digest,
-            tag: order.tag,
-            created_at: self.at,
-            created_by: order.owner,
-            hosts: order.hosts.into_iter().map(|host| (host, HostState::Waiting)).collect(),
-            cancelled: false,
+        let at_work = deployment.hosts.values().filter(|state| state.is_at_work()).count();
+        let room = match plan.parallel {
+            Some(most) => (most as usize).saturating_sub(at_work),
+            None => usize::MAX,
         };
-        self.rows.put(Table::Deployments, key::deployment(id), &deployment);
-        self.rows.mark(Table::DeploymentTimes, key::deployment_time(self.at, id));
-        self.events.push(Event::DeploymentChanged(id));
-        Ok(Response::Done)
+        let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
+        for (host, state) in queued.take(room) {
+            *state = HostState::Waiting;
+            let pending = key::pending(*host, deployment.id);
+            match plan.attempt(*host) {
+                0 => self.rows.mark(Table::PendingDeployments, pending),
+                attempt => self.rows.put(Table::PendingDeployments, pending, &attempt),
+            }
+        }
     }
 
     /// A host that is done stays done: a late report changes nothing.
@@ -75,34 +125,201 @@ impl<R: Read> Step<'_, R> {
         let deployment =
             self.query().deployment(id)?.ok_or(Refusal::NotFound(Subject::Deployment))?;
         let old = deployment.hosts.get(&peer).ok_or(Refusal::NotFound(Subject::Agent))?;
-        if *old != state && !matches!(old, HostState::Done { .. }) {
-            self.set_host(deployment, peer, state);
+        // Who was not told to begin has not begun, but may be done from before.
+        let untold = *old == HostState::Queued && !matches!(state, HostState::Done { .. });
+        if *old != state && !matches!(old, HostState::Done { .. }) && !untold {
+            self.set_host(deployment, peer, state)?;
         }
         Ok(Response::Done)
     }
 
-    pub(super) fn set_host(&mut self, mut deployment: Deployment, peer: PeerId, state: HostState) {
+    pub(super) fn report_attempt(
+        &mut self,
+        id: DeploymentId,
+        peer: PeerId,
+        attempt: u32,
+        state: HostState,
+    ) -> Result<Response, Stop> {
+        let (deployment, plan) = self.deployment_and_plan(id)?;
+        let old = deployment.hosts.get(&peer).ok_or(Refusal::NotFound(Subject::Agent))?;
+        let is_done = matches!(state, HostState::Done { .. });
+        if !is_done && (attempt != plan.attempt(peer) || !old.is_at_work()) {
+            return Ok(Response::Done);
+        }
+        self.report_host(id, peer, state)
+    }
+
+    /// Whoever waits for the place of one that has ended begins.
+    pub(super) fn set_host(
+        &mut self,
+        mut deployment: Deployment,
+        peer: PeerId,
+        state: HostState,
+    ) -> Result<(), Stop> {
         let pending = key::pending(peer, deployment.id);
-        let under_way = matches!(state, HostState::Waiting | HostState::Running);
-        if under_way && !deployment.cancelled {
-            self.rows.mark(Table::PendingDeployments, pending);
+        if state.is_at_work() && !deployment.cancelled {
+            if !self.rows.has(Table::PendingDeployments, &pending)? {
+                self.rows.mark(Table::PendingDeployments, pending);
+            }
         } else {
             self.rows.remove(Table::PendingDeployments, pending);
         }
+        let ended = state.has_ended();
         deployment.hosts.insert(peer, state);
-        self.rows.put(Table::Deployments, key::deployment(deployment.id), &deployment);
-        self.events.push(Event::DeploymentChanged(deployment.id));
+        if ended && deployment.hosts.values().any(|state| *state == HostState::Queued) {
+            let plan = self.query().deployment_plan(deployment.id)?.unwrap_or_default();
+            self.admit(&mut deployment, &plan);
+        }
+        self.put_deployment(&deployment);
+        Ok(())
     }
 
     pub(super) fn cancel_deployment(&mut self, id: DeploymentId) -> Result<Response, Stop> {
-        let mut deployment =
-            self.query().deployment(id)?.ok_or(Refusal::NotFound(Subject::Deployment))?;
+        let (mut deployment, plan) = self.deployment_and_plan(id)?;
         for host in deployment.hosts.keys() {
             self.rows.remove(Table::PendingDeployments, key::pending(*host, id));
         }
+        if let Some(deadline) = plan.deadline {
+            self.rows.remove(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
+        }
         deployment.cancelled = true;
-        self.rows.put(Table::Deployments, key::deployment(id), &deployment);
-        self.events.push(Event::DeploymentChanged(id));
+        self.put_deployment(&deployment);
         Ok(Response::Done)
     }
+
+    /// Hosts that are at work stop, and begin anew when it goes on; what they have, they keep.
+    pub(super) fn pause_deployment(
+        &mut self,
+        id: DeploymentId,
+        paused: bool,
+    ) -> Result<Response, Stop> {
+        let (mut deployment, mut plan) = self.deployment_and_plan(id)?;
+        check_under_way(&deployment)?;
+        if plan.paused == paused {
+            return Ok(Response::Done);
+        }
+        plan.paused = paused;
+        let at_work = deployment.hosts.iter_mut().filter(|(_, state)| state.is_at_work());
+        for (host, state) in at_work {
+            *state = HostState::Queued;
+            plan.attempt_again(*host);
+            self.rows.remove(Table::PendingDeployments, key::pending(*host, id));
+        }
+        self.admit(&mut deployment, &plan);
+        self.put_plan(id, &plan);
+        self.put_deployment(&deployment);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn retry_deployment(
+        &mut self,
+        id: DeploymentId,
+        deadline: Option<Timestamp>,
+    ) -> Result<Response, Stop> {
+        let (deployment, mut plan) = self.deployment_and_plan(id)?;
+        self.check_deadline(deadline)?;
+        let failed = |(host, state): (&PeerId, &HostState)| {
+            matches!(state, HostState::Failed { .. }).then_some(*host)
+        };
+        let failed: BTreeSet<PeerId> = deployment.hosts.iter().filter_map(failed).collect();
+        // Of the agents that are no members any more nobody would come back.
+        let mut again = BTreeSet::new();
+        for host in failed {
+            if self.rows.has(Table::Agents, &key::peer(host))? {
+                again.insert(host);
+            }
+        }
+        if deployment.cancelled {
+            return Err(state("it was cancelled; order it anew"));
+        }
+        if again.is_empty() {
+            return Err(state("no host of it has failed that is still there"));
+        }
+        let old = plan.deadline;
+        let kept = deadline.or(old.filter(|old| *old > self.at));
+        if let Some(old) = old {
+            self.rows.remove(Table::DeploymentDeadlines, key::deployment_deadline(old, id));
+        }
+        if let Some(new) = kept {
+            self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(new, id));
+        }
+        plan.deadline = kept;
+        self.enlist(deployment, plan, again);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn extend_deployment(
+        &mut self,
+        id: DeploymentId,
+        hosts: BTreeSet<PeerId>,
+    ) -> Result<Response, Stop> {
+        let (deployment, plan) = self.deployment_and_plan(id)?;
+        if deployment.cancelled {
+            return Err(state("it was cancelled; order it anew"));
+        }
+        self.check_agents(&hosts)?;
+        let wanted = |host: &PeerId| {
+            deployment.hosts.get(host).is_none_or(|state| matches!(state, HostState::Failed { .. }))
+        };
+        let hosts: BTreeSet<PeerId> = hosts.into_iter().filter(wanted).collect();
+        let added = hosts.iter().filter(|host| !deployment.hosts.contains_key(host)).count();
+        if deployment.hosts.len() + added > HOSTS_MAX {
+            return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
+        }
+        if !hosts.is_empty() {
+            self.enlist(deployment, plan, hosts);
+        }
+        Ok(Response::Done)
+    }
+
+    /// Puts hosts in line, those that were there before for another attempt.
+    fn enlist(
+        &mut self,
+        mut deployment: Deployment,
+        mut plan: DeploymentPlan,
+        hosts: BTreeSet<PeerId>,
+    ) {
+        for host in hosts {
+            if deployment.hosts.insert(host, HostState::Queued).is_some() {
+                plan.attempt_again(host);
+            }
+        }
+        self.admit(&mut deployment, &plan);
+        self.put_plan(deployment.id, &plan);
+        self.put_deployment(&deployment);
+    }
+
+    pub(super) fn pass_deadlines(&mut self, limit: u32) -> Result<Response, Stop> {
+        let passed = self.query().passed_deadlines(self.at, limit as usize)?;
+        for (deadline, id) in passed {
+            self.rows.remove(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
+            let Some(mut deployment) = self.query().deployment(id)? else { continue };
+            let mut changed = false;
+            for (host, state) in &mut deployment.hosts {
+                if !state.has_ended() {
+                    *state = HostState::Failed { reason: LATE.to_owned() };
+                    self.rows.remove(Table::PendingDeployments, key::pending(*host, id));
+                    changed = true;
+                }
+            }
+            if changed {
+                self.put_deployment(&deployment);
+            }
+        }
+        Ok(Response::Done)
+    }
+}
+
+fn state(text: &str) -> Stop {
+    Refusal::DeploymentState(text.to_owned()).into()
+}
+
+fn check_under_way(deployment: &Deployment) -> Result<(), Stop> {
+    if deployment.cancelled {
+        return Err(state("it was cancelled"));
+    }
+    if deployment.hosts.values().all(HostState::has_ended) {
+        return Err(state("it is over"));
+    }
+    Ok(())
 }

@@ -216,7 +216,7 @@ impl<R: Read> Step<'_, R> {
         let agent = self.query().agent(peer)?.ok_or(Refusal::NotFound(Subject::Agent))?;
         for deployment in self.query().pending_deployments(peer)? {
             let reason = "the agent was removed".to_owned();
-            self.set_host(deployment, peer, HostState::Failed { reason });
+            self.set_host(deployment, peer, HostState::Failed { reason })?;
         }
         let named: Option<PeerId> = row(&self.rows, Table::AgentNames, agent.name.as_bytes())?;
         if named == Some(peer) {

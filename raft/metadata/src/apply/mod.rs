@@ -27,6 +27,7 @@ mod retire;
 mod rights;
 mod trash;
 mod upload;
+mod warm_up;
 
 use shoal_content::Timestamp;
 
@@ -34,6 +35,7 @@ pub use catalog::COUNTED_MAX;
 pub use retire::{PULLS_MAX, RETIRED_MAX};
 
 use crate::command::{Command, Event, Refusal, Response};
+use crate::deployment::{DeploymentOrder, DeploymentPlan};
 use crate::query::Query;
 use crate::table::{Fault, Read};
 use crate::transaction::Transaction;
@@ -164,8 +166,16 @@ impl<R: Read> Step<'_, R> {
             Command::PutTag { repository, tag, digest } => self.put_tag(&repository, tag, &digest),
             Command::DeleteTag { repository, tag } => self.delete_tag(&repository, tag),
             Command::CreateDeployment { id, image, digest, tag, hosts, owner } => {
-                let order = deployment::Order { image, digest, tag, hosts, owner };
-                self.create_deployment(id, order)
+                let plan = DeploymentPlan::default();
+                self.create_deployment(DeploymentOrder {
+                    id,
+                    image,
+                    digest,
+                    tag,
+                    hosts,
+                    owner,
+                    plan,
+                })
             }
             Command::ReportHost { deployment, peer, state } => {
                 self.report_host(deployment, peer, state)
@@ -285,6 +295,19 @@ impl<R: Read> Step<'_, R> {
             Command::IndexBlobs => self.index_blobs(),
             Command::BeginBlobUpload { upload, open_max } => {
                 self.begin_blob_upload(&upload, open_max)
+            }
+            Command::OrderDeployment(order) => self.create_deployment(order),
+            Command::PauseDeployment { id, paused } => self.pause_deployment(id, paused),
+            Command::RetryDeployment { id, deadline } => self.retry_deployment(id, deadline),
+            Command::ExtendDeployment { id, hosts } => self.extend_deployment(id, hosts),
+            Command::ReportAttempt { deployment, peer, attempt, state } => {
+                self.report_attempt(deployment, peer, attempt, state)
+            }
+            Command::PassDeadlines { limit } => self.pass_deadlines(limit),
+            Command::CreateWarmUp(policy) => self.create_warm_up(&policy),
+            Command::RemoveWarmUp { name } => self.remove_warm_up(&name),
+            Command::RunWarmUp { name, expected, id, digest, hosts } => {
+                self.run_warm_up(&name, expected, warm_up::Run { id, digest, hosts })
             }
         }
     }

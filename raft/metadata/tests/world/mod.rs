@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
     AccountName, ClusterId, DeploymentId, Digest, ImageId, InstanceName, Labels, NodeId, ObjectKey,
-    PackId, PeerId, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId, Zone,
+    PackId, PeerId, Priority, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    Zone,
 };
 use shoal_metadata::*;
 
@@ -435,5 +436,20 @@ pub fn workload_rule(robot: &str, name: &str) -> WorkloadRule {
         robot: robot.name,
         created_at: at(1),
         created_by: "u".into(),
+    }
+}
+
+/// Keeps the tag `latest` on hosts with the label `name=host-1`.
+pub fn warm_up(text: &str, repository: &str) -> WarmUp {
+    WarmUp {
+        name: account(text),
+        image: name(repository),
+        tag: tag("latest"),
+        selector: "name=host-1".parse().unwrap(),
+        priority: Priority::Low,
+        parallel: Some(2),
+        created_at: at(1),
+        created_by: "admin".into(),
+        deployment: None,
     }
 }

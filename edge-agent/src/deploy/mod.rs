@@ -1,0 +1,234 @@
+//! Orders from the cluster: bring this version here, and say how it goes.
+//!
+//! An order that comes again while it is carried out changes nothing; one that comes again after
+//! its end is carried out again, which costs little since the chunks are here, and reported again.
+//! So a lost report mends itself when the order stream opens anew. An order that comes as another
+//! attempt is begun anew, and reports say which attempt they are of.
+//!
+//! Of several orders those of the highest priority go first; a lower one that was under way lets go
+//! of the swarm, keeps what it has, and goes on when they are through (see `turns`).
+//!
+//! Bounds: [`turns::AT_ONCE_MAX`] orders are carried out at once, [`ORDERS_MAX`] are known; what is
+//! refused beyond that stays pending at the nodes and comes again.
+
+mod turns;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shoal_api::{OrderMessage, ProgressReport, TransferProgress};
+use shoal_content::{DeploymentId, ImageReference, Priority};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use crate::fetch::{self, Fetched, Fetcher, Patience};
+use crate::limits;
+use crate::nodes::chain;
+use crate::transfers::{Purpose, Tracked, Transfers};
+use turns::Turns;
+
+const ORDERS_MAX: usize = 1024;
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// The end of a transfer is reported until a node takes it, this often at most.
+const FINAL_REPORTS_MAX: u32 = 120;
+const FINAL_REPORT_PAUSE: Duration = Duration::from_secs(2);
+/// What people read while an order waits for others.
+const YIELDS: &str = "waits for a deployment of a higher priority";
+
+/// Takes a new list of nodes.
+pub type NodesChanged = Box<dyn Fn(Vec<shoal_api::NodeAddress>) + Send + Sync>;
+
+/// What is to be carried out.
+#[derive(Debug, Clone)]
+struct Order {
+    deployment: DeploymentId,
+    reference: ImageReference,
+    priority: Priority,
+    attempt: u32,
+}
+
+#[derive(Debug)]
+struct Running {
+    attempt: u32,
+    task: AbortHandle,
+}
+
+#[derive(Debug, Default)]
+struct Desk {
+    running: HashMap<DeploymentId, Running>,
+    turns: Turns,
+}
+
+/// Carries out orders; clones share them.
+#[derive(Debug, Clone)]
+pub struct Deployments {
+    fetcher: Fetcher,
+    transfers: Transfers,
+    desk: Arc<Mutex<Desk>>,
+    /// Whose turn it is.
+    at_work: Arc<watch::Sender<BTreeSet<DeploymentId>>>,
+    limits: limits::Shown,
+}
+
+impl Deployments {
+    pub fn new(fetcher: Fetcher, transfers: Transfers, limits: limits::Shown) -> Self {
+        let at_work = Arc::new(watch::Sender::default());
+        Self { fetcher, transfers, desk: Arc::default(), at_work, limits }
+    }
+
+    /// Stops all without a word to the nodes: there the orders stay, and come again.
+    pub fn lay_down(&self) {
+        self.stop(|_, _| true);
+    }
+
+    /// Takes what the order stream brings, until it ends.
+    pub async fn serve(self, mut orders: mpsc::Receiver<OrderMessage>, nodes: NodesChanged) {
+        while let Some(order) = orders.recv().await {
+            match order {
+                OrderMessage::Nodes { nodes: list } => nodes(list),
+                OrderMessage::Deploy { deployment, reference, priority, attempt, .. } => {
+                    self.start(Order { deployment, reference, priority, attempt });
+                }
+                OrderMessage::Cancel { deployment, attempt } => {
+                    self.stop(|id, running| id == deployment && running.attempt <= attempt);
+                }
+                OrderMessage::Standing { deployments } => {
+                    self.stop(|id, _| !deployments.contains(&id));
+                }
+                OrderMessage::Ping => {}
+            }
+        }
+    }
+
+    fn start(&self, order: Order) {
+        let (deployment, attempt) = (order.deployment, order.attempt);
+        let mut desk = self.desk.lock();
+        match desk.running.get(&deployment) {
+            Some(running) if running.attempt >= attempt => return,
+            Some(running) => running.task.abort(),
+            None if desk.running.len() >= ORDERS_MAX => {
+                warn!(%deployment, "too many orders at once; it comes again with the next stream");
+                return;
+            }
+            None => {}
+        }
+        desk.turns.enter(deployment, order.priority);
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            this.carry_out(order).await;
+            this.stop(|id, running| id == deployment && running.attempt == attempt);
+        });
+        desk.running.insert(deployment, Running { attempt, task: task.abort_handle() });
+        self.at_work.send_replace(desk.turns.at_work());
+    }
+
+    /// Ends those that are meant, also where they have come to their end.
+    fn stop(&self, meant: impl Fn(DeploymentId, &Running) -> bool) {
+        let mut desk = self.desk.lock();
+        let Desk { running, turns } = &mut *desk;
+        running.retain(|&id, running| {
+            let stops = meant(id, running);
+            if stops {
+                running.task.abort();
+                turns.leave(id);
+            }
+            !stops
+        });
+        self.at_work.send_replace(turns.at_work());
+    }
+
+    async fn carry_out(&self, order: Order) {
+        let Order { deployment, reference, attempt, .. } = &order;
+        let mut at_work = self.at_work.subscribe();
+        if at_work.wait_for(|at_work| at_work.contains(deployment)).await.is_err() {
+            return;
+        }
+        info!(%deployment, %reference, attempt, "deployment started");
+        let tracked = self.transfers.start(reference.to_string(), Purpose::Deployment);
+        let outcome = {
+            let mut fetching = std::pin::pin!(self.fetch(&order, &tracked));
+            let mut reporting = std::pin::pin!(self.report_while_running(&order, &tracked));
+            tokio::select! {
+                outcome = &mut fetching => outcome,
+                () = &mut reporting => return,
+            }
+        };
+        let progress = match outcome {
+            Ok(_) => tracked.done(),
+            Err(error) => {
+                let text = chain(&error);
+                warn!(%deployment, %reference, error = text, "deployment failed");
+                tracked.failed(&text)
+            }
+        };
+        self.report_end(&order, &tracked, progress).await;
+    }
+
+    /// Fetches in its turns, to the end.
+    async fn fetch(&self, order: &Order, tracked: &Tracked) -> Result<Fetched, fetch::Error> {
+        let deployment = order.deployment;
+        let mut at_work = self.at_work.subscribe();
+        loop {
+            let mine = at_work.wait_for(|at_work| at_work.contains(&deployment)).await;
+            mine.map_err(|_| fetch::Error::Stopped)?;
+            tokio::select! {
+                outcome = self.fetcher.image(&order.reference, tracked, Patience::ORDER) => {
+                    return outcome;
+                }
+                yields = at_work.wait_for(|at_work| !at_work.contains(&deployment)) => {
+                    yields.map_err(|_| fetch::Error::Stopped)?;
+                    info!(%deployment, "the deployment waits for one of a higher priority");
+                    tracked.note_error(YIELDS);
+                }
+            }
+        }
+    }
+
+    /// Never returns; a report that gets lost is followed by a newer one.
+    async fn report_while_running(&self, order: &Order, tracked: &Tracked) {
+        let mut changes = tracked.watch();
+        loop {
+            let line_bytes_per_second = limits::line(&self.limits);
+            let progress = changes.borrow_and_update().clone();
+            let progress = TransferProgress { line_bytes_per_second, ..progress };
+            if let Err(error) = self.fetcher.nodes.report(&report(order, tracked, progress)).await {
+                tracing::debug!(deployment = %order.deployment, %error, "a report was lost");
+            }
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn report_end(&self, order: &Order, tracked: &Tracked, progress: TransferProgress) {
+        let deployment = order.deployment;
+        let line_bytes_per_second = limits::line(&self.limits);
+        let progress = TransferProgress { line_bytes_per_second, ..progress };
+        let report = report(order, tracked, progress);
+        for _ in 0..FINAL_REPORTS_MAX {
+            match self.fetcher.nodes.report(&report).await {
+                Ok(()) => {
+                    info!(%deployment, state = report.progress.state, "deployment ended");
+                    return;
+                }
+                Err(error) if error.is_retryable() => {
+                    tokio::time::sleep(FINAL_REPORT_PAUSE).await;
+                }
+                Err(error) => {
+                    warn!(%deployment, %error, "no node takes the end of a deployment");
+                    return;
+                }
+            }
+        }
+        warn!(%deployment, "the end of a deployment could not be reported; the order comes again");
+    }
+}
+
+fn report(order: &Order, tracked: &Tracked, progress: TransferProgress) -> ProgressReport {
+    let (deployment, attempt) = (order.deployment, order.attempt);
+    ProgressReport { deployment, transfer: tracked.id(), attempt, progress }
+}

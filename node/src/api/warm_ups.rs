@@ -1,0 +1,138 @@
+//! Policies that keep a tag on hosts: made, listed, removed. Carrying them out is `deploy`'s.
+//!
+//! Whoever may pull a tag may order it onto hosts, once or always; who made a policy, or manages the
+//! image, may end it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use shoal_api::{CreateWarmUp, WarmUp};
+use shoal_content::{AccountName, ImageReference, Labels, Pin};
+use shoal_metadata::{self as metadata, Action, Command, Query as Metadata, Read, Refusal, What};
+use shoal_raft::ProposeError;
+
+use super::caller::Caller;
+use super::deployments::checked_parallel;
+use super::images::resolved;
+use super::input::{Body, Path};
+use super::problem::{conflict, missing};
+use crate::clock::{now, rfc3339};
+use crate::deploy::{named, state};
+use crate::http::problem::Problem;
+use crate::state::App;
+
+fn unknown(name: &AccountName) -> Problem {
+    missing("warm_up_not_found", format!("there is no warm-up policy {name}"))
+}
+
+/// Whoever made a policy may do all with it; others what they may do with its image.
+fn may(caller: &Caller, row: &metadata::WarmUp, action: Action) -> Result<(), Problem> {
+    if row.created_by == caller.principal.name() {
+        return Ok(());
+    }
+    caller.permit(action, What::Repository(&row.image))
+}
+
+fn permitted(
+    caller: &Caller,
+    name: &AccountName,
+    action: Action,
+) -> Result<metadata::WarmUp, Problem> {
+    let row = caller.view.query().warm_up(name)?.ok_or_else(|| unknown(name))?;
+    may(caller, &row, action).map_err(|problem| match problem.status {
+        StatusCode::NOT_FOUND => unknown(name),
+        _ => problem,
+    })?;
+    Ok(row)
+}
+
+fn shown<R: Read>(query: Metadata<'_, R>, row: metadata::WarmUp) -> Result<WarmUp, Problem> {
+    let trouble = named(query, &row, now()).err().map(|trouble| trouble.to_string());
+    let ordered = match row.deployment {
+        Some(id) => query.deployment(id)?.map(|ordered| (id, ordered)),
+        None => None,
+    };
+    let state = match &ordered {
+        Some((id, ordered)) => {
+            let plan = query.deployment_plan(*id)?.unwrap_or_default();
+            Some(state(ordered, plan.paused).to_owned())
+        }
+        None => None,
+    };
+    Ok(WarmUp {
+        name: row.name,
+        reference: ImageReference { name: row.image, pin: Pin::Tag(row.tag) },
+        selector: row.selector.into(),
+        priority: row.priority,
+        parallel: row.parallel,
+        created_at: rfc3339(row.created_at),
+        created_by: row.created_by,
+        deployment: row.deployment,
+        state,
+        trouble,
+    })
+}
+
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<CreateWarmUp>,
+) -> Result<(StatusCode, Json<WarmUp>), Problem> {
+    let created_by = caller.account()?;
+    let (image, _) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
+    let Pin::Tag(tag) = request.reference.pin else {
+        let text = "a digest never moves: name a tag, or deploy it once";
+        return Err(Problem::bad_request("reference_invalid", text));
+    };
+    let selector: Labels = request
+        .selector
+        .parse()
+        .map_err(|error| Problem::bad_request("selector_invalid", format!("{error}")))?;
+    let policy = metadata::WarmUp {
+        name: request.name,
+        image: image.name,
+        tag,
+        selector,
+        priority: request.priority,
+        parallel: checked_parallel(request.parallel)?,
+        created_at: now(),
+        created_by,
+        deployment: None,
+    };
+    drop(caller);
+    let name = policy.name.clone();
+    app.propose(Command::CreateWarmUp(policy)).await.map_err(|error| match error {
+        ProposeError::Refused(Refusal::Exists(_)) => {
+            conflict("warm_up_exists", format!("there is a warm-up policy {name} already"))
+        }
+        error => error.into(),
+    })?;
+    let view = app.view().await?;
+    let row = view.query().warm_up(&name)?.ok_or_else(|| unknown(&name))?;
+    Ok((StatusCode::CREATED, Json(shown(view.query(), row)?)))
+}
+
+pub async fn list(caller: Caller) -> Result<Json<Vec<WarmUp>>, Problem> {
+    let query = caller.view.query();
+    let rows = query.warm_ups()?.into_iter();
+    let seen = rows.filter(|row| may(&caller, row, Action::List).is_ok());
+    seen.map(|row| shown(query, row)).collect::<Result<_, _>>().map(Json)
+}
+
+pub async fn show(caller: Caller, Path(name): Path<AccountName>) -> Result<Json<WarmUp>, Problem> {
+    let row = permitted(&caller, &name, Action::List)?;
+    shown(caller.view.query(), row).map(Json)
+}
+
+/// What it has ordered goes on.
+pub async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<AccountName>,
+) -> Result<StatusCode, Problem> {
+    permitted(&caller, &name, Action::Manage)?;
+    caller.account()?;
+    drop(caller);
+    app.propose(Command::RemoveWarmUp { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

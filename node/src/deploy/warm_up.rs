@@ -1,0 +1,210 @@
+//! Carries out the policies "this tag, on these labels, always".
+//!
+//! The leader compares, for each policy, what its tag names and who carries its labels with what the
+//! policy ordered last: another version is ordered in place of that; who came since is added to it;
+//! who failed tries again once in [`RETRY_INTERVAL`]. It looks whenever a tag moves, an agent comes
+//! or a policy changes, and at every interval besides. What it finds is compared again by the
+//! command, so that a change of leaders orders nothing twice.
+//!
+//! Invariants: nothing is ordered that whoever made the policy may not pull now; an order that
+//! somebody called off stays so until the tag moves.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use shoal_content::{AccountName, DeploymentId, Digest, PeerId, Timestamp};
+use shoal_metadata::{
+    Action, Agent, AuditSource, Command, Event, Fault, HostState, Query, Read, Refusal, RobotName,
+    WarmUp, What, Who, permission,
+};
+use shoal_raft::{ProposeError, Raft};
+use thiserror::Error;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::clock;
+
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Agents that come within this time are one order.
+const GATHERING: Duration = Duration::from_millis(200);
+/// How often those try again that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Why a policy orders nothing.
+#[derive(Debug, Error)]
+pub enum Trouble {
+    #[error("there is no image {0}")]
+    NoImage(String),
+    #[error("{0} has no tag {1}")]
+    NoTag(String, String),
+    #[error("{0}, on whose behalf it orders, may not pull {1} any more")]
+    Forbidden(String, String),
+    #[error("the metadata cannot be read")]
+    Rows(#[from] Fault),
+}
+
+/// What a policy's tag names now, where its maker may have it.
+///
+/// # Errors
+/// Where nothing can be ordered.
+pub fn named<R: Read>(
+    query: Query<'_, R>,
+    policy: &WarmUp,
+    now: Timestamp,
+) -> Result<Digest, Trouble> {
+    let (name, by) = (&policy.image, &policy.created_by);
+    let image = query.image_by_name(name)?.ok_or_else(|| Trouble::NoImage(name.to_string()))?;
+    let who = match by.parse::<RobotName>() {
+        Ok(robot) => Who::Robot(robot),
+        Err(_) => Who::User { name: by.clone(), scopes: None },
+    };
+    // What is public anyone may pull, also who has no account any more.
+    let is_there = match &who {
+        Who::User { name, .. } => query.user(name)?.is_some(),
+        Who::Robot(robot) => {
+            let row = query.robot(robot)?;
+            row.is_some_and(|row| row.expires_at.is_none_or(|expires| expires > now))
+        }
+        _ => false,
+    };
+    if !is_there || !permission(query, &who, Action::Pull, What::Repository(name))?.is_allowed() {
+        return Err(Trouble::Forbidden(by.clone(), name.to_string()));
+    }
+    let none = || Trouble::NoTag(name.to_string(), policy.tag.to_string());
+    query.tag(image.id, &policy.tag)?.ok_or_else(none)
+}
+
+/// When those that failed were last let try again.
+type Tries = HashMap<DeploymentId, Instant>;
+
+/// Runs until it is dropped.
+pub async fn keep_warm(raft: Raft) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut events = raft.events();
+    let mut tries = Tries::new();
+    let mut troubled = BTreeSet::new();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            going = changed(&mut events) => match going {
+                true => sleep(GATHERING).await,
+                false => return,
+            },
+        }
+        if !raft.status().is_leader {
+            continue;
+        }
+        if let Err(error) = look(&raft, &mut tries, &mut troubled).await {
+            warn!(%error, "warm-up policies cannot be read");
+        }
+    }
+}
+
+/// Waits until something happens that a policy may be about; gives whether there will be more.
+async fn changed(events: &mut Receiver<Event>) -> bool {
+    loop {
+        match events.recv().await {
+            Ok(Event::TagMoved { .. } | Event::AgentsChanged | Event::WarmUpsChanged)
+            | Err(RecvError::Lagged(_)) => return true,
+            Ok(_) => {}
+            Err(RecvError::Closed) => return false,
+        }
+    }
+}
+
+async fn look(
+    raft: &Raft,
+    tries: &mut Tries,
+    troubled: &mut BTreeSet<AccountName>,
+) -> Result<(), Fault> {
+    // As a command looks at all of it again, this node's own state is new enough.
+    let commands = {
+        let view = raft.local();
+        let query = view.query();
+        let policies = query.warm_ups()?;
+        let (names, ordered): (BTreeSet<_>, BTreeSet<_>) =
+            policies.iter().map(|policy| (policy.name.clone(), policy.deployment)).unzip();
+        tries.retain(|id, _| ordered.contains(&Some(*id)));
+        troubled.retain(|name| names.contains(name));
+        if policies.is_empty() {
+            return Ok(());
+        }
+        let agents = query.agents()?;
+        let mut commands = Vec::new();
+        for policy in policies {
+            match due(query, &agents, &policy, tries) {
+                Ok(command) => {
+                    troubled.remove(&policy.name);
+                    commands.extend(command.map(|command| (policy, command)));
+                }
+                Err(Trouble::Rows(fault)) => return Err(fault),
+                Err(trouble) => {
+                    if troubled.insert(policy.name.clone()) {
+                        warn!(warm_up = %policy.name, %trouble, "a warm-up policy orders nothing");
+                    }
+                }
+            }
+        }
+        commands
+    };
+    for (policy, command) in commands {
+        let name = &policy.name;
+        let source = AuditSource { who: policy.created_by.clone(), ..AuditSource::default() };
+        let command = Command::Audited { source, command: Box::new(command) };
+        match raft.propose(clock::now(), command).await {
+            Ok(_) => info!(warm_up = %name, "a warm-up policy ordered"),
+            // Something moved meanwhile; it is looked at again.
+            Err(ProposeError::Refused(Refusal::DeploymentState(_) | Refusal::NotFound(_))) => {}
+            Err(error) => warn!(warm_up = %name, %error, "a warm-up policy could not order"),
+        }
+    }
+    Ok(())
+}
+
+/// What is to be proposed for a policy, if anything.
+fn due<R: Read>(
+    query: Query<'_, R>,
+    agents: &[Agent],
+    policy: &WarmUp,
+    tries: &mut Tries,
+) -> Result<Option<Command>, Trouble> {
+    let digest = named(query, policy, clock::now())?;
+    let carrying = agents.iter().filter(|agent| agent.labels.match_selector(&policy.selector));
+    let hosts: BTreeSet<PeerId> = carrying.map(|agent| agent.peer).collect();
+    if hosts.is_empty() {
+        return Ok(None);
+    }
+    let current = match policy.deployment {
+        Some(id) => query.deployment(id)?.filter(|row| row.digest == digest),
+        None => None,
+    };
+    let Some(current) = current else {
+        let id = DeploymentId::from_uuid(Uuid::now_v7());
+        let (name, expected) = (policy.name.clone(), policy.deployment);
+        return Ok(Some(Command::RunWarmUp { name, expected, id, digest, hosts }));
+    };
+    if current.cancelled {
+        return Ok(None);
+    }
+    let mut wanted: BTreeSet<PeerId> =
+        hosts.iter().filter(|host| !current.hosts.contains_key(host)).copied().collect();
+    let failed = hosts
+        .iter()
+        .filter(|host| matches!(current.hosts.get(host), Some(HostState::Failed { .. })));
+    let failed: BTreeSet<PeerId> = failed.copied().collect();
+    let rested = tries.get(&current.id).is_none_or(|at| at.elapsed() >= RETRY_INTERVAL);
+    if failed.is_empty() {
+        tries.remove(&current.id);
+    } else if rested {
+        // The first time it is only noted: what has just failed rests, too.
+        if tries.insert(current.id, Instant::now()).is_some() {
+            wanted.extend(failed);
+        }
+    }
+    let id = current.id;
+    Ok((!wanted.is_empty()).then_some(Command::ExtendDeployment { id, hosts: wanted }))
+}

@@ -1,0 +1,243 @@
+//! Deployments with a plan: who begins when, what a pause, a retry and a deadline do, and the
+//! policies that order by themselves.
+
+mod world;
+
+use std::collections::BTreeSet;
+
+use shoal_content::{PeerId, Priority};
+use shoal_metadata::*;
+use world::*;
+
+const DONE: HostState =
+    HostState::Done { bytes_from_peers: 1, bytes_from_nodes: 2, bytes_local: 3 };
+
+/// Agents 1 to `agents`, and `vm:latest` with manifest 20.
+fn with_agents(agents: u8) -> World {
+    let mut world = World::founded();
+    world.accepts(Command::CreateJoinToken(token("t", JoinRole::Agent, None)));
+    for number in 1..=agents {
+        world.accepts(Command::EnrolAgent {
+            token: "t".into(),
+            secret_hash: [7; 32],
+            agent: agent(number),
+        });
+    }
+    world.accepts(create_image(1, "vm", ImageKind::Disk));
+    world.accepts(publish_disk("vm", 1, 20, "1.0"));
+    world
+}
+
+fn peers(numbers: &[u8]) -> BTreeSet<PeerId> {
+    numbers.iter().copied().map(peer).collect()
+}
+
+fn order(number: u64, hosts: &[u8], plan: DeploymentPlan) -> Command {
+    Command::OrderDeployment(DeploymentOrder {
+        id: deployment_id(number),
+        image: name("vm"),
+        digest: digest(20),
+        tag: None,
+        hosts: peers(hosts),
+        owner: "admin".into(),
+        plan,
+    })
+}
+
+fn report(host: u8, attempt: u32, state: HostState) -> Command {
+    Command::ReportAttempt { deployment: deployment_id(1), peer: peer(host), attempt, state }
+}
+
+fn failed() -> HostState {
+    HostState::Failed { reason: "no space".into() }
+}
+
+fn state(world: &World, host: u8) -> HostState {
+    world.query().deployment(deployment_id(1)).unwrap().unwrap().hosts[&peer(host)].clone()
+}
+
+fn plan(world: &World) -> DeploymentPlan {
+    world.query().deployment_plan(deployment_id(1)).unwrap().unwrap_or_default()
+}
+
+/// Whom an order stream would tell, which has to be whoever is at work.
+fn told(world: &World, agents: u8) -> Vec<u8> {
+    let is_told = |host: &u8| {
+        let pending = world.query().pending_deployments(peer(*host)).unwrap();
+        let told = pending.iter().any(|one| one.id == deployment_id(1));
+        assert_eq!(told, state(world, *host).is_at_work(), "host {host}");
+        let attempt = world.query().pending_attempt(peer(*host), deployment_id(1)).unwrap();
+        assert_eq!(attempt, told.then(|| plan(world).attempt(peer(*host))), "host {host}");
+        told
+    };
+    (1..=agents).filter(is_told).collect()
+}
+
+fn parallel(most: u32) -> DeploymentPlan {
+    DeploymentPlan { parallel: Some(most), ..DeploymentPlan::default() }
+}
+
+#[test]
+fn never_more_hosts_are_at_work_than_may_be_and_the_next_begins_when_one_ends() {
+    let mut world = with_agents(5);
+    assert!(matches!(world.refuses(order(1, &[1], parallel(0))), Refusal::DeploymentState(_)));
+    world.accepts(order(1, &[1, 2, 3, 4, 5], parallel(2)));
+    let first: BTreeSet<u8> = told(&world, 5).into_iter().collect();
+    assert_eq!(first.len(), 2);
+    // One that was not told cannot begin by saying so.
+    let untold = (1..=5).find(|host| !first.contains(host)).unwrap();
+    world.accepts(report(untold, 0, HostState::Running));
+    world.accepts(Command::ReportHost {
+        deployment: deployment_id(1),
+        peer: peer(untold),
+        state: HostState::Running,
+    });
+    assert_eq!(told(&world, 5).len(), 2);
+    let mut ended = 0;
+    while let Some(&next) = told(&world, 5).first() {
+        assert!(told(&world, 5).len() <= 2);
+        world.accepts(report(next, 0, HostState::Running));
+        let end = if ended % 2 == 0 { failed() } else { DONE };
+        world.accepts(report(next, 0, end));
+        ended += 1;
+    }
+    assert_eq!(ended, 5);
+    // An agent that goes away makes room, too.
+    world.accepts(Command::RetryDeployment { id: deployment_id(1), deadline: None });
+    let at_work = told(&world, 5);
+    assert_eq!(at_work.len(), 2);
+    world.accepts(Command::RemoveAgent(peer(at_work[0])));
+    assert!(matches!(state(&world, at_work[0]), HostState::Failed { .. }));
+    assert_eq!(told(&world, 5).len(), 2);
+}
+
+#[test]
+fn a_pause_stops_all_and_what_was_said_before_it_counts_no_more() {
+    let mut world = with_agents(3);
+    world.accepts(order(1, &[1, 2, 3], parallel(2)));
+    let before = told(&world, 3);
+    world.accepts(report(before[0], 0, HostState::Running));
+    let pause = |paused| Command::PauseDeployment { id: deployment_id(1), paused };
+    world.accepts(pause(true));
+    assert_eq!(told(&world, 3), [] as [u8; 0]);
+    assert_eq!(plan(&world).attempt(peer(before[0])), 1);
+    world.accepts(report(before[0], 0, failed()));
+    assert_eq!(state(&world, before[0]), HostState::Queued);
+    world.accepts(pause(true));
+    assert_eq!(plan(&world).attempt(peer(before[0])), 1);
+    // It was through at that very moment.
+    world.accepts(report(before[1], 0, DONE));
+    world.accepts(pause(false));
+    assert_eq!(told(&world, 3).len(), 2);
+    for host in told(&world, 3) {
+        let attempt = plan(&world).attempt(peer(host));
+        world.accepts(report(host, attempt, DONE));
+    }
+    assert!(matches!(world.refuses(pause(true)), Refusal::DeploymentState(_)));
+}
+
+#[test]
+fn a_retry_is_for_those_that_failed_and_are_there() {
+    let mut world = with_agents(3);
+    world.accepts(order(1, &[1, 2, 3], DeploymentPlan::default()));
+    let retry = || Command::RetryDeployment { id: deployment_id(1), deadline: None };
+    assert!(matches!(world.refuses(retry()), Refusal::DeploymentState(_)));
+    world.accepts(report(1, 0, failed()));
+    world.accepts(report(2, 0, DONE));
+    world.accepts(Command::RemoveAgent(peer(3)));
+    world.accepts(retry());
+    assert_eq!((state(&world, 1), state(&world, 2)), (HostState::Waiting, DONE));
+    assert!(matches!(state(&world, 3), HostState::Failed { .. }));
+    assert_eq!(told(&world, 3), [1]);
+    world.accepts(report(1, 1, HostState::Running));
+    assert_eq!(told(&world, 3), [1]);
+    // The first attempt's end, sent twice, does not end the second.
+    world.accepts(report(1, 0, failed()));
+    assert_eq!(state(&world, 1), HostState::Running);
+    world.accepts(report(1, 1, failed()));
+    assert_eq!(state(&world, 1), failed());
+    world.accepts(Command::CancelDeployment { id: deployment_id(1) });
+    assert!(matches!(world.refuses(retry()), Refusal::DeploymentState(_)));
+}
+
+#[test]
+fn a_deadline_ends_what_is_not_done_and_a_retry_sets_another() {
+    let mut world = with_agents(3);
+    world.now = 100;
+    let by = |deadline| DeploymentPlan { deadline: Some(at(deadline)), ..parallel(1) };
+    assert!(matches!(world.refuses(order(1, &[1], by(50))), Refusal::DeploymentState(_)));
+    world.accepts(order(1, &[1, 2, 3], by(200)));
+    let first = told(&world, 3)[0];
+    world.accepts(report(first, 0, DONE));
+    world.accepts(Command::PassDeadlines { limit: 9 });
+    assert_eq!(told(&world, 3).len(), 1);
+    assert_eq!(world.query().passed_deadlines(at(199), 9).unwrap(), []);
+    world.now = 200;
+    world.accepts(Command::PassDeadlines { limit: 9 });
+    assert_eq!(told(&world, 3), [] as [u8; 0]);
+    let late = |world: &World| {
+        let row = world.query().deployment(deployment_id(1)).unwrap().unwrap();
+        let late = |state: &&HostState| matches!(state, HostState::Failed { reason } if reason.starts_with("late"));
+        row.hosts.values().filter(late).count()
+    };
+    assert_eq!((late(&world), state(&world, first)), (2, DONE));
+    assert_eq!(world.query().passed_deadlines(at(u64::MAX), 9).unwrap(), []);
+    let retry = |deadline| Command::RetryDeployment { id: deployment_id(1), deadline };
+    assert!(matches!(world.refuses(retry(Some(at(200)))), Refusal::DeploymentState(_)));
+    world.accepts(retry(Some(at(300))));
+    assert_eq!(told(&world, 3).len(), 1);
+    world.now = 300;
+    world.accepts(Command::PassDeadlines { limit: 9 });
+    world.accepts(retry(None));
+    assert_eq!(plan(&world).deadline, None);
+    // A deployment that was called off has nothing to be late with.
+    world.accepts(order(2, &[1], by(400)));
+    world.accepts(Command::CancelDeployment { id: deployment_id(2) });
+    assert_eq!(world.query().passed_deadlines(at(u64::MAX), 9).unwrap(), []);
+}
+
+#[test]
+fn a_policy_orders_what_its_tag_names_and_gives_up_what_it_named_before() {
+    let mut world = with_agents(2);
+    let policy = warm_up("base", "vm");
+    world.accepts(Command::CreateWarmUp(policy.clone()));
+    assert_eq!(world.refuses(Command::CreateWarmUp(policy)), Refusal::Exists(Subject::WarmUp));
+    let run = |expected: Option<u64>, id, manifest, hosts: &[u8]| Command::RunWarmUp {
+        name: account("base"),
+        expected: expected.map(deployment_id),
+        id: deployment_id(id),
+        digest: digest(manifest),
+        hosts: peers(hosts),
+    };
+    assert!(matches!(world.refuses(run(None, 1, 21, &[1])), Refusal::DeploymentState(_)));
+    world.accepts(run(None, 1, 20, &[1]));
+    assert_eq!(
+        (plan(&world).priority, plan(&world).warm_up),
+        (Priority::Low, Some(account("base")))
+    );
+    // Another leader, which has not heard of it.
+    assert!(matches!(world.refuses(run(None, 2, 20, &[1])), Refusal::DeploymentState(_)));
+
+    let extend =
+        |hosts: &[u8]| Command::ExtendDeployment { id: deployment_id(1), hosts: peers(hosts) };
+    world.accepts(extend(&[1, 2]));
+    assert_eq!(told(&world, 2), [1, 2]);
+    assert_eq!(plan(&world).attempt(peer(1)), 0, "it was at work already");
+    assert_eq!(world.refuses(extend(&[9])), Refusal::NotFound(Subject::Agent));
+    world.accepts(report(1, 0, DONE));
+
+    world.accepts(publish_disk("vm", 1, 21, "2.0"));
+    world.accepts(run(Some(1), 2, 21, &[1, 2]));
+    assert!(world.query().deployment(deployment_id(1)).unwrap().unwrap().cancelled);
+    assert!(matches!(world.refuses(extend(&[2])), Refusal::DeploymentState(_)));
+    let pending = world.query().pending_deployments(peer(2)).unwrap();
+    assert_eq!(pending.iter().map(|one| one.id).collect::<Vec<_>>(), [deployment_id(2)]);
+
+    world.accepts(Command::RemoveWarmUp { name: account("base") });
+    assert_eq!(world.query().warm_ups().unwrap(), []);
+    assert_eq!(world.query().pending_deployments(peer(2)).unwrap().len(), 1, "it goes on");
+    assert_eq!(
+        world.refuses(Command::RemoveWarmUp { name: account("base") }),
+        Refusal::NotFound(Subject::WarmUp)
+    );
+}

@@ -108,14 +108,31 @@ impl Swarm {
 
     /// Someone who came by itself is remembered in place of someone who is not there.
     fn know_present(&mut self, recipe: RecipeId, member: Member) {
-        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
-        let known = &mut membership.known;
+        self.know_instead(recipe, member, |swarm, peer| !swarm.peers.contains_key(&peer));
+    }
+
+    /// A head is remembered in place of another member: its share is waited for.
+    pub(super) fn know_head(&mut self, recipe: RecipeId, member: Member) {
+        self.know_instead(recipe, member, |swarm, peer| {
+            swarm.peek(recipe).is_none_or(|download| !download.heads.contains(peer))
+        });
+    }
+
+    fn know_instead(
+        &mut self,
+        recipe: RecipeId,
+        member: Member,
+        may_go: impl Fn(&Self, PeerId) -> bool,
+    ) {
+        let Some(membership) = self.memberships.get(&recipe) else { return };
+        let known = &membership.known;
         if known.len() >= KNOWN_MAX && !known.contains_key(&member.contact.peer) {
-            let absent = known.keys().find(|peer| !self.peers.contains_key(peer)).copied();
-            let Some(absent) = absent else { return };
-            known.remove(&absent);
+            let Some(one) = known.keys().find(|&&peer| may_go(self, peer)).copied() else { return };
+            if let Some(membership) = self.memberships.get_mut(&recipe) {
+                membership.known.remove(&one);
+            }
         }
-        known.insert(member.contact.peer, member);
+        self.know(recipe, member);
     }
 
     pub(super) fn gather_soon(&mut self, recipe: RecipeId) {

@@ -188,7 +188,7 @@ impl Swarm {
         let near: Vec<PeerId> = room.iter().map(|member| member.contact.peer).collect();
         let Some(download) = self.download(recipe) else { return };
         download.heads.set(now, ids, near);
-        whole.into_iter().chain(room).for_each(|member| self.know(recipe, member));
+        whole.into_iter().chain(room).for_each(|member| self.know_head(recipe, member));
         self.gather_soon(recipe);
         self.ask_nodes(recipe);
     }

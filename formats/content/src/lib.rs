@@ -14,6 +14,8 @@ mod name;
 mod number;
 mod object;
 mod recipe;
+#[cfg(feature = "schema")]
+mod schema;
 mod ticket;
 mod timestamp;
 

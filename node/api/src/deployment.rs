@@ -1,12 +1,13 @@
 //! Orders to put a version on hosts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{DeploymentId, Digest, ImageReference, PeerId};
 
 use crate::agent::TransferProgress;
 
 /// `POST /api/v1/deployments`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateDeployment {
     pub reference: ImageReference,
     /// Agents by name or id.
@@ -20,7 +21,7 @@ pub struct CreateDeployment {
 
 /// `GET /api/v1/deployments/{id}`, and each event of `GET …/events` (SSE, event name `deployment`;
 /// the stream ends after the final state).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deployment {
     pub id: DeploymentId,
     pub reference: ImageReference,
@@ -32,7 +33,7 @@ pub struct Deployment {
     pub hosts: Vec<DeploymentHost>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeploymentHost {
     pub id: PeerId,
     pub name: String,

@@ -15,6 +15,8 @@ mod number;
 mod object;
 mod priority;
 mod recipe;
+#[cfg(feature = "schema")]
+mod schema;
 mod ticket;
 mod timestamp;
 

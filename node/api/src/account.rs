@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::AccountName;
 
 /// A text that no log and no `Debug` output shows.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline, extend("format" = "password"))]
 pub struct Hidden(pub String);
 
 impl std::fmt::Debug for Hidden {
@@ -17,7 +19,7 @@ impl std::fmt::Debug for Hidden {
 }
 
 /// A person's account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct User {
     pub username: String,
     /// `admin`, `auditor` or `user`.
@@ -26,7 +28,7 @@ pub struct User {
 }
 
 /// The answer gives the account; where no password was sent, with one that was made up.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreateUser {
     pub username: AccountName,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +41,7 @@ fn user_role() -> String {
     "user".to_owned()
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct UserCreated {
     #[serde(flatten)]
     pub user: User,
@@ -49,7 +51,7 @@ pub struct UserCreated {
 }
 
 /// What is to change; the rest stays.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateUser {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
@@ -58,13 +60,13 @@ pub struct UpdateUser {
 }
 
 /// One's own password; the current one proves that it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ChangePassword {
     pub current_password: Hidden,
     pub new_password: Hidden,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecondFactor {
     /// Whether a code is asked for at login.
     pub enabled: bool,
@@ -75,12 +77,12 @@ pub struct SecondFactor {
 }
 
 /// The password proves that it is not somebody at an open browser.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct BeginSecondFactor {
     pub current_password: Hidden,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SecondFactorBegun {
     /// Base 32, for authenticators that take it typed. Shown this once.
     pub secret: Hidden,
@@ -89,18 +91,18 @@ pub struct SecondFactorBegun {
 }
 
 /// A code of the authenticator, or a recovery code.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Code {
     pub code: Hidden,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RecoveryCodes {
     /// Each is good once. Shown this once.
     pub codes: Vec<Hidden>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PersonalToken {
     pub id: String,
     pub name: String,
@@ -111,7 +113,7 @@ pub struct PersonalToken {
     pub last_used_at: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreatePersonalToken {
     pub name: String,
     /// `repo:read`, `repo:write`, `repo:delete`, `admin`; reading alone where none is given.
@@ -122,7 +124,7 @@ pub struct CreatePersonalToken {
     pub ttl_seconds: Option<u64>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PersonalTokenCreated {
     #[serde(flatten)]
     pub info: PersonalToken,
@@ -130,7 +132,7 @@ pub struct PersonalTokenCreated {
     pub token: Hidden,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Organization {
     pub name: AccountName,
     pub description: String,
@@ -139,7 +141,7 @@ pub struct Organization {
     pub usage: crate::Usage,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreateOrganization {
     pub name: AccountName,
     #[serde(default)]
@@ -149,14 +151,14 @@ pub struct CreateOrganization {
     pub owner: Option<AccountName>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     pub name: AccountName,
     pub description: String,
     pub members: Vec<AccountName>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreateGroup {
     pub name: AccountName,
     #[serde(default)]
@@ -164,7 +166,7 @@ pub struct CreateGroup {
 }
 
 /// Somebody whom another issuer vouches for, and who is this user here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Identity {
     pub issuer: String,
     /// The claim `sub`.
@@ -174,14 +176,14 @@ pub struct Identity {
 }
 
 /// When an account is removed that its user has asked to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deletion {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<String>,
 }
 
 /// All that the cluster keeps about a person, for it to take along.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AccountExport {
     pub user: User,
     pub second_factor: SecondFactor,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{
     ClusterId, DeploymentId, Digest, ImageReference, NodeId, PeerId, Priority, RecipeId,
@@ -12,7 +13,7 @@ use shoal_content::{
 };
 
 /// `POST /api/v1/join-tokens` (admin).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateJoinToken {
     /// `agent` or `node`.
     pub role: String,
@@ -23,7 +24,7 @@ pub struct CreateJoinToken {
 }
 
 /// The text is shown once.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JoinTokenCreated {
     pub id: String,
     /// `shoal-join-v1.<CA fingerprint>.<id>.<secret>`
@@ -37,7 +38,7 @@ impl std::fmt::Debug for JoinTokenCreated {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JoinTokenInfo {
     pub id: String,
     pub role: String,
@@ -47,7 +48,7 @@ pub struct JoinTokenInfo {
 }
 
 /// `POST /api/v1/agents/enrol`: the token is the authentication.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EnrolRequest {
     pub token: String,
     pub name: String,
@@ -65,7 +66,7 @@ impl std::fmt::Debug for EnrolRequest {
     }
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EnrolResponse {
     pub cluster: ClusterId,
     pub certificate_pem: String,
@@ -84,7 +85,7 @@ impl std::fmt::Debug for EnrolResponse {
 }
 
 /// How agents reach a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeAddress {
     pub id: NodeId,
     pub name: String,
@@ -98,7 +99,7 @@ pub struct NodeAddress {
 }
 
 /// `GET /api/v1/agents` (people) shows these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentInfo {
     pub id: PeerId,
     pub name: String,
@@ -111,7 +112,7 @@ pub struct AgentInfo {
 }
 
 /// `POST /api/v1/agents/self/resolve`: one reference, with the right to its bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentResolveRequest {
     pub reference: ImageReference,
     /// Where missing, all that the version refers to (for an index: what `platform` chooses, or
@@ -120,7 +121,7 @@ pub struct AgentResolveRequest {
     pub blobs: Option<Vec<Digest>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentResolution {
     pub image: RepositoryName,
     /// Whether anyone may pull it.
@@ -139,7 +140,7 @@ pub struct AgentResolution {
     pub blobs: Vec<BlobGrant>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ManifestContent {
     pub digest: Digest,
     pub media_type: String,
@@ -147,7 +148,7 @@ pub struct ManifestContent {
     pub content: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskGrant {
     pub recipe: RecipeId,
     pub virtual_size_bytes: u64,
@@ -156,7 +157,7 @@ pub struct DiskGrant {
     pub ticket: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BlobGrant {
     pub digest: Digest,
     pub size_bytes: u64,
@@ -168,7 +169,7 @@ pub struct BlobGrant {
 /// `GET /api/v1/agents/self/orders`: newline-delimited JSON that stays open; one of these a line.
 /// On opening, `Nodes`, `Standing` and every order still pending are sent; `Ping` comes at least
 /// every 10 s.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OrderMessage {
     Nodes {
@@ -198,7 +199,7 @@ pub enum OrderMessage {
 }
 
 /// `POST /api/v1/agents/self/progress`: soft while `Running`, replicated at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgressReport {
     pub deployment: DeploymentId,
     pub transfer: TransferId,
@@ -209,7 +210,7 @@ pub struct ProgressReport {
 }
 
 /// How far a transfer is and where its bytes came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TransferProgress {
     /// `running`, `done` or `failed`.
     pub state: String,

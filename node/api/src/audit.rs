@@ -1,8 +1,9 @@
 //! The audit trail.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditEntry {
     pub number: u64,
     pub at: String,
@@ -25,7 +26,7 @@ pub struct AuditEntry {
     pub hash: String,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditPage {
     /// The newest first.
     pub entries: Vec<AuditEntry>,
@@ -34,7 +35,7 @@ pub struct AuditPage {
     pub before: Option<u64>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditVerification {
     /// That are in no archive.
     pub entries: u64,
@@ -47,7 +48,7 @@ pub struct AuditVerification {
 }
 
 /// Entries that lie in storage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditArchive {
     pub first: u64,
     pub last: u64,

@@ -1,10 +1,11 @@
 //! The cluster's members, and how a node joins.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{ClusterId, NodeId, PeerId, Zone};
 
 /// `GET /api/v1/cluster`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterStatus {
     pub cluster: ClusterId,
     /// The node that answered.
@@ -23,7 +24,7 @@ pub struct ClusterStatus {
     pub level_possible: u8,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeStatus {
     pub id: NodeId,
     pub name: String,
@@ -43,7 +44,7 @@ pub struct NodeStatus {
 }
 
 /// `POST /api/v1/cluster/join`: the token is the authentication.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JoinRequest {
     pub token: String,
     pub name: String,
@@ -64,7 +65,7 @@ impl std::fmt::Debug for JoinRequest {
 }
 
 /// With it the node starts Raft and waits to be made a member (the answering cluster does that).
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JoinResponse {
     pub cluster: ClusterId,
     pub id: NodeId,
@@ -76,7 +77,7 @@ pub struct JoinResponse {
 }
 
 /// `POST /api/v1/cluster/upgrade`: the level is raised to what every node knows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LevelRaised {
     pub from: u8,
     pub to: u8,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, DeploymentId, Digest, ImageReference, PeerId, Priority};
 
 use crate::agent::TransferProgress;
 
 /// `POST /api/v1/deployments`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateDeployment {
     pub reference: ImageReference,
     /// Agents by name or id.
@@ -29,7 +30,7 @@ pub struct CreateDeployment {
 }
 
 /// Until when hosts may take: a moment, or so long from now; neither is without an end.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deadline {
     /// RFC 3339.
     #[serde(default, rename = "deadline", skip_serializing_if = "Option::is_none")]
@@ -40,7 +41,7 @@ pub struct Deadline {
 
 /// `POST /api/v1/deployments/{id}/retry`: the hosts that failed try again. A deadline that is over
 /// is none from then on, unless another is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetryDeployment {
     #[serde(default, flatten)]
     pub deadline: Deadline,
@@ -48,7 +49,7 @@ pub struct RetryDeployment {
 
 /// `GET /api/v1/deployments/{id}`, and each event of `GET …/events` (SSE, event name `deployment`;
 /// the stream ends after the final state).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deployment {
     pub id: DeploymentId,
     pub reference: ImageReference,
@@ -70,7 +71,7 @@ pub struct Deployment {
     pub hosts: Vec<DeploymentHost>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeploymentHost {
     pub id: PeerId,
     pub name: String,
@@ -80,7 +81,7 @@ pub struct DeploymentHost {
 }
 
 /// `POST /api/v1/warm-ups`: this tag, on the agents with these labels, always.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateWarmUp {
     pub name: AccountName,
     /// `NAME:TAG`.
@@ -95,7 +96,7 @@ pub struct CreateWarmUp {
 }
 
 /// `GET /api/v1/warm-ups` lists these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WarmUp {
     pub name: AccountName,
     pub reference: ImageReference,

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use shoal_content::{ImageId, RepositoryName, TagName};
+use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 
 use crate::{Tag, Version};
 
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PageOf{T}")]
 pub struct Page<T> {
     pub data: Vec<T>,
     pub pagination: Pagination,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pagination {
     /// From 1.
     pub page: u64,
@@ -24,7 +26,7 @@ pub struct Pagination {
 }
 
 /// `POST /api/v1/images`: makes an image without versions. The name alone is enough.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateImage {
     pub name: RepositoryName,
     #[serde(default)]
@@ -69,7 +71,7 @@ fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
 }
 
 /// `PUT /api/v1/images/{id}`: what is to change; the rest stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpdateImage {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +109,8 @@ pub struct UpdateImage {
 }
 
 /// An image as lists show it: with the names of its tags, and of its owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Image")]
 pub struct Image<T = TagName, O = String> {
     pub id: ImageId,
     pub name: RepositoryName,
@@ -148,14 +151,14 @@ pub struct Image<T = TagName, O = String> {
 }
 
 /// Who an image belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageOwner {
     pub id: String,
     pub name: String,
 }
 
 /// `GET /api/v1/images/{id}`: with its tags and versions, the newest numbers first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageDetail {
     #[serde(flatten)]
     pub image: Image<Tag, ImageOwner>,
@@ -174,4 +177,24 @@ pub struct ImageDetail {
     pub starred: bool,
     #[serde(default)]
     pub updated_by: String,
+}
+
+/// `GET /api/images/NAME/TAG`: one image as other registry managers show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CompatibleImage {
+    pub id: ImageId,
+    pub name: RepositoryName,
+    /// None where it was asked for by its digest.
+    pub tag: Option<TagName>,
+    pub digest: Digest,
+    pub media_type: String,
+    /// Of the configuration and the layers together, in bytes.
+    pub size: u64,
+    /// As its manifest has it.
+    pub config: serde_json::Value,
+    /// As its manifest has them.
+    pub layers: Vec<serde_json::Value>,
+    pub tags: Vec<TagName>,
+    pub created_at: String,
+    pub pull_command: String,
 }

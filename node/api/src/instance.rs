@@ -1,11 +1,12 @@
 //! Instances: which virtual machine runs which version.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, InstanceName, RepositoryName, TagName, VersionId};
 
 use crate::Deprecation;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// What the system that runs it calls it.
     pub id: InstanceName,
@@ -28,7 +29,7 @@ pub struct Instance {
 /// `POST /api/v1/instances`; `PUT /api/v1/instances/{id}` for one that may be there already. The
 /// image is given by its id or its name; the version by its id, its digest, or the tag, which is
 /// looked up then. Whatever else is given has to agree.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RegisterInstance {
     /// Not with `PUT`, whose path has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

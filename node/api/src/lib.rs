@@ -1,8 +1,8 @@
 //! The REST API's data: what `/api/v1` takes and gives, as JSON.
 //!
-//! Serde only: no logic, no I/O. The node, the agent and the command line share these types, so
-//! that a field cannot mean one thing on one side and another on the other. Times are RFC 3339
-//! texts in UTC; sizes end in `_bytes`.
+//! Serde and the schemas that follow from it: no logic, no I/O. The node, the agent and the command
+//! line share these types, so that a field cannot mean one thing on one side and another on the
+//! other. Times are RFC 3339 texts in UTC; sizes end in `_bytes`.
 
 mod account;
 mod agent;

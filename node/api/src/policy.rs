@@ -4,11 +4,12 @@
 //! a `!` at the start turns the meaning round. A repository's pattern is about what follows the
 //! project in its name.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ProjectName, RepositoryName};
 
 /// A name goes where a rule is for it and none keeps it; a name that no rule is for stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Whether it is carried out at every interval; else only when somebody says so.
@@ -25,7 +26,7 @@ pub struct Policy {
     pub immutable: Vec<Selection>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetentionRule {
     #[serde(default = "everything")]
@@ -37,7 +38,7 @@ pub struct RetentionRule {
 }
 
 /// What a rule keeps in each repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The names of the versions that were pushed last, so many.
@@ -48,7 +49,7 @@ pub enum Keep {
     Always,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Selection {
     #[serde(default = "everything")]
@@ -62,7 +63,7 @@ fn everything() -> String {
 }
 
 /// `GET /api/v1/projects/{project}/policy`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProjectPolicy {
     pub project: ProjectName,
     pub policy: Policy,
@@ -73,7 +74,7 @@ pub struct ProjectPolicy {
 }
 
 /// `PUT` of the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PutPolicy {
     pub policy: Policy,
     /// Refused where the policy is not of this revision any more; 0 is where there is none.
@@ -82,7 +83,7 @@ pub struct PutPolicy {
 }
 
 /// `POST …/retention/dry-run`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DryRun {
     /// In place of the project's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,7 +91,7 @@ pub struct DryRun {
 }
 
 /// What a run would do now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetentionReport {
     pub project: ProjectName,
     pub judged_at: String,
@@ -105,14 +106,14 @@ pub struct RetentionReport {
     pub skipped: Vec<RepositoryName>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Decided {
     pub drop: u64,
     pub keep: u64,
     pub untouched: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetentionEntry {
     pub repository: RepositoryName,
     /// `tag`, `number` (of a disk's version) or `untagged`.
@@ -135,7 +136,7 @@ pub struct RetentionEntry {
 }
 
 /// `POST …/retention/run`: what was done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetentionDone {
     pub project: ProjectName,
     pub repositories: u64,

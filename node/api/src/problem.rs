@@ -1,9 +1,10 @@
 //! What every refused or failed request of `/api/v1` answers with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `code` is stable and for programs, `message` says to a person what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// For instance `image_not_found`, `disk_backing_file`, `storage_full`.
     pub code: String,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, ProjectName, RepositoryName};
 
 use crate::{Hidden, Usage};
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Project {
     pub name: ProjectName,
     /// `user:NAME` or `organization:NAME`.
@@ -21,7 +22,7 @@ pub struct Project {
     pub usage: Usage,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreateProject {
     pub name: ProjectName,
     /// The organization that owns it; whoever asks, where none is given.
@@ -38,7 +39,7 @@ fn private() -> String {
 }
 
 /// What is to change; the rest stays.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateProject {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visibility: Option<String>,
@@ -50,7 +51,7 @@ pub struct UpdateProject {
 }
 
 /// Somebody's right at a place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {
     /// `user:NAME`, `group:ORGANIZATION/NAME` or `organization:NAME`.
     pub grantee: String,
@@ -59,14 +60,14 @@ pub struct Member {
     pub role: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PutMember {
     pub role: String,
 }
 
 /// `POST /api/v1/images/{id}/permissions`: a right for one image, in the words of systems that know
 /// kinds of principals.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct GrantPermission {
     /// `user`, `user_group` or `organization`.
     pub principal_type: String,
@@ -76,7 +77,7 @@ pub struct GrantPermission {
     pub permission_level: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Permission {
     /// What `DELETE …/permissions/{id}` takes it back by.
     pub id: String,
@@ -85,7 +86,7 @@ pub struct Permission {
     pub created_at: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PermissionHolder {
     #[serde(rename = "type")]
     pub kind: String,
@@ -93,7 +94,7 @@ pub struct PermissionHolder {
     pub name: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Robot {
     /// `robot$PROJECT+NAME`: what it logs in as.
     pub name: String,
@@ -107,7 +108,7 @@ pub struct Robot {
 }
 
 /// Makes a robot, or gives the one of that name a new secret and these rights.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreateRobot {
     pub name: AccountName,
     #[serde(default)]
@@ -121,7 +122,7 @@ pub struct CreateRobot {
     pub ttl_seconds: Option<u64>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RobotCreated {
     #[serde(flatten)]
     pub robot: Robot,
@@ -130,7 +131,7 @@ pub struct RobotCreated {
 }
 
 /// Which tokens of another issuer act as a robot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkloadRule {
     pub name: AccountName,
     /// As its tokens have it; one of those in the node's settings.
@@ -149,7 +150,7 @@ pub struct WorkloadRule {
 }
 
 /// `POST /api/v1/auth/workload`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct WorkloadLogin {
     pub project: ProjectName,
     /// Where several rules take the token: which robot is meant.
@@ -165,7 +166,7 @@ impl std::fmt::Debug for WorkloadLogin {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct WorkloadToken {
     /// What to log in as, where a client wants a name.
     pub username: String,

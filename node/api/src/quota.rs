@@ -1,9 +1,10 @@
 //! How much may be held, and how much is.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What may be held at most; `null` is any amount.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuotaLimits {
     #[serde(default)]
     pub max_bytes: Option<u64>,
@@ -15,7 +16,7 @@ pub struct QuotaLimits {
 }
 
 /// What a project, an owner or a group holds, and the limits that it is held to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Each content of a project once, with its logical length.
     pub used_bytes: u64,
@@ -26,7 +27,7 @@ pub struct Usage {
     pub limits: QuotaLimits,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Quota {
     /// `user:NAME`, `group:ORGANIZATION/NAME`, `organization:NAME`, `project:NAME`, `cluster`, or
     /// `default:` and a kind: for each of the kind that has no limits of its own.
@@ -44,7 +45,7 @@ pub struct Quota {
 }
 
 /// Why a push was refused with `quota_exceeded`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuotaExceeded {
     /// Whose quota.
     pub of: String,
@@ -58,7 +59,7 @@ pub struct QuotaExceeded {
 }
 
 /// Accounts against a recount of everything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuotaCheck {
     /// Where they differ; nothing is right.
     pub drifts: Vec<String>,

@@ -1,9 +1,10 @@
 //! Logging in.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `POST /api/v1/auth/login`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LoginRequest {
     pub username: String,
     pub password: String,
@@ -15,7 +16,7 @@ impl std::fmt::Debug for LoginRequest {
     }
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LoginResponse {
     pub token: String,
     pub expires_at: String,
@@ -30,7 +31,7 @@ impl std::fmt::Debug for LoginResponse {
 }
 
 /// What `POST /api/v1/auth/login` answers (202) where the password is right and a code is to come.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LoginPending {
     /// For `POST /api/v1/auth/login/code`.
     pub ticket: String,
@@ -44,7 +45,7 @@ impl std::fmt::Debug for LoginPending {
 }
 
 /// Either answer to a login.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum LoginStep {
     Done(LoginResponse),
@@ -52,7 +53,7 @@ pub enum LoginStep {
 }
 
 /// `POST /api/v1/auth/login/code`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LoginCode {
     pub ticket: String,
     /// Of the authenticator, or a recovery code.
@@ -67,7 +68,7 @@ impl std::fmt::Debug for LoginCode {
 
 /// `POST /api/v1/auth/oidc/redeem`: the end of a login at another issuer, by a program on the same
 /// machine as the browser.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct OidcRedeem {
     /// What the browser brought back.
     pub ticket: String,
@@ -82,7 +83,7 @@ impl std::fmt::Debug for OidcRedeem {
 }
 
 /// A login that is not over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Session {
     pub id: String,
     pub created_at: String,
@@ -98,7 +99,7 @@ pub struct Session {
 }
 
 /// `GET /api/v1/auth/me`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Me {
     pub username: String,
     /// `admin`, `auditor`, `user`, `robot`, `agent` or `node`.
@@ -106,7 +107,7 @@ pub struct Me {
 }
 
 /// Somebody who is not let in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Block {
     /// `account:NAME` or `address:IP`.
     pub who: String,

@@ -1,9 +1,10 @@
 //! What the node does about storage: collection of what nobody needs, and the scrub.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `GET /api/v1/storage`: what is known to be on its way out. Nothing is changed by asking.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StorageStatus {
     /// What nothing refers to is kept this long.
     pub grace_seconds: u64,
@@ -26,7 +27,7 @@ pub struct StorageStatus {
 }
 
 /// `POST /api/v1/storage/verify`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VerifyStorage {
     /// Whether everything is read and compared with what it is named by.
     #[serde(default)]
@@ -34,7 +35,7 @@ pub struct VerifyStorage {
 }
 
 /// The verification under way at the node that answers, or its last one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VerificationStatus {
     pub running: bool,
     /// Whether everything is read.
@@ -55,7 +56,7 @@ pub struct VerificationStatus {
 }
 
 /// An object that the metadata name and that is not in storage as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlawedObject {
     pub object: String,
     /// Of a blob.
@@ -64,7 +65,7 @@ pub struct FlawedObject {
 }
 
 /// An upload that has not come to its end, and holds space in storage until it does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OpenUpload {
     pub id: String,
     pub image: String,
@@ -76,7 +77,7 @@ pub struct OpenUpload {
 }
 
 /// Things that wait for their grace to be over.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
     pub total: u64,
     /// Of those: what a collection now would take.
@@ -89,7 +90,7 @@ pub struct Waiting {
 
 /// The collection under way at the node that answers, or its last one. The leader collects by
 /// itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CollectionStatus {
     pub running: bool,
     pub started_at: Option<String>,
@@ -106,7 +107,7 @@ pub struct CollectionStatus {
 }
 
 /// `POST /api/v1/storage/collect`: what was done.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CollectionDone {
     /// Objects deleted.
     pub deleted: u64,
@@ -122,7 +123,7 @@ pub struct CollectionDone {
 }
 
 /// The scrub under way at the node that answers, or its last one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ScrubStatus {
     pub running: bool,
     pub started_at: Option<String>,

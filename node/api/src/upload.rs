@@ -1,12 +1,13 @@
 //! The upload of a disk in parts, and its import from elsewhere.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, TagName, UploadId, VersionId};
 
 use crate::Layer;
 
 /// `POST /api/v1/images/{id}/versions/upload/init`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InitUpload {
     /// For instance `1.0.1`; unique in the image.
     pub version: String,
@@ -32,7 +33,7 @@ pub struct InitUpload {
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UploadManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -44,7 +45,7 @@ pub struct UploadManifest {
 
 /// `POST /api/v1/images/{id}/versions/import`: the nodes get the file by themselves. The answer is
 /// an [`UploadStatus`], and the import is an upload from then on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportVersion {
     pub version: String,
     /// `https://…`; `http://…` only together with a checksum.
@@ -62,7 +63,7 @@ pub struct ImportVersion {
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UploadStarted {
     pub upload_id: UploadId,
     pub total_chunks: u32,
@@ -71,7 +72,7 @@ pub struct UploadStarted {
 }
 
 /// The answer to `PUT …/upload/{upload}/chunks/{n}` (from 0).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChunkReceived {
     pub chunk_index: u32,
     /// `sha256:…` of the part; a request may carry the same in `x-shoal-checksum` and is refused
@@ -85,7 +86,7 @@ pub struct ChunkReceived {
 
 /// `GET …/upload/{upload}`, and the answer to `POST …/complete`: 201 when `status` is `active`,
 /// 202 while it is `processing`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UploadStatus {
     pub upload_id: UploadId,
     /// `receiving`, `processing`, `active` or `failed`.

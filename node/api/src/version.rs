@@ -1,9 +1,10 @@
 //! Versions and tags of images.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, InstanceName, RecipeId, RepositoryName, TagName, VersionId};
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub id: VersionId,
     /// A disk's version number; a container's is its sequence.
@@ -48,7 +49,7 @@ pub struct Version {
 
 /// `POST /api/v1/images/{id}/versions`: another version of content that is there, under a number of
 /// its own. What it is made of is not stored again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateVersion {
     pub version: String,
     /// Of the version that it is made of; or
@@ -66,7 +67,7 @@ pub struct CreateVersion {
 }
 
 /// That a version should be used no more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deprecation {
     pub deprecated_at: String,
     pub deprecated_by: String,
@@ -75,7 +76,7 @@ pub struct Deprecation {
 }
 
 /// A piece of a version: a container's blob, or a run of an uploaded file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Layer {
     pub digest: Digest,
     /// In bytes.
@@ -83,7 +84,7 @@ pub struct Layer {
 }
 
 /// `GET /api/v1/images/{id}/versions/{version}`, and the answer to what changes one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VersionDetail {
     #[serde(flatten)]
     pub version: Version,
@@ -95,7 +96,7 @@ pub struct VersionDetail {
 }
 
 /// `POST /api/v1/images/{id}/versions/{version}/deprecate`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeprecateVersion {
     /// What to do instead.
     #[serde(default)]
@@ -103,7 +104,7 @@ pub struct DeprecateVersion {
 }
 
 /// `PUT /api/v1/images/{id}/versions/{version}`: what is to change; the rest stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateVersion {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changelog: Option<String>,
@@ -111,7 +112,7 @@ pub struct UpdateVersion {
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tag {
     pub name: TagName,
     /// The same, by the name that it has where tags are changed.
@@ -137,7 +138,7 @@ pub struct Tag {
 }
 
 /// `PUT /api/v1/images/{id}/tags/{tag}`: by id or by number.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveTag {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_id: Option<VersionId>,
@@ -146,7 +147,7 @@ pub struct MoveTag {
 }
 
 /// `POST /api/v1/images/{id}/rollback`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rollback {
     /// A number, or an id.
     pub version: String,
@@ -156,7 +157,7 @@ pub struct Rollback {
 }
 
 /// `GET /api/v1/resolve?reference=NAME:TAG`, or `?name=NAME&tag=TAG`: everything about one version in one call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resolution {
     pub image_id: ImageId,
     pub image: RepositoryName,
@@ -178,7 +179,7 @@ pub struct Resolution {
     pub disk: Option<DiskContent>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskContent {
     pub recipe: RecipeId,
     pub virtual_size_bytes: u64,

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
 use shoal_content::Timestamp;
@@ -20,7 +21,7 @@ const PAGE_MAX: usize = 1000;
 /// Entries that one request looks at: a rare thing may take several pages, some of them empty.
 const LOOKS_MAX: usize = 50_000;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Search {
     who: Option<String>,
     action: Option<String>,

@@ -12,6 +12,7 @@ use shoal_raft::View;
 use crate::http::auth::{Asker, Principal};
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
+use crate::http::signature::{Access, Argument, Schemas, Signature};
 use crate::state::App;
 
 /// Anyone whom the cluster knows: people, robots, agents, nodes. What they may do is asked for each
@@ -132,3 +133,15 @@ impl FromRequestParts<App> for Sibling {
         }
     }
 }
+
+macro_rules! lets_in {
+    ($($name:ty: $access:ident)*) => {
+        $(impl Argument for $name {
+            fn describe(signature: &mut Signature, _: &mut Schemas) {
+                signature.access = Access::$access;
+            }
+        })*
+    };
+}
+
+lets_in! { Caller: Known Reader: Known Principal: Known Admin: Admin Host: Host Sibling: Sibling }

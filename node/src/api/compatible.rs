@@ -4,24 +4,25 @@
 //! answers, and for one image the layers besides.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
-use shoal_api::{Image, Page};
+use serde_json::Value;
+use shoal_api::{CompatibleImage, Image, Page};
 use shoal_content::{ImageReference, Pin};
 use shoal_metadata::{Action, Command};
 
 use super::caller::Caller;
 use super::images::resolved;
-use super::input::Path;
+use super::input::{Path, Query};
 use super::listing::{self, ListQuery};
 use super::problem::missing;
 use crate::clock::rfc3339;
 use crate::http::problem::Problem;
 use crate::state::App;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct SearchQuery {
     #[serde(default)]
     q: String,
@@ -32,7 +33,7 @@ pub async fn search(
     caller: Caller,
     Query(SearchQuery { q }): Query<SearchQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
-    listing::list(caller, super::input::Query(ListQuery::named(q))).await
+    listing::list(caller, Query(ListQuery::named(q))).await
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.
@@ -48,7 +49,7 @@ pub async fn show(
     State(app): State<App>,
     caller: Caller,
     Path(path): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<CompatibleImage>, Problem> {
     let reference = reference(&path)?;
     let query = caller.view.query();
     let (image, version) = resolved(&caller.view, &caller.who(), &reference, Action::Pull)?;
@@ -58,22 +59,23 @@ pub async fn show(
     let bytes = layers.iter().chain([&manifest["config"]]).filter_map(|part| part["size"].as_u64());
     let url = app.config.api_url();
     let host = url.split("://").last().unwrap_or_default();
-    Ok(Json(json!({
-        "id": image.id,
-        "name": image.name.as_str(),
-        "tag": match &reference.pin {
-            Pin::Tag(tag) => Some(tag.as_str()),
+    let pull_command = format!("docker pull {host}/{reference}");
+    Ok(Json(CompatibleImage {
+        id: image.id,
+        name: image.name,
+        tag: match reference.pin {
+            Pin::Tag(tag) => Some(tag),
             Pin::Digest(_) => None,
         },
-        "digest": version.digest.to_string(),
-        "media_type": version.media_type,
-        "size": bytes.sum::<u64>(),
-        "config": manifest["config"],
-        "layers": layers,
-        "tags": query.tags_of(image.id, &version.digest)?,
-        "created_at": rfc3339(version.created_at),
-        "pull_command": format!("docker pull {host}/{reference}"),
-    })))
+        tags: query.tags_of(image.id, &version.digest)?,
+        digest: version.digest,
+        media_type: version.media_type,
+        size: bytes.sum::<u64>(),
+        config: manifest["config"].clone(),
+        layers,
+        created_at: rfc3339(version.created_at),
+        pull_command,
+    }))
 }
 
 /// `DELETE /api/images/NAME/TAG`: the tag, and with the last one its version.

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_content::{ImageId, Recipe, RecipeId};
 use shoal_formats::{Adler32, Export, Piece, Target};
@@ -37,7 +38,7 @@ static ZEROS: [u8; PIECE_BYTES_MAX as usize] = [0; PIECE_BYTES_MAX as usize];
 /// Changes when the writers' output does.
 const WRITERS_VERSION: u32 = 1;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct DownloadQuery {
     format: Option<String>,
 }

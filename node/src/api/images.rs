@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{
     CreateImage, DiskContent, Image, ImageDetail, ImageOwner, Resolution, UpdateImage,
@@ -192,7 +193,7 @@ pub async fn update(
     Ok(Json(detail(&view, &row, false)?))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DeleteQuery {
     purge: bool,
@@ -246,7 +247,7 @@ fn sessions_to(caller: &Caller, image: &metadata::Image) -> Result<Vec<UploadId>
     Ok(of_image.map(|session| session.id).collect())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct ResolveQuery {
     /// `NAME:TAG` or `NAME@DIGEST`.
     reference: Option<String>,

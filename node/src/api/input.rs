@@ -5,7 +5,10 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Request};
 use serde::de::DeserializeOwned;
 
+use schemars::JsonSchema;
+
 use crate::http::problem::Problem;
+use crate::http::signature::{Argument, Schemas, Signature};
 
 /// A JSON body.
 #[derive(Debug, FromRequest)]
@@ -46,5 +49,24 @@ impl From<PathRejection> for Problem {
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
         Self::new(rejection.status(), "query_invalid", rejection.body_text())
+    }
+}
+
+impl<T: JsonSchema> Argument for Body<T> {
+    fn describe(signature: &mut Signature, schemas: &mut Schemas) {
+        signature.body = Some(schemas.taken.subschema_for::<T>());
+    }
+}
+
+impl<T: JsonSchema> Argument for Path<T> {
+    fn describe(signature: &mut Signature, schemas: &mut Schemas) {
+        signature.path = Some(schemas.taken.subschema_for::<T>());
+    }
+}
+
+impl<T: JsonSchema> Argument for Query<T> {
+    /// Its fields are parameters of their own, and it needs no name.
+    fn describe(signature: &mut Signature, schemas: &mut Schemas) {
+        signature.query = Some(T::json_schema(&mut schemas.taken));
     }
 }

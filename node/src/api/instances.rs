@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{Instance, Page, RegisterInstance};
 use shoal_content::{ImageId, InstanceName, RepositoryName, Timestamp};
@@ -35,7 +36,7 @@ fn no_instance(name: &InstanceName) -> Problem {
     missing("instance_not_found", format!("there is no instance {name}"))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListQuery {
     page: Option<u64>,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{AccountExport, Deletion, Hidden};
 use shoal_content::{AccountName, ProjectName};
@@ -30,7 +31,7 @@ const LOOKS_MAX: usize = 50_000;
 const SCAN_ROWS: usize = 500;
 
 /// `POST /api/v1/user/deletion`. Whoever has a password gives it.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub struct Leave {
     #[serde(default)]
     current_password: Option<Hidden>,

@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use axum::Json;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{Image, Page, Pagination};
 use shoal_content::{Labels, RepositoryName};
@@ -48,7 +49,7 @@ impl Window {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListQuery {
     page: Option<u64>,

@@ -14,6 +14,7 @@ mod caller;
 mod cluster;
 mod compatible;
 mod deployments;
+pub mod document;
 mod download;
 mod host;
 mod identities;
@@ -77,6 +78,9 @@ pub fn router() -> Routes {
         .route("/api/images", get(listing::list))
         .route("/api/images/search", get(compatible::search))
         .route("/api/images/{*path}", get(compatible::show).delete(compatible::delete))
+        .route("/api/v1/openapi.json", get(document::json))
+        .route("/openapi.json", get(document::json))
+        .route("/api/docs", get(document::page))
         .route("/api/v1/resolve", get(images::resolve))
         .route(&format!("{uploads}/init"), post(uploads::init))
         .route(&format!("{uploads}/{{upload}}"), get(uploads::status).delete(uploads::abort))

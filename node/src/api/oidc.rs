@@ -19,6 +19,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shoal_api::{LoginResponse, OidcRedeem};
@@ -126,7 +127,7 @@ fn callback(app: &App) -> String {
     format!("{}/api/v1/auth/oidc/callback", app.config.api_url())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Begin {
     port: Option<u16>,
     challenge: Option<String>,
@@ -177,7 +178,7 @@ fn cookie(value: &str, seconds: u64) -> String {
     format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax")
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Back {
     code: Option<String>,
     state: Option<String>,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{CreateVersion, DeprecateVersion, Page, UpdateVersion, Version, VersionDetail};
 use shoal_content::{Digest, ImageId, TagName, VersionId};
@@ -66,7 +67,7 @@ pub(super) fn version<R: Read>(
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VersionsQuery {
     page: Option<u64>,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_api::TransferProgress;
 use shoal_content::{DeploymentId, PeerId, Timestamp};
@@ -15,7 +16,7 @@ use shoal_content::{DeploymentId, PeerId, Timestamp};
 const DEPLOYMENTS_MAX: usize = 1024;
 
 /// What a host said, and when it was heard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reported {
     pub progress: TransferProgress,
     pub heard_at: Timestamp,

@@ -16,6 +16,7 @@ mod prompt;
 pub mod rates;
 pub mod routes;
 mod server;
+pub mod signature;
 
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;

@@ -7,6 +7,7 @@ use serde_json::json;
 use shoal_metadata::{Fault, Refusal, Subject};
 use shoal_raft::{ProposeError, ReadError};
 
+use super::answers::{RegistryErrors, RegistryProblem};
 use super::intake::IntakeError;
 use crate::http::auth::CODE_NEEDED;
 use crate::http::problem::Problem;
@@ -89,7 +90,12 @@ impl RegistryError {
 
 impl IntoResponse for RegistryError {
     fn into_response(self) -> Response {
-        let body = json!({"errors": [{"code": self.code, "message": self.message, "detail": self.detail}]});
+        let problem = RegistryProblem {
+            code: self.code.to_owned(),
+            message: self.message,
+            detail: self.detail,
+        };
+        let body = RegistryErrors { errors: vec![problem] };
         let mut response = (self.status, Json(body)).into_response();
         response.headers_mut().extend(self.headers);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {

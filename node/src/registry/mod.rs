@@ -7,6 +7,7 @@
 
 mod access;
 mod allowance;
+mod answers;
 mod blobs;
 mod checkpoint;
 mod error;
@@ -32,6 +33,7 @@ use shoal_content::{Digest, RepositoryName};
 use shoal_metadata::{Image, Who};
 use shoal_raft::View;
 
+pub use answers::{Catalogue, ReferrersIndex, RegistryErrors, RegistryToken, TagList};
 pub use error::RegistryError;
 pub use intake::{INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake};
 pub use uploads::SESSION_TTL_MS;

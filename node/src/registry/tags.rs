@@ -6,10 +6,11 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use shoal_content::{Digest, ImageId, RepositoryName};
+use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 use shoal_formats::media_type;
 use shoal_metadata::{Query, Read, Version, Visible};
 
+use super::answers::{Catalogue, ReferrersIndex, TagList};
 use super::{Answer, Asked, RegistryError, image, text_header};
 
 /// The longest page; whoever asks for more gets this many and a link.
@@ -72,10 +73,11 @@ pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
     };
     let more = found.len() > size;
     found.truncate(size);
-    let tags: Vec<&str> = found.iter().map(|(tag, _)| tag.as_str()).collect();
-    let body = json!({"name": repository.as_str(), "tags": tags});
-    let last = tags.last().copied().filter(|_| more);
-    linked(Json(body).into_response(), &format!("/v2/{repository}/tags/list"), size, last)
+    let tags: Vec<TagName> = found.into_iter().map(|(tag, _)| tag).collect();
+    let last = tags.last().cloned().filter(|_| more);
+    let path = format!("/v2/{repository}/tags/list");
+    let answer = Json(TagList { name: repository, tags }).into_response();
+    linked(answer, &path, size, last.as_ref().map(TagName::as_str))
 }
 
 /// `GET /v2/_catalog`.
@@ -86,9 +88,9 @@ pub async fn catalogue(asked: Asked) -> Answer {
     let after = after.map_err(RegistryError::name_invalid)?;
     let view = asked.view().await?;
     let (names, more) = Visible::new(view.query(), asked.who())?.page(after.as_ref(), size)?;
-    let last = names.last().map(RepositoryName::as_str).filter(|_| more);
-    let names: Vec<&str> = names.iter().map(RepositoryName::as_str).collect();
-    linked(Json(json!({"repositories": names})).into_response(), "/v2/_catalog", size, last)
+    let last = names.last().cloned().filter(|_| more);
+    let answer = Json(Catalogue { repositories: names }).into_response();
+    linked(answer, "/v2/_catalog", size, last.as_ref().map(RepositoryName::as_str))
 }
 
 /// `GET /v2/NAME/referrers/DIGEST`: an index of what has that subject, page by page; empty for a
@@ -111,9 +113,8 @@ pub async fn referrers(
         None => Referrers::default(),
     };
     let Referrers { manifests, last } = found;
-    let index =
-        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
-    let mut response = index.to_string().into_response();
+    let index = ReferrersIndex { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
+    let mut response = Json(index).into_response();
     if let Some(last) = last {
         let filter = filter.map(|filter| utf8_percent_encode(filter, NON_ALPHANUMERIC));
         let filter = filter.map(|filter| format!("&artifactType={filter}")).unwrap_or_default();

@@ -14,12 +14,12 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
-use serde_json::json;
 use shoal_metadata::Who;
 use shoal_raft::View;
 use zeroize::Zeroizing;
 
 use super::access::grant;
+use super::answers::RegistryToken;
 use super::route::Route;
 use super::{Answer, RegistryError};
 use crate::http::InTheClear;
@@ -121,7 +121,7 @@ pub async fn handle(
     }
     let (token, end) = issue_until(app, principal.as_ref(), Some(access), until)?;
     let lasts = end.saturating_sub(app.now().as_millis() / 1000);
-    let body = json!({"token": token, "access_token": token, "expires_in": lasts});
+    let body = RegistryToken { access_token: token.clone(), token, expires_in: lasts };
     let mut response = Json(body).into_response();
     response
         .headers_mut()

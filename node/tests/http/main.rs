@@ -13,6 +13,7 @@ mod collection;
 mod compatible;
 mod directory;
 mod disks;
+mod document;
 mod drain;
 mod examples;
 mod forge;

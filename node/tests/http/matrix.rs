@@ -15,6 +15,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use shoal_p2p::identity::KeyPair;
 
+use super::document::contract::CONTRACT;
 use super::members::{Agent, signed};
 use super::node::{Node, read};
 use super::v2::{push_blob, push_image, sha256};
@@ -310,8 +311,15 @@ impl World {
         };
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = if status < 300 { String::new() } else { response.text().await? };
-        Ok(Answer { status, headers, body, place })
+        let kind = headers.get("content-type").and_then(|kind| kind.to_str().ok());
+        let is_json = kind.is_some_and(|kind| kind == "application/json");
+        let body = if status < 300 && !is_json { String::new() } else { response.text().await? };
+        let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+        let method = row.method.as_str();
+        let undocumented = CONTRACT.check_answer(method, &path, status, kind, body.as_bytes());
+        let undocumented = undocumented.err().map(|error| format!("{error:#}"));
+        let body = if status < 300 { String::new() } else { body };
+        Ok(Answer { status, headers, body, place, undocumented })
     }
 }
 
@@ -320,6 +328,8 @@ struct Answer {
     headers: HeaderMap,
     body: String,
     place: Place,
+    /// Why it is not what the document of the API says.
+    undocumented: Option<String>,
 }
 
 impl Answer {
@@ -398,6 +408,9 @@ async fn tried(
     expected: char,
 ) -> Result<Option<String>> {
     let answer = world.ask(row, asker, project, &world.places[project]).await?;
+    if let Some(why) = answer.undocumented {
+        return Ok(Some(format!("{asker}: {why}")));
+    }
     let is_v2 = row.path.starts_with("/v2");
     let conceals = expected == '4';
     let expected = match expected {

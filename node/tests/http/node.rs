@@ -18,6 +18,7 @@ use shoal_node::restore::Plan;
 use shoal_node::server::{self, Server};
 use tempfile::TempDir;
 
+use super::document::contract::answered;
 use super::wait::until;
 
 /// Whatever is waited for, is waited for no longer.
@@ -207,7 +208,21 @@ impl Node {
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        read(self.request(Method::GET, path).send().await?).await
+        self.exchange(self.request(Method::GET, path), &Method::GET, path, None).await
+    }
+
+    /// What is sent and answered has to be in the document of the API.
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        method: &Method,
+        path: &str,
+        sent: Option<&serde_json::Value>,
+    ) -> Result<T> {
+        let path = format!("/api/v1/{path}");
+        let (status, body) = answered(method.as_str(), &path, sent, request.send().await?).await?;
+        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).with_context(|| String::from_utf8_lossy(&body).into_owned())
     }
 
     pub async fn call<T: DeserializeOwned>(
@@ -216,7 +231,9 @@ impl Node {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T> {
-        read(self.request(method, path).json(body).send().await?).await
+        let body = serde_json::to_value(body)?;
+        let request = self.request(method.clone(), path).json(&body);
+        self.exchange(request, &method, path, Some(&body)).await
     }
 
     /// The join token's text.

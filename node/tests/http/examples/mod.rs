@@ -1,11 +1,14 @@
 //! What Zedge sends and expects, call by call: fields, statuses and order as its engineers wrote
 //! them down; only ids, times and digests are this run's own.
 
+mod registry;
+
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::disks::Session;
+use super::document::contract::answered;
 use super::node::{Node, read};
 
 /// Every field of `wanted` is in `found`, of the same kind, and numbers, texts and truths are the
@@ -41,16 +44,19 @@ async fn call(
     body: Option<Value>,
     status: StatusCode,
 ) -> Result<Value> {
-    let mut request = node.request(method, path);
-    if let Some(body) = body {
-        request = request.json(&body);
+    let mut request = node.request(method.clone(), path);
+    if let Some(body) = &body {
+        request = request.json(body);
     }
     let answer = request.send().await?;
-    ensure!(answer.status() == status, "{path}: {} is not {status}", answer.status());
-    if status == StatusCode::NO_CONTENT {
-        return Ok(Value::Null);
+    let found = answer.status();
+    ensure!(found == status, "{path}: {found} is not {status}");
+    let path = format!("/api/v1/{path}");
+    let (_, body) = answered(method.as_str(), &path, body.as_ref(), answer).await?;
+    match body.as_slice() {
+        [] => Ok(Value::Null),
+        body => Ok(serde_json::from_slice(body)?),
     }
-    read(answer).await
 }
 
 /// A disk of `bytes` bytes in one call each of init, chunk and complete; answers the last.
@@ -201,6 +207,18 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let changed = call(&node, Method::PUT, &path, put, StatusCode::OK).await?;
     agrees(&changed, &json!({ "description": "new", "os_type": "linux" }), "update")?;
 
+    // Another version of the same content, and how it is described.
+    let path = format!("images/{image}/versions");
+    let body = json!({ "version": "21.10.0", "manifest_digest": newest["manifest_digest"] });
+    let again = call(&node, Method::POST, &path, Some(body), StatusCode::CREATED).await?;
+    let wanted = json!({
+        "id": "?ver-", "version": "21.10.0", "version_sequence": 3, "status": "active",
+        "manifest_digest": "?sha256:", "total_size_bytes": 2_500_000, "created_at": "?20",
+    });
+    agrees(&again, &wanted, "a version of the same content")?;
+    let path = format!("{path}/{}", again["id"].as_str().context("no id")?);
+    call(&node, Method::DELETE, &path, None, StatusCode::NO_CONTENT).await?;
+
     // Rights, by the kinds and levels that Zedge knows.
     let lisi = json!({ "username": "lisi", "password": "correct-horse-7" });
     call(&node, Method::POST, "users", Some(lisi), StatusCode::CREATED).await?;
@@ -214,6 +232,10 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
         "permission_level": "read", "created_at": "?20",
     });
     agrees(&given, &wanted, "permission")?;
+    let listed = call(&node, Method::GET, &path, None, StatusCode::OK).await?;
+    let listed = listed.as_array().context("no rights")?;
+    ensure!(listed.len() == 1, "{listed:?}");
+    agrees(&listed[0], &json!({ "grantee": "user:lisi", "role": "read" }), "a listed right")?;
     let taken = format!("{path}/{}", given["id"].as_str().context("no id")?);
     call(&node, Method::DELETE, &taken, None, StatusCode::NO_CONTENT).await?;
 

@@ -1,0 +1,120 @@
+//! Orders to put versions on hosts, and the machines that carry them out.
+
+use shoal_api::OrderMessage;
+
+use super::super::note::{Subject, delete, get, post};
+
+pub fn deployments() -> Subject {
+    Subject {
+        name: "Deployments",
+        about: "One order: this version, on those hosts.",
+        notes: vec![
+            get("/api/v1/deployments", "Lists the orders that the asker may see"),
+            post("/api/v1/deployments", "Orders a version onto hosts")
+                .status(201)
+                .refuses(
+                    400,
+                    "selector_invalid reference_invalid parallel_invalid deadline_invalid",
+                )
+                .refuses(404, "agent_not_found image_not_found tag_not_found version_not_found")
+                .refuses(404, "not_found"),
+            get("/api/v1/deployments/{deployment}", "Shows an order with its hosts' progress")
+                .refuses(404, "deployment_not_found"),
+            post("/api/v1/deployments/{deployment}/cancel", "Takes an order back")
+                .refuses(404, "deployment_not_found not_found"),
+            post("/api/v1/deployments/{deployment}/pause", "Holds an order up: no host goes on")
+                .refuses(404, "deployment_not_found not_found")
+                .refuses(409, "wrong_state"),
+            post("/api/v1/deployments/{deployment}/resume", "Lets an order that is held up go on")
+                .refuses(404, "deployment_not_found not_found")
+                .refuses(409, "wrong_state"),
+            post("/api/v1/deployments/{deployment}/retry", "Lets the hosts that failed try again")
+                .refuses(400, "deadline_invalid")
+                .refuses(404, "deployment_not_found not_found")
+                .refuses(409, "wrong_state"),
+            get("/api/v1/deployments/{deployment}/events", "Follows an order")
+                .about(
+                    "Events `deployment`, each with the whole order as its data; the stream ends \
+                        after the final state.",
+                )
+                .refuses(404, "deployment_not_found"),
+        ],
+    }
+}
+
+pub fn warm_ups() -> Subject {
+    Subject {
+        name: "Warm-ups",
+        about: "Policies that keep a tag on hosts: whenever it moves, or such a host comes.",
+        notes: vec![
+            get("/api/v1/warm-ups", "Lists the policies that the asker may see"),
+            post(
+                "/api/v1/warm-ups",
+                "Makes a policy: this tag, on hosts with these labels, always",
+            )
+            .status(201)
+            .refuses(400, "reference_invalid selector_invalid parallel_invalid")
+            .refuses(404, "image_not_found tag_not_found version_not_found not_found")
+            .refuses(409, "warm_up_exists"),
+            get("/api/v1/warm-ups/{warm_up}", "Shows a policy, and what it ordered last")
+                .refuses(404, "warm_up_not_found"),
+            delete("/api/v1/warm-ups/{warm_up}", "Ends a policy; what it has ordered goes on")
+                .refuses(404, "warm_up_not_found not_found"),
+        ],
+    }
+}
+
+pub fn agents() -> Subject {
+    Subject {
+        name: "Agents",
+        about: "The daemons on hosts. An agent signs its own short-lived tokens.",
+        notes: vec![
+            get("/api/v1/join-tokens", "Lists the tokens that machines join with"),
+            post("/api/v1/join-tokens", "Makes a join token; its text is shown this once")
+                .status(201)
+                .refuses(400, "role_invalid ttl_invalid uses_invalid"),
+            delete("/api/v1/join-tokens/{token}", "Takes a join token back")
+                .refuses(404, "not_found"),
+            get("/api/v1/agents", "Lists the agents"),
+            post("/api/v1/agents/enrol", "Enrols an agent by a join token")
+                .refuses(400, "name_invalid role_invalid labels_invalid request_invalid")
+                .refuses(403, "join_token")
+                .refuses(409, "agent_exists"),
+            delete("/api/v1/agents/{agent}", "Removes an agent, by name or id")
+                .refuses(404, "agent_not_found not_found"),
+            post("/api/v1/agents/self/resolve", "Gives an agent the right to a version's bytes")
+                .refuses(400, "too_many_blobs index_too_large")
+                .refuses(404, "image_not_found tag_not_found version_not_found blob_not_found"),
+            get("/api/v1/agents/self/orders", "Streams an agent its orders")
+                .about("One JSON object a line, each an `OrderMessage`; stays open.")
+                .gives_lines::<OrderMessage>(200, "The orders.")
+                .refuses(429, "too_many"),
+            post("/api/v1/agents/self/progress", "Says how far a transfer is")
+                .refuses(400, "report_too_long state_invalid")
+                .refuses(404, "deployment_not_found not_found"),
+        ],
+    }
+}
+
+pub fn cluster() -> Subject {
+    Subject {
+        name: "Cluster",
+        about: "The nodes, and how they work together.",
+        notes: vec![
+            get("/api/v1/cluster", "Shows the nodes and who leads"),
+            post("/api/v1/cluster/join", "Takes a node in by a join token")
+                .refuses(400, "name_invalid address_invalid request_invalid")
+                .refuses(403, "join_token")
+                .refuses(409, "node_exists node_too_old"),
+            post("/api/v1/cluster/upgrade", "Raises the level to what every node knows")
+                .refuses(409, "node_too_old"),
+            delete("/api/v1/cluster/nodes/{node}", "Takes a node out for good")
+                .refuses(404, "not_found")
+                .refuses(409, "last_node"),
+            get("/api/v1/cluster/reports/{deployment}", "Says what this node heard of an order")
+                .about("For the other nodes; by the agent's id."),
+            get("/api/v1/cluster/streams", "Lists the agents whose orders stream from this node")
+                .about("For the other nodes."),
+        ],
+    }
+}

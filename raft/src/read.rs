@@ -28,6 +28,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The most reads that wait for a round; more wait to be let in.
 pub const READS_WAITING_MAX: usize = 4096;
 
+/// How often a round gives way to whoever is ready to run, before it begins.
+const GATHERED_MAX: usize = 8;
+
 /// A read that waits for a round to begin and end.
 pub type Waiter = oneshot::Sender<Result<u64, Failure>>;
 
@@ -77,13 +80,7 @@ pub async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiter>
         if got == 0 {
             return;
         }
-        // Requests that are ready to run may be about to ask: they may as well share this round.
-        tokio::task::yield_now().await;
-        while round.len() < READS_WAITING_MAX
-            && let Ok(waiter) = waiting.try_recv()
-        {
-            round.push(waiter);
-        }
+        gather(&mut round, &mut waiting).await;
         shared.metrics.read_rounds.inc();
         let result = match timeout(ROUND_TIMEOUT, index(&shared)).await {
             Ok(result) => result,
@@ -92,6 +89,23 @@ pub async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiter>
         for waiter in round.drain(..) {
             // A read that was given up needs no answer.
             let _ = waiter.send(result.clone());
+        }
+    }
+}
+
+/// Requests that are ready to run may be about to ask: they may as well share the round. Where nothing
+/// else is ready, nobody waits.
+async fn gather(round: &mut Vec<Waiter>, waiting: &mut mpsc::Receiver<Waiter>) {
+    for _ in 0..GATHERED_MAX {
+        tokio::task::yield_now().await;
+        let before = round.len();
+        while round.len() < READS_WAITING_MAX
+            && let Ok(waiter) = waiting.try_recv()
+        {
+            round.push(waiter);
+        }
+        if round.len() == before {
+            return;
         }
     }
 }

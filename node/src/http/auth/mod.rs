@@ -418,11 +418,14 @@ async fn bearer_token(
 ) -> Result<Known, Problem> {
     // What hosts and nodes sign themselves cannot be guessed, and a person who guesses on a
     // host must not cut the host off.
-    if token::is_machines(token) {
+    let known = token::is_known(app, token);
+    if !known && token::is_machines(token) {
         return token::check(app, view, token, audience);
     }
     barred(app, app.lockout.check_address(view.query(), from))?;
-    let known = if token.starts_with(PERSONAL_TOKEN_PREFIX) {
+    let known = if known {
+        token::check(app, view, token, audience)
+    } else if token.starts_with(PERSONAL_TOKEN_PREFIX) {
         let principal = personal(app, view.query(), token)?;
         principal.map(Known::from).ok_or_else(Problem::unauthorized)
     } else if issuer::may_be_foreign(token) {

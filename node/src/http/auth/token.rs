@@ -199,16 +199,18 @@ pub(super) fn check(
     audience: Audience,
 ) -> Result<Known, Problem> {
     let refused = |_| Problem::unauthorized();
+    if let Some(claims) = known(app, token) {
+        return users(app, view, &claims, audience);
+    }
     let header = jsonwebtoken::decode_header(token).map_err(refused)?;
     if header.alg != Algorithm::EdDSA {
         return Err(Problem::unauthorized());
     }
     match header.typ.as_deref() {
         Some(USER_TOKEN) => {
-            let claims = verify(app, token, app.keys.token.peer_id(), audience)?;
-            let principal = account(app, view, &claims)?;
-            let until = Timestamp::from_millis(claims.exp.saturating_mul(1000));
-            Ok(Known { principal, granted: claims.access.clone(), until: Some(until) })
+            let signer = app.keys.token.peer_id();
+            let claims = app.verified.claims(token, signer, || signed(token, signer))?;
+            users(app, view, &claims, audience)
         }
         Some(kind @ (AGENT_TOKEN | NODE_TOKEN)) => {
             // Who says to have signed it is only looked at; the signature decides.
@@ -222,7 +224,8 @@ pub(super) fn check(
                 nodes.iter().find(|node| node.peer == peer).map(|node| Principal::Node(node.id))
             };
             let principal = principal.ok_or_else(Problem::unauthorized)?;
-            let claims = verify(app, token, peer, Audience::Api)?;
+            let claims = app.verified.claims(token, peer, || signed(token, peer))?;
+            claims.ensure(app, Audience::Api)?;
             let life = claims.exp.saturating_sub(claims.iat);
             if life > SELF_SIGNED_TTL_MAX.as_secs() {
                 return Err(Problem::unauthorized());
@@ -269,25 +272,30 @@ fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>,
     principal.map(Some).ok_or_else(Problem::unauthorized)
 }
 
-/// Checks signature, audience and time.
-fn verify(
-    app: &App,
-    token: &str,
-    signer: PeerId,
-    audience: Audience,
-) -> Result<Arc<Claims>, Problem> {
-    // A session is good for the registry, too.
-    let audiences = [Audience::Api.name(app), audience.name(app)];
-    let claims = app.verified.claims(token, signer, || signed(token, signer))?;
-    claims.ensure(&audiences, app.now().as_millis() / 1000)?;
-    Ok(claims)
+/// The claims of a token that this cluster is known to have signed for an account.
+fn known(app: &App, token: &str) -> Option<Arc<Claims>> {
+    // Nothing else that its key signs is looked at here.
+    app.verified.known(token, app.keys.token.peer_id())
+}
+
+/// Whether that is known, without a look at the token.
+pub(super) fn is_known(app: &App, token: &str) -> bool {
+    known(app, token).is_some()
+}
+
+/// What a token of this cluster says, if it holds for `audience` now.
+fn users(app: &App, view: &View, claims: &Claims, audience: Audience) -> Result<Known, Problem> {
+    claims.ensure(app, audience)?;
+    let principal = account(app, view, claims)?;
+    let until = Timestamp::from_millis(claims.exp.saturating_mul(1000));
+    Ok(Known { principal, granted: claims.access.clone(), until: Some(until) })
 }
 
 /// Whether `token` is one that `signer` signed for `audience` and that holds now, by its own words.
 pub fn holds(token: &str, signer: PeerId, audience: &str, now: u64) -> bool {
     is_machines(token);
     let claims = signed(token, signer);
-    let holds = claims.is_ok_and(|it| it.ensure(&[audience.to_owned()], now).is_ok());
+    let holds = claims.is_ok_and(|it| it.aud == audience && it.ensure_time(now).is_ok());
     // What its header says of the algorithm is looked at besides.
     holds && jsonwebtoken::decode_header(token).is_ok_and(|it| it.alg == Algorithm::EdDSA)
 }
@@ -305,10 +313,19 @@ fn signed(token: &str, signer: PeerId) -> Result<Claims, Problem> {
 }
 
 impl Claims {
-    /// That it is for one of `audiences` and holds at the second `now`.
-    fn ensure(&self, audiences: &[String], now: u64) -> Result<(), Problem> {
+    /// That it is for `audience`, and holds now.
+    fn ensure(&self, app: &App, audience: Audience) -> Result<(), Problem> {
+        // A session is good for the registry, too.
+        if self.aud != Audience::Api.name(app) && self.aud != audience.name(app) {
+            return Err(Problem::unauthorized());
+        }
+        self.ensure_time(app.now().as_millis() / 1000)
+    }
+
+    /// That it holds at the second `now`.
+    fn ensure_time(&self, now: u64) -> Result<(), Problem> {
         let skew = CLOCK_SKEW_MAX.as_secs();
-        if !audiences.contains(&self.aud) || self.iat > now.saturating_add(skew) {
+        if self.iat > now.saturating_add(skew) {
             return Err(Problem::unauthorized());
         }
         if self.exp.saturating_add(skew) < now {

@@ -39,6 +39,11 @@ impl Default for Verified {
 }
 
 impl Verified {
+    /// The claims of `token`, where it is known that `signer` signed it.
+    pub(super) fn known(&self, token: &str, signer: PeerId) -> Option<Arc<Claims>> {
+        self.claims.get(&key(token, signer)).map(|kept| kept.claims)
+    }
+
     /// The claims of `token`, if `signer` signed it; `check` finds out where that is not known.
     pub(super) fn claims<E>(
         &self,
@@ -46,9 +51,7 @@ impl Verified {
         signer: PeerId,
         check: impl FnOnce() -> Result<Claims, E>,
     ) -> Result<Arc<Claims>, E> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(signer.as_public_key()).update(token.as_bytes());
-        let key = *hasher.finalize().as_bytes();
+        let key = key(token, signer);
         if let Some(kept) = self.claims.get(&key) {
             return Ok(kept.claims);
         }
@@ -57,6 +60,12 @@ impl Verified {
         self.claims.insert(key, Kept { claims: Arc::clone(&claims), bytes });
         Ok(claims)
     }
+}
+
+fn key(token: &str, signer: PeerId) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(signer.as_public_key()).update(token.as_bytes());
+    *hasher.finalize().as_bytes()
 }
 
 #[cfg(test)]

@@ -42,6 +42,19 @@ fn about_one_copy_crosses_the_line_of_each_zone() {
 }
 
 #[test]
+fn heads_find_each_other_among_more_members_than_anybody_remembers() {
+    let report = run(Scenario { zones: 5, ..scenario("zones", 300, 40) });
+    assert!(report.quantile(0.5) < 2.2 && report.quantile(0.99) < 2.5, "{report}");
+}
+
+#[test]
+fn a_head_that_is_banned_is_not_waited_for() {
+    // So little content that the time that a head is given to come is forty times the bound.
+    let report = run(scenario("hard", 300, 16));
+    assert!(report.quantile(0.99) < 25.0, "{report}");
+}
+
+#[test]
 fn a_mesh_that_forms_later_than_the_content_comes_costs_the_nodes_no_second_copy() {
     for chunks in [5, 48, 300] {
         let found = scenario("late-mesh", 4, 1);

@@ -186,8 +186,12 @@ impl Swarm {
         let place = |member: &Member| (member.contact.peer, self.is_near(&member.zone));
         let ids: Vec<(PeerId, bool)> = whole.iter().map(place).collect();
         let near: Vec<PeerId> = room.iter().map(|member| member.contact.peer).collect();
+        // Nobody waits for a neighbour that is none.
+        let all = ids.iter().map(|&(peer, _)| peer).chain(near.iter().copied());
+        let banned: Vec<PeerId> = all.filter(|&peer| self.is_banned(peer)).collect();
         let Some(download) = self.download(recipe) else { return };
         download.heads.set(now, ids, near);
+        banned.into_iter().for_each(|peer| download.heads.lose(peer));
         whole.into_iter().chain(room).for_each(|member| self.know_head(recipe, member));
         self.gather_soon(recipe);
         self.ask_nodes(recipe);

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_content::{Recipe, RecipeId};
-use shoal_p2p::{ChunkSet, ChunkStore, Limits, MemoryStore, PeerRole, StoreError};
+use shoal_p2p::{ChunkSet, ChunkStore, Limits, MemoryStore, PeerRole, StoreError, Transfer};
 
-use cluster::{Cluster, DEADLINE, content, fetch, fill, holds_all};
+use cluster::{Cluster, DEADLINE, Process, content, fetch, fill, holds_all};
 
 /// A store whose disk may be full.
 #[derive(Debug, Default)]
@@ -49,56 +49,65 @@ impl ChunkStore for SmallStore {
     }
 }
 
+/// An agent that gets something from a holder of all of it, and has begun.
+struct UnderWay {
+    cluster: Cluster,
+    origin: Process,
+    holder: Process,
+    agent: Process,
+    recipe: Arc<Recipe>,
+    id: RecipeId,
+    contents: Vec<Bytes>,
+    transfer: Transfer,
+}
+
+impl UnderWay {
+    async fn begin() -> Self {
+        let cluster = Cluster::found(1);
+        let origin = cluster.start(PeerRole::Origin).await;
+        let (recipe, id, contents) = content(512);
+        fill(&*origin.store, &recipe, id, &contents).await;
+        let holder = cluster.start(PeerRole::Host).await;
+        holder.swarm.set_nodes(vec![origin.address()]).await;
+        fetch(&cluster, &holder, id).await;
+        let agent = cluster.start(PeerRole::Host).await;
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        let ticket = cluster.ticket(id, agent.swarm.peer_id());
+        let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+        let mut progress = transfer.progress();
+        let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
+        tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+        Self { cluster, origin, holder, agent, recipe, id, contents, transfer }
+    }
+
+    /// It ends well all the same, and little comes twice.
+    async fn end(&self) {
+        let done = tokio::time::timeout(DEADLINE, self.transfer.wait()).await.unwrap().unwrap();
+        holds_all(&*self.agent.store, self.id, &self.contents).await;
+        let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
+        // The endgame may bring a few chunks twice.
+        assert!(came <= self.recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_dies_in_the_middle_only_costs_what_it_had_not_sent() {
-    let cluster = Cluster::found(1);
-    let origin = cluster.start(PeerRole::Origin).await;
-    let (recipe, id, contents) = content(512);
-    fill(&*origin.store, &recipe, id, &contents).await;
-    let holder = cluster.start(PeerRole::Host).await;
-    holder.swarm.set_nodes(vec![origin.address()]).await;
-    fetch(&cluster, &holder, id).await;
-    let agent = cluster.start(PeerRole::Host).await;
-    agent.swarm.set_nodes(vec![origin.address()]).await;
-    let ticket = cluster.ticket(id, agent.swarm.peer_id());
-    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
-    let mut progress = transfer.progress();
-    let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
-    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
-    holder.swarm.shutdown().await;
-    let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
-    holds_all(&*agent.store, id, &contents).await;
-    let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
-    // The endgame may bring a few chunks twice.
-    assert!(came <= recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+    let under_way = UnderWay::begin().await;
+    under_way.holder.swarm.shutdown().await;
+    under_way.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_goes_away_in_order_ends_what_it_sends_and_is_not_asked_again() {
-    let cluster = Cluster::found(1);
-    let origin = cluster.start(PeerRole::Origin).await;
-    let (recipe, id, contents) = content(512);
-    fill(&*origin.store, &recipe, id, &contents).await;
-    let holder = cluster.start(PeerRole::Host).await;
-    holder.swarm.set_nodes(vec![origin.address()]).await;
-    fetch(&cluster, &holder, id).await;
-    let agent = cluster.start(PeerRole::Host).await;
-    agent.swarm.set_nodes(vec![origin.address()]).await;
-    let ticket = cluster.ticket(id, agent.swarm.peer_id());
-    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
-    let mut progress = transfer.progress();
-    let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
-    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    let under_way = UnderWay::begin().await;
+    let UnderWay { cluster, origin, holder, agent, id, .. } = &under_way;
     assert!(holder.swarm.retire(DEADLINE).await, "an answer did not end");
     // Both are still connected; what comes now comes from elsewhere.
     let late = cluster.start(PeerRole::Host).await;
     late.swarm.set_nodes(vec![origin.address()]).await;
-    let whole = fetch(&cluster, &late, id).await;
+    let whole = fetch(cluster, &late, *id).await;
     assert!(!whole.bytes_by_peer.contains_key(&holder.swarm.peer_id()), "{whole:?}");
-    let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
-    holds_all(&*agent.store, id, &contents).await;
-    let came: u64 = done.bytes_by_peer.values().chain(done.bytes_by_node.values()).sum();
-    assert!(came <= recipe.chunk_bytes() * 11 / 10, "{came} bytes came");
+    under_way.end().await;
     assert!(agent.swarm.status().banned.is_empty());
     holder.swarm.shutdown().await;
 }

@@ -46,8 +46,8 @@ pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
 pub use chunk::{ChunkError, decode_chunk};
 pub use cutter::{Cut, Cutter};
 pub use delta::{
-    Applied, DELTA_DECODE_BYTES_MAX, DeltaEnd, DeltaError, DeltaLimits, MadeDelta, Side,
-    apply_delta, fresh_chunks, make_delta,
+    Applied, DELTA_DECODE_BYTES_MAX, DeltaEnd, DeltaError, DeltaLimits, MadeDelta, ReadChunk,
+    ReadOld, Side, WriteNew, apply_delta, fresh_chunks, make_delta,
 };
 pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};

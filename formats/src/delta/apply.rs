@@ -13,6 +13,12 @@ use super::{
 use crate::bytes::Little;
 use crate::pack::SinkError;
 
+/// Appends the content of a chunk of the old version.
+pub type ReadOld<'a> = dyn FnMut(u32, &mut Vec<u8>) -> Result<(), SinkError> + 'a;
+
+/// Takes the content of a chunk of the new version.
+pub type WriteNew<'a> = dyn FnMut(u32, &[u8]) -> Result<(), SinkError> + 'a;
+
 /// What came of a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Applied {
@@ -33,8 +39,8 @@ pub fn apply_delta(
     old: (RecipeId, &Recipe),
     new: (RecipeId, &Recipe),
     wants: &dyn Fn(u32) -> bool,
-    read_old: &mut dyn FnMut(u32, &mut Vec<u8>) -> Result<(), SinkError>,
-    write_new: &mut dyn FnMut(u32, &[u8]) -> Result<(), SinkError>,
+    read_old: &mut ReadOld<'_>,
+    write_new: &mut WriteNew<'_>,
 ) -> Result<Applied, DeltaError> {
     let mut header = [0; HEADER_BYTES];
     bundle.read_exact(&mut header).map_err(|error| match error.kind() {

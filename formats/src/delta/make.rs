@@ -26,6 +26,9 @@ const FAR_RATE_LOG: u32 = 4;
 const NEAR_TABLE_LOG: u32 = 21;
 const FAR_TABLE_LOG: u32 = 22;
 
+/// Appends the content of a chunk of either version.
+pub type ReadChunk<'a> = dyn FnMut(Side, u32, &mut Vec<u8>) -> Result<(), SinkError> + 'a;
+
 /// How making a bundle ended.
 #[derive(Debug)]
 pub enum DeltaEnd<S> {
@@ -62,7 +65,7 @@ pub fn make_delta<S: PackSink>(
     new: (RecipeId, &Recipe),
     limits: DeltaLimits,
     bytes_max: u64,
-    read: &mut dyn FnMut(Side, u32, &mut Vec<u8>) -> Result<(), SinkError>,
+    read: &mut ReadChunk<'_>,
     go_on: &mut dyn FnMut() -> ControlFlow<()>,
     sink: S,
 ) -> Result<DeltaEnd<S>, DeltaError> {
@@ -110,12 +113,12 @@ fn length_of(recipe: &Recipe, chunks: &[u32]) -> usize {
 }
 
 /// Reads chunks until it is told to stop.
-struct Reader<'a> {
-    read: &'a mut dyn FnMut(Side, u32, &mut Vec<u8>) -> Result<(), SinkError>,
+struct Reader<'a, 'b> {
+    read: &'a mut ReadChunk<'b>,
     go_on: &'a mut dyn FnMut() -> ControlFlow<()>,
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn append(
         &mut self,
         side: Side,
@@ -139,7 +142,7 @@ impl Reader<'_> {
 fn sample(
     old: &Recipe,
     candidates: &[u32],
-    reader: &mut Reader<'_>,
+    reader: &mut Reader<'_, '_>,
 ) -> Result<Samples, DeltaError> {
     let lengths = candidates.iter().map(|at| u64::from(old.chunks()[*at as usize].length));
     let mut samples = Samples::new(lengths.sum());

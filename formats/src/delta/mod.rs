@@ -36,8 +36,8 @@ use std::io;
 use shoal_content::{ChunkId, RecipeId};
 use thiserror::Error;
 
-pub use apply::{Applied, apply_delta};
-pub use make::{DeltaEnd, MadeDelta, fresh_chunks, make_delta};
+pub use apply::{Applied, ReadOld, WriteNew, apply_delta};
+pub use make::{DeltaEnd, MadeDelta, ReadChunk, fresh_chunks, make_delta};
 
 use crate::pack::SinkError;
 

@@ -156,6 +156,8 @@ impl Server {
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
         services.disks.import_from(Remote::new(config.import.clone())?);
+        services.deltas.begin(config.delta.clone(), &mut registry);
+        services.disks.make_deltas(services.deltas.clone());
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;

@@ -21,8 +21,8 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_api::{
-    AgentResolution, AgentResolveRequest, EnrolRequest, EnrolResponse, NodeAddress, Problem,
-    ProgressReport,
+    AgentResolution, AgentResolveRequest, DeltaAnswer, DeltaRequest, EnrolRequest, EnrolResponse,
+    NodeAddress, Problem, ProgressReport,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
@@ -178,6 +178,11 @@ impl NodeClient {
     ) -> Result<AgentResolution, Error> {
         let request = AgentResolveRequest { reference: reference.clone(), blobs };
         self.round(Method::POST, "/api/v1/agents/self/resolve", &request).await
+    }
+
+    /// A bundle in place of new chunks; asked of each node once.
+    pub async fn delta(&self, request: &DeltaRequest) -> Result<DeltaAnswer, Error> {
+        self.round(Method::POST, "/api/v1/agents/self/delta", request).await
     }
 
     /// Asks each node once, until one answers, with somebody else's credentials and not with this

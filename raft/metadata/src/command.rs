@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
+use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
@@ -526,6 +527,27 @@ pub enum Command {
         digest: Digest,
         hosts: BTreeSet<PeerId>,
     },
+    /// Takes, renews or takes over the work of making a bundle that leads from one version to another.
+    ClaimDelta {
+        of: DeltaKey,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+    },
+    /// Ends that work; without a bundle where none is worth its bytes.
+    EndDelta {
+        of: DeltaKey,
+        node: shoal_content::NodeId,
+        bundle: Option<DeltaBundle>,
+    },
+    /// Notes when bundles were last given to somebody.
+    NoteDeltaUses {
+        uses: BTreeMap<DeltaKey, Timestamp>,
+    },
+    /// Drops bundles that nobody was given since then.
+    DropDeltas {
+        deltas: BTreeSet<DeltaKey>,
+        unused_before: Timestamp,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -704,6 +726,7 @@ pub enum Subject {
     WorkloadRule,
     Leaving,
     WarmUp,
+    Delta,
 }
 
 impl std::fmt::Display for Subject {
@@ -736,6 +759,7 @@ impl std::fmt::Display for Subject {
             Self::WorkloadRule => "workload rule",
             Self::Leaving => "deletion of the account",
             Self::WarmUp => "warm-up policy",
+            Self::Delta => "delta bundle",
         })
     }
 }
@@ -749,4 +773,5 @@ pub enum Event {
     TagMoved { repository: RepositoryName, tag: TagName },
     UploadChanged(UploadId),
     WarmUpsChanged,
+    DeltaChanged(DeltaKey),
 }

@@ -173,11 +173,13 @@ pub enum Table {
     DeploymentDeadlines = 77,
     /// Name -> `WarmUp`.
     WarmUps = 78,
+    /// Image, old recipe, new recipe -> `Delta`.
+    Deltas = 79,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 79] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -256,6 +258,7 @@ impl Table {
         Self::DeploymentPlans,
         Self::DeploymentDeadlines,
         Self::WarmUps,
+        Self::Deltas,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -13,11 +13,14 @@ use shoal_metadata::{Fault, Read, Rows, Table};
 const ROWS_MAX: usize = 1024;
 const ROW_BYTES_MAX: usize = 4 * 1024;
 
+/// `None` where there is no such row.
+type Kept = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+
 /// See the module's documentation. The base must not change while this lives.
 #[derive(Debug)]
 pub struct Memo<'a, R> {
     base: &'a R,
-    rows: RefCell<BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>>,
+    rows: RefCell<Kept>,
 }
 
 impl<'a, R> Memo<'a, R> {

@@ -108,7 +108,8 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::PassDeadlines { .. }
         | Command::CreateWarmUp(_)
         | Command::RemoveWarmUp { .. }
-        | Command::RunWarmUp { .. } => 2,
+        | Command::RunWarmUp { .. }
+        | Command::CacheManifest(_) => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -173,11 +173,16 @@ pub enum Table {
     DeploymentDeadlines = 77,
     /// Name -> `WarmUp`.
     WarmUps = 78,
+    /// Image, digest of a blob or manifest that is not there yet, digest of a version that refers to
+    /// it -> `Reference`.
+    AwaitedContents = 79,
+    /// Image, digest of a version, digest of what it awaits -> nothing.
+    AwaitingVersions = 80,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 80] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -256,6 +261,8 @@ impl Table {
         Self::DeploymentPlans,
         Self::DeploymentDeadlines,
         Self::WarmUps,
+        Self::AwaitedContents,
+        Self::AwaitingVersions,
     ];
 
     /// The table whose keys start with `number`, if there is one.

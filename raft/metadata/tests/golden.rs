@@ -332,6 +332,10 @@ fn catalog_samples() -> Vec<Command> {
             digest: digest(1),
             hosts: [peer(1)].into(),
         },
+        Command::CacheManifest(PutManifest {
+            tags: vec![tag("t")],
+            ..container("a/b", 1, 2, &[1])
+        }),
     ]
 }
 

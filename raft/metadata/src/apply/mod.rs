@@ -8,6 +8,7 @@
 mod acme;
 mod ancestry;
 mod audit;
+mod awaited;
 mod blob;
 mod catalog;
 mod credential;
@@ -309,6 +310,7 @@ impl<R: Read> Step<'_, R> {
             Command::RunWarmUp { name, expected, id, digest, hosts } => {
                 self.run_warm_up(&name, expected, warm_up::Run { id, digest, hosts })
             }
+            Command::CacheManifest(put) => self.cache_manifest(put),
         }
     }
 }

@@ -30,6 +30,7 @@ pub struct Services {
     pub board: Board,
     pub desk: OrderDesk,
     pub gatherer: Gatherer,
+    pub siblings: Siblings,
     pub collector: Collector,
     pub scrubber: Scrubber,
     pub verifier: Verifier,
@@ -76,7 +77,8 @@ impl Services {
         Ok(Self {
             disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             origin,
-            gatherer: Gatherer::new(board.clone(), desk.clone(), siblings),
+            gatherer: Gatherer::new(board.clone(), desk.clone(), siblings.clone()),
+            siblings,
             board,
             desk,
             collector,

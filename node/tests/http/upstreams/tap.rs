@@ -169,15 +169,13 @@ async fn forward(line: &Arc<Line>, request: Request) -> Result<Response> {
     let status = answer.status();
     let mut response = Response::builder().status(status);
     for (name, value) in answer.headers() {
-        if !matches!(*name, header::TRANSFER_ENCODING | header::CONNECTION) {
+        if *name != header::TRANSFER_ENCODING && *name != header::CONNECTION {
             response = response.header(name, value);
         }
     }
     let is_content = parts.method == Method::GET && status.is_success();
     if is_content && path.contains("/manifests/") && *line.bend_manifests.lock() {
-        let mut bytes = answer.bytes().await?.to_vec();
-        bytes.push(b' ');
-        return Ok(response.header(header::CONTENT_LENGTH, bytes.len()).body(bytes.into())?);
+        return Ok(response.body(bent(line, answer.bytes().await?, Blobs::Bend))?);
     }
     let body = match is_content && is_blob {
         true => bent(line, answer.bytes().await?, what),

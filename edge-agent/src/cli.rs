@@ -45,6 +45,9 @@ SETTINGS
     max_bytes = \"(4/5 of the disk)\"  low_percent = 90
     min_free_bytes = \"(1/50 of the disk, at most 10GiB)\"
     index_chunks_max = 2000000       # about 20 bytes of memory each
+    [delta]
+    enabled = true                   # what is new of a disk comes as a difference, where that is less
+    wait_seconds = 20                # at most so long for one that is being made
     [mirror]
     enabled = true                   listen = \"127.0.0.1:5055\"
     certificate_file, key_file       # needed for another address than loopback

@@ -321,6 +321,16 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
     let share = |bytes: u64| 100.0 * bytes as f64 / progress.bytes_done.max(1) as f64;
     let local = progress.bytes_local;
     writeln!(out, "  {:>5.1} %  {:>10}  own cache", share(local), HumanBytes(local).to_string())?;
+    if progress.bytes_by_delta > 0 {
+        let (made, bundle) = (progress.bytes_by_delta, progress.delta_bundle_bytes);
+        writeln!(
+            out,
+            "  {:>5.1} %  {:>10}  made from own cache and a delta bundle of {}",
+            share(made),
+            HumanBytes(made).to_string(),
+            HumanBytes(bundle),
+        )?;
+    }
     for (kind, from) in [("agent", &progress.bytes_by_peer), ("node", &progress.bytes_by_node)] {
         for (name, bytes) in from {
             let human = HumanBytes(*bytes).to_string();

@@ -95,14 +95,18 @@ pub async fn run(
     swarm.set_nodes(swarm_nodes(&known).await).await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
+    let limits_shown = limits::Shown::default();
     let fetcher = Fetcher {
         cache: cache.clone(),
         catalogue,
         nodes: client.clone(),
         downloads: downloads.clone(),
+        delta: crate::fetch::delta::Means {
+            config: config.delta.clone(),
+            limits: limits_shown.clone(),
+        },
     };
     let transfers = Transfers::new(metrics.agent.clone());
-    let limits_shown = limits::Shown::default();
     let deployments = Deployments::new(fetcher.clone(), transfers.clone(), limits_shown.clone());
     let drain_bound = Duration::from_secs(config.agent.drain_seconds);
     let parts = Parts {

@@ -18,6 +18,10 @@ pub struct CacheMetrics {
     pub corrupt: Counter,
     /// Copied between recipes instead of fetched.
     pub bytes_copied: Counter,
+    /// Made with delta bundles instead of fetched.
+    pub delta_bytes: Counter,
+    /// Bundles that were of no use.
+    pub delta_failures: Counter,
 }
 
 /// Of what goes on around it.
@@ -79,6 +83,16 @@ impl Metrics {
             "Bytes copied between images instead of fetched",
             cache.bytes_copied,
         );
+        of.register(
+            "shoal_cache_delta_bytes",
+            "Bytes made with delta bundles instead of fetched",
+            cache.delta_bytes,
+        );
+        of.register(
+            "shoal_cache_delta_failures",
+            "Delta bundles that were of no use",
+            cache.delta_failures,
+        );
         of.register("shoal_transfers", "Finished transfers", agent.transfers);
         of.register("shoal_transfers_running", "Transfers under way", agent.transfers_running);
         of.register(
@@ -133,6 +147,8 @@ mod tests {
                 "shoal_cache_full counter",
                 "shoal_cache_corrupt_chunks counter",
                 "shoal_cache_copied_bytes counter",
+                "shoal_cache_delta_bytes counter",
+                "shoal_cache_delta_failures counter",
                 "shoal_transfers counter",
                 "shoal_transfers_running gauge",
                 "shoal_mirror_requests counter",

@@ -115,7 +115,8 @@ impl Tracked {
     pub fn update(&self, mut progress: TransferProgress) {
         let elapsed = self.started.elapsed();
         progress.elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        let moved = progress.bytes_done.saturating_sub(progress.bytes_local);
+        let here = progress.bytes_local + progress.bytes_by_delta;
+        let moved = progress.bytes_done.saturating_sub(here) + progress.delta_bundle_bytes;
         progress.rate_bytes_per_second = (moved as f64 / elapsed.as_secs_f64().max(0.001)) as u64;
         self.progress.send_replace(progress);
     }

@@ -19,6 +19,7 @@ mod blob;
 mod bytes;
 mod chunk;
 mod cutter;
+mod delta;
 mod detect;
 mod disk;
 mod export;
@@ -44,6 +45,10 @@ mod zero;
 pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
 pub use chunk::{ChunkError, decode_chunk};
 pub use cutter::{Cut, Cutter};
+pub use delta::{
+    Applied, DELTA_DECODE_BYTES_MAX, DeltaEnd, DeltaError, DeltaLimits, MadeDelta, ReadChunk,
+    ReadOld, Side, WriteNew, apply_delta, fresh_chunks, make_delta,
+};
 pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
 pub use export::{

@@ -58,6 +58,27 @@ const LENGTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Counting what is due stops here.
 const DUE_COUNTED_MAX: usize = 100_000;
 
+/// An object of these that storage does not have, if there is one.
+///
+/// # Errors
+/// What storage says.
+pub async fn first_missing(
+    store: &Arc<dyn BlobStore>,
+    objects: &[ObjectKey],
+) -> Result<Option<ObjectKey>, StoreError> {
+    let looks = objects.iter().copied().map(|object| {
+        let store = Arc::clone(store);
+        async move { Ok(store.length(object).await?.is_none().then_some(object)) }
+    });
+    let mut looks = futures::stream::iter(looks).buffer_unordered(LENGTHS_AT_ONCE);
+    while let Some(looked) = looks.next().await {
+        if let Some(missing) = looked? {
+            return Ok(Some(missing));
+        }
+    }
+    Ok(None)
+}
+
 /// When what is done to an object; see the module's documentation.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod clock;
 pub mod collection;
 pub mod config;
+pub mod delta;
 pub mod deploy;
 pub mod disks;
 pub mod downloads;

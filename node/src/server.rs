@@ -157,6 +157,8 @@ impl Server {
         let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
         services.disks.import_from(Remote::new(config.import.clone())?);
+        services.deltas.begin(config.delta.clone(), &mut registry);
+        services.disks.make_deltas(services.deltas.clone());
         let upstream_metrics = UpstreamMetrics::default();
         upstream_metrics.register(&mut registry);
         let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());

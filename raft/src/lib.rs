@@ -48,6 +48,7 @@ mod harness;
 mod log;
 mod machine;
 mod members;
+mod memo;
 mod metrics;
 mod network;
 mod peers;

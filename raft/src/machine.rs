@@ -20,6 +20,7 @@ use tracing::info;
 use crate::error::fault;
 use crate::folder::Home;
 use crate::log::blocking;
+use crate::memo::Memo;
 use crate::metrics::Metrics;
 use crate::proposal::{
     Applied, Entry, LogId, Membership, PROPOSALS_REMEMBERED, Proposal, SnapshotMeta, TypeConfig,
@@ -33,6 +34,9 @@ const BATCH_ENTRIES_MAX: usize = 256;
 
 /// A batch is written once its commands have so many bytes.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Looking for what is to be forgotten costs as much for one proposal as for so many.
+const FORGOTTEN_TOGETHER: u64 = 256;
 
 /// The state's database as everyone sees it; an installed snapshot replaces it.
 pub type CurrentStore = Arc<RwLock<Arc<Store>>>;
@@ -73,7 +77,9 @@ fn apply_entries(
     entries: Vec<Entry>,
     newest: u8,
 ) -> io::Result<(Vec<Applied>, Vec<Event>)> {
-    let mut rows = Transaction::new(store);
+    // The store is written only when all of them are applied.
+    let memo = Memo::new(store);
+    let mut rows = Transaction::new(&memo);
     let mut batch = Batch::default();
     let mut answers = Vec::with_capacity(entries.len());
     let mut events = Vec::new();
@@ -119,11 +125,17 @@ fn apply_entries(
     Ok((answers, events))
 }
 
-/// Forgets the proposals that are too far behind these entries, whose indices follow each other.
+/// Forgets the proposals that are too far behind these entries, whose indices follow each other;
+/// [`FORGOTTEN_TOGETHER`] at once.
 fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result<()> {
+    let behind = |index: u64| {
+        index.saturating_sub(PROPOSALS_REMEMBERED) / FORGOTTEN_TOGETHER * FORGOTTEN_TOGETHER
+    };
     let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.log_id().index);
-    let start = index(entries.first()).saturating_sub(PROPOSALS_REMEMBERED);
-    let end = (index(entries.last()) + 1).saturating_sub(PROPOSALS_REMEMBERED);
+    let (start, end) = (behind(index(entries.first())), behind(index(entries.last()) + 1));
+    if start == end {
+        return Ok(());
+    }
     for (index, old) in store.proposals(start, end)? {
         batch.forget(index, old);
     }
@@ -131,7 +143,7 @@ fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result
 }
 
 fn apply_proposal(
-    rows: &mut Transaction<'_, Store>,
+    rows: &mut Transaction<'_, Memo<'_, Store>>,
     proposal: &Proposal,
     newest: u8,
     events: &mut Vec<Event>,
@@ -306,10 +318,15 @@ mod tests {
         assert_eq!(store.applied().unwrap().map(|id| id.index), Some(5));
 
         // It is forgotten in the end: what is remembered is bounded.
-        let late = 1 + PROPOSALS_REMEMBERED;
-        apply_entries(&store, vec![proposed(late, 12, &create())], COMMAND_VERSION).unwrap();
-        assert_eq!(store.answer(10).unwrap(), None);
-        assert_eq!(store.answer(11).unwrap(), Some(exists));
+        let end = PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER;
+        let late = |index, id| {
+            apply_entries(&store, vec![proposed(index, id, &create())], COMMAND_VERSION)
+        };
+        late(end - 2, 12).unwrap();
+        assert_eq!(store.answer(11).unwrap(), Some(exists.clone()));
+        late(end - 1, 13).unwrap();
+        assert_eq!((store.answer(10).unwrap(), store.answer(11).unwrap()), (None, None));
+        assert_eq!(store.answer(12).unwrap(), Some(exists));
     }
 
     /// Commands that touch many tables, some of them refused.

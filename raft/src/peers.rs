@@ -132,7 +132,7 @@ impl Peers {
         let broken = |source| CallError::Broken { address: address.to_owned(), source };
         let body = encode(body).map_err(broken)?;
         let connection = self.connection(address).await?;
-        match timeout(limit, exchange(&connection, kind, &body)).await {
+        match timeout(limit, exchange(&connection, kind, body)).await {
             Ok(Ok(answer)) => decode(&answer).map_err(broken),
             Ok(Err(source)) => Err(broken(source)),
             Err(_) => {
@@ -143,7 +143,7 @@ impl Peers {
     }
 }
 
-async fn exchange(connection: &Connection, kind: Kind, body: &[u8]) -> io::Result<Vec<u8>> {
+async fn exchange(connection: &Connection, kind: Kind, body: Vec<u8>) -> io::Result<Vec<u8>> {
     let (mut send, mut receive) = connection.open_bi().await?;
     send_request(&mut send, kind, body).await?;
     send.finish().map_err(io::Error::other)?;

@@ -52,10 +52,7 @@ pub async fn read(shared: &Shared) -> Result<View, ReadError> {
 }
 
 async fn attempt(shared: &Shared, deadline: Instant) -> Result<View, Failure> {
-    let stopped = || Failure::Unavailable("reads have stopped".into());
-    let (waiter, answer) = oneshot::channel();
-    shared.reads.send(waiter).await.map_err(|_| stopped())?;
-    let index = answer.await.map_err(|_| stopped())??;
+    let index = next_round(shared).await?;
     let core = shared.core()?;
     let left = deadline.saturating_duration_since(Instant::now());
     core.engine
@@ -67,6 +64,24 @@ async fn attempt(shared: &Shared, deadline: Instant) -> Result<View, Failure> {
             Failure::Unavailable("this node did not catch up with the leader in time".into())
         })?;
     Ok(core.view())
+}
+
+/// What the next round to begin here finds.
+async fn next_round(shared: &Shared) -> Result<u64, Failure> {
+    let stopped = || Failure::Unavailable("reads have stopped".into());
+    let (waiter, answer) = oneshot::channel();
+    shared.reads.send(waiter).await.map_err(|_| stopped())?;
+    answer.await.map_err(|_| stopped())?
+}
+
+/// The commit index for another member's round, which shares the leader's own next one: the leader
+/// asks its majority once for all that wait anywhere. Who does not lead says so at once.
+pub async fn index_for_member(shared: &Shared) -> Result<u64, Failure> {
+    let core = shared.core()?;
+    if core.leader(shared.me()) != Leader::Me {
+        return Err(core.not_leader(shared.me()));
+    }
+    next_round(shared).await
 }
 
 /// Runs the rounds until this node stops.
@@ -133,7 +148,7 @@ async fn index(shared: &Shared) -> Result<u64, Failure> {
 }
 
 /// The commit index of this node, where a majority agrees that it leads.
-pub async fn index_here(shared: &Shared) -> Result<u64, Failure> {
+async fn index_here(shared: &Shared) -> Result<u64, Failure> {
     let core = shared.core()?;
     if core.leader(shared.me()) != Leader::Me {
         return Err(core.not_leader(shared.me()));

@@ -139,7 +139,7 @@ async fn serve_request(
     }
     let answer = answer(&shared, kind, &body, &mut send, &mut receive).await?;
     drop(held);
-    send_answer(&mut send, &answer).await
+    send_answer(&mut send, answer).await
 }
 
 async fn answer(
@@ -173,7 +173,7 @@ async fn answer(
         }
         Kind::ReadIndex => {
             decode::<()>(body)?;
-            encode(&read::index_here(shared).await)
+            encode(&read::index_for_member(shared).await)
         }
         Kind::AddMember => encode(&members::add_here(shared, &decode(body)?).await),
         Kind::RemoveMember => encode(&members::remove_here(shared, decode(body)?).await),

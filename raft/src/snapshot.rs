@@ -207,7 +207,7 @@ mod tests {
             let meta = SnapshotMeta::default();
             let offer = Offer { vote: Vote::new(1, 1), meta, files };
             let body = encode(&offer).unwrap();
-            send_request(&mut send, Kind::SnapshotFiles, &body).await.unwrap();
+            send_request(&mut send, Kind::SnapshotFiles, body).await.unwrap();
             let length = receive_length(&mut receive).await.unwrap();
             let wanted = receive_body(&mut receive, length).await.unwrap();
             let wanted: Result<Vec<bool>, Failure> = decode(&wanted).unwrap();

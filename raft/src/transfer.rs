@@ -100,7 +100,7 @@ pub async fn send(
     let (mut stream, mut answers) = connection.open_bi().await?;
     // Bulk goes behind everything else on the connection.
     stream.set_priority(-1).map_err(io::Error::other)?;
-    send_request(&mut stream, Kind::SnapshotFiles, &encode(&offer)?).await?;
+    send_request(&mut stream, Kind::SnapshotFiles, encode(&offer)?).await?;
     let wanted: Wanted = match receive_answer(&mut answers, STALL_TIMEOUT).await? {
         Ok(wanted) => wanted,
         Err(failure) => return Ok(Err(failure)),
@@ -197,7 +197,7 @@ pub async fn receive(
     }
     let answer: Result<&Wanted, Failure> = Ok(&wanted);
     let answer = encode(&answer).map_err(storage)?;
-    send_frame(answers, &answer).await.map_err(storage)?;
+    send_frame(answers, answer).await.map_err(storage)?;
     for (file, _) in offer.files.iter().zip(&wanted).filter(|(_, wanted)| **wanted) {
         store_file(&folder, file, stream).await.map_err(storage)?;
         partial.whole.insert(file.name.clone(), file.clone());

@@ -13,6 +13,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use serde::{Deserialize, Serialize};
 use shoal_metadata::{Refusal, Response};
@@ -95,24 +96,27 @@ pub struct AddMember {
     pub address: String,
 }
 
-pub async fn send_request(stream: &mut SendStream, kind: Kind, body: &[u8]) -> io::Result<()> {
+pub async fn send_request(stream: &mut SendStream, kind: Kind, body: Vec<u8>) -> io::Result<()> {
     let mut head = [kind as u8; 5];
-    head[1..].copy_from_slice(&length(body)?);
-    stream.write_all(&head).await?;
-    stream.write_all(body).await?;
-    Ok(())
+    head[1..].copy_from_slice(&length(&body)?);
+    send(stream, &head, body).await
 }
 
-pub async fn send_answer(stream: &mut SendStream, body: &[u8]) -> io::Result<()> {
+pub async fn send_answer(stream: &mut SendStream, body: Vec<u8>) -> io::Result<()> {
     send_frame(stream, body).await?;
     stream.finish().map_err(io::Error::other)
 }
 
 /// An answer after which another one follows.
-pub async fn send_frame(stream: &mut SendStream, body: &[u8]) -> io::Result<()> {
-    stream.write_all(&length(body)?).await?;
-    stream.write_all(body).await?;
-    Ok(())
+pub async fn send_frame(stream: &mut SendStream, body: Vec<u8>) -> io::Result<()> {
+    let head = length(&body)?;
+    send(stream, &head, body).await
+}
+
+/// Together, so that what fits into one packet goes in one.
+async fn send(stream: &mut SendStream, head: &[u8], body: Vec<u8>) -> io::Result<()> {
+    let mut pieces = [Bytes::copy_from_slice(head), body.into()];
+    Ok(stream.write_all_chunks(&mut pieces).await?)
 }
 
 fn length(body: &[u8]) -> io::Result<[u8; 4]> {

@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use fastcdc::v2020::FastCDC;
 use serde::Serialize;
 use shoal_benches::debian::{self, FileSystem, run};
-use shoal_content::{ChunkId, PackId};
-use shoal_formats::{DiskIngest, StoredChunk, open};
+use shoal_content::{ChunkId, ObjectKey, PackId, Recipe, RecipeId};
+use shoal_formats::{
+    DeltaEnd, DeltaLimits, DiskIngest, Side, SinkError, StoredChunk, decode_chunk, make_delta, open,
+};
 
 const LEVEL: i32 = 3;
+const DELTA: &str = "shoal, delta and recipe";
+const PATCH: &str = "zstd -3 --patch-from";
 const FIXED_BYTES: usize = 64 * 1024;
 
 /// Measures what a second version of a disk adds to storage that has the first.
@@ -66,6 +70,8 @@ struct Pair {
     rows: Vec<Row>,
     /// Encoded recipe for each GiB of content, in MiB.
     index_mib_per_gib: f64,
+    /// Delta bundle and the new recipe over what `zstd --patch-from` makes.
+    delta_over_patch: Option<f64>,
 }
 
 /// What cutting the two disks gave.
@@ -107,6 +113,9 @@ fn main() -> Result<()> {
 
 fn print(pair: &Pair) {
     println!("\n{}: index {:.2} MiB for each GiB of content", pair.new, pair.index_mib_per_gib);
+    if let Some(ratio) = pair.delta_over_patch {
+        println!("delta bundle and recipe over zstd --patch-from: {ratio:.2}");
+    }
     println!(
         "{:<28} {:>10} {:>10} {:>8} {:>8} {:>11} {:>8}",
         "", "new chunks", "new MiB", "share", "stored", "ours/this", "seconds"
@@ -129,8 +138,22 @@ fn print(pair: &Pair) {
 
 fn measure(old: &Path, new: &Path, folder: &Path) -> Result<Pair> {
     let started = Instant::now();
-    let (ours, index) = ours(old, new)?;
+    let (ours, index, versions) = ours(old, new)?;
     let mut rows = vec![counted("shoal", ours, started.elapsed())];
+    let started = Instant::now();
+    let bundle = delta_bytes(&versions)?;
+    let [of_old, of_new] = &versions;
+    rows.push(Row {
+        name: DELTA.into(),
+        old_stored_bytes: of_old.packs.values().map(|pack| pack.len() as u64).sum(),
+        new_stored_bytes: bundle + of_new.recipe.encode().len() as u64,
+        new_content_bytes: None,
+        new_chunks: None,
+        new_share: None,
+        ratio_of_ours: 1.0,
+        seconds: started.elapsed().as_secs_f64(),
+    });
+    drop(versions);
     let cuts: [(&str, Cut); 3] = [
         ("fixed 4 KiB", fixed::<4096>),
         ("fixed 64 KiB", fixed::<FIXED_BYTES>),
@@ -145,7 +168,7 @@ fn measure(old: &Path, new: &Path, folder: &Path) -> Result<Pair> {
     let tools: [(&str, &str, Tool); 3] = [
         ("casync 64 KiB", "casync", casync),
         ("borg zstd,3", "borg", borg),
-        ("zstd -3 --patch-from", "zstd", patch),
+        (PATCH, "zstd", patch),
     ];
     for (name, program, tool) in tools {
         if Command::new(program).arg("--version").output().is_err() {
@@ -178,7 +201,11 @@ fn measure(old: &Path, new: &Path, folder: &Path) -> Result<Pair> {
         row.ratio_of_ours = base / row.new_stored_bytes.max(1) as f64;
     }
     let name = new.file_name().unwrap_or(new.as_os_str()).to_string_lossy().into_owned();
-    Ok(Pair { new: name, rows, index_mib_per_gib: index })
+    let stored = |name: &str| {
+        rows.iter().find(|row| row.name == name).map(|row| row.new_stored_bytes as f64)
+    };
+    let delta_over_patch = stored(DELTA).zip(stored(PATCH)).map(|(delta, patch)| delta / patch);
+    Ok(Pair { new: name, rows, index_mib_per_gib: index, delta_over_patch })
 }
 
 fn counted(name: &str, count: Count, took: Duration) -> Row {
@@ -194,12 +221,22 @@ fn counted(name: &str, count: Count, took: Duration) -> Row {
     }
 }
 
+/// A disk as storage has it: with the packs that its upload added.
+struct Version {
+    recipe: Recipe,
+    packs: HashMap<ObjectKey, Vec<u8>>,
+}
+
 /// As an upload does it; besides, MiB of recipe for each GiB of the new disk's content.
-fn ours(old: &Path, new: &Path) -> Result<(Count, f64)> {
+fn ours(old: &Path, new: &Path) -> Result<(Count, f64, [Version; 2])> {
     let mut known: HashMap<ChunkId, StoredChunk> = HashMap::new();
     let mut ingest = |path: &Path| {
         let mut disk = open(Box::new(std::fs::File::open(path)?), None)?;
-        let sink = |_: PackId, _: Vec<u8>| Ok(());
+        let mut packs = HashMap::new();
+        let sink = |id: PackId, bytes: Vec<u8>| {
+            packs.insert(ObjectKey::Pack(id), bytes);
+            Ok(())
+        };
         let look = &mut |id| known.get(&id).copied();
         let done =
             DiskIngest::new(sink).run(disk.as_mut(), look, &mut |_| ControlFlow::Continue(()))?;
@@ -215,10 +252,11 @@ fn ours(old: &Path, new: &Path) -> Result<(Count, f64)> {
             };
             known.entry(chunk.id).or_insert(stored);
         }
-        anyhow::Ok((done.totals, fresh, recipe.encode().len()))
+        let (totals, index) = (done.totals, recipe.encode().len());
+        anyhow::Ok((totals, fresh, index, Version { recipe, packs }))
     };
-    let (first, ..) = ingest(old)?;
-    let (second, chunks, index) = ingest(new)?;
+    let (first, _, _, of_old) = ingest(old)?;
+    let (second, chunks, index, of_new) = ingest(new)?;
     let count = Count {
         old_stored: first.stored_bytes,
         new_stored: second.stored_bytes,
@@ -226,7 +264,33 @@ fn ours(old: &Path, new: &Path) -> Result<(Count, f64)> {
         content: second.content_bytes,
         chunks: chunks as u64,
     };
-    Ok((count, index as f64 * 1024.0 / second.content_bytes.max(1) as f64))
+    let index = index as f64 * 1024.0 / second.content_bytes.max(1) as f64;
+    Ok((count, index, [of_old, of_new]))
+}
+
+/// How long the bundle is that leads from the one to the other, as a node makes it.
+fn delta_bytes([old, new]: &[Version; 2]) -> Result<u64> {
+    let id = |version: &Version| RecipeId::of(&version.recipe.encode());
+    let read = &mut |side, chunk: u32, to: &mut Vec<u8>| -> Result<(), SinkError> {
+        let recipe = match side {
+            Side::Old => &old.recipe,
+            Side::New => &new.recipe,
+        };
+        let chunk = &recipe.chunks()[chunk as usize];
+        let key = recipe.objects()[chunk.object as usize].key;
+        let pack = old.packs.get(&key).or_else(|| new.packs.get(&key));
+        let pack = pack.ok_or("a pack that no version added")?;
+        to.extend(decode_chunk(chunk, &pack[chunk.at as usize..][..chunk.stored() as usize])?);
+        Ok(())
+    };
+    let sink = |_: PackId, _: Vec<u8>| Ok(());
+    let limits = DeltaLimits::within(u64::MAX);
+    let (from, to) = ((id(old), &old.recipe), (id(new), &new.recipe));
+    let go_on = &mut || ControlFlow::Continue(());
+    match make_delta(from, to, limits, u64::MAX, read, go_on, sink)? {
+        DeltaEnd::Made(made) => Ok(made.recipe.length()),
+        DeltaEnd::TooLong => bail!("a bundle without a limit was too long"),
+    }
 }
 
 fn fixed<const BYTES: usize>(disk: &[u8], with: &mut Visit<'_>) -> Result<()> {

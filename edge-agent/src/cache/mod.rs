@@ -255,6 +255,18 @@ impl Cache {
         self.0.entries.read().get(&recipe).cloned()
     }
 
+    /// Recipes that are here whole, the last used first.
+    pub fn complete(&self) -> Vec<RecipeId> {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        let mut whole: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.is_complete())
+            .map(|entry| (std::cmp::Reverse(entry.used()), entry.id()))
+            .collect();
+        whole.sort_unstable();
+        whole.into_iter().map(|(_, id)| id).collect()
+    }
+
     pub fn holdings(&self) -> Vec<Holding> {
         let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
         let mut holdings: Vec<Holding> = entries

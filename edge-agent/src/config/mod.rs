@@ -29,6 +29,9 @@ const RIGHTS_OFFLINE_SECONDS_MAX: u64 = 86_400;
 /// Whoever waits longer for a stop kills.
 const DRAIN_SECONDS_MAX: u64 = 600;
 
+/// Whoever waits longer had better fetch chunks.
+const DELTA_WAIT_SECONDS_MAX: u64 = 3600;
+
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role", "drain_seconds"]),
@@ -37,6 +40,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("limits", &["upload", "download", "schedule"]),
     ("discovery", &["enabled", "listen", "mdns"]),
     ("cache", &["max_bytes", "low_percent", "min_free_bytes", "index_chunks_max"]),
+    ("delta", &["enabled", "wait_seconds"]),
     (
         "mirror",
         &[
@@ -72,6 +76,7 @@ pub struct Config {
     pub limits: Limits,
     pub discovery: Discovery,
     pub cache: Cache,
+    pub delta: Delta,
     pub mirror: Mirror,
     pub status: Status,
     pub log: Log,
@@ -184,6 +189,22 @@ impl Default for Cache {
     }
 }
 
+/// Bundles in place of the new chunks of a disk that is here in another version.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Delta {
+    pub enabled: bool,
+    /// How long at most the agent waits for one that is being made, and never longer than the chunks
+    /// would take.
+    pub wait_seconds: u64,
+}
+
+impl Default for Delta {
+    fn default() -> Self {
+        Self { enabled: true, wait_seconds: 20 }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mirror {
@@ -280,6 +301,9 @@ impl Config {
         }
         if self.agent.drain_seconds > DRAIN_SECONDS_MAX {
             return refuse("agent", "drain_seconds", "at most 600");
+        }
+        if self.delta.wait_seconds > DELTA_WAIT_SECONDS_MAX {
+            return refuse("delta", "wait_seconds", "at most an hour (3600)");
         }
         if self.limits.schedule.len() > limits::SCHEDULE_MAX {
             return refuse("limits", "schedule", "at most 64 lines");

@@ -14,13 +14,14 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::{Mutex, RwLock};
-use shoal_api::{NodeAddress, TransferProgress};
+use shoal_api::{DeltaGrant, NodeAddress, TransferProgress};
 use shoal_content::{PeerId, Recipe, RecipeId, Ticket};
 use shoal_p2p::{ChunkStore, FetchError, Progress, Swarm};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::delta::{self, Rebuilt};
 use crate::cache::{self, Cache};
 
 const LINGER: Duration = Duration::from_secs(5);
@@ -63,6 +64,8 @@ pub struct Wanted {
     pub recipe: RecipeId,
     pub ticket: String,
     pub bytes: u64,
+    /// What leads to it from a disk that is here.
+    pub delta: Option<DeltaGrant>,
 }
 
 /// What happened to a download.
@@ -259,6 +262,7 @@ impl Task {
         let room = crate::blocking(move || cache.check_room(id, &wanted)).await;
         room.ok_or(Error::Stopped)?.map_err(Error::Cache)?;
         self.recipe.send_replace(Some(recipe.clone()));
+        let rebuilt = self.rebuild(&recipe).await;
         let transfer = self.shared.swarm.fetch(id, recipe, ticket);
         let mut changes = transfer.progress();
         let mut waiting = std::pin::pin!(transfer.wait());
@@ -266,21 +270,71 @@ impl Task {
             tokio::select! {
                 outcome = &mut waiting => {
                     let summary = outcome.map_err(Error::Fetch)?;
-                    let progress = self.convert(&summary);
+                    let progress = self.convert(&summary, &rebuilt);
                     self.progress.send_replace(progress.clone());
                     debug!(recipe = %id, bytes = progress.bytes_done, "download complete");
                     return Ok(progress);
                 }
                 Ok(()) = changes.changed() => {
                     let progress = changes.borrow_and_update().clone();
-                    self.progress.send_replace(self.convert(&progress));
+                    self.progress.send_replace(self.convert(&progress, &rebuilt));
                 }
                 Some(chunks) = self.demands.recv() => transfer.demand(chunks),
             }
         }
     }
 
-    fn convert(&self, progress: &Progress) -> TransferProgress {
+    /// Makes what it can from a disk that is here; without a bundle, nothing.
+    async fn rebuild(&self, recipe: &Arc<Recipe>) -> Rebuilt {
+        let mut rebuilt = Rebuilt::default();
+        let Some(grant) = &self.wanted.delta else { return rebuilt };
+        let Shared { cache, swarm, .. } = &*self.shared;
+        let first = self.progress.borrow().clone();
+        let on_bundle = |bundle: &Progress| {
+            let mut progress = first.clone();
+            self.add_bundle(&mut progress, bundle);
+            self.progress.send_replace(progress);
+        };
+        let new = (self.wanted.recipe, recipe);
+        let outcome = delta::rebuild(cache, swarm, new, grant, &mut rebuilt, on_bundle).await;
+        cache.metrics().delta_bytes.inc_by(rebuilt.content_bytes);
+        match outcome {
+            Ok(()) => debug!(recipe = %new.0, bytes = rebuilt.content_bytes, "made from a bundle"),
+            Err(error) => {
+                let error = crate::nodes::chain(&error);
+                warn!(recipe = %new.0, bundle = %grant.recipe, error, "going on without a bundle");
+                cache.metrics().delta_failures.inc();
+            }
+        }
+        rebuilt
+    }
+
+    /// Counts what came of a bundle.
+    fn add_bundle(&self, progress: &mut TransferProgress, bundle: &Progress) {
+        let names = self.shared.node_names.read();
+        let name = |peer: &PeerId| names.get(peer).cloned().unwrap_or_else(|| peer.to_string());
+        let by = [
+            (&bundle.bytes_by_peer, &mut progress.bytes_by_peer),
+            (&bundle.bytes_by_node, &mut progress.bytes_by_node),
+        ];
+        for (from, to) in by {
+            for (peer, bytes) in from {
+                *to.entry(name(peer)).or_default() += bytes;
+                progress.delta_bundle_bytes += bytes;
+            }
+        }
+    }
+
+    fn convert(&self, progress: &Progress, rebuilt: &Rebuilt) -> TransferProgress {
+        let mut converted = self.convert_own(progress);
+        // What was made stood in the cache before the chunks' transfer began.
+        converted.bytes_local = converted.bytes_local.saturating_sub(rebuilt.content_bytes);
+        converted.bytes_by_delta = rebuilt.content_bytes;
+        self.add_bundle(&mut converted, &rebuilt.bundle);
+        converted
+    }
+
+    fn convert_own(&self, progress: &Progress) -> TransferProgress {
         let names = self.shared.node_names.read();
         let named = |(peer, bytes): (&PeerId, &u64)| {
             (names.get(peer).cloned().unwrap_or_else(|| peer.to_string()), *bytes)
@@ -290,6 +344,8 @@ impl Task {
             bytes_total: progress.bytes_total,
             bytes_done: progress.bytes_done,
             bytes_local: progress.bytes_local,
+            bytes_by_delta: 0,
+            delta_bundle_bytes: 0,
             bytes_by_peer: progress.bytes_by_peer.iter().map(named).collect(),
             bytes_by_node: progress.bytes_by_node.iter().map(named).collect(),
             rate_bytes_per_second: 0,

@@ -6,6 +6,7 @@
 //!
 //! Invariant: leases are taken before anything is fetched and live as long as the result does.
 
+pub mod delta;
 pub mod download;
 
 use std::sync::Arc;
@@ -85,6 +86,7 @@ pub struct Fetcher {
     pub catalogue: Catalogue,
     pub nodes: Arc<NodeClient>,
     pub downloads: Downloads,
+    pub delta: delta::Means,
 }
 
 impl Fetcher {
@@ -134,9 +136,15 @@ impl Fetcher {
         tracked: &Tracked,
     ) -> Result<Fetched, Error> {
         let known = self.resolve(reference).await?;
-        let wanted = wanted(&known);
+        let mut wanted = wanted(&known);
         let leases = wanted.iter().map(|one| self.cache.lease(one.recipe)).collect();
         self.check_room(&wanted)?;
+        if let Some(disk) = &known.resolution.disk {
+            let delta = self.delta(&known).await;
+            for one in wanted.iter_mut().filter(|one| one.recipe == disk.recipe) {
+                one.delta.clone_from(&delta);
+            }
+        }
         let mut parts: Vec<TransferProgress> = wanted
             .iter()
             .map(|one| TransferProgress { bytes_total: one.bytes, ..Default::default() })
@@ -196,11 +204,13 @@ fn wanted(known: &Known) -> Vec<Wanted> {
         recipe: disk.recipe,
         ticket: disk.ticket.clone(),
         bytes: disk.content_size_bytes,
+        delta: None,
     });
     let blobs = resolution.blobs.iter().map(|blob| Wanted {
         recipe: blob.recipe,
         ticket: blob.ticket.clone(),
         bytes: blob.size_bytes,
+        delta: None,
     });
     let mut all: Vec<Wanted> = Vec::new();
     for one in disk.chain(blobs) {
@@ -218,6 +228,8 @@ fn sum(parts: &[TransferProgress]) -> TransferProgress {
         total.bytes_total += part.bytes_total;
         total.bytes_done += part.bytes_done;
         total.bytes_local += part.bytes_local;
+        total.bytes_by_delta += part.bytes_by_delta;
+        total.delta_bundle_bytes += part.delta_bundle_bytes;
         for (peer, bytes) in &part.bytes_by_peer {
             *total.bytes_by_peer.entry(peer.clone()).or_default() += bytes;
         }

@@ -263,5 +263,5 @@ impl Source {
 
 fn wanted(grant: &BlobGrant) -> Wanted {
     let (recipe, bytes) = (grant.recipe, grant.size_bytes);
-    Wanted { recipe, ticket: grant.ticket.clone(), bytes }
+    Wanted { recipe, ticket: grant.ticket.clone(), bytes, delta: None }
 }

@@ -21,8 +21,8 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_api::{
-    AgentResolution, AgentResolveRequest, EnrolRequest, EnrolResponse, NodeAddress, Problem,
-    ProgressReport, UpstreamInfo,
+    AgentResolution, AgentResolveRequest, DeltaAnswer, DeltaRequest, EnrolRequest, EnrolResponse,
+    NodeAddress, Problem, ProgressReport, UpstreamInfo,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
@@ -180,6 +180,11 @@ impl NodeClient {
     ) -> Result<AgentResolution, Error> {
         let request = AgentResolveRequest { reference: reference.clone(), blobs };
         self.round(Method::POST, "/api/v1/agents/self/resolve", Some(&request)).await
+    }
+
+    /// A bundle in place of new chunks; asked of each node once.
+    pub async fn delta(&self, request: &DeltaRequest) -> Result<DeltaAnswer, Error> {
+        self.round(Method::POST, "/api/v1/agents/self/delta", Some(request)).await
     }
 
     /// Asks each node once, until one answers, with somebody else's credentials and not with this

@@ -169,6 +169,47 @@ pub struct BlobGrant {
     pub ticket: String,
 }
 
+/// `POST /api/v1/agents/self/delta`: a bundle that leads from a disk that this host has to another
+/// version of the same image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeltaRequest {
+    /// The version that the host wants.
+    pub reference: ImageReference,
+    /// Disks that it has whole, those first that are likelier to resemble it; others than the
+    /// image's own count for nothing.
+    pub held: Vec<RecipeId>,
+    /// How long the answer may wait for a bundle that is being made; 8 s at most.
+    #[serde(default)]
+    pub wait_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum DeltaAnswer {
+    Ready(DeltaGrant),
+    /// One is being made; ask again, or fetch chunks.
+    Making {
+        /// Content that the host lacks, in bytes.
+        missing_bytes: u64,
+    },
+    /// There will be none that is worth it.
+    None,
+}
+
+/// A bundle, which is a blob like others, with the right to its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeltaGrant {
+    /// The disk that it starts from.
+    pub old: RecipeId,
+    /// The bundle's own.
+    pub recipe: RecipeId,
+    pub size_bytes: u64,
+    /// Content of the chunks that it makes.
+    pub content_bytes: u64,
+    /// Ticket bytes, base64, bound to the asking agent.
+    pub ticket: String,
+}
+
 /// `GET /api/v1/agents/self/orders`: newline-delimited JSON that stays open; one of these a line.
 /// On opening, `Nodes`, `Standing` and every order still pending are sent; `Ping` comes at least
 /// every 10 s.
@@ -221,6 +262,12 @@ pub struct TransferProgress {
     pub bytes_done: u64,
     /// From its own cache.
     pub bytes_local: u64,
+    /// Made from its own cache and delta bundles.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_by_delta: u64,
+    /// What came of delta bundles for that; it is counted by who sent it, too.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub delta_bundle_bytes: u64,
     /// By the name of the agent, else its peer id.
     pub bytes_by_peer: BTreeMap<String, u64>,
     /// By the name of the node, else its peer id.
@@ -232,4 +279,9 @@ pub struct TransferProgress {
     pub line_bytes_per_second: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference.
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }

@@ -333,8 +333,10 @@ impl View {
 fn bound_percent(deployment: &Deployment) -> Option<u64> {
     let times = deployment.hosts.iter().filter_map(|host| {
         let TransferProgress { bytes_done, bytes_local, elapsed_ms, .. } = host.progress;
+        let TransferProgress { bytes_by_delta, delta_bundle_bytes, .. } = host.progress;
         let line = host.progress.line_bytes_per_second.filter(|line| *line > 0)?;
-        let moved = u128::from(bytes_done.saturating_sub(bytes_local));
+        let here = bytes_local + bytes_by_delta;
+        let moved = u128::from(bytes_done.saturating_sub(here) + delta_bundle_bytes);
         (moved > 0).then(|| (moved * 1000 / u128::from(line), u128::from(elapsed_ms)))
     });
     // The slowest line bounds them all, and the slowest host is what they took.

@@ -21,6 +21,10 @@ struct Sums {
     bytes_total: u64,
     bytes_done: u64,
     bytes_from_own_cache: u64,
+    /// Made from own caches and delta bundles.
+    bytes_by_delta: u64,
+    /// Of those bundles; among what peers and nodes sent.
+    delta_bundle_bytes: u64,
     bytes_from_peers: u64,
     bytes_from_nodes: u64,
     /// Of what crossed the network.
@@ -52,6 +56,8 @@ fn sums(hosts: &[DeploymentHost]) -> Sums {
         bytes_total: add(|host| host.progress.bytes_total),
         bytes_done: add(|host| host.progress.bytes_done),
         bytes_from_own_cache: add(|host| host.progress.bytes_local),
+        bytes_by_delta: add(|host| host.progress.bytes_by_delta),
+        delta_bundle_bytes: add(|host| host.progress.delta_bundle_bytes),
         bytes_from_peers: peers,
         bytes_from_nodes: nodes,
         percent_from_peers: percent(peers, peers + nodes),
@@ -64,6 +70,7 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
         "STATE",
         "DONE",
         "OWN CACHE",
+        "BY DELTA",
         "PEERS",
         "NODES",
         "RATE",
@@ -78,6 +85,7 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
             state(&host.state),
             Cell::new(format!("{}/{}", bytes(progress.bytes_done), bytes(progress.bytes_total))),
             Cell::new(bytes(progress.bytes_local)),
+            Cell::new(bytes(progress.bytes_by_delta)),
             Cell::new(bytes(sum(&progress.bytes_by_peer))),
             Cell::new(bytes(sum(&progress.bytes_by_node))),
             Cell::new(rate(progress.rate_bytes_per_second)),
@@ -91,8 +99,12 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
     } else {
         format!("{} % of what crossed the network came from peers", sums.percent_from_peers)
     };
+    let delta = match sums.bytes_by_delta {
+        0 => String::new(),
+        made => format!(", {} made by deltas of {}", bytes(made), bytes(sums.delta_bundle_bytes)),
+    };
     format!(
-        "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from nodes, {} from own caches; \
+        "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from nodes, {} from own caches{delta}; \
          {crossed}",
         deployment.id,
         deployment.reference,

@@ -1,6 +1,7 @@
 //! What an enrolled agent asks a node for: content with the right to it, orders, and an ear.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,8 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use shoal_api::{
-    AgentResolution, AgentResolveRequest, BlobGrant, DiskGrant, ManifestContent, ProgressReport,
-    TransferProgress,
+    AgentResolution, AgentResolveRequest, BlobGrant, DeltaAnswer, DeltaGrant, DeltaRequest,
+    DiskGrant, ManifestContent, ProgressReport, TransferProgress,
 };
 use shoal_content::{DeploymentId, Digest, ImageReference, PeerId, Pin, RecipeId};
 use shoal_metadata::{
@@ -25,6 +26,7 @@ use super::input::Body;
 use super::problem::{crowded, missing, unavailable};
 use super::shown::{kind_name, number};
 use crate::clock::now;
+use crate::delta::Offer;
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
 use crate::state::App;
@@ -38,6 +40,8 @@ const MANIFESTS_MAX: usize = 512;
 const MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Blobs of one answer.
 const BLOBS_MAX: usize = 20_000;
+/// Disks that a host names as its own.
+const HELD_MAX: usize = 64;
 /// Senders that one report names.
 const SENDERS_MAX: usize = 4096;
 /// The longest reason that is replicated.
@@ -127,6 +131,43 @@ fn of_upstream(error: &upstreams::Error) -> Problem {
         upstreams::Error::Limited { .. } => crowded(text),
         _ => unavailable(text),
     }
+}
+
+/// A bundle in place of the new chunks, for a version that the host may have anyway.
+pub async fn delta(
+    State(app): State<App>,
+    caller: Host,
+    Body(request): Body<DeltaRequest>,
+) -> Result<Json<DeltaAnswer>, Problem> {
+    let DeltaRequest { reference, held, wait_ms } = request;
+    if held.len() > HELD_MAX {
+        return Err(Problem::bad_request("too_many_disks", format!("at most {HELD_MAX} disks")));
+    }
+    let view = app.view().await?;
+    let (image, version) = resolved(&view, &Who::Agent, &reference, Action::Pull)?;
+    let Some(disk) = version.disk else { return Ok(Json(DeltaAnswer::None)) };
+    let versions = view.query().versions(image.id)?;
+    let of_image = |recipe: &RecipeId| {
+        versions.iter().any(|version| version.disk.as_ref().is_some_and(|d| d.recipe == *recipe))
+    };
+    let held: Vec<RecipeId> = held.into_iter().filter(of_image).collect();
+    drop(view);
+    let wait = Duration::from_millis(wait_ms);
+    let offer = app.services.deltas.offer(image.id, disk.recipe, &held, wait).await?;
+    Ok(Json(match offer {
+        Offer::Ready { old, bundle } => {
+            let ticket = issue_ticket(&app.keys.ticket, bundle.recipe, caller.peer, now());
+            DeltaAnswer::Ready(DeltaGrant {
+                old,
+                recipe: bundle.recipe,
+                size_bytes: bundle.bytes,
+                content_bytes: bundle.content_bytes,
+                ticket: STANDARD.encode(ticket.to_bytes()),
+            })
+        }
+        Offer::Making { missing_bytes } => DeltaAnswer::Making { missing_bytes },
+        Offer::None => DeltaAnswer::None,
+    }))
 }
 
 fn content<R: Read>(
@@ -276,7 +317,9 @@ fn next_state(
         "done" => HostState::Done {
             bytes_from_peers: sum(&progress.bytes_by_peer),
             bytes_from_nodes: sum(&progress.bytes_by_node),
-            bytes_local: progress.bytes_local,
+            // What did not cross the network: a bundle's own bytes did.
+            bytes_local: progress.bytes_local
+                + progress.bytes_by_delta.saturating_sub(progress.delta_bundle_bytes),
         },
         "failed" => {
             let reason = progress.last_error.as_deref().unwrap_or("the agent gave no reason");

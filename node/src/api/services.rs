@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Audit;
 use crate::backup::BackupMaker;
 use crate::collection::Collector;
+use crate::delta::Deltas;
 use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
 use crate::origin::Origin;
@@ -26,6 +27,7 @@ use crate::verification::Verifier;
 #[derive(Debug, Clone)]
 pub struct Services {
     pub disks: Disks,
+    pub deltas: Deltas,
     pub origin: Origin,
     pub board: Board,
     pub desk: OrderDesk,
@@ -76,6 +78,7 @@ impl Services {
         let desk = OrderDesk::new(raft.clone(), stopping.clone());
         Ok(Self {
             disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
+            deltas: Deltas::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             origin,
             gatherer: Gatherer::new(board.clone(), desk.clone(), siblings.clone()),
             siblings,
@@ -105,6 +108,7 @@ impl Services {
         tasks.spawn(async move { disks.sweep().await });
         let disks = self.disks.clone();
         tasks.spawn(async move { disks.expire_uploads().await });
+        tasks.spawn(self.deltas.clone().run());
         tasks.spawn(self.collector.clone().run());
         tasks.spawn(self.scrubber.clone().run());
         tasks.spawn(self.pulls.clone().run());

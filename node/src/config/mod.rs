@@ -5,6 +5,7 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
+mod delta;
 mod directory;
 mod guard;
 mod identity;
@@ -24,6 +25,7 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
+pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
 pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
@@ -80,6 +82,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ),
     ("registry", &["deletes", "uploads_open_max_per_account"]),
     ("disks", &["keep_free_space"]),
+    ("delta", &["enabled", "ahead", "at_once", "memory_bytes", "saving_percent_min", "keep_days"]),
     ("images", &["deleted_keep_days"]),
     ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
     ("collection", &["grace_seconds", "interval_seconds"]),
@@ -173,6 +176,7 @@ pub struct Config {
     pub registry: Registry,
     pub upstreams: Upstreams,
     pub disks: Disks,
+    pub delta: Delta,
     pub images: Images,
     pub import: Import,
     pub collection: Collection,
@@ -598,6 +602,9 @@ impl Config {
         }
         if let Some(message) = self.lockout.mistake() {
             return value("lockout", "account_failures", &message);
+        }
+        if let Some((key, message)) = self.delta.mistake() {
+            return value("delta", key, message);
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);

@@ -224,7 +224,10 @@ impl OrderStream {
                 Ok(None) => Err(End),
                 Err(error) => self.broken(&error),
             },
-            Event::TagMoved { .. } | Event::UploadChanged(_) | Event::WarmUpsChanged => Ok(()),
+            Event::TagMoved { .. }
+            | Event::UploadChanged(_)
+            | Event::WarmUpsChanged
+            | Event::DeltaChanged(_) => Ok(()),
         }
     }
 }

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 use shoal_content::{Digest, ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
 use shoal_formats::{
@@ -30,13 +29,11 @@ use super::packs::PackUploads;
 use super::source::PartsSource;
 use super::{Disks, Running};
 use crate::clock;
-use crate::collection::PUBLISH_WINDOW;
+use crate::collection::{PUBLISH_WINDOW, first_missing};
 use crate::store::StoreError;
 
 /// Bytes of the uploaded file that are compared at once.
 const COMPARED_AT_ONCE: usize = 1024 * 1024;
-/// Objects looked for in storage at once.
-const LOOKS_AT_ONCE: usize = 32;
 /// The tag of the latest version.
 const LATEST: &str = "latest";
 
@@ -193,8 +190,14 @@ impl Disks {
             owner: order.upload.owner,
             upload: Some(order.upload.id),
         };
+        let image = put.image;
         match self.propose_published(put, compressed_bytes).await? {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if let Some(deltas) = self.inner.deltas.get() {
+                    deltas.published(image, &order.recipes, recipe);
+                }
+                Ok(())
+            }
             // Done by another node, or by us where the answer was lost, or ended otherwise.
             Err(ProposeError::Refused(Refusal::UploadState(_))) => Err(Failure::Lost),
             Err(ProposeError::Refused(Refusal::NotFound(Subject::Upload))) => Err(Failure::Lost),
@@ -264,18 +267,10 @@ impl Disks {
     }
 
     async fn see_all(&self, objects: &[ObjectKey]) -> Result<(), Failure> {
-        let store = &self.inner.store;
-        let looks = objects.iter().copied().map(|object| {
-            let store = Arc::clone(store);
-            async move {
-                match store.length(object).await? {
-                    Some(_) => Ok(()),
-                    None => Err(Failure::Passing(format!("{object} was deleted meanwhile"))),
-                }
-            }
-        });
-        let looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
-        looks.try_collect::<()>().await
+        match first_missing(&self.inner.store, objects).await? {
+            None => Ok(()),
+            Some(object) => Err(Failure::Passing(format!("{object} was deleted meanwhile"))),
+        }
     }
 }
 

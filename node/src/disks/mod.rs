@@ -30,12 +30,14 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::delta::Deltas;
 use crate::origin::Origin;
 use crate::remote::Remote;
 use crate::store::BlobStore;
 
 pub use import::IMPORTS_AT_ONCE_MAX;
 pub use manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
+pub use packs::{PACKS_IN_FLIGHT_MAX, PackUploads};
 
 /// Disks that one node reads at once.
 pub const INGESTS_AT_ONCE_MAX: usize = 2;
@@ -78,6 +80,7 @@ struct Inner {
     permits: Semaphore,
     keep_free_space: AtomicBool,
     remote: OnceLock<Remote>,
+    deltas: OnceLock<Deltas>,
     importing: Mutex<BTreeSet<UploadId>>,
     import_permits: Semaphore,
 }
@@ -96,6 +99,7 @@ impl Disks {
             permits,
             keep_free_space,
             remote: OnceLock::new(),
+            deltas: OnceLock::new(),
             importing: Mutex::default(),
             import_permits: Semaphore::new(IMPORTS_AT_ONCE_MAX),
         };
@@ -106,6 +110,12 @@ impl Disks {
     /// are read from now on.
     pub fn keep_free_space(&self, keep: bool) {
         self.inner.keep_free_space.store(keep, Ordering::Relaxed);
+    }
+
+    /// From now on it is told of every version that is published here.
+    pub fn make_deltas(&self, deltas: Deltas) {
+        // Only the first call counts; there is one.
+        let _ = self.inner.deltas.set(deltas);
     }
 
     /// Guest bytes read so far, where this node reads the disk.

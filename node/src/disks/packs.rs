@@ -13,7 +13,8 @@ use tokio::task::JoinSet;
 
 use crate::store::{BlobStore, StoreError};
 
-const PACKS_IN_FLIGHT_MAX: usize = 2;
+/// Packs on their way to storage at once.
+pub const PACKS_IN_FLIGHT_MAX: usize = 2;
 
 /// See the module's documentation.
 #[derive(Debug)]

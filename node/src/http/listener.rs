@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 use tracing::warn;
 
+use super::linger::{Lingering, Unread};
 use super::prompt::Prompt;
 
 /// Connections at one listener: thousands of agents hold one each for their orders.
@@ -235,17 +236,19 @@ impl Serving {
     ) {
         let asked = CancellationToken::new();
         let (router, first, in_the_clear) = (self.router, asked.clone(), self.in_the_clear);
+        let unread = Unread::default();
+        let stream = TokioIo::new(Lingering::new(stream, unread.clone()));
         let service = service_fn(move |request: Request<Incoming>| {
             first.cancel();
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(address));
+            request.extensions_mut().insert(unread.clone());
             if in_the_clear {
                 request.extensions_mut().insert(InTheClear);
             }
             // A router is always ready.
             router.clone().call(request)
         });
-        let stream = TokioIo::new(stream);
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         // How a connection ended is nobody's concern: its requests have their lines in the log.
         tokio::select! {
@@ -267,9 +270,13 @@ impl Serving {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::http::StatusCode;
+    use axum::middleware::from_fn;
+    use axum::routing::{get, post};
+    use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::leftover::read_leftover;
     use super::*;
 
     #[tokio::test]
@@ -290,6 +297,31 @@ mod tests {
         drop(first);
         while ask().await.is_none() {
             tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_who_sends_all_of_a_long_body_before_reading() {
+        // More than two socket buffers hold.
+        const BODY_BYTES: usize = 64 << 20;
+        let refuse = |body: Body| async {
+            let _ = { body }.frame().await;
+            StatusCode::INSUFFICIENT_STORAGE
+        };
+        let router = Router::new().route("/", post(refuse)).layer(from_fn(read_leftover));
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listening = Listening::begin(router, anywhere, None).await.unwrap();
+        for expect in ["", "expect: 100-continue\r\n"] {
+            let mut stream = TcpStream::connect(listening.address()).await.unwrap();
+            let head = format!(
+                "POST / HTTP/1.1\r\nhost: x\r\n{expect}content-length: {BODY_BYTES}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&vec![0; BODY_BYTES]).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let answer = answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
+            assert!(answer.starts_with("HTTP/1.1 507 "), "{expect:?}: {answer:?}");
         }
     }
 }

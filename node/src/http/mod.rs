@@ -7,6 +7,7 @@ pub mod cors;
 mod drain;
 mod forwarded;
 mod leftover;
+mod linger;
 mod listener;
 pub mod noted;
 pub mod pace;

@@ -10,7 +10,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 56] = [
+static NAMES: [&str; 60] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -29,6 +29,10 @@ static NAMES: [&str; 56] = [
     "shoal_collection_left",
     "shoal_collection_objects",
     "shoal_collection_unlinked",
+    "shoal_delta_bundles_failed",
+    "shoal_delta_bundles_made",
+    "shoal_delta_bundles_made_bytes",
+    "shoal_delta_bundles_useless",
     "shoal_discovery_connections",
     "shoal_discovery_contacts",
     "shoal_gso_segments",

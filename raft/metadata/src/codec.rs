@@ -109,6 +109,10 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::CreateWarmUp(_)
         | Command::RemoveWarmUp { .. }
         | Command::RunWarmUp { .. }
+        | Command::ClaimDelta { .. }
+        | Command::EndDelta { .. }
+        | Command::NoteDeltaUses { .. }
+        | Command::DropDeltas { .. }
         | Command::CacheManifest(_) => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.

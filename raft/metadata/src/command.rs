@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
+use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
@@ -526,6 +527,27 @@ pub enum Command {
         digest: Digest,
         hosts: BTreeSet<PeerId>,
     },
+    /// Takes, renews or takes over the work of making a bundle that leads from one version to another.
+    ClaimDelta {
+        of: DeltaKey,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+    },
+    /// Ends that work; without a bundle where none is worth its bytes.
+    EndDelta {
+        of: DeltaKey,
+        node: shoal_content::NodeId,
+        bundle: Option<DeltaBundle>,
+    },
+    /// Notes when bundles were last given to somebody.
+    NoteDeltaUses {
+        uses: BTreeMap<DeltaKey, Timestamp>,
+    },
+    /// Drops bundles that nobody was given since then.
+    DropDeltas {
+        deltas: BTreeSet<DeltaKey>,
+        unused_before: Timestamp,
+    },
     /// Keeps a manifest of another registry's, in a project that is there. What it refers to may
     /// come later: it is held from then on.
     CacheManifest(PutManifest),
@@ -707,6 +729,7 @@ pub enum Subject {
     WorkloadRule,
     Leaving,
     WarmUp,
+    Delta,
 }
 
 impl std::fmt::Display for Subject {
@@ -739,6 +762,7 @@ impl std::fmt::Display for Subject {
             Self::WorkloadRule => "workload rule",
             Self::Leaving => "deletion of the account",
             Self::WarmUp => "warm-up policy",
+            Self::Delta => "delta bundle",
         })
     }
 }
@@ -752,4 +776,5 @@ pub enum Event {
     TagMoved { repository: RepositoryName, tag: TagName },
     UploadChanged(UploadId),
     WarmUpsChanged,
+    DeltaChanged(DeltaKey),
 }

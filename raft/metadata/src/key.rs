@@ -10,6 +10,7 @@ use shoal_content::{
     ProjectName, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 
+use crate::delta::DeltaKey;
 use crate::lockout::Suspect;
 use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
@@ -85,6 +86,10 @@ pub fn sequence(id: ImageId, sequence: u64) -> Vec<u8> {
 
 pub fn number(id: ImageId, number: &str) -> Vec<u8> {
     join(&[&image(id), number.as_bytes()])
+}
+
+pub fn delta(of: &DeltaKey) -> Vec<u8> {
+    join(&[&image(of.image), of.old.as_bytes(), of.new.as_bytes()])
 }
 
 pub fn referrer(id: ImageId, subject: &Digest, referrer: &Digest) -> Vec<u8> {

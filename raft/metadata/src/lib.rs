@@ -15,6 +15,7 @@ mod audit;
 mod catalog;
 mod codec;
 mod command;
+mod delta;
 mod deployment;
 mod key;
 mod lockout;
@@ -40,6 +41,9 @@ pub use codec::{
     encode_command, encode_row,
 };
 pub use command::*;
+pub use delta::{
+    DELTAS_AT_ONCE_MAX, DELTAS_PER_IMAGE_MAX, Delta, DeltaBundle, DeltaKey, DeltaState,
+};
 pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
 pub use lockout::{
     BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,

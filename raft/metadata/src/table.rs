@@ -173,16 +173,18 @@ pub enum Table {
     DeploymentDeadlines = 77,
     /// Name -> `WarmUp`.
     WarmUps = 78,
+    /// Image, old recipe, new recipe -> `Delta`.
+    Deltas = 79,
     /// Image, digest of a blob or manifest that is not there yet, digest of a version that refers to
     /// it -> `Reference`.
-    AwaitedContents = 79,
+    AwaitedContents = 80,
     /// Image, digest of a version, digest of what it awaits -> nothing.
-    AwaitingVersions = 80,
+    AwaitingVersions = 81,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 80] = [
+    pub const ALL: [Self; 81] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -261,6 +263,7 @@ impl Table {
         Self::DeploymentPlans,
         Self::DeploymentDeadlines,
         Self::WarmUps,
+        Self::Deltas,
         Self::AwaitedContents,
         Self::AwaitingVersions,
     ];

@@ -332,6 +332,14 @@ fn catalog_samples() -> Vec<Command> {
             digest: digest(1),
             hosts: [peer(1)].into(),
         },
+        Command::ClaimDelta { of: delta_key(1, 1, 2), node: NodeId::new(300), lease_until: at(3) },
+        Command::EndDelta {
+            of: delta_key(1, 1, 2),
+            node: NodeId::new(300),
+            bundle: Some(delta_bundle(7)),
+        },
+        Command::NoteDeltaUses { uses: [(delta_key(1, 1, 2), at(300))].into() },
+        Command::DropDeltas { deltas: [delta_key(1, 1, 2)].into(), unused_before: at(300) },
         Command::CacheManifest(PutManifest {
             tags: vec![tag("t")],
             ..container("a/b", 1, 2, &[1])

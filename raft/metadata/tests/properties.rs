@@ -256,6 +256,21 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => Just(Command::ExpireUploads { limit: 1 }),
         1 => (0u64..3).prop_map(|number| Command::AbortUpload { upload: upload_id(number) }),
+        4 => (0u64..2, 20u8..24, 20u8..24, 1u64..3).prop_map(|(image, old, new, node)| {
+            let of = delta_key(10 + image, old, new);
+            Command::ClaimDelta { of, node: NodeId::new(node), lease_until: at(40) }
+        }),
+        4 => (0u64..2, 20u8..24, 20u8..24, prop::option::of(0u8..4)).prop_map(
+            |(image, old, new, pack)| Command::EndDelta {
+                of: delta_key(10 + image, old, new),
+                node: NodeId::new(1),
+                bundle: pack.map(delta_bundle),
+            }
+        ),
+        1 => (0u64..2, 20u8..24, 20u8..24, 0u64..60).prop_map(|(image, old, new, before)| {
+            let deltas = [delta_key(10 + image, old, new)].into();
+            Command::DropDeltas { deltas, unused_before: at(before) }
+        }),
         12 => accounted(),
         8 => catalogued(),
     ]

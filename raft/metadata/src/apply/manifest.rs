@@ -289,6 +289,7 @@ impl<R: Read> Step<'_, R> {
             for object in &disk.objects {
                 self.release_object(object)?;
             }
+            self.drop_deltas_of(image, disk.recipe)?;
         }
         for reference in &version.references {
             match reference {

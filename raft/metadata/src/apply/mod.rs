@@ -12,6 +12,7 @@ mod awaited;
 mod blob;
 mod catalog;
 mod credential;
+mod delta;
 mod deployment;
 mod holders;
 mod image;
@@ -309,6 +310,14 @@ impl<R: Read> Step<'_, R> {
             Command::RemoveWarmUp { name } => self.remove_warm_up(&name),
             Command::RunWarmUp { name, expected, id, digest, hosts } => {
                 self.run_warm_up(&name, expected, warm_up::Run { id, digest, hosts })
+            }
+            Command::ClaimDelta { of, node, lease_until } => {
+                self.claim_delta(of, node, lease_until)
+            }
+            Command::EndDelta { of, node, bundle } => self.end_delta(of, node, bundle),
+            Command::NoteDeltaUses { uses } => self.note_delta_uses(&uses),
+            Command::DropDeltas { deltas, unused_before } => {
+                self.drop_deltas(&deltas, unused_before)
             }
             Command::CacheManifest(put) => self.cache_manifest(put),
         }

@@ -36,6 +36,20 @@ pub fn check(world: &World) {
             *counts.entry(*object).or_default() += 1;
         }
     }
+    let recipes: BTreeSet<_> = versions
+        .iter()
+        .filter_map(|(image, version)| Some((image.id, version.disk.as_ref()?.recipe)))
+        .collect();
+    for row in world.query().deltas_after(None, 1000).unwrap() {
+        let DeltaKey { image, old, new } = row.key;
+        let whole = recipes.contains(&(image, old)) && recipes.contains(&(image, new));
+        assert!(whole, "a bundle has lost a version: {row:?}");
+        if let DeltaState::Made(bundle) = &row.state {
+            for object in &bundle.objects {
+                *counts.entry(*object).or_default() += 1;
+            }
+        }
+    }
     for image in images(world) {
         for blob in 0..3 {
             if world.query().blob_in(image.id, &digest(blob)).unwrap() {

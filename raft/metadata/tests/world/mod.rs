@@ -453,3 +453,19 @@ pub fn warm_up(text: &str, repository: &str) -> WarmUp {
         deployment: None,
     }
 }
+
+/// Leads from one disk's recipe to another's.
+pub fn delta_key(image: u64, old: u8, new: u8) -> DeltaKey {
+    DeltaKey { image: image_id(image), old: recipe(old), new: recipe(new) }
+}
+
+/// In one pack.
+pub fn delta_bundle(number: u8) -> DeltaBundle {
+    DeltaBundle {
+        recipe: recipe(100 + number),
+        bytes: 300,
+        content_bytes: 900,
+        stored_bytes: 400,
+        objects: [pack(number), ObjectKey::Recipe(recipe(100 + number))].into(),
+    }
+}

@@ -85,6 +85,10 @@ pub fn agents() -> Subject {
             post("/api/v1/agents/self/resolve", "Gives an agent the right to a version's bytes")
                 .refuses(400, "too_many_blobs index_too_large")
                 .refuses(404, "image_not_found tag_not_found version_not_found blob_not_found"),
+            post("/api/v1/agents/self/delta", "Gives an agent a bundle in place of new chunks")
+                .about("It leads from a version that the agent has to the one that it wants.")
+                .refuses(400, "too_many_disks")
+                .refuses(404, "image_not_found tag_not_found version_not_found"),
             get("/api/v1/agents/self/orders", "Streams an agent its orders")
                 .about("One JSON object a line, each an `OrderMessage`; stays open.")
                 .gives_lines::<OrderMessage>(200, "The orders.")

@@ -219,7 +219,6 @@ mod tests {
                 recipe: RecipeId::of(&[seed]),
                 ticket: "t".into(),
             }],
-            warning: None,
         }
     }
 

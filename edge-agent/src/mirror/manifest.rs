@@ -14,7 +14,6 @@ use crate::catalogue::{Known, Manifest, manifest_in};
 /// A manifest asked for by digest does not change; within this time of a node's word it is served
 /// without asking again, so that a pull of an index asks once.
 const FRESH: Duration = Duration::from_secs(60);
-const WARNING_CHARS_MAX: usize = 500;
 
 /// Answers GET and HEAD of `/v2/NAME/manifests/REFERENCE`.
 pub async fn serve(
@@ -23,15 +22,10 @@ pub async fn serve(
     pin: Pin,
     head: bool,
 ) -> Result<Response, Error> {
-    let (manifest, warning) = find(mirror, name, pin).await?;
+    let manifest = find(mirror, name, pin).await?;
     let length = manifest.bytes.len();
     let body = if head { Body::empty() } else { Body::from(manifest.bytes) };
-    let warning = warning.and_then(|text| header::HeaderValue::from_bytes(text.as_bytes()).ok());
-    let mut response = Response::builder();
-    if let Some(warning) = warning {
-        response = response.header(header::WARNING, warning);
-    }
-    response
+    Response::builder()
         .header(header::CONTENT_TYPE, &manifest.media_type)
         .header(header::CONTENT_LENGTH, length)
         .header(header::ETAG, format!("\"{}\"", manifest.digest))
@@ -40,12 +34,7 @@ pub async fn serve(
         .map_err(|_| Error::UnknownManifest)
 }
 
-/// The manifest, and the `Warning` that goes with it.
-async fn find(
-    mirror: &Mirror,
-    name: RepositoryName,
-    pin: Pin,
-) -> Result<(Manifest, Option<String>), Error> {
+async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifest, Error> {
     let fetcher = &mirror.fetcher;
     if let Pin::Digest(digest) = &pin {
         let fresh = fetcher.catalogue.all().into_iter().find(|known| {
@@ -54,7 +43,7 @@ async fn find(
                 && manifest_in(&known.resolution, digest).is_some()
         });
         if let Some(manifest) = fresh.and_then(|known| manifest_in(&known.resolution, digest)) {
-            return Ok((manifest, None));
+            return Ok(manifest);
         }
     }
     let reference = ImageReference { name: name.clone(), pin: pin.clone() };
@@ -65,13 +54,12 @@ async fn find(
                 Pin::Tag(_) => resolution.manifest_digest.clone(),
             };
             let manifest = manifest_in(&resolution, &wanted).ok_or(Error::UnknownManifest)?;
-            let warning = resolution.warning.as_deref().map(warning);
             let catalogue = fetcher.catalogue.clone();
             let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
             if let Some(Err(error)) = kept {
                 tracing::warn!(%error, "an image is served that will be unknown after a restart");
             }
-            return Ok((manifest, warning));
+            return Ok(manifest);
         }
         Err(error) => error,
     };
@@ -90,20 +78,7 @@ async fn find(
         Pin::Digest(digest) => digest,
         Pin::Tag(_) => &known.resolution.manifest_digest,
     };
-    let manifest = manifest_in(&known.resolution, wanted).ok_or(Error::UnknownManifest)?;
-    let text = format!("{reference} is as it was last known here: no node answers");
-    Ok((manifest, matches!(pin, Pin::Tag(_)).then(|| warning(&text))))
-}
-
-/// The value of a `Warning` (RFC 7234, 5.5).
-fn warning(text: &str) -> String {
-    let plain = |letter: char| match letter {
-        '"' | '\\' => '\'',
-        letter if letter.is_control() => ' ',
-        letter => letter,
-    };
-    let text: String = text.chars().take(WARNING_CHARS_MAX).map(plain).collect();
-    format!("299 - \"{text}\"")
+    manifest_in(&known.resolution, wanted).ok_or(Error::UnknownManifest)
 }
 
 /// Whether any right that came with the resolution still holds.

@@ -18,7 +18,6 @@ mod quota;
 mod session;
 mod storage;
 mod upload;
-mod upstream;
 mod version;
 
 pub use account::*;
@@ -35,5 +34,4 @@ pub use quota::*;
 pub use session::*;
 pub use storage::*;
 pub use upload::*;
-pub use upstream::*;
 pub use version::*;

@@ -13,7 +13,6 @@ mod images;
 mod limits;
 mod program;
 mod registry;
-mod upstreams;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,7 +33,6 @@ pub use limits::{LimitHours, Limits};
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
-pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
 
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
@@ -155,7 +153,6 @@ const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/node.toml",
     prefix: "SHOAL_NODE_",
     sections: SETTINGS,
-    named_sections: &[("upstreams", UPSTREAM_SETTINGS)],
     other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN", program::VARIABLE],
 };
 
@@ -174,7 +171,6 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub registry: Registry,
-    pub upstreams: Upstreams,
     pub disks: Disks,
     pub delta: Delta,
     pub images: Images,
@@ -608,9 +604,6 @@ impl Config {
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);
-        }
-        if let Some((key, message)) = self.upstreams.mistake() {
-            return value("upstreams", key, &message);
         }
         if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
             return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");

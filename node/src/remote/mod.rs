@@ -24,8 +24,6 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode, Url};
 use thiserror::Error;
 
-pub use address::is_allowed;
-
 use crate::config::Import;
 
 const REDIRECTS_MAX: usize = 5;
@@ -71,26 +69,12 @@ impl Error {
     }
 }
 
-/// A client that connects to names of addresses that may be asked only; an address that stands in a
-/// URL, and that of the connection, are its user's to look at.
-pub fn guarded(networks: &[IpNet]) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .dns_resolver(Resolver { networks: networks.into() })
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(SILENCE_MAX)
-        // An address that was looked at is not kept for another name.
-        .pool_max_idle_per_host(0)
-}
-
 /// That none of a name's addresses may be asked.
 #[derive(Debug, Error)]
 #[error("the name has no public address")]
 struct NoPublicAddress;
 
-/// Whether a [guarded](guarded) client connected nowhere because of what the name stands for.
-pub fn refused_by_name(error: &reqwest::Error) -> bool {
+fn refused_by_name(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = cause {
         if error.is::<NoPublicAddress>() {
@@ -122,7 +106,16 @@ impl Remote {
     /// # Errors
     /// Where TLS cannot be set up.
     pub fn new(settings: Import) -> Result<Self, reqwest::Error> {
-        let client = guarded(&settings.allowed_networks).build()?;
+        let resolver = Resolver { networks: settings.allowed_networks.clone().into() };
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .dns_resolver(resolver)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(SILENCE_MAX)
+            // An address that was looked at is not kept for another name.
+            .pool_max_idle_per_host(0)
+            .build()?;
         Ok(Self { client, settings: Arc::new(settings) })
     }
 

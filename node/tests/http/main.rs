@@ -40,6 +40,5 @@ mod strangers;
 mod swarm;
 mod tls;
 mod traces;
-mod upstreams;
 mod v2;
 mod wait;

@@ -8,7 +8,6 @@
 mod acme;
 mod ancestry;
 mod audit;
-mod awaited;
 mod blob;
 mod catalog;
 mod credential;
@@ -319,7 +318,6 @@ impl<R: Read> Step<'_, R> {
             Command::DropDeltas { deltas, unused_before } => {
                 self.drop_deltas(&deltas, unused_before)
             }
-            Command::CacheManifest(put) => self.cache_manifest(put),
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Bundles made and read again, and those that somebody damaged or forged.
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 

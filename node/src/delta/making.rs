@@ -20,6 +20,7 @@ use super::{Deltas, Settings};
 use crate::clock;
 use crate::collection::first_missing;
 use crate::disks::PackUploads;
+use crate::http::problem::chain;
 use crate::origin;
 use crate::store::StoreError;
 
@@ -62,17 +63,6 @@ pub(super) enum Error {
     Deleted(ObjectKey),
     #[error("the work was interrupted")]
     Interrupted,
-}
-
-/// The error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl Deltas {

@@ -34,6 +34,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::config;
+use crate::http::problem::chain;
 use crate::origin::{self, Origin, Windows};
 use crate::store::BlobStore;
 
@@ -274,7 +275,7 @@ impl Deltas {
                 }
                 Ok(making::End::NotOurs) => {}
                 Err(error) => {
-                    let error = making::chain(&error);
+                    let error = chain(&error);
                     warn!(%image, %old, %new, error, "a delta bundle could not be made");
                     this.inner.failed.inc();
                 }

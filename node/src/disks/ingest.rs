@@ -30,6 +30,7 @@ use super::source::PartsSource;
 use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
+use crate::http::problem::chain;
 use crate::store::StoreError;
 
 /// Bytes of the uploaded file that are compared at once.
@@ -114,7 +115,7 @@ impl Disks {
     }
 
     async fn order(&self, id: UploadId) -> Result<Order, Failure> {
-        let passing = |error: &dyn std::error::Error| Failure::Passing(chain(error));
+        let passing = |error: &(dyn std::error::Error + 'static)| Failure::Passing(chain(error));
         let view = self.inner.raft.read().await.map_err(|error| passing(&error))?;
         let query = view.query();
         let upload = query.upload(id).map_err(|error| passing(&error))?.ok_or(Failure::Lost)?;
@@ -356,15 +357,4 @@ fn unstored(error: SinkError) -> Failure {
         Ok(error) => (*error).into(),
         Err(error) => Failure::Passing(chain(error.as_ref())),
     }
-}
-
-/// The error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

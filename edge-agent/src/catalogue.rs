@@ -219,6 +219,7 @@ mod tests {
                 recipe: RecipeId::of(&[seed]),
                 ticket: "t".into(),
             }],
+            warning: None,
         }
     }
 

@@ -53,6 +53,8 @@ SETTINGS
     certificate_file, key_file       # needed for another address than loopback
     rights_seconds = 30              # a node's word on who may pull holds so long (at most 60),
     rights_offline_seconds = 3600    # and so long while no node answers
+    upstreams = []                   # other registries, pulled through the cluster; else nodes say
+    hub_listen = \"127.0.0.1:5057\"   # (none) for docker's registry-mirrors: names are Docker Hub's
     [status]
     enabled = true                   listen = \"127.0.0.1:5056\"   # /health and /metrics
     [log]
@@ -61,7 +63,8 @@ SETTINGS
 CONTAINER ENGINES
   Any of them, by the mirror's address:         docker pull 127.0.0.1:5055/NAME:TAG
   What is not public needs a login there:       docker login 127.0.0.1:5055
-  By a node's, through this agent while it is up:
+  Of another registry, if the cluster pulls it through:   docker pull 127.0.0.1:5055/docker.io/NAME:TAG
+  By a node's name or such a registry's, through this agent while it is up:
       shoal-agent setup docker|containerd|podman    shows what it changes, and asks
       shoal-agent setup podman --undo               takes it back";
 

@@ -32,7 +32,7 @@ use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
 use crate::fetch::download::Downloads;
 use crate::metrics::Metrics;
-use crate::mirror::{self, Logins, Mirror, Rights};
+use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
 use crate::{blocking, limits, status};
@@ -190,6 +190,9 @@ impl Parts {
                 }
                 _ => None,
             };
+            let upstreams = Upstreams::open(self.folder.path(), &config.upstreams);
+            let upstreams = Arc::new(upstreams);
+            background.spawn(Arc::clone(&upstreams).follow(self.client.clone()));
             let mirror = Arc::new(Mirror {
                 fetcher: self.fetcher.clone(),
                 transfers: self.transfers.clone(),
@@ -202,9 +205,15 @@ impl Parts {
                     Duration::from_secs(config.rights_offline_seconds),
                 ),
                 logins: Logins::default(),
+                upstreams,
             });
+            if let Some(address) = config.hub_listen {
+                let listener = bind("mirror of Docker Hub", address).await?;
+                let router = mirror::router(mirror.clone(), Front::Hub);
+                serve(servers, listener, tls.clone(), router, &drain)?;
+            }
             let listener = bind("mirror", config.listen).await?;
-            serve(servers, listener, tls, mirror::router(mirror), &drain)?;
+            serve(servers, listener, tls, mirror::router(mirror, Front::Cluster), &drain)?;
         }
         let socket = self.config.control_socket();
         let listener = control::bind(&socket).map_err(|source| Error::Listen {

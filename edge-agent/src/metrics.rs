@@ -33,6 +33,8 @@ pub struct AgentMetrics {
     /// By kind (`manifest`, `blob`) and outcome (`ok`, `not_found`, `failed`).
     pub mirror_requests: Family<[(&'static str, &'static str); 2], Counter>,
     pub mirror_bytes: Counter,
+    /// Of those, what a node sent, because the cluster held it nowhere yet.
+    pub mirror_passed_bytes: Counter,
     /// 1 while the order stream is open.
     pub orders_connected: Gauge,
     /// By outcome: `ok` or `failed`.
@@ -104,6 +106,11 @@ impl Metrics {
             agent.mirror_bytes,
         );
         of.register(
+            "shoal_mirror_passed_bytes",
+            "Of those, bytes that a node streamed while it fetched them itself",
+            agent.mirror_passed_bytes,
+        );
+        of.register(
             "shoal_orders_connected",
             "Whether an order stream is open",
             agent.orders_connected,
@@ -146,6 +153,7 @@ mod tests {
                 "shoal_transfers_running gauge",
                 "shoal_mirror_requests counter",
                 "shoal_mirror_sent_bytes counter",
+                "shoal_mirror_passed_bytes counter",
                 "shoal_orders_connected gauge",
                 "shoal_node_requests counter",
             ]

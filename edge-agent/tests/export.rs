@@ -207,6 +207,7 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
             recipe: recipe.encode_with_id().0,
             ticket: String::new(),
         }],
+        warning: None,
     };
     let target = folder.path().join("layout");
     let reference = "demo/app:v1".parse()?;

@@ -101,6 +101,11 @@ impl Home {
         self.folder.join("cache")
     }
 
+    /// For blobs on their way from other registries.
+    pub fn upstreams_folder(&self) -> PathBuf {
+        self.folder.join("upstreams")
+    }
+
     /// The counters of a node that was stopped.
     pub fn counters_file(&self) -> PathBuf {
         self.folder.join("counters.json")

@@ -36,4 +36,5 @@ pub mod store;
 pub mod telemetry;
 pub mod trash;
 pub mod unblocking;
+pub mod upstreams;
 pub mod verification;

@@ -43,6 +43,7 @@ use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
 use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
 use crate::trash::Trash;
+use crate::upstreams::{UpstreamMetrics, Upstreams, keep_projects};
 use crate::verification::Verifier;
 
 /// How long a node looks for a leader before it gives up reading the cluster's keys.
@@ -158,6 +159,10 @@ impl Server {
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
         services.disks.make_deltas(services.deltas.clone());
+        let upstream_metrics = UpstreamMetrics::default();
+        upstream_metrics.register(&mut registry);
+        let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());
+        let upstreams = Upstreams::new(&config, folder, id, siblings, &upstream_metrics)?;
         let origin = services.origin.clone();
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
@@ -192,12 +197,16 @@ impl Server {
             directory: Directory::new(&config.ldap)?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
+            upstreams,
             metrics,
             drain: Drain::default(),
             services,
             config,
             lineage: member.lineage,
         });
+        if app.upstreams.all().next().is_some() {
+            tasks.spawn(keep_projects(app.clone()));
+        }
         let https =
             bind(router(app.clone()), app.config.http.listen, Some(certificates.tls()?)).await?;
         tasks.spawn(certificates.clone().follow());

@@ -20,6 +20,7 @@ use crate::http::rates::Rates;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
 use crate::store::BlobStore;
+use crate::upstreams::Upstreams;
 
 /// Cloning is cheap; clones are the same node.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub struct Parts {
     pub directory: Directory,
     pub rates: Rates,
     pub intake: Intake,
+    /// Other registries, whose images are pulled through.
+    pub upstreams: Upstreams,
     pub metrics: Metrics,
     pub drain: Drain,
     /// What `/api/v1` works with.

@@ -50,6 +50,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "key_file",
             "rights_seconds",
             "rights_offline_seconds",
+            "upstreams",
+            "hub_listen",
         ],
     ),
     ("status", &["enabled", "listen"]),
@@ -60,6 +62,7 @@ const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/agent.toml",
     prefix: "SHOAL_AGENT_",
     sections: SETTINGS,
+    named_sections: &[],
     other_variables: &["SHOAL_AGENT_CONFIG", "SHOAL_AGENT_JOIN_TOKEN"],
 };
 
@@ -214,6 +217,11 @@ pub struct Mirror {
     pub rights_seconds: u64,
     /// How long it holds while no node answers.
     pub rights_offline_seconds: u64,
+    /// The other registries that are pulled through the cluster, by name; none is what nodes say.
+    pub upstreams: Vec<String>,
+    /// Where docker's `registry-mirrors` are answered: names there are Docker Hub's. With TLS or on
+    /// loopback, as `listen`.
+    pub hub_listen: Option<SocketAddr>,
 }
 
 impl Default for Mirror {
@@ -225,6 +233,8 @@ impl Default for Mirror {
             key_file: None,
             rights_seconds: 30,
             rights_offline_seconds: 3600,
+            upstreams: Vec::new(),
+            hub_listen: None,
         }
     }
 }
@@ -313,6 +323,20 @@ impl Config {
         }
         if self.mirror.certificate_file.is_some() != self.mirror.key_file.is_some() {
             return refuse("mirror", "key_file", "needs certificate_file, and the other way round");
+        }
+        let odd = |name: &String| name.parse::<shoal_content::ProjectName>().is_err();
+        if let Some(name) = self.mirror.upstreams.iter().find(|name| odd(name)) {
+            let text = format!("'{name}' begins no image's name: docker.io, ghcr.io");
+            return refuse("mirror", "upstreams", &text);
+        }
+        let hub = self.mirror.hub_listen;
+        if hub.is_some_and(|hub| !hub.ip().is_loopback()) && self.mirror.certificate_file.is_none()
+        {
+            return refuse(
+                "mirror",
+                "hub_listen",
+                "an address other than loopback needs certificate_file and key_file",
+            );
         }
         if !self.mirror.listen.ip().is_loopback() && self.mirror.certificate_file.is_none() {
             return refuse(

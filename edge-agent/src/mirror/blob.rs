@@ -19,9 +19,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, warn};
 
-use super::Mirror;
 use super::error::Error;
+use super::login::Caller;
 use super::range::{self, Part};
+use super::{Mirror, passed};
 use crate::cache::Entry;
 use crate::fetch::download::{self, Download, Wanted};
 use crate::transfers::{Purpose, Tracked};
@@ -53,12 +54,19 @@ enum Broken {
 /// Answers GET and HEAD of `/v2/NAME/blobs/DIGEST`.
 pub async fn serve(
     mirror: Arc<Mirror>,
+    caller: &Caller,
     name: RepositoryName,
     digest: Digest,
     head: bool,
     headers: &HeaderMap,
 ) -> Result<Response, Error> {
-    let grant = grant(&mirror, &name, &digest).await?;
+    let grant = match grant(&mirror, &name, &digest).await {
+        // A node may get it from where the cluster pulls it through.
+        Err(Error::UnknownBlob) => {
+            return passed::serve(&mirror, caller, &name, &digest, head, headers).await;
+        }
+        grant => grant?,
+    };
     let length = grant.size_bytes;
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let (status, part) = match range::parse(asked, length) {

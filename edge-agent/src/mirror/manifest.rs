@@ -14,6 +14,7 @@ use crate::catalogue::{Known, Manifest, manifest_in};
 /// A manifest asked for by digest does not change; within this time of a node's word it is served
 /// without asking again, so that a pull of an index asks once.
 const FRESH: Duration = Duration::from_secs(60);
+const WARNING_CHARS_MAX: usize = 500;
 
 /// Answers GET and HEAD of `/v2/NAME/manifests/REFERENCE`.
 pub async fn serve(
@@ -22,10 +23,15 @@ pub async fn serve(
     pin: Pin,
     head: bool,
 ) -> Result<Response, Error> {
-    let manifest = find(mirror, name, pin).await?;
+    let (manifest, warning) = find(mirror, name, pin).await?;
     let length = manifest.bytes.len();
     let body = if head { Body::empty() } else { Body::from(manifest.bytes) };
-    Response::builder()
+    let warning = warning.and_then(|text| header::HeaderValue::from_bytes(text.as_bytes()).ok());
+    let mut response = Response::builder();
+    if let Some(warning) = warning {
+        response = response.header(header::WARNING, warning);
+    }
+    response
         .header(header::CONTENT_TYPE, &manifest.media_type)
         .header(header::CONTENT_LENGTH, length)
         .header(header::ETAG, format!("\"{}\"", manifest.digest))
@@ -34,7 +40,12 @@ pub async fn serve(
         .map_err(|_| Error::UnknownManifest)
 }
 
-async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifest, Error> {
+/// The manifest, and the `Warning` that goes with it.
+async fn find(
+    mirror: &Mirror,
+    name: RepositoryName,
+    pin: Pin,
+) -> Result<(Manifest, Option<String>), Error> {
     let fetcher = &mirror.fetcher;
     if let Pin::Digest(digest) = &pin {
         let fresh = fetcher.catalogue.all().into_iter().find(|known| {
@@ -43,7 +54,7 @@ async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifes
                 && manifest_in(&known.resolution, digest).is_some()
         });
         if let Some(manifest) = fresh.and_then(|known| manifest_in(&known.resolution, digest)) {
-            return Ok(manifest);
+            return Ok((manifest, None));
         }
     }
     let reference = ImageReference { name: name.clone(), pin: pin.clone() };
@@ -54,12 +65,13 @@ async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifes
                 Pin::Tag(_) => resolution.manifest_digest.clone(),
             };
             let manifest = manifest_in(&resolution, &wanted).ok_or(Error::UnknownManifest)?;
+            let warning = resolution.warning.as_deref().map(warning);
             let catalogue = fetcher.catalogue.clone();
             let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
             if let Some(Err(error)) = kept {
                 tracing::warn!(%error, "an image is served that will be unknown after a restart");
             }
-            return Ok(manifest);
+            return Ok((manifest, warning));
         }
         Err(error) => error,
     };
@@ -78,7 +90,20 @@ async fn find(mirror: &Mirror, name: RepositoryName, pin: Pin) -> Result<Manifes
         Pin::Digest(digest) => digest,
         Pin::Tag(_) => &known.resolution.manifest_digest,
     };
-    manifest_in(&known.resolution, wanted).ok_or(Error::UnknownManifest)
+    let manifest = manifest_in(&known.resolution, wanted).ok_or(Error::UnknownManifest)?;
+    let text = format!("{reference} is as it was last known here: no node answers");
+    Ok((manifest, matches!(pin, Pin::Tag(_)).then(|| warning(&text))))
+}
+
+/// The value of a `Warning` (RFC 7234, 5.5).
+fn warning(text: &str) -> String {
+    let plain = |letter: char| match letter {
+        '"' | '\\' => '\'',
+        letter if letter.is_control() => ' ',
+        letter => letter,
+    };
+    let text: String = text.chars().take(WARNING_CHARS_MAX).map(plain).collect();
+    format!("299 - \"{text}\"")
 }
 
 /// Whether any right that came with the resolution still holds.

@@ -6,21 +6,23 @@
 //! not have is 404, so that clients go on to where it came from. Nothing can be pushed here.
 //!
 //! Invariants: only verified chunks leave; a blob is served only against a valid ticket for it, and
-//! nothing before a node has allowed it to whoever asks (`rights`); `?ns=` is accepted and changes
-//! nothing, since repositories here have no host.
+//! nothing before a node has allowed it to whoever asks (`rights`). `?ns=` names another registry that
+//! the cluster pulls through, or nothing (`upstreams`): what of that no node holds yet, a node streams.
 
 mod blob;
 mod error;
 mod login;
 mod manifest;
+mod passed;
 mod range;
 mod rights;
+mod upstreams;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -37,6 +39,7 @@ use login::Caller;
 pub use login::Logins;
 pub use rights::Rights;
 use rights::Thing;
+pub use upstreams::{DOCKER_HUB, Upstream, Upstreams, read as read_upstreams};
 
 /// What the mirror's handlers share.
 #[derive(Debug)]
@@ -50,6 +53,16 @@ pub struct Mirror {
     pub scheme: &'static str,
     pub rights: Rights,
     pub logins: Logins,
+    pub upstreams: Arc<Upstreams>,
+}
+
+/// Which of the mirror's listeners a request came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    /// Names are the cluster's, unless `?ns=` says another registry.
+    Cluster,
+    /// Names are Docker Hub's.
+    Hub,
 }
 
 impl Mirror {
@@ -67,8 +80,8 @@ impl Mirror {
 }
 
 /// `/v2/…`, and an answer to everything else.
-pub fn router(mirror: Arc<Mirror>) -> Router {
-    Router::new().fallback(any(serve)).with_state(mirror)
+pub fn router(mirror: Arc<Mirror>, front: Front) -> Router {
+    Router::new().fallback(any(serve)).with_state((mirror, front))
 }
 
 enum Target {
@@ -96,14 +109,14 @@ impl Target {
     }
 }
 
-async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {
-    let target = target(&mirror, &request);
+async fn serve(State((mirror, front)): State<(Arc<Mirror>, Front)>, request: Request) -> Response {
+    let target = target(&mirror, front, &request);
     let kind = target.as_ref().map_or("other", Target::kind);
     let name = target.as_ref().ok().and_then(Target::name);
     let challenge =
         login::challenge(mirror.scheme, (request.headers(), request.uri().authority()), name);
     let outcome = match target {
-        Ok(target) => answer(&mirror, target, request).await,
+        Ok(target) => answer(&mirror, front, target, request).await,
         Err(error) => Err(error),
     };
     let label = match &outcome {
@@ -126,13 +139,22 @@ async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response 
     response
 }
 
-async fn answer(mirror: &Arc<Mirror>, target: Target, request: Request) -> Result<Response, Error> {
+async fn answer(
+    mirror: &Arc<Mirror>,
+    front: Front,
+    target: Target,
+    request: Request,
+) -> Result<Response, Error> {
     let head = request.method() == Method::HEAD;
     let headers = request.headers();
     match target {
         Target::Token => login::token(mirror, request).await,
         Target::Base => {
             let caller = mirror.logins.caller(headers)?;
+            // Who is asked here would send the login that it has for Docker Hub.
+            if front == Front::Hub && mirror.upstreams.hub_is_public() {
+                return Ok(axum::Json(serde_json::json!({})).into_response());
+            }
             // docker and podman log in only where they are asked to here.
             if caller.was_never_asked() {
                 return Err(Error::Unauthorized);
@@ -145,8 +167,8 @@ async fn answer(mirror: &Arc<Mirror>, target: Target, request: Request) -> Resul
             manifest::serve(mirror, name, pin, head).await
         }
         Target::Blob(name, digest) => {
-            allow(mirror, headers, &name, Thing::Blob(&digest)).await?;
-            blob::serve(mirror.clone(), name, digest, head, headers).await
+            let caller = allow(mirror, headers, &name, Thing::Blob(&digest)).await?;
+            blob::serve(mirror.clone(), &caller, name, digest, head, headers).await
         }
     }
 }
@@ -156,12 +178,13 @@ async fn allow(
     headers: &HeaderMap,
     name: &RepositoryName,
     thing: Thing<'_>,
-) -> Result<(), Error> {
+) -> Result<Caller, Error> {
     let caller: Caller = mirror.logins.caller(headers)?;
-    mirror.rights.check(&mirror.fetcher, &caller, name, thing).await
+    mirror.rights.check(&mirror.fetcher, &caller, name, thing).await?;
+    Ok(caller)
 }
 
-fn target(mirror: &Mirror, request: &Request) -> Result<Target, Error> {
+fn target(mirror: &Mirror, front: Front, request: &Request) -> Result<Target, Error> {
     let path = request.uri().path();
     if path == "/v2/token" && matches!(*request.method(), Method::GET | Method::POST) {
         return Ok(Target::Token);
@@ -174,7 +197,19 @@ fn target(mirror: &Mirror, request: &Request) -> Result<Target, Error> {
         return Ok(Target::Base);
     }
     let rest = rest.strip_prefix('/').ok_or(Error::NotFound)?;
-    let name = |text: &str| text.parse::<RepositoryName>().map_err(|_| Error::UnknownName);
+    let pairs = Query::<Vec<(String, String)>>::try_from_uri(request.uri());
+    let pairs = pairs.map(|Query(pairs)| pairs).unwrap_or_default();
+    let namespace = pairs.iter().find(|(key, _)| key == "ns").map(|(_, value)| value.as_str());
+    let name = |text: &str| {
+        let name = text.parse::<RepositoryName>().map_err(|_| Error::UnknownName)?;
+        match front {
+            Front::Cluster => Ok(mirror.upstreams.meant(namespace, name)),
+            Front::Hub if namespace.is_some_and(|other| other != DOCKER_HUB) => {
+                Err(Error::UnknownName)
+            }
+            Front::Hub => mirror.upstreams.of_hub(&name).ok_or(Error::UnknownName),
+        }
+    };
     if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
         // Names that mirrors are asked for need not follow our grammar: those we do not have.
         let pin = reference.replace("%3A", ":").parse().map_err(|_| Error::UnknownManifest)?;

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_api::{
     AgentResolution, AgentResolveRequest, DeltaAnswer, DeltaRequest, EnrolRequest, EnrolResponse,
-    NodeAddress, Problem, ProgressReport,
+    NodeAddress, Problem, ProgressReport, UpstreamInfo,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
@@ -33,6 +33,8 @@ use crate::metrics::AgentMetrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Content that a node gets from elsewhere first begins within this.
+const CONTENT_TIMEOUT: Duration = Duration::from_secs(45);
 /// An election takes about two seconds: a round of all nodes is made again until this much time
 /// has passed.
 const ROUNDS_DEADLINE: Duration = Duration::from_secs(12);
@@ -177,12 +179,12 @@ impl NodeClient {
         blobs: Option<Vec<Digest>>,
     ) -> Result<AgentResolution, Error> {
         let request = AgentResolveRequest { reference: reference.clone(), blobs };
-        self.round(Method::POST, "/api/v1/agents/self/resolve", &request).await
+        self.round(Method::POST, "/api/v1/agents/self/resolve", Some(&request)).await
     }
 
     /// A bundle in place of new chunks; asked of each node once.
     pub async fn delta(&self, request: &DeltaRequest) -> Result<DeltaAnswer, Error> {
-        self.round(Method::POST, "/api/v1/agents/self/delta", request).await
+        self.round(Method::POST, "/api/v1/agents/self/delta", Some(request)).await
     }
 
     /// Asks each node once, until one answers, with somebody else's credentials and not with this
@@ -222,9 +224,56 @@ impl NodeClient {
         })
     }
 
+    /// Content as a node sends it, with somebody else's credentials and not with this agent's; of
+    /// the first node that answers at all.
+    ///
+    /// # Errors
+    /// Where no node answers, or those that do cannot serve now.
+    pub async fn open_for(
+        &self,
+        method: Method,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+        range: Option<&HeaderValue>,
+    ) -> Result<reqwest::Response, Error> {
+        let mut last = Error::NoneKnown;
+        for url in self.urls() {
+            let mut request = self.streaming.request(method.clone(), format!("{url}{path}"));
+            for (name, value) in [(AUTHORIZATION, authorization), (RANGE, range)] {
+                if let Some(value) = value {
+                    request = request.header(name, value.clone());
+                }
+            }
+            match tokio::time::timeout(CONTENT_TIMEOUT, request.send()).await {
+                Ok(Ok(answer)) if !answer.status().is_server_error() => {
+                    self.prefer(&url);
+                    return Ok(answer);
+                }
+                Ok(Ok(answer)) => last = refusal(&url, answer.status(), b""),
+                Ok(Err(error)) => last = Error::Unreachable { url, message: chain(&error) },
+                Err(_) => {
+                    let message = "it takes too long".to_owned();
+                    last = Error::Unreachable { url, message };
+                }
+            }
+        }
+        Err(match last {
+            Error::NoneKnown => last,
+            last => Error::NoNode(last.to_string()),
+        })
+    }
+
+    /// The other registries that are pulled through the cluster.
+    ///
+    /// # Errors
+    /// Where no node says so.
+    pub async fn upstreams(&self) -> Result<Vec<UpstreamInfo>, Error> {
+        self.round::<_, ()>(Method::GET, "/api/v1/upstreams", None).await
+    }
+
     pub async fn report(&self, report: &ProgressReport) -> Result<(), Error> {
         let path = "/api/v1/agents/self/progress";
-        self.round::<serde_json::Value>(Method::POST, path, report).await.map(drop)
+        self.round::<serde_json::Value, _>(Method::POST, path, Some(report)).await.map(drop)
     }
 
     /// Rounds over all nodes until one answers or [`ROUNDS_DEADLINE`] has passed.
@@ -236,7 +285,7 @@ impl NodeClient {
     ) -> Result<T, Error> {
         let started = tokio::time::Instant::now();
         loop {
-            match self.round(method.clone(), path, body).await {
+            match self.round(method.clone(), path, Some(body)).await {
                 Err(error) if error.is_retryable() && started.elapsed() < ROUNDS_DEADLINE => {
                     debug!(%error, "asking the nodes again");
                     tokio::time::sleep(ROUND_PAUSE).await;
@@ -246,17 +295,20 @@ impl NodeClient {
         }
     }
 
-    async fn round<T: DeserializeOwned>(
+    async fn round<T: DeserializeOwned, B: Serialize>(
         &self,
         method: Method,
         path: &str,
-        body: &impl Serialize,
+        body: Option<&B>,
     ) -> Result<T, Error> {
         let mut last = Error::NoneKnown;
         for url in self.urls() {
-            let request =
+            let mut request =
                 self.http.request(method.clone(), format!("{url}{path}")).bearer_auth(self.token());
-            let outcome = answer(&url, request.json(body)).await;
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let outcome = answer(&url, request).await;
             let label = if outcome.is_ok() { "ok" } else { "failed" };
             self.metrics.node_requests.get_or_create(&[("outcome", label)]).inc();
             match outcome {

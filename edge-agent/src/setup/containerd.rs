@@ -1,14 +1,17 @@
-//! containerd: `certs.d/HOST:PORT/hosts.toml` for each registry, and the setting by which CRI finds
-//! them. `ctr` and `nerdctl` read the folder as well (`ctr images pull --hosts-dir`).
+//! containerd: `certs.d/HOST:PORT/hosts.toml` for each registry, the cluster's and those that it pulls
+//! through, and the setting by which CRI finds them. `ctr` and `nerdctl` read the folder as well (`ctr images pull --hosts-dir`).
 
 use std::path::Path;
 
 use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::{Error, Facts, Plan};
+use crate::mirror::DOCKER_HUB;
 
 const CONFIG: &str = "/etc/containerd/config.toml";
 const FOLDER: &str = "/etc/containerd/certs.d";
+/// What files of ours begin with.
+const MADE: &str = "# Made by 'shoal-agent setup';";
 /// Of configurations of version 3 (containerd 2), and of those before.
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 const CRI: &str = "io.containerd.grpc.v1.cri";
@@ -41,12 +44,27 @@ pub fn hosts(facts: &Facts, folder: &str, plan: &mut Plan) -> Result<(), Error> 
     for registry in &facts.registries {
         let authority = format!("{folder}/{registry}/ca.crt");
         let text = format!(
-            "# Made by 'shoal-agent setup'; --undo takes it back.\n\
+            "{MADE} --undo takes it back.\n\
              server = \"https://{registry}\"\nca = \"{authority}\"\n\n\
              [host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
-            facts.mirror_url()
+            facts.url(facts.mirror)
         );
         plan.write(&format!("{folder}/{registry}/hosts.toml"), |_| Ok(text))?;
+    }
+    for (host, upstream) in facts.upstream_hosts() {
+        let server = upstream.url.clone().filter(|_| upstream.name == host);
+        let server = server.unwrap_or_else(|| match host {
+            DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
+            host => format!("https://{host}"),
+        });
+        // The agent is told by ?ns= which registry is meant.
+        let text = format!(
+            "{MADE} --undo takes it back.\nserver = {}\n\n\
+             [host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+            value(server),
+            facts.url(facts.mirror)
+        );
+        plan.write_own(&format!("{folder}/{host}/hosts.toml"), MADE, text)?;
     }
     Ok(())
 }

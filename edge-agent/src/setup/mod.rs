@@ -1,5 +1,5 @@
-//! `shoal-agent setup ENGINE`: makes this host's container engine pull the cluster's images
-//! through this agent, and takes it back.
+//! `shoal-agent setup ENGINE`: makes this host's container engine pull the cluster's images, and those
+//! of the registries that the cluster pulls through, through this agent, and takes it back.
 //!
 //! Whatever an engine is told names the agent first and the registry itself after it, so that a
 //! pull goes on when the agent is down. Each engine's files are worked out as a [`Plan`] from what
@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::config::Config;
 use crate::enrolment::{self, Known};
+use crate::mirror::{Upstream, read_upstreams};
 
 pub use plan::{Plan, Undo};
 
@@ -61,6 +62,8 @@ pub enum Error {
     NoRegistry,
     #[error("{0:?} is no HOST or HOST:PORT")]
     Registry(String),
+    #[error("{path} is no JSON object: {message}")]
+    Json { path: PathBuf, message: String },
     #[error("{path} is not TOML: {message}")]
     Malformed { path: PathBuf, message: String },
     #[error(
@@ -92,6 +95,10 @@ pub struct Facts {
     mirror_has_tls: bool,
     /// The cluster's authority, PEM.
     authority: String,
+    /// Other registries that are pulled through the cluster.
+    upstreams: Vec<Upstream>,
+    /// Where this agent answers for Docker Hub.
+    hub: Option<SocketAddr>,
 }
 
 impl Facts {
@@ -115,20 +122,28 @@ impl Facts {
         if registries.is_empty() {
             return Err(Error::NoRegistry);
         }
-        let mut mirror = config.mirror.listen;
-        if mirror.ip().is_unspecified() {
-            mirror.set_ip(match mirror.ip() {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        let mirror_has_tls = config.mirror.certificate_file.is_some();
-        Ok(Self { registries, mirror, mirror_has_tls, authority: enrolment.authority_pem })
+        let upstreams = read_upstreams(&config.agent.data_dir, &config.mirror.upstreams)?;
+        Ok(Self {
+            registries,
+            mirror: on_this_host(config.mirror.listen),
+            mirror_has_tls: config.mirror.certificate_file.is_some(),
+            authority: enrolment.authority_pem,
+            upstreams,
+            hub: config.mirror.hub_listen.map(on_this_host),
+        })
     }
 
-    fn mirror_url(&self) -> String {
+    fn url(&self, address: SocketAddr) -> String {
         let scheme = if self.mirror_has_tls { "https" } else { "http" };
-        format!("{scheme}://{}", self.mirror)
+        format!("{scheme}://{address}")
+    }
+
+    /// The hosts of other registries by which engines pull, each with the registry. What cannot be
+    /// a host's name is left out: it becomes part of files.
+    fn upstream_hosts(&self) -> impl Iterator<Item = (&str, &Upstream)> {
+        let all = self.upstreams.iter();
+        let hosts = all.flat_map(|upstream| upstream.hosts().map(move |host| (host, upstream)));
+        hosts.filter(|(host, _)| registry(host).is_ok())
     }
 
     /// What `engine` has to read for these facts. Files are looked up below `root`.
@@ -152,6 +167,17 @@ impl Facts {
         }
         Ok(())
     }
+}
+
+/// As this host's own programs reach what listens there.
+fn on_this_host(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 /// HOST:PORT of a URL, with the port that image names need.

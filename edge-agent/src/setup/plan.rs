@@ -64,6 +64,24 @@ impl Plan {
         Ok(())
     }
 
+    /// Adds a file that is all ours, as its beginning `made` says. One that somebody else wrote is
+    /// left alone, with a word.
+    pub(super) fn write_own(
+        &mut self,
+        absolute: &str,
+        made: &str,
+        text: String,
+    ) -> Result<(), Error> {
+        let path = self.path(absolute);
+        match read(&path)? {
+            Some(before) if !before.starts_with(made) => {
+                self.advice.push(format!("{} is yours, and was left as it is", path.display()));
+                Ok(())
+            }
+            _ => self.write(absolute, |_| Ok(text)),
+        }
+    }
+
     /// Whether the engine reads all of it already.
     pub fn is_done(&self) -> bool {
         self.changes.iter().all(Change::is_done)

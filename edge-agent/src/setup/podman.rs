@@ -1,5 +1,5 @@
 //! podman and all that read containers-registries.conf(5): a drop-in that names the agent as the
-//! mirror of each of the cluster's registries.
+//! mirror of each of the cluster's registries, and of those that the cluster pulls through.
 
 use std::fmt::Write;
 
@@ -20,6 +20,14 @@ pub fn plan(facts: &Facts, plan: &mut Plan) -> Result<(), Error> {
             "\n[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n\
              [[registry.mirror]]\nlocation = \"{}\"\ninsecure = {}\n",
             facts.mirror, !facts.mirror_has_tls
+        );
+    }
+    for (host, upstream) in facts.upstream_hosts() {
+        let _ = write!(
+            text,
+            "\n[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\
+             [[registry.mirror]]\nlocation = \"{}/{}\"\ninsecure = {}\n",
+            facts.mirror, upstream.name, !facts.mirror_has_tls
         );
     }
     plan.write(DROP_IN, |_| Ok(text))?;

@@ -12,6 +12,18 @@ fn facts() -> Facts {
         mirror: "127.0.0.1:5055".parse().unwrap(),
         mirror_has_tls: false,
         authority: "-----BEGIN CERTIFICATE-----\n".into(),
+        upstreams: [upstream("docker.io", &[]), upstream("lab", &["registry.lab:5000", "../x"])]
+            .into(),
+        hub: Some("127.0.0.1:5057".parse().unwrap()),
+    }
+}
+
+fn upstream(name: &str, aliases: &[&str]) -> Upstream {
+    Upstream {
+        name: name.into(),
+        aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+        url: None,
+        public: true,
     }
 }
 
@@ -68,6 +80,44 @@ fn each_engine_is_set_up_once_and_set_back_to_the_byte() {
         assert_eq!(files(root.path()), before, "{engine:?}");
         assert!(Undo::read(data.path(), engine).unwrap().is_none());
     }
+}
+
+#[test]
+fn other_registries_go_through_the_agent_and_are_themselves_behind_it() {
+    let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
+    put(
+        root.path(),
+        "etc/docker/daemon.json",
+        "{\"data-root\": \"/srv\", \"registry-mirrors\": [\"https://m\"]}",
+    );
+    put(root.path(), "etc/docker/certs.d/registry.lab:5000/hosts.toml", "# mine\n");
+    let before = files(root.path());
+    let plan = facts().plan(Engine::Docker, root.path()).unwrap();
+    assert!(plan.advice.iter().any(|text| text.contains("registry.lab:5000/hosts.toml is yours")));
+    plan.carry_out(data.path()).unwrap();
+    let daemon: serde_json::Value = serde_json::from_str(&read("etc/docker/daemon.json")).unwrap();
+    assert_eq!(
+        daemon["registry-mirrors"],
+        serde_json::json!(["http://127.0.0.1:5057", "https://m"])
+    );
+    assert_eq!(daemon["data-root"], "/srv");
+    let hosts = read("etc/docker/certs.d/docker.io/hosts.toml");
+    assert!(hosts.contains("server = \"https://registry-1.docker.io\""), "{hosts}");
+    assert!(hosts.contains("[host.\"http://127.0.0.1:5055\"]"), "{hosts}");
+    assert_eq!(read("etc/docker/certs.d/registry.lab:5000/hosts.toml"), "# mine\n");
+    assert!(facts().plan(Engine::Docker, root.path()).unwrap().is_done());
+    Undo::read(data.path(), Engine::Docker).unwrap().unwrap().carry_out().unwrap();
+    assert_eq!(files(root.path()), before);
+    put(root.path(), "etc/docker/daemon.json", "[]");
+    assert!(matches!(facts().plan(Engine::Docker, root.path()), Err(Error::Json { .. })));
+
+    facts().plan(Engine::Podman, root.path()).unwrap().carry_out(data.path()).unwrap();
+    let drop_in = read("etc/containers/registries.conf.d/50-shoal.conf");
+    let lab = "prefix = \"registry.lab:5000\"\nlocation = \"registry.lab:5000\"\n\
+               [[registry.mirror]]\nlocation = \"127.0.0.1:5055/lab\"\ninsecure = true\n";
+    assert!(drop_in.contains(lab), "{drop_in}");
+    assert!(!drop_in.contains(".."), "{drop_in}");
 }
 
 #[test]

@@ -138,6 +138,9 @@ pub struct AgentResolution {
     pub manifests: Vec<ManifestContent>,
     pub disk: Option<DiskGrant>,
     pub blobs: Vec<BlobGrant>,
+    /// What whoever pulls it is to be told: that it may be out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

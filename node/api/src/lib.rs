@@ -18,6 +18,7 @@ mod quota;
 mod session;
 mod storage;
 mod upload;
+mod upstream;
 mod version;
 
 pub use account::*;
@@ -34,4 +35,5 @@ pub use quota::*;
 pub use session::*;
 pub use storage::*;
 pub use upload::*;
+pub use upstream::*;
 pub use version::*;

@@ -42,6 +42,7 @@ mod session;
 mod storage;
 mod trust;
 mod upload;
+mod upstreams;
 mod versions;
 mod warm_ups;
 
@@ -144,6 +145,9 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Agent(command) => members::agent(command, client, screen).await,
         Command::Policy(command) => policy::policy(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,
+        Command::Upstreams { command } => {
+            upstreams::upstreams(command.as_ref(), client, screen).await
+        }
         Command::Backup(command) => backup::backup(command, client, screen).await,
         Command::Token(command) => members::token(command, client, screen).await,
         Command::User(command) => people::user(command, client, screen).await,

@@ -60,6 +60,9 @@ pub struct Schema {
     pub prefix: &'static str,
     /// Every section with its keys, in the order of the documentation.
     pub sections: &'static [(&'static str, &'static [&'static str])],
+    /// Sections that hold tables under names of the operator's choice, `[section."name"]`, with the
+    /// keys of each. They stand in the file only.
+    pub named_sections: &'static [(&'static str, &'static [&'static str])],
     /// Variables with the prefix that are no setting.
     pub other_variables: &'static [&'static str],
 }
@@ -103,18 +106,31 @@ impl Schema {
         let line = |at: usize| format!(" line {}", text[..at].matches('\n').count() + 1);
         for (section, value) in spanned.get_ref() {
             let place = line(section.span().start);
-            let known = self.sections.iter().find(|(name, _)| *name == section.get_ref());
-            let Some((_, keys)) = known else {
-                let sections = self.sections.iter().map(|(name, _)| *name);
+            let check = |table: &DeTable<'_>, keys: &'static [&'static str]| {
+                let odd = table.keys().find(|key| !keys.contains(&key.get_ref().as_ref()));
+                odd.map_or(Ok(()), |key| {
+                    let (place, keys) = (line(key.span().start), keys.iter().copied());
+                    Err(unknown(origin, place, "key", key.get_ref(), keys))
+                })
+            };
+            let is_it =
+                |(name, _): &&(&'static str, &'static [&'static str])| *name == section.get_ref();
+            if let Some((_, keys)) = self.named_sections.iter().find(is_it) {
+                let DeValue::Table(named) = value.get_ref() else { continue };
+                for value in named.values() {
+                    if let DeValue::Table(table) = value.get_ref() {
+                        check(table, keys)?;
+                    }
+                }
+                continue;
+            }
+            let Some((_, keys)) = self.sections.iter().find(is_it) else {
+                let all = self.sections.iter().chain(self.named_sections);
+                let sections = all.map(|(name, _)| *name);
                 return Err(unknown(origin, place, "section", section.get_ref(), sections));
             };
-            let DeValue::Table(table) = value.get_ref() else { continue };
-            for key in table.keys() {
-                if !keys.contains(&key.get_ref().as_ref()) {
-                    let place = line(key.span().start);
-                    let keys = keys.iter().copied();
-                    return Err(unknown(origin, place, "key", key.get_ref(), keys));
-                }
+            if let DeValue::Table(table) = value.get_ref() {
+                check(table, keys)?;
             }
         }
         text.parse().map_err(syntax)
@@ -211,6 +227,7 @@ mod tests {
         default_path: "/nonexistent/settings.toml",
         prefix: "DAEMON_",
         sections: &[("http", &["listen", "names"]), ("log", &["filter"])],
+        named_sections: &[("hosts", &["url"])],
         other_variables: &["DAEMON_CONFIG"],
     };
     type Loaded = BTreeMap<String, BTreeMap<String, toml::Value>>;
@@ -246,6 +263,9 @@ mod tests {
         let said = |loaded: Result<Loaded, Error>| loaded.unwrap_err().to_string();
         let message = said(load("[http]\n\nlistn = \"a\"\n", &[], &[]));
         assert!(message.contains("line 3") && message.contains("'listen'"), "{message}");
+        assert!(load("[hosts.\"a.example:1\"]\nurl = \"u\"\n", &[], &[]).is_ok());
+        let message = said(load("[hosts.a]\nulr = \"u\"\n", &[], &[]));
+        assert!(message.contains("line 2") && message.contains("'url'"), "{message}");
         let message = said(load("[htpp]\n", &[], &[]));
         assert!(message.contains("line 1") && message.contains("'http'"), "{message}");
         let message = said(load("", &[("DAEMON_LOG_FILTR", "x")], &[]));

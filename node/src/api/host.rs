@@ -14,7 +14,7 @@ use shoal_api::{
     AgentResolution, AgentResolveRequest, BlobGrant, DeltaAnswer, DeltaGrant, DeltaRequest,
     DiskGrant, ManifestContent, ProgressReport, TransferProgress,
 };
-use shoal_content::{DeploymentId, Digest, PeerId, Pin, RecipeId};
+use shoal_content::{DeploymentId, Digest, ImageReference, PeerId, Pin, RecipeId};
 use shoal_metadata::{
     self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version,
     What, Who, permission,
@@ -23,13 +23,14 @@ use shoal_metadata::{
 use super::caller::Host;
 use super::images::resolved;
 use super::input::Body;
-use super::problem::{crowded, missing};
+use super::problem::{crowded, missing, unavailable};
 use super::shown::{kind_name, number};
 use crate::clock::now;
 use crate::delta::Offer;
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
 use crate::state::App;
+use crate::upstreams::{self, Brought};
 
 /// Indexes in indexes, this deep.
 const INDEX_DEPTH_MAX: usize = 4;
@@ -51,6 +52,7 @@ pub async fn resolve(
     caller: Host,
     Body(request): Body<AgentResolveRequest>,
 ) -> Result<Json<AgentResolution>, Problem> {
+    let warning = bring(&app, &request.reference).await?;
     let view = app.view().await?;
     let query = view.query();
     let (image, version) = resolved(&view, &Who::Agent, &request.reference, Action::Pull)?;
@@ -104,7 +106,31 @@ pub async fn resolve(
         image: image.name,
         disk,
         blobs,
+        warning,
     }))
+}
+
+/// Of another registry's image, it is asked there what it is now; gives what is to be said of it.
+async fn bring(app: &App, reference: &ImageReference) -> Result<Option<String>, Problem> {
+    let ImageReference { name, pin } = reference;
+    let Some(upstream) = app.upstreams.of(name) else { return Ok(None) };
+    let brought = app.upstreams.bring(app, upstream, name, pin, false).await;
+    match brought.map_err(|error| of_upstream(&error))? {
+        Brought::Stale(notice) => Ok(Some(notice)),
+        Brought::Known | Brought::Looked => Ok(None),
+    }
+}
+
+fn of_upstream(error: &upstreams::Error) -> Problem {
+    let text = error.to_string();
+    match error {
+        upstreams::Error::Unknown(_) | upstreams::Error::Denied(_) => {
+            missing("image_not_found", text)
+        }
+        upstreams::Error::Forbidden(_) => Problem::forbidden(text),
+        upstreams::Error::Limited { .. } => crowded(text),
+        _ => unavailable(text),
+    }
 }
 
 /// A bundle in place of the new chunks, for a version that the host may have anyway.

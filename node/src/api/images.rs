@@ -46,6 +46,10 @@ pub async fn create(
     caller.permit(Action::Push, What::Repository(&request.name))?;
     let owner = caller.account()?;
     let project = request.name.project();
+    if app.upstreams.of_project(&project).is_some() {
+        let text = format!("{project} holds what is pulled from there; nothing is put into it");
+        return Err(Problem::forbidden(text));
+    }
     let is_new = caller.view.query().project(&project)?.is_none();
     drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());

@@ -41,6 +41,7 @@ mod storage;
 mod tags;
 mod tokens;
 mod uploads;
+mod upstreams;
 mod users;
 mod versions;
 mod warm_ups;
@@ -120,6 +121,7 @@ pub fn router() -> Routes {
         .route("/api/v1/quotas", get(quotas::list))
         .route("/api/v1/quotas/check", post(quotas::check))
         .route("/api/v1/quotas/{*of}", get(quotas::show).put(quotas::put).delete(quotas::remove))
+        .route("/api/v1/upstreams", get(upstreams::list))
         .route("/api/v1/storage", get(storage::status))
         .route("/api/v1/storage/uploads", get(storage::uploads))
         .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))

@@ -13,6 +13,7 @@ mod images;
 mod limits;
 mod program;
 mod registry;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use limits::{LimitHours, Limits};
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
+pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
 
 /// Every section with its keys, in the order of the documentation.
 pub const SETTINGS: &[(&str, &[&str])] = &[
@@ -153,6 +155,7 @@ const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/node.toml",
     prefix: "SHOAL_NODE_",
     sections: SETTINGS,
+    named_sections: &[("upstreams", UPSTREAM_SETTINGS)],
     other_variables: &["SHOAL_NODE_CONFIG", "SHOAL_NODE_JOIN_TOKEN", program::VARIABLE],
 };
 
@@ -171,6 +174,7 @@ pub struct Config {
     pub discovery: Discovery,
     pub storage: Storage,
     pub registry: Registry,
+    pub upstreams: Upstreams,
     pub disks: Disks,
     pub delta: Delta,
     pub images: Images,
@@ -604,6 +608,9 @@ impl Config {
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);
+        }
+        if let Some((key, message)) = self.upstreams.mistake() {
+            return value("upstreams", key, &message);
         }
         if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
             return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");

@@ -47,7 +47,7 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
 #[test]
 fn the_list_of_settings_is_the_types_own() {
     let table = toml::Table::try_from(Config::default()).unwrap();
-    for (section, value) in &table {
+    for (section, value) in table.iter().filter(|(section, _)| *section != "upstreams") {
         let keys = SETTINGS.iter().find(|(name, _)| name == section).expect("a section").1;
         for key in value.as_table().unwrap().keys() {
             assert!(keys.contains(&key.as_str()), "[{section}] {key} is not listed");
@@ -59,6 +59,33 @@ fn the_list_of_settings_is_the_types_own() {
             let message = load(&text).unwrap_err().to_string();
             assert!(!message.contains("unknown"), "[{section}] {key} is no setting: {message}");
         }
+    }
+}
+
+#[test]
+fn upstreams_have_names_that_images_can_have_and_one_place_each() {
+    let example: Config = load(include_str!("../../../deploy/node.toml")).unwrap();
+    assert!(example.upstreams.0.is_empty(), "nothing is fetched unless somebody wants it");
+    let text = include_str!("../../../deploy/node.toml");
+    let (_, section) = text.split_once("# [upstreams.\"docker.io\"]\n").unwrap();
+    for key in UPSTREAM_SETTINGS {
+        assert!(section.contains(&format!("# {key} =")), "{key} is not in the example");
+    }
+    let said = |text: &str| load(text).map(drop).map_err(|error| error.to_string());
+    let hub = "[upstreams.\"docker.io\"]\nurl = \"https://registry-1.docker.io\"\n";
+    said(&format!("{hub}aliases = [\"index.docker.io\"]\n")).unwrap();
+    for (unfit, word) in [
+        ("[upstreams.\"docker.io\"]\n".to_owned(), "url"),
+        ("[upstreams.\"a:5000\"]\nurl = \"https://a:5000\"\n".to_owned(), "alias"),
+        (format!("{hub}username = \"u\"\n"), "password_file"),
+        (format!("{hub}allow = [\"a+b\"]\n"), "allow"),
+        (format!("{hub}visibility = \"open\"\n"), "visibility"),
+        (format!("{hub}aliases = [\"Docker.io\"]\n"), "twice"),
+        (format!("{hub}tag_second = 1\n"), "'tag_seconds'"),
+        (hub.replace("https://", "https://u:p@"), "url"),
+    ] {
+        let message = said(&unfit).unwrap_err();
+        assert!(message.contains(word), "{unfit}: {message}");
     }
 }
 

@@ -1,13 +1,15 @@
 //! Asks the other nodes, over HTTPS that only the cluster's authority can serve.
 //!
 //! Invariants: requests carry a token signed for each of them by this node's own key; an answer is
-//! read within [`ANSWER_BYTES_MAX`] and [`ANSWER_TIMEOUT`]. A node that does not answer is left out.
+//! read within [`ANSWER_BYTES_MAX`] and [`ANSWER_TIMEOUT`], unless it is content that streams. A node
+//! that does not answer is left out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use reqwest::header::HeaderMap;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
@@ -24,6 +26,8 @@ use crate::state::Keys;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A node that passes on what comes from elsewhere may be silent for so long.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Why the client could not be made.
 #[derive(Debug, Error)]
@@ -44,6 +48,8 @@ pub struct Siblings {
     raft: Raft,
     node: NodeId,
     http: reqwest::Client,
+    /// For answers that take as long as they take.
+    streams: reqwest::Client,
     key: Arc<KeyPair>,
     cluster: ClusterId,
 }
@@ -70,16 +76,18 @@ impl Siblings {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority)?;
         let tls = identity::member_client(roots)?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { raft, node, http, key, cluster: keys.cluster })
+        let builder = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .https_only(true)
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
+        };
+        let http = builder().timeout(ANSWER_TIMEOUT).build()?;
+        let streams = builder().read_timeout(SILENCE_MAX).http1_only().build()?;
+        Ok(Self { raft, node, http, streams, key, cluster: keys.cluster })
     }
 
     /// The answers of all other nodes to `GET path` that came in time.
@@ -98,11 +106,33 @@ impl Siblings {
         asked.filter_map(std::future::ready).collect().await
     }
 
-    async fn get<T: DeserializeOwned>(&self, api_url: &str, path: &str) -> Result<T, String> {
+    /// The answer of the node at `api_url` to `GET path`, whatever it is, to be read as it comes.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn open(
+        &self,
+        api_url: &str,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<reqwest::Response, String> {
+        let request = self.request(&self.streams, api_url, path)?.headers(headers);
+        request.send().await.map_err(|error| error.to_string())
+    }
+
+    fn request(
+        &self,
+        http: &reqwest::Client,
+        api_url: &str,
+        path: &str,
+    ) -> Result<reqwest::RequestBuilder, String> {
         let url = format!("{}{path}", api_url.trim_end_matches('/'));
         let token = node_token::issue(&self.key, self.cluster, clock::now());
-        let token = token.map_err(|error| error.to_string())?;
-        let request = self.http.get(url).bearer_auth(token);
+        Ok(http.get(url).bearer_auth(token.map_err(|error| error.to_string())?))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, api_url: &str, path: &str) -> Result<T, String> {
+        let request = self.request(&self.http, api_url, path)?;
         let response = request.send().await.map_err(|error| error.to_string())?;
         let status = response.status();
         if !status.is_success() {

@@ -1,17 +1,20 @@
 //! GET, HEAD and DELETE of a blob.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shoal_content::{Digest, ImageId, RepositoryName, Timestamp};
-use shoal_metadata::{Action, Blob, Command, What, permission};
+use shoal_metadata::{Action, Blob, Command, Reference, What, holder, permission};
 use uuid::Uuid;
 
 use super::range::{Wanted, wanted};
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
 use crate::http::noted;
+use crate::upstreams::{self, Upstream};
 
 /// How long an address of storage's own holds: for the slowest download to begin.
 const REDIRECT_TTL: Duration = Duration::from_secs(15 * 60);
@@ -27,41 +30,33 @@ pub async fn handle(asked: Asked, repository: RepositoryName, digest: &str) -> A
 }
 
 async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Answer {
-    let view = asked.view().await?;
-    let image = image(&view, repository)?;
-    if !view.query().blob_in(image.id, digest)? {
-        return Err(RegistryError::blob_unknown());
-    }
-    let blob = view.query().blob(digest)?.ok_or_else(RegistryError::blob_unknown)?;
-    let loose = view.query().loose_since(image.id, digest)?;
-    drop(view);
-    if let Some(since) = loose.filter(|_| asked.method == Method::HEAD) {
-        keep(asked, repository, digest, since).await?;
-    }
+    let content = content(asked, repository, digest).await?;
     if asked.method == Method::GET
-        && let Some(address) = elsewhere(asked, &blob).await?
+        && let Content::Stored(blob) = &content
+        && let Some(address) = elsewhere(asked, blob).await?
     {
         let headers = [(header::LOCATION, address), (CONTENT_DIGEST, digest.to_string())];
         return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
     }
+    let size = content.size();
     // Ranges are defined for GET alone (RFC 9110, 14.2).
     let range = asked.headers.get(header::RANGE).filter(|_| asked.method == Method::GET);
     let range = range.and_then(|value| value.to_str().ok());
-    let (status, range) = match wanted(range, blob.size) {
-        Wanted::Whole => (StatusCode::OK, 0..blob.size),
+    let (status, range) = match wanted(range, size) {
+        Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Unsatisfiable => {
-            let message = format!("the blob has {} bytes", blob.size);
+            let message = format!("the blob has {size} bytes");
             let status = StatusCode::RANGE_NOT_SATISFIABLE;
             return Err(RegistryError::new(status, "SIZE_INVALID", message)
-                .with(header::CONTENT_RANGE, &format!("bytes */{}", blob.size)));
+                .with(header::CONTENT_RANGE, &format!("bytes */{size}")));
         }
     };
     let mut response = if asked.method == Method::HEAD {
         Response::new(Body::empty())
     } else {
         noted::note_download();
-        Response::new(Body::from_stream(asked.app.store.get(blob.object, range.clone()).await?))
+        Response::new(body(asked, content, range.clone()).await?)
     };
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -76,12 +71,85 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
         headers.insert(header::ETAG, value);
     }
     if status == StatusCode::PARTIAL_CONTENT {
-        let text = format!("bytes {}-{}/{}", range.start, range.end - 1, blob.size);
+        let text = format!("bytes {}-{}/{}", range.start, range.end - 1, size);
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(header::CONTENT_RANGE, value);
         }
     }
     Ok(response)
+}
+
+/// Where a blob's bytes are.
+enum Content<'a> {
+    Stored(Blob),
+    /// At an upstream, yet.
+    Awaited(&'a Arc<Upstream>, upstreams::Wanted),
+}
+
+impl Content<'_> {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Stored(blob) => blob.size,
+            Self::Awaited(_, wanted) => wanted.size,
+        }
+    }
+}
+
+async fn content<'a>(
+    asked: &'a Asked,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Result<Content<'a>, RegistryError> {
+    let view = asked.view().await?;
+    let query = view.query();
+    let image = image(&view, repository)?;
+    if query.blob_in(image.id, digest)? {
+        let blob = query.blob(digest)?.ok_or_else(RegistryError::blob_unknown)?;
+        let loose = query.loose_since(image.id, digest)?;
+        drop(view);
+        if let Some(since) = loose.filter(|_| asked.method == Method::HEAD) {
+            keep(asked, repository, digest, since).await?;
+        }
+        return Ok(Content::Stored(blob));
+    }
+    let upstream = asked.app.upstreams.of(repository).ok_or_else(RegistryError::blob_unknown)?;
+    let Some(Reference::Blob { size, .. }) = query.awaited(image.id, digest)? else {
+        return Err(RegistryError::blob_unknown());
+    };
+    // Images of one upstream share much, and whoever may pull the one asks for the other's layers.
+    let project = repository.project();
+    let neighbour = holder(query, &asked.who(), digest, &project)?;
+    if let Some(from) = neighbour.filter(|from| from.project() == project)
+        && let Some(blob) = query.blob(digest)?.filter(|blob| blob.size == size)
+    {
+        drop(view);
+        let mount = Command::MountBlob {
+            from: Some(from),
+            to: repository.clone(),
+            digest: digest.clone(),
+            owner: image.owner,
+            image: image.id,
+        };
+        asked.app.propose(mount).await?;
+        return Ok(Content::Stored(blob));
+    }
+    let (repository, digest) = (repository.clone(), digest.clone());
+    Ok(Content::Awaited(upstream, upstreams::Wanted { repository, digest, size }))
+}
+
+async fn body(
+    asked: &Asked,
+    content: Content<'_>,
+    range: Range<u64>,
+) -> Result<Body, RegistryError> {
+    Ok(match content {
+        Content::Stored(blob) => Body::from_stream(asked.app.store.get(blob.object, range).await?),
+        Content::Awaited(upstream, wanted) => {
+            let (app, forwarded) = (&asked.app, asked.forwarded());
+            let pieces = app.upstreams.stream(app, upstream, wanted, range, forwarded);
+            Body::from_stream(Box::pin(pieces).await?)
+        }
+    })
 }
 
 /// Whoever looks for a blob before a push, and finds it, does not send it: it must not be collected

@@ -17,7 +17,7 @@ use crate::store::StoreError;
 const UPLOADS_RETRY_AFTER_SECONDS: &str = "60";
 
 /// An answer of `/v2` that is no success.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RegistryError {
     status: StatusCode,
     code: &'static str,
@@ -85,6 +85,12 @@ impl RegistryError {
 
     pub fn unsupported() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the method is not supported here")
+    }
+}
+
+impl std::fmt::Display for RegistryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

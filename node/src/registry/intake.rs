@@ -320,6 +320,11 @@ impl BlobWriter {
         self.cutter.length()
     }
 
+    /// Whether what was taken so far is what is called so; not, where another hash is computed.
+    pub fn has_digest(&self, wanted: &Digest) -> bool {
+        self.hash.algorithm() == wanted.algorithm() && self.hash.clone().digest() == *wanted
+    }
+
     /// Takes the next bytes; waits while storage is slower than the client.
     ///
     /// # Errors

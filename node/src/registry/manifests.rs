@@ -9,10 +9,12 @@ use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ImageId, Pin, RepositoryName, TagName, VersionId};
 use shoal_formats::parse_manifest;
 use shoal_metadata::{AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
+use shoal_raft::View;
 use uuid::Uuid;
 
 use super::warning::warn;
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
+use crate::upstreams::Brought;
 
 /// Tags of one PUT in the query (development branch of the specification).
 const TAGS_MAX: usize = 64;
@@ -40,7 +42,7 @@ pub async fn handle(
 }
 
 async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
-    let view = asked.view().await?;
+    let (view, notice) = brought(asked, repository, &pin).await?;
     let query = view.query();
     let image = image(&view, repository)?;
     let (tag, digest) = match pin {
@@ -65,7 +67,7 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
     });
     // Who asks what a tag names and then gets that by digest has pulled the version; who only asks,
     // as whoever waits for a new one does, has pulled nothing.
-    if asked.method == Method::GET {
+    if asked.method == Method::GET && !asked.forwarded() {
         asked.app.services.pulls.note(image.id, tag.as_ref(), &digest);
         // With an index its manifests are fetched, which are parts of the same download.
         if !query.is_listed(image.id, &digest)? {
@@ -88,10 +90,26 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
         response.headers_mut().insert(name, value);
     }
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-    if let Some(text) = deprecation {
+    if let Some(text) = notice.or(deprecation) {
         warn(response.headers_mut(), &text);
     }
     Ok(response)
+}
+
+/// The rows once they have what an upstream calls so, where the repository is an upstream's, and
+/// what its asker is to be told of that.
+async fn brought(
+    asked: &Asked,
+    repository: &RepositoryName,
+    pin: &Pin,
+) -> Result<(View, Option<String>), RegistryError> {
+    let upstreams = &asked.app.upstreams;
+    let Some(upstream) = upstreams.of(repository) else { return Ok((asked.view().await?, None)) };
+    match upstreams.bring(&asked.app, upstream, repository, pin, asked.forwarded()).await? {
+        Brought::Known => Ok((asked.view().await?, None)),
+        Brought::Looked => Ok((asked.app.view().await?, None)),
+        Brought::Stale(notice) => Ok((asked.view().await?, Some(notice))),
+    }
 }
 
 async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> Answer {
@@ -188,7 +206,7 @@ fn query_tags(pairs: &[(String, String)]) -> Result<BTreeSet<TagName>, RegistryE
     Ok(tags)
 }
 
-fn references(parsed: BTreeSet<shoal_formats::Reference>) -> BTreeSet<Reference> {
+pub fn references(parsed: BTreeSet<shoal_formats::Reference>) -> BTreeSet<Reference> {
     let convert = |reference| match reference {
         shoal_formats::Reference::Blob { digest, size } => Reference::Blob { digest, size },
         shoal_formats::Reference::Manifest { digest, size } => Reference::Manifest { digest, size },
@@ -196,7 +214,7 @@ fn references(parsed: BTreeSet<shoal_formats::Reference>) -> BTreeSet<Reference>
     parsed.into_iter().map(convert).collect()
 }
 
-fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+pub fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
     match algorithm {
         Algorithm::Sha256 => Digest::sha256(Sha256::digest(bytes).into()),
         Algorithm::Sha512 => Digest::sha512(Sha512::digest(bytes).into()),

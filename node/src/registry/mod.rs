@@ -3,7 +3,7 @@
 //! Reads are linearizable views of the local metadata; bytes stream from storage. Writes are one
 //! command each. Invariants: what is answered is exact (`Content-Type`, `Content-Length`, digest);
 //! nothing under `/v2` is compressed on the way; Locations are path-absolute.
-//! Non-goals: redirects to storage, pull-through of other registries.
+//! Non-goal: how images of other registries come here; see `upstreams`.
 
 mod access;
 mod allowance;
@@ -35,8 +35,9 @@ use shoal_raft::View;
 
 pub use answers::{Catalogue, ReferrersIndex, RegistryErrors, RegistryToken, TagList};
 pub use error::RegistryError;
-pub use intake::{INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake};
-pub use uploads::SESSION_TTL_MS;
+pub use intake::{BlobWriter, INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake, IntakeError};
+pub use manifests::{digest_of, references};
+pub use uploads::{Publication, SESSION_TTL_MS, publish};
 
 /// The parsers, for `fuzz`.
 pub(crate) mod fuzzed {
@@ -122,7 +123,11 @@ async fn handle(
 ) -> Answer {
     let (parts, body) = request.into_parts();
     let asker = authenticate(&app, &parts, Audience::Registry).await;
-    let route = Route::parse(path);
+    let namespace = pairs.as_ref().ok().and_then(|pairs| {
+        pairs.iter().find(|(name, _)| name == "ns").map(|(_, namespace)| namespace.as_str())
+    });
+    let route = Route::parse(path)
+        .map(|route| route.of(|repository| app.upstreams.meant(repository, namespace)));
     if matches!(route, Ok(Route::Token)) {
         let pairs = pairs.map_err(query_invalid)?;
         return token::handle(&app, asker, &parts, &pairs, body).await;
@@ -151,6 +156,13 @@ async fn handle(
     };
     if !route.takes(&parts.method) {
         return Err(RegistryError::unsupported());
+    }
+    if let Some(upstream) = route.repository().and_then(|repository| app.upstreams.of(repository))
+        && route.pushes(&parts.method)
+    {
+        let name = &upstream.name;
+        let message = format!("{name} holds what is pulled from there; nothing is pushed to it");
+        return Err(RegistryError::new(StatusCode::FORBIDDEN, "DENIED", message));
     }
     if parts.method == Method::DELETE && !app.config.registry.deletes {
         route.check_deletes()?;
@@ -198,6 +210,11 @@ impl Asked {
 
     fn who(&self) -> Who {
         self.principal.as_ref().map_or(Who::Anonymous, Principal::who)
+    }
+
+    /// Whether another node asks, which has let its own asker in.
+    fn forwarded(&self) -> bool {
+        matches!(self.principal, Some(Principal::Node(_)))
     }
 
     /// The metadata as of this request.

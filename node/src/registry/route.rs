@@ -123,6 +123,25 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The same about what that repository stands for.
+    pub fn of(self, meant: impl FnOnce(RepositoryName) -> RepositoryName) -> Self {
+        match self {
+            Self::Base | Self::Token | Self::Catalogue => self,
+            Self::Tags(name) => Self::Tags(meant(name)),
+            Self::Manifest(name, reference) => Self::Manifest(meant(name), reference),
+            Self::Blob(name, digest) => Self::Blob(meant(name), digest),
+            Self::Uploads(name) => Self::Uploads(meant(name)),
+            Self::Upload(name, upload) => Self::Upload(meant(name), upload),
+            Self::Referrers(name, digest) => Self::Referrers(meant(name), digest),
+        }
+    }
+
+    /// Whether such a request is part of a push.
+    pub fn pushes(&self, method: &Method) -> bool {
+        matches!(self, Self::Uploads(_) | Self::Upload(..))
+            || matches!(*method, Method::PUT | Method::POST | Method::PATCH)
+    }
+
     /// What the access log calls it.
     pub fn action(&self, method: &Method) -> &'static str {
         let reads = matches!(*method, Method::GET | Method::HEAD);

@@ -19,7 +19,7 @@ use tracing::{Instrument, Span, warn};
 use uuid::Uuid;
 
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
-use super::intake::{BlobWriter, Mismatch, Turn};
+use super::intake::{BlobWriter, Mismatch, Turn, Written};
 use super::range::content_range;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::http::noted;
@@ -360,47 +360,16 @@ impl Session {
                 return Err(RegistryError::digest_invalid(message));
             }
         };
-        let key = written.object;
-        let (recipe, encoded) = written.recipe.encode_with_id();
-        app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;
-        let commit = Command::CommitBlob {
+        let publication = Publication {
             upload: registered.then_some(self.upload),
             repository: self.repository.clone(),
             digest: digest.clone(),
-            size: written.size,
-            object: key,
-            recipe,
             owner: self.owner.clone(),
-            image: new_image(),
+            own: self.multipart.is_none(),
         };
-        let answer = match app.propose(commit).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                // An object that the session's row named may be another request's, too, at another
-                // node: whose command went through, there it is in use. The scrub knows.
-                let own = self.multipart.is_none();
-                if own && matches!(error, ProposeError::Refused(_)) {
-                    discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
-                }
-                return Err(error.into());
-            }
-        };
+        publish(&app, written, publication).await?;
         if let Some(checkpoint) = self.checkpoint {
             discard(&app, &[checkpoint]).await;
-        }
-        match answer {
-            // The content is there already, and ours is not needed; unless storage lost it.
-            Answered::Blob { stored } if stored != key => {
-                if app.store.length(stored).await?.is_some() {
-                    discard(&app, &[key, ObjectKey::Recipe(recipe)]).await;
-                } else {
-                    warn!(%digest, object = %stored, "storage had lost a blob that was pushed again");
-                    let digest = digest.clone();
-                    let heal = Command::HealBlob { digest, missing: stored, object: key, recipe };
-                    app.propose(heal).await?;
-                }
-            }
-            _ => {}
         }
         created(&self.repository, &digest)
     }
@@ -415,6 +384,68 @@ impl Session {
         }
         empty(StatusCode::NO_CONTENT, &[])
     }
+}
+
+/// What a blob that lies in storage is to be known by.
+#[derive(Debug)]
+pub struct Publication {
+    /// The session that this ends.
+    pub upload: Option<UploadId>,
+    pub repository: RepositoryName,
+    pub digest: Digest,
+    pub owner: String,
+    /// Whether nobody else can have written the object.
+    pub own: bool,
+}
+
+/// Names a stored blob by a command. What turns out not to be needed is deleted again.
+///
+/// # Errors
+/// Where storage or the command fails.
+pub async fn publish(
+    app: &App,
+    written: Written,
+    publication: Publication,
+) -> Result<(), RegistryError> {
+    let Publication { upload, repository, digest, owner, own } = publication;
+    let key = written.object;
+    let (recipe, encoded) = written.recipe.encode_with_id();
+    app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;
+    let commit = Command::CommitBlob {
+        upload,
+        repository,
+        digest: digest.clone(),
+        size: written.size,
+        object: key,
+        recipe,
+        owner,
+        image: new_image(),
+    };
+    let answer = match app.propose(commit).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            // An object that the session's row named may be another request's, too, at another
+            // node: whose command went through, there it is in use. The scrub knows.
+            if own && matches!(error, ProposeError::Refused(_)) {
+                discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
+            }
+            return Err(error.into());
+        }
+    };
+    match answer {
+        // The content is there already, and ours is not needed; unless storage lost it.
+        Answered::Blob { stored } if stored != key => {
+            if app.store.length(stored).await?.is_some() {
+                discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
+            } else {
+                warn!(%digest, object = %stored, "storage had lost a blob that was pushed again");
+                let heal = Command::HealBlob { digest, missing: stored, object: key, recipe };
+                app.propose(heal).await?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Hands the body to the writer, as it comes. A body that comes too slowly is cut off: it holds

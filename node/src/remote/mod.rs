@@ -24,6 +24,8 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode, Url};
 use thiserror::Error;
 
+pub use address::is_allowed;
+
 use crate::config::Import;
 
 const REDIRECTS_MAX: usize = 5;
@@ -69,12 +71,26 @@ impl Error {
     }
 }
 
+/// A client that connects to names of addresses that may be asked only; an address that stands in a
+/// URL, and that of the connection, are its user's to look at.
+pub fn guarded(networks: &[IpNet]) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .dns_resolver(Resolver { networks: networks.into() })
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE_MAX)
+        // An address that was looked at is not kept for another name.
+        .pool_max_idle_per_host(0)
+}
+
 /// That none of a name's addresses may be asked.
 #[derive(Debug, Error)]
 #[error("the name has no public address")]
 struct NoPublicAddress;
 
-fn refused_by_name(error: &reqwest::Error) -> bool {
+/// Whether a [guarded](guarded) client connected nowhere because of what the name stands for.
+pub fn refused_by_name(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = cause {
         if error.is::<NoPublicAddress>() {
@@ -106,16 +122,7 @@ impl Remote {
     /// # Errors
     /// Where TLS cannot be set up.
     pub fn new(settings: Import) -> Result<Self, reqwest::Error> {
-        let resolver = Resolver { networks: settings.allowed_networks.clone().into() };
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .dns_resolver(resolver)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_MAX)
-            // An address that was looked at is not kept for another name.
-            .pool_max_idle_per_host(0)
-            .build()?;
+        let client = guarded(&settings.allowed_networks).build()?;
         Ok(Self { client, settings: Arc::new(settings) })
     }
 

@@ -40,5 +40,6 @@ mod strangers;
 mod swarm;
 mod tls;
 mod traces;
+mod upstreams;
 mod v2;
 mod wait;

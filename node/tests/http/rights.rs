@@ -65,7 +65,7 @@ impl<'a> Person<'a> {
     }
 }
 
-async fn put_member(node: &Node, path: &str, role: &str) -> Result<()> {
+pub async fn put_member(node: &Node, path: &str, role: &str) -> Result<()> {
     let _member: Value = node.call(Method::PUT, path, &json!({ "role": role })).await?;
     Ok(())
 }

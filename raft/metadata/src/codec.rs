@@ -112,7 +112,8 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::ClaimDelta { .. }
         | Command::EndDelta { .. }
         | Command::NoteDeltaUses { .. }
-        | Command::DropDeltas { .. } => 2,
+        | Command::DropDeltas { .. }
+        | Command::CacheManifest(_) => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

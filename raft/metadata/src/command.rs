@@ -548,6 +548,9 @@ pub enum Command {
         deltas: BTreeSet<DeltaKey>,
         unused_before: Timestamp,
     },
+    /// Keeps a manifest of another registry's, in a project that is there. What it refers to may
+    /// come later: it is held from then on.
+    CacheManifest(PutManifest),
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -101,6 +101,16 @@ pub fn manifest_parent(id: ImageId, child: &Digest, parent: &Digest) -> Vec<u8> 
     join(&[&image(id), &digest(child), &digest(parent)])
 }
 
+/// `version` refers to `content`, which is not there yet.
+pub fn awaited_content(id: ImageId, content: &Digest, version: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(content), &digest(version)])
+}
+
+/// The same the other way round.
+pub fn awaiting_version(id: ImageId, version: &Digest, content: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(version), &digest(content)])
+}
+
 pub fn tag(id: ImageId, name: &TagName) -> Vec<u8> {
     join(&[&image(id), name.as_str().as_bytes()])
 }

@@ -15,7 +15,7 @@ use crate::command::FIRST_LEVEL;
 use crate::key;
 use crate::record::{
     AcmeAccount, Agent, Blob, Cluster, Deployment, HttpCertificate, Image, JoinToken, Node,
-    ObjectUse, Upload, User, Version,
+    ObjectUse, Reference, Upload, User, Version,
 };
 use crate::table::{Fault, Read, Rows, Table};
 use crate::transaction::{decoded, row};
@@ -299,6 +299,30 @@ impl<'a, R: Read> Query<'a, R> {
     /// How many of an account's uploads of blobs are open; none where it is not written down.
     pub fn open_uploads(&self, account: &str) -> Result<u64, Fault> {
         Ok(row(self.read, Table::OpenUploads, account.as_bytes())?.unwrap_or(0))
+    }
+
+    /// What a version of the repository refers to by this digest, where that has not come yet: the
+    /// repository is a cache of another registry's.
+    pub fn awaited(&self, image: ImageId, digest: &Digest) -> Result<Option<Reference>, Fault> {
+        let prefix = key::image_digest(image, digest);
+        let rows = self.read.scan(Table::AwaitedContents, &prefix, &prefix, 1)?;
+        rows.first().map(|(_, bytes)| decoded(Table::AwaitedContents, bytes)).transpose()
+    }
+
+    /// What a version refers to and what has not come yet, by digest.
+    pub fn awaited_by(&self, image: ImageId, version: &Digest) -> Result<Vec<Reference>, Fault> {
+        let prefix = key::image_digest(image, version);
+        let missing = Fault::Contradiction("a version awaits what no row has");
+        let rows = self.rows(Table::AwaitingVersions, &prefix)?;
+        let found: Result<Option<Vec<Reference>>, Fault> = rows
+            .iter()
+            .map(|(key, _)| {
+                let content = key::read_digest(key, prefix.len())?;
+                let key = key::awaited_content(image, &content, version);
+                row(self.read, Table::AwaitedContents, &key)
+            })
+            .collect();
+        found?.ok_or(missing)
     }
 
     /// Blobs in the order of their digests, from `from` on, at most `limit`.

@@ -163,6 +163,14 @@ pub enum Reference {
     Manifest { digest: Digest, size: u64 },
 }
 
+impl Reference {
+    pub fn digest(&self) -> &Digest {
+        match self {
+            Self::Blob { digest, .. } | Self::Manifest { digest, .. } => digest,
+        }
+    }
+}
+
 /// An immutable version, by the digest of its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {

@@ -134,6 +134,8 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::DeploymentPlans
         | Table::WarmUps
         | Table::Deltas
+        | Table::AwaitedContents
+        | Table::AwaitingVersions
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -175,11 +175,16 @@ pub enum Table {
     WarmUps = 78,
     /// Image, old recipe, new recipe -> `Delta`.
     Deltas = 79,
+    /// Image, digest of a blob or manifest that is not there yet, digest of a version that refers to
+    /// it -> `Reference`.
+    AwaitedContents = 80,
+    /// Image, digest of a version, digest of what it awaits -> nothing.
+    AwaitingVersions = 81,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 79] = [
+    pub const ALL: [Self; 81] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -259,6 +264,8 @@ impl Table {
         Self::DeploymentDeadlines,
         Self::WarmUps,
         Self::Deltas,
+        Self::AwaitedContents,
+        Self::AwaitingVersions,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -340,6 +340,10 @@ fn catalog_samples() -> Vec<Command> {
         },
         Command::NoteDeltaUses { uses: [(delta_key(1, 1, 2), at(300))].into() },
         Command::DropDeltas { deltas: [delta_key(1, 1, 2)].into(), unused_before: at(300) },
+        Command::CacheManifest(PutManifest {
+            tags: vec![tag("t")],
+            ..container("a/b", 1, 2, &[1])
+        }),
     ]
 }
 

@@ -189,12 +189,24 @@ fn command() -> impl Strategy<Value = Command> {
                 Command::PutManifest(PutManifest { tags, ..put })
             }
         ),
+        4 => (0usize..2, 10u8..14, prop::collection::vec(0u8..3, 0..3), any::<bool>()).prop_map(
+            |(at, manifest, blobs, tagged)| {
+                let put = container(CONTAINERS[at], at as u64, manifest, &blobs);
+                let tags = if tagged { vec![tag("latest")] } else { vec![] };
+                Command::CacheManifest(PutManifest { tags, ..put })
+            }
+        ),
+        2 => (0usize..2, 14u8..16, prop::collection::vec(10u8..14, 0..3)).prop_map(
+            |(at, manifest, listed)| {
+                Command::CacheManifest(index(CONTAINERS[at], at as u64, manifest, &listed))
+            }
+        ),
         4 => (0usize..2, 20u8..24, prop::collection::vec(0u8..4, 0..3)).prop_map(
             |(at, manifest, packs)| {
                 Command::PutManifest(disk(DISKS[at], 10 + at as u64, manifest, &packs))
             }
         ),
-        2 => (0usize..2, 10u8..14).prop_map(|(at, manifest)| Command::DeleteManifest {
+        2 => (0usize..2, 10u8..16).prop_map(|(at, manifest)| Command::DeleteManifest {
             repository: name(CONTAINERS[at]),
             digest: digest(manifest),
         }),

@@ -99,6 +99,12 @@ pub enum Command {
     /// What lies in storage without need, and whether what lies there is sound
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// Other registries, whose images are pulled through the cluster
+    #[command(after_help = UPSTREAMS)]
+    Upstreams {
+        #[command(subcommand)]
+        command: Option<UpstreamCommand>,
+    },
     /// People: accounts, roles, your own password
     #[command(subcommand)]
     User(UserCommand),
@@ -160,6 +166,17 @@ pub enum ClusterCommand {
         yes: bool,
     },
 }
+
+const UPSTREAMS: &str = "\
+Images of other registries are pulled by their whole names through any node, and are kept:
+
+  docker pull shoal.example:5000/docker.io/library/alpine:3
+
+Which there are stands in node.toml, [upstreams.\"docker.io\"]; who may pull is a matter of the
+project of that name, as is what is kept:
+
+  shoal project set docker.io --visibility public
+  shoal policy show docker.io";
 
 const POLICY: &str = "\
 A name (a tag, or the number of a disk's version) goes where a rule is for it and no rule keeps it;
@@ -303,6 +320,17 @@ impl FromStr for AfterDays {
 pub enum Switch {
     On,
     Off,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UpstreamCommand {
+    /// Those that you may pull from, and how they stand with the node that answers
+    List,
+    /// One of them, with its last error and how many requests it takes yet
+    Status {
+        /// Its name, for instance docker.io
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

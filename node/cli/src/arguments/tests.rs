@@ -54,6 +54,15 @@ fn a_deployment_has_a_plan_and_is_held_up_or_tried_again() {
 }
 
 #[test]
+fn upstreams_are_listed_or_one_is_shown() {
+    let listed = parse("shoal upstreams").unwrap().command;
+    assert!(matches!(listed, Command::Upstreams { command: None }));
+    let shown = parse("shoal upstreams status docker.io").unwrap().command;
+    assert!(matches!(shown, Command::Upstreams { command: Some(UpstreamCommand::Status { .. }) }));
+    assert!(parse("shoal upstreams status").is_err());
+}
+
+#[test]
 fn an_upload_takes_a_version_of_its_own() {
     let line = "shoal image upload f zedge/a:v1 --version 1.0.0 --format raw --json";
     let Command::Image(ImageCommand::Upload(upload)) = parse(line).unwrap().command else {

@@ -164,7 +164,7 @@ impl<R: Read> Step<'_, R> {
             self.hold_content(project, &Content::Digest(digest.clone()), size)?;
             self.hold_blob(digest)?;
         }
-        Ok(())
+        self.arrive(image, project, digest)
     }
 
     /// Takes a link that is there away.

@@ -49,6 +49,18 @@ impl<R: Read> Step<'_, R> {
         owner: String,
     ) -> Result<(), Stop> {
         self.enter_project(&name, &owner)?;
+        Ok(self.put_new_image(id, name, kind, profile, owner)?)
+    }
+
+    /// In a project that is there, whoever may push to it.
+    pub(super) fn put_new_image(
+        &mut self,
+        id: ImageId,
+        name: RepositoryName,
+        kind: ImageKind,
+        profile: ImageProfile,
+        owner: String,
+    ) -> Result<(), Fault> {
         self.rows.put(Table::ImageNames, name.as_str().as_bytes(), &id);
         let image = Image {
             id,
@@ -62,8 +74,7 @@ impl<R: Read> Step<'_, R> {
             latest: None,
         };
         self.put_image(&image);
-        self.change_image_count(&image, 1)?;
-        Ok(())
+        self.change_image_count(&image, 1)
     }
 
     pub(super) fn put_image(&mut self, image: &Image) {

@@ -3,7 +3,7 @@
 //! Invariant: a version and its indexes (id, sequence, number, subject, tags) come and go in one
 //! command, and so do its holds on blobs (a container's) and objects (a disk's).
 
-use shoal_content::{Digest, RepositoryName};
+use shoal_content::{Digest, ImageId, ProjectName, RepositoryName};
 
 use super::image::Place;
 use super::{Step, Stop};
@@ -118,28 +118,41 @@ impl<R: Read> Step<'_, R> {
     }
 
     fn check_reference(&self, reference: &Reference, image: Option<&Image>) -> Result<(), Stop> {
-        let (digest, found) = match (reference, image) {
-            (Reference::Blob { digest, .. } | Reference::Manifest { digest, .. }, None) => {
-                (digest, None)
-            }
-            (Reference::Blob { digest, size }, Some(image)) => {
-                let linked = self.query().blob_in(image.id, digest)?;
-                let blob = self.query().blob(digest)?.filter(|_| linked);
-                (digest, blob.map(|blob| blob.size == *size))
-            }
-            (Reference::Manifest { digest, size }, Some(image)) => {
-                let version = self.query().version(image.id, digest)?;
-                (digest, version.map(|version| version.manifest_bytes == *size))
-            }
+        let found = match image {
+            Some(image) => self.has_reference(image.id, reference)?,
+            None => None,
         };
         if found == Some(true) {
             Ok(())
         } else {
-            Err(Refusal::MissingReference(digest.clone()).into())
+            Err(Refusal::MissingReference(reference.digest().clone()).into())
         }
     }
 
-    fn add_version(&mut self, image: &mut Image, put: PutManifest) -> Result<Version, Fault> {
+    /// Whether what is referred to has the size that is said; `None` where it is not there.
+    pub(super) fn has_reference(
+        &self,
+        image: ImageId,
+        reference: &Reference,
+    ) -> Result<Option<bool>, Fault> {
+        Ok(match reference {
+            Reference::Blob { digest, size } => {
+                let linked = self.query().blob_in(image, digest)?;
+                let blob = self.query().blob(digest)?.filter(|_| linked);
+                blob.map(|blob| blob.size == *size)
+            }
+            Reference::Manifest { digest, size } => {
+                let version = self.query().version(image, digest)?;
+                version.map(|version| version.manifest_bytes == *size)
+            }
+        })
+    }
+
+    pub(super) fn add_version(
+        &mut self,
+        image: &mut Image,
+        put: PutManifest,
+    ) -> Result<Version, Fault> {
         let version = Version {
             id: put.version,
             image: image.id,
@@ -179,19 +192,30 @@ impl<R: Read> Step<'_, R> {
             }
         }
         for reference in &version.references {
-            match reference {
-                Reference::Blob { digest, size } => {
-                    self.refer(image.id, &project, digest, *size)?;
-                }
-                Reference::Manifest { digest: child, .. } => {
-                    let key = key::manifest_parent(image.id, child, digest);
-                    self.rows.mark(Table::ManifestParents, key);
-                }
-            }
+            self.hold_reference(image.id, &project, digest, reference)?;
         }
         // Until a tag is moved to it.
         self.mark_untagged(image.id, digest, self.at)?;
+        self.arrive(image.id, &project, digest)?;
         Ok(version)
+    }
+
+    /// The version `digest` refers to it from now on.
+    pub(super) fn hold_reference(
+        &mut self,
+        image: ImageId,
+        project: &ProjectName,
+        digest: &Digest,
+        reference: &Reference,
+    ) -> Result<(), Fault> {
+        match reference {
+            Reference::Blob { digest, size } => self.refer(image, project, digest, *size),
+            Reference::Manifest { digest: child, .. } => {
+                let key = key::manifest_parent(image, child, digest);
+                self.rows.mark(Table::ManifestParents, key);
+                Ok(())
+            }
+        }
     }
 
     /// An index that lists the manifest stays, as the distribution specification allows.
@@ -276,12 +300,12 @@ impl<R: Read> Step<'_, R> {
                 }
             }
         }
-        Ok(())
+        self.await_no_more(image, digest)
     }
 }
 
 /// What a quota of single images goes by. What an index lists was looked at when it was pushed.
-fn image_bytes(put: &PutManifest) -> u64 {
+pub(super) fn image_bytes(put: &PutManifest) -> u64 {
     let blobs = put.references.iter().map(|reference| match reference {
         Reference::Blob { size, .. } => *size,
         Reference::Manifest { .. } => 0,
@@ -291,7 +315,7 @@ fn image_bytes(put: &PutManifest) -> u64 {
     blobs.chain(disk).fold(own, u64::saturating_add)
 }
 
-fn check_bounds(put: &PutManifest) -> Result<(), Refusal> {
+pub(super) fn check_bounds(put: &PutManifest) -> Result<(), Refusal> {
     if put.manifest.len() > MANIFEST_BYTES_MAX {
         return Err(Refusal::ManifestTooLong);
     }

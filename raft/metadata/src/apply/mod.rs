@@ -8,6 +8,7 @@
 mod acme;
 mod ancestry;
 mod audit;
+mod awaited;
 mod blob;
 mod catalog;
 mod credential;
@@ -318,6 +319,7 @@ impl<R: Read> Step<'_, R> {
             Command::DropDeltas { deltas, unused_before } => {
                 self.drop_deltas(&deltas, unused_before)
             }
+            Command::CacheManifest(put) => self.cache_manifest(put),
         }
     }
 }

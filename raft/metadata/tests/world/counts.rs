@@ -119,6 +119,29 @@ fn check_holders(world: &World) {
     }
 }
 
+/// What is awaited is not there, is awaited by a version that is, and stands in both tables.
+fn check_awaited(world: &World, versions: &[(Image, Version)]) {
+    let query = world.query();
+    let mut awaited = 0;
+    for (image, version) in versions {
+        for reference in query.awaited_by(image.id, &version.digest).unwrap() {
+            awaited += 1;
+            assert!(!version.references.contains(&reference), "{reference:?}");
+            assert!(query.awaited(image.id, reference.digest()).unwrap().is_some());
+            let there = match &reference {
+                Reference::Blob { digest, .. } => query.blob_in(image.id, digest).unwrap(),
+                Reference::Manifest { digest, .. } => {
+                    query.version(image.id, digest).unwrap().is_some()
+                }
+            };
+            assert!(!there, "{reference:?}");
+        }
+    }
+    for of in [Table::AwaitedContents, Table::AwaitingVersions] {
+        assert_eq!(world.rows.rows().filter(|(table, ..)| *table == of).count(), awaited);
+    }
+}
+
 /// A link is loose exactly while no version of its image refers to the blob.
 fn check_loose(world: &World, versions: &[(Image, Version)]) {
     let loose: BTreeSet<(shoal_content::ImageId, Digest)> = world
@@ -144,6 +167,7 @@ fn check_loose(world: &World, versions: &[(Image, Version)]) {
 }
 
 fn check_indexes(world: &World, versions: &[(Image, Version)]) {
+    check_awaited(world, versions);
     let query = world.query();
     assert_eq!(query.image_count().unwrap(), query.images(None, 100).unwrap().len() as u64);
     for (image, version) in versions {

@@ -33,6 +33,7 @@ pub fn all() -> Vec<Subject> {
         upkeep::quotas(),
         upkeep::audit(),
         upkeep::storage(),
+        upkeep::upstreams(),
         upkeep::node(),
         registry::registry(),
         images::compatible(),

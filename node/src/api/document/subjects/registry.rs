@@ -38,10 +38,17 @@ pub fn registry() -> Subject {
                 .refuses(400, "PAGINATION_NUMBER_INVALID UNSUPPORTED")
                 .refuses(404, "NAME_UNKNOWN"),
             get("/v2/{name}/manifests/{reference}", "Gives a manifest by tag or digest")
+                .about(
+                    "Of a registry that is pulled through, it is fetched where it is not here; a \
+                     `Warning` says where a tag is only what was last known.",
+                )
+                .query("ns", "The registry that is meant, as containerd says it.")
                 .gives(200, MANIFEST, "The manifest as it was pushed, under its own media type.")
                 .gives(304, "", "It is there already.")
                 .refuses(400, "DIGEST_INVALID MANIFEST_INVALID")
-                .refuses(404, "NAME_UNKNOWN MANIFEST_UNKNOWN"),
+                .refuses(404, "NAME_UNKNOWN MANIFEST_UNKNOWN")
+                .refuses(502, "UNAVAILABLE")
+                .refuses(503, "UNAVAILABLE"),
             put("/v2/{name}/manifests/{reference}", "Pushes a manifest")
                 .query("tag", "A further tag; may stand several times.")
                 .takes(MANIFEST)
@@ -59,13 +66,16 @@ pub fn registry() -> Subject {
                 .refuses(409, "UNKNOWN")
                 .refuses(412, "DENIED"),
             get("/v2/{name}/blobs/{digest}", "Gives a blob")
+                .query("ns", "The registry that is meant, as containerd says it.")
                 .header("Range", "One range of bytes.")
                 .gives(200, BYTES, "The blob.")
                 .gives(206, BYTES, "The range of it.")
                 .gives(307, "", "To storage, where that is set.")
                 .refuses(400, "DIGEST_INVALID")
-                .refuses(404, "NAME_UNKNOWN BLOB_UNKNOWN")
-                .refuses(416, "SIZE_INVALID"),
+                .refuses(404, "NAME_UNKNOWN BLOB_UNKNOWN MANIFEST_UNKNOWN")
+                .refuses(416, "SIZE_INVALID")
+                .refuses(502, "UNAVAILABLE")
+                .refuses(503, "UNAVAILABLE"),
             delete("/v2/{name}/blobs/{digest}", "Lets a repository let go of a blob")
                 .gives(202, "", "It is gone from the repository.")
                 .refuses(400, "DIGEST_INVALID")

@@ -72,6 +72,17 @@ pub fn storage() -> Subject {
     }
 }
 
+pub fn upstreams() -> Subject {
+    Subject {
+        name: "Upstreams",
+        about: "Other registries, whose images are pulled through the cluster under their names.",
+        notes: vec![
+            get("/api/v1/upstreams", "Lists the registries that the caller may pull through")
+                .about("With how they stand with the node that answers."),
+        ],
+    }
+}
+
 pub fn node() -> Subject {
     Subject {
         name: "Node",

@@ -1,0 +1,240 @@
+//! Blobs of upstreams: given on while they come and are stored.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, Response, StatusCode};
+use shoal_content::{Digest, RepositoryName, UploadId};
+use tracing::{Instrument, debug, info, info_span, warn};
+use uuid::Uuid;
+
+use super::flight::{Progress, Writer};
+use super::{Error, Upstream, Upstreams};
+use crate::http::problem::chain;
+use crate::registry::{BlobWriter, Publication, publish};
+use crate::state::App;
+
+/// How often in a row the rest of a blob is asked for that broke off, without a byte in between.
+const RESUMES_MAX: u32 = 3;
+
+pub type Pieces = BoxStream<'static, io::Result<Bytes>>;
+
+/// A blob that a manifest of the repository refers to and that is not here.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub repository: RepositoryName,
+    pub digest: Digest,
+    pub size: u64,
+}
+
+impl Upstreams {
+    /// Bytes `range` of the blob, as they come. It goes on coming, and is kept, where nobody waits
+    /// any more. `forwarded` is that another node asks.
+    ///
+    /// # Errors
+    /// What the upstream says instead.
+    pub async fn stream(
+        &self,
+        app: &App,
+        upstream: &Arc<Upstream>,
+        wanted: Wanted,
+        range: Range<u64>,
+        forwarded: bool,
+    ) -> Result<Pieces, Error> {
+        upstream.path(&wanted.repository)?;
+        let keeper = self.keeper(app, &wanted.digest).filter(|_| !forwarded);
+        if let Some(keeper) = keeper
+            && !range.is_empty()
+        {
+            let path = format!("/v2/{}/blobs/{}", wanted.repository, wanted.digest);
+            let part = format!("bytes={}-{}", range.start, range.end - 1);
+            let headers =
+                HeaderValue::from_str(&part).map(|part| HeaderMap::from_iter([(RANGE, part)]));
+            let opened =
+                self.siblings.open(&keeper.api_url, &path, headers.unwrap_or_default()).await;
+            match opened {
+                Ok(response) if response.status() == StatusCode::PARTIAL_CONTENT => {
+                    return Ok(response
+                        .bytes_stream()
+                        .map(|piece| piece.map_err(io::Error::other))
+                        .boxed());
+                }
+                Ok(response) => {
+                    debug!(node = %keeper.id, status = %response.status(), "asked in vain")
+                }
+                Err(error) => debug!(node = %keeper.id, error, "a node did not answer"),
+            }
+        }
+        let key = (wanted.repository.clone(), wanted.digest.clone());
+        let (flight, begin) = self.flights.join(&key, wanted.size).await?;
+        if let Some((writer, landing)) = begin {
+            upstream.standing.miss();
+            let (all, app, upstream) = (self.clone(), app.clone(), Arc::clone(upstream));
+            let span = info_span!("upstream_blob", digest = %wanted.digest);
+            let work = async move {
+                let carried = all.carry(&app, &upstream, &wanted, &writer).await;
+                if let Err(error) = carried {
+                    warn!(repository = %wanted.repository, digest = %wanted.digest, %error,
+                        "a blob did not come from an upstream");
+                    // Who comes from here on begins anew.
+                    drop(landing);
+                    writer.progress.send_replace(Progress::Failed(error));
+                }
+            };
+            tokio::spawn(work.instrument(span).boxed());
+        }
+        flight.read(range).await
+    }
+
+    async fn carry(
+        &self,
+        app: &App,
+        upstream: &Upstream,
+        wanted: &Wanted,
+        writer: &Writer,
+    ) -> Result<(), Error> {
+        let _permit =
+            self.flights.permits.acquire().await.map_err(|_| Error::Busy("it is stopping"))?;
+        let turn = app.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
+        let algorithm = wanted.digest.algorithm();
+        let mut blob = BlobWriter::begin(&app.intake, Arc::clone(&app.store), turn, algorithm);
+        let odd = |why: String| {
+            let error = Error::Odd { name: upstream.name.to_string(), why };
+            upstream.standing.note(Err(&error));
+            error
+        };
+        let mut in_vain = 0;
+        loop {
+            let begun = blob.offset();
+            let broke = match upstream.open(wanted, begun).await {
+                Ok(response) => {
+                    writer.publish(begun);
+                    let broke = take(app, upstream, wanted, response, writer, &mut blob).await?;
+                    if let Some(error) = &broke {
+                        upstream.standing.note(Err(error));
+                    }
+                    broke
+                }
+                // Nobody has got anything: it is an answer.
+                Err(error) if begun == 0 => return Err(error),
+                Err(error) => Some(error),
+            };
+            if blob.offset() == wanted.size {
+                break;
+            }
+            in_vain = if blob.offset() > begun { 0 } else { in_vain + 1 };
+            let error = broke.unwrap_or_else(|| {
+                odd(format!("{} ends after {} bytes", wanted.digest, blob.offset()))
+            });
+            if in_vain >= RESUMES_MAX || !error.is_of_the_moment() {
+                return Err(error);
+            }
+        }
+        if !blob.has_digest(&wanted.digest) {
+            return Err(odd(format!("{} has other content", wanted.digest)));
+        }
+        writer.publish(wanted.size);
+        // From here on it is this cluster's to fail; who reads has all there is.
+        match keep(app, upstream, wanted, blob).await {
+            Ok(()) => info!(repository = %wanted.repository, "a blob came from an upstream"),
+            Err(error) => warn!(%error, "a blob of an upstream was given, and not kept"),
+        }
+        Ok(())
+    }
+}
+
+impl Upstream {
+    async fn open(&self, wanted: &Wanted, from: u64) -> Result<Response, Error> {
+        let mut headers = HeaderMap::new();
+        if from > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        let tail = format!("blobs/{}", wanted.digest);
+        let path = self.path(&wanted.repository)?;
+        let response = self.client.ask(Method::GET, path, &tail, headers).await?;
+        let text =
+            |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let fits = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let start = text(CONTENT_RANGE).and_then(|text| text.strip_prefix("bytes "));
+                let start = start
+                    .and_then(|text| text.split_once('-'))
+                    .and_then(|(start, _)| start.parse().ok());
+                start == Some(from) && from > 0
+            }
+            _ => {
+                let length = text(CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
+                from == 0 && length.is_none_or(|length| length == wanted.size)
+            }
+        };
+        match fits {
+            true => Ok(response),
+            false => {
+                let why = format!("{} is not as long as its manifest says", wanted.digest);
+                let error = Error::Odd { name: self.name.to_string(), why };
+                self.standing.note(Err(&error));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Takes what comes; gives why it ended early, where it did.
+async fn take(
+    app: &App,
+    upstream: &Upstream,
+    wanted: &Wanted,
+    mut response: Response,
+    writer: &Writer,
+    blob: &mut BlobWriter,
+) -> Result<Option<Error>, Error> {
+    loop {
+        let piece = tokio::select! {
+            piece = response.chunk() => piece,
+            () = app.drain.cut() => return Err(Error::Busy("it is stopping")),
+        };
+        let piece = match piece {
+            Ok(Some(piece)) => piece,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(upstream.client.away(&error))),
+        };
+        upstream.standing.received(piece.len() as u64);
+        let offset = blob.offset();
+        let end = offset + piece.len() as u64;
+        if end > wanted.size {
+            let why = format!("{} is longer than its manifest says", wanted.digest);
+            let error = Error::Odd { name: upstream.name.to_string(), why };
+            upstream.standing.note(Err(&error));
+            return Err(error);
+        }
+        writer.write(offset, piece.clone()).await?;
+        blob.write(piece).await?;
+        // The last byte waits for the digest.
+        writer.publish(end.min(wanted.size.saturating_sub(1)));
+    }
+}
+
+async fn keep(
+    app: &App,
+    upstream: &Upstream,
+    wanted: &Wanted,
+    blob: BlobWriter,
+) -> Result<(), String> {
+    let written = blob.finish(&wanted.digest).await.map_err(|error| chain(&error))?;
+    let written = written.map_err(|_| "its digest is another one now".to_owned())?;
+    let publication = Publication {
+        upload: None,
+        repository: wanted.repository.clone(),
+        digest: wanted.digest.clone(),
+        owner: upstream.owner(),
+        own: true,
+    };
+    publish(app, written, publication).await.map_err(|error| error.to_string())
+}

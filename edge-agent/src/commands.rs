@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use futures::future::BoxFuture;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use shoal_api::TransferProgress;
@@ -62,7 +63,16 @@ pub fn load(settings: &Settings) -> Result<Config, Error> {
 /// Carries out `command`.
 ///
 /// `settings` are where `config` came from: the daemon reads them anew at SIGHUP.
-pub async fn execute(
+/// Boxed, so that the daemon is compiled here and not again in the program.
+pub fn execute(
+    settings: &Settings,
+    config: Config,
+    command: Command,
+) -> BoxFuture<'_, Result<(), Error>> {
+    Box::pin(execute_here(settings, config, command))
+}
+
+async fn execute_here(
     settings: &Settings,
     mut config: Config,
     command: Command,

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
 use shoal_content::Zone;
 use shoal_p2p::identity::{Credentials, KeyPair};
-use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm};
+use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -27,7 +27,7 @@ use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
 use crate::control::{self, Control, LimitsReport, StatusReport};
-use crate::deploy::Deployments;
+use crate::deploy::{Deployments, NodesChanged};
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
 use crate::fetch::download::Downloads;
@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, limits, status};
+use crate::{blocking, limits, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -87,7 +87,11 @@ pub async fn run(
         &config,
         &enrolment,
         &key,
-        Known { nodes: &known, members: folder.members_path() },
+        Known {
+            nodes: &known,
+            members: folder.members_path(),
+            ticket_keys: ticket_keys::known(&folder, &enrolment)?,
+        },
         &cache,
         &mut registry,
     )
@@ -198,7 +202,7 @@ impl Parts {
                 transfers: self.transfers.clone(),
                 metrics: self.metrics.agent.clone(),
                 peer: key.peer_id(),
-                ticket_public_key: ticket_key(&self.enrolment)?,
+                ticket_keys: self.swarm.ticket_keys().clone(),
                 scheme: if tls.is_some() { "https" } else { "http" },
                 rights: Rights::new(
                     Duration::from_secs(config.rights_seconds),
@@ -302,12 +306,14 @@ impl Parts {
         tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
 
-    /// Spreads a new list of nodes to all that use one, and keeps it.
-    fn on_nodes(&self) -> Box<dyn Fn(Vec<NodeAddress>) + Send + Sync> {
+    /// Spreads a new list of nodes, and the ticket keys, to all that use them, and keeps them.
+    fn on_nodes(&self) -> NodesChanged {
+        let keys = ticket_keys::Keeper::new(self.swarm.clone(), self.folder.clone());
         let (client, swarm, folder) =
             (self.client.clone(), self.swarm.clone(), self.folder.clone());
         let (downloads, known) = (self.fetcher.downloads.clone(), self.nodes.clone());
-        Box::new(move |list| {
+        Box::new(move |list, ticket_keys| {
+            keys.take(ticket_keys);
             if list.is_empty() || *known.read() == list {
                 return;
             }
@@ -354,6 +360,7 @@ fn node_client(
 struct Known<'a> {
     nodes: &'a [NodeAddress],
     members: PathBuf,
+    ticket_keys: Vec<TicketKey>,
 }
 
 /// Where the nodes are members of the discovery network.
@@ -396,7 +403,7 @@ async fn start_swarm(
         advertise: advertised(config, known.nodes).await?,
         zone: zone(config, enrolment),
         role,
-        ticket_public_key: ticket_key(enrolment)?,
+        ticket_keys: TicketKeys::new(known.ticket_keys),
         discovery,
     };
     Swarm::start(swarm_config, Arc::new(cache.clone()), registry)
@@ -444,10 +451,6 @@ async fn swarm_nodes(list: &[NodeAddress]) -> Vec<shoal_p2p::NodeAddress> {
         }
     }
     nodes
-}
-
-fn ticket_key(enrolment: &Enrolment) -> Result<[u8; 32], Error> {
-    fixed(&enrolment.ticket_public_key, "ticket key")
 }
 
 fn fixed(text: &str, what: &str) -> Result<[u8; 32], Error> {

@@ -7,6 +7,7 @@
 //! identity.pk8      the Ed25519 key
 //! cluster.json      certificate, authority, ticket and network keys; its presence means: enrolled
 //! nodes.json        the nodes, as last heard
+//! ticket-keys.json  what checks tickets, as last heard
 //! members           others in the discovery network, for when no node answers
 //! ```
 //! Write order of a join: the key (before the request that names it), then `cluster.json` by a
@@ -18,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shoal_api::NodeAddress;
+use shoal_api::{NodeAddress, TicketKeyInfo};
 use shoal_content::{ClusterId, Zone};
 use thiserror::Error;
 
@@ -28,6 +29,7 @@ const LOCK_FILE: &str = "lock";
 const KEY_FILE: &str = "identity.pk8";
 const CLUSTER_FILE: &str = "cluster.json";
 const NODES_FILE: &str = "nodes.json";
+const TICKET_KEYS_FILE: &str = "ticket-keys.json";
 const MEMBERS_FILE: &str = "members";
 
 /// Why the data folder cannot be used.
@@ -124,6 +126,15 @@ impl DataFolder {
         Ok(read_json(&self.path.join(NODES_FILE))?.unwrap_or_default())
     }
 
+    /// As last heard; none before a node has told them.
+    pub fn ticket_keys(&self) -> Result<Vec<TicketKeyInfo>, Error> {
+        Ok(read_json(&self.path.join(TICKET_KEYS_FILE))?.unwrap_or_default())
+    }
+
+    pub fn save_ticket_keys(&self, keys: &[TicketKeyInfo]) -> Result<(), Error> {
+        write_json(&self.path.join(TICKET_KEYS_FILE), &keys)
+    }
+
     pub fn save_nodes(&self, nodes: &[NodeAddress]) -> Result<(), Error> {
         write_json(&self.path.join(NODES_FILE), &nodes)
     }
@@ -179,19 +190,13 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Err
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
-    #[test]
-    fn one_process_at_a_time_and_nobody_else_reads() {
-        let parent = tempfile::tempdir().unwrap();
-        let path = parent.path().join("data");
-        let folder = DataFolder::open(&path).unwrap();
-        assert!(matches!(DataFolder::open(&path), Err(Error::Locked(_))));
-        assert!(folder.enrolment().unwrap().is_none());
-        let enrolment = Enrolment {
+    pub fn enrolment() -> Enrolment {
+        Enrolment {
             cluster: format!("cluster-{:032}", 7).parse().unwrap(),
             name: "host".into(),
             zone: Zone::default(),
@@ -200,8 +205,17 @@ mod tests {
             authority_pem: "a".into(),
             ticket_public_key: "t".into(),
             network_key: "n".into(),
-        };
-        folder.save_enrolment(&enrolment).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_process_at_a_time_and_nobody_else_reads() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let folder = DataFolder::open(&path).unwrap();
+        assert!(matches!(DataFolder::open(&path), Err(Error::Locked(_))));
+        assert!(folder.enrolment().unwrap().is_none());
+        folder.save_enrolment(&enrolment()).unwrap();
         assert_eq!(folder.enrolment().unwrap().unwrap().name, "host");
         let mode = fs::metadata(path.join(CLUSTER_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -70,6 +70,7 @@ pub async fn join(
         network_key: response.network_key,
     };
     folder.save_nodes(&response.nodes)?;
+    folder.save_ticket_keys(&response.ticket_keys)?;
     folder.save_enrolment(&enrolment)?;
     info!(cluster = %enrolment.cluster, peer = %key.peer_id(), "joined");
     Ok(enrolment)

@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod home;
 pub mod http;
 pub mod joining;
+mod keys;
 mod leaving;
 pub mod level;
 pub mod metrics;

@@ -41,6 +41,7 @@ use crate::clock::now;
 use crate::config::Config;
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
+use crate::keys::{self, Keyring};
 use crate::state::Keys;
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
 use crate::verification::look;
@@ -74,6 +75,8 @@ pub enum Error {
     Home(#[from] home::Error),
     #[error("{0} is there already; restore into an empty data_dir")]
     NotEmpty(PathBuf),
+    #[error(transparent)]
+    SigningKeys(#[from] keys::Error),
     #[error("keys or certificates cannot be used")]
     Identity(#[from] shoal_p2p::identity::Error),
     #[error("the metadata could not be written")]
@@ -243,7 +246,7 @@ pub async fn restore(
 ) -> Result<Restored, Error> {
     let file = plan.file.to_owned();
     let sound = blocking(move || examine(&file)).await?;
-    let keys = Keys::from_row(&sound.cluster)?;
+    let keys = Keys::from_row(&sound.cluster, Keyring::first(&sound.cluster)?)?;
     let data_dir = &config.node.data_dir;
     let data_dir_is_ours = !data_dir.exists();
     let mut cleanup = Cleanup { paths: Vec::new(), finished: false };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum_server::tls_rustls::RustlsConfig;
+use futures::future::{BoxFuture, LocalBoxFuture};
 use prometheus_client::registry::Registry;
 use shoal_metadata::AuditPhase;
 use shoal_p2p::Swarm;
@@ -30,6 +31,7 @@ use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
 use crate::http::{Certificates, Drain, Listening, router};
+use crate::keys::{self, Keyring};
 use crate::leaving;
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
@@ -55,8 +57,14 @@ const STORAGE_DEADLINE: Duration = Duration::from_secs(120);
 const STORAGE_INTERVAL: Duration = Duration::from_secs(1);
 const KEYS_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Takes the password of a cluster that was founded.
+type Founded<'a> = Box<dyn FnOnce(&str) + Send + 'a>;
+
 /// A running node.
+///
+/// Its calls give boxed futures: who polls one that is not boxed compiles the whole node again.
 #[derive(Debug)]
+
 pub struct Server {
     app: App,
     https: Listening,
@@ -73,7 +81,11 @@ pub struct Server {
 ///
 /// # Errors
 /// With what could not be done.
-pub async fn found(config: &Config) -> Result<Zeroizing<String>> {
+pub fn found(config: &Config) -> BoxFuture<'_, Result<Zeroizing<String>>> {
+    Box::pin(found_here(config))
+}
+
+async fn found_here(config: &Config) -> Result<Zeroizing<String>> {
     let home = Home::open(&config.node.data_dir)?;
     let founding = Founding::begin(&home)?;
     let member = founding.first_member();
@@ -87,7 +99,14 @@ pub async fn found(config: &Config) -> Result<Zeroizing<String>> {
 ///
 /// # Errors
 /// With what could not be done; then nothing was made.
-pub async fn restore(config: &Config, plan: restore::Plan<'_>) -> Result<restore::Restored> {
+pub fn restore<'a>(
+    config: &'a Config,
+    plan: restore::Plan<'a>,
+) -> LocalBoxFuture<'a, Result<restore::Restored>> {
+    Box::pin(restore_here(config, plan))
+}
+
+async fn restore_here(config: &Config, plan: restore::Plan<'_>) -> Result<restore::Restored> {
     let open_store = async |home: &Home| {
         let reads = CacheReads::default();
         Ok(open_store(config, home, &reads, &mut Registry::default()).await?.behind)
@@ -104,12 +123,18 @@ impl Server {
     ///
     /// # Errors
     /// With what could not be started.
-    pub async fn start(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
-        // All that is put together is large, and is not the callers' to carry.
-        Box::pin(Self::begin(config, founded)).await
+    pub fn start<'a>(
+        config: Config,
+        founded: impl FnOnce(&str) + Send + 'a,
+    ) -> BoxFuture<'a, Result<Self>> {
+        Self::start_boxed(config, Box::new(founded))
     }
 
-    async fn begin(config: Config, founded: impl FnOnce(&str)) -> Result<Self> {
+    fn start_boxed<'a>(config: Config, founded: Founded<'a>) -> BoxFuture<'a, Result<Self>> {
+        Box::pin(Self::begin(config, founded))
+    }
+
+    async fn begin(config: Config, founded: Founded<'_>) -> Result<Self> {
         let home = Home::open(&config.node.data_dir)?;
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
@@ -167,6 +192,8 @@ impl Server {
         let credentials = home.credentials()?;
         let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
+        tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
+        tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone()));
         tasks.spawn(keep_limits(swarm.clone(), config.limits.clone()));
         services.start(&raft, &mut tasks);
         let keep = seconds(u64::from(config.images.deleted_keep_days) * 24 * 3600);
@@ -242,7 +269,11 @@ impl Server {
     ///
     /// # Errors
     /// Where a part had failed before.
-    pub async fn leave(self, notice: Duration) -> Result<()> {
+    pub fn leave(self, notice: Duration) -> BoxFuture<'static, Result<()>> {
+        Box::pin(self.leave_here(notice))
+    }
+
+    async fn leave_here(self, notice: Duration) -> Result<()> {
         self.app.drain.give_notice();
         info!(notice_seconds = notice.as_secs(), "the node is about to stop");
         let (handed_over, ()) = tokio::join!(self.app.raft.hand_over(), tokio::time::sleep(notice));
@@ -256,7 +287,11 @@ impl Server {
     ///
     /// # Errors
     /// Where a part had failed before.
-    pub async fn stop(self) -> Result<()> {
+    pub fn stop(self) -> BoxFuture<'static, Result<()>> {
+        Box::pin(self.stop_here())
+    }
+
+    async fn stop_here(self) -> Result<()> {
         let deadline = Duration::from_secs(self.app.config.drain.deadline_seconds);
         self.app.drain.give_notice();
         self.app.drain.cut_before(deadline);
@@ -385,7 +420,7 @@ async fn read_keys(raft: &Raft) -> Result<Keys> {
     loop {
         let error = match raft.read().await {
             Ok(view) => match view.query().cluster()? {
-                Some(row) => return Ok(Keys::from_row(&row)?),
+                Some(row) => return Ok(Keys::from_row(&row, Keyring::read(view.query())?)?),
                 None => "the cluster was not founded".to_owned(),
             },
             Err(error) => error.to_string(),

@@ -17,6 +17,7 @@ use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
+use crate::keys::Keyring;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
 use crate::store::BlobStore;
@@ -59,24 +60,25 @@ pub struct Parts {
 pub struct Keys {
     pub cluster: ClusterId,
     pub authority: Authority,
-    /// Signs tickets.
-    pub ticket: KeyPair,
-    /// Signs Bearer tokens.
-    pub token: KeyPair,
+    /// Those that sign.
+    pub ring: Keyring,
+    /// What is stored or sent to be read here again is sealed with what derives from this one: the
+    /// first key for tokens. It stays while those that sign change.
+    pub sealing: KeyPair,
     pub network: [u8; 32],
 }
 
 impl Keys {
     /// # Errors
     /// Where the cluster's row holds something else than keys.
-    pub fn from_row(row: &Cluster) -> Result<Self, shoal_p2p::identity::Error> {
+    pub fn from_row(row: &Cluster, ring: Keyring) -> Result<Self, shoal_p2p::identity::Error> {
         let authority_key = std::str::from_utf8(&row.authority_key.0)
             .map_err(|_| shoal_p2p::identity::Error::Key)?;
         Ok(Self {
             cluster: row.id,
             authority: Authority::load(&row.authority_certificate, authority_key)?,
-            ticket: KeyPair::from_pkcs8_der(&row.ticket_key.0)?,
-            token: KeyPair::from_pkcs8_der(&row.token_key.0)?,
+            ring,
+            sealing: KeyPair::from_pkcs8_der(&row.token_key.0)?,
             network: <[u8; 32]>::try_from(row.network_key.0.as_slice())
                 .map_err(|_| shoal_p2p::identity::Error::Key)?,
         })

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_content::RecipeId;
-use shoal_swarm::frames::Frame;
 use shoal_swarm::{Action, Event, RequestEnd, RequestId, Settings, Swarm as Core};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -170,9 +169,8 @@ impl Driver {
                 }
             }
             Action::Join { peer, recipe } => {
-                let ticket = shared.tickets.lock().get(&recipe).cloned();
-                if let (Some(link), Some(ticket)) = (link(&peer), ticket) {
-                    link.send(Frame::Join { recipe, ticket });
+                if let Some(link) = link(&peer) {
+                    shared.join(&link, recipe);
                 }
             }
             Action::Send { peer, frame } => {

@@ -14,6 +14,7 @@ mod request;
 mod serve;
 mod store;
 mod swarm;
+mod tickets;
 mod transfer;
 mod wire;
 
@@ -21,4 +22,5 @@ pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use store::{ChunkStore, MemoryStore, StoreError};
 pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
+pub use tickets::{TicketKey, TicketKeys};
 pub use transfer::{FetchError, Progress, Transfer};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shoal_content::{PeerId, RecipeId, Timestamp, Zone};
+use shoal_content::{PeerId, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::frames::{Frame, FrameError};
 use shoal_swarm::{Contact, Event, Member};
 use tokio::sync::{mpsc, oneshot};
@@ -38,8 +38,8 @@ pub(crate) struct Link {
     pub(crate) connection: quinn::Connection,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
-    /// Until when this peer has a right to which recipe.
-    grants: Mutex<HashMap<RecipeId, Timestamp>>,
+    /// What this peer has a right to, by the ticket that says so.
+    grants: Mutex<HashMap<RecipeId, Ticket>>,
 }
 
 impl Link {
@@ -56,7 +56,7 @@ impl Link {
     }
 
     pub(crate) fn granted(&self, recipe: RecipeId, now: Timestamp) -> bool {
-        self.grants.lock().get(&recipe).is_some_and(|&until| until > now)
+        self.grants.lock().get(&recipe).is_some_and(|ticket| ticket.expires() > now)
     }
 
     /// Those that it showed a ticket for.
@@ -64,13 +64,18 @@ impl Link {
         self.grants.lock().keys().copied().collect()
     }
 
-    fn grant(&self, recipe: RecipeId, until: Timestamp, now: Timestamp) {
+    /// Drops what is not `good` any more.
+    pub(crate) fn check_grants(&self, good: impl Fn(RecipeId, &Ticket) -> bool) {
+        self.grants.lock().retain(|&recipe, ticket| good(recipe, ticket));
+    }
+
+    fn grant(&self, ticket: Ticket, now: Timestamp) {
         let mut grants = self.grants.lock();
         if grants.len() >= GRANTS_MAX {
-            grants.retain(|_, &mut until| until > now);
+            grants.retain(|_, ticket| ticket.expires() > now);
         }
         if grants.len() < GRANTS_MAX {
-            grants.insert(recipe, until);
+            grants.insert(ticket.recipe(), ticket);
         }
     }
 }
@@ -284,7 +289,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
                     warn!(%peer, %recipe, "a join without a valid ticket was refused");
                     continue;
                 }
-                link.grant(recipe, ticket.expires(), crate::swarm::wall_clock());
+                link.grant(ticket, crate::swarm::wall_clock());
                 let offers = shared.config.role != PeerRole::Origin && !shared.is_retiring();
                 if offers && shared.running(recipe).is_none() {
                     shared.tasks.spawn(tell_held(shared.clone(), link.clone(), recipe));

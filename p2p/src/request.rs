@@ -107,6 +107,10 @@ pub(crate) async fn chunks(
             return;
         }
         Err(failure) => {
+            // It did not know the key yet that signed the ticket, or knows it no longer.
+            if matches!(failure, Failure::Forbidden) {
+                shared.join(&link, running.id);
+            }
             debug!(%peer, recipe = %running.id, %failure, "a request failed");
             running.trouble(format!("{peer}: {failure}"));
             RequestEnd::Failed

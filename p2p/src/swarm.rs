@@ -24,6 +24,7 @@ use crate::identity::{self, Credentials, Role};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::store::{ChunkStore, StoreError};
+use crate::tickets::{TicketKey, TicketKeys};
 use crate::transfer::{FetchError, Handle, Progress, Running, Transfer};
 use crate::{driver, endpoint, link, request};
 
@@ -56,8 +57,8 @@ pub struct Config {
     pub advertise: SocketAddr,
     pub zone: Zone,
     pub role: PeerRole,
-    /// Checks tickets: the cluster's raw Ed25519 key.
-    pub ticket_public_key: [u8; 32],
+    /// Check tickets.
+    pub ticket_keys: TicketKeys,
     pub discovery: Option<DiscoveryConfig>,
 }
 
@@ -155,10 +156,15 @@ impl Shared {
 
     /// Whether `peer` shows a right to `recipe`.
     pub(crate) fn entitled(&self, ticket: &Ticket, recipe: RecipeId, peer: PeerId) -> bool {
-        let key = &self.config.ticket_public_key;
-        let verify =
-            |message: &[u8], signature: &[u8]| identity::verify_ed25519(key, message, signature);
-        ticket.check(recipe, peer, wall_clock(), verify).is_ok()
+        self.config.ticket_keys.entitles(ticket, recipe, peer, wall_clock())
+    }
+
+    /// Shows `link`'s peer the ticket for a recipe, if there is one.
+    pub(crate) fn join(&self, link: &Link, recipe: RecipeId) {
+        let ticket = self.tickets.lock().get(&recipe).cloned();
+        if let Some(ticket) = ticket {
+            link.send(Frame::Join { recipe, ticket });
+        }
     }
 
     pub(crate) async fn tell(&self, event: Event) {
@@ -368,6 +374,36 @@ impl Swarm {
 
     pub fn peer_id(&self) -> PeerId {
         self.0.config.credentials.peer_id()
+    }
+
+    /// The keys that tickets are checked with from now on. Where one is believed no longer that was
+    /// until now, whoever showed its tickets needs others, and transfers of this peer that had them
+    /// end with [`FetchError::Distrusted`].
+    pub async fn set_ticket_keys(&self, keys: Vec<TicketKey>) {
+        let shared = &self.0;
+        if !shared.config.ticket_keys.replace(keys, wall_clock()) {
+            return;
+        }
+        for link in shared.links.lock().values() {
+            link.check_grants(|recipe, ticket| shared.entitled(ticket, recipe, link.peer));
+        }
+        let me = self.peer_id();
+        shared.tickets.lock().retain(|&recipe, ticket| shared.entitled(ticket, recipe, me));
+        let mut ended = Vec::new();
+        for (&recipe, owned) in shared.transfers.lock().iter() {
+            if owned.is_under_way() && !shared.tickets.lock().contains_key(&recipe) {
+                owned.running.end(Err(FetchError::Distrusted));
+                ended.push(recipe);
+            }
+        }
+        for recipe in ended {
+            shared.tell(Event::Stop { recipe }).await;
+        }
+    }
+
+    /// Those keys.
+    pub fn ticket_keys(&self) -> &TicketKeys {
+        &self.0.config.ticket_keys
     }
 
     /// The nodes as they are now; may be called at any time.

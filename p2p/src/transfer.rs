@@ -39,13 +39,15 @@ pub enum FetchError {
     Storage(#[from] StoreError),
     #[error("no node or peer gave the recipe: {0}")]
     NoSource(String),
+    #[error("the right to it was withdrawn: the cluster changed its ticket key; ask for it again")]
+    Distrusted,
     #[error("the swarm is shutting down")]
     Stopped,
 }
 
 impl FetchError {
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NoSource(_) | Self::Storage(_))
+        matches!(self, Self::NoSource(_) | Self::Storage(_) | Self::Distrusted)
     }
 
     pub fn is_full(&self) -> bool {

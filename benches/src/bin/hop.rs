@@ -20,7 +20,9 @@ use shoal_content::{
     RecipeId, RecipeKind, SourceObject, Ticket, Timestamp, Zone,
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
-use shoal_p2p::{ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm};
+use shoal_p2p::{
+    ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+};
 use tokio::runtime::Runtime;
 
 const PROTOCOL: &[u8] = b"shoal-bench/1";
@@ -121,7 +123,10 @@ impl Load {
             advertise: loopback(),
             zone: Zone::default(),
             role,
-            ticket_public_key: *self.tickets.peer_id().as_public_key(),
+            ticket_keys: TicketKeys::new(vec![TicketKey {
+                public: *self.tickets.peer_id().as_public_key(),
+                until: None,
+            }]),
             discovery: None,
         };
         Ok(Swarm::start(config, store, &mut Registry::default()).await?)

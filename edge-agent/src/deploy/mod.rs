@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shoal_api::{OrderMessage, ProgressReport, TransferProgress};
+use shoal_api::{NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, TransferProgress};
 use shoal_content::{DeploymentId, ImageReference, Priority};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -39,7 +39,7 @@ const FINAL_REPORT_PAUSE: Duration = Duration::from_secs(2);
 const YIELDS: &str = "waits for a deployment of a higher priority";
 
 /// Takes a new list of nodes.
-pub type NodesChanged = Box<dyn Fn(Vec<shoal_api::NodeAddress>) + Send + Sync>;
+pub type NodesChanged = Box<dyn Fn(Vec<NodeAddress>, Vec<TicketKeyInfo>) + Send + Sync>;
 
 /// What is to be carried out.
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ impl Deployments {
     pub async fn serve(self, mut orders: mpsc::Receiver<OrderMessage>, nodes: NodesChanged) {
         while let Some(order) = orders.recv().await {
             match order {
-                OrderMessage::Nodes { nodes: list } => nodes(list),
+                OrderMessage::Nodes { nodes: list, ticket_keys } => nodes(list, ticket_keys),
                 OrderMessage::Deploy { deployment, reference, priority, attempt, .. } => {
                     self.start(Order { deployment, reference, priority, attempt });
                 }

@@ -29,7 +29,7 @@ use axum::routing::any;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use shoal_content::{Digest, PeerId, Pin, RecipeId, RepositoryName, Ticket, Timestamp};
-use shoal_p2p::identity::verify_ed25519;
+use shoal_p2p::TicketKeys;
 
 use crate::fetch::Fetcher;
 use crate::metrics::AgentMetrics;
@@ -48,7 +48,7 @@ pub struct Mirror {
     pub transfers: Transfers,
     pub metrics: AgentMetrics,
     pub peer: PeerId,
-    pub ticket_public_key: [u8; 32],
+    pub ticket_keys: TicketKeys,
     /// `http` or `https`: how clients come here.
     pub scheme: &'static str,
     pub rights: Rights,
@@ -71,11 +71,7 @@ impl Mirror {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let ticket = STANDARD.decode(ticket).ok().and_then(|b| Ticket::from_bytes(&b).ok());
-        let verify = |message: &[u8], signature: &[u8]| {
-            <&[u8; 64]>::try_from(signature)
-                .is_ok_and(|signature| verify_ed25519(&self.ticket_public_key, message, signature))
-        };
-        ticket.is_some_and(|ticket| ticket.check(recipe, self.peer, now, verify).is_ok())
+        ticket.is_some_and(|ticket| self.ticket_keys.entitles(&ticket, recipe, self.peer, now))
     }
 }
 

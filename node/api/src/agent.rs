@@ -71,11 +71,25 @@ pub struct EnrolResponse {
     pub cluster: ClusterId,
     pub certificate_pem: String,
     pub authority_pem: String,
-    /// Ed25519, hexadecimal: checks tickets.
+    /// Ed25519, hexadecimal: checks tickets. For agents that know one key only; see `ticket_keys`.
     pub ticket_public_key: String,
+    /// Those that check tickets now.
+    #[serde(default)]
+    pub ticket_keys: Vec<TicketKeyInfo>,
     /// 32 bytes, hexadecimal: the libp2p network's pre-shared key.
     pub network_key: String,
     pub nodes: Vec<NodeAddress>,
+}
+
+/// A key that tickets are checked with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TicketKeyInfo {
+    /// Ed25519, hexadecimal.
+    pub public_key: String,
+    /// Milliseconds since 1970, when the last ticket that it signed has run out; missing where it
+    /// may still sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
 }
 
 impl std::fmt::Debug for EnrolResponse {
@@ -218,6 +232,9 @@ pub struct DeltaGrant {
 pub enum OrderMessage {
     Nodes {
         nodes: Vec<NodeAddress>,
+        /// Those that check tickets from now on; none where the node knows the first only.
+        #[serde(default)]
+        ticket_keys: Vec<TicketKeyInfo>,
     },
     Deploy {
         deployment: DeploymentId,

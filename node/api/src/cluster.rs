@@ -83,6 +83,31 @@ pub struct LevelRaised {
     pub to: u8,
 }
 
+/// `GET /api/v1/cluster/keys`: a key that the cluster signs with, without its secret half.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SigningKeyInfo {
+    /// `token` (Bearer tokens) or `ticket` (agents' rights to chunks).
+    pub purpose: String,
+    /// Counted for each purpose from 0, which came with the cluster.
+    pub number: u32,
+    /// Ed25519, hexadecimal.
+    pub public_key: String,
+    /// `announced` (it will sign), `signs`, `believed` (what it signed still holds) or `ended`.
+    pub state: String,
+    pub signs_from: String,
+    /// When the last that it signed has run out.
+    pub believed_until: Option<String>,
+}
+
+/// `POST /api/v1/cluster/keys/{purpose}/rotate`: a new key, announced for an hour before it signs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RotateKey {
+    /// The new one signs at once, and nothing is believed that those before it have signed: for a
+    /// key that others may have.
+    #[serde(default)]
+    pub distrust: bool,
+}
+
 impl std::fmt::Debug for JoinResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinResponse").field("id", &self.id).finish_non_exhaustive()

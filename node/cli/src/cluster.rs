@@ -1,14 +1,18 @@
-//! The cluster's nodes: list, add, remove, replace.
+//! The cluster's nodes: list, add, remove, replace; and the keys that it signs with.
 
 use std::time::Duration;
 
+use comfy_table::{Cell, Table};
 use reqwest::Method;
-use shoal_api::{ClusterStatus, CreateJoinToken, JoinTokenCreated, LevelRaised, NodeStatus};
+use shoal_api::{
+    ClusterStatus, CreateJoinToken, JoinTokenCreated, LevelRaised, NodeStatus, RotateKey,
+    SigningKeyInfo,
+};
 
 use crate::arguments::ClusterCommand;
 use crate::client::Client;
 use crate::error::Error;
-use crate::screen::{Screen, confirm};
+use crate::screen::{Screen, confirm, state, table};
 use crate::session::node_table;
 
 pub async fn cluster(
@@ -34,6 +38,13 @@ pub async fn cluster(
                      cannot come back."
                 ),
             })
+        }
+        ClusterCommand::Keys => {
+            let keys: Vec<SigningKeyInfo> = client.get("api/v1/cluster/keys").await?;
+            screen.show(&keys, || key_table(&keys).to_string())
+        }
+        ClusterCommand::RotateKey { purpose, distrust, yes } => {
+            rotate_key(client, screen, purpose, *distrust, *yes).await
         }
         ClusterCommand::Add { ttl } => {
             let made = token(client, *ttl).await?;
@@ -62,6 +73,46 @@ pub async fn cluster(
             })
         }
     }
+}
+
+fn key_table(keys: &[SigningKeyInfo]) -> Table {
+    let mut rows = table(&["SIGNS", "KEY", "STATE", "SIGNS FROM", "BELIEVED UNTIL", "PUBLIC KEY"]);
+    for key in keys {
+        rows.add_row([
+            Cell::new(&key.purpose),
+            Cell::new(key.number),
+            state(&key.state),
+            Cell::new(&key.signs_from),
+            Cell::new(key.believed_until.as_deref().unwrap_or("-")),
+            Cell::new(&key.public_key),
+        ]);
+    }
+    rows
+}
+
+async fn rotate_key(
+    client: &Client,
+    screen: Screen,
+    purpose: &str,
+    distrust: bool,
+    yes: bool,
+) -> Result<(), Error> {
+    let question = match purpose {
+        "token" => "End every login and every token of this cluster, your own too?",
+        _ => "End every agent's right to what it fetches now? They ask for it again.",
+    };
+    if distrust && !yes && !confirm(question)? {
+        return Err(Error::Usage("nothing was changed; --yes does it without asking".into()));
+    }
+    let path = format!("api/v1/cluster/keys/{purpose}/rotate");
+    let keys: Vec<SigningKeyInfo> =
+        client.call(Method::POST, path, &RotateKey { distrust }).await?;
+    let said = match (purpose, distrust) {
+        (_, false) => "The new key signs in an hour, when every agent that is connected knows it.",
+        ("token", true) => "All logins have ended, this one too: 'shoal login' begins another.",
+        (_, true) => "Agents get new tickets when they ask for the next image, or again.",
+    };
+    screen.show(&keys, || format!("{}\n{said}", key_table(&keys)))
 }
 
 /// How far the cluster is in an upgrade.

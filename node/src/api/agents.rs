@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{AgentInfo, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
-use shoal_metadata::{Agent, AgentRole, Command, JoinRole, Refusal};
+use shoal_metadata::{Agent, AgentRole, Command, JoinRole, KeyPurpose, Refusal};
 use shoal_p2p::identity::{Authority, Role};
 use shoal_raft::ProposeError;
 use tracing::info;
@@ -15,7 +15,7 @@ use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use super::tokens::Brought;
 use crate::clock::{now, rfc3339};
-use crate::deploy::node_addresses;
+use crate::deploy::{node_addresses, ticket_keys};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -121,11 +121,14 @@ pub async fn enrol(
         Err(error) => return Err(error.into()),
     }
     let view = app.view().await?;
+    app.keys.ring.refresh(view.query())?;
+    let signer = app.keys.ring.signer(KeyPurpose::Ticket, app.now());
     Ok(Json(EnrolResponse {
         cluster: app.keys.cluster,
         certificate_pem,
         authority_pem: app.keys.authority.certificate_pem().to_owned(),
-        ticket_public_key: hex::encode(app.keys.ticket.peer_id().as_public_key()),
+        ticket_public_key: hex::encode(signer.public().as_public_key()),
+        ticket_keys: ticket_keys(&app.keys.ring),
         network_key: hex::encode(app.keys.network),
         nodes: node_addresses(view.query())?,
     }))

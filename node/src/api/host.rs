@@ -16,8 +16,8 @@ use shoal_api::{
 };
 use shoal_content::{DeploymentId, Digest, ImageReference, PeerId, Pin, RecipeId};
 use shoal_metadata::{
-    self as metadata, Action, Command, HostState, Query as Metadata, Read, Reference, Version,
-    What, Who, permission,
+    self as metadata, Action, Command, HostState, KeyPurpose, Query as Metadata, Read, Reference,
+    Version, What, Who, permission,
 };
 
 use super::caller::Host;
@@ -75,8 +75,9 @@ pub async fn resolve(
     if wanted.len() > BLOBS_MAX {
         return Err(Problem::bad_request("too_many_blobs", format!("at most {BLOBS_MAX} blobs")));
     }
+    let signer = app.keys.ring.signer(KeyPurpose::Ticket, now());
     let ticket = |recipe: RecipeId| {
-        let ticket = issue_ticket(&app.keys.ticket, recipe, caller.peer, now());
+        let ticket = issue_ticket(&signer.pair, recipe, caller.peer, now());
         STANDARD.encode(ticket.to_bytes())
     };
     let mut blobs = Vec::with_capacity(wanted.len());
@@ -156,7 +157,8 @@ pub async fn delta(
     let offer = app.services.deltas.offer(image.id, disk.recipe, &held, wait).await?;
     Ok(Json(match offer {
         Offer::Ready { old, bundle } => {
-            let ticket = issue_ticket(&app.keys.ticket, bundle.recipe, caller.peer, now());
+            let signer = app.keys.ring.signer(KeyPurpose::Ticket, now());
+            let ticket = issue_ticket(&signer.pair, bundle.recipe, caller.peer, now());
             DeltaAnswer::Ready(DeltaGrant {
                 old,
                 recipe: bundle.recipe,

@@ -22,6 +22,7 @@ mod images;
 mod imports;
 mod input;
 mod instances;
+mod keys;
 mod leaving;
 mod listing;
 mod members;
@@ -107,6 +108,8 @@ pub fn router() -> Routes {
         .route("/api/v1/cluster", get(cluster::status))
         .route("/api/v1/cluster/join", post(cluster::join))
         .route("/api/v1/cluster/upgrade", post(cluster::upgrade))
+        .route("/api/v1/cluster/keys", get(keys::list))
+        .route("/api/v1/cluster/keys/{purpose}/rotate", post(keys::rotate))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))

@@ -91,7 +91,7 @@ fn random() -> String {
 }
 
 fn sealing_key(app: &App, purpose: &str) -> Result<RandomizedNonceKey, Problem> {
-    let key = blake3::derive_key(purpose, app.keys.token.to_pkcs8_der());
+    let key = blake3::derive_key(purpose, app.keys.sealing.to_pkcs8_der());
     RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|error| Problem::internal(&error))
 }
 

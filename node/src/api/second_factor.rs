@@ -59,7 +59,7 @@ pub async fn begin(
     first_factor(&app, &caller.view, Some(client.ip()), &user, password).await?;
     drop(caller);
     let secret = Zeroizing::new(rand::random::<[u8; one_time::SECRET_BYTES]>());
-    let sealed = one_time::seal(&app.keys.token, &user, secret.as_slice());
+    let sealed = one_time::seal(&app.keys.sealing, &user, secret.as_slice());
     let sealed = sealed.map_err(|error| Problem::internal(&error))?;
     let begun = SecondFactorBegun {
         secret: Hidden(one_time::base32(secret.as_slice())),

@@ -75,7 +75,7 @@ impl Services {
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
         let stopping = CancellationToken::new();
-        let desk = OrderDesk::new(raft.clone(), stopping.clone());
+        let desk = OrderDesk::new(raft.clone(), keys.ring.clone(), stopping.clone());
         Ok(Self {
             disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             deltas: Deltas::new(raft.clone(), Arc::clone(store), origin.clone(), node),

@@ -7,6 +7,26 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_metadata::{LockoutRules, TIMES_MAX};
 
+/// The keys that tokens and tickets are signed with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keys {
+    /// A key is replaced when it has signed for so long; 0 is never.
+    pub rotate_days: u32,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { rotate_days: 30 }
+    }
+}
+
+impl Keys {
+    pub fn rotate_ms(&self) -> Option<u64> {
+        (self.rotate_days > 0).then(|| u64::from(self.rotate_days) * 24 * 3600 * 1000)
+    }
+}
+
 /// Who is not let in after too many wrong passwords or tokens.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

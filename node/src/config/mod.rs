@@ -27,7 +27,7 @@ use crate::http::cors;
 
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
-pub use guard::{Accounts, Audit, Lockout, Rates, Sessions};
+pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
@@ -102,6 +102,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "exempt_networks",
         ],
     ),
+    ("keys", &["rotate_days"]),
     ("sessions", &["lifetime_seconds", "per_person"]),
     ("accounts", &["deletion_grace_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
@@ -185,6 +186,7 @@ pub struct Config {
     pub audit: Audit,
     pub lockout: Lockout,
     pub rates: Rates,
+    pub keys: Keys,
     pub sessions: Sessions,
     pub accounts: Accounts,
     pub jwt: Jwt,

@@ -19,7 +19,7 @@ mod watch;
 pub use board::{Board, Reported, Reports};
 pub use deadlines::keep_deadlines;
 pub use gather::Gatherer;
-pub use orders::{ORDER_STREAMS_MAX, OrderDesk, node_addresses};
+pub use orders::{ORDER_STREAMS_MAX, OrderDesk, node_addresses, ticket_keys};
 pub use siblings::{Siblings, SiblingsError};
 pub use view::{Names, is_over, state, view};
 pub use warm_up::{keep_warm, named};

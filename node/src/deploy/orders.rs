@@ -14,14 +14,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use shoal_api::{NodeAddress, OrderMessage};
-use shoal_content::{DeploymentId, ImageReference, PeerId, Pin};
+use shoal_api::{NodeAddress, OrderMessage, TicketKeyInfo};
+use shoal_content::{DeploymentId, ImageReference, PeerId, Pin, Timestamp};
 use shoal_metadata::{Event, Fault, HostState, Query, Read};
+use shoal_p2p::TicketKey;
 use shoal_raft::{Raft, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+use crate::keys::Keyring;
 
 /// Streams open at one node.
 pub const ORDER_STREAMS_MAX: usize = 4096;
@@ -34,6 +37,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct OrderDesk {
     raft: Raft,
+    ring: Keyring,
     /// Open streams by agent; an agent that comes again has two for a moment.
     open: Arc<Mutex<HashMap<PeerId, usize>>>,
     stopping: CancellationToken,
@@ -63,8 +67,8 @@ pub struct Crowded;
 
 impl OrderDesk {
     /// Streams end when `stopping` is cancelled.
-    pub fn new(raft: Raft, stopping: CancellationToken) -> Self {
-        Self { raft, open: Arc::default(), stopping }
+    pub fn new(raft: Raft, ring: Keyring, stopping: CancellationToken) -> Self {
+        Self { raft, ring, open: Arc::default(), stopping }
     }
 
     /// Agents that listen here.
@@ -95,7 +99,8 @@ impl OrderDesk {
         let seat = self.seat(agent)?;
         let stopping = self.stopping.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let stream = OrderStream { agent, raft: self.raft.clone(), sent: HashMap::new(), sender };
+        let (raft, ring) = (self.raft.clone(), self.ring.clone());
+        let stream = OrderStream { agent, raft, ring, sent: HashMap::new(), sender };
         tokio::spawn(async move {
             let _seat = seat;
             stopping.run_until_cancelled(stream.run(current, events)).await;
@@ -114,6 +119,7 @@ fn line(message: &OrderMessage) -> Bytes {
 struct OrderStream {
     agent: PeerId,
     raft: Raft,
+    ring: Keyring,
     /// With the attempt that the agent was told to make.
     sent: HashMap<DeploymentId, u32>,
     sender: mpsc::Sender<OrderMessage>,
@@ -155,13 +161,11 @@ impl OrderStream {
 
     async fn send_all(&mut self, view: &View) -> Result<(), End> {
         let query = view.query();
-        let state = query.pending_deployments(self.agent);
-        let (nodes, pending) = match state.and_then(|pending| Ok((node_addresses(query)?, pending)))
-        {
-            Ok(state) => state,
+        let pending = match query.pending_deployments(self.agent) {
+            Ok(pending) => pending,
             Err(error) => return self.broken(&error),
         };
-        self.send(OrderMessage::Nodes { nodes }).await?;
+        self.send_cluster(view).await?;
         let deployments: Vec<DeploymentId> = pending.iter().map(|one| one.id).collect();
         // What was sent and does not stand is stopped by this.
         self.sent.retain(|id, _| deployments.contains(id));
@@ -172,7 +176,20 @@ impl OrderStream {
         Ok(())
     }
 
-    fn broken(&self, error: &Fault) -> Result<(), End> {
+    /// How the nodes are reached, and what tickets are checked with.
+    async fn send_cluster(&self, view: &View) -> Result<(), End> {
+        let query = view.query();
+        let nodes = match node_addresses(query) {
+            Ok(nodes) => nodes,
+            Err(error) => return self.broken(&error),
+        };
+        if let Err(error) = self.ring.refresh(query) {
+            return self.broken(&error);
+        }
+        self.send(OrderMessage::Nodes { nodes, ticket_keys: ticket_keys(&self.ring) }).await
+    }
+
+    fn broken(&self, error: &dyn std::error::Error) -> Result<(), End> {
         warn!(agent = %self.agent, %error, "an order stream ends: the metadata cannot be read");
         Err(End)
     }
@@ -215,10 +232,7 @@ impl OrderStream {
         let query = view.query();
         match event {
             Event::DeploymentChanged(id) => self.order(&view, id).await,
-            Event::MembersChanged => match node_addresses(query) {
-                Ok(nodes) => self.send(OrderMessage::Nodes { nodes }).await,
-                Err(error) => self.broken(&error),
-            },
+            Event::MembersChanged | Event::SigningKeysChanged => self.send_cluster(&view).await,
             Event::AgentsChanged => match query.agent(self.agent) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(End),
@@ -230,6 +244,15 @@ impl OrderStream {
             | Event::DeltaChanged(_) => Ok(()),
         }
     }
+}
+
+/// What agents check tickets with.
+pub fn ticket_keys(ring: &Keyring) -> Vec<TicketKeyInfo> {
+    let shown = |key: TicketKey| TicketKeyInfo {
+        public_key: hex::encode(key.public),
+        until_ms: key.until.map(Timestamp::as_millis),
+    };
+    ring.ticket_keys().into_iter().map(shown).collect()
 }
 
 /// How agents reach the nodes.

@@ -13,6 +13,7 @@ use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
 use super::noted;
+use crate::keys;
 use crate::store::StoreError;
 
 /// When a client may try again after [`StatusCode::SERVICE_UNAVAILABLE`], in seconds.
@@ -162,6 +163,12 @@ impl From<ReadError> for Problem {
 
 impl From<Fault> for Problem {
     fn from(error: Fault) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<keys::Error> for Problem {
+    fn from(error: keys::Error) -> Self {
         Self::internal(&error)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use shoal_metadata::Event;
 use shoal_p2p::identity::Credentials;
-use shoal_p2p::{NodeAddress, PeerRole, Swarm};
+use shoal_p2p::{NodeAddress, PeerRole, Swarm, TicketKeys};
 use shoal_raft::Raft;
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
@@ -57,7 +57,7 @@ pub async fn serve_peers(
         advertise,
         zone: config.node.zone.clone(),
         role: PeerRole::Origin,
-        ticket_public_key: *keys.ticket.peer_id().as_public_key(),
+        ticket_keys: TicketKeys::new(keys.ring.ticket_keys()),
         discovery,
     };
     Ok(Swarm::start(config, Arc::new(origin), registry).await?)

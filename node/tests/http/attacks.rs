@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_content::{Ticket, Timestamp};
+use shoal_metadata::KeyPurpose;
 use shoal_p2p::identity::KeyPair;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -52,13 +53,16 @@ async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
         Ok([api.send().await?.status(), v2.send().await?.status()])
     };
     // With the cluster's own key all of it is right, so that each difference below is what counts.
-    let mine = &app.keys.token;
+    let signer = |purpose| app.keys.ring.signer(purpose, app.now());
+    let (tokens, tickets) = (signer(KeyPurpose::Token), signer(KeyPurpose::Ticket));
+    let mine = &tokens.pair;
     ensure!(try_token(&jwt(mine, &ours, &good)).await? == [StatusCode::OK; 2]);
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
         claims[name] = value;
         claims
     };
+    let with_kid = |kid: &str| json!({ "alg": "EdDSA", "typ": "JWT", "kid": kid });
     let other = KeyPair::generate()?;
     let agents = json!({ "alg": "EdDSA", "typ": "shoal-agent+jwt" });
     let nodes = json!({ "alg": "EdDSA", "typ": "shoal-node+jwt" });
@@ -79,11 +83,13 @@ async fn a_token_that_is_nearly_right_is_wrong() -> Result<()> {
         ("of nobody's", jwt(mine, &ours, &with("sub", json!("nobody-here")))),
         ("for nobody", jwt(mine, &ours, &with("sub", json!("")))),
         ("of another key", jwt(&other, &ours, &good)),
-        ("of the key of tickets", jwt(&app.keys.ticket, &ours, &good)),
+        ("of the key of tickets", jwt(&tickets.pair, &ours, &good)),
         ("of an agent for a person", jwt(&agent.key, &ours, &good)),
         ("of nobody as an agent", jwt(&other, &agents, &with("iss", json!(peer)))),
         ("of nobody as a node", jwt(&other, &nodes, &with("iss", json!(peer)))),
         ("of another kind", jwt(mine, &json!({ "alg": "EdDSA", "typ": "at+jwt" }), &good)),
+        ("of a key that is not", jwt(mine, &with_kid("7"), &good)),
+        ("of a key without a number", jwt(mine, &with_kid("../0"), &good)),
         ("of no kind", jwt(mine, &json!({ "alg": "EdDSA" }), &good)),
         (
             "of an agent as a node",
@@ -266,7 +272,9 @@ async fn a_ticket_gives_its_peer_its_recipe_and_nobody_anything_else() -> Result
     ensure!(mine.recipe != theirs.recipe);
     let soon = Timestamp::from_millis(node.server.app().now().as_millis() + 60_000);
     let past = Timestamp::from_millis(node.server.app().now().as_millis() - 60_000);
-    let ticket_key = &node.server.app().keys.ticket;
+    let app = node.server.app();
+    let signer = |purpose| app.keys.ring.signer(purpose, app.now());
+    let (tokens, tickets) = (signer(KeyPurpose::Token), signer(KeyPurpose::Ticket));
     let by = |key: &KeyPair, recipe, expires| {
         Ticket::issue(recipe, me, expires, |message| key.sign(message))
     };
@@ -277,12 +285,8 @@ async fn a_ticket_gives_its_peer_its_recipe_and_nobody_anything_else() -> Result
         ("of another recipe", theirs.recipe, own.clone()),
         ("with the recipe changed", theirs.recipe, Ticket::from_bytes(&changed)?),
         ("signed by its bearer", theirs.recipe, by(&agent.key, theirs.recipe, soon)),
-        (
-            "signed by the key of tokens",
-            theirs.recipe,
-            by(&node.server.app().keys.token, theirs.recipe, soon),
-        ),
-        ("too old", mine.recipe, by(ticket_key, mine.recipe, past)),
+        ("signed by the key of tokens", theirs.recipe, by(&tokens.pair, theirs.recipe, soon)),
+        ("too old", mine.recipe, by(&tickets.pair, mine.recipe, past)),
     ];
     let swarm = peer(agent, Arc::default()).await?;
     for (what, recipe, ticket) in attempts {

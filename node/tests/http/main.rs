@@ -21,6 +21,7 @@ mod forwarded;
 mod hostile;
 mod imports;
 mod issuers;
+mod keys;
 mod limits;
 mod lockout;
 mod logins;

@@ -90,7 +90,7 @@ async fn an_order_reaches_its_agents_and_is_watched_to_its_end() -> Result<()> {
     let (first, second) =
         (Agent::enrol(&node, "host-1").await?, Agent::enrol(&node, "host-2").await?);
     let mut live = orders(&node, &first).await?;
-    ensure!(matches!(live.order().await?, OrderMessage::Nodes { nodes } if nodes.len() == 1));
+    ensure!(matches!(live.order().await?, OrderMessage::Nodes { nodes, .. } if nodes.len() == 1));
     let agents: Vec<AgentInfo> = node.get("agents").await?;
     let online = |name| agents.iter().any(|agent| agent.name == name && agent.online);
     ensure!(online("host-1") && !online("host-2"));

@@ -10,9 +10,11 @@ use prometheus_client::registry::Registry;
 use reqwest::Method;
 use serde_json::json;
 use shoal_api::{AgentResolution, DiskGrant};
-use shoal_content::{Recipe, RecipeId, Ticket, Zone};
+use shoal_content::{Recipe, RecipeId, Ticket, Timestamp, Zone};
 use shoal_p2p::identity::Credentials;
-use shoal_p2p::{ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm};
+use shoal_p2p::{
+    ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+};
 use tokio::time::{Instant, timeout};
 
 use super::disks::{create_image, make_disk, upload};
@@ -20,8 +22,12 @@ use super::members::Agent;
 use super::node::{DEADLINE, Node, read};
 
 pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
-    let mut ticket_public_key = [0; 32];
-    hex::decode_to_slice(&agent.enrolment.ticket_public_key, &mut ticket_public_key)?;
+    let keys = agent.enrolment.ticket_keys.iter().map(|key| {
+        let mut public = [0; 32];
+        hex::decode_to_slice(&key.public_key, &mut public)?;
+        Ok(TicketKey { public, until: key.until_ms.map(Timestamp::from_millis) })
+    });
+    let keys: Result<Vec<TicketKey>> = keys.collect();
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = Config {
         credentials: Credentials {
@@ -33,7 +39,7 @@ pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
         advertise: any,
         zone: Zone::default(),
         role: PeerRole::Host,
-        ticket_public_key,
+        ticket_keys: TicketKeys::new(keys?),
         discovery: None,
     };
     let swarm = Swarm::start(config, store, &mut Registry::default()).await?;

@@ -12,7 +12,10 @@ use shoal_content::{
     RecipeKind, SourceObject, Ticket, Timestamp, Zone,
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
-use shoal_p2p::{ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm};
+use shoal_p2p::{
+    ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey,
+    TicketKeys,
+};
 
 pub const CHUNK_BYTES: usize = 64 * 1024;
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -65,7 +68,7 @@ impl Cluster {
             advertise: address,
             zone: Zone::default(),
             role,
-            ticket_public_key: *self.tickets.peer_id().as_public_key(),
+            ticket_keys: TicketKeys::new(vec![ticket_key(&self.tickets)]),
             discovery,
         };
         let mut registry = Registry::default();
@@ -74,9 +77,17 @@ impl Cluster {
     }
 
     pub fn ticket(&self, recipe: RecipeId, peer: PeerId) -> Ticket {
-        let expires = Timestamp::from_millis(u64::MAX);
-        Ticket::issue(recipe, peer, expires, |message| self.tickets.sign(message))
+        ticket_by(&self.tickets, recipe, peer)
     }
+}
+
+pub fn ticket_by(key: &KeyPair, recipe: RecipeId, peer: PeerId) -> Ticket {
+    let expires = Timestamp::from_millis(u64::MAX);
+    Ticket::issue(recipe, peer, expires, |message| key.sign(message))
+}
+
+pub fn ticket_key(pair: &KeyPair) -> TicketKey {
+    TicketKey { public: *pair.peer_id().as_public_key(), until: None }
 }
 
 impl Process {

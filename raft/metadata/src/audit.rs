@@ -332,6 +332,10 @@ pub fn audited<R: Read>(
         Command::CreateJoinToken(token) => ("join_token.create", token.id.clone()),
         Command::RevokeJoinToken { id } => ("join_token.revoke", id.clone()),
         Command::EnrolAgent { agent, .. } => ("agent.enrol", agent.name.clone()),
+        Command::RotateSigningKey { purpose, distrusted, .. } => {
+            let action = if *distrusted { "key.distrust" } else { "key.rotate" };
+            (action, purpose.name().to_owned())
+        }
         Command::RemoveAgent(peer) => ("agent.remove", peer.to_string()),
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
         Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),

@@ -113,7 +113,8 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::EndDelta { .. }
         | Command::NoteDeltaUses { .. }
         | Command::DropDeltas { .. }
-        | Command::CacheManifest(_) => 2,
+        | Command::CacheManifest(_)
+        | Command::RotateSigningKey { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -19,6 +19,7 @@ use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
+use crate::keys::KeyPurpose;
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
@@ -551,6 +552,16 @@ pub enum Command {
     /// Keeps a manifest of another registry's, in a project that is there. What it refers to may
     /// come later: it is held from then on.
     CacheManifest(PutManifest),
+    /// A new key to sign with; refused where `newest` is not the newest any more.
+    RotateSigningKey {
+        purpose: KeyPurpose,
+        newest: u32,
+        private: Secret,
+        /// Others learn of it before.
+        signs_from: Timestamp,
+        /// Nothing is believed that those before it have signed, and it signs at once.
+        distrusted: bool,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -730,6 +741,7 @@ pub enum Subject {
     Leaving,
     WarmUp,
     Delta,
+    SigningKey,
 }
 
 impl std::fmt::Display for Subject {
@@ -763,6 +775,7 @@ impl std::fmt::Display for Subject {
             Self::Leaving => "deletion of the account",
             Self::WarmUp => "warm-up policy",
             Self::Delta => "delta bundle",
+            Self::SigningKey => "signing key",
         })
     }
 }
@@ -777,4 +790,5 @@ pub enum Event {
     UploadChanged(UploadId),
     WarmUpsChanged,
     DeltaChanged(DeltaKey),
+    SigningKeysChanged,
 }

@@ -11,6 +11,7 @@ use shoal_content::{
 };
 
 use crate::delta::DeltaKey;
+use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
 use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
@@ -33,6 +34,15 @@ pub fn program(id: NodeId) -> Vec<u8> {
 pub fn is_program(key: &[u8]) -> bool {
     key.starts_with(PROGRAM)
 }
+
+/// The keys to sign with, in the cluster's table.
+pub fn signing_keys(purpose: KeyPurpose) -> &'static [u8] {
+    match purpose {
+        KeyPurpose::Token => b"signing-token",
+        KeyPurpose::Ticket => b"signing-ticket",
+    }
+}
+
 /// Rows of the cluster's besides its own, which has no key.
 pub const ACME_ACCOUNT: &[u8] = b"acme-account";
 pub const ACME_CHALLENGES: &[u8] = b"acme-challenges";

@@ -18,6 +18,7 @@ mod command;
 mod delta;
 mod deployment;
 mod key;
+mod keys;
 mod lockout;
 mod login;
 mod memory;
@@ -45,6 +46,10 @@ pub use delta::{
     DELTAS_AT_ONCE_MAX, DELTAS_PER_IMAGE_MAX, Delta, DeltaBundle, DeltaKey, DeltaState,
 };
 pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
+pub use keys::{
+    KeyPurpose, SIGNATURES_LIVE_MS, SIGNING_KEY_BYTES_MAX, SIGNING_KEYS_MAX, SigningKey,
+    accepted_until,
+};
 pub use lockout::{
     BLOCKS_MAX, Block, BlockReason, FAILURES_MAX, Failure, LockoutRules, SUSPICIONS_MAX, Suspect,
     SuspectError, TIMES_MAX,

@@ -344,6 +344,13 @@ fn catalog_samples() -> Vec<Command> {
             tags: vec![tag("t")],
             ..container("a/b", 1, 2, &[1])
         }),
+        Command::RotateSigningKey {
+            purpose: KeyPurpose::Ticket,
+            newest: 300,
+            private: Secret(vec![1, 2]),
+            signs_from: at(300),
+            distrusted: true,
+        },
     ]
 }
 

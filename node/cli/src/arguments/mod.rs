@@ -140,6 +140,21 @@ pub enum ClusterCommand {
     /// Raise the cluster's level to what every node knows, after a rolling upgrade; there is no way
     /// back to the version before then
     Upgrade,
+    /// The keys that tokens and tickets are signed with
+    Keys,
+    /// Make a new key to sign with; it signs after an hour, when every agent knows it
+    RotateKey {
+        /// What it signs: token (logins and programs) or ticket (agents' rights to chunks)
+        #[arg(value_parser = ["token", "ticket"])]
+        purpose: String,
+        /// Others may have the old key: believe nothing any more that it signed, at once. People
+        /// log in again, agents ask for new tickets by themselves
+        #[arg(long)]
+        distrust: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Make a token for one more node, and show what to do on its machine
     Add {
         /// How long the token holds

@@ -157,7 +157,7 @@ pub fn proof_of(
     if code.len() > CODE_BYTES_MAX {
         return Ok(None);
     }
-    let secret = one_time::open(&app.keys.token, user, &factor.secret);
+    let secret = one_time::open(&app.keys.sealing, user, &factor.secret);
     let secret = secret.map_err(|error| Problem::internal(&error))?;
     if let Some(step) = one_time::step_of(&secret, code, now().as_millis() / 1000) {
         return Ok(Some(Proof::Step(step)));

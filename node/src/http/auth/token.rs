@@ -11,7 +11,7 @@ use std::time::Duration;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, PeerId, Timestamp};
-use shoal_metadata::RobotName;
+use shoal_metadata::{KeyPurpose, RobotName};
 use shoal_raft::View;
 
 use super::{Known, Principal, TokenUse, bearer, is_valid};
@@ -123,10 +123,24 @@ pub fn issue_until(
         access,
         sid,
     };
-    let key = EncodingKey::from_ed_der(app.keys.token.to_pkcs8_der());
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key)
-        .map_err(|error| Problem::internal(&error))?;
-    Ok((token, exp))
+    Ok((sign(app, USER_TOKEN, &claims)?, exp))
+}
+
+/// Signs `claims` with the key that signs now, which the header names.
+fn sign<T: Serialize>(app: &App, kind: &str, claims: &T) -> Result<String, Problem> {
+    let signer = app.keys.ring.signer(KeyPurpose::Token, app.now());
+    let kid = Some(signer.number.to_string());
+    let header = Header { typ: Some(kind.to_owned()), kid, ..Header::new(Algorithm::EdDSA) };
+    let key = EncodingKey::from_ed_der(signer.pair.to_pkcs8_der());
+    jsonwebtoken::encode(&header, claims, &key).map_err(|error| Problem::internal(&error))
+}
+
+/// Who signed what has this header, where that one is believed. Tokens of the first key need not
+/// name it: there was no other when they were signed.
+fn signer(app: &App, header: &Header) -> Option<PeerId> {
+    let number = header.kid.as_deref().map_or(Ok(0), str::parse).ok()?;
+    let key = app.keys.ring.believed(KeyPurpose::Token, number, app.now());
+    key.map(|key| key.public())
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,10 +166,7 @@ pub(super) fn issue_ticket(
 ) -> Result<(String, u64), Problem> {
     let exp = app.now().as_millis() / 1000 + ttl.as_secs();
     let claims = TicketClaims { sub: user.to_owned(), aud: ticket_audience(app), exp, bound };
-    let header = Header { typ: Some(LOGIN_TICKET.to_owned()), ..Header::new(Algorithm::EdDSA) };
-    let key = EncodingKey::from_ed_der(app.keys.token.to_pkcs8_der());
-    let ticket = jsonwebtoken::encode(&header, &claims, &key);
-    ticket.map(|ticket| (ticket, exp)).map_err(|error| Problem::internal(&error))
+    Ok((sign(app, LOGIN_TICKET, &claims)?, exp))
 }
 
 /// The user and what the ticket is bound to, if it is a good one.
@@ -165,7 +176,7 @@ pub(super) fn read_ticket(app: &App, ticket: &str) -> Option<(String, String)> {
     validation.set_audience(&[ticket_audience(app)]);
     validation.set_required_spec_claims(&["exp", "aud", "sub"]);
     validation.leeway = 0;
-    let key = DecodingKey::from_ed_der(app.keys.token.peer_id().as_public_key());
+    let key = DecodingKey::from_ed_der(signer(app, &header)?.as_public_key());
     let claims = jsonwebtoken::decode::<TicketClaims>(ticket, &key, &validation).ok()?.claims;
     let right = header.typ.as_deref() == Some(LOGIN_TICKET);
     right.then_some((claims.sub, claims.bound))
@@ -208,7 +219,14 @@ pub(super) fn check(
     }
     match header.typ.as_deref() {
         Some(USER_TOKEN) => {
-            let signer = app.keys.token.peer_id();
+            let signer = match signer(app, &header) {
+                Some(signer) => signer,
+                // It may be newer than what was read here last.
+                None => {
+                    app.keys.ring.refresh(view.query())?;
+                    signer(app, &header).ok_or_else(Problem::unauthorized)?
+                }
+            };
             let claims = app.verified.claims(token, signer, || signed(token, signer))?;
             users(app, view, &claims, audience)
         }
@@ -274,8 +292,11 @@ fn account(app: &App, view: &View, claims: &Claims) -> Result<Option<Principal>,
 
 /// The claims of a token that this cluster is known to have signed for an account.
 fn known(app: &App, token: &str) -> Option<Arc<Claims>> {
+    let now = app.now();
+    let keys = app.keys.ring.keys(KeyPurpose::Token);
+    let mut believed = keys.iter().rev().filter(|key| key.is_believed(now));
     // Nothing else that its key signs is looked at here.
-    app.verified.known(token, app.keys.token.peer_id())
+    believed.find_map(|key| app.verified.known(token, key.public()))
 }
 
 /// Whether that is known, without a look at the token.

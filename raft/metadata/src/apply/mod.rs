@@ -17,6 +17,7 @@ mod deployment;
 mod holders;
 mod image;
 mod instance;
+mod keys;
 mod level;
 mod lockout;
 mod login;
@@ -320,6 +321,9 @@ impl<R: Read> Step<'_, R> {
                 self.drop_deltas(&deltas, unused_before)
             }
             Command::CacheManifest(put) => self.cache_manifest(put),
+            Command::RotateSigningKey { purpose, newest, private, signs_from, distrusted } => {
+                self.rotate_signing_key(purpose, newest, (private, signs_from), distrusted)
+            }
         }
     }
 }

@@ -112,6 +112,15 @@ pub fn cluster() -> Subject {
                 .refuses(409, "node_exists node_too_old"),
             post("/api/v1/cluster/upgrade", "Raises the level to what every node knows")
                 .refuses(409, "node_too_old"),
+            get("/api/v1/cluster/keys", "Lists the keys that tokens and tickets are signed with"),
+            post("/api/v1/cluster/keys/{purpose}/rotate", "Makes a new key to sign with")
+                .about(
+                    "It signs after an hour, and what the old one signed holds to its end. With \
+                     `distrust` it signs at once, and nothing holds that those before it signed: \
+                     people log in again, agents ask for new tickets.",
+                )
+                .refuses(404, "key_not_found")
+                .refuses(409, "exists"),
             delete("/api/v1/cluster/nodes/{node}", "Takes a node out for good")
                 .refuses(404, "not_found")
                 .refuses(409, "last_node"),

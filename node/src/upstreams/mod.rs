@@ -22,6 +22,7 @@ mod error;
 mod flight;
 mod manifests;
 mod projects;
+mod proxy;
 mod standing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -71,6 +72,9 @@ pub enum SetupError {
     Folder { path: PathBuf, source: std::io::Error },
 }
 
+/// A blob's pin is its digest, too.
+type AbsentKey = (RepositoryName, Pin);
+
 /// One of them.
 #[derive(Debug)]
 pub struct Upstream {
@@ -83,7 +87,7 @@ pub struct Upstream {
     tags: Cache<(RepositoryName, TagName), ()>,
     /// Single flight, mainly.
     fetched: Cache<(RepositoryName, Digest), ()>,
-    absent: moka::sync::Cache<(RepositoryName, Pin), Error>,
+    absent: moka::sync::Cache<AbsentKey, Error>,
 }
 
 /// All of them. Clones are the same.
@@ -196,6 +200,13 @@ impl Upstreams {
 impl Upstream {
     pub fn shown(&self) -> Shown {
         self.standing.shown()
+    }
+
+    /// What it answered makes no sense; noted.
+    fn odd(&self, why: impl Into<String>) -> Error {
+        let error = Error::Odd { name: self.name.to_string(), why: why.into() };
+        self.standing.note(Err(&error));
+        error
     }
 
     /// The repository's name at the upstream.

@@ -6,11 +6,12 @@
 //!
 //! Invariant: leases are taken before anything is fetched and live as long as the result does.
 
+mod awaited;
 pub mod delta;
 pub mod download;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -40,6 +41,8 @@ pub enum Error {
     Download(#[from] Arc<download::Error>),
     #[error("what is known of the image could not be kept")]
     Catalogue(#[from] crate::enrolment::Error),
+    #[error("for long nothing came: {0}")]
+    Awaited(String),
     #[error("the fetch was stopped by the agent's shutdown")]
     Stopped,
 }
@@ -49,7 +52,7 @@ impl Error {
         match self {
             Self::Nodes(error) => error.is_retryable(),
             Self::Download(error) => error.is_retryable(),
-            Self::Catalogue(_) | Self::Stopped => false,
+            Self::Catalogue(_) | Self::Awaited(_) | Self::Stopped => false,
         }
     }
 
@@ -92,7 +95,7 @@ pub struct Fetcher {
 impl Fetcher {
     /// Asks a node what `reference` means, and remembers it.
     pub async fn resolve(&self, reference: &ImageReference) -> Result<Arc<Known>, Error> {
-        let resolution = self.nodes.resolve(reference, None).await?;
+        let resolution = self.nodes.resolve(reference, awaited::platform()).await?;
         let (catalogue, reference) = (self.catalogue.clone(), reference.clone());
         let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
         Ok(kept.ok_or(Error::Stopped)??)
@@ -130,12 +133,31 @@ impl Fetcher {
         }
     }
 
+    /// Resolves the image once nodes have all of it.
+    async fn arrived(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+    ) -> Result<Arc<Known>, Error> {
+        let mut wait = awaited::Wait::begin(Instant::now());
+        loop {
+            let known = self.resolve(reference).await?;
+            let Some(awaited) = &known.resolution.awaited else { return Ok(known) };
+            let text = awaited::text(awaited);
+            let Some(pause) = wait.next(Instant::now(), awaited) else {
+                return Err(Error::Awaited(text));
+            };
+            tracked.note_error(&text);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     async fn attempt(
         &self,
         reference: &ImageReference,
         tracked: &Tracked,
     ) -> Result<Fetched, Error> {
-        let known = self.resolve(reference).await?;
+        let known = self.arrived(reference, tracked).await?;
         let mut wanted = wanted(&known);
         let leases = wanted.iter().map(|one| self.cache.lease(one.recipe)).collect();
         self.check_room(&wanted)?;

@@ -162,23 +162,27 @@ impl NodeClient {
         token::issue(self.key.peer_id(), &self.cluster, now, |message| self.key.sign(message))
     }
 
-    /// What `reference` means now, with the right to its bytes; `blobs` narrows it to those.
+    /// What `reference` means now, with the right to all of its bytes that is for `platform`; what
+    /// nodes lack of it they ask for.
     pub async fn resolve(
         &self,
         reference: &ImageReference,
-        blobs: Option<Vec<Digest>>,
+        platform: String,
     ) -> Result<AgentResolution, Error> {
-        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        let (reference, platform) = (reference.clone(), Some(platform));
+        let request = AgentResolveRequest { reference, blobs: None, whole: true, platform };
         self.ask(Method::POST, "/api/v1/agents/self/resolve", &request).await
     }
 
-    /// The same, asked of each node once: for callers that have something to fall back to.
+    /// The same as nodes have it; `blobs` narrows it to those. Each node is asked once: for callers
+    /// that have something to fall back to.
     pub async fn resolve_once(
         &self,
         reference: &ImageReference,
         blobs: Option<Vec<Digest>>,
     ) -> Result<AgentResolution, Error> {
-        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        let reference = reference.clone();
+        let request = AgentResolveRequest { reference, blobs, whole: false, platform: None };
         self.round(Method::POST, "/api/v1/agents/self/resolve", Some(&request)).await
     }
 

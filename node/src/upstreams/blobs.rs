@@ -11,6 +11,7 @@ use futures::{FutureExt, StreamExt};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use shoal_content::{Digest, Pin, RepositoryName, UploadId};
+use shoal_metadata::{Blob, Command, Who, holder};
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
@@ -159,7 +160,11 @@ impl Upstreams {
         // From here on it is this cluster's to fail; who reads has all there is.
         match keep(app, upstream, wanted, blob).await {
             Ok(()) => info!(repository = %wanted.repository, "a blob came from an upstream"),
-            Err(error) => warn!(%error, "a blob of an upstream was given, and not kept"),
+            Err(why) => {
+                warn!(error = why, "a blob of an upstream was given, and not kept");
+                let (name, digest) = (upstream.name.to_string(), wanted.digest.to_string());
+                upstream.absent.insert(wanted.pin(), Error::Unkept { name, digest, why });
+            }
         }
         Ok(())
     }
@@ -197,6 +202,38 @@ impl Upstream {
                 Err(self.odd(format!("{} is not as long as its manifest says", wanted.digest)))
             }
         }
+    }
+
+    /// The blob, where another repository of this upstream has it that `who` may pull from: images
+    /// of one upstream share much. It is in this one from then on.
+    ///
+    /// # Errors
+    /// Where this cluster fails, or refuses it.
+    pub async fn mount(
+        &self,
+        app: &App,
+        who: &Who,
+        wanted: &Wanted,
+    ) -> Result<Option<Blob>, Error> {
+        let Wanted { repository, digest, size } = wanted;
+        let view = app.view().await?;
+        let query = view.query();
+        let Some(image) = query.image_by_name(repository)? else { return Ok(None) };
+        let found = holder(query, who, digest, &self.name)?;
+        let Some(from) = found.filter(|from| from.project() == self.name) else { return Ok(None) };
+        let Some(blob) = query.blob(digest)?.filter(|blob| blob.size == *size) else {
+            return Ok(None);
+        };
+        drop(view);
+        let mount = Command::MountBlob {
+            from: Some(from),
+            to: repository.clone(),
+            digest: digest.clone(),
+            owner: image.owner,
+            image: image.id,
+        };
+        app.propose(mount).await?;
+        Ok(Some(blob))
     }
 }
 

@@ -4,6 +4,7 @@
 //! The upstream is another Shoal, behind a [tap](tap): by Basic, and by a token from another host.
 
 mod bad;
+mod hosts;
 mod nodes;
 mod proxy;
 mod tap;

@@ -26,6 +26,7 @@ pub mod mirror;
 pub mod nodes;
 pub mod setup;
 pub mod status;
+pub mod telemetry;
 pub mod transfers;
 
 /// Runs `work`, which blocks on the disk, off the async threads. `None` where the runtime is

@@ -19,11 +19,12 @@ use rand::RngExt;
 use shoal_api::TransferProgress;
 use shoal_content::ImageReference;
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, debug_span, info, warn};
 
 use crate::cache::{self, Cache, Lease};
 use crate::catalogue::{Catalogue, Known};
 use crate::nodes::{self, NodeClient};
+use crate::telemetry;
 use crate::transfers::Tracked;
 use download::{Download, Downloads, Step, Wanted};
 
@@ -108,6 +109,15 @@ impl Fetcher {
         tracked: &Tracked,
         patience: Patience,
     ) -> Result<Fetched, Error> {
+        self.attempts(reference, tracked, patience).instrument(tracked.span().clone()).await
+    }
+
+    async fn attempts(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+        patience: Patience,
+    ) -> Result<Fetched, Error> {
         let mut pause = RETRY_PAUSE_MIN;
         let mut attempt = 1;
         loop {
@@ -171,22 +181,24 @@ impl Fetcher {
             .iter()
             .map(|one| TransferProgress { bytes_total: one.bytes, ..Default::default() })
             .collect();
+        let begin = |(at, one): (usize, Wanted)| {
+            let span = debug_span!(parent: tracked.span(), "recipe", recipe = %one.recipe);
+            follow(Part { at, span, download: self.downloads.start(one) })
+        };
         let mut waiting = wanted.into_iter().enumerate();
         let mut running = FuturesUnordered::new();
-        for (at, one) in waiting.by_ref().take(BLOBS_AT_ONCE) {
-            running.push(follow(at, self.downloads.start(one)));
-        }
-        while let Some((at, download, step)) = running.next().await {
+        running.extend(waiting.by_ref().take(BLOBS_AT_ONCE).map(begin));
+        while let Some((part, step)) = running.next().await {
+            let at = part.at;
             match step {
                 Step::Progress(progress) => {
                     parts[at] = progress;
-                    running.push(follow(at, download));
+                    running.push(follow(part));
                 }
                 Step::End(outcome) => {
                     parts[at] = outcome?;
-                    if let Some((at, one)) = waiting.next() {
-                        running.push(follow(at, self.downloads.start(one)));
-                    }
+                    telemetry::describe(&part.span, &parts[at]);
+                    running.extend(waiting.next().map(begin));
                 }
             }
             tracked.update(sum(&parts));
@@ -213,10 +225,18 @@ impl Fetcher {
     }
 }
 
-/// Waits for the next thing that happens to a download, and says which one it was.
-async fn follow(at: usize, mut download: Download) -> (usize, Download, Step) {
-    let step = download.next().await;
-    (at, download, step)
+/// A recipe of an image, on its way.
+struct Part {
+    /// Its place among the others.
+    at: usize,
+    span: Span,
+    download: Download,
+}
+
+/// Waits for the next thing that happens to it.
+async fn follow(mut part: Part) -> (Part, Step) {
+    let step = part.download.next().await;
+    (part, step)
 }
 
 /// Every distinct recipe of an image, with the right to it.

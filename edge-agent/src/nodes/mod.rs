@@ -27,9 +27,10 @@ use shoal_api::{
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
 use thiserror::Error;
-use tracing::debug;
+use tracing::{Instrument, Span, debug, debug_span};
 
 use crate::metrics::AgentMetrics;
+use crate::telemetry;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -312,7 +313,13 @@ impl NodeClient {
             if let Some(body) = body {
                 request = request.json(body);
             }
-            let outcome = answer(&url, request).await;
+            // Of what no transfer waits for there are no spans.
+            let span = match Span::current().is_none() {
+                true => Span::none(),
+                false => debug_span!("node.request", path, node = url),
+            };
+            let request = request.headers(telemetry::headers(&span));
+            let outcome = answer(&url, request).instrument(span).await;
             let label = if outcome.is_ok() { "ok" } else { "failed" };
             self.metrics.node_requests.get_or_create(&[("outcome", label)]).inc();
             match outcome {

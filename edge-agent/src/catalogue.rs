@@ -220,6 +220,7 @@ mod tests {
                 ticket: "t".into(),
             }],
             warning: None,
+            awaited: None,
         }
     }
 

@@ -26,6 +26,7 @@ pub mod mirror;
 pub mod nodes;
 pub mod setup;
 pub mod status;
+pub mod telemetry;
 pub mod ticket_keys;
 pub mod transfers;
 

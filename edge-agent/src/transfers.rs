@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use shoal_api::TransferProgress;
 use shoal_content::TransferId;
 use tokio::sync::watch;
+use tracing::{Span, debug_span};
 use uuid::Uuid;
 
 use crate::metrics::AgentMetrics;
+use crate::telemetry;
 
 const FINISHED_MAX: usize = 100;
 
@@ -65,6 +67,7 @@ pub struct Transfers {
 pub struct Tracked {
     transfers: Transfers,
     id: TransferId,
+    span: Span,
     started: Instant,
     progress: watch::Sender<TransferProgress>,
 }
@@ -81,9 +84,10 @@ impl Transfers {
         let running = TransferProgress { state: "running".into(), ..Default::default() };
         let (sender, progress) = watch::channel(running.clone());
         let record = TransferRecord { id, what, purpose, started_at, progress: running };
+        let span = debug_span!("transfer", what = record.what, ?purpose, transfer = %id);
         self.log.lock().running.push(Live { record, progress });
         self.metrics.transfers_running.inc();
-        Tracked { transfers: self.clone(), id, started: Instant::now(), progress: sender }
+        Tracked { transfers: self.clone(), id, span, started: Instant::now(), progress: sender }
     }
 
     /// Running ones first, then the finished, newest first.
@@ -106,6 +110,11 @@ impl Tracked {
         self.id
     }
 
+    /// What is done for it is done below this.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
     pub fn watch(&self) -> watch::Receiver<TransferProgress> {
         self.progress.subscribe()
     }
@@ -123,6 +132,7 @@ impl Tracked {
 
     /// Notes a failure that is being retried.
     pub fn note_error(&self, error: &str) {
+        telemetry::note(&self.span, error);
         self.progress.send_modify(|progress| progress.last_error = Some(error.to_owned()));
     }
 
@@ -148,6 +158,7 @@ impl Drop for Tracked {
         if self.progress.borrow().state == "running" {
             self.failed("cancelled");
         }
+        telemetry::describe(&self.span, &self.progress.borrow());
         let outcome = if self.progress.borrow().state == "done" { "done" } else { "failed" };
         let metrics = &self.transfers.metrics;
         metrics.transfers_running.dec();

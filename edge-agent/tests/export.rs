@@ -208,6 +208,7 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
             ticket: String::new(),
         }],
         warning: None,
+        awaited: None,
     };
     let target = folder.path().join("layout");
     let reference = "demo/app:v1".parse()?;

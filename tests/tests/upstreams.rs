@@ -225,6 +225,26 @@ fn podman(stage: &Stage) -> Result<()> {
 }
 
 #[test]
+fn a_host_fetches_whole_what_nobody_has_pulled() -> Result<()> {
+    let stage = Stage::set()?;
+    let reference = format!("registry.lab/{NAME}:v1");
+    for agent in &stage.agents {
+        run(agent.command("fetch", &[&reference])?)?;
+    }
+    let blobs = stage.image.blob_bytes as f64;
+    ensure!(stage.received()? == blobs, "{} of {blobs} bytes were received", stage.received()?);
+    // All of it is at the host: nothing more is asked for.
+    let layer = format!("/v2/registry.lab/{NAME}/blobs/{}", stage.image.layer_digests[0]);
+    ensure!(stage.headers(0, &format!("/v2/registry.lab/{NAME}/manifests/v1"))?.contains("200 ok"));
+    ensure!(stage.headers(0, &layer)?.contains("200 ok"), "no layer at the host");
+    ensure!(
+        stage.agents[0].metric("shoal_mirror_passed_bytes_total", "")? == 0.0,
+        "it was passed on"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_node_that_is_killed_in_the_middle_of_a_layer_spoils_nothing() -> Result<()> {
     let mut stage = Stage::set()?;
     // Slow enough to be caught at it.

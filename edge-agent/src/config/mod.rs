@@ -55,6 +55,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("status", &["enabled", "listen"]),
+    ("traces", &["endpoint", "sample_ratio"]),
     ("log", &["filter", "format"]),
 ];
 
@@ -79,6 +80,7 @@ pub struct Config {
     pub delta: Delta,
     pub mirror: Mirror,
     pub status: Status,
+    pub traces: Traces,
     pub log: Log,
 }
 
@@ -276,6 +278,22 @@ impl Default for Log {
     }
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Traces {
+    /// Where a collector takes OTLP over HTTP, in protobuf: `http://HOST:4318/v1/traces`. Without
+    /// it nothing is traced.
+    pub endpoint: Option<String>,
+    /// Of the transfers, this share is traced: 0 to 1.
+    pub sample_ratio: f64,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, sample_ratio: 1.0 }
+    }
+}
+
 impl Config {
     /// Reads the file (`path`, else [`DEFAULT_PATH`] where it exists), then `environment`, then
     /// `overrides` (`section.key`, value).
@@ -345,6 +363,14 @@ impl Config {
                 "an address other than loopback needs certificate_file and key_file",
             );
         }
+        let is_url = |text: &String| text.starts_with("http://") || text.starts_with("https://");
+        if !self.traces.endpoint.as_ref().is_none_or(is_url) {
+            let text = "it is http://HOST:4318/v1/traces or https://…";
+            return refuse("traces", "endpoint", text);
+        }
+        if !(0.0..=1.0).contains(&self.traces.sample_ratio) {
+            return refuse("traces", "sample_ratio", "it is 0 to 1");
+        }
         if self.control_socket().as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return refuse(
                 "agent",
@@ -385,6 +411,8 @@ mod tests {
         config.cache.min_free_bytes = Some(ByteSize::new(1));
         config.mirror.certificate_file = Some("d".into());
         config.mirror.key_file = Some("e".into());
+        config.mirror.hub_listen = Some(config.mirror.listen);
+        config.traces.endpoint = Some("f".into());
         let table = toml::Table::try_from(&config).unwrap();
         let mut sections: Vec<_> = table.keys().map(String::as_str).collect();
         let mut known: Vec<_> = SETTINGS.iter().map(|(section, _)| *section).collect();
@@ -431,6 +459,13 @@ mod tests {
         assert!(load("[mirror]\nlisten = \"0.0.0.0:5055\"", &[]).is_err());
         assert!(load("[status]\nlisten = \"10.0.0.1:5056\"", &[]).is_err());
         assert!(load("[mirror]\nlisten = \"[::1]:5055\"", &[]).is_ok());
+    }
+
+    #[test]
+    fn traces_go_to_an_address_and_a_share_is_one() {
+        assert!(load("[traces]\nendpoint = \"http://collector:4318/v1/traces\"", &[]).is_ok());
+        assert!(load("[traces]\nendpoint = \"collector:4318\"", &[]).is_err());
+        assert!(load("[traces]\nsample_ratio = 1.5", &[]).is_err());
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //!
 //! Invariant: leases are taken before anything is fetched and live as long as the result does.
 
+mod awaited;
 pub mod delta;
 pub mod download;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -18,11 +19,12 @@ use rand::RngExt;
 use shoal_api::TransferProgress;
 use shoal_content::ImageReference;
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, debug_span, info, warn};
 
 use crate::cache::{self, Cache, Lease};
 use crate::catalogue::{Catalogue, Known};
 use crate::nodes::{self, NodeClient};
+use crate::telemetry;
 use crate::transfers::Tracked;
 use download::{Download, Downloads, Step, Wanted};
 
@@ -40,6 +42,8 @@ pub enum Error {
     Download(#[from] Arc<download::Error>),
     #[error("what is known of the image could not be kept")]
     Catalogue(#[from] crate::enrolment::Error),
+    #[error("for long nothing came: {0}")]
+    Awaited(String),
     #[error("the fetch was stopped by the agent's shutdown")]
     Stopped,
 }
@@ -49,7 +53,7 @@ impl Error {
         match self {
             Self::Nodes(error) => error.is_retryable(),
             Self::Download(error) => error.is_retryable(),
-            Self::Catalogue(_) | Self::Stopped => false,
+            Self::Catalogue(_) | Self::Awaited(_) | Self::Stopped => false,
         }
     }
 
@@ -92,7 +96,7 @@ pub struct Fetcher {
 impl Fetcher {
     /// Asks a node what `reference` means, and remembers it.
     pub async fn resolve(&self, reference: &ImageReference) -> Result<Arc<Known>, Error> {
-        let resolution = self.nodes.resolve(reference, None).await?;
+        let resolution = self.nodes.resolve(reference, awaited::platform()).await?;
         let (catalogue, reference) = (self.catalogue.clone(), reference.clone());
         let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
         Ok(kept.ok_or(Error::Stopped)??)
@@ -100,6 +104,15 @@ impl Fetcher {
 
     /// Fetches all of an image.
     pub async fn image(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+        patience: Patience,
+    ) -> Result<Fetched, Error> {
+        self.attempts(reference, tracked, patience).instrument(tracked.span().clone()).await
+    }
+
+    async fn attempts(
         &self,
         reference: &ImageReference,
         tracked: &Tracked,
@@ -130,12 +143,31 @@ impl Fetcher {
         }
     }
 
+    /// Resolves the image once nodes have all of it.
+    async fn arrived(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+    ) -> Result<Arc<Known>, Error> {
+        let mut wait = awaited::Wait::begin(Instant::now());
+        loop {
+            let known = self.resolve(reference).await?;
+            let Some(awaited) = &known.resolution.awaited else { return Ok(known) };
+            let text = awaited::text(awaited);
+            let Some(pause) = wait.next(Instant::now(), awaited) else {
+                return Err(Error::Awaited(text));
+            };
+            tracked.note_error(&text);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     async fn attempt(
         &self,
         reference: &ImageReference,
         tracked: &Tracked,
     ) -> Result<Fetched, Error> {
-        let known = self.resolve(reference).await?;
+        let known = self.arrived(reference, tracked).await?;
         let mut wanted = wanted(&known);
         let leases = wanted.iter().map(|one| self.cache.lease(one.recipe)).collect();
         self.check_room(&wanted)?;
@@ -149,22 +181,24 @@ impl Fetcher {
             .iter()
             .map(|one| TransferProgress { bytes_total: one.bytes, ..Default::default() })
             .collect();
+        let begin = |(at, one): (usize, Wanted)| {
+            let span = debug_span!(parent: tracked.span(), "recipe", recipe = %one.recipe);
+            follow(Part { at, span, download: self.downloads.start(one) })
+        };
         let mut waiting = wanted.into_iter().enumerate();
         let mut running = FuturesUnordered::new();
-        for (at, one) in waiting.by_ref().take(BLOBS_AT_ONCE) {
-            running.push(follow(at, self.downloads.start(one)));
-        }
-        while let Some((at, download, step)) = running.next().await {
+        running.extend(waiting.by_ref().take(BLOBS_AT_ONCE).map(begin));
+        while let Some((part, step)) = running.next().await {
+            let at = part.at;
             match step {
                 Step::Progress(progress) => {
                     parts[at] = progress;
-                    running.push(follow(at, download));
+                    running.push(follow(part));
                 }
                 Step::End(outcome) => {
                     parts[at] = outcome?;
-                    if let Some((at, one)) = waiting.next() {
-                        running.push(follow(at, self.downloads.start(one)));
-                    }
+                    telemetry::describe(&part.span, &parts[at]);
+                    running.extend(waiting.next().map(begin));
                 }
             }
             tracked.update(sum(&parts));
@@ -191,10 +225,18 @@ impl Fetcher {
     }
 }
 
-/// Waits for the next thing that happens to a download, and says which one it was.
-async fn follow(at: usize, mut download: Download) -> (usize, Download, Step) {
-    let step = download.next().await;
-    (at, download, step)
+/// A recipe of an image, on its way.
+struct Part {
+    /// Its place among the others.
+    at: usize,
+    span: Span,
+    download: Download,
+}
+
+/// Waits for the next thing that happens to it.
+async fn follow(mut part: Part) -> (Part, Step) {
+    let step = part.download.next().await;
+    (part, step)
 }
 
 /// Every distinct recipe of an image, with the right to it.

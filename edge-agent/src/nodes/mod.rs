@@ -27,9 +27,10 @@ use shoal_api::{
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
 use thiserror::Error;
-use tracing::debug;
+use tracing::{Instrument, Span, debug, debug_span};
 
 use crate::metrics::AgentMetrics;
+use crate::telemetry;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -162,23 +163,27 @@ impl NodeClient {
         token::issue(self.key.peer_id(), &self.cluster, now, |message| self.key.sign(message))
     }
 
-    /// What `reference` means now, with the right to its bytes; `blobs` narrows it to those.
+    /// What `reference` means now, with the right to all of its bytes that is for `platform`; what
+    /// nodes lack of it they ask for.
     pub async fn resolve(
         &self,
         reference: &ImageReference,
-        blobs: Option<Vec<Digest>>,
+        platform: String,
     ) -> Result<AgentResolution, Error> {
-        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        let (reference, platform) = (reference.clone(), Some(platform));
+        let request = AgentResolveRequest { reference, blobs: None, whole: true, platform };
         self.ask(Method::POST, "/api/v1/agents/self/resolve", &request).await
     }
 
-    /// The same, asked of each node once: for callers that have something to fall back to.
+    /// The same as nodes have it; `blobs` narrows it to those. Each node is asked once: for callers
+    /// that have something to fall back to.
     pub async fn resolve_once(
         &self,
         reference: &ImageReference,
         blobs: Option<Vec<Digest>>,
     ) -> Result<AgentResolution, Error> {
-        let request = AgentResolveRequest { reference: reference.clone(), blobs };
+        let reference = reference.clone();
+        let request = AgentResolveRequest { reference, blobs, whole: false, platform: None };
         self.round(Method::POST, "/api/v1/agents/self/resolve", Some(&request)).await
     }
 
@@ -308,7 +313,13 @@ impl NodeClient {
             if let Some(body) = body {
                 request = request.json(body);
             }
-            let outcome = answer(&url, request).await;
+            // Of what no transfer waits for there are no spans.
+            let span = match Span::current().is_none() {
+                true => Span::none(),
+                false => debug_span!("node.request", path, node = url),
+            };
+            let request = request.headers(telemetry::headers(&span));
+            let outcome = answer(&url, request).instrument(span).await;
             let label = if outcome.is_ok() { "ok" } else { "failed" };
             self.metrics.node_requests.get_or_create(&[("outcome", label)]).inc();
             match outcome {

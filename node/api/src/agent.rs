@@ -129,10 +129,18 @@ pub struct AgentInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentResolveRequest {
     pub reference: ImageReference,
-    /// Where missing, all that the version refers to (for an index: what `platform` chooses, or
-    /// everything); else only these blobs, which must belong to the repository.
+    /// Where missing, all that the version refers to; else only these blobs, which must belong to
+    /// the repository.
     #[serde(default)]
     pub blobs: Option<Vec<Digest>>,
+    /// All of it is to come to this host: what is not here of another registry's image is asked for
+    /// there, and named in `awaited` until it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
+    /// `linux/amd64`: of another registry's index, `whole` asks for what is for this; where missing,
+    /// for everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -155,6 +163,21 @@ pub struct AgentResolution {
     /// What whoever pulls it is to be told: that it may be out of date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// What of it is on its way from another registry; `blobs` has the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited: Option<AwaitedContent>,
+}
+
+/// Content of another registry's that a node has asked for and does not hold yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AwaitedContent {
+    /// By which the cluster knows that registry.
+    pub from: String,
+    pub blobs: u64,
+    pub bytes: u64,
+    /// The last error of that registry's at this node, if it had any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

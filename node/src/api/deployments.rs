@@ -17,6 +17,7 @@ use shoal_metadata::{
 };
 use uuid::Uuid;
 
+use super::brought::brought;
 use super::caller::Caller;
 use super::images::resolved;
 use super::input::{Body, Path};
@@ -41,6 +42,7 @@ pub async fn create(
     Body(request): Body<CreateDeployment>,
 ) -> Result<(StatusCode, Json<Deployment>), Problem> {
     let owner = caller.account()?;
+    let caller = brought(&app, caller, &request.reference).await?;
     let query = caller.view.query();
     let (image, version) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
     let agents = query.agents()?;

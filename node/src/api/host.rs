@@ -14,23 +14,23 @@ use shoal_api::{
     AgentResolution, AgentResolveRequest, BlobGrant, DeltaAnswer, DeltaGrant, DeltaRequest,
     DiskGrant, ManifestContent, ProgressReport, TransferProgress,
 };
-use shoal_content::{DeploymentId, Digest, ImageReference, PeerId, Pin, RecipeId};
+use shoal_content::{DeploymentId, Digest, PeerId, Pin, RecipeId};
 use shoal_metadata::{
     self as metadata, Action, Command, HostState, KeyPurpose, Query as Metadata, Read, Reference,
     Version, What, Who, permission,
 };
 
+use super::brought::{bring, complete};
 use super::caller::Host;
 use super::images::resolved;
 use super::input::Body;
-use super::problem::{crowded, missing, unavailable};
+use super::problem::{crowded, missing};
 use super::shown::{kind_name, number};
 use crate::clock::now;
 use crate::delta::Offer;
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
 use crate::state::App;
-use crate::upstreams::{self, Brought};
 
 /// Indexes in indexes, this deep.
 const INDEX_DEPTH_MAX: usize = 4;
@@ -53,16 +53,27 @@ pub async fn resolve(
     Body(request): Body<AgentResolveRequest>,
 ) -> Result<Json<AgentResolution>, Problem> {
     let warning = bring(&app, &request.reference).await?;
-    let view = app.view().await?;
-    let query = view.query();
+    let mut view = app.view().await?;
     let (image, version) = resolved(&view, &Who::Agent, &request.reference, Action::Pull)?;
+    let mut awaited = None;
+    if request.whole && app.upstreams.of(&image.name).is_some() {
+        drop(view);
+        let platform = request.platform.as_deref();
+        let asking = complete(&app, &request.reference, &version.digest, platform);
+        awaited = Box::pin(asking).await?;
+        view = app.view().await?;
+    }
+    let query = view.query();
+    // What it refers to may have come.
+    let gone = || missing("version_not_found", "the version was deleted meanwhile");
+    let version = query.version(image.id, &version.digest)?.ok_or_else(gone)?;
     let tag = match &request.reference.pin {
         Pin::Tag(tag) => Some(tag),
         Pin::Digest(_) => None,
     };
     app.services.pulls.note(image.id, tag, &version.digest);
-    // Asked again for single blobs, it is the same download.
-    if request.blobs.is_none() {
+    // Asked again for single blobs, or for what was awaited, it is the same download.
+    if request.blobs.is_none() && awaited.is_none() {
         app.services.pulls.count(image.id, &version.digest);
     }
     let pulled = format!("{}@{}", image.name, version.digest);
@@ -108,30 +119,8 @@ pub async fn resolve(
         disk,
         blobs,
         warning,
+        awaited,
     }))
-}
-
-/// Of another registry's image, it is asked there what it is now; gives what is to be said of it.
-async fn bring(app: &App, reference: &ImageReference) -> Result<Option<String>, Problem> {
-    let ImageReference { name, pin } = reference;
-    let Some(upstream) = app.upstreams.of(name) else { return Ok(None) };
-    let brought = app.upstreams.bring(app, upstream, name, pin, false).await;
-    match brought.map_err(|error| of_upstream(&error))? {
-        Brought::Stale(notice) => Ok(Some(notice)),
-        Brought::Known | Brought::Looked => Ok(None),
-    }
-}
-
-fn of_upstream(error: &upstreams::Error) -> Problem {
-    let text = error.to_string();
-    match error {
-        upstreams::Error::Unknown(_) | upstreams::Error::Denied(_) => {
-            missing("image_not_found", text)
-        }
-        upstreams::Error::Forbidden(_) => Problem::forbidden(text),
-        upstreams::Error::Limited { .. } => crowded(text),
-        _ => unavailable(text),
-    }
 }
 
 /// A bundle in place of the new chunks, for a version that the host may have anyway.

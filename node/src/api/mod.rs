@@ -10,6 +10,7 @@ mod agents;
 mod audit;
 mod backup;
 mod blocks;
+mod brought;
 mod caller;
 mod cluster;
 mod compatible;

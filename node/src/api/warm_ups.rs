@@ -11,6 +11,7 @@ use shoal_content::{AccountName, ImageReference, Labels, Pin};
 use shoal_metadata::{self as metadata, Action, Command, Query as Metadata, Read, Refusal, What};
 use shoal_raft::ProposeError;
 
+use super::brought::brought;
 use super::caller::Caller;
 use super::deployments::checked_parallel;
 use super::images::resolved;
@@ -79,6 +80,7 @@ pub async fn create(
     Body(request): Body<CreateWarmUp>,
 ) -> Result<(StatusCode, Json<WarmUp>), Problem> {
     let created_by = caller.account()?;
+    let caller = brought(&app, caller, &request.reference).await?;
     let (image, _) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
     let Pin::Tag(tag) = request.reference.pin else {
         let text = "a digest never moves: name a tag, or deploy it once";

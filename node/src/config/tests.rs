@@ -83,6 +83,12 @@ fn upstreams_have_names_that_images_can_have_and_one_place_each() {
         (format!("{hub}aliases = [\"Docker.io\"]\n"), "twice"),
         (format!("{hub}tag_second = 1\n"), "'tag_seconds'"),
         (hub.replace("https://", "https://u:p@"), "url"),
+        (format!("{hub}proxy = \"socks5://p:1080\"\n"), "proxy"),
+        (format!("{hub}proxy = \"http://u:p@p:3128\"\n"), "proxy"),
+        (format!("{hub}proxy_hosts = [\"*\"]\n"), "needs one"),
+        (format!("{hub}proxy = \"http://p\"\nproxy_username = \"u\"\n"), "proxy_password_file"),
+        (format!("{hub}proxy = \"http://p\"\nproxy_hosts = [\"a:1\"]\n"), "proxy_hosts"),
+        (format!("{hub}silence_seconds = 0\n"), "silence_seconds"),
     ] {
         let message = said(&unfit).unwrap_err();
         assert!(message.contains(word), "{unfit}: {message}");

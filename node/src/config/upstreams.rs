@@ -16,11 +16,19 @@ pub const UPSTREAM_SETTINGS: &[&str] = &[
     "password_file",
     "ca_file",
     "login_hosts",
+    "proxy",
+    "proxy_username",
+    "proxy_password_file",
+    "proxy_hosts",
+    "silence_seconds",
     "allow",
     "visibility",
     "tag_seconds",
     "keep_days",
 ];
+
+/// Longer than any registry needs.
+const SILENCE_SECONDS_MAX: u64 = 600;
 
 /// As the first parts of names that clients pull by: `docker.io`, `ghcr.io`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -43,6 +51,18 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// Hosts besides its own that may be told the login: where its tokens come from.
     pub login_hosts: Vec<String>,
+    /// The proxy by which it is reached, `http://proxy.example:3128`; the environment is not asked.
+    pub proxy: Option<String>,
+    /// Its login; empty is nobody.
+    pub proxy_username: String,
+    /// Holds the password; read when the node starts.
+    pub proxy_password_file: Option<PathBuf>,
+    /// Other hosts that the proxy may be asked for, where the upstream sends there: `cdn.example`,
+    /// `*.cdn.example`, `*`. The proxy looks them up, so that it is its rules that keep private
+    /// addresses out.
+    pub proxy_hosts: Vec<String>,
+    /// An upstream that sends nothing for so long is given up, or asked for the rest.
+    pub silence_seconds: u64,
     /// Patterns of its repositories that may be pulled.
     pub allow: Vec<String>,
     /// Who may pull without being a member of its project: `public`, `organization`, `private`.
@@ -64,6 +84,11 @@ impl Default for Upstream {
             password_file: None,
             ca_file: None,
             login_hosts: Vec::new(),
+            proxy: None,
+            proxy_username: String::new(),
+            proxy_password_file: None,
+            proxy_hosts: Vec::new(),
+            silence_seconds: 30,
             allow: vec!["**".to_owned()],
             visibility: "private".to_owned(),
             tag_seconds: 300,
@@ -84,13 +109,7 @@ impl Upstream {
     }
 
     fn mistake(&self) -> Option<(&'static str, &'static str)> {
-        let url = self.url.parse::<Url>().ok();
-        let fit = url.as_ref().is_some_and(|url| {
-            let bare = url.username().is_empty() && url.password().is_none();
-            let plain = url.query().is_none() && url.fragment().is_none();
-            matches!(url.scheme(), "https" | "http") && url.has_host() && bare && plain
-        });
-        if !fit {
+        if parsed(&self.url).is_none() {
             return Some(("url", "where it answers: https://registry.example"));
         }
         if self.username.is_empty() != self.password_file.is_none() {
@@ -98,6 +117,12 @@ impl Upstream {
         }
         if self.username.contains(':') {
             return Some(("username", "it has no colon"));
+        }
+        if let Some(mistake) = self.proxy_mistake() {
+            return Some(mistake);
+        }
+        if !(1..=SILENCE_SECONDS_MAX).contains(&self.silence_seconds) {
+            return Some(("silence_seconds", "from 1 to 600"));
         }
         if self.allow.iter().any(|pattern| pattern.parse::<Pattern>().is_err()) {
             let text = "patterns over what follows the first part of names: library/*, **";
@@ -111,6 +136,41 @@ impl Upstream {
         }
         None
     }
+}
+
+impl Upstream {
+    fn proxy_mistake(&self) -> Option<(&'static str, &'static str)> {
+        let Some(proxy) = &self.proxy else {
+            let names_none = self.proxy_username.is_empty()
+                && self.proxy_password_file.is_none()
+                && self.proxy_hosts.is_empty();
+            return (!names_none).then_some(("proxy", "what is said of a proxy needs one"));
+        };
+        if parsed(proxy).is_none_or(|url| url.path() != "/") {
+            let text = "http://proxy.example:3128 or https://…, without a login in it";
+            return Some(("proxy", text));
+        }
+        if self.proxy_username.is_empty() != self.proxy_password_file.is_none() {
+            let text = "proxy_username and proxy_password_file come together";
+            return Some(("proxy_password_file", text));
+        }
+        if self.proxy_username.contains(':') {
+            return Some(("proxy_username", "it has no colon"));
+        }
+        if self.proxy_hosts.iter().any(|host| host.contains(['/', ':']) || host.is_empty()) {
+            return Some(("proxy_hosts", "names without ports: cdn.example, *.cdn.example, *"));
+        }
+        None
+    }
+}
+
+/// The address of a server, without a login or anything that is not kept.
+fn parsed(text: &str) -> Option<Url> {
+    let url = text.parse::<Url>().ok()?;
+    let bare = url.username().is_empty() && url.password().is_none();
+    let plain = url.query().is_none() && url.fragment().is_none();
+    let fits = matches!(url.scheme(), "https" | "http") && url.has_host() && bare && plain;
+    fits.then_some(url)
 }
 
 impl Upstreams {

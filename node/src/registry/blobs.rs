@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shoal_content::{Digest, ImageId, RepositoryName, Timestamp};
-use shoal_metadata::{Action, Blob, Command, Reference, What, holder, permission};
+use shoal_metadata::{Action, Blob, Command, Reference, What, permission};
 use uuid::Uuid;
 
 use super::range::{Wanted, wanted};
@@ -116,25 +116,13 @@ async fn content<'a>(
     let Some(Reference::Blob { size, .. }) = query.awaited(image.id, digest)? else {
         return Err(RegistryError::blob_unknown());
     };
-    // Images of one upstream share much, and whoever may pull the one asks for the other's layers.
-    let project = repository.project();
-    let neighbour = holder(query, &asked.who(), digest, &project)?;
-    if let Some(from) = neighbour.filter(|from| from.project() == project)
-        && let Some(blob) = query.blob(digest)?.filter(|blob| blob.size == size)
-    {
-        drop(view);
-        let mount = Command::MountBlob {
-            from: Some(from),
-            to: repository.clone(),
-            digest: digest.clone(),
-            owner: image.owner,
-            image: image.id,
-        };
-        asked.app.propose(mount).await?;
-        return Ok(Content::Stored(blob));
-    }
+    drop(view);
     let (repository, digest) = (repository.clone(), digest.clone());
-    Ok(Content::Awaited(upstream, upstreams::Wanted { repository, digest, size }))
+    let wanted = upstreams::Wanted { repository, digest, size };
+    Ok(match upstream.mount(&asked.app, &asked.who(), &wanted).await? {
+        Some(blob) => Content::Stored(blob),
+        None => Content::Awaited(upstream, wanted),
+    })
 }
 
 async fn body(

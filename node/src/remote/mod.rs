@@ -231,7 +231,8 @@ fn content_range(text: &str) -> Option<(u64, u64)> {
     Some((start.parse().ok()?, total.parse().ok()?))
 }
 
-fn is_host(allowed: &str, host: &str) -> bool {
+/// Whether a pattern of the settings means the host: a name, `*.example`, or `*`.
+pub fn is_host(allowed: &str, host: &str) -> bool {
     let allowed = allowed.to_ascii_lowercase();
     match allowed.strip_prefix("*.") {
         _ if allowed == "*" => true,

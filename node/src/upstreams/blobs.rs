@@ -3,24 +3,31 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
-use shoal_content::{Digest, RepositoryName, UploadId};
+use shoal_content::{Digest, Pin, RepositoryName, UploadId};
+use shoal_metadata::{Blob, Command, Who, holder};
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use super::flight::{Progress, Writer};
-use super::{Error, Upstream, Upstreams};
+use super::{AbsentKey, Error, Upstream, Upstreams};
 use crate::http::problem::chain;
 use crate::registry::{BlobWriter, Publication, publish};
 use crate::state::App;
 
-/// How often in a row the rest of a blob is asked for that broke off, without a byte in between.
+/// How often in a row the rest of a blob is asked for that broke off, where little came between.
 const RESUMES_MAX: u32 = 3;
+/// Before the first of them; each waits twice as long.
+const RESUME_PAUSE: Duration = Duration::from_millis(250);
+/// What comes at least in the time that an upstream may be silent, and between two breaks. Less is a
+/// stall that hides.
+const PACE_BYTES_MIN: u64 = 64 * 1024;
 
 pub type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
@@ -30,6 +37,12 @@ pub struct Wanted {
     pub repository: RepositoryName,
     pub digest: Digest,
     pub size: u64,
+}
+
+impl Wanted {
+    pub fn pin(&self) -> AbsentKey {
+        (self.repository.clone(), Pin::Digest(self.digest.clone()))
+    }
 }
 
 impl Upstreams {
@@ -47,6 +60,9 @@ impl Upstreams {
         forwarded: bool,
     ) -> Result<Pieces, Error> {
         upstream.path(&wanted.repository)?;
+        if let Some(error) = upstream.absent.get(&wanted.pin()).filter(Error::is_settled) {
+            return Err(error);
+        }
         let keeper = self.keeper(app, &wanted.digest).filter(|_| !forwarded);
         if let Some(keeper) = keeper
             && !range.is_empty()
@@ -81,6 +97,9 @@ impl Upstreams {
                 if let Err(error) = carried {
                     warn!(repository = %wanted.repository, digest = %wanted.digest, %error,
                         "a blob did not come from an upstream");
+                    if error.is_settled() {
+                        upstream.absent.insert(wanted.pin(), error.clone());
+                    }
                     // Who comes from here on begins anew.
                     drop(landing);
                     writer.progress.send_replace(Progress::Failed(error));
@@ -103,11 +122,6 @@ impl Upstreams {
         let turn = app.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
         let algorithm = wanted.digest.algorithm();
         let mut blob = BlobWriter::begin(&app.intake, Arc::clone(&app.store), turn, algorithm);
-        let odd = |why: String| {
-            let error = Error::Odd { name: upstream.name.to_string(), why };
-            upstream.standing.note(Err(&error));
-            error
-        };
         let mut in_vain = 0;
         loop {
             let begun = blob.offset();
@@ -116,7 +130,7 @@ impl Upstreams {
                     writer.publish(begun);
                     let broke = take(app, upstream, wanted, response, writer, &mut blob).await?;
                     if let Some(error) = &broke {
-                        upstream.standing.note(Err(error));
+                        upstream.standing.note_broken(error);
                     }
                     broke
                 }
@@ -127,22 +141,30 @@ impl Upstreams {
             if blob.offset() == wanted.size {
                 break;
             }
-            in_vain = if blob.offset() > begun { 0 } else { in_vain + 1 };
+            in_vain = if blob.offset() >= begun + PACE_BYTES_MIN { 0 } else { in_vain + 1 };
             let error = broke.unwrap_or_else(|| {
-                odd(format!("{} ends after {} bytes", wanted.digest, blob.offset()))
+                upstream.odd(format!("{} ends after {} bytes", wanted.digest, blob.offset()))
             });
             if in_vain >= RESUMES_MAX || !error.is_of_the_moment() {
                 return Err(error);
             }
+            tokio::select! {
+                () = tokio::time::sleep(RESUME_PAUSE * 2_u32.pow(in_vain)) => {}
+                () = app.drain.cut() => return Err(Error::Busy("it is stopping")),
+            }
         }
         if !blob.has_digest(&wanted.digest) {
-            return Err(odd(format!("{} has other content", wanted.digest)));
+            return Err(upstream.odd(format!("{} has other content", wanted.digest)));
         }
         writer.publish(wanted.size);
         // From here on it is this cluster's to fail; who reads has all there is.
         match keep(app, upstream, wanted, blob).await {
             Ok(()) => info!(repository = %wanted.repository, "a blob came from an upstream"),
-            Err(error) => warn!(%error, "a blob of an upstream was given, and not kept"),
+            Err(why) => {
+                warn!(error = why, "a blob of an upstream was given, and not kept");
+                let (name, digest) = (upstream.name.to_string(), wanted.digest.to_string());
+                upstream.absent.insert(wanted.pin(), Error::Unkept { name, digest, why });
+            }
         }
         Ok(())
     }
@@ -177,12 +199,41 @@ impl Upstream {
         match fits {
             true => Ok(response),
             false => {
-                let why = format!("{} is not as long as its manifest says", wanted.digest);
-                let error = Error::Odd { name: self.name.to_string(), why };
-                self.standing.note(Err(&error));
-                Err(error)
+                Err(self.odd(format!("{} is not as long as its manifest says", wanted.digest)))
             }
         }
+    }
+
+    /// The blob, where another repository of this upstream has it that `who` may pull from: images
+    /// of one upstream share much. It is in this one from then on.
+    ///
+    /// # Errors
+    /// Where this cluster fails, or refuses it.
+    pub async fn mount(
+        &self,
+        app: &App,
+        who: &Who,
+        wanted: &Wanted,
+    ) -> Result<Option<Blob>, Error> {
+        let Wanted { repository, digest, size } = wanted;
+        let view = app.view().await?;
+        let query = view.query();
+        let Some(image) = query.image_by_name(repository)? else { return Ok(None) };
+        let found = holder(query, who, digest, &self.name)?;
+        let Some(from) = found.filter(|from| from.project() == self.name) else { return Ok(None) };
+        let Some(blob) = query.blob(digest)?.filter(|blob| blob.size == *size) else {
+            return Ok(None);
+        };
+        drop(view);
+        let mount = Command::MountBlob {
+            from: Some(from),
+            to: repository.clone(),
+            digest: digest.clone(),
+            owner: image.owner,
+            image: image.id,
+        };
+        app.propose(mount).await?;
+        Ok(Some(blob))
     }
 }
 
@@ -195,7 +246,9 @@ async fn take(
     writer: &Writer,
     blob: &mut BlobWriter,
 ) -> Result<Option<Error>, Error> {
+    let mut pace = Pace::new(upstream.client.silence());
     loop {
+        let since = Instant::now();
         let piece = tokio::select! {
             piece = response.chunk() => piece,
             () = app.drain.cut() => return Err(Error::Busy("it is stopping")),
@@ -205,19 +258,46 @@ async fn take(
             Ok(None) => return Ok(None),
             Err(error) => return Ok(Some(upstream.client.away(&error))),
         };
+        if !pace.holds(since.elapsed(), piece.len() as u64) {
+            return Ok(Some(upstream.client.slow("it sends too slowly")));
+        }
         upstream.standing.received(piece.len() as u64);
         let offset = blob.offset();
         let end = offset + piece.len() as u64;
         if end > wanted.size {
             let why = format!("{} is longer than its manifest says", wanted.digest);
-            let error = Error::Odd { name: upstream.name.to_string(), why };
-            upstream.standing.note(Err(&error));
-            return Err(error);
+            return Err(upstream.odd(why));
         }
         writer.write(offset, piece.clone()).await?;
         blob.write(piece).await?;
         // The last byte waits for the digest.
         writer.publish(end.min(wanted.size.saturating_sub(1)));
+    }
+}
+
+/// How fast an upstream sends, where it is waited for.
+#[derive(Debug)]
+struct Pace {
+    span: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(span: Duration) -> Self {
+        Self { span, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// Whether it is still fast enough, after another wait that brought so much.
+    fn holds(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < self.span {
+            return true;
+        }
+        let holds = self.bytes >= PACE_BYTES_MIN;
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        holds
     }
 }
 
@@ -237,4 +317,23 @@ async fn keep(
         own: true,
     };
     publish(app, written, publication).await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_drips_is_cut_off_and_who_is_waited_for_little_is_not() {
+        let mut pace = Pace::new(Duration::from_secs(30));
+        for _ in 0..29 {
+            assert!(pace.holds(Duration::from_secs(1), 1));
+        }
+        assert!(!pace.holds(Duration::from_secs(1), 1));
+        // A large piece after a long wait, and small ones that come at once.
+        assert!(pace.holds(Duration::from_secs(31), PACE_BYTES_MIN));
+        for _ in 0..1000 {
+            assert!(pace.holds(Duration::ZERO, 1));
+        }
+    }
 }

@@ -5,11 +5,12 @@
 //! allowed_networks), looked at for each hop and connection. The login goes to the upstream's own
 //! host and to those of `login_hosts`, tokens to its own host only, and nothing of it along a
 //! redirect to another. Never from TLS to the open. Redirects, waiting and answers are bounded.
+//! Behind a proxy, which looks names up itself, other hosts are those of `proxy_hosts` (`proxy`).
 //! Non-goals: what is done with an answer; when not to ask (see `standing`).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client as Http, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -28,6 +29,7 @@ use zeroize::Zeroizing;
 
 use super::challenge::Challenge;
 use super::error::Error;
+use super::proxy;
 use super::standing::Standing;
 use crate::config::Upstream;
 use crate::http::problem::chain;
@@ -35,8 +37,11 @@ use crate::remote::{guarded, is_allowed, refused_by_name};
 
 const REDIRECTS_MAX: usize = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// An upstream that sends nothing for so long is given up, or asked for the rest.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// An answer begins within so many times the silence that is borne, whatever it leads through; and
+/// one that is read as a whole ends within as many more.
+const SILENCES_MAX: u32 = 2;
+/// What texts show of a host that an upstream names.
+const HOST_CHARS_MAX: usize = 120;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
 /// Repositories whose tokens are kept.
@@ -47,6 +52,8 @@ const TOKEN_SECONDS_MAX: u64 = 3600;
 /// A token is not used for so long before its end.
 const TOKEN_MARGIN: Duration = Duration::from_secs(10);
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+/// What hyper-util says of a proxy that answers 407 to a CONNECT; its type for that is private.
+const TUNNEL_REFUSED: &str = "proxy authorization required";
 
 /// Why there is no client.
 #[derive(Debug, ThisError)]
@@ -55,6 +62,8 @@ pub enum ClientError {
     Url,
     #[error("ca_file {0} holds no certificate that can be used")]
     Authority(String),
+    #[error("proxy_password_file {path} cannot be read")]
+    Password { path: PathBuf, source: std::io::Error },
     #[error("TLS could not be set up")]
     Tls(#[from] reqwest::Error),
 }
@@ -104,13 +113,16 @@ impl Client {
     ) -> Result<Self, ClientError> {
         let url: Url = settings.url.parse().map_err(|_| ClientError::Url)?;
         let authorities = settings.ca_file.as_deref().map(authorities).transpose()?;
-        let mut own = Http::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_MAX)
-            .http1_only();
-        let mut outside = guarded(networks).connect_timeout(CONNECT_TIMEOUT).http1_only();
+        let open = || Http::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let (mut own, mut outside) = match proxy::of(settings)? {
+            Some(proxy) => (open().proxy(proxy.clone()), open().proxy(proxy)),
+            None => (open(), guarded(networks)),
+        };
+        let silence = Duration::from_secs(settings.silence_seconds);
+        for builder in [&mut own, &mut outside] {
+            let bounded = std::mem::take(builder).connect_timeout(CONNECT_TIMEOUT);
+            *builder = bounded.read_timeout(silence).http1_only();
+        }
         if let Some(authorities) = authorities {
             own = own.tls_certs_only(authorities.clone());
             outside = outside.tls_certs_merge(authorities);
@@ -121,7 +133,7 @@ impl Client {
             url,
             networks: networks.to_vec(),
             own: own.build()?,
-            outside: outside.read_timeout(SILENCE_MAX).build()?,
+            outside: outside.build()?,
             tokens: Mutex::default(),
             basic: AtomicBool::new(false),
             standing,
@@ -139,15 +151,42 @@ impl Client {
         tail: &str,
         headers: HeaderMap,
     ) -> Result<Response, Error> {
-        self.standing.check()?;
+        // What was begun goes on, though a connection broke a moment ago.
+        match headers.contains_key(RANGE) {
+            true => self.standing.check_limit()?,
+            false => self.standing.check()?,
+        }
         let base = self.url.as_str().trim_end_matches('/');
         let url: Url = format!("{base}/v2/{path}/{tail}").parse().map_err(|_| Error::Odd {
             name: self.name.clone(),
             why: "no address can be made of that name".to_owned(),
         })?;
-        let answer = Box::pin(self.ask_authorized(&method, &url, path, &headers)).await;
+        let asking = Box::pin(self.ask_authorized(&method, &url, path, &headers));
+        let answer = tokio::time::timeout(self.silence() * SILENCES_MAX, asking).await;
+        let answer = answer.unwrap_or_else(|_| Err(self.slow("no answer in time")));
         self.standing.note(answer.as_ref().map(|_| ()));
         answer
+    }
+
+    /// An upstream that sends nothing for so long is given up, or asked for the rest.
+    pub fn silence(&self) -> Duration {
+        Duration::from_secs(self.settings.silence_seconds)
+    }
+
+    /// All of an answer of at most `most` bytes, in bounded time.
+    ///
+    /// # Errors
+    /// Where it is longer, or breaks off, or takes too long; which is noted.
+    pub async fn whole(&self, response: Response, most: usize) -> Result<Vec<u8>, Error> {
+        let reading = bounded(response, most);
+        let body = match tokio::time::timeout(self.silence() * SILENCES_MAX, reading).await {
+            Ok(Ok(Some(body))) => return Ok(body),
+            Ok(Ok(None)) => Err(self.odd("its manifest is too long")),
+            Ok(Err(error)) => Err(self.away(&error)),
+            Err(_) => Err(self.slow("its manifest takes too long")),
+        };
+        self.standing.note(body.as_ref().map(|_: &Vec<u8>| ()));
+        body
     }
 
     async fn ask_authorized(
@@ -250,22 +289,41 @@ impl Client {
         if self.is_own(url) {
             return Ok(&self.own);
         }
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let good = match host.parse::<IpAddr>() {
-            Ok(address) => is_allowed(address, &self.networks),
-            // It is looked at when it is looked up.
-            Err(_) => !host.is_empty(),
-        };
-        match good && matches!(url.scheme(), "https" | "http") {
-            true => Ok(&self.outside),
-            false => Err(self.private(host)),
+        if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
+            return Err(self.odd("it sends to what is no address of a registry"));
         }
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        // A name is looked at when it is looked up.
+        if host.parse().is_ok_and(|address: IpAddr| !is_allowed(address, &self.networks)) {
+            return Err(self.private(url));
+        }
+        if self.is_proxied() && !proxy::may_ask(&self.settings, host) {
+            let host = shown_host(url);
+            return Err(self.odd(&format!(
+                "it sends to {host}, which its proxy may not be asked for; proxy_hosts may allow it"
+            )));
+        }
+        Ok(&self.outside)
     }
 
-    fn private(&self, host: &str) -> Error {
+    fn is_proxied(&self) -> bool {
+        self.settings.proxy.is_some()
+    }
+
+    fn private(&self, url: &Url) -> Error {
+        let host = shown_host(url);
         self.odd(&format!(
             "it sends to {host}, which has no public address; [import] allowed_networks may allow it"
         ))
+    }
+
+    pub fn slow(&self, why: &str) -> Error {
+        Error::Away { name: self.name.clone(), why: why.to_owned() }
+    }
+
+    fn refused_by_proxy(&self) -> Error {
+        let why = "its proxy wants another proxy_username and proxy_password_file".to_owned();
+        Error::Login { name: self.name.clone(), why }
     }
 
     fn odd(&self, why: &str) -> Error {
@@ -274,20 +332,33 @@ impl Client {
 
     async fn sent(&self, request: RequestBuilder, url: &Url) -> Result<Response, Error> {
         let response = request.send().await.map_err(|error| match refused_by_name(&error) {
-            true => self.private(url.host_str().unwrap_or_default()),
+            true => self.private(url),
+            false if self.is_proxied() && error.source_text().contains(TUNNEL_REFUSED) => {
+                self.refused_by_proxy()
+            }
             false => self.away(&error),
         })?;
+        if self.is_proxied() {
+            // The address is the proxy's.
+            return match response.status() {
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(self.refused_by_proxy()),
+                _ => Ok(response),
+            };
+        }
         let address = response.remote_addr().map(|address| address.ip());
         let allowed = address.is_some_and(|address| is_allowed(address, &self.networks));
         match self.is_own(url) || allowed {
             true => Ok(response),
-            false => Err(self.private(url.host_str().unwrap_or_default())),
+            false => Err(self.private(url)),
         }
     }
 
     pub fn away(&self, error: &reqwest::Error) -> Error {
         // URLs of storage behind a registry have signatures in them.
-        let why = error.source_text();
+        let why = match self.is_proxied() {
+            true => format!("by its proxy: {}", error.source_text()),
+            false => error.source_text(),
+        };
         Error::Away { name: self.name.clone(), why }
     }
 
@@ -330,7 +401,7 @@ impl Client {
         let login = self.login()?;
         if let Some(login) = &login {
             if !self.may_know_login(&url) {
-                let host = url.host_str().unwrap_or_default();
+                let host = shown_host(&url);
                 let why = format!("it sends logins to {host}, which is not in login_hosts");
                 return Err(Error::Login { name: self.name.clone(), why });
             }
@@ -339,8 +410,7 @@ impl Client {
         let response = self.sent(request, &url).await?;
         let response = match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if login.is_some() => {
-                let why =
-                    format!("{} answers {}", url.host_str().unwrap_or_default(), response.status());
+                let why = format!("{} answers {}", shown_host(&url), response.status());
                 return Err(Error::Login { name: self.name.clone(), why });
             }
             _ => self.judged(response)?,
@@ -390,10 +460,7 @@ impl Client {
 ///
 /// # Errors
 /// Where the connection breaks.
-pub async fn bounded(
-    mut response: Response,
-    most: usize,
-) -> Result<Option<Vec<u8>>, reqwest::Error> {
+async fn bounded(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(part) = response.chunk().await? {
         if body.len() + part.len() > most {
@@ -402,6 +469,11 @@ pub async fn bounded(
         body.extend_from_slice(&part);
     }
     Ok(Some(body))
+}
+
+/// As texts have it: an upstream may name what is as long as it likes.
+fn shown_host(url: &Url) -> String {
+    url.host_str().unwrap_or_default().chars().take(HOST_CHARS_MAX).collect()
 }
 
 fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ClientError> {

@@ -28,6 +28,10 @@ pub enum Error {
     Odd { name: String, why: String },
     #[error("{0} is not among what may be pulled from there ([upstreams] allow)")]
     Forbidden(String),
+    #[error("there is nothing for {wanted} in it, but for {named}")]
+    Platform { wanted: String, named: String },
+    #[error("{digest} came from {name}, and cannot be kept: {why}")]
+    Unkept { name: String, digest: String, why: String },
     #[error("this node cannot take more from other registries now: {0}")]
     Busy(&'static str),
     /// What failed is this cluster's own.
@@ -38,7 +42,10 @@ pub enum Error {
 impl Error {
     /// Whether what is known from before may be given instead.
     pub fn is_of_the_moment(&self) -> bool {
-        !matches!(self, Self::Unknown(_) | Self::Denied(_) | Self::Forbidden(_))
+        !matches!(
+            self,
+            Self::Unknown(_) | Self::Denied(_) | Self::Forbidden(_) | Self::Platform { .. }
+        )
     }
 
     /// Whether asking again soon would only be told the same.
@@ -55,8 +62,8 @@ impl Error {
             Self::Away { .. } => "away",
             Self::Login { .. } => "login",
             Self::Odd { .. } => "odd",
-            Self::Forbidden(_) | Self::Busy(_) => "refused",
-            Self::Here(_) => "here",
+            Self::Forbidden(_) | Self::Platform { .. } | Self::Busy(_) => "refused",
+            Self::Unkept { .. } | Self::Here(_) => "here",
         }
     }
 }
@@ -84,7 +91,8 @@ impl From<Error> for RegistryError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", text)
                     .with(RETRY_AFTER, &after.as_secs().max(1).to_string())
             }
-            Error::Away { .. } | Error::Busy(_) => {
+            Error::Platform { .. } => Self::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", text),
+            Error::Away { .. } | Error::Busy(_) | Error::Unkept { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", text)
             }
             Error::Login { .. } | Error::Odd { .. } => {

@@ -25,6 +25,8 @@ use super::Error;
 const READ_BYTES: u64 = 256 * 1024;
 /// Of the folder's disk, what is never filled.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+/// Blobs that are waited for, with those that wait for their turn; each has an open file.
+const UNDER_WAY_MAX: usize = 256;
 
 /// How far it is.
 #[derive(Debug, Clone)]
@@ -40,6 +42,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Flight {
     file: Arc<File>,
+    size: u64,
     progress: watch::Receiver<Progress>,
 }
 
@@ -81,7 +84,7 @@ impl Flights {
     /// The flight of a blob of `size` bytes; with the writer's end for whoever is to begin it.
     ///
     /// # Errors
-    /// Where the disk has no room for it.
+    /// Where the disk has no room for it and all that is coming, or too much is waited for.
     pub async fn join(
         &self,
         key: &Key,
@@ -94,26 +97,25 @@ impl Flights {
         let file = tokio::task::spawn_blocking(move || {
             let stat = nix::sys::statvfs::statvfs(folder.as_path())?;
             let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-            if free < size.saturating_add(RESERVE_BYTES) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            tempfile::tempfile_in(folder.as_path())
+            Ok::<_, io::Error>((tempfile::tempfile_in(folder.as_path())?, free))
         });
         let file = file.await.map_err(|_| Error::Busy("it is stopping"))?;
-        let file = file.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull => {
-                Error::Busy("its disk has no room for a blob of that size")
-            }
-            _ => Error::Busy("its data folder cannot be written to"),
-        })?;
+        let (file, free) = file.map_err(|_| Error::Busy("its data folder cannot be written to"))?;
         let mut under_way = self.under_way.lock();
         // Somebody may have been quicker.
         if let Some(flight) = under_way.get(key) {
             return Ok((Arc::clone(flight), None));
         }
+        if under_way.len() >= UNDER_WAY_MAX {
+            return Err(Error::Busy("too many blobs are on their way"));
+        }
+        let coming = under_way.values().map(|flight| flight.missing()).fold(0, u64::saturating_add);
+        if free < coming.saturating_add(size).saturating_add(RESERVE_BYTES) {
+            return Err(Error::Busy("its disk has no room for a blob of that size"));
+        }
         let file = Arc::new(file);
         let (sender, progress) = watch::channel(Progress::Opening);
-        let flight = Arc::new(Flight { file: Arc::clone(&file), progress });
+        let flight = Arc::new(Flight { file: Arc::clone(&file), size, progress });
         under_way.insert(key.clone(), Arc::clone(&flight));
         let landing = Landing { flights: self.clone(), key: key.clone() };
         Ok((flight, Some((Writer { file, progress: sender }, landing))))
@@ -138,6 +140,15 @@ impl Writer {
 }
 
 impl Flight {
+    /// What its file has yet to take.
+    fn missing(&self) -> u64 {
+        match &*self.progress.borrow() {
+            Progress::Opening => self.size,
+            Progress::Read(bytes) => self.size.saturating_sub(*bytes),
+            Progress::Failed(_) => 0,
+        }
+    }
+
     /// Waits until the upstream has answered, then gives `range` as it comes.
     ///
     /// # Errors
@@ -239,7 +250,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_blob_that_does_not_fit_is_refused_before_it_comes() {
-        let (_folder, flights) = flights();
+        let (folder, flights) = flights();
         assert!(matches!(flights.join(&key(), u64::MAX).await, Err(Error::Busy(_))));
+        // What is on its way has its room already.
+        let stat = nix::sys::statvfs::statvfs(folder.path()).unwrap();
+        let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+        let most = free / 3 * 2;
+        let (_flight, first) = flights.join(&key(), most).await.unwrap();
+        let other = ("hub/other".parse().unwrap(), Digest::sha256([2; 32]));
+        assert!(matches!(flights.join(&other, most).await, Err(Error::Busy(_))));
+        let (writer, landing) = first.unwrap();
+        drop((writer, landing));
+        flights.join(&other, most).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded() {
+        let (_folder, flights) = flights();
+        let mut begun = Vec::new();
+        for number in 0..UNDER_WAY_MAX {
+            let digest = Digest::sha256(std::array::from_fn(|at| (number >> (at % 2 * 8)) as u8));
+            let joined = flights.join(&("hub/app".parse().unwrap(), digest), 1).await.unwrap();
+            begun.push(joined.1.expect("a blob of its own"));
+        }
+        let more = ("hub/other".parse().unwrap(), Digest::sha256([1; 32]));
+        assert!(matches!(flights.join(&more, 1).await, Err(Error::Busy(_))));
+        begun.pop();
+        flights.join(&more, 1).await.unwrap();
     }
 }

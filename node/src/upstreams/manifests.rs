@@ -11,7 +11,6 @@ use shoal_raft::View;
 use tracing::{debug, info};
 use uuid::Uuid;
 
-use super::client::bounded;
 use super::{Error, Upstream, Upstreams};
 use crate::registry::{digest_of, references};
 use crate::state::App;
@@ -184,17 +183,11 @@ impl Asked<'_> {
         wanted: Option<Digest>,
         tag: Option<&TagName>,
     ) -> Result<(), Error> {
-        let odd = |why: String| {
-            let error = Error::Odd { name: self.upstream.name.to_string(), why };
-            self.upstream.standing.note(Err(&error));
-            error
-        };
+        let odd = |why: String| self.upstream.odd(why);
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|text| text.to_str().ok());
         let content_type = content_type.map(str::to_owned);
-        let body = bounded(response, MANIFEST_BYTES_MAX).await;
-        let bytes = body.map_err(|error| self.upstream.client.away(&error))?;
-        let bytes = bytes.map(Bytes::from);
-        let bytes = bytes.ok_or_else(|| odd("its manifest is too long".to_owned()))?;
+        let bytes = self.upstream.client.whole(response, MANIFEST_BYTES_MAX).await?;
+        let bytes = Bytes::from(bytes);
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = digest_of(algorithm, &bytes);
         if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {

@@ -22,7 +22,9 @@ mod error;
 mod flight;
 mod manifests;
 mod projects;
+mod proxy;
 mod standing;
+mod whole;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -41,6 +43,7 @@ pub use error::Error;
 pub use manifests::Brought;
 pub use projects::keep_projects;
 pub use standing::{Shown, UpstreamMetrics};
+pub use whole::Lacking;
 
 use crate::config;
 use crate::deploy::Siblings;
@@ -56,6 +59,8 @@ const ABSENT_TTL: Duration = Duration::from_secs(30);
 const ABSENT_MAX: u64 = 10_000;
 /// Who asks for a manifest that just came is behind by less.
 const FETCHED_TTL: Duration = Duration::from_secs(2);
+/// Who asks what an image lacks is behind by less.
+const LACKING_TTL: Duration = Duration::from_secs(1);
 /// Blobs on their way at once, at this node.
 const FLIGHTS_MAX: usize = 32;
 /// By which Docker Hub's own images are known without a namespace.
@@ -71,6 +76,12 @@ pub enum SetupError {
     Folder { path: PathBuf, source: std::io::Error },
 }
 
+/// A blob's pin is its digest, too.
+type AbsentKey = (RepositoryName, Pin);
+
+/// A version, for a platform.
+type LackingKey = (RepositoryName, Digest, Option<String>);
+
 /// One of them.
 #[derive(Debug)]
 pub struct Upstream {
@@ -83,7 +94,9 @@ pub struct Upstream {
     tags: Cache<(RepositoryName, TagName), ()>,
     /// Single flight, mainly.
     fetched: Cache<(RepositoryName, Digest), ()>,
-    absent: moka::sync::Cache<(RepositoryName, Pin), Error>,
+    absent: moka::sync::Cache<AbsentKey, Error>,
+    /// What of an image was not here a moment ago: of many hosts that wait for it one looks.
+    lacking: Cache<LackingKey, Lacking>,
 }
 
 /// All of them. Clones are the same.
@@ -134,6 +147,7 @@ impl Upstreams {
                     .max_capacity(ABSENT_MAX)
                     .time_to_live(ABSENT_TTL)
                     .build(),
+                lacking: Cache::builder().max_capacity(TAGS_MAX).time_to_live(LACKING_TTL).build(),
             };
             all.insert(project, Arc::new(upstream));
         }
@@ -196,6 +210,13 @@ impl Upstreams {
 impl Upstream {
     pub fn shown(&self) -> Shown {
         self.standing.shown()
+    }
+
+    /// What it answered makes no sense; noted.
+    fn odd(&self, why: impl Into<String>) -> Error {
+        let error = Error::Odd { name: self.name.to_string(), why: why.into() };
+        self.standing.note(Err(&error));
+        error
     }
 
     /// The repository's name at the upstream.

@@ -142,30 +142,51 @@ impl Standing {
         }
     }
 
+    /// The same for the rest of something, which is asked for though a connection broke.
+    ///
+    /// # Errors
+    /// While it takes no more requests.
+    pub fn check_limit(&self) -> Result<(), Error> {
+        match self.check() {
+            Err(error @ Error::Limited { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// What became of a request.
     pub fn note(&self, answer: Result<(), &Error>) {
+        let Err(error) = answer else {
+            let mut state = self.state.lock();
+            state.asked_at = Some(clock::now());
+            state.answered_at = state.asked_at;
+            return;
+        };
+        let pause = match error {
+            Error::Limited { after, .. } => Some(*after),
+            Error::Away { .. } => Some(AWAY_PAUSE),
+            _ => None,
+        };
+        self.note_error(error, pause);
+    }
+
+    /// An answer that broke off: it is asked for the rest at once.
+    pub fn note_broken(&self, error: &Error) {
+        self.note_error(error, None);
+    }
+
+    fn note_error(&self, error: &Error, pause: Option<Duration>) {
+        let labels = UpstreamErrorLabels { upstream: self.name.clone(), kind: error.kind() };
+        self.metrics.errors.get_or_create(&labels).inc();
         let now = clock::now();
         let mut state = self.state.lock();
         state.asked_at = Some(now);
-        let Err(error) = answer else {
+        if error.is_settled() {
+            // It answers.
             state.answered_at = Some(now);
             return;
-        };
-        let labels = UpstreamErrorLabels { upstream: self.name.clone(), kind: error.kind() };
-        self.metrics.errors.get_or_create(&labels).inc();
-        match error {
-            Error::Unknown(_) | Error::Denied(_) => {
-                // It answers.
-                state.answered_at = Some(now);
-                return;
-            }
-            Error::Limited { after, .. } => {
-                state.paused = Some((Instant::now() + *after, error.clone()));
-            }
-            Error::Away { .. } => {
-                state.paused = Some((Instant::now() + AWAY_PAUSE, error.clone()));
-            }
-            _ => {}
+        }
+        if let Some(pause) = pause {
+            state.paused = Some((Instant::now() + pause, error.clone()));
         }
         let text = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
         state.error = Some((now, text));
@@ -237,9 +258,22 @@ mod tests {
         let Err(Error::Limited { after, .. }) = standing.check() else { panic!("it is asked") };
         assert!(after <= Duration::from_secs(40));
         assert!(standing.shown().paused.is_some() && standing.shown().error.is_some());
+        assert!(standing.check_limit().is_err());
         let short = Error::Limited { name: "hub".into(), after: Duration::ZERO };
         standing.note(Err(&short));
         standing.check().unwrap();
+    }
+
+    #[test]
+    fn what_broke_off_is_asked_for_the_rest_and_what_is_away_only_for_that() {
+        let standing = Standing::new("hub", UpstreamMetrics::default());
+        let away = Error::Away { name: "hub".into(), why: "it broke".into() };
+        standing.note_broken(&away);
+        standing.check().unwrap();
+        assert!(standing.shown().error.is_some());
+        standing.note(Err(&away));
+        assert!(matches!(standing.check(), Err(Error::Away { .. })));
+        standing.check_limit().unwrap();
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //!
 //! The upstream is another Shoal, behind a [tap](tap): by Basic, and by a token from another host.
 
+mod bad;
+mod hosts;
 mod nodes;
+mod proxy;
 mod tap;
 
 use anyhow::{Context, Result, ensure};
@@ -75,8 +78,12 @@ async fn cache(origin: &Node, tap: &Tap, change: impl FnOnce(&mut Config)) -> Re
 }
 
 async fn project_made(node: &Node) -> Result<()> {
+    project_made_of(node, "origin.example").await
+}
+
+async fn project_made_of(node: &Node, upstream: &str) -> Result<()> {
     until("the upstream's project", async || {
-        let answer = node.request(Method::GET, "projects/origin.example").send().await?;
+        let answer = node.request(Method::GET, &format!("projects/{upstream}")).send().await?;
         Ok(answer.status().is_success().then_some(()))
     })
     .await

@@ -83,8 +83,13 @@ pub fn agents() -> Subject {
             delete("/api/v1/agents/{agent}", "Removes an agent, by name or id")
                 .refuses(404, "agent_not_found not_found"),
             post("/api/v1/agents/self/resolve", "Gives an agent the right to a version's bytes")
+                .about(
+                    "With `whole`, what nodes lack of another registry's image is asked for there, and \
+                     counted in `awaited` until it is here.",
+                )
                 .refuses(400, "too_many_blobs index_too_large")
-                .refuses(404, "image_not_found tag_not_found version_not_found blob_not_found"),
+                .refuses(404, "image_not_found tag_not_found version_not_found blob_not_found")
+                .refuses(404, "platform_not_found"),
             post("/api/v1/agents/self/delta", "Gives an agent a bundle in place of new chunks")
                 .about("It leads from a version that the agent has to the one that it wants.")
                 .refuses(400, "too_many_disks")

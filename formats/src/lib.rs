@@ -18,6 +18,7 @@ pub mod backup;
 mod blob;
 mod bytes;
 mod chunk;
+mod compressed;
 mod cutter;
 mod delta;
 mod detect;
@@ -44,6 +45,10 @@ mod zero;
 
 pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
 pub use chunk::{ChunkError, decode_chunk};
+pub use compressed::{
+    COMPRESS_BYTES_MAX, COMPRESSED_VERSION, CompressError, Compressed, CompressedError,
+    CompressedWriter,
+};
 pub use cutter::{Cut, Cutter};
 pub use delta::{
     Applied, DELTA_DECODE_BYTES_MAX, DeltaEnd, DeltaError, DeltaLimits, MadeDelta, ReadChunk,

@@ -10,7 +10,6 @@
 //! Non-goals: backing files, data files and encryption, which are refused by name.
 
 mod check;
-mod decompress;
 mod entry;
 mod header;
 mod layout;

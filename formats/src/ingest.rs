@@ -7,15 +7,18 @@
 //! Non-goals: storing packs (see [`PackSink`]), deciding what storage has.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::ControlFlow;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use shoal_content::{Chunk, ChunkId, Encoding, Extent, Recipe, RecipeKind, SourceObject};
 use thiserror::Error;
 
 use crate::cutter::{Cut, Cutter};
 use crate::disk::{Disk, ExtentKind, MapExtent, ReadError};
-use crate::filesystem::{StretchKind, survey};
+use crate::filesystem::{Plan, StretchKind, survey};
 use crate::grain::Grain;
 use crate::pack::{PACK_BYTES, PackBuilder, PackSink, Place, SinkError};
 
@@ -23,7 +26,8 @@ use crate::pack::{PACK_BYTES, PackBuilder, PackSink, Place, SinkError};
 const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// Guest bytes read at once at least, where as many follow.
 const READ_BYTES_MIN: u64 = 256 * 1024;
-/// Cut content that is hashed and compressed together, over all cores.
+/// Cut content that is hashed and compressed together, over all cores; while one batch is compressed
+/// the next one is read.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// zstd's default: beyond it, time grows faster than what is saved.
 const COMPRESSION_LEVEL: i32 = 3;
@@ -78,7 +82,7 @@ pub enum IngestError {
     #[error("the disk has more content than one recipe can list")]
     TooLarge,
     #[error("compressing failed")]
-    Compress(#[source] std::io::Error),
+    Compress(#[source] io::Error),
     #[error("the ingest was cancelled")]
     Cancelled,
 }
@@ -126,10 +130,27 @@ impl<S: PackSink> DiskIngest<S> {
         if self.free_space == FreeSpace::Keep {
             plan = plan.keeping_free_space();
         }
-        let mut builder = RecipeBuilder::new(self.sink);
+        // What is compressed in the background is waited for, whatever happens here.
+        thread::scope(|scope| {
+            Run { scope, builder: RecipeBuilder::new(self.sink), known, progress }
+                .through(disk, &plan)
+        })
+    }
+}
+
+/// One ingest under way.
+struct Run<'scope, 'env, 'a, S> {
+    scope: &'scope Scope<'scope, 'env>,
+    builder: RecipeBuilder<'scope, S>,
+    known: &'a mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
+    progress: &'a mut dyn FnMut(IngestProgress) -> ControlFlow<()>,
+}
+
+impl<S: PackSink> Run<'_, '_, '_, S> {
+    fn through(mut self, disk: &mut dyn Disk, plan: &Plan) -> Result<Ingested<S>, IngestError> {
         let mut totals =
             IngestProgress { bytes_total: disk.virtual_bytes(), ..IngestProgress::default() };
-        let (mut cutter, mut cuts) = (Cutter::new(Grain::fitting(&plan)), Vec::new());
+        let (mut cutter, mut cuts) = (Cutter::new(Grain::fitting(plan)), Vec::new());
         let mut guest = Guest { disk, extent: None, window: Vec::new(), window_offset: 0 };
         for stretch in plan.walk() {
             cutter.stretch(&stretch, &mut cuts);
@@ -154,17 +175,19 @@ impl<S: PackSink> DiskIngest<S> {
                 };
                 totals.bytes_done += passed;
                 if cuts.iter().map(|cut| cut.content.len()).sum::<usize>() >= BATCH_BYTES {
-                    builder.add(std::mem::take(&mut cuts), known, &mut totals)?;
-                    if progress(totals).is_break() {
+                    let cuts = std::mem::take(&mut cuts);
+                    self.builder.add(self.scope, cuts, self.known, &mut totals)?;
+                    if (self.progress)(totals).is_break() {
                         return Err(IngestError::Cancelled);
                     }
                 }
             }
         }
         cutter.finish(&mut cuts);
-        builder.add(cuts, known, &mut totals)?;
-        let (recipe, packs, sink) = builder.finish(totals.bytes_total)?;
-        if progress(totals).is_break() {
+        self.builder.add(self.scope, cuts, self.known, &mut totals)?;
+        self.builder.settle(&mut totals)?;
+        let (recipe, packs, sink) = self.builder.finish(totals.bytes_total)?;
+        if (self.progress)(totals).is_break() {
             return Err(IngestError::Cancelled);
         }
         Ok(Ingested { recipe, totals, packs, sink })
@@ -229,9 +252,26 @@ struct Listed {
     home: Home,
 }
 
+/// New chunks, which threads take one after the other, each when it is done with one.
+#[derive(Debug, Default)]
+struct Fresh {
+    contents: Vec<Vec<u8>>,
+    next: AtomicUsize,
+}
+
+/// A thread that compresses them: the numbers of those that it took, and what became of each.
+type Compressing<'scope> = ScopedJoinHandle<'scope, Vec<(usize, Compressed)>>;
+/// `None` where compressing saves less than a sixteenth: reading raw bytes is cheaper.
+type Compressed = io::Result<Option<Vec<u8>>>;
+
 #[derive(Debug)]
-struct RecipeBuilder<S> {
+struct RecipeBuilder<'scope, S> {
     packs: PackBuilder<S>,
+    /// The batch that is compressed while the next one is read, and where in `chunks` its chunks
+    /// stand.
+    fresh: Arc<Fresh>,
+    compressing: Vec<Compressing<'scope>>,
+    waiting: Vec<usize>,
     chunks: Vec<Listed>,
     indices: HashMap<ChunkId, u32>,
     extents: Vec<Extent>,
@@ -239,10 +279,13 @@ struct RecipeBuilder<S> {
     old_indices: HashMap<shoal_content::ObjectKey, u32>,
 }
 
-impl<S: PackSink> RecipeBuilder<S> {
+impl<'scope, S: PackSink> RecipeBuilder<'scope, S> {
     fn new(sink: S) -> Self {
         Self {
             packs: PackBuilder::new(sink, PACK_BYTES),
+            fresh: Arc::default(),
+            compressing: Vec::new(),
+            waiting: Vec::new(),
             chunks: Vec::new(),
             indices: HashMap::new(),
             extents: Vec::new(),
@@ -251,19 +294,19 @@ impl<S: PackSink> RecipeBuilder<S> {
         }
     }
 
-    /// Hashes all cuts on all cores, asks for each new id, compresses what is new on all cores,
-    /// and appends it in order: the packs do not depend on the number of cores.
+    /// Hashes all cuts on all cores, asks for each new id, and has what is new compressed on all
+    /// cores while the caller reads on. What was so before is appended in order: the packs do not
+    /// depend on the number of cores.
     fn add(
         &mut self,
+        scope: &'scope Scope<'scope, '_>,
         cuts: Vec<Cut>,
         known: &mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
         totals: &mut IngestProgress,
     ) -> Result<(), IngestError> {
         let ids = on_all_cores(&cuts, |cut| ChunkId::of(&cut.content));
-        let mut fresh: Vec<&Cut> = Vec::new();
-        // Indices into `chunks` of the fresh ones; their homes are filled in below.
-        let mut waiting = Vec::new();
-        for (cut, id) in cuts.iter().zip(ids) {
+        let (mut fresh, mut waiting) = (Vec::new(), Vec::new());
+        for (cut, id) in cuts.into_iter().zip(ids) {
             totals.content_bytes += cut.content.len() as u64;
             if let Some(&chunk) = self.indices.get(&id) {
                 self.extents.push(Extent { offset: cut.offset, chunk });
@@ -280,22 +323,39 @@ impl<S: PackSink> RecipeBuilder<S> {
                     (stored.encoding, Home::Old { object, at: stored.at })
                 }
                 None => {
-                    fresh.push(cut);
+                    fresh.push(cut.content);
                     waiting.push(chunk as usize);
                     (Encoding::Raw, Home::New(Place { pack: 0, at: 0 }))
                 }
             };
             self.chunks.push(Listed { id, length, encoding, home });
         }
-        let compressed = on_all_cores(&fresh, |cut| compress(&cut.content));
-        for ((cut, compressed), chunk) in fresh.into_iter().zip(compressed).zip(waiting) {
+        self.settle(totals)?;
+        self.fresh = Arc::new(Fresh { contents: fresh, next: AtomicUsize::new(0) });
+        for _ in 0..cores().min(self.fresh.contents.len()) {
+            let fresh = Arc::clone(&self.fresh);
+            self.compressing.push(scope.spawn(move || compress_all(&fresh)));
+        }
+        self.waiting = waiting;
+        Ok(())
+    }
+
+    /// Waits for what is being compressed, and appends it.
+    fn settle(&mut self, totals: &mut IngestProgress) -> Result<(), IngestError> {
+        let threads = std::mem::take(&mut self.compressing).into_iter();
+        let done = threads.flat_map(|it| it.join().expect("compressing does not panic"));
+        let mut done: Vec<_> = done.collect();
+        done.sort_unstable_by_key(|&(number, _)| number);
+        let fresh = std::mem::take(&mut self.fresh);
+        let chunks = std::mem::take(&mut self.waiting);
+        for ((content, (_, compressed)), chunk) in fresh.contents.iter().zip(done).zip(chunks) {
             let compressed = compressed.map_err(IngestError::Compress)?;
             let (stored, encoding) = match &compressed {
                 Some(bytes) => (bytes.as_slice(), Encoding::Zstd { stored: bytes.len() as u32 }),
-                None => (cut.content.as_slice(), Encoding::Raw),
+                None => (content.as_slice(), Encoding::Raw),
             };
             let place = self.packs.append(stored).map_err(IngestError::Sink)?;
-            totals.new_bytes += cut.content.len() as u64;
+            totals.new_bytes += content.len() as u64;
             totals.stored_bytes += stored.len() as u64;
             self.chunks[chunk].encoding = encoding;
             self.chunks[chunk].home = Home::New(place);
@@ -330,16 +390,28 @@ impl<S: PackSink> RecipeBuilder<S> {
     }
 }
 
-/// `None` where compressing saves less than a sixteenth: reading raw bytes is cheaper.
-fn compress(content: &[u8]) -> Result<Option<Vec<u8>>, std::io::Error> {
-    let compressed = zstd::bulk::compress(content, COMPRESSION_LEVEL)?;
-    Ok((compressed.len() < content.len() - content.len() / 16).then_some(compressed))
+fn compress_all(fresh: &Fresh) -> Vec<(usize, Compressed)> {
+    let mut compressor = zstd::bulk::Compressor::new(COMPRESSION_LEVEL);
+    let mut done = Vec::new();
+    loop {
+        let number = fresh.next.fetch_add(1, Ordering::Relaxed);
+        let Some(content) = fresh.contents.get(number) else { return done };
+        let compressed = match &mut compressor {
+            Ok(compressor) => compressor.compress(content),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        let is_worth = |bytes: &Vec<u8>| bytes.len() < content.len() - content.len() / 16;
+        done.push((number, compressed.map(|bytes| Some(bytes).filter(is_worth))));
+    }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// `work` for each of `items`, results in their order.
 fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let share = items.len().div_ceil(cores).max(1);
+    let share = items.len().div_ceil(cores()).max(1);
     let work = &work;
     thread::scope(|scope| {
         let shares: Vec<_> = items

@@ -2,9 +2,9 @@
 //!
 //! A disk in any readable format is opened over a [`ReadAt`] that the caller gives ([`open`]),
 //! cut where its content says so ([`Cutter`]), stored in packs ([`DiskIngest`]), and written again
-//! in any writable format ([`Export`]). An OCI blob is cut while it streams ([`BlobCutter`]), and
-//! [`parse_manifest`] says what a manifest refers to. [`backup`] is the file that a cluster's
-//! metadata are backed up in.
+//! in any writable format ([`Export`]), or as a compressed file ([`CompressedWriter`]). An OCI blob is
+//! cut while it streams ([`BlobCutter`]), and [`parse_manifest`] says what a manifest refers to.
+//! [`backup`] is the file that a cluster's metadata are backed up in.
 //!
 //! Invariants: everything here is synchronous and deterministic; nothing opens a path, a socket or
 //! a second file, whatever an image names; no count or size in an image is trusted before it has
@@ -18,6 +18,7 @@ pub mod backup;
 mod blob;
 mod bytes;
 mod chunk;
+mod compressed;
 mod cutter;
 mod delta;
 mod detect;
@@ -37,6 +38,7 @@ mod qcow2;
 mod raw;
 mod refusal;
 mod source;
+mod unpack;
 mod vhd;
 mod vhdx;
 mod vmdk;
@@ -44,6 +46,10 @@ mod zero;
 
 pub use blob::{BLOB_CHUNK_BYTES, BlobCutter, BlobStateError};
 pub use chunk::{ChunkError, decode_chunk};
+pub use compressed::{
+    COMPRESS_BYTES_MAX, COMPRESSED_VERSION, CompressError, Compressed, CompressedError,
+    CompressedWriter,
+};
 pub use cutter::{Cut, Cutter};
 pub use delta::{
     Applied, DELTA_DECODE_BYTES_MAX, DeltaEnd, DeltaError, DeltaLimits, MadeDelta, ReadChunk,

@@ -8,6 +8,7 @@ use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
 use crate::offset::{GuestOffset, HostOffset};
 use crate::refusal::OpenError;
 use crate::source::ReadAt;
+use crate::unpack::{Batch, Method};
 
 /// Runs that one extent is put together from: at 64 KiB each, 4 GiB.
 const EXTENT_RUNS_MAX: usize = 65_536;
@@ -59,6 +60,16 @@ pub(crate) trait Tables: Send {
 
     /// The run that starts at `guest`, which is before the end. It may pass the disk's end.
     fn run(&mut self, source: &dyn ReadAt, guest: GuestOffset) -> Result<Run, OpenError>;
+
+    /// The compressed bytes of the block that [`Place::Packed`] says to be at `at`, if all of it is
+    /// `bytes` long and starts at `guest`.
+    fn stored(
+        &mut self,
+        source: &dyn ReadAt,
+        guest: GuestOffset,
+        at: HostOffset,
+        bytes: u64,
+    ) -> Result<Option<Vec<u8>>, OpenError>;
 
     /// Fills `buf` from a [`Place::Packed`] of the run that holds `guest`.
     fn unpack(
@@ -127,7 +138,7 @@ impl<S: ReadAt + Send, T: Tables> Disk for MappedDisk<S, T> {
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         check_range(offset, buf.len(), self.virtual_bytes())?;
         let (mut guest, mut rest) = (offset, buf);
-        let mut ahead = None;
+        let (mut ahead, mut batch) = (None, Batch::default());
         while !rest.is_empty() {
             let most = rest.len() as u64;
             let mut run = match ahead.take() {
@@ -149,14 +160,27 @@ impl<S: ReadAt + Send, T: Tables> Disk for MappedDisk<S, T> {
                     .source
                     .read_at(at, part)
                     .map_err(|error| ReadError::Source { at, error })?,
-                Place::Packed { at, skip } => self
-                    .tables
-                    .unpack(&self.source, GuestOffset(guest), at, skip, part)
-                    .map_err(at_guest(guest))?,
+                Place::Packed { at, skip } => {
+                    let (source, start) = (&self.source, GuestOffset(guest));
+                    let whole = match skip {
+                        0 => self.tables.stored(source, start, at, run.bytes),
+                        _ => Ok(None),
+                    };
+                    match whole.map_err(at_guest(guest))? {
+                        Some(stored) => {
+                            let in_batch = |(guest, error)| at_guest(guest)(error);
+                            batch.add(guest, Method::Zlib, stored, part).map_err(in_batch)?;
+                        }
+                        None => self
+                            .tables
+                            .unpack(source, start, at, skip, part)
+                            .map_err(at_guest(guest))?,
+                    }
+                }
             }
             guest += run.bytes;
             rest = after;
         }
-        Ok(())
+        batch.finish().map_err(|(guest, error)| at_guest(guest)(error))
     }
 }

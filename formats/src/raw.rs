@@ -1,7 +1,7 @@
 //! Raw disks: the image's bytes are the guest's.
 //!
 //! Invariant: any bytes that no detector knows are a raw disk of exactly their length.
-//! Non-goal: finding holes in the source; the ingest finds zeros by reading.
+//! Holes that the source knows are zero without being read; other zeros are found by reading.
 
 use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
 use crate::source::ReadAt;
@@ -29,7 +29,13 @@ impl<S: ReadAt + Send> Disk for RawDisk<S> {
 
     fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
         check_range(offset, 1, self.length)?;
-        Ok(MapExtent { offset, length: self.length - offset, kind: ExtentKind::Data })
+        let hole = self.source.hole(offset).filter(|hole| hole.start < self.length);
+        let (end, kind) = match hole {
+            Some(hole) if hole.start <= offset => (hole.end.min(self.length), ExtentKind::Zero),
+            Some(hole) => (hole.start, ExtentKind::Data),
+            None => (self.length, ExtentKind::Data),
+        };
+        Ok(MapExtent { offset, length: end - offset, kind })
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

@@ -6,8 +6,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 /// Bytes of known length that can be read anywhere.
 pub trait ReadAt {
@@ -24,6 +28,12 @@ pub trait ReadAt {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The first hole at `offset` or after it: bytes that are known to read as zero without being
+    /// read. A source that says nothing is read to its end, which costs time and nothing else.
+    fn hole(&self, _offset: u64) -> Option<Range<u64>> {
+        None
+    }
 }
 
 impl ReadAt for File {
@@ -34,6 +44,22 @@ impl ReadAt for File {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(buf, offset)
+    }
+
+    /// Moves the file's own position, which nothing here reads from.
+    fn hole(&self, offset: u64) -> Option<Range<u64>> {
+        let length = ReadAt::len(self);
+        let seek = |from: u64, whence| {
+            let from = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
+            lseek(self, from, whence).map(i64::unsigned_abs)
+        };
+        let start = seek(offset, Whence::SeekHole).ok().filter(|&start| start < length)?;
+        let end = match seek(start, Whence::SeekData) {
+            Ok(end) => end.min(length),
+            Err(Errno::ENXIO) => length,
+            Err(_) => return None,
+        };
+        (start >= offset && start < end).then_some(start..end)
     }
 }
 
@@ -70,6 +96,10 @@ macro_rules! read_through {
             fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
                 (**self).read_at(offset, buf)
             }
+
+            fn hole(&self, offset: u64) -> Option<Range<u64>> {
+                (**self).hole(offset)
+            }
         }
     )*};
 }
@@ -101,6 +131,12 @@ impl<S: ReadAt> ReadAt for Slice<S> {
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
+
+    fn hole(&self, offset: u64) -> Option<Range<u64>> {
+        let hole = self.source.hole(self.at.checked_add(offset)?)?;
+        let (start, end) = (hole.start - self.at, (hole.end - self.at).min(self.length));
+        (start < end).then_some(start..end)
+    }
 }
 
 #[cfg(test)]
@@ -117,5 +153,21 @@ mod tests {
             let error = bytes.read_at(offset, &mut buf).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    #[test]
+    fn a_file_tells_of_its_holes() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 8 << 20).unwrap();
+        file.sync_all().unwrap();
+        let first = ReadAt::hole(&file, 5).unwrap();
+        assert!(first.start == 5 && first.end <= 8 << 20, "{first:?}");
+        let second = ReadAt::hole(&file, 8 << 20).unwrap();
+        assert!(second.start > 8 << 20 && second.end == 16 << 20, "{second:?}");
+        assert_eq!(ReadAt::hole(&file, 16 << 20), None);
+        let slice = Slice::new(&file, 1 << 20, 2 << 20);
+        assert_eq!(slice.hole(4096), Some(4096..2 << 20));
+        assert_eq!(slice.hole(2 << 20), None);
     }
 }

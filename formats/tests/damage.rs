@@ -8,19 +8,22 @@
 mod images;
 mod judge;
 
-use std::io;
-use std::ops::Range;
+use std::io::{self, Read, Seek};
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use images::{Random, guest, mend, write};
-use shoal_formats::{OpenError, ReadAt, ReadError, Target, open};
+use shoal_formats::{
+    Compressed, CompressedWriter, Format, OpenError, ReadAt, ReadError, Target, open,
+};
 
 const ROUNDS: u64 = 150;
 /// A reader looks at its tables a few times, in pages.
 const OPEN_READS_MAX: u64 = 24;
 const OPEN_BYTES_MAX: u64 = 16 << 20;
-const LOOK_BYTES: u64 = 64 * 1024;
+/// Enough compressed blocks for several threads.
+const LOOK_BYTES: u64 = 1024 * 1024;
 const STEPS_MAX: usize = 300;
 /// All of this program, its images included.
 const MEMORY_KIB_MAX: u64 = 700 * 1024;
@@ -142,20 +145,47 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// qemu's compressed one: ours has stored blocks only. Its tables are wherever no content is known
-/// to be: at its start and its end.
-fn compressed() -> (Vec<u8>, Vec<Range<usize>>) {
+/// With clusters that compress, more of them than one thread takes.
+fn compressible() -> Vec<u8> {
+    let mut content = guest();
+    content[700_000..1_900_000].fill(b'x');
+    content
+}
+
+/// qemu's compressed one. Its tables are wherever no content is known to be: at its start and its
+/// end.
+fn compressed_by_qemu() -> (Vec<u8>, Vec<Range<usize>>) {
     let folder = tempfile::tempdir().unwrap();
     let (raw, vmdk) = (folder.path().join("raw"), folder.path().join("vmdk"));
-    let mut content = guest();
-    content[700_000..900_000].fill(b'x');
-    std::fs::write(&raw, content).unwrap();
+    std::fs::write(&raw, compressible()).unwrap();
     let options = "subformat=streamOptimized";
     let (raw, path) = (judge::text(&raw), judge::text(&vmdk));
     judge::qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", options, raw, path]);
     let image = std::fs::read(&vmdk).unwrap();
     let end = image.len();
     (image, vec![0..1024, 65_536..65_700, end - 8192..end])
+}
+
+/// Ours: the header, the first compressed bytes, and what stands at the end.
+fn compressed(target: Compressed) -> (Vec<u8>, Vec<Range<usize>>) {
+    const CLUSTER: usize = 65_536;
+    let mut file = tempfile::tempfile().unwrap();
+    let mut disk = open(Box::new(compressible()), Some(Format::Raw)).unwrap();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    CompressedWriter::new(target).write(&mut *disk, &file, go_on).unwrap();
+    let mut image = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut image).unwrap();
+    let end = image.len();
+    let tables = match target.format() {
+        // The L2 table with the entries of the whole disk, the L1 table.
+        Format::Qcow2 => {
+            let [l2, l1] = [end - 4 * CLUSTER, end - 3 * CLUSTER];
+            vec![0..112, CLUSTER..CLUSTER + 400, l2..l2 + 384, l1..l1 + 8]
+        }
+        _ => vec![0..1024, CLUSTER..CLUSTER + 400, end - 8192..end],
+    };
+    (image, tables)
 }
 
 fn hammer(name: &str, sound: &(Vec<u8>, Vec<Range<usize>>), seed: u64) {
@@ -182,7 +212,10 @@ fn changed_images_of_every_format_are_read_or_refused() {
     for target in &Target::ALL[1..] {
         hammer(target.as_str(), &write(&guest, *target), seed);
     }
-    hammer("compressed vmdk", &compressed(), seed);
+    hammer("compressed vmdk of qemu's", &compressed_by_qemu(), seed);
+    for target in Compressed::ALL {
+        hammer(target.as_str(), &compressed(target), seed);
+    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();

@@ -124,8 +124,16 @@ const WITHOUT_IMPURE_WORDS: &[&str] =
     &["formats/content/src", "raft/metadata/src", "p2p/swarm/src", "node/api/src"];
 
 /// The format readers get an opened reader; a name found in an image never becomes a path.
-const OPENING_WORDS: &[&str] =
-    &["File::open", "fs::read", "OpenOptions", "std::net", "std::process", "async fn"];
+const OPENING_WORDS: &[&str] = &[
+    "File::open",
+    "fs::read",
+    "OpenOptions",
+    "nix::fcntl",
+    "nix::sys",
+    "std::net",
+    "std::process",
+    "async fn",
+];
 
 /// The one folder of the node that knows S3's types.
 const S3_WORD: &str = "aws_sdk_s3";

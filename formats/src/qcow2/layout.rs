@@ -11,22 +11,22 @@
 
 use std::ops::Range;
 
-use super::header::SECTOR_BYTES;
+use super::header::{INCOMPATIBLE_COMPRESSION, SECTOR_BYTES};
 use crate::export::layout::FileLayout;
 use crate::export::part::Part;
 use crate::export::runs::Runs;
 use crate::qcow2::MAGIC;
 
-const CLUSTER_BITS: u32 = 16;
+pub(super) const CLUSTER_BITS: u32 = 16;
 pub(crate) const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 const HEADER_BYTES: usize = 112;
-const ENTRY_BYTES: u64 = 8;
-const L2_ENTRIES: u64 = CLUSTER_BYTES / ENTRY_BYTES;
+pub(super) const ENTRY_BYTES: u64 = 8;
+pub(super) const L2_ENTRIES: u64 = CLUSTER_BYTES / ENTRY_BYTES;
 /// A reference count has 16 bits.
 const REFCOUNT_ORDER: u32 = 4;
-const REFCOUNTS_PER_BLOCK: u64 = CLUSTER_BYTES / 2;
+pub(super) const REFCOUNTS_PER_BLOCK: u64 = CLUSTER_BYTES / 2;
 /// "The reference count is exactly one", in L1 and L2 entries.
-const COPIED: u64 = 1 << 63;
+pub(super) const COPIED: u64 = 1 << 63;
 /// The largest disk: as many L1 entries as QEMU reads.
 pub(crate) const VIRTUAL_BYTES_MAX: u64 =
     super::header::L1_BYTES_MAX / ENTRY_BYTES * L2_ENTRIES * CLUSTER_BYTES;
@@ -103,7 +103,13 @@ impl Layout {
     /// The bytes of a cluster before the data, without the zeros at its end.
     fn metadata_cluster(&self, cluster: u64) -> Vec<u8> {
         if cluster < self.refcount_table {
-            self.header()
+            header(&HeaderFields {
+                virtual_bytes: self.virtual_bytes,
+                l1: self.l1 * CLUSTER_BYTES,
+                refcount_table: self.refcount_table * CLUSTER_BYTES,
+                refcount_table_clusters: (self.refcount_blocks - self.refcount_table) as u32,
+                zstd: false,
+            })
         } else if cluster < self.refcount_blocks {
             let first = (cluster - self.refcount_table) * L2_ENTRIES;
             let blocks = self.l1 - self.refcount_blocks;
@@ -118,28 +124,6 @@ impl Layout {
         } else {
             self.l2_table(self.tables[(cluster - self.l2) as usize])
         }
-    }
-
-    fn header(&self) -> Vec<u8> {
-        let mut header = Vec::with_capacity(HEADER_BYTES);
-        let l1_entries = l1_entries(self.virtual_bytes) as u32;
-        let table_clusters = (self.refcount_blocks - self.refcount_table) as u32;
-        header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&3u32.to_be_bytes());
-        header.extend_from_slice(&[0; 12]); // no backing file
-        header.extend_from_slice(&CLUSTER_BITS.to_be_bytes());
-        header.extend_from_slice(&self.virtual_bytes.to_be_bytes());
-        header.extend_from_slice(&0u32.to_be_bytes()); // no encryption
-        header.extend_from_slice(&l1_entries.to_be_bytes());
-        header.extend_from_slice(&(self.l1 * CLUSTER_BYTES).to_be_bytes());
-        header.extend_from_slice(&(self.refcount_table * CLUSTER_BYTES).to_be_bytes());
-        header.extend_from_slice(&table_clusters.to_be_bytes());
-        header.extend_from_slice(&[0; 12]); // no snapshots
-        header.extend_from_slice(&[0; 24]); // no features
-        header.extend_from_slice(&REFCOUNT_ORDER.to_be_bytes());
-        header.extend_from_slice(&(HEADER_BYTES as u32).to_be_bytes());
-        header.resize(HEADER_BYTES, 0); // zlib, padding; then the end of the extensions
-        header
     }
 
     fn l1_cluster(&self, first: u64) -> Vec<u8> {
@@ -167,12 +151,46 @@ impl Layout {
     }
 }
 
+/// What differs between the headers that are written. Places are bytes of the file.
+pub(super) struct HeaderFields {
+    pub virtual_bytes: u64,
+    pub l1: u64,
+    pub refcount_table: u64,
+    pub refcount_table_clusters: u32,
+    /// Whether compressed clusters are so, and not deflated.
+    pub zstd: bool,
+}
+
+pub(super) fn header(fields: &HeaderFields) -> Vec<u8> {
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    let l1_entries = l1_entries(fields.virtual_bytes) as u32;
+    let incompatible = if fields.zstd { INCOMPATIBLE_COMPRESSION } else { 0 };
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&3u32.to_be_bytes());
+    header.extend_from_slice(&[0; 12]); // no backing file
+    header.extend_from_slice(&CLUSTER_BITS.to_be_bytes());
+    header.extend_from_slice(&fields.virtual_bytes.to_be_bytes());
+    header.extend_from_slice(&0u32.to_be_bytes()); // no encryption
+    header.extend_from_slice(&l1_entries.to_be_bytes());
+    header.extend_from_slice(&fields.l1.to_be_bytes());
+    header.extend_from_slice(&fields.refcount_table.to_be_bytes());
+    header.extend_from_slice(&fields.refcount_table_clusters.to_be_bytes());
+    header.extend_from_slice(&[0; 12]); // no snapshots
+    header.extend_from_slice(&incompatible.to_be_bytes());
+    header.extend_from_slice(&[0; 16]); // no features that may be ignored
+    header.extend_from_slice(&REFCOUNT_ORDER.to_be_bytes());
+    header.extend_from_slice(&(HEADER_BYTES as u32).to_be_bytes());
+    header.push(u8::from(fields.zstd));
+    header.resize(HEADER_BYTES, 0); // padding; then the end of the extensions
+    header
+}
+
 /// At least one entry, as QEMU makes it for a disk of no bytes.
-fn l1_entries(virtual_bytes: u64) -> u64 {
+pub(super) fn l1_entries(virtual_bytes: u64) -> u64 {
     virtual_bytes.div_ceil(L2_ENTRIES * CLUSTER_BYTES).max(1)
 }
 
-fn words(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
+pub(super) fn words(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
     numbers.flat_map(u64::to_be_bytes).collect()
 }
 

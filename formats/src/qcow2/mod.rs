@@ -1,4 +1,5 @@
-//! qcow2, versions 2 and 3 (QEMU, `docs/interop/qcow2.txt`), read and laid out for writing.
+//! qcow2, versions 2 and 3 (QEMU, `docs/interop/qcow2.txt`), read, laid out for writing, and
+//! written compressed.
 //!
 //! Read: all cluster sizes, zlib and zstd compressed clusters, zero clusters, extended L2 entries.
 //! Internal snapshots are ignored: the disk is its active state. Reference counts are not read;
@@ -9,12 +10,13 @@
 //! Non-goals: backing files, data files and encryption, which are refused by name.
 
 mod check;
-mod decompress;
 mod entry;
 mod header;
 mod layout;
+mod packer;
 mod reader;
 
 pub(crate) use header::MAGIC;
 pub(crate) use layout::{Layout, VIRTUAL_BYTES_MAX};
+pub(crate) use packer::Packer;
 pub(crate) use reader::Qcow2Disk;

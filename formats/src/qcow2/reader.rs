@@ -1,21 +1,21 @@
 //! Reads guest bytes through the tables.
 //!
-//! Invariant: it holds one L1 table, [`L2_CACHE_BYTES`] of L2 tables and one decompressed cluster,
-//! and nothing else that grows with the disk.
+//! Invariant: it holds one L1 table, [`L2_CACHE_BYTES`] of L2 tables, one decompressed cluster and a
+//! batch of compressed ones, and nothing else that grows with the disk.
 //! Non-goal: deciding whether the tables are sound; `check` has done so before the first read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::check::check_tables;
-use super::decompress::decompress;
 use super::entry::{self, Cluster};
-use super::header::Header;
+use super::header::{Compression, Header};
 use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
 use crate::offset::{GuestOffset, HostOffset};
 use crate::pages::read_source;
 use crate::refusal::OpenError;
 use crate::source::ReadAt;
+use crate::unpack::{Batch, Method, Unpacker};
 
 /// Bytes of L2 tables that are kept: four of the largest, or what maps 64 GiB by default.
 const L2_CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -62,12 +62,15 @@ struct Run {
 
 pub(crate) struct Qcow2Disk<S> {
     source: S,
+    image_bytes: u64,
     header: Header,
     l1: Vec<u64>,
     tables: HashMap<u64, Arc<[u8]>>,
     /// Keys of `tables`, oldest first.
     ages: VecDeque<u64>,
+    /// The cluster of which a part was read last.
     inflated: Option<(HostOffset, Vec<u8>)>,
+    unpacker: Unpacker,
 }
 
 impl<S: ReadAt> Qcow2Disk<S> {
@@ -81,12 +84,14 @@ impl<S: ReadAt> Qcow2Disk<S> {
         drop(bytes);
         check_tables(&header, &source, &l1)?;
         Ok(Self {
+            image_bytes: source.len(),
             source,
             header,
             l1,
             tables: HashMap::new(),
             ages: VecDeque::new(),
             inflated: None,
+            unpacker: Unpacker::default(),
         })
     }
 
@@ -170,16 +175,30 @@ impl<S: ReadAt> Qcow2Disk<S> {
 
     fn inflate(&mut self, at: HostOffset, bytes: u32) -> Result<&[u8], OpenError> {
         if self.inflated.as_ref().is_none_or(|(known, _)| *known != at) {
-            // The last sector may be cut short where the image ends.
-            let there = self.source.len().saturating_sub(at.0).min(u64::from(bytes));
-            let mut stored = vec![0; there as usize];
-            read_source(&self.source, at, &mut stored)?;
+            let stored = self.stored(at, bytes)?;
             let mut cluster = self.inflated.take().map_or_else(Vec::new, |(_, buffer)| buffer);
             cluster.resize(self.header.cluster_bytes() as usize, 0);
-            decompress(self.header.compression, &stored, &mut cluster)?;
+            let (method, needed) = (self.method(), cluster.len());
+            self.unpacker.unpack(method, &stored, &mut cluster, needed)?;
             self.inflated = Some((at, cluster));
         }
         Ok(self.inflated.as_ref().map_or(&[], |(_, cluster)| cluster))
+    }
+
+    const fn method(&self) -> Method {
+        match self.header.compression {
+            Compression::Zlib => Method::Deflate,
+            Compression::Zstd => Method::Zstd,
+        }
+    }
+
+    /// The sectors of a compressed cluster.
+    fn stored(&self, at: HostOffset, bytes: u32) -> Result<Vec<u8>, OpenError> {
+        // The last sector may be cut short where the image ends.
+        let there = self.image_bytes.saturating_sub(at.0).min(u64::from(bytes));
+        let mut stored = vec![0; there as usize];
+        read_source(&self.source, at, &mut stored)?;
+        Ok(stored)
     }
 }
 
@@ -189,6 +208,10 @@ fn at_guest(guest: GuestOffset) -> impl Fn(OpenError) -> ReadError {
         OpenError::Refused(refusal) => ReadError::Broken { at: guest.0, refusal },
         OpenError::Source { at, error } => ReadError::Source { at, error },
     }
+}
+
+fn in_batch((guest, error): (u64, OpenError)) -> ReadError {
+    at_guest(GuestOffset(guest))(error)
 }
 
 impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
@@ -229,15 +252,21 @@ impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         check_range(offset, buf.len(), self.header.virtual_bytes)?;
-        let mut done = 0;
-        while done < buf.len() {
-            let guest = GuestOffset(offset + done as u64);
-            let rest = &mut buf[done..];
+        let cluster_bytes = self.header.cluster_bytes();
+        let (mut at, mut rest, mut batch) = (offset, buf, Batch::default());
+        while !rest.is_empty() {
+            let guest = GuestOffset(at);
             let run = self.run(guest, rest.len() as u64).map_err(at_guest(guest))?;
-            let count = run.bytes as usize;
-            self.fill(run.place, &mut rest[..count]).map_err(at_guest(guest))?;
-            done += count;
+            let (part, after) = rest.split_at_mut(run.bytes as usize);
+            (at, rest) = (at + run.bytes, after);
+            match run.place {
+                Place::Compressed { at, bytes, skip: 0 } if run.bytes == cluster_bytes => {
+                    let stored = self.stored(at, bytes).map_err(at_guest(guest))?;
+                    batch.add(guest.0, self.method(), stored, part).map_err(in_batch)?;
+                }
+                place => self.fill(place, part).map_err(at_guest(guest))?,
+            }
         }
-        Ok(())
+        batch.finish().map_err(in_batch)
     }
 }

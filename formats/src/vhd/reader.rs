@@ -200,6 +200,16 @@ impl Tables for Vhd {
         Ok(Run { bytes: table.block_bytes - skip, place })
     }
 
+    fn stored(
+        &mut self,
+        _: &dyn ReadAt,
+        _: GuestOffset,
+        _: HostOffset,
+        _: u64,
+    ) -> Result<Option<Vec<u8>>, OpenError> {
+        unreachable!("a VHD has nothing compressed")
+    }
+
     fn unpack(
         &mut self,
         _: &dyn ReadAt,

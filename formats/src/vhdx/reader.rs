@@ -115,6 +115,16 @@ impl Tables for Vhdx {
         Ok(Run { bytes: block_bytes - skip, place })
     }
 
+    fn stored(
+        &mut self,
+        _: &dyn ReadAt,
+        _: GuestOffset,
+        _: HostOffset,
+        _: u64,
+    ) -> Result<Option<Vec<u8>>, OpenError> {
+        unreachable!("a VHDX has nothing compressed")
+    }
+
     fn unpack(
         &mut self,
         _: &dyn ReadAt,

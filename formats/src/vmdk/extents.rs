@@ -101,6 +101,15 @@ impl Extents {
     fn index(&self, guest: GuestOffset) -> usize {
         self.extents.partition_point(|extent| extent.end <= guest.0)
     }
+
+    /// The extent of a packed grain, and where `guest` is in it.
+    fn sparse(&self, guest: GuestOffset) -> (&Sparse, u64) {
+        let extent = &self.extents[self.index(guest)];
+        let Bytes::Sparse(sparse) = &extent.bytes else {
+            unreachable!("only a sparse extent has packed grains");
+        };
+        (sparse, guest.0 - (extent.end - extent.length))
+    }
 }
 
 fn bytes(
@@ -163,6 +172,18 @@ impl Tables for Extents {
         Ok(Run { bytes: run.bytes.min(left), ..run })
     }
 
+    fn stored(
+        &mut self,
+        source: &dyn ReadAt,
+        guest: GuestOffset,
+        at: HostOffset,
+        bytes: u64,
+    ) -> Result<Option<Vec<u8>>, OpenError> {
+        let (sparse, inside) = self.sparse(guest);
+        let is_whole = bytes == sparse.grain_bytes();
+        if is_whole { sparse.stored(source, at, inside).map(Some) } else { Ok(None) }
+    }
+
     fn unpack(
         &mut self,
         source: &dyn ReadAt,
@@ -173,11 +194,7 @@ impl Tables for Extents {
     ) -> Result<(), OpenError> {
         if self.grain.as_ref().is_none_or(|(known, _)| *known != at) {
             let mut grain = self.grain.take().map_or_else(Vec::new, |(_, buffer)| buffer);
-            let extent = &self.extents[self.index(guest)];
-            let inside = guest.0 - (extent.end - extent.length);
-            let Bytes::Sparse(sparse) = &extent.bytes else {
-                unreachable!("only a sparse extent has packed grains");
-            };
+            let (sparse, inside) = self.sparse(guest);
             sparse.unpack(source, at, inside, &mut grain)?;
             self.grain = Some((at, grain));
         }

@@ -2,7 +2,8 @@
 //!
 //! Read: `monolithicSparse` and `streamOptimized` (compressed grains, markers, footers) on their
 //! own; a text descriptor with its extents – sparse, flat and zero – where all of them stand in one
-//! archive. Written: `monolithicSparse` and `streamOptimized`.
+//! archive. Written: `monolithicSparse` and `streamOptimized`, that with stored
+//! grains and with compressed ones.
 //!
 //! Invariant: a descriptor names nothing but files of the archive it came in; on its own it names
 //! nothing at all.
@@ -14,6 +15,7 @@ mod header;
 mod sparse;
 mod sparse_layout;
 mod stream_layout;
+mod stream_packer;
 mod text;
 
 use crate::disk::Disk;
@@ -27,6 +29,7 @@ pub(crate) use descriptor::is_descriptor;
 pub(crate) use extents::Member;
 pub(crate) use sparse_layout::SparseLayout;
 pub(crate) use stream_layout::StreamLayout;
+pub(crate) use stream_packer::StreamPacker;
 
 pub(crate) const SECTOR_BYTES: u64 = 512;
 /// The largest disk, in bytes: a header of 512 bytes can claim any size.

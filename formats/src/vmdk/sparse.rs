@@ -10,8 +10,6 @@
 
 use std::ops::Range;
 
-use flate2::{Decompress, FlushDecompress, Status};
-
 use super::SECTOR_BYTES;
 use super::header::{Header, malformed};
 use crate::bytes::Little;
@@ -21,6 +19,7 @@ use crate::offset::HostOffset;
 use crate::pages::{Pages, read_part, read_source};
 use crate::refusal::{OpenError, Refusal};
 use crate::source::{ReadAt, Slice};
+use crate::unpack::{Method, Unpacker};
 
 const ENTRY_BYTES: u64 = 4;
 const ENTRY_ZERO: u32 = 1;
@@ -186,15 +185,18 @@ impl Sparse {
         Ok(Run { bytes: header.grain_bytes - skip, place })
     }
 
-    /// Inflates the grain that is stored at `at` of the image and holds the extent's guest byte
-    /// `guest`, into `grain`, which then has a grain's length.
-    pub fn unpack(
+    pub const fn grain_bytes(&self) -> u64 {
+        self.header.grain_bytes
+    }
+
+    /// What the grain at `at` of the image, which holds the extent's guest byte `guest`, is stored
+    /// as; perhaps with more behind.
+    pub fn stored(
         &self,
         source: &dyn ReadAt,
         at: HostOffset,
         guest: u64,
-        grain: &mut Vec<u8>,
-    ) -> Result<(), OpenError> {
+    ) -> Result<Vec<u8>, OpenError> {
         let header = &self.header;
         let first = guest - guest % header.grain_bytes;
         let there = self.at + self.length - at.0;
@@ -215,17 +217,25 @@ impl Sparse {
         }
         let mut packed = vec![0; stored as usize];
         read_source(source, HostOffset(at.0 + skip), &mut packed)?;
+        Ok(packed)
+    }
+
+    /// Inflates that grain into `grain`, which then has a grain's length.
+    pub fn unpack(
+        &self,
+        source: &dyn ReadAt,
+        at: HostOffset,
+        guest: u64,
+        grain: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        let header = &self.header;
+        let packed = self.stored(source, at, guest)?;
         grain.clear();
         grain.resize(header.grain_bytes as usize, 0);
         // The last grain may be cut where the disk ends.
-        let needed = header.grain_bytes.min(header.capacity - first);
-        let mut stream = Decompress::new(true);
-        let status = stream.decompress(&packed, grain, FlushDecompress::Finish);
-        let ended = matches!(status, Ok(Status::StreamEnd));
-        if !ended || stream.total_out() < needed {
-            let text = "a compressed grain does not decompress to a grain";
-            return Err(Refusal::CorruptTables(text).into());
-        }
+        let first = guest - guest % header.grain_bytes;
+        let needed = header.grain_bytes.min(header.capacity - first) as usize;
+        Unpacker::default().unpack(Method::Zlib, &packed, grain, needed)?;
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ use crate::export::part::Part;
 use crate::export::runs::Runs;
 
 /// Sectors before the first grain.
-const OVERHEAD: u64 = 128;
+pub(super) const OVERHEAD: u64 = 128;
 const STORED_BYTES: u64 = 32 * 1024;
 /// Marker, zlib header, header of a stored block.
 const BEFORE_FIRST: u64 = 12 + 2 + 5;
@@ -82,18 +82,6 @@ impl StreamLayout {
         u32::try_from(footer + 3).ok()?;
         let descriptor = descriptor("streamOptimized", sectors, identity);
         Some(Self { sectors, descriptor, runs, tables, directory_entries, directory, footer })
-    }
-
-    fn header(&self, directory: u64) -> Vec<u8> {
-        let fields = Header {
-            version: 3,
-            flags: FLAG_NEWLINES | FLAG_COMPRESSED | FLAG_MARKERS,
-            redundant: 0,
-            directory,
-            overhead: OVERHEAD,
-            compression: DEFLATE,
-        };
-        header(&fields, self.sectors)
     }
 
     /// Where the first grain of the table that stands at `index` of `tables` starts.
@@ -178,7 +166,7 @@ impl FileLayout for StreamLayout {
     fn part(&self, at: u64, most: u64) -> Part {
         let sector = at / SECTOR_BYTES;
         if sector == 0 {
-            return Part::of(self.header(AT_END), at, SECTOR_BYTES, most);
+            return Part::of(stream_header(AT_END, self.sectors), at, SECTOR_BYTES, most);
         }
         if sector < OVERHEAD {
             let end = (OVERHEAD - 1) * SECTOR_BYTES;
@@ -192,15 +180,28 @@ impl FileLayout for StreamLayout {
         }
         let bytes = match sector - self.footer {
             0 => marked(1, MARKER_FOOTER),
-            1 => self.header(self.directory + 1),
+            1 => stream_header(self.directory + 1, self.sectors),
             _ => marked(0, MARKER_END),
         };
         Part::of(bytes, at % SECTOR_BYTES, SECTOR_BYTES, most)
     }
 }
 
+/// Of a disk of `sectors` sectors, with its directory at sector `directory`.
+pub(super) fn stream_header(directory: u64, sectors: u64) -> Vec<u8> {
+    let fields = Header {
+        version: 3,
+        flags: FLAG_NEWLINES | FLAG_COMPRESSED | FLAG_MARKERS,
+        redundant: 0,
+        directory,
+        overhead: OVERHEAD,
+        compression: DEFLATE,
+    };
+    header(&fields, sectors)
+}
+
 /// The marker of `sectors` sectors that follow it.
-fn marked(sectors: u64, kind: u32) -> Vec<u8> {
+pub(super) fn marked(sectors: u64, kind: u32) -> Vec<u8> {
     let mut marker = sectors.to_le_bytes().to_vec();
     marker.extend_from_slice(&[0; 4]); // not a grain's
     marker.extend_from_slice(&kind.to_le_bytes());

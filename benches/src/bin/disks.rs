@@ -462,7 +462,8 @@ fn written_bytes(path: &Path) -> Result<u64> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    Ok(if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? })
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    Ok(removed?)
 }
 
 /// Starts a program as the only child of this process, whose peak so is the child's.

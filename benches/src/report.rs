@@ -109,7 +109,8 @@ impl Report {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// Of no values, no number.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -46,6 +46,9 @@ pub enum Error {
     Failed { what: String, reason: String },
     #[error("{failed} of {hosts} hosts failed")]
     HostsFailed { failed: usize, hosts: usize },
+    /// An answer that is not yes, with an exit code that scripts know from qemu-img.
+    #[error("{message}")]
+    Judged { code: u8, word: &'static str, message: String },
     #[error("{0}")]
     Interrupted(String),
 }
@@ -59,6 +62,7 @@ impl Error {
             Self::Refused { status: 404, .. } | Self::NotFound(_) => EXIT_NOT_FOUND,
             Self::Unreachable(_) | Self::Untrusted(_) => EXIT_UNREACHABLE,
             Self::HostsFailed { .. } => EXIT_DEPLOYMENT_FAILED,
+            Self::Judged { code, .. } => *code,
             Self::Interrupted(_) => EXIT_INTERRUPTED,
             _ => EXIT_FAILED,
         }
@@ -80,6 +84,7 @@ impl Error {
             Self::NotFound(_) => "not_found",
             Self::Failed { .. } => "failed",
             Self::HostsFailed { .. } => "hosts_failed",
+            Self::Judged { word, .. } => word,
             Self::Interrupted(_) => "interrupted",
         }
     }

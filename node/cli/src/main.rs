@@ -22,6 +22,7 @@ mod client;
 mod cluster;
 mod config;
 mod deployments;
+mod disk;
 mod download;
 mod error;
 mod events;
@@ -113,6 +114,9 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         clap_complete::generate(shell, &mut command, "shoal", &mut script);
         return screen::write_out(&script);
     }
+    if let Command::Disk(command) = arguments.command {
+        return disk::disk(command, screen).await;
+    }
     match &arguments.command {
         // These need no cluster: who restores has none.
         Command::Restore(restore) => return Err(restore::restore(restore)),
@@ -161,6 +165,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Login(_)
         | Command::Logout
         | Command::Context(_)
+        | Command::Disk(_)
         | Command::Restore(_)
         | Command::Completions { .. } => {
             unreachable!("these need no client and ended above")

@@ -3,6 +3,7 @@
 //! Non-goal: doing anything; `main` hands each command to its module.
 
 mod deployment;
+mod disk;
 mod image;
 mod rights;
 
@@ -14,6 +15,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use shoal_content::{AccountName, ProjectName};
 
 pub use deployment::*;
+pub use disk::*;
 pub use image::*;
 pub use rights::*;
 
@@ -60,6 +62,9 @@ pub enum Command {
     /// Images: upload, list, show, download, tag, delete
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Disk images as files on this machine, without a cluster: info, map, check, convert, compare
+    #[command(subcommand, after_help = DISKS)]
+    Disk(DiskCommand),
     /// Which virtual machine runs which version
     #[command(subcommand)]
     Instance(InstanceCommand),
@@ -181,6 +186,15 @@ pub enum ClusterCommand {
         yes: bool,
     },
 }
+
+const DISKS: &str = "\
+Formats: raw, qcow2, vmdk, vhd, vhdx and ova are read whatever the file is called. Images that name
+other files (backing files, data files, parents) are refused. Exit codes are those of qemu-img.
+
+  shoal disk info desktop.vmdk
+  shoal disk convert -O qcow2 --compress desktop.vmdk desktop.qcow2
+  shoal disk compare desktop.vmdk desktop.qcow2
+  shoal disk chunks 1.0.qcow2 1.1.qcow2       what storing the second after the first adds";
 
 const UPSTREAMS: &str = "\
 Images of other registries are pulled by their whole names through any node, and are kept:

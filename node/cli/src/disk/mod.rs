@@ -1,0 +1,123 @@
+//! `shoal disk`: images as files on this machine. No cluster, no login, no configuration.
+//!
+//! Exit codes are those of qemu-img, so that scripts can put one in the other's place. What takes
+//! long runs on a thread of its own and ends with Ctrl-C.
+
+mod check;
+mod chunks;
+mod compare;
+mod convert;
+mod cut;
+mod info;
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::ProgressBar;
+use shoal_formats::{Disk, Format, MapExtent, ReadError};
+
+use crate::arguments::{DiskCommand, Output, Shape};
+use crate::error::Error;
+use crate::screen::Screen;
+
+pub async fn disk(command: DiskCommand, screen: Screen) -> Result<(), Error> {
+    let shaped = move |output: &Output| Screen { json: screen.json || output.output == Shape::Json };
+    let stop = Stop::default();
+    let seen = stop.clone();
+    let work = tokio::task::spawn_blocking(move || match command {
+        DiskCommand::Info { file, format, output } => info::info(&file, format, shaped(&output)),
+        DiskCommand::Map { file, format, output } => {
+            info::map(&file, format, &seen, shaped(&output))
+        }
+        DiskCommand::Check { file, format, output } => {
+            check::check(&file, format, &seen, shaped(&output))
+        }
+        DiskCommand::Convert(convert) => convert::convert(&convert, &seen, screen),
+        DiskCommand::Compare { a, b, format, other, strict } => {
+            compare::compare((&a, format), (&b, other), strict, &seen, screen)
+        }
+        DiskCommand::Chunks { files, keep_free_space, output } => {
+            chunks::chunks(&files, keep_free_space, &seen, shaped(&output))
+        }
+    });
+    let mut work = std::pin::pin!(work);
+    let done = tokio::select! {
+        done = &mut work => done,
+        signal = tokio::signal::ctrl_c() => {
+            if signal.is_ok() {
+                stop.0.store(true, Ordering::Relaxed);
+            }
+            work.await
+        }
+    };
+    done.unwrap_or_else(|error| Err(Error::Disk(format!("the work broke off: {error}"))))
+}
+
+/// Whether somebody wants an end. Clones are the same.
+#[derive(Debug, Clone, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn check(&self) -> Result<(), Error> {
+        match self.flow() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted("interrupted".into())),
+        }
+    }
+
+    fn flow(&self) -> ControlFlow<()> {
+        if self.0.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+/// The disk in a file.
+fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Disk>, Error> {
+    let file = File::open(path).map_err(Error::file("opening", path))?;
+    let about = file.metadata().map_err(Error::file("opening", path))?;
+    if !about.is_file() {
+        return Err(Error::Disk(format!("{}: it is no regular file", path.display())));
+    }
+    let opened = shoal_formats::open(Box::new(file), format);
+    opened.map_err(|error| Error::Disk(format!("{}: {error}", path.display())))
+}
+
+fn unreadable(path: &Path) -> impl Fn(ReadError) -> Error {
+    let path = path.display().to_string();
+    move |error| Error::Disk(format!("{path}: {error}"))
+}
+
+/// All parts of a disk in turn, neighbours of one kind as one.
+fn extents(
+    disk: &mut dyn Disk,
+    stop: &Stop,
+    each: &mut dyn FnMut(MapExtent) -> Result<(), Error>,
+    failed: impl Fn(ReadError) -> Error,
+) -> Result<(), Error> {
+    let mut open: Option<MapExtent> = None;
+    let (mut at, end) = (0, disk.virtual_bytes());
+    while at < end {
+        stop.check()?;
+        let extent = disk.next_extent(at).map_err(&failed)?;
+        at = extent.offset + extent.length;
+        match &mut open {
+            Some(last) if last.kind == extent.kind => last.length += extent.length,
+            _ => {
+                if let Some(last) = open.replace(extent) {
+                    each(last)?;
+                }
+            }
+        }
+    }
+    open.map_or(Ok(()), each)
+}
+
+fn bar(screen: Screen, total: u64) -> ProgressBar {
+    screen.byte_bar("", total)
+}

@@ -1,0 +1,203 @@
+//! `shoal disk` beside qemu-img, on files that either of them made.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+
+fn shoal(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_shoal")).arg("disk").args(arguments).output().unwrap()
+}
+
+fn qemu(arguments: &[&str]) -> Output {
+    Command::new("qemu-img").args(arguments).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Data, a hole, what compresses, and an end that is no whole cluster.
+fn content() -> Vec<u8> {
+    let mut bytes = vec![0; 5 * MIB + 512];
+    let mut state = 1u32;
+    for byte in &mut bytes[..MIB] {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = (state >> 24) as u8;
+    }
+    bytes[3 * MIB..4 * MIB].fill(b'x');
+    bytes[5 * MIB + 511] = 7;
+    bytes
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        fs::write(folder.at("disk.raw"), content()).unwrap();
+        folder
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+#[test]
+fn every_format_is_written_so_that_qemu_img_finds_the_same_disk_and_no_fault() {
+    let folder = Folder::new();
+    let raw = folder.at("disk.raw");
+    let formats = [
+        ("raw", "raw", &[][..]),
+        ("qcow2", "qcow2", &[]),
+        ("qcow2", "qcow2", &["--compress"]),
+        ("qcow2", "qcow2", &["--compress", "--compression", "zstd"]),
+        ("vmdk", "vmdk", &[]),
+        ("vmdk-stream", "vmdk", &[]),
+        ("vmdk-stream", "vmdk", &["--compress"]),
+        ("vhdx", "vhdx", &[]),
+    ];
+    for (at, (format, theirs, more)) in formats.into_iter().enumerate() {
+        let [one, two] = ["one", "two"].map(|name| folder.at(&format!("{at}.{name}")));
+        for target in [&one, &two] {
+            let words =
+                [&["convert", "-O", format][..], more, &[text(&raw), text(target)]].concat();
+            let output = shoal(&words);
+            assert!(output.status.success(), "{format} {more:?}: {output:?}");
+        }
+        assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{format}: not the same bytes");
+        let same = qemu(&["compare", "-f", "raw", "-F", theirs, text(&raw), text(&one)]);
+        assert!(same.status.success(), "{format} {more:?}: {same:?}");
+        if theirs == "qcow2" || theirs == "vhdx" {
+            let check = qemu(&["check", "-f", theirs, text(&one)]);
+            assert!(check.status.success(), "{format} {more:?}: {check:?}");
+        }
+        let same = shoal(&["compare", text(&one), text(&raw)]);
+        assert!(same.status.success(), "{format}: {same:?}");
+        // And back, from a file that the other program made.
+        let foreign = folder.at("foreign");
+        assert!(qemu(&["convert", "-O", theirs, text(&raw), text(&foreign)]).status.success());
+        let back = folder.at("back.raw");
+        assert!(shoal(&["convert", text(&foreign), text(&back)]).status.success());
+        assert!(fs::read(&back).unwrap() == content(), "{format}: {theirs} is read wrong");
+    }
+    let compressed = fs::metadata(folder.at("2.one")).unwrap().len();
+    let plain = fs::metadata(folder.at("1.one")).unwrap().len();
+    assert!(compressed < plain, "{compressed} against {plain}");
+}
+
+#[test]
+fn info_and_map_say_what_qemu_img_says() {
+    let folder = Folder::new();
+    let (raw, disk) = (folder.at("disk.raw"), folder.at("disk.qcow2"));
+    assert!(qemu(&["convert", "-O", "qcow2", text(&raw), text(&disk)]).status.success());
+    let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
+    let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
+    for key in ["filename", "format", "virtual-size", "actual-size"] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+    let spans = |map: &Value| -> Vec<(u64, u64)> {
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for part in map.as_array().unwrap().iter().filter(|part| part["data"] == true) {
+            let (start, length) =
+                (part["start"].as_u64().unwrap(), part["length"].as_u64().unwrap());
+            match joined.last_mut() {
+                Some(last) if last.0 + last.1 == start => last.1 += length,
+                _ => joined.push((start, length)),
+            }
+        }
+        joined
+    };
+    let ours = json(&shoal(&["map", "--output", "json", text(&disk)]));
+    let theirs = json(&qemu(&["map", "--output", "json", text(&disk)]));
+    assert_eq!(spans(&ours), spans(&theirs));
+    let people = shoal(&["info", text(&disk)]);
+    let people = String::from_utf8(people.stdout).unwrap();
+    assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+}
+
+#[test]
+fn what_differs_is_broken_or_missing_has_the_exit_code_of_qemu_img() {
+    let folder = Folder::new();
+    let (raw, disk) = (folder.at("disk.raw"), folder.at("disk.qcow2"));
+    assert!(shoal(&["convert", "-O", "qcow2", text(&raw), text(&disk)]).status.success());
+    let other = folder.at("other.raw");
+    let mut changed = content();
+    changed[3 * MIB + 5] = b'y';
+    fs::write(&other, &changed).unwrap();
+    let longer = folder.at("longer.raw");
+    let mut zeros = content();
+    zeros.resize(7 * MIB, 0);
+    fs::write(&longer, &zeros).unwrap();
+    let none = folder.at("none");
+    let codes = |arguments: &[&str]| {
+        let theirs = qemu(arguments).status.code();
+        let ours = shoal(arguments);
+        assert_eq!(ours.status.code(), theirs, "{arguments:?}: {ours:?}");
+        (theirs, String::from_utf8(ours.stderr).unwrap())
+    };
+    assert_eq!(codes(&["compare", text(&raw), text(&disk)]).0, Some(0));
+    let (code, said) = codes(&["compare", text(&disk), text(&other)]);
+    assert!(code == Some(1) && said.contains(&format!("byte {}", 3 * MIB + 5)), "{said}");
+    assert_eq!(codes(&["compare", text(&raw), text(&longer)]).0, Some(0));
+    assert_eq!(codes(&["compare", "-s", text(&raw), text(&longer)]).0, Some(1));
+    assert_eq!(codes(&["compare", text(&raw), text(&none)]).0, Some(2));
+    assert_eq!(codes(&["check", text(&disk)]).0, Some(0));
+    assert_eq!(codes(&["check", text(&raw)]).0, Some(63));
+    assert_eq!(codes(&["info", text(&none)]).0, Some(1));
+
+    // A compressed cluster that is none any more.
+    let compressed = folder.at("compressed.qcow2");
+    let words = ["convert", "-O", "qcow2", "--compress", text(&raw), text(&compressed)];
+    assert!(shoal(&words).status.success());
+    let mut bytes = fs::read(&compressed).unwrap();
+    let cluster = bytes.windows(3).rposition(|three| three[0] != 0 && three[1] != 0).unwrap();
+    let from = cluster.saturating_sub(200);
+    bytes[from..cluster].fill(0xff);
+    fs::write(&compressed, &bytes).unwrap();
+    let checked = shoal(&["check", text(&compressed)]);
+    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+}
+
+#[test]
+fn a_refused_conversion_leaves_what_was_there_and_nothing_beside_it() {
+    let folder = Folder::new();
+    let (raw, target) = (folder.at("disk.raw"), folder.at("kept.qcow2"));
+    fs::write(&target, b"what was there").unwrap();
+    let overlay = folder.at("overlay.qcow2");
+    let made = ["create", "-f", "qcow2", "-b", text(&raw), "-F", "raw", text(&overlay)];
+    assert!(qemu(&made).status.success());
+    let refused = shoal(&["convert", "-O", "qcow2", text(&overlay), text(&target)]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && said.contains("backing"), "{said}");
+    let no_way = shoal(&["convert", "-O", "vhdx", "--compress", text(&raw), text(&target)]);
+    assert_eq!(no_way.status.code(), Some(2), "{no_way:?}");
+    assert_eq!(fs::read(&target).unwrap(), b"what was there");
+    let left: Vec<_> =
+        fs::read_dir(folder.0.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(shoal(&["convert", "-O", "qcow2", text(&raw), text(&target)]).status.success());
+    assert!(qemu(&["compare", text(&raw), text(&target)]).status.success());
+    let folder_as_target = shoal(&["convert", text(&raw), text(folder.0.path())]);
+    assert_eq!(folder_as_target.status.code(), Some(1));
+}
+
+#[test]
+fn chunks_count_what_a_disk_adds_to_those_before_it() {
+    let folder = Folder::new();
+    let (raw, disk) = (folder.at("disk.raw"), folder.at("disk.vmdk"));
+    assert!(qemu(&["convert", "-O", "vmdk", text(&raw), text(&disk)]).status.success());
+    let found = json(&shoal(&["chunks", "--output", "json", text(&raw), text(&disk)]));
+    let number = |at: usize, key: &str| found[at][key].as_u64().unwrap();
+    assert!(number(0, "new_bytes") > MIB as u64, "{found}");
+    assert_eq!(number(0, "content_bytes"), number(1, "content_bytes"));
+    assert_eq!((number(1, "new_chunks"), number(1, "new_bytes")), (0, 0), "{found}");
+}

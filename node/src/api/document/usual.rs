@@ -129,6 +129,7 @@ pub fn path_part(name: &str) -> &'static str {
         "part" => "A part's number, from 0.",
         "path" => "`NAME/TAG` or `NAME/DIGEST`; its slashes are its own.",
         "project" => "A project's name.",
+        "purpose" => "`token` or `ticket`.",
         "reference" => "A tag or a digest.",
         "robot" => "A robot's name, without its project.",
         "rule" => "A rule's name.",

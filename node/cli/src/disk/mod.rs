@@ -24,7 +24,8 @@ use crate::error::Error;
 use crate::screen::Screen;
 
 pub async fn disk(command: DiskCommand, screen: Screen) -> Result<(), Error> {
-    let shaped = move |output: &Output| Screen { json: screen.json || output.output == Shape::Json };
+    let shaped =
+        move |output: &Output| Screen { json: screen.json || output.output == Shape::Json };
     let stop = Stop::default();
     let seen = stop.clone();
     let work = tokio::task::spawn_blocking(move || match command {

@@ -57,6 +57,9 @@ SETTINGS
     hub_listen = \"127.0.0.1:5057\"   # (none) for docker's registry-mirrors: names are Docker Hub's
     [status]
     enabled = true                   listen = \"127.0.0.1:5056\"   # /health and /metrics
+    [traces]
+    endpoint = \"…\"                 # OTLP over HTTP: http://HOST:4318/v1/traces; none where missing
+    sample_ratio = 1.0               # of transfers that nobody traces already
     [log]
     filter = \"info\"                  format = \"text\"             # or \"json\"
 

@@ -52,6 +52,9 @@ impl<'a> Side<'a> {
         self.buffer.clear();
         self.buffer.resize(length, 0);
         let there = self.disk.virtual_bytes().saturating_sub(at).min(length as u64) as usize;
+        if there == 0 {
+            return Ok(());
+        }
         let read = self.disk.read(at, &mut self.buffer[..there]);
         read.map_err(|error| self.unreadable(&error))
     }

@@ -18,7 +18,7 @@ async fn a_key_that_is_distrusted_ends_what_it_allowed_and_another_goes_on() {
     agent.swarm.set_nodes(vec![origin.address()]).await;
     let me = agent.swarm.peer_id();
     let old = cluster.ticket(id, me);
-    let transfer = agent.swarm.fetch(id, recipe.clone(), old.clone());
+    let transfer = agent.swarm.fetch(id, recipe.clone(), old);
     let mut progress = transfer.progress();
     let half = progress.wait_for(|progress| progress.chunks_done == 32);
     tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
@@ -31,11 +31,14 @@ async fn a_key_that_is_distrusted_ends_what_it_allowed_and_another_goes_on() {
     let error = ended.unwrap_err();
     assert!(matches!(error, FetchError::Distrusted) && error.is_retryable(), "{error}");
     drop(transfer);
-    // Nothing is had with it any more, and everything with one of the new key.
-    assert!(agent.swarm.recipe(id, old).await.is_err());
+    // Nobody who has nothing yet gets anything with it, and everything with one of the new key.
+    let late = cluster.start(PeerRole::Host).await;
+    late.swarm.set_nodes(vec![origin.address()]).await;
+    let newcomer = late.swarm.peer_id();
+    assert!(late.swarm.recipe(id, cluster.ticket(id, newcomer)).await.is_err());
+    late.swarm.recipe(id, ticket_by(&new, id, newcomer)).await.unwrap();
     fill(&*origin.store, &recipe, id, &contents).await;
     let ticket = ticket_by(&new, id, me);
-    agent.swarm.recipe(id, ticket.clone()).await.unwrap();
     let transfer = agent.swarm.fetch(id, recipe, ticket);
     let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
     assert_eq!(done.bytes_local, done.bytes_total / 2, "what was there is not fetched again");

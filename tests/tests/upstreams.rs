@@ -247,10 +247,10 @@ fn a_host_fetches_whole_what_nobody_has_pulled() -> Result<()> {
 #[test]
 fn a_node_that_is_killed_in_the_middle_of_a_layer_spoils_nothing() -> Result<()> {
     let mut stage = Stage::set()?;
-    // Slow enough to be caught at it.
+    // Slow enough to be caught at it; the burst is more than a packet of the loopback.
     let mut slow = stage.network.hub().command("tc");
     slow.args(["qdisc", "add", "dev", "lo", "root", "tbf"]);
-    slow.args(["rate", "20mbit", "burst", "64kb", "latency", "400ms"]);
+    slow.args(["rate", "20mbit", "burst", "256kb", "latency", "400ms"]);
     run(slow)?;
     let node = stage.node.url();
     let ask = |path: &str| {

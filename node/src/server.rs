@@ -64,7 +64,6 @@ type Founded<'a> = Box<dyn FnOnce(&str) + Send + 'a>;
 ///
 /// Its calls give boxed futures: who polls one that is not boxed compiles the whole node again.
 #[derive(Debug)]
-
 pub struct Server {
     app: App,
     https: Listening,

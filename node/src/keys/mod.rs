@@ -125,16 +125,21 @@ impl Keyring {
         keys.iter().find(|key| key.number == number && key.is_believed(now)).cloned()
     }
 
-    /// Reads them again where there are others.
+    /// Reads them again where there are newer ones; a state of before that changes nothing.
     ///
     /// # Errors
     /// Where they cannot be read; those that were known stay.
     pub fn refresh<R: Read>(&self, query: Query<'_, R>) -> Result<(), Error> {
         for purpose in KeyPurpose::ALL {
             let rows = query.signing_keys(purpose)?;
-            let newest = rows.last().map(|key| key.number);
-            if newest != self.keys(purpose).last().map(|key| key.number) {
-                *self.of(purpose).write() = ring(&rows, purpose)?;
+            let Some(newest) = rows.last().map(|key| key.number) else { continue };
+            let is_newer = |held: &Ring| held.last().is_none_or(|key| newest > key.number);
+            if is_newer(&self.of(purpose).read()) {
+                let new = ring(&rows, purpose)?;
+                let mut held = self.of(purpose).write();
+                if is_newer(&held) {
+                    *held = new;
+                }
             }
         }
         Ok(())

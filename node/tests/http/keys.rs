@@ -59,7 +59,12 @@ async fn a_new_token_key_is_announced_and_a_distrusted_one_ends_its_tokens() -> 
     let old = app.keys.ring.signer(KeyPurpose::Token, app.now());
     ensure!(old.number == 0);
 
+    let before_distrust = app.raft.local();
     let keys = rotate(&first, "token", true).await?;
+    // A request that began before it brings nothing back.
+    app.keys.ring.refresh(before_distrust.query())?;
+    let signs = app.keys.ring.signer(KeyPurpose::Token, app.now()).number;
+    ensure!(signs == 2, "key {signs} signs again");
     ensure!(states(&keys, "token") == [(2, "signs")], "{keys:?}");
     ensure!(status_with(&first, &before).await? == StatusCode::UNAUTHORIZED);
     let new = log_in(&first).await?;

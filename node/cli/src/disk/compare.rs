@@ -38,7 +38,7 @@ impl<'a> Side<'a> {
         Error::Judged { code: EXIT_NOT_READ, word: "not_read", message }
     }
 
-    /// The bytes from `at`, and how many of them are known to be zero without a look.
+    /// How many bytes from `at` on are known to be zero without a look.
     fn zeros_at(&mut self, at: u64) -> Result<u64, Error> {
         if at >= self.disk.virtual_bytes() {
             return Ok(u64::MAX);

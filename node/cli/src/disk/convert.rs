@@ -37,8 +37,8 @@ pub(super) fn convert(arguments: &Convert, stop: &Stop, screen: Screen) -> Resul
     let beside = beside.map_err(Error::file("writing beside", target))?;
     let bar = bar(screen, disk.virtual_bytes());
     match compressed {
-        Some(compressed) => compress(compressed, source, &mut *disk, beside.as_file(), stop, &bar),
-        None => lay_out(*to, source, &mut *disk, beside.as_file(), stop, &bar),
+        Some(how) => compress(how, (source, target), &mut *disk, beside.as_file(), stop, &bar),
+        None => lay_out(*to, (source, target), &mut *disk, beside.as_file(), stop, &bar),
     }?;
     bar.finish_and_clear();
     let file = beside.as_file();
@@ -82,8 +82,8 @@ fn umask() -> std::io::Result<u32> {
 }
 
 fn compress(
-    target: Compressed,
-    source: &Path,
+    how: Compressed,
+    (source, target): (&Path, &Path),
     disk: &mut dyn Disk,
     file: &File,
     stop: &Stop,
@@ -93,30 +93,32 @@ fn compress(
         bar.set_position(state.bytes_done);
         stop.flow()
     };
-    match CompressedWriter::new(target).write(disk, file, &mut progress) {
+    match CompressedWriter::new(how).write(disk, file, &mut progress) {
         Ok(_) => Ok(()),
         Err(CompressError::Cancelled) => Err(Error::Interrupted("interrupted".into())),
-        Err(error) => Err(Error::Disk(format!("{}: {}", source.display(), chain(&error)))),
+        Err(error @ CompressError::Write { .. }) => Err(failed(target, &error)),
+        Err(error) => Err(failed(source, &error)),
     }
 }
 
 /// Reads the disk twice: where its content lies decides how long the file is and what it is called
 /// inside, so that the same disk gives the same file.
 fn lay_out(
-    target: Target,
-    path: &Path,
+    to: Target,
+    (source, target): (&Path, &Path),
     disk: &mut dyn Disk,
     file: &File,
     stop: &Stop,
     bar: &ProgressBar,
 ) -> Result<(), Error> {
     bar.set_message("looking");
-    let recipe = recipe(path, disk, stop, bar)?;
+    let recipe = recipe(source, disk, stop, bar)?;
     let refused = |error: ExportError| match error {
         ExportError::Cancelled => Error::Interrupted("interrupted".into()),
-        error => Error::Disk(format!("{}: {}", path.display(), chain(&error))),
+        error @ ExportError::Write { .. } => failed(target, &error),
+        error => failed(source, &error),
     };
-    let export = Export::new(target, Arc::new(recipe)).map_err(refused)?;
+    let export = Export::new(to, Arc::new(recipe)).map_err(refused)?;
     bar.set_length(export.len());
     bar.set_message("writing");
     let mut content =
@@ -159,12 +161,13 @@ fn recipe(
     recipe.map_err(|error| Error::Disk(error.to_string()))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// What went wrong with the file `path`, with all that led to it.
+fn failed(path: &Path, error: &dyn std::error::Error) -> Error {
+    let mut text = format!("{}: {error}", path.display());
     let mut source = error.source();
     while let Some(error) = source {
         text += &format!(": {error}");
         source = error.source();
     }
-    text
+    Error::Disk(text)
 }

@@ -16,6 +16,7 @@ use shoal_metadata::{Command, ImageKind, ImageProfile};
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role, peer_of};
 use shoal_raft::{Config, Raft, Transport};
 use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
 use crate::grpc;
@@ -45,13 +46,19 @@ pub fn enrol(authority: &Authority, folder: &Path) -> Result<()> {
 
 /// Runs until it is killed.
 pub async fn run(member: Member) -> Result<()> {
+    // As in a node. Without any, each span that nobody wants to see is put together all the same.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(EnvFilter::new("info"))
+        .init();
     let text = |name: &str| std::fs::read_to_string(member.folder.join(name));
     let credentials = Credentials {
         key: Arc::new(KeyPair::load_or_create(&member.folder.join("key"))?),
         certificate_pem: text("certificate.pem")?,
         authority_pem: text("authority.pem")?,
     };
-    let server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
+    let mut server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
+    server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let transport = Transport {
         endpoint: quinn::Endpoint::server(server, member.raft)?,
         client: credentials.quinn_client(PROTOCOL, &[Role::Node])?,

@@ -323,7 +323,8 @@ async fn start_raft(
 ) -> Result<Raft> {
     let credentials = home.credentials()?;
     let protocol = member.raft_protocol();
-    let server = credentials.quinn_server(&protocol, &[Role::Node])?;
+    let mut server = credentials.quinn_server(&protocol, &[Role::Node])?;
+    server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let endpoint = quinn::Endpoint::server(server, config.raft.listen)
         .with_context(|| format!("the Raft port {} cannot be listened on", config.raft.listen))?;
     let transport = Transport {

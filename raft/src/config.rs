@@ -91,13 +91,38 @@ const PURGE_BATCH_ENTRIES: u64 = 256;
 /// The most entries in one append message; its bytes are bounded besides (see `log`).
 const PAYLOAD_ENTRIES_MAX: u64 = 256;
 
+/// A connection on which nothing comes for so long is dead.
+const IDLE_TIMEOUT_MS: u32 = 4000;
+
+/// Where the network takes larger packets than most, a batch of entries is a few of them. Ten, which
+/// quinn sends at once, still fit into what UDP can carry.
+const MTU_MAX: u16 = 6500;
+
+/// So many packets are acknowledged together: requests are answered in a moment, and the answers
+/// carry it. By QUIC's own rule every other packet would cost one more, both to send and to take.
+const PACKETS_UNACKNOWLEDGED_MAX: u32 = 10;
+
+/// QUIC as members speak it, for whoever makes [`Transport::endpoint`].
+pub fn quic_settings() -> quinn::TransportConfig {
+    let mut settings = quinn::TransportConfig::default();
+    settings.max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()));
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX);
+    settings.mtu_discovery_config(Some(mtu));
+    let mut acknowledging = quinn::AckFrequencyConfig::default();
+    acknowledging.ack_eliciting_threshold(PACKETS_UNACKNOWLEDGED_MAX.into());
+    settings.ack_frequency_config(Some(acknowledging));
+    settings
+}
+
 /// Says who is at the other end of a connection; `None` is a stranger.
 pub type Authenticate = Arc<dyn Fn(&quinn::Connection) -> Option<PeerId> + Send + Sync>;
 
 /// How a member reaches the others, and they it.
 #[derive(Clone)]
 pub struct Transport {
-    /// Bound, with a server configuration that accepts nodes of this cluster only.
+    /// Bound, with a server configuration that accepts nodes of this cluster only and has
+    /// [`quic_settings`].
     pub endpoint: quinn::Endpoint,
     /// For connections to other nodes, with this node's certificate.
     pub client: quinn::ClientConfig,

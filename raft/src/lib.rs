@@ -70,7 +70,7 @@ mod view;
 mod wire;
 mod writer;
 
-pub use config::{Config, Transport};
+pub use config::{Config, Transport, quic_settings};
 pub use error::{Error, ProposeError, ReadError};
 pub use metrics::METRIC_NAMES;
 pub use proposal::PROPOSALS_REMEMBERED;

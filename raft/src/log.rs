@@ -24,7 +24,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::RwLock;
-use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
+use rocksdb::{DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, oneshot};
@@ -47,6 +47,10 @@ pub const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a member that stops waits for its log to be closed, and how often it looks.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The files of RocksDB's own log that are written over when they are done with, rather than
+/// removed.
+const FILES_RECYCLED: usize = 2;
 
 const VALUE: u8 = 0;
 const ENTRY: u8 = 1;
@@ -104,7 +108,7 @@ impl LogStore {
     /// Opens or makes the log in `path`, and starts its writer, which ends with the last clone.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<(Self, Closing), Error> {
         let refuse = |reason: String| Error::Open { path: path.to_owned(), reason };
-        let db = DB::open(&options(), path).map_err(|error| refuse(error.to_string()))?;
+        let db = DB::open(&log_options(), path).map_err(|error| refuse(error.to_string()))?;
         let (work, to_do) = channel();
         let log = Self {
             db: Arc::new(db),
@@ -208,6 +212,14 @@ pub async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(io::Error::other(error)),
     }
+}
+
+/// A sync of a file that is written over has no length and no blocks to record: it is one write,
+/// without the file system's journal.
+fn log_options() -> Options {
+    let mut options = options();
+    options.set_recycle_log_file_num(FILES_RECYCLED);
+    options
 }
 
 fn ended() -> io::Error {

@@ -4,7 +4,6 @@
 //! entry; answers and events go out after that. A proposal that was applied before is not applied
 //! again but answered as it was then. All work on RocksDB is done off the async threads.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::RwLock;
+use rustc_hash::FxHashMap;
 use shoal_metadata::{Event, Transaction, apply, decode_command_up_to};
 use tokio::sync::broadcast;
 use tracing::info;
@@ -83,23 +83,24 @@ fn apply_entries(
     let mut batch = Batch::default();
     let mut answers = Vec::with_capacity(entries.len());
     let mut events = Vec::new();
-    // Proposals of this batch, which the database does not know yet.
-    let mut recent: BTreeMap<u128, Applied> = BTreeMap::new();
+    // Which of the answers belong to proposals of this batch, which the database does not know yet.
+    let mut recent: FxHashMap<u128, usize> = FxHashMap::default();
     let mut last: Option<LogId> = None;
     let mut membership: Option<Membership> = None;
     forget_old(store, &mut batch, &entries)?;
     for entry in entries {
         let id = entry.log_id();
         last = Some(id);
-        answers.push(match entry.payload {
+        let answer = match entry.payload {
             EntryPayload::Blank => Applied::Nothing,
             EntryPayload::Membership(members) => {
                 membership = Some(Membership::new(Some(id), members));
                 Applied::Nothing
             }
             EntryPayload::Normal(proposal) => {
-                let known = match recent.get(&proposal.id) {
-                    Some(answer) => Some(answer.clone()),
+                let earlier = recent.get(&proposal.id).and_then(|&place| answers.get(place));
+                let known = match earlier {
+                    Some(answer) => Some(Applied::clone(answer)),
                     None => store.answer(proposal.id)?,
                 };
                 match known {
@@ -107,12 +108,13 @@ fn apply_entries(
                     None => {
                         let answer = apply_proposal(&mut rows, &proposal, newest, &mut events)?;
                         batch.remember(id.index, proposal.id, &answer)?;
-                        recent.insert(proposal.id, answer.clone());
+                        recent.insert(proposal.id, answers.len());
                         answer
                     }
                 }
             }
-        });
+        };
+        answers.push(answer);
     }
     batch.rows(rows.into_writes());
     if let Some(last) = &last {

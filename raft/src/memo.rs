@@ -6,15 +6,15 @@
 //! Invariant: what is kept is bounded, by [`ROWS_MAX`] rows of at most [`ROW_BYTES_MAX`] bytes.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
+use rustc_hash::FxHashMap;
 use shoal_metadata::{Fault, Read, Rows, Table};
 
 const ROWS_MAX: usize = 1024;
 const ROW_BYTES_MAX: usize = 4 * 1024;
 
-/// `None` where there is no such row.
-type Kept = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+/// `None` where there is no such row. Nobody gains by keys that collide: there are few of them.
+type Kept = FxHashMap<(Table, Vec<u8>), Option<Vec<u8>>>;
 
 /// See the module's documentation. The base must not change while this lives.
 #[derive(Debug)]

@@ -16,21 +16,14 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::config::Transport;
+use crate::config::{Transport, quic_settings};
 use crate::store::{decode, encode};
 use crate::wire::{Kind, STOPPING, receive_body, receive_length, send_request};
 
 /// How long finding an address and the handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection on which nothing comes for so long is dead. The servers' own limit counts too
-/// where it is lower.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Where the network takes larger packets than most, a batch of entries is a few of them. Ten, which
-/// quinn sends at once, still fit into what UDP can carry.
-const MTU_MAX: u16 = 6500;
 
 /// The most addresses that are kept; a group has a handful of members.
 const LINKS_MAX: usize = 64;
@@ -62,13 +55,8 @@ struct Link {
 impl Peers {
     pub fn new(transport: &Transport) -> Self {
         let mut client = transport.client.clone();
-        let mut settings = quinn::TransportConfig::default();
-        // The limit fits: it is far below the largest that QUIC can say.
-        settings.max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
+        let mut settings = quic_settings();
         settings.keep_alive_interval(Some(KEEP_ALIVE_INTERVAL));
-        let mut mtu = quinn::MtuDiscoveryConfig::default();
-        mtu.upper_bound(MTU_MAX);
-        settings.mtu_discovery_config(Some(mtu));
         client.transport_config(Arc::new(settings));
         Self {
             endpoint: transport.endpoint.clone(),

@@ -5,8 +5,10 @@
 //!
 //! Invariant: no call takes longer than [`PROPOSE_TIMEOUT`] and a little.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_content::Timestamp;
 use shoal_metadata::{
@@ -106,23 +108,70 @@ async fn attempt(shared: &Shared, proposal: &Proposal) -> Proposed {
 
 /// Takes a proposal in on the leader.
 pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
-    let core = shared.core()?;
-    if core.leader(shared.me()) != Leader::Me {
-        return Err(core.not_leader(shared.me()));
-    }
+    let core = ready(shared)?;
     check_version(&core, &proposal, shared.config.command_version)?;
-    if !shared.space.has_reserve() {
-        return Err(Failure::Storage(DISK_FULL.into()));
-    }
     match core.engine.client_write(proposal).await {
-        Ok(written) => match written.data {
-            Applied::Answer(answer) => Ok(answer),
-            Applied::Nothing => Err(Failure::Unavailable("the entry was lost".into())),
-        },
+        Ok(written) => answer(written.data),
         Err(RaftError::APIError(
             ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
         )) => Err(core.not_leader(shared.me())),
         Err(error) => Err(Failure::Unavailable(error.to_string())),
+    }
+}
+
+/// As [`here`], for several at once: they go into the log in one piece.
+pub async fn many_here(shared: &Shared, proposals: Vec<Proposal>) -> Vec<Proposed> {
+    let all = |failure: &Failure| proposals.iter().map(|_| Err(failure.clone())).collect();
+    let core = match ready(shared) {
+        Ok(core) => core,
+        Err(failure) => return all(&failure),
+    };
+    let refused: Vec<Option<Failure>> = proposals
+        .iter()
+        .map(|one| check_version(&core, one, shared.config.command_version).err())
+        .collect();
+    let taken = proposals.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
+    let taken: Vec<Proposal> = taken.map(|(one, _)| one.clone()).collect();
+    let mut written = if taken.is_empty() {
+        futures::stream::empty().boxed()
+    } else {
+        match core.engine.client_write_many(taken).await {
+            Ok(written) => written,
+            Err(error) => return all(&Failure::Unavailable(error.to_string())),
+        }
+    };
+    let mut answers = Vec::with_capacity(refused.len());
+    for refused in refused {
+        answers.push(match refused {
+            Some(failure) => Err(failure),
+            None => match written.next().await {
+                Some(Ok(Ok(written))) => answer(written.response),
+                Some(Ok(Err(_))) => Err(core.not_leader(shared.me())),
+                Some(Err(error)) => Err(Failure::Unavailable(error.to_string())),
+                // It stopped at the one before.
+                None => Err(Failure::Unavailable("the Raft core has stopped".into())),
+            },
+        });
+    }
+    answers
+}
+
+/// The core, where proposals can be taken in.
+fn ready(shared: &Shared) -> Result<Arc<Core>, Failure> {
+    let core = shared.core()?;
+    if core.leader(shared.me()) != Leader::Me {
+        return Err(core.not_leader(shared.me()));
+    }
+    if !shared.space.has_reserve() {
+        return Err(Failure::Storage(DISK_FULL.into()));
+    }
+    Ok(core)
+}
+
+fn answer(applied: Applied) -> Proposed {
+    match applied {
+        Applied::Answer(answer) => Ok(answer),
+        Applied::Nothing => Err(Failure::Unavailable("the entry was lost".into())),
     }
 }
 

@@ -8,7 +8,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use quinn::{Incoming, RecvStream, SendStream};
 use shoal_content::PeerId;
 use tokio::sync::Semaphore;
@@ -168,8 +167,7 @@ async fn answer(
             if proposals.len() > PROPOSALS_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "too many proposals"));
             }
-            let answers = proposals.into_iter().map(|proposal| propose::here(shared, proposal));
-            encode(&join_all(answers).await)
+            encode(&propose::many_here(shared, proposals).await)
         }
         Kind::ReadIndex => {
             decode::<()>(body)?;

@@ -22,7 +22,7 @@ use rocksdb::{
 use rustc_hash::FxHashSet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shoal_metadata::{Fault, Read, Rows, Table, Writes};
+use shoal_metadata::{Fault, Read, Rows, Table, Writes, encode_bare};
 
 use crate::error::{Error, storage};
 use crate::folder::Scratch;
@@ -39,7 +39,7 @@ const FILTER_BITS_PER_KEY: f64 = 10.0;
 /// Of the write buffer.
 const MEMTABLE_FILTER_RATIO: f64 = 0.02;
 
-/// Options of both databases.
+/// Options that both databases have.
 pub fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -184,13 +184,22 @@ impl Store {
     }
 }
 
+/// Room for the rows of a batch of small commands, in bytes.
+const BATCH_BYTES_USUAL: usize = 16 * 1024;
+
 /// A batch of the state's rows under way.
-#[derive(Default)]
 pub struct Batch {
     inner: WriteBatch,
     /// Proposals that are remembered, and that are forgotten.
     new: Vec<u128>,
     old: Vec<u128>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let inner = WriteBatch::with_capacity_bytes(BATCH_BYTES_USUAL);
+        Self { inner, new: Vec::new(), old: Vec::new() }
+    }
 }
 
 impl std::fmt::Debug for Batch {
@@ -263,7 +272,7 @@ fn row_key(table: Table, key: &[u8]) -> Vec<u8> {
 
 /// A value as it is stored or sent.
 pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    postcard::to_stdvec(value).map_err(|error| io::Error::other(format!("encode: {error}")))
+    encode_bare(value).map_err(|error| io::Error::other(format!("encode: {error}")))
 }
 
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {

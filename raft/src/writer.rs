@@ -44,8 +44,10 @@ pub enum Work {
 
 pub type Done = oneshot::Sender<io::Result<()>>;
 
+/// Room for a group of small entries, in bytes.
+const GROUP_BYTES_USUAL: usize = 16 * 1024;
+
 /// One write.
-#[derive(Default)]
 struct Group {
     batch: WriteBatch,
     synced: bool,
@@ -58,6 +60,18 @@ struct Group {
 }
 
 impl Group {
+    fn new() -> Self {
+        Self {
+            batch: WriteBatch::with_capacity_bytes(GROUP_BYTES_USUAL),
+            synced: false,
+            kib: 0,
+            end: None,
+            flushed: Vec::new(),
+            done: Vec::new(),
+            rooms: Vec::new(),
+        }
+    }
+
     fn add(&mut self, work: Work) -> io::Result<()> {
         match work {
             Work::Append { entries, flushed, room } => {
@@ -109,7 +123,7 @@ impl Group {
 pub fn run(db: &DB, tail: &Arc<RwLock<Tail>>, work: &Receiver<Work>, metrics: &Metrics) {
     let mut broken: Option<String> = None;
     while let Ok(first) = work.recv() {
-        let mut group = Group::default();
+        let mut group = Group::new();
         let mut filled = group.add(first);
         let mut count = 1;
         while filled.is_ok()

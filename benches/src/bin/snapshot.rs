@@ -137,7 +137,8 @@ fn start_endpoint(folder: &Path) -> Result<Transport> {
     let certificate_pem = authority.issue(&key.csr_pem()?, Role::Node)?;
     let authority_pem = authority.certificate_pem().to_owned();
     let credentials = Credentials { key, certificate_pem, authority_pem };
-    let server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
+    let mut server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
+    server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Ok(Transport {
         endpoint: quinn::Endpoint::server(server, any)?,

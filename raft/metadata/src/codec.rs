@@ -12,6 +12,7 @@
 //!
 //! Non-goal: checksums; RocksDB and QUIC have their own.
 
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -152,9 +153,49 @@ pub fn decode_row<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
 }
 
 fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    bytes.push(version);
     // Serialising into a growing vector fails only for types that postcard has no form for, of
     // which there is none among ours: the golden tests encode every one.
-    postcard::to_extend(value, vec![version]).expect("our types have a postcard form")
+    serialize(bytes, value).expect("our types have a postcard form")
+}
+
+/// Most values fit into so many bytes, and so into one allocation.
+const USUAL_BYTES: usize = 256;
+
+/// `value` in postcard's form, without a version.
+///
+/// # Errors
+/// For types that postcard has no form for.
+pub fn encode_bare<T: Serialize>(value: &T) -> Result<Vec<u8>, postcard::Error> {
+    serialize(Vec::with_capacity(USUAL_BYTES), value)
+}
+
+fn serialize<T: Serialize>(bytes: Vec<u8>, value: &T) -> Result<Vec<u8>, postcard::Error> {
+    postcard::serialize_with_flavor(value, Behind(bytes))
+}
+
+/// Puts bytes behind those that are there; postcard's own starts with a vector without room.
+struct Behind(Vec<u8>);
+
+impl Flavor for Behind {
+    type Output = Vec<u8>;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
 }
 
 fn decode<T: DeserializeOwned>(newest: u8, bytes: &[u8]) -> Result<T, CodecError> {

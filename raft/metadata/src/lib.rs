@@ -39,7 +39,7 @@ pub use audit::{
 pub use catalog::*;
 pub use codec::{
     CodecError, ROW_VERSION, command_version, decode_command, decode_command_up_to, decode_row,
-    encode_command, encode_row,
+    encode_bare, encode_command, encode_row,
 };
 pub use command::*;
 pub use delta::{

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::codec::CodecError;
 
 /// What rows are stored under. The number is part of the stored form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
     /// The cluster's own: nothing -> `Cluster`, `level` -> its level, `program` and a node id -> what

@@ -77,7 +77,10 @@ impl Authority {
                 .with_single_cert(chain, key)
                 .unwrap();
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
+        let crypto = Arc::new(QuicServerConfig::try_from(tls).unwrap());
+        let mut server = quinn::ServerConfig::with_crypto(crypto);
+        server.transport_config(Arc::new(shoal_raft::quic_settings()));
+        server
     }
 
     /// A client that trusts this authority and shows a certificate of `identity`'s, if any.

@@ -33,7 +33,9 @@ pub struct Versions {
     pub old: PathBuf,
     /// Made anew from today's packages.
     pub rebuilt: PathBuf,
-    /// The old one, updated and trimmed.
+    /// The old one, updated, with what that left behind in free blocks.
+    pub untrimmed: PathBuf,
+    /// The same, trimmed.
     pub upgraded: PathBuf,
 }
 
@@ -45,7 +47,7 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Makes all three; takes some minutes.
+/// Makes all of them; takes some minutes.
 pub fn make(folder: &Path, file_system: FileSystem) -> Result<Versions> {
     if !nix::unistd::geteuid().is_root() {
         bail!("making disks of Debian needs root; give disks of your own with --old and --new");
@@ -53,6 +55,7 @@ pub fn make(folder: &Path, file_system: FileSystem) -> Result<Versions> {
     let versions = Versions {
         old: folder.join("old.raw"),
         rebuilt: folder.join("rebuilt.raw"),
+        untrimmed: folder.join("untrimmed.raw"),
         upgraded: folder.join("upgraded.raw"),
     };
     let [old, new] = ["old", "new"].map(|name| folder.join(name));
@@ -60,8 +63,12 @@ pub fn make(folder: &Path, file_system: FileSystem) -> Result<Versions> {
     bootstrap(&new, &UPDATES)?;
     write_disk(&old, &versions.old, file_system)?;
     write_disk(&new, &versions.rebuilt, file_system)?;
-    run(Command::new("cp").arg("--sparse=always").args([&versions.old, &versions.upgraded]))?;
-    mounted(&versions.upgraded, &folder.join("mount"), upgrade)?;
+    let mount = folder.join("mount");
+    let copy = |from, to| run(Command::new("cp").arg("--sparse=always").args([from, to]));
+    copy(&versions.old, &versions.untrimmed)?;
+    mounted(&versions.untrimmed, &mount, upgrade)?;
+    copy(&versions.untrimmed, &versions.upgraded)?;
+    mounted(&versions.upgraded, &mount, |root| run(Command::new("fstrim").arg(root)).map(drop))?;
     for tree in [old, new] {
         std::fs::remove_dir_all(tree)?;
     }
@@ -127,6 +134,5 @@ fn upgrade(root: &Path) -> Result<()> {
          && apt-get update -q && apt-get -y -q dist-upgrade && apt-get clean \
          && rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d",
     );
-    run(&mut command)?;
-    run(Command::new("fstrim").arg(root)).map(drop)
+    run(&mut command).map(drop)
 }

@@ -82,6 +82,8 @@ pub struct Contestant {
     pub host: String,
     /// A whole header line, or nothing.
     pub authorization: String,
+    /// The same for the whole API of ours, as its administrator.
+    pub administrator: String,
 }
 
 impl Contestant {
@@ -186,7 +188,8 @@ pub async fn start_cluster(
     let mut servers = vec![first.start().await?];
     let host = first.hosts[0].clone();
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("admin:{password}"));
-    let mut admin = Connection::open(&host, &format!("Authorization: Basic {basic}\r\n")).await?;
+    let administrator = format!("Authorization: Basic {basic}\r\n");
+    let mut admin = Connection::open(&host, &administrator).await?;
     for number in 2..=nodes {
         let asked = json!({ "role": "node", "ttl_seconds": 600, "uses": 1 });
         let request = Request {
@@ -209,7 +212,8 @@ pub async fn start_cluster(
         admin.send(&Request::get(format!("/v2/token?service=shoal&scope={scope}"))).await?;
     let answer: Value = serde_json::from_str(&answer.text)?;
     let token = answer["token"].as_str().context("no token")?;
-    Ok(Contestant { servers, host, authorization: format!("Authorization: Bearer {token}\r\n") })
+    let authorization = format!("Authorization: Bearer {token}\r\n");
+    Ok(Contestant { servers, host, authorization, administrator })
 }
 
 /// Starts docker-registry as Debian's package has it, without logs.
@@ -244,7 +248,8 @@ pub async fn start_peer(program: &Path, folder: &Path, storage: &Storage) -> Res
     let log = folder.join("peer.log");
     let mut server = Server::start(command, &log)?;
     server.listening(&host, &log).await?;
-    Ok(Contestant { servers: vec![server], host, authorization: String::new() })
+    let (authorization, administrator) = Default::default();
+    Ok(Contestant { servers: vec![server], host, authorization, administrator })
 }
 
 /// docker-registry makes none; a node makes its own.

@@ -2,8 +2,8 @@
 //!
 //! A disk in any readable format is opened over a [`ReadAt`] that the caller gives ([`open`]),
 //! cut where its content says so ([`Cutter`]), stored in packs ([`DiskIngest`]), and written again
-//! in any writable format ([`Export`]), or as a compressed file ([`CompressedWriter`]). An OCI blob is
-//! cut while it streams ([`BlobCutter`]), and [`parse_manifest`] says what a manifest refers to.
+//! in any writable format ([`Export`]), as a compressed file ([`CompressedWriter`]), or straight as a
+//! raw one ([`flatten`]). An OCI blob is cut while it streams ([`BlobCutter`]), and [`parse_manifest`] says what a manifest refers to.
 //! [`backup`] is the file that a cluster's metadata are backed up in.
 //!
 //! Invariants: everything here is synchronous and deterministic; nothing opens a path, a socket or
@@ -25,6 +25,7 @@ mod detect;
 mod disk;
 mod export;
 mod filesystem;
+mod flatten;
 mod grain;
 mod ingest;
 mod manifest;
@@ -32,6 +33,7 @@ mod mapped;
 mod occupied;
 mod offset;
 mod ova;
+mod overlap;
 mod pack;
 mod pages;
 mod qcow2;
@@ -59,9 +61,10 @@ pub use detect::open;
 pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
 pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
-    write_file,
+    WRITE_BYTES_MAX, write_file,
 };
 pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
+pub use flatten::{FLATTEN_BYTES_MAX, flatten};
 pub use grain::Grain;
 pub use ingest::{
     DiskIngest, FreeSpace, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,

@@ -76,6 +76,52 @@ fn updates(folder: &Path, storage: &Path, cluster: &Cluster) -> Result<()> {
     check(folder, cluster, "3.0.0", &third)
 }
 
+/// A bundle whose node dies over it is made all the same, and hosts get the version meanwhile.
+#[test]
+fn a_bundle_outlives_the_node_that_was_making_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let network = Network::create(AGENTS)?;
+    let storage = folder.path().join("storage");
+    let mut cluster =
+        Cluster::start(&network, folder.path(), &Storage::Folder(storage.clone()), 1, AGENTS)?;
+    let outcome = killed(folder.path(), &storage.join("objects"), &mut cluster);
+    outcome.with_context(|| {
+        let logs = cluster.logs();
+        logs.iter().map(|(name, log)| format!("--- {name}\n{log}\n")).collect::<String>()
+    })
+}
+
+fn killed(folder: &Path, storage: &Path, cluster: &mut Cluster) -> Result<()> {
+    let mut content = vec![0; 2 * DISK_BYTES];
+    StdRng::seed_from_u64(8).fill(&mut content[..]);
+    publish(folder, cluster, "1.0.0", &content)?;
+    deploy(cluster, "1.0.0")?;
+    // The bundle is begun when a version is published; one that is quicker than the kill proves
+    // nothing, and the next may not be.
+    let mut tries = 2..8;
+    let (version, disk) = loop {
+        let round = tries.next().context("each bundle was whole before its node was killed")?;
+        let version = format!("{round}.0.0");
+        let whole = bundles(storage)?.len();
+        let disk = publish(folder, cluster, &version, &changed(&mut content, round))?;
+        cluster.nodes[0].process()?.kill()?;
+        let is_cut_off = bundles(storage)?.len() == whole;
+        cluster.nodes[0].start()?;
+        if is_cut_off {
+            break (version, disk);
+        }
+        // What comes next starts from what the hosts have.
+        deploy(cluster, &version)?;
+    };
+    // Counted anew since the start: who asks has it made.
+    let (hosts, _) = deploy(cluster, &version)?;
+    println!("{} of {AGENTS} hosts used it", {
+        hosts.iter().filter(|host| number(host, "bytes_by_delta") > 0.0).count()
+    });
+    bundles_made(cluster, 1.0)?;
+    check(folder, cluster, &version, &disk)
+}
+
 /// Every chunk of it is new, and all of it resembles what was there.
 fn changed(content: &mut [u8], round: u8) -> Vec<u8> {
     content.iter_mut().step_by(CHANGE_STEP).for_each(|byte| *byte = byte.wrapping_add(round));

@@ -13,7 +13,8 @@ use serde::Serialize;
 use shoal_benches::debian::{self, FileSystem, run};
 use shoal_content::{ChunkId, ObjectKey, PackId, Recipe, RecipeId};
 use shoal_formats::{
-    DeltaEnd, DeltaLimits, DiskIngest, Side, SinkError, StoredChunk, decode_chunk, make_delta, open,
+    DeltaEnd, DeltaLimits, DiskIngest, FreeSpace, IngestProgress, Side, SinkError, StoredChunk,
+    decode_chunk, make_delta, open,
 };
 
 const LEVEL: i32 = 3;
@@ -88,27 +89,121 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let temporary = tempfile::tempdir()?;
     let folder = arguments.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
-    let (old, new) = match arguments.old.clone() {
-        Some(old) => (old, arguments.new.clone()),
+    let (old, new, untrimmed) = match arguments.old.clone() {
+        Some(old) => (old, arguments.new.clone(), None),
         None => {
             std::fs::create_dir_all(&folder)?;
             let made = debian::make(&folder, arguments.file_system)?;
-            (made.old, vec![made.rebuilt, made.upgraded])
+            (made.old, vec![made.rebuilt, made.upgraded], Some(made.untrimmed))
         }
     };
     let mut pairs = Vec::new();
     for new in &new {
         pairs.push(measure(&old, new, temporary.path())?);
     }
+    let formats = other_formats(&old, temporary.path())?;
+    let trim = match &untrimmed {
+        Some(untrimmed) => Some(Trim::measure(untrimmed, new.last().context("a trimmed disk")?)?),
+        None => None,
+    };
     if arguments.json {
-        println!(
-            "{}",
-            serde_json::to_string(&serde_json::json!({"benchmark": "dedup", "pairs": pairs}))?
-        );
+        let value = serde_json::json!({
+            "benchmark": "dedup", "pairs": pairs, "other_formats": formats, "trim": trim,
+        });
+        println!("{value}");
         return Ok(());
     }
     pairs.iter().for_each(print);
+    println!("\nthe old disk once more, in other formats, adds of its content:");
+    for added in &formats {
+        println!("{:<28} {:>8.2} %", added.format, added.new_share * 100.0);
+    }
+    if let Some(trim) = trim {
+        println!(
+            "\nwhat the upgrade left in free blocks: of the {} MiB that fstrim takes off, reading \
+             the file system without a mount takes off {:.1} %",
+            (trim.untrimmed_bytes - trim.trimmed_bytes) >> 20,
+            trim.gained_share * 100.0
+        );
+    }
     Ok(())
+}
+
+/// What a disk adds that is there already, in another format.
+#[derive(Debug, Serialize)]
+struct Added {
+    format: &'static str,
+    /// New content over all content.
+    new_share: f64,
+}
+
+/// Each format as qemu-img makes it of `old`, into a storage that has `old`.
+fn other_formats(old: &Path, folder: &Path) -> Result<Vec<Added>> {
+    let mut known: HashMap<ChunkId, StoredChunk> = HashMap::new();
+    let first = taken_in(old, FreeSpace::Zero, &mut known)?;
+    let mut all = Vec::new();
+    for (format, driver) in [("qcow2", "qcow2"), ("VMDK", "vmdk"), ("VHD", "vpc"), ("VHDX", "vhdx")]
+    {
+        let path = folder.join(format!("old.{driver}"));
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-f", "raw", "-O", driver]);
+        if driver == "vpc" {
+            command.args(["-o", "force_size=on"]);
+        }
+        run(command.arg(old).arg(&path))?;
+        let again = taken_in(&path, FreeSpace::Zero, &mut known)?;
+        ensure!(again.content_bytes == first.content_bytes, "{format}: another content");
+        let new_share = again.new_bytes as f64 / again.content_bytes.max(1) as f64;
+        all.push(Added { format, new_share });
+        std::fs::remove_file(path)?;
+    }
+    Ok(all)
+}
+
+/// How much of what fstrim takes off a disk is seen in its file system as well.
+#[derive(Debug, Serialize)]
+struct Trim {
+    untrimmed_bytes: u64,
+    /// As ours reads the untrimmed one.
+    seen_bytes: u64,
+    trimmed_bytes: u64,
+    gained_share: f64,
+}
+
+impl Trim {
+    fn measure(untrimmed: &Path, trimmed: &Path) -> Result<Self> {
+        let content = |disk, free_space| {
+            anyhow::Ok(taken_in(disk, free_space, &mut HashMap::new())?.content_bytes)
+        };
+        let untrimmed_bytes = content(untrimmed, FreeSpace::Keep)?;
+        let seen_bytes = content(untrimmed, FreeSpace::Zero)?;
+        let trimmed_bytes = content(trimmed, FreeSpace::Keep)?;
+        let gain = untrimmed_bytes.saturating_sub(trimmed_bytes).max(1);
+        let gained_share = untrimmed_bytes.saturating_sub(seen_bytes) as f64 / gain as f64;
+        Ok(Self { untrimmed_bytes, seen_bytes, trimmed_bytes, gained_share })
+    }
+}
+
+/// An ingest whose packs nobody keeps.
+fn taken_in(
+    path: &Path,
+    free_space: FreeSpace,
+    known: &mut HashMap<ChunkId, StoredChunk>,
+) -> Result<IngestProgress> {
+    let mut disk = open(Box::new(std::fs::File::open(path)?), None)?;
+    let ingest = DiskIngest::new(|_: PackId, _: Vec<u8>| Ok(())).free_space(free_space);
+    let look = &mut |id| known.get(&id).copied();
+    let done = ingest.run(disk.as_mut(), look, &mut |_| ControlFlow::Continue(()))?;
+    remember(&done.recipe, known);
+    Ok(done.totals)
+}
+
+fn remember(recipe: &Recipe, known: &mut HashMap<ChunkId, StoredChunk>) {
+    for chunk in recipe.chunks() {
+        let object = recipe.objects()[chunk.object as usize];
+        let (at, encoding, length) = (chunk.at, chunk.encoding, chunk.length);
+        known.entry(chunk.id).or_insert(StoredChunk { object, at, encoding, length });
+    }
 }
 
 fn print(pair: &Pair) {
@@ -242,16 +337,7 @@ fn ours(old: &Path, new: &Path) -> Result<(Count, f64, [Version; 2])> {
             DiskIngest::new(sink).run(disk.as_mut(), look, &mut |_| ControlFlow::Continue(()))?;
         let recipe = done.recipe;
         let fresh = recipe.chunks().iter().filter(|chunk| !known.contains_key(&chunk.id)).count();
-        for chunk in recipe.chunks() {
-            let object = recipe.objects()[chunk.object as usize];
-            let stored = StoredChunk {
-                object,
-                at: chunk.at,
-                encoding: chunk.encoding,
-                length: chunk.length,
-            };
-            known.entry(chunk.id).or_insert(stored);
-        }
+        remember(&recipe, &mut known);
         let (totals, index) = (done.totals, recipe.encode().len());
         anyhow::Ok((totals, fresh, index, Version { recipe, packs }))
     };

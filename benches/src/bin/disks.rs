@@ -18,8 +18,8 @@ use shoal_benches::report::median;
 use shoal_benches::sample::{copies, file_system};
 use shoal_content::{PackId, Recipe};
 use shoal_formats::{
-    COMPRESS_BYTES_MAX, CompressedWriter, DiskIngest, Export, ExtentKind, INGEST_BYTES_MAX, open,
-    write_file,
+    COMPRESS_BYTES_MAX, CompressedWriter, DiskIngest, Export, FLATTEN_BYTES_MAX, INGEST_BYTES_MAX,
+    WRITE_BYTES_MAX, flatten, open, write_file,
 };
 
 /// Measures how fast disks of each format are taken in and written, beside qemu-img.
@@ -29,7 +29,7 @@ use shoal_formats::{
 /// its own, and the contestants take turns. `qemu` is `qemu-img convert` as it is, `qemu -W` the same
 /// with `-W -m 16`.
 ///
-/// read: a format to a raw file. Ours is the reader that an upload has, in one process.
+/// read: a format to a raw file, holes where it is zero: `shoal disk convert -O raw`, but for its sync.
 ///
 /// ingest: a format to packs on the disk: read, cut along the files, hashed, each chunk compressed.
 /// `qemu` reads the same into a raw file and does none of that; `qemu -c` reads and compresses all
@@ -389,12 +389,13 @@ impl<'a> Bench<'a> {
     /// For the larger disk; of what is read, raw stands for all formats.
     fn memory(&self, work: Work, kind: &Kind, peak_mib: f64) -> Result<Option<Memory>> {
         let limit = match work {
-            Work::Read => return Ok(None),
+            Work::Read if kind.name != "raw" => return Ok(None),
+            Work::Read => FLATTEN_BYTES_MAX,
             Work::Ingest if kind.name != "raw" => return Ok(None),
             Work::Ingest => INGEST_BYTES_MAX,
             Work::Export if kind.is_compressed => COMPRESS_BYTES_MAX,
-            // The recipe, and a piece of it.
-            Work::Export => fs::metadata(&self.larger_recipe)?.len() as usize * 4 + (1 << 20),
+            // The recipe, its layout, and what is between reading and writing.
+            Work::Export => fs::metadata(&self.larger_recipe)?.len() as usize * 4 + WRITE_BYTES_MAX,
         };
         let command = self.ours(work, kind, &self.larger, &self.larger, &self.larger_recipe)?;
         let cost = self.cost(&command)?;
@@ -524,28 +525,7 @@ fn ingest(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Into a raw file, whose holes are where the reader knows zeros, or finds them.
 fn read(from: &Path, to: &Path) -> Result<()> {
-    const WINDOW_BYTES: u64 = 8 << 20;
-    const BLOCK_BYTES: usize = 64 << 10;
     let mut disk = open(Box::new(File::open(from)?), None)?;
-    let (file, length) = (File::create(to)?, disk.virtual_bytes());
-    file.set_len(length)?;
-    let (mut at, mut window) = (0, Vec::new());
-    while at < length {
-        let extent = disk.next_extent(at)?;
-        let end = at + extent.length;
-        while extent.kind == ExtentKind::Data && at < end {
-            window.resize((end - at).min(WINDOW_BYTES) as usize, 0);
-            disk.read(at, &mut window)?;
-            for (place, block) in window.chunks(BLOCK_BYTES).enumerate() {
-                if block.iter().any(|&byte| byte != 0) {
-                    file.write_all_at(block, at + (place * BLOCK_BYTES) as u64)?;
-                }
-            }
-            at += window.len() as u64;
-        }
-        at = end;
-    }
-    Ok(())
+    Ok(flatten(disk.as_mut(), &File::create(to)?, &mut |_| ControlFlow::Continue(()))?)
 }

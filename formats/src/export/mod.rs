@@ -22,7 +22,8 @@ use shoal_content::{Extent, Recipe, RecipeKind};
 use thiserror::Error;
 
 pub use adler32::Adler32;
-pub use file::{ExportProgress, write_file};
+pub use file::{ExportProgress, WRITE_BYTES_MAX, write_file};
+pub(crate) use file::{PROGRESS_STEP_BYTES, empty, write_runs};
 pub use target::{Target, TargetError};
 
 use crate::{ova, qcow2, vhd, vhdx, vmdk};

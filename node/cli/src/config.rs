@@ -109,6 +109,15 @@ impl Config {
         }
     }
 
+    /// The context of that name.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn named(&self, name: &str) -> Result<&Context, Error> {
+        let found = self.content.contexts.get(name);
+        found.ok_or_else(|| Error::UnknownContext(name.to_owned()))
+    }
+
     /// The context that this call reads or writes.
     pub fn name(&self) -> &str {
         let asked = self.asked.as_deref().or(self.content.current.as_deref());

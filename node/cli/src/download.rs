@@ -239,13 +239,13 @@ async fn round(
     Ok(etag)
 }
 
-fn content_length(response: &Response) -> Result<u64, Error> {
+pub fn content_length(response: &Response) -> Result<u64, Error> {
     let text = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let length = text.and_then(|text| text.parse().ok());
     length.ok_or_else(|| Error::Answer("a download without a length".into()))
 }
 
-fn begins_at(response: &Response) -> Option<u64> {
+pub fn begins_at(response: &Response) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     text.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }

@@ -10,7 +10,7 @@ use crate::client::{Body, Client, Request, escaped};
 use crate::config::Config;
 use crate::error::Error;
 use crate::screen::{Screen, bytes, confirm, state, table};
-use crate::{download, import, projects, upload, versions};
+use crate::{copy, download, import, projects, upload, versions};
 
 const PAGE_SIZE: u64 = 100;
 /// A million images; a list that never ends is a fault of the node.
@@ -37,6 +37,7 @@ pub async fn image(
         }
         ImageCommand::Restore { name } => restore(client, name, screen).await,
         ImageCommand::Download(download) => download::download(download, client, screen).await,
+        ImageCommand::Copy(order) => copy::copy(order, client, config, screen).await,
         ImageCommand::Grants { name } => projects::grants(client, name, screen).await,
         ImageCommand::Grant { name, who, access } => {
             projects::grant(client, name, who, *access, screen).await

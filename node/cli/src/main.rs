@@ -21,6 +21,7 @@ mod browser;
 mod client;
 mod cluster;
 mod config;
+mod copy;
 mod deployments;
 mod disk;
 mod download;

@@ -17,7 +17,7 @@ use crate::error::Error;
 /// Uploads that are remembered, finished ones among them.
 const SESSIONS_MAX: usize = 256;
 
-/// A file as it was when its upload began.
+/// A file, or what takes its place, as it was when its upload began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     pub path: PathBuf,
@@ -45,6 +45,11 @@ impl Source {
             modified_ns: metadata.mtime_nsec(),
             path,
         })
+    }
+
+    /// What another cluster gives at `url`: as long as its entity tag stays, so do its bytes.
+    pub fn of_download(url: &str, etag: &str, bytes: u64) -> Self {
+        Self { path: format!("{url} {etag}").into(), bytes, modified_s: 0, modified_ns: 0 }
     }
 }
 

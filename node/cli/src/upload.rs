@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,11 +21,13 @@ use shoal_api::{
     CreateImage, Image, InitUpload, Page, Resolution, UploadStarted, UploadStatus, Version,
 };
 use shoal_content::{ImageReference, Pin, TagName};
+use shoal_formats::Format;
 use tokio::time::Instant;
 
 use crate::arguments::Upload;
 use crate::client::{Body, Client, Request};
 use crate::config::Config;
+use crate::copy::RemoteDisk;
 use crate::error::Error;
 use crate::images;
 use crate::resume::{Place, Session, Source};
@@ -39,10 +42,49 @@ const POLL_MAX: Duration = Duration::from_secs(2);
 const PROCESSING_STALL_MAX: Duration = Duration::from_secs(900);
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Where the bytes of an upload come from.
+pub enum Content<'a> {
+    File(Arc<File>),
+    Download(RemoteDisk<'a>),
+}
+
+impl Content<'_> {
+    async fn read(&self, start: u64, length: u64, path: &Path) -> Result<Vec<u8>, Error> {
+        let file = match self {
+            Self::Download(disk) => return disk.read(start, length).await,
+            Self::File(file) => file.clone(),
+        };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut part = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
+            file.read_exact_at(&mut part, start)?;
+            Ok(part)
+        });
+        let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        read.map_err(Error::file("reading", path))
+    }
+}
+
+/// What is to be uploaded, and as what.
+pub struct Order<'a> {
+    pub source: Source,
+    pub content: Content<'a>,
+    pub reference: &'a ImageReference,
+    /// What is said of the image, where this makes it.
+    pub image: CreateImage,
+    /// The version's number; one more than the latest if missing.
+    pub number: Option<String>,
+    pub format: Option<Format>,
+    /// In MiB.
+    pub chunk_size: Option<u64>,
+    pub parallel: u16,
+    pub changelog: &'a str,
+    pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
 /// What one upload needs at every step.
 struct Sender<'a> {
     client: &'a Client,
-    file: Arc<File>,
+    content: Content<'a>,
     session: Session,
     screen: Screen,
 }
@@ -53,27 +95,54 @@ pub async fn upload(
     config: &Config,
     screen: Screen,
 ) -> Result<(), Error> {
-    let tag = match &arguments.reference.pin {
-        Pin::Tag(tag) => tag.clone(),
-        Pin::Digest(_) => {
-            let reason = "an upload goes to NAME or NAME:TAG, a digest cannot be chosen";
-            return Err(Error::Usage(reason.into()));
-        }
-    };
+    tag_of(&arguments.reference)?;
     let source = Source::look(&arguments.file)?;
     let file = File::open(&source.path).map_err(Error::file("opening", &source.path))?;
     check_disk(&file, arguments)?;
-    let cluster = &config.context()?.url;
-    let place = Place::of(&config.uploads_folder(), cluster, &source, &arguments.reference);
-    if let Some(done) = finished(client, &place, &source, arguments).await? {
+    let place =
+        Place::of(&config.uploads_folder(), &config.context()?.url, &source, &arguments.reference);
+    let order = Order {
+        source,
+        content: Content::File(Arc::new(file)),
+        reference: &arguments.reference,
+        image: undescribed(&arguments.reference),
+        number: arguments.number.clone(),
+        format: arguments.format,
+        chunk_size: arguments.chunk_size,
+        parallel: arguments.parallel,
+        changelog: &arguments.changelog,
+        build_info: None,
+    };
+    carry_out(order, client, &place, screen).await
+}
+
+/// The tag that an upload is to get.
+pub fn tag_of(reference: &ImageReference) -> Result<&TagName, Error> {
+    match &reference.pin {
+        Pin::Tag(tag) => Ok(tag),
+        Pin::Digest(_) => {
+            let reason = "an upload goes to NAME or NAME:TAG, a digest cannot be chosen";
+            Err(Error::Usage(reason.into()))
+        }
+    }
+}
+
+/// Sends what is missing, and waits until it is a version.
+pub async fn carry_out(
+    order: Order<'_>,
+    client: &Client,
+    place: &Place,
+    screen: Screen,
+) -> Result<(), Error> {
+    if let Some(done) = finished(client, place, &order).await? {
         return screen.show(&done, || {
             format!(
-                "{} is this file already: version {}, {}. Nothing was uploaded.",
-                arguments.reference, done.version, done.manifest_digest
+                "{} is this disk already: version {}, {}. Nothing was uploaded.",
+                order.reference, done.version, done.manifest_digest
             )
         });
     }
-    let (session, status) = match resumed(client, &place, &source).await? {
+    let (session, status) = match resumed(client, place, &order.source).await? {
         Some(found) => {
             let (done, all) = (found.1.received_chunks.len(), found.1.total_chunks);
             screen.remark(&format!(
@@ -81,14 +150,14 @@ pub async fn upload(
             ));
             found
         }
-        None => started(client, arguments, tag, &place, source).await?,
+        None => started(client, &order, place).await?,
     };
-    let sender = Sender { client, file: Arc::new(file), session, screen };
+    let Order { reference, parallel, content, .. } = order;
+    let sender = Sender { client, content, session, screen };
     let begun = Instant::now();
-    let again =
-        format!("the same command again sends only what is missing ({})", arguments.reference);
+    let again = format!("the same command again sends only what is missing ({reference})");
     tokio::select! {
-        result = sender.send_missing(&status, usize::from(arguments.parallel)) => result?,
+        result = sender.send_missing(&status, usize::from(parallel)) => result?,
         _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(format!("stopped; {again}"))),
     }
     let finished = tokio::select! {
@@ -111,8 +180,7 @@ pub async fn upload(
         let took = begun.elapsed();
         let size = sender.session.source.bytes;
         format!(
-            "{} version {}, {} in {} ({}), {}",
-            arguments.reference,
+            "{reference} version {}, {} in {} ({}), {}",
             finished.version.as_deref().unwrap_or(&sender.session.version),
             bytes(size),
             seconds(took),
@@ -135,14 +203,13 @@ fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
 async fn finished(
     client: &Client,
     place: &Place,
-    source: &Source,
-    arguments: &Upload,
+    order: &Order<'_>,
 ) -> Result<Option<Resolution>, Error> {
-    let Some(Session { finished: Some(digest), .. }) = place.load(source) else { return Ok(None) };
-    match images::resolve(client, &arguments.reference).await {
+    let known = place.load(&order.source);
+    let Some(Session { finished: Some(digest), .. }) = known else { return Ok(None) };
+    match images::resolve(client, order.reference).await {
         Ok(found) => {
-            let is_asked_for =
-                arguments.number.as_ref().is_none_or(|number| *number == found.version);
+            let is_asked_for = order.number.as_ref().is_none_or(|number| *number == found.version);
             Ok(Some(found).filter(|found| is_asked_for && found.manifest_digest == digest))
         }
         // Deleted, or not to be seen any more: an upload says what is wrong.
@@ -177,25 +244,25 @@ async fn resumed(
 
 async fn started(
     client: &Client,
-    arguments: &Upload,
-    tag: TagName,
+    order: &Order<'_>,
     place: &Place,
-    source: Source,
 ) -> Result<(Session, UploadStatus), Error> {
-    let image = image(client, &arguments.reference).await?;
-    let version = match &arguments.number {
+    let tag = tag_of(order.reference)?;
+    let source = order.source.clone();
+    let image = image_as(client, &order.image).await?;
+    let version = match &order.number {
         Some(number) => number.clone(),
         None => next_version(highest(client, &image).await?.as_deref()),
     };
     let request = InitUpload {
         version: version.clone(),
         total_size_bytes: source.bytes,
-        chunk_size_bytes: arguments.chunk_size.map(|mib| mib * MIB),
-        format: arguments.format.map(|format| format.as_str().to_owned()),
-        tags: if tag.as_str() == "latest" { Vec::new() } else { vec![tag] },
+        chunk_size_bytes: order.chunk_size.map(|mib| mib * MIB),
+        format: order.format.map(|format| format.as_str().to_owned()),
+        tags: if tag.as_str() == "latest" { Vec::new() } else { vec![tag.clone()] },
         manifest: None,
-        changelog: arguments.changelog.clone(),
-        build_info: None,
+        changelog: order.changelog.to_owned(),
+        build_info: order.build_info.clone(),
     };
     let path = format!("api/v1/images/{}/versions/upload/init", image.id);
     let begun: UploadStarted = client.call(Method::POST, path, &request).await?;
@@ -208,10 +275,12 @@ async fn started(
 
 /// The image, made where it is not there.
 pub async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Error> {
-    if let Some(image) = images::find(client, &reference.name).await? {
-        return Ok(image);
-    }
-    let request = CreateImage {
+    image_as(client, &undescribed(reference)).await
+}
+
+/// An image of which nothing is said.
+fn undescribed(reference: &ImageReference) -> CreateImage {
+    CreateImage {
         name: reference.name.clone(),
         display_name: String::new(),
         description: String::new(),
@@ -229,12 +298,19 @@ pub async fn image(client: &Client, reference: &ImageReference) -> Result<Image,
         recommended_disk_gb: 0,
         labels: Default::default(),
         annotations: Default::default(),
-    };
-    match client.call(Method::POST, "api/v1/images", &request).await {
+    }
+}
+
+async fn image_as(client: &Client, request: &CreateImage) -> Result<Image, Error> {
+    let name = &request.name;
+    if let Some(image) = images::find(client, name).await? {
+        return Ok(image);
+    }
+    match client.call(Method::POST, "api/v1/images", request).await {
         // Somebody else was quicker, or our own first request was and its answer got lost.
         Err(Error::Refused { status: 409, .. }) => {
-            let found = images::find(client, &reference.name).await?;
-            found.ok_or_else(|| Error::NotFound(format!("there is no image '{}'", reference.name)))
+            let found = images::find(client, name).await?;
+            found.ok_or_else(|| Error::NotFound(format!("there is no image '{name}'")))
         }
         result => result,
     }
@@ -309,15 +385,12 @@ impl Sender<'_> {
         sent: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
         let (start, length) = part_range(index, status);
-        let file = self.file.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let mut part = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
-            file.read_exact_at(&mut part, start)?;
-            let checksum = format!("sha256:{}", hex::encode(Sha256::digest(&part)));
-            Ok((Bytes::from(part), checksum))
+        let part = self.content.read(start, length, &self.session.source.path).await?;
+        let hashed = tokio::task::spawn_blocking(move || {
+            (format!("sha256:{}", hex::encode(Sha256::digest(&part))), Bytes::from(part))
         });
-        let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        let (part, checksum) = read.map_err(Error::file("reading", &self.session.source.path))?;
+        let hashed = hashed.await.map_err(std::io::Error::other);
+        let (checksum, part) = hashed.map_err(Error::file("hashing", &self.session.source.path))?;
         let path = format!("{}/chunks/{index}", upload_path(&self.session));
         let mut request = Request::new(Method::PUT, path, Body::Part(&part, sent));
         let value = HeaderValue::from_str(&checksum).map_err(|e| Error::Answer(e.to_string()))?;

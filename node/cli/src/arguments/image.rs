@@ -105,6 +105,8 @@ pub enum ImageCommand {
     },
     /// Download a disk; the same command again goes on where an earlier one stopped
     Download(Download),
+    /// Copy a disk to another cluster; the same command again goes on where an earlier one stopped
+    Copy(CopyImage),
     /// Who was granted what for this image, besides its project's members
     Grants { name: String },
     /// Let somebody read, write or administer one image
@@ -259,4 +261,22 @@ pub struct Download {
     /// vmdk is for VMware's desktop programs, vmdk-stream for vSphere, vhd-fixed for Azure
     #[arg(long, value_parser = targets(), default_value = "qcow2")]
     pub format: Target,
+}
+
+#[derive(Debug, Args)]
+pub struct CopyImage {
+    /// NAME, NAME:TAG or NAME@DIGEST, in this cluster
+    pub source: ImageReference,
+    /// The other cluster: what 'shoal --context CONTEXT login …' called it
+    #[arg(long, value_name = "CONTEXT")]
+    pub to: String,
+    /// NAME or NAME:TAG in the other cluster [default: as here]
+    pub target: Option<ImageReference>,
+    /// The version's number there [default: as here]
+    #[arg(long = "version", value_name = "VERSION")]
+    pub number: Option<String>,
+    /// Parts under way at once
+    #[arg(long, default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(PARALLEL_MAX)))]
+    pub parallel: u16,
 }

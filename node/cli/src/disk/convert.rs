@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use shoal_content::{
 };
 use shoal_formats::{
     CompressError, Compressed, CompressedWriter, Disk, Export, ExportError, ExportProgress, Target,
-    survey, write_file,
+    flatten, survey, write_file,
 };
 use tempfile::NamedTempFile;
 
@@ -38,6 +39,12 @@ pub(super) fn convert(arguments: &Convert, stop: &Stop, screen: Screen) -> Resul
     let bar = bar(screen, disk.virtual_bytes());
     match compressed {
         Some(how) => compress(how, (source, target), &mut *disk, beside.as_file(), stop, &bar),
+        None if *to == Target::Raw => {
+            bar.set_message("writing");
+            let progress = &mut watched(stop, &bar);
+            let written = flatten(&mut *disk, beside.as_file(), progress);
+            written.map_err(refused((source, target)))
+        }
         None => lay_out(*to, (source, target), &mut *disk, beside.as_file(), stop, &bar),
     }?;
     bar.finish_and_clear();
@@ -89,11 +96,7 @@ fn compress(
     stop: &Stop,
     bar: &ProgressBar,
 ) -> Result<(), Error> {
-    let mut progress = |state: ExportProgress| {
-        bar.set_position(state.bytes_done);
-        stop.flow()
-    };
-    match CompressedWriter::new(how).write(disk, file, &mut progress) {
+    match CompressedWriter::new(how).write(disk, file, &mut watched(stop, bar)) {
         Ok(_) => Ok(()),
         Err(CompressError::Cancelled) => Err(Error::Interrupted("interrupted".into())),
         Err(error @ CompressError::Write { .. }) => Err(failed(target, &error)),
@@ -113,21 +116,30 @@ fn lay_out(
 ) -> Result<(), Error> {
     bar.set_message("looking");
     let recipe = recipe(source, disk, stop, bar)?;
-    let refused = |error: ExportError| match error {
-        ExportError::Cancelled => Error::Interrupted("interrupted".into()),
-        error @ ExportError::Write { .. } => failed(target, &error),
-        error => failed(source, &error),
-    };
+    let refused = refused((source, target));
     let export = Export::new(to, Arc::new(recipe)).map_err(refused)?;
     bar.set_length(export.len());
     bar.set_message("writing");
     let mut content =
         |guest, buffer: &mut [u8]| disk.read(guest, buffer).map_err(std::io::Error::other);
-    let mut progress = |state: ExportProgress| {
+    write_file(&export, file, &mut content, &mut watched(stop, bar)).map_err(refused)
+}
+
+/// Shows how far it is, and stops where that is asked for.
+fn watched(stop: &Stop, bar: &ProgressBar) -> impl FnMut(ExportProgress) -> ControlFlow<()> {
+    move |state| {
         bar.set_position(state.bytes_done);
         stop.flow()
-    };
-    write_file(&export, file, &mut content, &mut progress).map_err(refused)
+    }
+}
+
+/// Names the file that an error is about.
+fn refused((source, target): (&Path, &Path)) -> impl Fn(ExportError) -> Error + Copy {
+    move |error| match error {
+        ExportError::Cancelled => Error::Interrupted("interrupted".into()),
+        error @ ExportError::Write { .. } => failed(target, &error),
+        error => failed(source, &error),
+    }
 }
 
 /// Where the content lies, free space and all; the chunks lie in no storage.

@@ -153,7 +153,8 @@ async fn goes_on_with_the_missing_parts_and_sends_none_twice() {
 
     let (found, there) = resumed(&client, &place, &source).await.unwrap().unwrap();
     let file = Arc::new(File::open(&path).unwrap());
-    let sender = Sender { client: &client, file, session: found, screen: SCREEN };
+    let content = Content::File(file);
+    let sender = Sender { client: &client, content, session: found, screen: SCREEN };
     let refused = sender.send_missing(&there, 1).await.unwrap_err();
     assert!(matches!(refused, Error::Refused { status: 507, .. }), "{refused}");
 

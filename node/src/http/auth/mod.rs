@@ -13,6 +13,7 @@ pub mod issuer;
 mod lockout;
 pub mod one_time;
 mod password;
+pub mod sealed;
 pub mod session;
 mod token;
 mod uses;

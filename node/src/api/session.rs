@@ -133,6 +133,8 @@ fn shown(row: &metadata::Session, current: Option<&str>) -> Session {
             LoginMeans::PasswordAndCode => "password+code".to_owned(),
             LoginMeans::PasswordAndRecoveryCode => "password+recovery-code".to_owned(),
             LoginMeans::Issuer(issuer) => format!("issuer:{issuer}"),
+            LoginMeans::Passkey => "passkey".to_owned(),
+            LoginMeans::PasswordAndPasskey => "password+passkey".to_owned(),
         },
         current: current == Some(row.id.as_str()),
     }

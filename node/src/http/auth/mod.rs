@@ -12,6 +12,7 @@ mod groups;
 pub mod issuer;
 mod lockout;
 pub mod one_time;
+pub mod passkey;
 mod password;
 pub mod sealed;
 pub mod session;

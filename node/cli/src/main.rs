@@ -33,7 +33,6 @@ mod import;
 mod instances;
 mod logins;
 mod members;
-mod passkeys;
 mod people;
 mod policy;
 mod projects;

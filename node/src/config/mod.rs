@@ -11,7 +11,6 @@ mod guard;
 mod identity;
 mod images;
 mod limits;
-mod passkeys;
 mod program;
 mod registry;
 mod upstreams;
@@ -32,7 +31,6 @@ pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
-pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
@@ -107,7 +105,6 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("keys", &["rotate_days"]),
     ("sessions", &["lifetime_seconds", "per_person"]),
     ("accounts", &["deletion_grace_seconds"]),
-    ("passkeys", &["domain", "challenge_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
     (
         "oidc",
@@ -192,7 +189,6 @@ pub struct Config {
     pub keys: Keys,
     pub sessions: Sessions,
     pub accounts: Accounts,
-    pub passkeys: Passkeys,
     pub jwt: Jwt,
     pub oidc: Oidc,
     pub ldap: Box<Ldap>,
@@ -626,7 +622,6 @@ impl Config {
             ("oidc", self.oidc.check()),
             ("ldap", self.ldap.check()),
             ("workload", self.workload.check()),
-            ("passkeys", self.passkeys.check(&self.api_url())),
         ];
         for (section, mistake) in foreign {
             if let Some((key, message)) = mistake {

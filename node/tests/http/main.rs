@@ -31,7 +31,6 @@ mod members;
 mod metrics;
 mod node;
 mod orders;
-mod passkeys;
 mod plans;
 mod program;
 mod quotas;

@@ -143,7 +143,6 @@ impl Place {
             ("{tag}", "no-such"),
             ("{token}", "no-such"),
             ("{session}", "no-such"),
-            ("{passkey}", "no-such"),
             ("{user}", "no-such"),
             ("{group}", "no-such"),
             ("{robot}", "no-such"),

@@ -89,7 +89,7 @@ mod tests {
     fn passed(filling: &Filling<u64>, at: u64) -> Option<()> {
         let mut bytes = filling.buffer(10)?;
         bytes[0] = at as u8;
-        filling.pass(Filled { at, bytes, runs: vec![0..1], mark: at })
+        filling.pass(Filled { at, bytes, runs: std::iter::once(0..1).collect(), mark: at })
     }
 
     #[test]

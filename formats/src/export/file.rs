@@ -154,7 +154,7 @@ impl<'a> Gathering<'a> {
         self.filling.pass(Filled {
             at: self.state.bytes_done - length as u64,
             bytes: std::mem::take(&mut self.bytes),
-            runs: vec![0..length],
+            runs: std::iter::once(0..length).collect(),
             mark: self.state,
         })
     }

@@ -134,7 +134,8 @@ pub async fn carry_out(
     place: &Place,
     screen: Screen,
 ) -> Result<(), Error> {
-    if let Some(done) = finished(client, place, &order).await? {
+    let number = order.number.as_deref();
+    if let Some(done) = finished(client, place, &order.source, order.reference, number).await? {
         return screen.show(&done, || {
             format!(
                 "{} is this disk already: version {}, {}. Nothing was uploaded.",
@@ -203,13 +204,14 @@ fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
 async fn finished(
     client: &Client,
     place: &Place,
-    order: &Order<'_>,
+    source: &Source,
+    reference: &ImageReference,
+    number: Option<&str>,
 ) -> Result<Option<Resolution>, Error> {
-    let known = place.load(&order.source);
-    let Some(Session { finished: Some(digest), .. }) = known else { return Ok(None) };
-    match images::resolve(client, order.reference).await {
+    let Some(Session { finished: Some(digest), .. }) = place.load(source) else { return Ok(None) };
+    match images::resolve(client, reference).await {
         Ok(found) => {
-            let is_asked_for = order.number.as_ref().is_none_or(|number| *number == found.version);
+            let is_asked_for = number.is_none_or(|number| number == found.version);
             Ok(Some(found).filter(|found| is_asked_for && found.manifest_digest == digest))
         }
         // Deleted, or not to be seen any more: an upload says what is wrong.

@@ -153,8 +153,8 @@ async fn goes_on_with_the_missing_parts_and_sends_none_twice() {
 
     let (found, there) = resumed(&client, &place, &source).await.unwrap().unwrap();
     let file = Arc::new(File::open(&path).unwrap());
-    let content = Content::File(file);
-    let sender = Sender { client: &client, content, session: found, screen: SCREEN };
+    let from = Content::File(file);
+    let sender = Sender { client: &client, content: from, session: found, screen: SCREEN };
     let refused = sender.send_missing(&there, 1).await.unwrap_err();
     assert!(matches!(refused, Error::Refused { status: 507, .. }), "{refused}");
 
@@ -216,7 +216,9 @@ async fn an_upload_that_is_done_is_seen_to_be_unless_another_version_is_wanted()
     };
     let mut done = session(source.clone());
     let is_done = async |more: &str| {
-        finished(&client, &place, &source, &asked(more)).await.unwrap().is_some()
+        let Upload { reference, number, .. } = asked(more);
+        let found = finished(&client, &place, &source, &reference, number.as_deref()).await;
+        found.unwrap().is_some()
     };
     place.save(&done).unwrap();
     assert!(!is_done("").await, "an upload under way is not done");

@@ -20,7 +20,7 @@ use super::input::Body;
 use super::problem::{missing, unavailable};
 use super::{audit, identities, personal_tokens, second_factor, session, users};
 use crate::clock::{now, rfc3339};
-use crate::http::auth::first_factor;
+use crate::http::auth::own_password;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -56,7 +56,7 @@ pub async fn leave(
     let row = caller.view.query().user(&user)?.ok_or_else(Problem::unauthorized)?;
     if row.password_hash.0.starts_with(b"$") {
         let given = request.current_password.map(|given| given.0).unwrap_or_default();
-        first_factor(&app, &caller.view, Some(client.ip()), &user, Zeroizing::new(given)).await?;
+        own_password(&app, &caller.view, Some(client.ip()), &user, Zeroizing::new(given)).await?;
     }
     drop(caller);
     let grace = app.config.accounts.deletion_grace_seconds;

@@ -17,7 +17,7 @@ use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::rfc3339;
 use crate::http::auth::session::{proof_of, take_code};
-use crate::http::auth::{first_factor, one_time};
+use crate::http::auth::{one_time, own_password};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -56,7 +56,7 @@ pub async fn begin(
 ) -> Result<(StatusCode, Json<SecondFactorBegun>), Problem> {
     let user = person(&caller)?;
     let password = Zeroizing::new(request.current_password.0);
-    first_factor(&app, &caller.view, Some(client.ip()), &user, password).await?;
+    own_password(&app, &caller.view, Some(client.ip()), &user, password).await?;
     drop(caller);
     let secret = Zeroizing::new(rand::random::<[u8; one_time::SECRET_BYTES]>());
     let sealed = one_time::seal(&app.keys.sealing, &user, secret.as_slice());

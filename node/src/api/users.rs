@@ -16,7 +16,7 @@ use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
 use crate::http::auth::session::are_known;
-use crate::http::auth::{Principal, first_factor, hash_password};
+use crate::http::auth::{Principal, hash_password, own_password};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -146,7 +146,7 @@ pub async fn change_password(
     let name = caller.person()?.to_owned();
     caller.scope(metadata::Scope::Admin)?;
     let current = Zeroizing::new(request.current_password.0);
-    let checked = first_factor(&app, &caller.view, Some(client.ip()), &name, current).await;
+    let checked = own_password(&app, &caller.view, Some(client.ip()), &name, current).await;
     checked.map_err(|problem| match problem.status {
         StatusCode::UNAUTHORIZED => {
             Problem { message: "the current password is wrong".into(), ..problem }

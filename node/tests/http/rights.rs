@@ -358,6 +358,13 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     let request = json!({ "current_password": "guessed-it-1", "new_password": "another-horse-8" });
     let guess = dave.api(Method::PUT, "user/password").json(&request).send().await?;
     problem(guess, StatusCode::UNAUTHORIZED).await?;
+    // Nor does a token make its finder the owner, whatever it may do.
+    let token = json!({ "name": "all", "scopes": ["admin"], "ttl_seconds": 3600 });
+    let token = dave.api(Method::POST, "user/tokens").json(&token).send().await?;
+    let token: Value = read(token).await?;
+    let request = json!({ "current_password": token["token"], "new_password": "another-horse-8" });
+    let found = dave.api(Method::PUT, "user/password").json(&request).send().await?;
+    problem(found, StatusCode::UNAUTHORIZED).await?;
     let request = json!({ "current_password": PASSWORD, "new_password": "another-horse-8" });
     let changed = dave.api(Method::PUT, "user/password").json(&request).send().await?;
     expect(&changed, StatusCode::NO_CONTENT)?;

@@ -173,7 +173,28 @@ pub async fn check_password(
     }
 }
 
-/// The same, for who may be asked for more.
+/// Whether a person who is logged in has given the own password once more. A personal token is none:
+/// whoever has found one must not be able to become its owner.
+///
+/// # Errors
+/// As of [`first_factor`].
+pub async fn own_password(
+    app: &App,
+    view: &View,
+    client: Option<IpAddr>,
+    name: &str,
+    password: Zeroizing<String>,
+) -> Result<(), Problem> {
+    match first_factor(app, view, client, name, password).await? {
+        Principal::User { token: None, .. } => Ok(()),
+        _ => Err(Problem {
+            message: "this needs the password; a token does not do".into(),
+            ..Problem::unauthorized()
+        }),
+    }
+}
+
+/// As [`check_password`], for who may be asked for more.
 ///
 /// # Errors
 /// 401, the same for an unknown name and a wrong password; 429 where too many guess.

@@ -16,6 +16,14 @@ use sha2::{Digest, Sha256};
 use crate::http::{Connection, Request};
 use crate::process::Server;
 
+/// What a benchmark is told to keep content in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StorageKind {
+    Folder,
+    /// A monitor, an OSD and a gateway on this host (packages ceph-mon, ceph-osd, radosgw).
+    Ceph,
+}
+
 /// Where content is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Storage {

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::ops::{ControlFlow, Range};
 
 use crate::disk::{Disk, ExtentKind, ReadError};
-use crate::export::{ExportError, ExportProgress, PROGRESS_STEP_BYTES, empty, write_runs};
-use crate::overlap::{BUFFERS, Filled, Filling, overlapped};
+use crate::export::{ExportError, ExportProgress, write_while};
+use crate::overlap::{BUFFERS, Filled, Filling};
 use crate::zero::is_zero;
 
 /// What is read at once, in bytes: compressed blocks enough for all cores.
@@ -35,22 +35,7 @@ pub fn flatten(
     progress: &mut dyn FnMut(ExportProgress) -> ControlFlow<()>,
 ) -> Result<(), ExportError> {
     let total = disk.virtual_bytes();
-    empty(file, total).map_err(|error| ExportError::Write { at: 0, error })?;
-    let mut told = 0;
-    overlapped(
-        |filling| read(disk, filling),
-        |filled| {
-            write_runs(file, filled).map_err(|(at, error)| ExportError::Write { at, error })?;
-            let state = filled.mark;
-            if state.bytes_done - told >= PROGRESS_STEP_BYTES || state.bytes_done == total {
-                told = state.bytes_done;
-                if progress(state).is_break() {
-                    return Err(ExportError::Cancelled);
-                }
-            }
-            Ok(())
-        },
-    )
+    write_while(file, total, |filling| read(disk, filling), progress)
 }
 
 fn read(disk: &mut dyn Disk, filling: &Filling<ExportProgress>) -> Result<(), ExportError> {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shoal_benches::http::{Connection, Request};
 use shoal_benches::load::{self, quantile_ms};
-use shoal_benches::registries::{Ceph, Contestant, Storage, start_cluster, start_peer};
+use shoal_benches::registries::{
+    Ceph, Contestant, Storage, StorageKind, start_cluster, start_peer,
+};
 use shoal_benches::sample::noise;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -54,20 +56,13 @@ struct Arguments {
     folder: Option<PathBuf>,
     /// What both store in, one after the other.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "folder,ceph")]
-    storage: Vec<Kind>,
+    storage: Vec<StorageKind>,
     /// Nodes of the cluster.
     #[arg(long, default_value_t = 3)]
     nodes: usize,
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    Folder,
-    /// A monitor, an OSD and a gateway on this host (packages ceph-mon, ceph-osd, radosgw).
-    Ceph,
 }
 
 /// What a case asks for, again and again.
@@ -137,8 +132,8 @@ async fn main() -> Result<()> {
         std::fs::create_dir_all(&folder)?;
         // Dropped when the stage is over: after what stands on it.
         let ceph = match kind {
-            Kind::Folder => None,
-            Kind::Ceph => Some(Ceph::start(&folder.join("ceph"))?),
+            StorageKind::Folder => None,
+            StorageKind::Ceph => Some(Ceph::start(&folder.join("ceph"))?),
         };
         let storage = ceph.as_ref().map_or(Storage::Folder, Ceph::storage);
         let stage = contest(&arguments, &folder, &storage).await?;

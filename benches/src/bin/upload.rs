@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use futures::future::try_join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shoal_benches::http::{Connection, Request};
-use shoal_benches::registries::{Ceph, Contestant, Storage, start_cluster};
+use shoal_benches::registries::{Ceph, Contestant, Storage, StorageKind, start_cluster};
 use shoal_benches::sample::{copies, file_system};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -41,7 +41,7 @@ struct Arguments {
     formats: Vec<String>,
     /// What the nodes store in.
     #[arg(long, value_enum, default_value = "folder")]
-    storage: Kind,
+    storage: StorageKind,
     /// Nodes of the cluster.
     #[arg(long, default_value_t = 3)]
     nodes: usize,
@@ -54,13 +54,6 @@ struct Arguments {
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    Folder,
-    /// A monitor, an OSD and a gateway on this host (packages ceph-mon, ceph-osd, radosgw).
-    Ceph,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,8 +87,8 @@ async fn main() -> Result<()> {
         let home = folder.join(format!("with-{format}"));
         fs::create_dir(&home)?;
         let ceph = match arguments.storage {
-            Kind::Folder => None,
-            Kind::Ceph => Some(Ceph::start(&home.join("ceph"))?),
+            StorageKind::Folder => None,
+            StorageKind::Ceph => Some(Ceph::start(&home.join("ceph"))?),
         };
         let storage = ceph.as_ref().map_or(Storage::Folder, Ceph::storage);
         let cluster = start_cluster(&program, &home, &storage, arguments.nodes).await?;

@@ -13,7 +13,7 @@ use super::{Export, ExportError, Piece};
 use crate::overlap::{BUFFERS, Filled, Filling, overlapped};
 
 /// File bytes between two calls of the progress callback, as far as pieces allow.
-pub(crate) const PROGRESS_STEP_BYTES: u64 = 4 * 1024 * 1024;
+const PROGRESS_STEP_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What is read before it is written, in bytes: a few chunks.
 const PIECE_BYTES: usize = 1024 * 1024;
@@ -46,7 +46,6 @@ pub fn write_file(
     progress: &mut dyn FnMut(ExportProgress) -> ControlFlow<()>,
 ) -> Result<(), ExportError> {
     let total = export.len();
-    empty(file, total).map_err(|error| ExportError::Write { at: 0, error })?;
     let read = |filling: &Filling<ExportProgress>| {
         let mut gathering = Gathering::new(filling, total);
         for piece in export.pieces(0, total) {
@@ -57,6 +56,17 @@ pub fn write_file(
         gathering.end();
         Ok(())
     };
+    write_while(file, total, read, progress)
+}
+
+/// Makes a file of `total` bytes of what `read` passes, on a thread of its own, and says how far it is.
+pub(crate) fn write_while(
+    file: &File,
+    total: u64,
+    read: impl FnOnce(&Filling<ExportProgress>) -> Result<(), ExportError> + Send,
+    progress: &mut dyn FnMut(ExportProgress) -> ControlFlow<()>,
+) -> Result<(), ExportError> {
+    empty(file, total).map_err(|error| ExportError::Write { at: 0, error })?;
     let mut told = 0;
     overlapped(read, |filled| {
         write_runs(file, filled).map_err(|(at, error)| ExportError::Write { at, error })?;
@@ -72,13 +82,13 @@ pub fn write_file(
 }
 
 /// Leaves nothing of what a file was, so that what is not written is a hole and reads as zero.
-pub(crate) fn empty(file: &File, length: u64) -> io::Result<()> {
+fn empty(file: &File, length: u64) -> io::Result<()> {
     file.set_len(0)?;
     file.set_len(length)
 }
 
 /// Gives where it failed.
-pub(crate) fn write_runs<M>(file: &File, filled: &Filled<M>) -> Result<(), (u64, io::Error)> {
+fn write_runs<M>(file: &File, filled: &Filled<M>) -> Result<(), (u64, io::Error)> {
     for run in &filled.runs {
         let at = filled.at + run.start as u64;
         file.write_all_at(&filled.bytes[run.clone()], at).map_err(|error| (at, error))?;

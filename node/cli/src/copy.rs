@@ -79,6 +79,9 @@ impl RemoteDisk<'_> {
             }
             part.extend_from_slice(&piece);
         }
+        if part.len() < length {
+            return Err(Error::Answer(format!("it ended after {} of {length} bytes", part.len())));
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use shoal_content::{Digest, Pin, RepositoryName, UploadId};
@@ -89,7 +89,6 @@ impl Upstreams {
         let key = (wanted.repository.clone(), wanted.digest.clone());
         let (flight, begin) = self.flights.join(&key, wanted.size).await?;
         if let Some((writer, landing)) = begin {
-            upstream.standing.miss();
             let (all, app, upstream) = (self.clone(), app.clone(), Arc::clone(upstream));
             let span = info_span!("upstream_blob", digest = %wanted.digest);
             let work = async move {
@@ -119,6 +118,11 @@ impl Upstreams {
     ) -> Result<(), Error> {
         let _permit =
             self.flights.permits.acquire().await.map_err(|_| Error::Busy("it is stopping"))?;
+        // Another flight may have landed between the asker's look and this one's beginning.
+        if let Some(blob) = stored(app, wanted).await? {
+            return give(app, &blob, writer).await;
+        }
+        upstream.standing.miss();
         let turn = app.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
         let algorithm = wanted.digest.algorithm();
         let mut blob = BlobWriter::begin(&app.intake, Arc::clone(&app.store), turn, algorithm);
@@ -235,6 +239,30 @@ impl Upstream {
         app.propose(mount).await?;
         Ok(Some(blob))
     }
+}
+
+/// The blob, where its repository has it.
+async fn stored(app: &App, wanted: &Wanted) -> Result<Option<Blob>, Error> {
+    let view = app.view().await?;
+    let query = view.query();
+    let Some(image) = query.image_by_name(&wanted.repository)? else { return Ok(None) };
+    match query.blob_in(image.id, &wanted.digest)? {
+        true => Ok(query.blob(&wanted.digest)?),
+        false => Ok(None),
+    }
+}
+
+/// Gives what is stored to those who read a flight.
+async fn give(app: &App, blob: &Blob, writer: &Writer) -> Result<(), Error> {
+    let mut pieces = app.store.get(blob.object, 0..blob.size).await?;
+    let mut offset = 0;
+    while let Some(piece) = pieces.try_next().await? {
+        let end = offset + piece.len() as u64;
+        writer.write(offset, piece).await?;
+        writer.publish(end);
+        offset = end;
+    }
+    Ok(())
 }
 
 /// Takes what comes; gives why it ended early, where it did.

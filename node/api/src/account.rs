@@ -187,6 +187,8 @@ pub struct Deletion {
 pub struct AccountExport {
     pub user: User,
     pub second_factor: SecondFactor,
+    #[serde(default)]
+    pub passkeys: Vec<crate::Passkey>,
     pub sessions: Vec<crate::Session>,
     pub tokens: Vec<PersonalToken>,
     pub identities: Vec<Identity>,

@@ -30,12 +30,16 @@ impl std::fmt::Debug for LoginResponse {
     }
 }
 
-/// What `POST /api/v1/auth/login` answers (202) where the password is right and a code is to come.
+/// What `POST /api/v1/auth/login` answers (202) where the password is right and a code or a
+/// passkey is to come.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LoginPending {
-    /// For `POST /api/v1/auth/login/code`.
+    /// For `POST /api/v1/auth/login/code` or `POST /api/v1/auth/passkey`.
     pub ticket: String,
     pub expires_at: String,
+    /// What may be brought now: `code` (or a recovery code), `passkey`.
+    #[serde(default)]
+    pub methods: Vec<String>,
 }
 
 impl std::fmt::Debug for LoginPending {
@@ -92,7 +96,8 @@ pub struct Session {
     pub address: String,
     /// What the browser or program called itself.
     pub agent: String,
-    /// `password`, `password+code`, `password+recovery-code`, or `issuer:URL`.
+    /// `password`, `password+code`, `password+recovery-code`, `passkey`, `password+passkey`, or
+    /// `issuer:URL`.
     pub means: String,
     /// Whether it is the one that asks.
     pub current: bool,

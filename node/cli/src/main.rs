@@ -33,6 +33,7 @@ mod import;
 mod instances;
 mod logins;
 mod members;
+mod passkeys;
 mod people;
 mod policy;
 mod projects;

@@ -12,10 +12,10 @@ use shoal_api::{
 use crate::arguments::{AccessTokenCommand, OrganizationCommand, Scope, UserCommand, UserRole};
 use crate::client::{Body, Client, Request, escaped};
 use crate::error::Error;
-use crate::logins;
 use crate::projects::member_table;
 use crate::screen::{Screen, confirm, table};
 use crate::session::{lines, password};
+use crate::{logins, passkeys};
 
 fn role_name(role: UserRole) -> String {
     match role {
@@ -70,6 +70,7 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
             screen.show(&serde_json::json!({ "deleted": name }), || format!("Deleted {name}."))
         }
         UserCommand::SecondFactor(command) => logins::second_factor(command, client, screen).await,
+        UserCommand::Passkey(command) => passkeys::passkey(command, client, screen).await,
         UserCommand::Sessions { user } => logins::sessions(user.as_deref(), client, screen).await,
         UserCommand::EndSession { id, user, .. } => {
             logins::end(id.as_deref(), user.as_deref(), client, screen).await

@@ -84,6 +84,11 @@ async fn by_password(arguments: &Login, client: &Client) -> Result<LoginResponse
     let step: LoginStep = client.call(Method::POST, "api/v1/auth/login", &request).await?;
     match step {
         LoginStep::Done(answer) => Ok(answer),
+        LoginStep::Pending(LoginPending { methods, .. }) if methods == ["passkey"] => {
+            let text =
+                "this account logs in with a passkey after the password, which takes a browser";
+            Err(Error::Usage(text.into()))
+        }
         LoginStep::Pending(LoginPending { ticket, .. }) => {
             let code = match given_code {
                 Some(code) => code,

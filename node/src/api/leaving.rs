@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::caller::Caller;
 use super::input::Body;
 use super::problem::{missing, unavailable};
-use super::{audit, identities, personal_tokens, second_factor, session, users};
+use super::{audit, identities, passkeys, personal_tokens, second_factor, session, users};
 use crate::clock::{now, rfc3339};
 use crate::http::auth::own_password;
 use crate::http::problem::Problem;
@@ -83,6 +83,7 @@ pub async fn export(caller: Caller) -> Result<Json<AccountExport>, Problem> {
     let query = caller.view.query();
     let user = query.user(&name)?.ok_or_else(Problem::unauthorized)?;
     let Json(second_factor) = second_factor::shown(&caller)?;
+    let Json(passkeys) = passkeys::listed(&caller, &name)?;
     let Json(sessions) = session::listed(&caller, &name)?;
     let account: Option<AccountName> = name.parse().ok();
     let tokens = match &account {
@@ -104,6 +105,7 @@ pub async fn export(caller: Caller) -> Result<Json<AccountExport>, Problem> {
     Ok(Json(AccountExport {
         user: users::shown(&user),
         second_factor,
+        passkeys,
         sessions,
         tokens: tokens.iter().map(personal_tokens::shown).collect(),
         identities,

@@ -29,6 +29,7 @@ mod listing;
 mod members;
 mod oidc;
 mod organizations;
+mod passkeys;
 mod personal_tokens;
 mod policy;
 mod problem;
@@ -51,7 +52,7 @@ mod workload;
 
 use axum::extract::DefaultBodyLimit;
 
-use crate::http::routes::{Routes, delete, get, post, put};
+use crate::http::routes::{Routes, delete, get, patch, post, put};
 
 pub(crate) use compatible::reference as compatible_reference;
 pub(crate) use download::check_range as check_download_range;
@@ -70,6 +71,8 @@ pub fn router() -> Routes {
     Routes::new()
         .route("/api/v1/auth/login", post(session::login))
         .route("/api/v1/auth/login/code", post(session::login_code))
+        .route("/api/v1/auth/passkey", post(passkeys::begin_login))
+        .route("/api/v1/auth/passkey/answer", post(passkeys::end_login))
         .route("/api/v1/auth/oidc/login", get(oidc::begin))
         .route("/api/v1/auth/oidc/callback", get(oidc::end))
         .route("/api/v1/auth/oidc/redeem", post(oidc::redeem))
@@ -179,6 +182,7 @@ fn people() -> Routes {
             get(identities::list).post(identities::link).delete(identities::unlink),
         )
         .route("/api/v1/users/{user}/second-factor", delete(second_factor::remove_of))
+        .route("/api/v1/users/{user}/passkeys", get(passkeys::list_of).delete(passkeys::remove_of))
         .route("/api/v1/user/password", put(users::change_password))
         .route("/api/v1/user/export", get(leaving::export))
         .route(
@@ -193,6 +197,9 @@ fn people() -> Routes {
         )
         .route("/api/v1/user/second-factor/confirm", post(second_factor::confirm))
         .route("/api/v1/user/second-factor/recovery-codes", post(second_factor::recovery_codes))
+        .route("/api/v1/user/passkeys", get(passkeys::list).post(passkeys::begin))
+        .route("/api/v1/user/passkeys/answer", post(passkeys::register))
+        .route("/api/v1/user/passkeys/{passkey}", patch(passkeys::update).delete(passkeys::remove))
         .route("/api/v1/user/tokens", get(personal_tokens::list).post(personal_tokens::create))
         .route("/api/v1/user/tokens/{token}", delete(personal_tokens::remove))
         .route("/api/v1/organizations", get(organizations::list).post(organizations::create))

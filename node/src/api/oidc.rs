@@ -11,7 +11,6 @@
 
 use std::net::SocketAddr;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::Json;
 use axum::extract::{ConnectInfo, State};
@@ -28,8 +27,9 @@ use shoal_metadata::{self as metadata, AuditResult, LoginMeans};
 use tracing::warn;
 
 use super::input::{Body, Query};
-use crate::clock::{now, rfc3339};
+use crate::clock::rfc3339;
 use crate::http::auth::issuer::{Claims, Description, Keys, Rejected, read_answer};
+use crate::http::auth::sealed::{open, seal, seconds};
 use crate::http::auth::session::{agent_of, begin_session};
 use crate::http::auth::{follow, foreign_account};
 use crate::http::problem::{Problem, chain};
@@ -40,8 +40,7 @@ const COOKIE: &str = "__Host-shoal-oidc";
 const LOGIN_SECONDS: u64 = 600;
 /// How long a program may take to bring its ticket, in seconds.
 const TICKET_SECONDS: u64 = 60;
-const NONCE_BYTES: usize = 12;
-/// Of a code, a state or a cookie, in bytes.
+/// Of a code, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
 
 /// What is remembered while somebody is at the issuer.
@@ -90,38 +89,8 @@ fn random() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
 }
 
-fn sealing_key(app: &App, purpose: &str) -> Result<RandomizedNonceKey, Problem> {
-    let key = blake3::derive_key(purpose, app.keys.sealing.to_pkcs8_der());
-    RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|error| Problem::internal(&error))
-}
-
 const OF_COOKIE: &str = "shoal 2026 oidc cookie";
 const OF_TICKET: &str = "shoal 2026 oidc ticket";
-
-fn seal<T: Serialize>(app: &App, purpose: &str, value: &T) -> Result<String, Problem> {
-    let mut sealed = serde_json::to_vec(value).map_err(|error| Problem::internal(&error))?;
-    let nonce = sealing_key(app, purpose)?
-        .seal_in_place_append_tag(Aad::empty(), &mut sealed)
-        .map_err(|error| Problem::internal(&error))?;
-    Ok(URL_SAFE_NO_PAD.encode([nonce.as_ref().as_slice(), &sealed].concat()))
-}
-
-fn open<T: for<'a> Deserialize<'a>>(app: &App, purpose: &str, text: &str) -> Option<T> {
-    if text.len() > TEXT_BYTES_MAX {
-        return None;
-    }
-    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-    let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES)?;
-    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-    let mut sealed = sealed.to_vec();
-    let key = sealing_key(app, purpose).ok()?;
-    let opened = key.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
-    serde_json::from_slice(opened).ok()
-}
-
-fn seconds() -> u64 {
-    now().as_millis() / 1000
-}
 
 fn callback(app: &App) -> String {
     format!("{}/api/v1/auth/oidc/callback", app.config.api_url())

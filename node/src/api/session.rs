@@ -11,6 +11,7 @@ use shoal_content::Timestamp;
 use shoal_metadata::{
     self as metadata, Action, AuditResult, Command, LoginMeans, Scope, UserRole, What,
 };
+use shoal_raft::View;
 use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
@@ -24,11 +25,11 @@ use crate::http::auth::{Principal, first_factor, issue_token, view_with};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-fn answer(Begun { token, expires }: Begun) -> Json<LoginResponse> {
+pub(super) fn answer(Begun { token, expires }: Begun) -> Json<LoginResponse> {
     Json(LoginResponse { token, expires_at: from_seconds(expires) })
 }
 
-fn from_seconds(seconds: u64) -> String {
+pub(super) fn from_seconds(seconds: u64) -> String {
     rfc3339(Timestamp::from_millis(seconds.saturating_mul(1000)))
 }
 
@@ -56,9 +57,10 @@ pub async fn login(
         let (token, expires) = issue_token(&app, Some(&principal), None)?;
         return Ok(answer(Begun { token, expires }).into_response());
     };
-    if let Some(factor) = confirmed(view.query(), &name)? {
-        let (ticket, expires) = issue_ticket(&app, &user, &factor)?;
-        let pending = LoginPending { ticket, expires_at: from_seconds(expires) };
+    if view.query().needs_second_factor(&name)? {
+        let (ticket, expires) = issue_ticket(&app, view.query(), &user)?;
+        let methods = second_steps(&view, &name)?;
+        let pending = LoginPending { ticket, expires_at: from_seconds(expires), methods };
         return Ok((StatusCode::ACCEPTED, Json(pending)).into_response());
     }
     drop(view);
@@ -66,7 +68,14 @@ pub async fn login(
     Ok(answer(begun).into_response())
 }
 
-async fn begun(
+/// What may be brought after the password.
+fn second_steps(view: &View, user: &str) -> Result<Vec<String>, Problem> {
+    let code = confirmed(view.query(), user)?.map(|_| "code");
+    let passkey = view.query().passkeys(user)?.first().map(|_| "passkey");
+    Ok(code.into_iter().chain(passkey).map(str::to_owned).collect())
+}
+
+pub(super) async fn begun(
     app: &App,
     user: &metadata::User,
     means: LoginMeans,
@@ -133,6 +142,8 @@ fn shown(row: &metadata::Session, current: Option<&str>) -> Session {
             LoginMeans::PasswordAndCode => "password+code".to_owned(),
             LoginMeans::PasswordAndRecoveryCode => "password+recovery-code".to_owned(),
             LoginMeans::Issuer(issuer) => format!("issuer:{issuer}"),
+            LoginMeans::Passkey => "passkey".to_owned(),
+            LoginMeans::PasswordAndPasskey => "password+passkey".to_owned(),
         },
         current: current == Some(row.id.as_str()),
     }

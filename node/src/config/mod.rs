@@ -11,6 +11,7 @@ mod guard;
 mod identity;
 mod images;
 mod limits;
+mod passkeys;
 mod program;
 mod registry;
 mod upstreams;
@@ -31,6 +32,7 @@ pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
+pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
@@ -105,6 +107,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("keys", &["rotate_days"]),
     ("sessions", &["lifetime_seconds", "per_person"]),
     ("accounts", &["deletion_grace_seconds"]),
+    ("passkeys", &["domain", "challenge_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
     (
         "oidc",
@@ -189,6 +192,7 @@ pub struct Config {
     pub keys: Keys,
     pub sessions: Sessions,
     pub accounts: Accounts,
+    pub passkeys: Passkeys,
     pub jwt: Jwt,
     pub oidc: Oidc,
     pub ldap: Box<Ldap>,
@@ -622,6 +626,7 @@ impl Config {
             ("oidc", self.oidc.check()),
             ("ldap", self.ldap.check()),
             ("workload", self.workload.check()),
+            ("passkeys", self.passkeys.check(&self.api_url())),
         ];
         for (section, mistake) in foreign {
             if let Some((key, message)) = mistake {

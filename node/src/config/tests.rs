@@ -96,6 +96,19 @@ fn upstreams_have_names_that_images_can_have_and_one_place_each() {
 }
 
 #[test]
+fn the_domain_of_passkeys_is_that_of_the_url() {
+    let url = "[http]\nurl = \"https://shoal.example.org:5000\"\n[passkeys]\n";
+    for domain in ["", "shoal.example.org", "example.org"] {
+        load(&format!("{url}domain = \"{domain}\"\n")).unwrap();
+    }
+    for domain in ["example.com", "oal.example.org", "Example.org", "https://example.org"] {
+        assert!(load(&format!("{url}domain = \"{domain}\"\n")).is_err(), "{domain}");
+    }
+    assert!(load("[passkeys]\ndomain = \"example.org\"\n").is_err(), "an address has none");
+    assert!(load("[passkeys]\nchallenge_seconds = 0\n").is_err());
+}
+
+#[test]
 fn plain_http_is_for_loopback() {
     assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
     assert!(matches!(load("[http]\nplain_listen = \"0.0.0.0:80\"\n"), Err(Error::Value { .. })));

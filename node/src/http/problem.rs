@@ -182,6 +182,8 @@ impl From<Refusal> for Problem {
                 (StatusCode::FORBIDDEN, "quota_exceeded")
             }
             Refusal::CodeUsed => (StatusCode::UNAUTHORIZED, "code_wrong"),
+            Refusal::ChallengeUsed => (StatusCode::UNAUTHORIZED, "challenge_over"),
+            Refusal::CounterBehind { .. } => (StatusCode::UNAUTHORIZED, "passkey_counter"),
             Refusal::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::Exists(_) | Refusal::AlreadyFounded => (StatusCode::CONFLICT, "exists"),
             Refusal::OffsetMismatch(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "offset_mismatch"),

@@ -183,7 +183,7 @@ impl Metrics {
         self.answers.get_or_create(&AnswerLabels { status }).inc();
     }
 
-    /// `password`, `code`, `token` or `locked`.
+    /// `password`, `code`, `passkey`, `token` or `locked`.
     pub fn login_failed(&self, kind: &'static str) {
         self.login_failures.get_or_create(&KindLabels { kind }).inc();
     }

@@ -14,7 +14,7 @@ use super::wait::{level_raised, until};
 const PASSWORD: &str = "correct-horse-7";
 
 /// As an authenticator does it (RFC 6238), with nothing of the node's.
-fn code(secret: &str, step: u64) -> Result<String> {
+pub fn code(secret: &str, step: u64) -> Result<String> {
     let bits: String = secret
         .chars()
         .map(|letter| "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567".find(letter).context("a letter"))
@@ -65,7 +65,7 @@ async fn token(answer: Response) -> Result<String> {
 }
 
 /// Gives the account a second factor: its secret, the step that confirmed it, its recovery codes.
-async fn enable(node: &Node, session: &str) -> Result<(String, u64, Vec<String>)> {
+pub async fn enable(node: &Node, session: &str) -> Result<(String, u64, Vec<String>)> {
     let path = "user/second-factor";
     let guess = json!({ "current_password": "guessed-it-1" });
     expect(&post(node, path, Some(session), &guess).await?, StatusCode::UNAUTHORIZED)?;

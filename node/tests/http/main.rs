@@ -31,6 +31,7 @@ mod members;
 mod metrics;
 mod node;
 mod orders;
+mod passkeys;
 mod plans;
 mod program;
 mod quotas;

@@ -143,6 +143,7 @@ impl Place {
             ("{tag}", "no-such"),
             ("{token}", "no-such"),
             ("{session}", "no-such"),
+            ("{passkey}", "no-such"),
             ("{user}", "no-such"),
             ("{group}", "no-such"),
             ("{robot}", "no-such"),

@@ -448,6 +448,14 @@ pub fn audited<R: Read>(
         Command::ConfirmSecondFactor { user, .. } => ("second_factor.add", user.clone()),
         Command::PutRecoveryCodes { user, .. } => ("second_factor.recovery_codes", user.clone()),
         Command::RemoveSecondFactor { user } => ("second_factor.remove", user.clone()),
+        Command::AddPasskey { passkey, .. } => {
+            ("passkey.add", format!("{} {}", passkey.user, passkey.id))
+        }
+        Command::UpdatePasskey { user, id, .. } => ("passkey.update", format!("{user} {id}")),
+        Command::RemovePasskeys { user, id: Some(id) } => {
+            ("passkey.remove", format!("{user} {id}"))
+        }
+        Command::RemovePasskeys { user, id: None } => ("passkey.remove", user.clone()),
         Command::EndSession { user, id } => ("session.end", format!("{user} {id}")),
         Command::EndSessions { user, .. } => ("session.end", user.clone()),
         Command::ChangePassword { user, .. } => ("user.update", user.clone()),

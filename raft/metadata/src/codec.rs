@@ -115,7 +115,11 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::NoteDeltaUses { .. }
         | Command::DropDeltas { .. }
         | Command::CacheManifest(_)
-        | Command::RotateSigningKey { .. } => 2,
+        | Command::RotateSigningKey { .. }
+        | Command::AddPasskey { .. }
+        | Command::UsePasskey { .. }
+        | Command::UpdatePasskey { .. }
+        | Command::RemovePasskeys { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

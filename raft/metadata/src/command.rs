@@ -22,6 +22,7 @@ use crate::deployment::{DeploymentOrder, WarmUp};
 use crate::keys::KeyPurpose;
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
+use crate::passkey::{Answered, Passkey, PasskeyOwner};
 use crate::quota::{Exceeded, QuotaLimits, QuotaOf};
 use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
@@ -562,6 +563,32 @@ pub enum Command {
         /// Nothing is believed that those before it have signed, and it signs at once.
         distrusted: bool,
     },
+    /// Gives a user a passkey; refused where `owner` is not what is there any more.
+    AddPasskey {
+        passkey: Passkey,
+        owner: PasskeyOwner,
+    },
+    /// Takes a passkey's answer to a challenge, so that it is not good a second time.
+    UsePasskey {
+        user: String,
+        id: String,
+        answered: Answered,
+        counter: u32,
+        /// `None` stays as it is.
+        key: Option<Vec<u8>>,
+    },
+    /// What is `None` stays as it is.
+    UpdatePasskey {
+        user: String,
+        id: String,
+        name: Option<String>,
+        second_factor: Option<bool>,
+    },
+    /// One of the user's, or all of them.
+    RemovePasskeys {
+        user: String,
+        id: Option<String>,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -708,6 +735,13 @@ pub enum Refusal {
     TooManyUploads { open: u64, most: u64 },
     #[error("the deployment is not in a state for that: {0}")]
     DeploymentState(String),
+    #[error("this was answered already, or too late; begin again")]
+    ChallengeUsed,
+    #[error(
+        "the passkey's counter went back, from {before} to {counter}: somebody may have a copy of it; \
+         remove it, and register it anew"
+    )]
+    CounterBehind { counter: u32, before: u32 },
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -742,6 +776,7 @@ pub enum Subject {
     WarmUp,
     Delta,
     SigningKey,
+    Passkey,
 }
 
 impl std::fmt::Display for Subject {
@@ -776,6 +811,7 @@ impl std::fmt::Display for Subject {
             Self::WarmUp => "warm-up policy",
             Self::Delta => "delta bundle",
             Self::SigningKey => "signing key",
+            Self::Passkey => "passkey",
         })
     }
 }

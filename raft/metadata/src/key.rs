@@ -13,6 +13,7 @@ use shoal_content::{
 use crate::delta::DeltaKey;
 use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
+use crate::passkey::Answered;
 use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
 use crate::table::Fault;
@@ -249,13 +250,18 @@ pub fn user_token(user: &AccountName, id: &str) -> Vec<u8> {
     join(&[&user_tokens(user), id.as_bytes()])
 }
 
-/// What the keys of a user's sessions begin with. No name has a zero byte.
+/// What the keys of a user's sessions begin with, and of its passkeys. No name has a zero byte.
 pub fn sessions(user: &str) -> Vec<u8> {
     join(&[user.as_bytes(), &[END]])
 }
 
 pub fn session(user: &str, id: &str) -> Vec<u8> {
     join(&[&sessions(user), id.as_bytes()])
+}
+
+/// Those that are forgotten first come first.
+pub fn spent_challenge(answered: &Answered) -> Vec<u8> {
+    join(&[&time(answered.expires_at), &answered.challenge])
 }
 
 /// No issuer has a zero byte.

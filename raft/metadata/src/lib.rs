@@ -22,6 +22,7 @@ mod keys;
 mod lockout;
 mod login;
 mod memory;
+mod passkey;
 mod query;
 mod quota;
 mod record;
@@ -59,6 +60,10 @@ pub use login::{
     SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
 };
 pub use memory::Memory;
+pub use passkey::{
+    Answered, CHALLENGE_KEPT_MS, CREDENTIAL_BYTES_MAX, PASSKEY_BYTES_MAX, PASSKEY_NAME_BYTES_MAX,
+    PASSKEY_USES_MAX, PASSKEY_WINDOW_MS, PASSKEYS_MAX, Passkey, PasskeyOwner,
+};
 pub use query::Query;
 pub use quota::{
     Account, Drift, Exceeded, Payer, PayerError, PayerKind, Quota, QuotaKind, QuotaLimits, QuotaOf,

@@ -3,7 +3,7 @@
 //! Invariants: the secret of a second factor is sealed by the node that made it, and rows, logs and
 //! listings never have it in clear; a code or a recovery code is good once, whichever node it is
 //! brought to; a session goes with its user, and a user has at most so many.
-//! Non-goal: what a code is; see the node's `http::auth`.
+//! Non-goals: what a code is (see the node's `http::auth`), passkeys (see `passkey`).
 
 use std::collections::BTreeSet;
 
@@ -67,6 +67,9 @@ pub enum LoginMeans {
     PasswordAndRecoveryCode,
     /// Another issuer's word.
     Issuer(String),
+    /// A passkey, whose authenticator asked for a PIN or a finger: two factors at once.
+    Passkey,
+    PasswordAndPasskey,
 }
 
 /// Somebody whom another issuer vouches for, and the account that it is here.
@@ -119,7 +122,11 @@ impl<R: Read> Query<'_, R> {
 
     /// Whether a password alone does not let the user in.
     pub fn needs_second_factor(&self, user: &str) -> Result<bool, Fault> {
-        Ok(self.second_factor(user)?.is_some_and(|factor| factor.confirmed_at.is_some()))
+        let factor = self.second_factor(user)?;
+        if factor.is_some_and(|factor| factor.confirmed_at.is_some()) {
+            return Ok(true);
+        }
+        Ok(self.passkeys(user)?.iter().any(|passkey| passkey.second_factor))
     }
 
     pub fn session(&self, user: &str, id: &str) -> Result<Option<Session>, Fault> {

@@ -136,6 +136,10 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Deltas
         | Table::AwaitedContents
         | Table::AwaitingVersions
+        | Table::Passkeys
+        | Table::Credentials
+        | Table::PasskeyOwners
+        | Table::SpentChallenges
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -180,11 +180,19 @@ pub enum Table {
     AwaitedContents = 80,
     /// Image, digest of a version, digest of what it awaits -> nothing.
     AwaitingVersions = 81,
+    /// User, id -> `Passkey`.
+    Passkeys = 82,
+    /// A credential's id -> the key of its passkey.
+    Credentials = 83,
+    /// User -> `PasskeyOwner`.
+    PasskeyOwners = 84,
+    /// When a challenge was over, its hash -> nothing: it was answered.
+    SpentChallenges = 85,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 85] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -266,6 +274,10 @@ impl Table {
         Self::Deltas,
         Self::AwaitedContents,
         Self::AwaitingVersions,
+        Self::Passkeys,
+        Self::Credentials,
+        Self::PasskeyOwners,
+        Self::SpentChallenges,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -351,6 +351,21 @@ fn catalog_samples() -> Vec<Command> {
             signs_from: at(300),
             distrusted: true,
         },
+        Command::AddPasskey { passkey: passkey("u", "p", 7), owner: passkey_owner(300) },
+        Command::UsePasskey {
+            user: "u".into(),
+            id: "p".into(),
+            answered: answered(7, 300),
+            counter: 300,
+            key: Some(vec![1, 2]),
+        },
+        Command::UpdatePasskey {
+            user: "u".into(),
+            id: "p".into(),
+            name: Some("n".into()),
+            second_factor: Some(true),
+        },
+        Command::RemovePasskeys { user: "u".into(), id: Some("p".into()) },
     ]
 }
 

@@ -48,6 +48,9 @@ pub enum UserCommand {
     /// Your second factor: codes of an authenticator besides the password
     #[command(subcommand)]
     SecondFactor(SecondFactorCommand),
+    /// Your passkeys; they are registered in a browser
+    #[command(subcommand)]
+    Passkey(PasskeyCommand),
     /// Your open sessions, or somebody else's
     Sessions {
         /// Whose [default: your own]
@@ -121,6 +124,37 @@ pub enum SecondFactorCommand {
         code: Option<String>,
         /// Somebody's who has lost it; for administrators
         #[arg(long, conflicts_with = "code")]
+        user: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PasskeyCommand {
+    List {
+        /// Whose [default: your own]
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Call one otherwise
+    Rename { id: String, name: String },
+    /// Say whether, while it is there, your password alone lets you in
+    SecondFactor {
+        id: String,
+        #[arg(value_parser = ["on", "off"])]
+        wanted: String,
+        /// Read the current password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Remove one of yours, or all of somebody's
+    Remove {
+        #[arg(required_unless_present = "user")]
+        id: Option<String>,
+        /// Read the current password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+        /// All of somebody's who has lost them; for administrators
+        #[arg(long, conflicts_with_all = ["id", "password_stdin"])]
         user: Option<String>,
     },
 }

@@ -127,6 +127,7 @@ pub fn path_part(name: &str) -> &'static str {
         "of" => "Whose quota; its slashes are its own.",
         "organization" => "An organization's name.",
         "part" => "A part's number, from 0.",
+        "passkey" => "A passkey's id.",
         "path" => "`NAME/TAG` or `NAME/DIGEST`; its slashes are its own.",
         "project" => "A project's name.",
         "purpose" => "`token` or `ticket`.",

@@ -166,23 +166,27 @@ pub fn proof_of(
     Ok(factor.recovery.contains(&hash).then_some(Proof::Recovery(hash)))
 }
 
-/// What a ticket is bound to: the password that it was got by, and the factor that is asked for.
-fn binding(user: &User, factor: &SecondFactor) -> String {
+/// What a ticket is bound to: the password that it was got by, and the codes that may be asked for.
+fn binding(user: &User, factor: Option<&SecondFactor>) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("shoal 2026 login ticket");
-    hasher.update(&user.password_hash.0).update(&factor.secret.0);
+    hasher.update(&user.password_hash.0);
+    if let Some(factor) = factor {
+        hasher.update(&factor.secret.0);
+    }
     hex::encode(&hasher.finalize().as_bytes()[..16])
 }
 
 /// A ticket for the second step, and the second it expires in.
 ///
 /// # Errors
-/// Where signing fails.
-pub fn issue_ticket(
+/// Where signing fails, or the rows cannot be read.
+pub fn issue_ticket<R: Read>(
     app: &App,
+    query: Query<'_, R>,
     user: &User,
-    factor: &SecondFactor,
 ) -> Result<(String, u64), Problem> {
-    token::issue_ticket(app, &user.name, binding(user, factor), TICKET_TTL)
+    let factor = confirmed(query, &user.name)?;
+    token::issue_ticket(app, &user.name, binding(user, factor.as_ref()), TICKET_TTL)
 }
 
 /// Whose ticket it is.
@@ -197,6 +201,7 @@ pub fn read_ticket<R: Read>(app: &App, query: Query<'_, R>, ticket: &str) -> Res
     };
     let (name, bound) = token::read_ticket(app, ticket).ok_or_else(over)?;
     let user = query.user(&name)?.ok_or_else(over)?;
-    let factor = confirmed(query, &name)?.ok_or_else(over)?;
-    if binding(&user, &factor) == bound { Ok(user) } else { Err(over()) }
+    let factor = confirmed(query, &name)?;
+    let same = binding(&user, factor.as_ref()) == bound;
+    if same && query.needs_second_factor(&name)? { Ok(user) } else { Err(over()) }
 }

@@ -271,6 +271,7 @@ impl<R: Read> Step<'_, R> {
         }
         self.rows.remove(Table::Leavings, user.as_bytes());
         self.rows.remove(Table::SecondFactors, user.as_bytes());
+        self.drop_passkeys_of(user)?;
         self.drop_sessions_of(user, None)
     }
 

@@ -24,6 +24,7 @@ mod login;
 mod manifest;
 mod member;
 mod object;
+mod passkey;
 mod policy;
 mod quota;
 mod retire;
@@ -324,6 +325,14 @@ impl<R: Read> Step<'_, R> {
             Command::RotateSigningKey { purpose, newest, private, signs_from, distrusted } => {
                 self.rotate_signing_key(purpose, newest, (private, signs_from), distrusted)
             }
+            Command::AddPasskey { passkey, owner } => self.add_passkey(&passkey, &owner),
+            Command::UsePasskey { user, id, answered, counter, key } => {
+                self.use_passkey(&user, &id, answered, counter, key)
+            }
+            Command::UpdatePasskey { user, id, name, second_factor } => {
+                self.update_passkey(&user, &id, name, second_factor)
+            }
+            Command::RemovePasskeys { user, id } => self.remove_passkeys(&user, id.as_deref()),
         }
     }
 }

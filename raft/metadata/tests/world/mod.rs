@@ -416,6 +416,30 @@ pub fn session(user: &str, id: &str, means: LoginMeans) -> Session {
     }
 }
 
+pub fn passkey(user: &str, id: &str, credential: u8) -> Passkey {
+    Passkey {
+        id: id.into(),
+        user: user.into(),
+        name: format!("the {id}"),
+        credential: vec![credential; 16],
+        key: vec![1],
+        counter: 0,
+        second_factor: false,
+        created_at: at(1),
+        last_used_at: None,
+        uses: 0,
+        uses_since: at(1),
+    }
+}
+
+pub fn passkey_owner(registered: u64) -> PasskeyOwner {
+    PasskeyOwner { handle: [7; 16], registered }
+}
+
+pub fn answered(challenge: u8, expires: u64) -> Answered {
+    Answered { challenge: [challenge; 32], expires_at: at(expires) }
+}
+
 pub fn identity(user: &str) -> Identity {
     Identity {
         issuer: "https://i".into(),

@@ -2,23 +2,43 @@
 
 use shoal_api::{LoginPending, LoginResponse};
 
-use super::super::note::{Subject, delete, get, post, put};
+use super::super::note::{Subject, delete, get, patch, post, put};
 
 pub fn login() -> Subject {
     Subject {
         name: "Login",
-        about: "A login by password or at another issuer gives a token; send it as `Authorization: \
+        about: "A login by password, by passkey or at another issuer gives a token; send it as `Authorization: \
                 Bearer TOKEN`.",
         notes: vec![
             post("/api/v1/auth/login", "Logs in with a name and a password")
                 .gives_json::<LoginResponse>(200, "A session has begun.")
-                .gives_json::<LoginPending>(202, "The password is right; a code is to come.")
+                .gives_json::<LoginPending>(
+                    202,
+                    "The password is right; a code or a passkey is to come.",
+                )
                 .refuses(401, "unauthorized second_factor_needed")
                 .refuses(403, "locked"),
             post("/api/v1/auth/login/code", "Ends a login that needs a second factor")
                 .refuses(401, "ticket_invalid code_wrong")
                 .refuses(403, "locked")
                 .refuses(404, "not_found"),
+            post("/api/v1/auth/passkey", "Asks for a passkey")
+                .about(
+                    "Give `options` to `navigator.credentials.get`. Without a name or a ticket any \
+                     passkey may answer; with the ticket of a login by password, it is the second step.",
+                )
+                .refuses(400, "name_invalid")
+                .refuses(401, "ticket_invalid")
+                .refuses(404, "passkeys_off"),
+            post("/api/v1/auth/passkey/answer", "Ends a login by a passkey's answer")
+                .refuses(400, "credential_invalid")
+                .refuses(
+                    401,
+                    "challenge_over passkey_wrong passkey_page passkey_unverified passkey_counter \
+                     ticket_invalid",
+                )
+                .refuses(403, "locked")
+                .refuses(404, "passkeys_off"),
             get("/api/v1/auth/oidc/login", "Sends a browser to the other issuer")
                 .about("A program on the same machine as the browser gives `port` and `challenge`.")
                 .gives(302, "", "To the issuer; a cookie remembers the login.")
@@ -77,6 +97,29 @@ pub fn own() -> Subject {
             post("/api/v1/user/second-factor/recovery-codes", "Makes new recovery codes")
                 .refuses(401, "code_wrong")
                 .refuses(404, "not_found"),
+            get("/api/v1/user/passkeys", "Lists the own passkeys"),
+            post("/api/v1/user/passkeys", "Begins a passkey")
+                .about(
+                    "Give `options` to `navigator.credentials.create`. Each passkey is a login of its \
+                     own, without the password.",
+                )
+                .refuses(404, "passkeys_off"),
+            post("/api/v1/user/passkeys/answer", "Registers the passkey that was made")
+                .about("With `second_factor`, the password alone does not let in any more.")
+                .status(201)
+                .refuses(
+                    400,
+                    "challenge_over credential_invalid name_invalid passkey_wrong passkey_page \
+                     passkey_unverified",
+                )
+                .refuses(404, "passkeys_off")
+                .refuses(409, "passkey_exists"),
+            patch("/api/v1/user/passkeys/{passkey}", "Renames a passkey, or what it is for")
+                .refuses(400, "name_invalid")
+                .refuses(404, "passkey_not_found")
+                .refuses(409, "passkey_exists"),
+            delete("/api/v1/user/passkeys/{passkey}", "Removes a passkey")
+                .refuses(404, "passkey_not_found"),
             get("/api/v1/user/stars", "Lists the images that the asker has starred"),
             get("/api/v1/user/export", "Gives all that is kept about the asker"),
             get("/api/v1/user/deletion", "Says whether and when the account is to be removed"),

@@ -86,6 +86,10 @@ pub fn users() -> Subject {
                 .refuses(404, "user_not_found identity_not_found not_found"),
             delete("/api/v1/users/{user}/second-factor", "Removes a second factor that was lost")
                 .refuses(404, "second_factor_not_found"),
+            get("/api/v1/users/{user}/passkeys", "Lists somebody's passkeys")
+                .refuses(404, "user_not_found"),
+            delete("/api/v1/users/{user}/passkeys", "Removes all passkeys of who has lost them")
+                .refuses(404, "passkey_not_found"),
         ],
     }
 }

@@ -109,9 +109,12 @@ fn endure(
     println!("{whole} acknowledged images came whole");
     runtime.block_on(verdict::nodes_agree(&registry))?;
     println!("the nodes agree");
+    let entries = runtime.block_on(verdict::books_balance(&registry, &history))?;
+    println!("accounts agree with a recount, and {entries} entries of the audit trail are a chain");
     stage.jump_ahead()?;
     runtime.block_on(verdict::keep_nothing(&registry, &history))?;
     println!("all is deleted, and nothing is kept");
+    runtime.block_on(verdict::books_balance(&registry, &history))?;
     let done = history.done() as f64;
     ensure!(done > DONE_PER_MINUTE_MIN * minutes, "only {done} operations: nothing was tested");
     ensure!(whole > 0, "no push survived: nothing was tested");

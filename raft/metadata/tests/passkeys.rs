@@ -171,6 +171,9 @@ fn a_password_alone_lets_nobody_in_while_a_passkey_says_so() {
     world.accepts(wanted(false));
     assert!(!needed(&world));
     world.accepts(wanted(true));
+    // Codes may come besides.
+    let codes = Command::BeginSecondFactor { user: "u".into(), secret: Secret(vec![1]) };
+    world.accepts(codes);
     world.accepts(Command::RemovePasskeys { user: "u".into(), id: None });
     assert!(!needed(&world));
     assert_eq!(world.refuses(wanted(true)), Refusal::NotFound(Subject::Passkey));

@@ -5,6 +5,7 @@
 //! is at every node and comes whole; whatever is served comes whole; the nodes agree. And when all
 //! is deleted, nothing is kept.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -140,6 +141,49 @@ async fn counts(registry: &Registry, node: usize) -> Result<String> {
         text.push_str(&registry.json(node, &path).await?.to_string());
     }
     Ok(text)
+}
+
+/// What the nodes count and what they write down, whoever was killed in between: accounts agree with
+/// a recount, the audit trail is a whole chain, and each push that was acknowledged is in it. Gives
+/// the number of entries.
+pub async fn books_balance(registry: &Registry, history: &History) -> Result<u64> {
+    for node in 0..registry.nodes() {
+        let check = Request::new(Method::POST, "/api/v1/quotas/check", PATIENCE);
+        let Outcome::Done(answer) = registry.send(node, check).await else {
+            bail!("node-{} does not check its accounts", node + 1)
+        };
+        let check: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        ensure!(check["drifts"] == serde_json::json!([]), "at node-{}: {check:#}", node + 1);
+        let trail = registry.json(node, "/api/v1/audit/verify").await?;
+        ensure!(trail["flaws"] == serde_json::json!([]), "at node-{}: {trail:#}", node + 1);
+    }
+    let recorded = recorded_pushes(registry).await?;
+    let missing = history.acknowledged().into_iter().filter(|push| {
+        let name = (repository_name(push.repository), push.digest.clone());
+        !recorded.contains(&name)
+    });
+    let missing: Vec<String> = missing.map(|push| push.digest.clone()).collect();
+    ensure!(missing.is_empty(), "pushes that the audit trail does not have: {missing:#?}");
+    let trail = registry.json(0, "/api/v1/audit/verify").await?;
+    trail["entries"].as_u64().context("entries")
+}
+
+/// Repositories and digests of all pushes in the audit trail.
+async fn recorded_pushes(registry: &Registry) -> Result<BTreeSet<(String, String)>> {
+    let mut recorded = BTreeSet::new();
+    let mut before = String::new();
+    loop {
+        let path = format!("/api/v1/audit?action=image.push&result=done&limit=1000{before}");
+        let page = registry.json(0, &path).await?;
+        for entry in page["entries"].as_array().context("entries")? {
+            let target = entry["target"].as_str().context("a target")?;
+            let (place, digest) = target.split_once('@').context("a push without a digest")?;
+            let repository = place.split(':').next().unwrap_or(place);
+            recorded.insert((repository.to_owned(), digest.to_owned()));
+        }
+        let Some(next) = page["before"].as_u64() else { return Ok(recorded) };
+        before = format!("&before={next}");
+    }
 }
 
 /// Deletes all manifests and ends all uploads; then nothing that the metadata knows of may stay in

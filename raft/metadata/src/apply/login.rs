@@ -43,7 +43,8 @@ impl<R: Read> Step<'_, R> {
         secret: Secret,
     ) -> Result<Response, Stop> {
         self.known_user(user)?;
-        if self.query().needs_second_factor(user)? {
+        let factor = self.query().second_factor(user)?;
+        if factor.is_some_and(|factor| factor.confirmed_at.is_some()) {
             return Err(Refusal::Exists(Subject::SecondFactor).into());
         }
         let factor = SecondFactor {

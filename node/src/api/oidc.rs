@@ -1,4 +1,5 @@
-//! Login at another issuer: OpenID Connect, authorization code with PKCE (RFC 7636).
+//! Login at another issuer: OpenID Connect, or GitHub's OAuth 2; authorization code with PKCE
+//! (RFC 7636).
 //!
 //! What has to be remembered while somebody is at the issuer goes along in a sealed cookie, so that
 //! any node may hear the end of what another has begun. A browser gets its session as the answer; a
@@ -6,7 +7,7 @@
 //! worth nothing without what the challenge was made of.
 //!
 //! Invariants: the answer of an issuer is taken only by the browser that was sent there (`state`),
-//! once for each question (`nonce`, and the issuer's own code); nobody is sent anywhere but to the
+//! once for each question (`nonce` or the verifier, and the issuer's own code); nobody is sent anywhere but to the
 //! issuer in the settings, and to this machine's loopback.
 
 use std::net::SocketAddr;
@@ -28,7 +29,9 @@ use tracing::warn;
 
 use super::input::{Body, Query};
 use crate::clock::rfc3339;
-use crate::http::auth::issuer::{Claims, Description, Keys, Rejected, read_answer};
+use crate::config::Protocol;
+use crate::http::auth::github::{self, Unknown};
+use crate::http::auth::issuer::{Description, Keys, Person, Rejected, read_answer};
 use crate::http::auth::sealed::{open, seal, seconds};
 use crate::http::auth::session::{agent_of, begin_session};
 use crate::http::auth::{follow, foreign_account};
@@ -121,19 +124,23 @@ pub async fn begin(
             return Err(Problem::bad_request("query_invalid", text));
         }
     };
-    let about = app.issuers.describe(&settings.issuer).await.map_err(|why| away(&why))?;
+    let endpoint = match settings.protocol {
+        Protocol::Openid => described(&app).await?.authorization_endpoint,
+        Protocol::Github => github::authorization_endpoint(settings),
+    };
     let until = seconds() + LOGIN_SECONDS;
     let gone = Away { state: random(), nonce: random(), verifier: random(), until, program };
     let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(gone.verifier.as_bytes()));
-    let mut scopes = vec!["openid"];
-    scopes.extend(settings.scopes.iter().map(String::as_str));
-    let mut url = reqwest::Url::parse(&about.authorization_endpoint)
-        .map_err(|error| away(&error.to_string()))?;
+    let scopes = match settings.protocol {
+        Protocol::Openid => format!("openid {}", settings.scopes.join(" ")),
+        Protocol::Github => github::scopes(settings).to_owned(),
+    };
+    let mut url = reqwest::Url::parse(&endpoint).map_err(|error| away(&error.to_string()))?;
     url.query_pairs_mut()
         .append_pair("response_type", "code")
         .append_pair("client_id", &settings.client_id)
         .append_pair("redirect_uri", &callback(&app))
-        .append_pair("scope", &scopes.join(" "))
+        .append_pair("scope", &scopes)
         .append_pair("state", &gone.state)
         .append_pair("nonce", &gone.nonce)
         .append_pair("code_challenge", &challenge)
@@ -179,8 +186,17 @@ pub async fn end(
         return Err(failed(&format!("the issuer did not let you in: {error}")));
     }
     let code = back.code.filter(|code| code.len() <= TEXT_BYTES_MAX).ok_or_else(over)?;
-    let claims = redeem_code(&app, &code, &gone).await?;
-    let user = admitted(&app, &claims).await?;
+    let answer = redeem_code(&app, &code, &gone).await?;
+    let person = match app.config.oidc.protocol {
+        Protocol::Openid => stated(&app, answer, &gone).await?,
+        Protocol::Github => github::person(app.issuers.http(), &app.config.oidc, answer)
+            .await
+            .map_err(|unknown| match unknown {
+                Unknown::Code => spent(),
+                Unknown::Away(why) => away(&why),
+            })?,
+    };
+    let user = admitted(&app, person).await?;
     crate::http::noted::note_user(|| user.name.clone());
     let clear = (header::SET_COOKIE, cookie("", 0));
     if let Some(Program { port, challenge }) = gone.program {
@@ -235,11 +251,21 @@ struct Tokens {
     id_token: String,
 }
 
-/// What the issuer says of who came back with `code`.
-async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Problem> {
+fn spent() -> Problem {
+    failed("the issuer does not know this login any more; begin again")
+}
+
+async fn described(app: &App) -> Result<Description, Problem> {
+    app.issuers.describe(&app.config.oidc.issuer).await.map_err(|why| away(&why))
+}
+
+/// What the issuer gives for `code`.
+async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<reqwest::Response, Problem> {
     let settings = &app.config.oidc;
-    let about: Description =
-        app.issuers.describe(&settings.issuer).await.map_err(|why| away(&why))?;
+    let endpoint = match settings.protocol {
+        Protocol::Openid => described(app).await?.token_endpoint,
+        Protocol::Github => github::token_endpoint(settings),
+    };
     let mut form = vec![
         ("grant_type", "authorization_code".to_owned()),
         ("code", code.to_owned()),
@@ -247,7 +273,7 @@ async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Probl
         ("client_id", settings.client_id.clone()),
         ("code_verifier", gone.verifier.clone()),
     ];
-    let mut request = app.issuers.http().post(&about.token_endpoint);
+    let mut request = app.issuers.http().post(&endpoint).header(header::ACCEPT, "application/json");
     let secret = match &settings.client_secret_file {
         Some(path) => tokio::fs::read_to_string(path)
             .await
@@ -256,7 +282,9 @@ async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Probl
             .to_owned(),
         None => settings.client_secret.clone(),
     };
-    if !secret.is_empty() {
+    if settings.protocol == Protocol::Github {
+        form.push(("client_secret", secret));
+    } else if !secret.is_empty() {
         request = request.basic_auth(&settings.client_id, Some(secret));
         form.retain(|(name, _)| *name != "client_id");
     }
@@ -267,9 +295,14 @@ async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Probl
     let request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     let answer = request.body(body).send().await.map_err(|error| away(&chain(&error)))?;
     if answer.status().is_client_error() {
-        return Err(failed("the issuer does not know this login any more; begin again"));
+        return Err(spent());
     }
-    let answer = answer.error_for_status().map_err(|error| away(&chain(&error)))?;
+    answer.error_for_status().map_err(|error| away(&chain(&error)))
+}
+
+/// Who came back, by the issuer's signed statement.
+async fn stated(app: &App, answer: reqwest::Response, gone: &Away) -> Result<Person, Problem> {
+    let settings = &app.config.oidc;
     let tokens: Tokens = read_answer(answer).await.map_err(|why| away(&why))?;
     let keys = Keys::OfIssuer(settings.issuer.clone());
     let claims = app
@@ -284,20 +317,24 @@ async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<Claims, Probl
     if verify_slices_are_equal(nonce.as_bytes(), gone.nonce.as_bytes()).is_err() {
         return Err(failed("the issuer's token is not for this login"));
     }
-    Ok(claims)
+    let groups = claims.list(&settings.groups_claim).unwrap_or_default();
+    Ok(Person {
+        subject: claims.subject().to_owned(),
+        account: claims.text(&settings.account_claim).unwrap_or_default().to_owned(),
+        groups: groups.into_iter().map(str::to_owned).collect(),
+    })
 }
 
 /// The account, with the role and groups that the issuer's groups give it.
-async fn admitted(app: &App, claims: &Claims) -> Result<metadata::User, Problem> {
+async fn admitted(app: &App, person: Person) -> Result<metadata::User, Problem> {
     let settings = &app.config.oidc;
     let view = app.view().await?;
-    let wanted = claims.text(&settings.account_claim).unwrap_or_default();
+    let Person { subject, account, groups } = person;
     let create = settings.create_accounts;
-    let subject = claims.subject();
     let user =
-        foreign_account(app, view.query(), &settings.issuer, subject, wanted, create).await?;
+        foreign_account(app, view.query(), &settings.issuer, &subject, &account, create).await?;
     drop(view);
-    let groups = claims.list(&settings.groups_claim).unwrap_or_default();
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
     let mapped = settings.mapped().unwrap_or_default();
     follow(app, user, &groups, &settings.admin_groups, mapped).await
 }

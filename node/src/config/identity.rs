@@ -49,12 +49,26 @@ impl Jwt {
     }
 }
 
-/// A login at an OpenID Connect issuer.
+/// How the issuer of [`Oidc`] says who somebody is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// OpenID Connect.
+    #[default]
+    Openid,
+    /// OAuth 2, and GitHub's own API.
+    Github,
+}
+
+/// A login at another issuer.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Oidc {
+    pub protocol: Protocol,
     /// As its description has it; empty is none.
     pub issuer: String,
+    /// GitHub's; where empty, it follows from the issuer.
+    pub api_url: String,
     pub client_id: String,
     #[serde(skip_serializing)]
     pub client_secret: String,
@@ -74,7 +88,9 @@ pub struct Oidc {
 impl Default for Oidc {
     fn default() -> Self {
         Self {
+            protocol: Protocol::Openid,
             issuer: String::new(),
+            api_url: String::new(),
             client_id: String::new(),
             client_secret: String::new(),
             client_secret_file: None,
@@ -105,10 +121,33 @@ impl Oidc {
         if self.client_id.is_empty() {
             return Some(("client_id", "the issuer knows this cluster by it"));
         }
+        if self.protocol == Protocol::Github {
+            if self.client_secret.is_empty() && self.client_secret_file.is_none() {
+                return Some(("client_secret", "GitHub gives nobody a token without it"));
+            }
+            if !is_fit_address(&self.api_url()) {
+                return Some(("api_url", "it begins with https://"));
+            }
+        }
         if self.mapped().is_none() {
             return Some(("groups", "each is THERE=ORGANIZATION/GROUP"));
         }
         None
+    }
+
+    /// Without a slash at its end.
+    pub fn api_url(&self) -> String {
+        let issuer = self.issuer.trim_end_matches('/');
+        match self.api_url.trim_end_matches('/') {
+            "" if issuer == "https://github.com" => "https://api.github.com".to_owned(),
+            "" => format!("{issuer}/api/v3"),
+            url => url.to_owned(),
+        }
+    }
+
+    /// Whether it matters in which groups somebody is.
+    pub fn uses_groups(&self) -> bool {
+        !self.admin_groups.is_empty() || !self.groups.is_empty()
     }
 
     /// Groups there with those here; nothing where one cannot be read.

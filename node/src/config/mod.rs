@@ -11,6 +11,7 @@ mod guard;
 mod identity;
 mod images;
 mod limits;
+mod names;
 mod passkeys;
 mod program;
 mod registry;
@@ -29,131 +30,15 @@ use crate::http::cors;
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
 pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
-pub use identity::{Jwt, Oidc, Workload, mapped};
+pub use identity::{Jwt, Oidc, Protocol, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
+pub use names::SETTINGS;
 pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
 pub use shoal_settings::Error;
 pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
-
-/// Every section with its keys, in the order of the documentation.
-pub const SETTINGS: &[(&str, &[&str])] = &[
-    ("node", &["name", "data_dir", "zone"]),
-    (
-        "http",
-        &[
-            "listen",
-            "url",
-            "names",
-            "certificate_file",
-            "key_file",
-            "plain_listen",
-            "trusted_proxies",
-        ],
-    ),
-    ("drain", &["notice_seconds", "deadline_seconds"]),
-    (
-        "acme",
-        &["domains", "directory_url", "contact", "terms_of_service_agreed", "ca_file", "listen"],
-    ),
-    ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
-    ("raft", &["listen", "advertise", "auto_upgrade"]),
-    ("peer", &["listen", "advertise"]),
-    ("limits", &["origin", "schedule"]),
-    ("discovery", &["enabled", "listen", "advertise", "mdns"]),
-    (
-        "storage",
-        &[
-            "kind",
-            "path",
-            "reserve_bytes",
-            "capacity_bytes",
-            "endpoint",
-            "region",
-            "bucket",
-            "access_key",
-            "secret_key",
-            "secret_key_file",
-            "path_style",
-            "cache_bytes",
-            "redirect_networks",
-            "redirect_endpoint",
-        ],
-    ),
-    ("registry", &["deletes", "uploads_open_max_per_account"]),
-    ("disks", &["keep_free_space"]),
-    ("delta", &["enabled", "ahead", "at_once", "memory_bytes", "saving_percent_min", "keep_days"]),
-    ("images", &["deleted_keep_days"]),
-    ("import", &["allowed_hosts", "allowed_networks", "max_bytes"]),
-    ("collection", &["grace_seconds", "interval_seconds"]),
-    ("scrub", &["interval_seconds", "sample_bytes"]),
-    ("retention", &["interval_seconds", "pulls_interval_seconds"]),
-    (
-        "lockout",
-        &[
-            "account_failures",
-            "account_window_seconds",
-            "account_block_seconds",
-            "address_accounts",
-            "address_window_seconds",
-            "token_failures",
-            "token_window_seconds",
-            "token_block_seconds",
-            "exempt_networks",
-        ],
-    ),
-    ("keys", &["rotate_days"]),
-    ("sessions", &["lifetime_seconds", "per_person"]),
-    ("accounts", &["deletion_grace_seconds"]),
-    ("passkeys", &["domain", "challenge_seconds"]),
-    ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
-    (
-        "oidc",
-        &[
-            "issuer",
-            "client_id",
-            "client_secret",
-            "client_secret_file",
-            "scopes",
-            "create_accounts",
-            "account_claim",
-            "groups_claim",
-            "admin_groups",
-            "groups",
-        ],
-    ),
-    (
-        "ldap",
-        &[
-            "url",
-            "starttls",
-            "ca_file",
-            "bind_dn",
-            "bind_password",
-            "bind_password_file",
-            "user_base",
-            "user_filter",
-            "account_attribute",
-            "subject_attribute",
-            "create_accounts",
-            "group_base",
-            "group_filter",
-            "group_attribute",
-            "admin_groups",
-            "groups",
-            "timeout_seconds",
-            "remember_seconds",
-        ],
-    ),
-    ("workload", &["issuers", "audience"]),
-    ("audit", &["keep_days", "archive_interval_seconds"]),
-    ("rates", &["address_per_second", "principal_per_second", "burst_seconds"]),
-    ("metrics", &["public"]),
-    ("traces", &["endpoint", "sample_ratio"]),
-    ("log", &["filter", "format"]),
-];
 
 const SCHEMA: Schema = Schema {
     default_path: "/etc/shoal/node.toml",

@@ -109,6 +109,24 @@ fn the_domain_of_passkeys_is_that_of_the_url() {
 }
 
 #[test]
+fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
+    let github = "[oidc]\nprotocol = \"github\"\nclient_id = \"shoal\"\n";
+    let secret = "client_secret = \"s\"\n";
+    for (issuer, api) in [
+        ("https://github.com", "https://api.github.com"),
+        ("https://github.com/", "https://api.github.com"),
+        ("https://git.example", "https://git.example/api/v3"),
+    ] {
+        let text = format!("{github}{secret}issuer = \"{issuer}\"\n");
+        assert_eq!(load(&text).unwrap().oidc.api_url(), api);
+    }
+    let issuer = "issuer = \"https://github.com\"\n";
+    assert!(load(&format!("{github}{issuer}")).is_err(), "no secret");
+    let plain = "api_url = \"http://api.example\"\n";
+    assert!(load(&format!("{github}{secret}{issuer}{plain}")).is_err(), "in the clear");
+}
+
+#[test]
 fn plain_http_is_for_loopback() {
     assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
     assert!(matches!(load("[http]\nplain_listen = \"0.0.0.0:80\"\n"), Err(Error::Value { .. })));

@@ -72,6 +72,16 @@ struct Kept {
     tried: Option<Instant>,
 }
 
+/// Who came back from a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// Whom the issuer never calls another one.
+    pub subject: String,
+    /// What an account here would be called.
+    pub account: String,
+    pub groups: Vec<String>,
+}
+
 /// What is known of other issuers. One for each node.
 #[derive(Debug)]
 pub struct Issuers {

@@ -7,6 +7,7 @@
 
 pub mod directory;
 mod foreign;
+pub mod github;
 mod given;
 mod groups;
 pub mod issuer;

@@ -12,14 +12,14 @@ use crate::v2::expect;
 use crate::wait::{level_raised, until};
 
 /// A browser: it keeps the cookie, and goes where it is sent.
-struct Browser<'a> {
+pub(super) struct Browser<'a> {
     node: &'a Node,
     http: reqwest::Client,
     cookie: String,
 }
 
 impl<'a> Browser<'a> {
-    fn new(node: &'a Node) -> Result<Self> {
+    pub(super) fn new(node: &'a Node) -> Result<Self> {
         // The issuer answers without TLS, the node with its own authority.
         let pem = std::fs::read(node.path().join("node/ca.pem"))?;
         let http = reqwest::Client::builder()
@@ -30,7 +30,7 @@ impl<'a> Browser<'a> {
         Ok(Self { node, http, cookie: String::new() })
     }
 
-    async fn get(&mut self, url: &str) -> Result<Response> {
+    pub(super) async fn get(&mut self, url: &str) -> Result<Response> {
         let answer = self.http.get(url).header("cookie", &self.cookie).send().await?;
         if let Some(set) = answer.headers().get("set-cookie") {
             let set = set.to_str()?;
@@ -43,13 +43,13 @@ impl<'a> Browser<'a> {
     }
 
     /// Where the issuer sends the browser back to.
-    async fn visit_issuer(&mut self, query: &str) -> Result<String> {
+    pub(super) async fn visit_issuer(&mut self, query: &str) -> Result<String> {
         let begin = format!("{}/api/v1/auth/oidc/login{query}", self.node.url);
         let there = target(&self.get(&begin).await?)?;
         target(&self.get(&there).await?)
     }
 
-    async fn login(&mut self) -> Result<Response> {
+    pub(super) async fn login(&mut self) -> Result<Response> {
         let back = self.visit_issuer("").await?;
         self.get(&back).await
     }

@@ -1,6 +1,7 @@
 //! Other issuers' tokens and logins, against an issuer that signs with real keys over HTTP, and
 //! attempts to pass for it.
 
+mod github;
 mod login;
 mod signer;
 

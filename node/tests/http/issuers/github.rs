@@ -1,0 +1,236 @@
+//! Logins at GitHub, which is played here from its documentation ("Authorizing OAuth apps", "REST API
+//! endpoints for users", "for teams") and can be made to lie.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode as Status};
+use axum::response::{IntoResponse, Redirect, Response as Answer};
+use axum::routing::{get, post};
+use axum::{Form, Json, Router};
+use parking_lot::Mutex;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::login::Browser;
+use super::me;
+use super::signer::base64;
+use crate::node::{Node, problem, read};
+use crate::v2::expect;
+use crate::wait::level_raised;
+
+const CLIENT: &str = "Iv1.of-shoal";
+const SECRET: &str = "a secret of both";
+type Fields = BTreeMap<String, String>;
+
+#[derive(Debug, Default)]
+struct Played {
+    account: Value,
+    organizations: Vec<String>,
+    teams: Vec<(String, String)>,
+    /// Codes that were given, each with its challenge.
+    codes: BTreeMap<String, String>,
+    /// What was asked for last.
+    scope: String,
+    /// Whether the account keeps its organizations to itself.
+    closed: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct GitHub(Arc<Mutex<Played>>);
+
+impl GitHub {
+    async fn start() -> Result<(Self, String)> {
+        let played = Self::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let router = Router::new()
+            .route("/login/oauth/authorize", get(authorize))
+            .route("/login/oauth/access_token", post(access_token))
+            .route("/api/v3/user", get(user))
+            .route("/api/v3/user/orgs", get(organizations))
+            .route("/api/v3/user/teams", get(teams))
+            .with_state(played.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok((played, url))
+    }
+
+    fn is(&self, id: u64, login: &str, organizations: &[&str], teams: &[(&str, &str)]) {
+        let mut played = self.0.lock();
+        played.account = json!({ "id": id, "login": login, "name": "Somebody" });
+        played.organizations = organizations.iter().map(|&name| name.to_owned()).collect();
+        played.teams = teams.iter().map(|(of, team)| ((*of).into(), (*team).into())).collect();
+    }
+}
+
+async fn authorize(State(GitHub(played)): State<GitHub>, Query(asked): Query<Fields>) -> Answer {
+    let given = |name: &str| asked.get(name).cloned().unwrap_or_default();
+    if given("client_id") != CLIENT || given("code_challenge_method") != "S256" {
+        return Status::NOT_FOUND.into_response();
+    }
+    let code = format!("code-{}", rand::random::<u64>());
+    let mut played = played.lock();
+    played.scope = given("scope");
+    played.codes.insert(code.clone(), given("code_challenge"));
+    let back = format!("{}?code={code}&state={}", given("redirect_uri"), given("state"));
+    Redirect::to(&back).into_response()
+}
+
+async fn access_token(
+    State(GitHub(played)): State<GitHub>,
+    headers: HeaderMap,
+    Form(asked): Form<Fields>,
+) -> Answer {
+    let given = |name: &str| asked.get(name).map(String::as_str).unwrap_or_default();
+    if headers.get("accept").is_none_or(|accept| accept != "application/json") {
+        return "access_token=gho_form&scope=".into_response();
+    }
+    if given("client_id") != CLIENT || given("client_secret") != SECRET {
+        return Json(json!({ "error": "incorrect_client_credentials" })).into_response();
+    }
+    let challenge = base64(Sha256::digest(given("code_verifier")));
+    if played.lock().codes.remove(given("code")).is_none_or(|asked| asked != challenge) {
+        return Json(json!({ "error": "bad_verification_code" })).into_response();
+    }
+    Json(json!({ "access_token": "gho_1", "token_type": "bearer", "scope": "" })).into_response()
+}
+
+/// GitHub refuses programs that do not say who they are.
+fn is_let_in(headers: &HeaderMap) -> bool {
+    headers.get("authorization").is_some_and(|given| given == "Bearer gho_1")
+        && headers.contains_key("user-agent")
+}
+
+async fn user(State(GitHub(played)): State<GitHub>, headers: HeaderMap) -> Answer {
+    if !is_let_in(&headers) {
+        return Status::UNAUTHORIZED.into_response();
+    }
+    Json(played.lock().account.clone()).into_response()
+}
+
+fn page(all: &[Value], asked: &Fields) -> Answer {
+    let number = |name: &str, usual: usize| {
+        asked.get(name).and_then(|text| text.parse().ok()).unwrap_or(usual)
+    };
+    let (length, page) = (number("per_page", 30).min(100), number("page", 1));
+    let some: Vec<&Value> = all.iter().skip(length * (page - 1)).take(length).collect();
+    Json(json!(some)).into_response()
+}
+
+async fn organizations(
+    State(GitHub(played)): State<GitHub>,
+    headers: HeaderMap,
+    Query(asked): Query<Fields>,
+) -> Answer {
+    let played = played.lock();
+    if !is_let_in(&headers) || played.closed {
+        return Status::FORBIDDEN.into_response();
+    }
+    let all: Vec<Value> =
+        played.organizations.iter().map(|name| json!({ "login": name, "id": 1 })).collect();
+    page(&all, &asked)
+}
+
+async fn teams(
+    State(GitHub(played)): State<GitHub>,
+    headers: HeaderMap,
+    Query(asked): Query<Fields>,
+) -> Answer {
+    if !is_let_in(&headers) {
+        return Status::FORBIDDEN.into_response();
+    }
+    let shown = |(of, slug): &(String, String)| json!({ "slug": slug, "name": slug, "organization": { "login": of } });
+    let all: Vec<Value> = played.lock().teams.iter().map(shown).collect();
+    page(&all, &asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_log_in_at_github_with_its_organizations_and_teams() -> Result<()> {
+    let (github, url) = GitHub::start().await?;
+    let node = Node::start_with(|config| {
+        config.oidc.protocol = shoal_node::config::Protocol::Github;
+        config.oidc.issuer = url.clone();
+        config.oidc.client_id = CLIENT.to_owned();
+        config.oidc.client_secret = SECRET.to_owned();
+        config.oidc.admin_groups = vec!["acme-owners".to_owned()];
+        config.oidc.groups = vec!["acme/dev=acme/dev".to_owned()];
+    })
+    .await?;
+    level_raised(&node).await?;
+    let organization = json!({ "name": "acme", "owner": "admin" });
+    let _made: Value = node.call(Method::POST, "organizations", &organization).await?;
+    let _made: Value =
+        node.call(Method::POST, "organizations/acme/groups", &json!({ "name": "dev" })).await?;
+    let members = async || -> Result<Value> {
+        let groups: Vec<Value> = node.get("organizations/acme/groups").await?;
+        Ok(groups[0]["members"].clone())
+    };
+    let whoami = async |session: &Value| -> Result<Value> {
+        read(me(&node, session["token"].as_str().context("a token")?).await?).await
+    };
+
+    // The team that counts is on the third page.
+    let many: Vec<String> = (0..120).map(|number| format!("team-{number}")).collect();
+    let mut teams: Vec<(&str, &str)> = many.iter().map(|team| ("other", team.as_str())).collect();
+    teams.push(("acme", "dev"));
+    github.is(583_231, "Octo-Cat", &["acme"], &teams);
+    let session: Value = read(Browser::new(&node)?.login().await?).await?;
+    let found = whoami(&session).await?;
+    ensure!(found["username"] == "octo-cat" && found["role"] == "user", "{found}");
+    ensure!(members().await? == json!(["octo-cat"]), "{}", members().await?);
+    ensure!(github.0.lock().scope == "read:org", "{}", github.0.lock().scope);
+
+    // The number stays when the name changes, and another organization's team is another team.
+    github.is(583_231, "renamed", &["acme-owners"], &[("evil", "dev")]);
+    let session: Value = read(Browser::new(&node)?.login().await?).await?;
+    let found = whoami(&session).await?;
+    ensure!(found["username"] == "octo-cat" && found["role"] == "admin", "{found}");
+    ensure!(members().await? == json!([]), "{}", members().await?);
+    // Whoever has got the old name since is somebody else.
+    github.is(7, "octo-cat", &["acme-owners"], &[]);
+    let taken = Browser::new(&node)?.login().await?;
+    ensure!(problem(taken, StatusCode::CONFLICT).await?.code == "account_taken");
+
+    // A code is good once, in the browser that asked for it.
+    github.is(583_231, "renamed", &[], &[]);
+    let mut victim = Browser::new(&node)?;
+    let back = victim.visit_issuer("").await?;
+    expect(&Browser::new(&node)?.get(&back).await?, StatusCode::UNAUTHORIZED)?;
+    let state = back.split("&state=").nth(1).context("a state")?;
+    let stolen = Browser::new(&node)?.visit_issuer("").await?;
+    let injected = format!("{}&state={state}", stolen.split("&state=").next().unwrap_or_default());
+    expect(&victim.get(&injected).await?, StatusCode::UNAUTHORIZED)?;
+    // Whoever keeps its organizations to itself is not let in with fewer groups than it has.
+    github.0.lock().closed = true;
+    let away = Browser::new(&node)?.login().await?;
+    ensure!(problem(away, StatusCode::BAD_GATEWAY).await?.code == "issuer_away");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_groups_github_is_asked_for_nothing_but_who_it_is() -> Result<()> {
+    let (github, url) = GitHub::start().await?;
+    let node = Node::start_with(|config| {
+        config.oidc.protocol = shoal_node::config::Protocol::Github;
+        config.oidc.issuer = url.clone();
+        config.oidc.api_url = format!("{url}/api/v3/");
+        config.oidc.client_id = CLIENT.to_owned();
+        config.oidc.client_secret = SECRET.to_owned();
+    })
+    .await?;
+    level_raised(&node).await?;
+    github.0.lock().closed = true;
+    github.is(1, "mona", &["acme"], &[]);
+    let _session: Value = read(Browser::new(&node)?.login().await?).await?;
+    ensure!(github.0.lock().scope.is_empty(), "{}", github.0.lock().scope);
+    // What is no answer of GitHub's lets nobody in.
+    for odd in [json!({ "login": "mona" }), json!("mona"), json!({ "id": "1", "login": "mona" })] {
+        github.0.lock().account = odd;
+        let refused = Browser::new(&node)?.login().await?;
+        ensure!(problem(refused, StatusCode::BAD_GATEWAY).await?.code == "issuer_away");
+    }
+    node.server.stop().await
+}

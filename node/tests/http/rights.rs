@@ -365,6 +365,11 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     let request = json!({ "current_password": token["token"], "new_password": "another-horse-8" });
     let found = dave.api(Method::PUT, "user/password").json(&request).send().await?;
     problem(found, StatusCode::UNAUTHORIZED).await?;
+    let request = json!({ "current_password": token["token"] });
+    for path in ["user/deletion", "user/second-factor"] {
+        let found = dave.api(Method::POST, path).json(&request).send().await?;
+        problem(found, StatusCode::UNAUTHORIZED).await.context(path)?;
+    }
     let request = json!({ "current_password": PASSWORD, "new_password": "another-horse-8" });
     let changed = dave.api(Method::PUT, "user/password").json(&request).send().await?;
     expect(&changed, StatusCode::NO_CONTENT)?;

@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 client that costs next to nothing, so that what is measured is the server.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -57,6 +58,28 @@ impl Connection {
             authorization: authorization.to_owned(),
             scratch: vec![0; BUFFER_BYTES],
         })
+    }
+
+    /// Sends JSON and reads JSON.
+    ///
+    /// # Errors
+    /// As of [`send`](Self::send), and where something else comes back.
+    pub async fn call(
+        &mut self,
+        method: &'static str,
+        path: &str,
+        body: &Value,
+        expect: u16,
+    ) -> Result<Value> {
+        let request = Request {
+            method,
+            headers: "Content-Type: application/json\r\n".into(),
+            body: bytes::Bytes::from(body.to_string()),
+            expect,
+            ..Request::get(path)
+        };
+        let answer = self.send(&request).await?;
+        serde_json::from_str(&answer.text).with_context(|| format!("{path}: {}", answer.text))
     }
 
     /// Sends a request and reads the whole answer.

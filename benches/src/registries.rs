@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
-use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -200,14 +199,7 @@ pub async fn start_cluster(
     let mut admin = Connection::open(&host, &administrator).await?;
     for number in 2..=nodes {
         let asked = json!({ "role": "node", "ttl_seconds": 600, "uses": 1 });
-        let request = Request {
-            method: "POST",
-            headers: "Content-Type: application/json\r\n".into(),
-            body: Bytes::from(asked.to_string()),
-            expect: 201,
-            ..Request::get("/api/v1/join-tokens")
-        };
-        let made: Value = serde_json::from_str(&admin.send(&request).await?.text)?;
+        let made = admin.call("POST", "/api/v1/join-tokens", &asked, 201).await?;
         let node = of(number)?;
         let mut join = node.command("join");
         join.arg("--node").arg(format!("https://{}", first.hosts[1]));

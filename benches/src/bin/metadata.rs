@@ -15,6 +15,7 @@ use shoal_benches::grpc::Channel;
 use shoal_benches::load::{self, quantile_ms};
 use shoal_benches::member::{self, Member};
 use shoal_benches::process::Server;
+use shoal_benches::report::median;
 use shoal_content::ClusterId;
 use shoal_p2p::identity::Authority;
 
@@ -312,11 +313,6 @@ fn typical(runs: &[Figures]) -> Figures {
         p99_ms: of(|run| run.p99_ms),
         cpu_seconds_per_1000: of(|run| run.cpu_seconds_per_1000),
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn free_tcp() -> Result<SocketAddr> {

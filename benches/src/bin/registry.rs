@@ -14,6 +14,7 @@ use shoal_benches::load::{self, quantile_ms};
 use shoal_benches::registries::{
     Ceph, Contestant, Storage, StorageKind, start_cluster, start_peer,
 };
+use shoal_benches::report::median;
 use shoal_benches::sample::noise;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -236,7 +237,7 @@ async fn compare(
         of_peer.push(measure(arguments, case, peer, run).await.context("docker-registry")?);
     }
     let ratios = of_ours.iter().zip(&of_peer).map(|(a, b)| a.per_second / b.per_second);
-    let ratio = middle(ratios.collect());
+    let ratio = median(ratios.collect());
     Ok(Row { case: case.name, shoal: summary(&of_ours), peer: summary(&of_peer), ratio })
 }
 
@@ -286,18 +287,13 @@ async fn measure(
 }
 
 fn summary(runs: &[Figures]) -> Figures {
-    let of = |field: fn(&Figures) -> f64| middle(runs.iter().map(field).collect());
+    let of = |field: fn(&Figures) -> f64| median(runs.iter().map(field).collect());
     Figures {
         per_second: of(|run| run.per_second),
         p50_ms: of(|run| run.p50_ms),
         p99_ms: of(|run| run.p99_ms),
         cpu_ms: of(|run| run.cpu_ms),
     }
-}
-
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// POST, then PUT with the whole body, as the distribution-spec has it for a known digest.

@@ -137,11 +137,11 @@ async fn upload(
     let (file, length) = (Arc::new(File::open(path)?), fs::metadata(path)?.len());
     let copy_seconds = copied(path, &home.join("copy"))?;
     let mut admin = Connection::open(&cluster.host, &cluster.administrator).await?;
-    let image = called(&mut admin, "/api/v1/images", json!({ "name": "bench/disk" }), 201).await?;
+    let image = admin.call("POST", "/api/v1/images", &json!({ "name": "bench/disk" }), 201).await?;
     let id = image["id"].as_str().context("an image without an id")?;
     let path = format!("/api/v1/images/{id}/versions/upload");
     let asked = json!({ "version": "1", "total_size_bytes": length });
-    let begun = called(&mut admin, &format!("{path}/init"), asked, 200).await?;
+    let begun = admin.call("POST", &format!("{path}/init"), &asked, 200).await?;
     let path = format!("{path}/{}", begun["upload_id"].as_str().context("no upload id")?);
     let part_bytes = begun["chunk_size"].as_u64().context("no length of parts")?;
     let parts = begun["total_chunks"].as_u64().context("no count of parts")?;
@@ -168,7 +168,7 @@ async fn upload(
     }))
     .await?;
     let last = Instant::now();
-    let mut status = called(&mut admin, &format!("{path}/complete"), json!({}), 202).await?;
+    let mut status = admin.call("POST", &format!("{path}/complete"), &json!({}), 202).await?;
     while status["status"] != "active" {
         ensure!(status["status"] != "failed", "the upload failed: {status}");
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -182,22 +182,6 @@ async fn upload(
         copy_seconds,
         peak_mib: cluster.memory_mib("VmHWM")?,
     })
-}
-
-async fn called(
-    connection: &mut Connection,
-    path: &str,
-    body: Value,
-    expect: u16,
-) -> Result<Value> {
-    let request = Request {
-        method: "POST",
-        headers: "Content-Type: application/json\r\n".into(),
-        body: Bytes::from(body.to_string()),
-        expect,
-        ..Request::get(path)
-    };
-    Ok(serde_json::from_str(&connection.send(&request).await?.text)?)
 }
 
 /// The physical limit: how long the file takes to be on the disk once more.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use clap::Parser;
 use futures::future::try_join_all;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use shoal_benches::http::{Connection, Request};
 use shoal_benches::registries::{Ceph, Contestant, Storage, StorageKind, start_cluster};
 use shoal_benches::sample::{copies, file_system};

@@ -24,7 +24,7 @@ use std::thread;
 use thiserror::Error;
 
 use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError};
-use crate::export::ExportProgress;
+use crate::export::{ExportProgress, drop_content};
 use crate::{qcow2, vmdk};
 pub(crate) use codec::Codec;
 use codec::PACKED_BYTES_MAX;
@@ -180,7 +180,7 @@ impl CompressedWriter {
         if disk.virtual_bytes() > VIRTUAL_BYTES_MAX {
             return Err(CompressError::TooLarge);
         }
-        file.set_len(0).map_err(|error| CompressError::Write { at: 0, error })?;
+        drop_content(file).map_err(|error| CompressError::Write { at: 0, error })?;
         let sink = Sink::new(file);
         let length = disk.virtual_bytes();
         let mut packer: Box<dyn Packer + '_> = match self.target {

@@ -83,8 +83,17 @@ pub(crate) fn write_while(
 
 /// Leaves nothing of what a file was, so that what is not written is a hole and reads as zero.
 fn empty(file: &File, length: u64) -> io::Result<()> {
-    file.set_len(0)?;
+    drop_content(file)?;
     file.set_len(length)
+}
+
+/// A file that is empty is left alone: of one that was cut to nothing, ext4 writes all to the disk
+/// when it is closed (`auto_da_alloc` in ext4(5)), whether somebody wants it synced or not.
+pub(crate) fn drop_content(file: &File) -> io::Result<()> {
+    match file.metadata()?.len() {
+        0 => Ok(()),
+        _ => file.set_len(0),
+    }
 }
 
 /// Gives where it failed.

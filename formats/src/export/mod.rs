@@ -22,8 +22,8 @@ use shoal_content::{Extent, Recipe, RecipeKind};
 use thiserror::Error;
 
 pub use adler32::Adler32;
-pub(crate) use file::write_while;
 pub use file::{ExportProgress, WRITE_BYTES_MAX, write_file};
+pub(crate) use file::{drop_content, write_while};
 pub use target::{Target, TargetError};
 
 use crate::{ova, qcow2, vhd, vhdx, vmdk};

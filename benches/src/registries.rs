@@ -176,6 +176,17 @@ impl<'a> Node<'a> {
     }
 }
 
+/// The shoal-node program: the one that is named, or the one beside this program.
+///
+/// # Errors
+/// Where this program does not know where it lies.
+pub fn node_program(named: Option<&Path>) -> Result<PathBuf> {
+    Ok(match named {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe()?.with_file_name("shoal-node"),
+    })
+}
+
 /// Starts a cluster and logs in.
 ///
 /// # Errors

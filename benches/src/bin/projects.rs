@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shoal_benches::http::{Connection, Request};
 use shoal_benches::load::{self, quantile_ms};
-use shoal_benches::registries::{Contestant, Storage, start_cluster};
+use shoal_benches::registries::{Contestant, Storage, node_program, start_cluster};
 use shoal_benches::report::median;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -77,8 +77,7 @@ async fn main() -> Result<()> {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None => tempfile::tempdir()?,
     };
-    let beside = || anyhow::Ok(std::env::current_exe()?.with_file_name("shoal-node"));
-    let program = arguments.node.clone().map_or_else(beside, Ok)?;
+    let program = node_program(arguments.node.as_deref())?;
     let cluster =
         start_cluster(&program, temporary.path(), &Storage::Folder, arguments.nodes).await?;
     let one: Vec<String> =

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use shoal_benches::http::{Connection, Request};
 use shoal_benches::load::{self, quantile_ms};
 use shoal_benches::registries::{
-    Ceph, Contestant, Storage, StorageKind, start_cluster, start_peer,
+    Ceph, Contestant, Storage, StorageKind, node_program, start_cluster, start_peer,
 };
 use shoal_benches::report::median;
 use shoal_benches::sample::noise;
@@ -151,10 +151,7 @@ async fn main() -> Result<()> {
 }
 
 async fn contest(arguments: &Arguments, folder: &Path, storage: &Storage) -> Result<Stage> {
-    let program = match &arguments.node {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("shoal-node"),
-    };
+    let program = node_program(arguments.node.as_deref())?;
     let ours = start_cluster(&program, folder, storage, arguments.nodes).await?;
     let peer = start_peer(&arguments.peer, folder, storage).await?;
     let mut memory = BTreeMap::new();

@@ -15,7 +15,9 @@ use futures::future::try_join_all;
 use serde::Serialize;
 use serde_json::json;
 use shoal_benches::http::{Connection, Request};
-use shoal_benches::registries::{Ceph, Contestant, Storage, StorageKind, start_cluster};
+use shoal_benches::registries::{
+    Ceph, Contestant, Storage, StorageKind, node_program, start_cluster,
+};
 use shoal_benches::sample::{copies, file_system};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -78,8 +80,7 @@ async fn main() -> Result<()> {
     };
     let folder = temporary.path();
     let raw = disk(folder, arguments.mib)?;
-    let beside = || anyhow::Ok(std::env::current_exe()?.with_file_name("shoal-node"));
-    let program = arguments.node.clone().map_or_else(beside, Ok)?;
+    let program = node_program(arguments.node.as_deref())?;
     let mut rows = Vec::new();
     for format in &arguments.formats {
         let file = in_format(&raw, format)?;

@@ -135,6 +135,10 @@ prefixed_id!(
     DeploymentId, "dep-"
 );
 prefixed_id!(
+    /// One key that objects in storage are sealed with.
+    DataKeyId, "datakey-"
+);
+prefixed_id!(
     /// One transfer of one recipe on one agent.
     TransferId, "transfer-"
 );

@@ -209,6 +209,9 @@ impl From<Refusal> for Problem {
             Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
             Refusal::TooManyUploads { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_uploads"),
+            Refusal::MasterKeyMissing { .. } | Refusal::OtherMasterKey(_) => {
+                (StatusCode::CONFLICT, "master_key_missing")
+            }
             Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
         Self { quota, ..Self::new(status, code, refusal.to_string()) }

@@ -336,6 +336,10 @@ pub fn audited<R: Read>(
             let action = if *distrusted { "key.distrust" } else { "key.rotate" };
             (action, purpose.name().to_owned())
         }
+        Command::MakeDataKey { owner, replaces: Some(_), .. } => {
+            ("data_key.rotate", owner.to_string())
+        }
+        Command::WrapDataKeys { master, .. } => ("master_key.rotate", master.clone()),
         Command::RemoveAgent(peer) => ("agent.remove", peer.to_string()),
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
         Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),

@@ -119,7 +119,12 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::AddPasskey { .. }
         | Command::UsePasskey { .. }
         | Command::UpdatePasskey { .. }
-        | Command::RemovePasskeys { .. } => 2,
+        | Command::RemovePasskeys { .. }
+        | Command::MakeDataKey { .. }
+        | Command::WrapDataKeys { .. }
+        | Command::HandOverObjects { .. }
+        | Command::DestroyDataKeys { .. }
+        | Command::NoteMasterKeys { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

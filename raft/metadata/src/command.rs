@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{
-    AccountName, DeploymentId, Digest, ImageId, InstanceName, ObjectKey, PeerId, ProjectName,
-    RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    AccountName, DataKeyId, DeploymentId, Digest, ImageId, InstanceName, ObjectKey, PeerId,
+    ProjectName, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 use thiserror::Error;
 
@@ -19,6 +19,7 @@ use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
+use crate::encryption::{HandedKey, KeyOwner};
 use crate::keys::KeyPurpose;
 use crate::lockout::{Failure, LockoutRules, Suspect};
 use crate::login::{Identity, Proof, Session};
@@ -589,6 +590,34 @@ pub enum Command {
         user: String,
         id: Option<String>,
     },
+    /// Gives a project, or the cluster itself, a key to seal objects with, in place of the one of
+    /// `replaces`; refused where that is not the one it has.
+    MakeDataKey {
+        owner: KeyOwner,
+        id: DataKeyId,
+        replaces: Option<DataKeyId>,
+        master: String,
+        wrapped: Secret,
+    },
+    /// Data keys as another master key has wrapped them; those that are destroyed stay so.
+    WrapDataKeys {
+        master: String,
+        keys: BTreeMap<DataKeyId, Secret>,
+    },
+    /// Makes objects readable by other data keys than those that they were sealed with.
+    HandOverObjects {
+        objects: BTreeMap<ObjectKey, HandedKey>,
+    },
+    /// Destroys those of these data keys whose project was removed before `retired_before`.
+    DestroyDataKeys {
+        keys: BTreeSet<DataKeyId>,
+        retired_before: Timestamp,
+    },
+    /// Notes which master keys a node has, by their ids.
+    NoteMasterKeys {
+        node: shoal_content::NodeId,
+        masters: BTreeSet<String>,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -742,6 +771,12 @@ pub enum Refusal {
          remove it, and register it anew"
     )]
     CounterBehind { counter: u32, before: u32 },
+    #[error(
+        "node {node} has not said that it has the master key {master}; start it with that key, or remove it"
+    )]
+    MasterKeyMissing { node: shoal_content::NodeId, master: String },
+    #[error("data keys are wrapped by the master key {0}")]
+    OtherMasterKey(String),
 }
 
 /// The kinds of thing that can be missing or there already.
@@ -777,6 +812,7 @@ pub enum Subject {
     Delta,
     SigningKey,
     Passkey,
+    DataKey,
 }
 
 impl std::fmt::Display for Subject {
@@ -812,6 +848,7 @@ impl std::fmt::Display for Subject {
             Self::Delta => "delta bundle",
             Self::SigningKey => "signing key",
             Self::Passkey => "passkey",
+            Self::DataKey => "data key",
         })
     }
 }

@@ -6,11 +6,12 @@
 //! of the same shape and a prefix names exactly one thing.
 
 use shoal_content::{
-    AccountName, Algorithm, DeploymentId, Digest, ImageId, InstanceName, NodeId, ObjectKey, PeerId,
-    ProjectName, RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    AccountName, Algorithm, DataKeyId, DeploymentId, Digest, ImageId, InstanceName, NodeId,
+    ObjectKey, PeerId, ProjectName, RepositoryName, TagName, Timestamp, UploadId, VersionId,
 };
 
 use crate::delta::DeltaKey;
+use crate::encryption::KeyOwner;
 use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
 use crate::passkey::Answered;
@@ -276,6 +277,18 @@ pub fn user_identity(user: &str, identity: &[u8]) -> Vec<u8> {
 
 pub fn workload_rule(project: &ProjectName, name: &AccountName) -> Vec<u8> {
     join(&[&robot_prefix(project), name.as_str().as_bytes()])
+}
+
+pub fn data_key(id: DataKeyId) -> [u8; ID_BYTES] {
+    *id.as_uuid().as_bytes()
+}
+
+/// No project has an empty name.
+pub fn key_owner(owner: &KeyOwner) -> &[u8] {
+    match owner {
+        KeyOwner::Cluster => b"",
+        KeyOwner::Project(name) => name.as_str().as_bytes(),
+    }
 }
 
 /// What the keys of a project's contents begin with.

@@ -17,6 +17,7 @@ mod codec;
 mod command;
 mod delta;
 mod deployment;
+mod encryption;
 mod key;
 mod keys;
 mod lockout;
@@ -47,6 +48,10 @@ pub use delta::{
     DELTAS_AT_ONCE_MAX, DELTAS_PER_IMAGE_MAX, Delta, DeltaBundle, DeltaKey, DeltaState,
 };
 pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
+pub use encryption::{
+    DATA_KEY_BYTES_MAX, DATA_KEYS_PER_OWNER_MAX, DataKey, DataKeyState, HandedKey, KEY_BATCH_MAX,
+    KeyOwner, MASTER_KEY_ID_BYTES_MAX,
+};
 pub use keys::{
     KeyPurpose, SIGNATURES_LIVE_MS, SIGNING_KEY_BYTES_MAX, SIGNING_KEYS_MAX, SigningKey,
     accepted_until,

@@ -1,4 +1,4 @@
-//! The tables in memory, for tests and simulation.
+//! The tables in memory, for tests, simulation, and the few rows that a restore looks up.
 //!
 //! Non-goal: durability; `shoal-raft` has the tables that last.
 

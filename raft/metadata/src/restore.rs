@@ -5,7 +5,7 @@
 //!
 //! | rows | what becomes of them |
 //! |---|---|
-//! | nodes | their ids are retired, so that no new node gets one; what they ran is dropped |
+//! | nodes | their ids are retired, so that no new node gets one; what they ran and had is dropped |
 //! | join tokens | dropped: one may have been revoked since |
 //! | upload sessions | dropped: their parts and leases were of the moment; clients begin again |
 //! | sessions of people | dropped: one may have been ended since; they log in again |
@@ -55,6 +55,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::DownloadRuns
         | Table::Sessions
         | Table::OpenUploads
+        | Table::NodeMasterKeys
         | Table::DeploymentDeadlines
         | Table::Reservations => Carried::Dropped,
         Table::Accounts => {
@@ -140,6 +141,9 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Credentials
         | Table::PasskeyOwners
         | Table::SpentChallenges
+        | Table::DataKeys
+        | Table::OwnerDataKeys
+        | Table::HandedKeys
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -188,11 +188,19 @@ pub enum Table {
     PasskeyOwners = 84,
     /// When a challenge was over, its hash -> nothing: it was answered.
     SpentChallenges = 85,
+    /// Id -> `DataKey`.
+    DataKeys = 86,
+    /// Project, or nothing for the cluster itself -> ids of its data keys, oldest first.
+    OwnerDataKeys = 87,
+    /// Object key (text) -> `HandedKey`.
+    HandedKeys = 88,
+    /// Node id -> ids of the master keys that it has.
+    NodeMasterKeys = 89,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 85] = [
+    pub const ALL: [Self; 89] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -278,6 +286,10 @@ impl Table {
         Self::Credentials,
         Self::PasskeyOwners,
         Self::SpentChallenges,
+        Self::DataKeys,
+        Self::OwnerDataKeys,
+        Self::HandedKeys,
+        Self::NodeMasterKeys,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -366,6 +366,14 @@ fn catalog_samples() -> Vec<Command> {
             second_factor: Some(true),
         },
         Command::RemovePasskeys { user: "u".into(), id: Some("p".into()) },
+        make_data_key(KeyOwner::Project("p".parse().unwrap()), 7, Some(3), "m"),
+        Command::WrapDataKeys {
+            master: "m".into(),
+            keys: [(data_key_id(7), Secret(vec![1, 2]))].into(),
+        },
+        hand_over(&[ObjectKey::Blob(upload_id(7))], 7, 3),
+        Command::DestroyDataKeys { keys: [data_key_id(7)].into(), retired_before: at(300) },
+        Command::NoteMasterKeys { node: NodeId::new(300), masters: ["m".to_owned()].into() },
     ]
 }
 

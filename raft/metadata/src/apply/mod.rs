@@ -14,6 +14,7 @@ mod catalog;
 mod credential;
 mod delta;
 mod deployment;
+mod encryption;
 mod holders;
 mod image;
 mod instance;
@@ -333,6 +334,15 @@ impl<R: Read> Step<'_, R> {
                 self.update_passkey(&user, &id, name, second_factor)
             }
             Command::RemovePasskeys { user, id } => self.remove_passkeys(&user, id.as_deref()),
+            Command::MakeDataKey { owner, id, replaces, master, wrapped } => {
+                self.make_data_key(owner, id, replaces, (master, wrapped))
+            }
+            Command::WrapDataKeys { master, keys } => self.wrap_data_keys(&master, keys),
+            Command::HandOverObjects { objects } => self.hand_over_objects(&objects),
+            Command::DestroyDataKeys { keys, retired_before } => {
+                self.destroy_data_keys(&keys, retired_before)
+            }
+            Command::NoteMasterKeys { node, masters } => self.note_master_keys(node, &masters),
         }
     }
 }

@@ -69,6 +69,7 @@ impl<R: Read> Step<'_, R> {
             if since < before {
                 self.rows.remove(Table::Objects, key::object(object));
                 self.rows.remove(Table::UnreferencedObjects, key::unreferenced(since, object));
+                self.rows.remove(Table::HandedKeys, key::object(object));
                 self.rows.put(Table::DeletingObjects, key::object(object), &self.at);
                 swept.insert(*object);
             }

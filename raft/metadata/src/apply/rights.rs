@@ -9,6 +9,7 @@ use shoal_content::{AccountName, ProjectName, RepositoryName};
 
 use super::{Step, Stop};
 use crate::command::{Refusal, Response, Subject};
+use crate::encryption::KeyOwner;
 use crate::key;
 use crate::quota::Payer;
 use crate::rights::{
@@ -220,6 +221,7 @@ impl<R: Read> Step<'_, R> {
         self.move_project(name, Some(&project.owner), None)?;
         self.release_reservations_in(name)?;
         self.drop_quota(Payer::Project(name.clone()));
+        self.retire_data_keys(&KeyOwner::Project(name.clone()))?;
         self.rows.remove(Table::Projects, name.as_str().as_bytes());
         Ok(Response::Done)
     }

@@ -46,6 +46,16 @@ pub fn holder<R: Read>(
     }
 }
 
+/// A project that holds the blob: the first by name.
+pub fn first_holder<R: Read>(
+    query: Query<'_, R>,
+    digest: &Digest,
+) -> Result<Option<ProjectName>, Fault> {
+    let prefix = key::digest(digest);
+    let rows = query.read.scan(Table::BlobHolders, &prefix, &prefix, 1)?;
+    rows.first().map(|(key, _)| Ok(key::read_blob_holder(digest, key)?.0)).transpose()
+}
+
 struct Search<'a, R: Read> {
     query: Query<'a, R>,
     who: &'a Who,

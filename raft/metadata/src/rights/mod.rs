@@ -20,7 +20,7 @@ use shoal_content::{AccountName, ImageId, ProjectName, Timestamp};
 use thiserror::Error;
 
 pub use credential::{PersonalToken, Robot, RobotName, Scope};
-pub use holder::holder;
+pub use holder::{first_holder, holder};
 pub use permission::{Action, Decision, Denial, Ground, What, Who, permission};
 pub use visible::Visible;
 pub use workload::{SUBJECT_BYTES_MAX, WORKLOAD_RULES_MAX, WorkloadRule};

@@ -7,9 +7,9 @@ pub mod counts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
-    AccountName, ClusterId, DeploymentId, Digest, ImageId, InstanceName, Labels, NodeId, ObjectKey,
-    PackId, PeerId, Priority, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
-    Zone,
+    AccountName, ClusterId, DataKeyId, DeploymentId, Digest, ImageId, InstanceName, Labels, NodeId,
+    ObjectKey, PackId, PeerId, Priority, RecipeId, RepositoryName, TagName, Timestamp, UploadId,
+    VersionId, Zone,
 };
 use shoal_metadata::*;
 
@@ -479,6 +479,30 @@ pub fn warm_up(text: &str, repository: &str) -> WarmUp {
 }
 
 /// Leads from one disk's recipe to another's.
+pub fn data_key_id(number: u64) -> DataKeyId {
+    id("datakey-", number)
+}
+
+pub fn make_data_key(owner: KeyOwner, number: u64, replaces: Option<u64>, master: &str) -> Command {
+    Command::MakeDataKey {
+        owner,
+        id: data_key_id(number),
+        replaces: replaces.map(data_key_id),
+        master: master.to_owned(),
+        wrapped: Secret(vec![number as u8]),
+    }
+}
+
+pub fn hand_over(objects: &[ObjectKey], from: u64, to: u64) -> Command {
+    let handed = HandedKey {
+        from: data_key_id(from),
+        to: data_key_id(to),
+        sealed: Secret(vec![from as u8, to as u8]),
+    };
+    let objects = objects.iter().map(|object| (*object, handed.clone())).collect();
+    Command::HandOverObjects { objects }
+}
+
 pub fn delta_key(image: u64, old: u8, new: u8) -> DeltaKey {
     DeltaKey { image: image_id(image), old: recipe(old), new: recipe(new) }
 }

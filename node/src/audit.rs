@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 use shoal_content::{NodeId, ObjectKey, PackId, Timestamp};
 use shoal_metadata::{
     AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditHash, AuditNote, AuditPhase,
-    AuditResult, AuditSource, CodecError, Command, Fault, Query, Read, Refusal, chained,
+    AuditResult, AuditSource, CodecError, Command, Fault, KeyOwner, Query, Read, Refusal, chained,
     command_version, decode_row, encode_row, folded,
 };
 use shoal_raft::{ProposeError, Raft, ReadError};
@@ -272,7 +272,7 @@ impl Audit {
                 before: chain_before,
                 head: last.hash,
             };
-            self.inner.store.put(object, bytes.into()).await?;
+            self.inner.store.put(object, &KeyOwner::Cluster, bytes.into()).await?;
             match self.inner.raft.propose(clock::now(), Command::ArchiveAudit(archive)).await {
                 Ok(_) => moved += entries.len() as u64,
                 // Another node was quicker, which made the same object.

@@ -58,7 +58,7 @@ const LENGTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Counting what is due stops here.
 const DUE_COUNTED_MAX: usize = 100_000;
 
-/// An object of these that storage does not have, if there is one.
+/// An object of these that storage does not have, or not for long, if there is one.
 ///
 /// # Errors
 /// What storage says.
@@ -68,7 +68,7 @@ pub async fn first_missing(
 ) -> Result<Option<ObjectKey>, StoreError> {
     let looks = objects.iter().copied().map(|object| {
         let store = Arc::clone(store);
-        async move { Ok(store.length(object).await?.is_none().then_some(object)) }
+        async move { Ok((!store.lasts(object).await?).then_some(object)) }
     });
     let mut looks = futures::stream::iter(looks).buffer_unordered(LENGTHS_AT_ONCE);
     while let Some(looked) = looks.next().await {

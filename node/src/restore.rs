@@ -28,7 +28,8 @@ use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
 use shoal_formats::backup::{BackupError, Check, Flaw, Frame, Head, Needed, Reader, Totals};
 use shoal_metadata::{
-    COMMAND_VERSION, Carried, Cluster, Command, Fault, ROW_VERSION, Table, carry, decode_row,
+    COMMAND_VERSION, Carried, Cluster, Command, Fault, KeyOwner, ROW_VERSION, Table, carry,
+    decode_row,
 };
 use shoal_p2p::identity::Role;
 use shoal_raft::{ProposeError, Raft, Restoring};
@@ -411,10 +412,10 @@ async fn put_object(
         if let Err(flaw) = check.finish() {
             return Ok(Err(flaw));
         }
-        store.put(needed.key, bytes).await?;
+        store.put(needed.key, &KeyOwner::Cluster, bytes).await?;
         return Ok(Ok(true));
     }
-    let multipart = store.begin(needed.key).await?;
+    let multipart = store.begin(needed.key, &KeyOwner::Cluster).await?;
     let (mut parts, mut offset) = (Vec::new(), 0);
     while offset < length {
         let bytes =

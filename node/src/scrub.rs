@@ -310,9 +310,13 @@ impl Scrubber {
         let sound = match right {
             Ok(sound) => sound,
             // Cut short, which is damage, too – or deleted since it was chosen, which is not.
-            Err(StoreError::Range { .. }) => false,
-            Err(StoreError::NotFound(_)) if !self.is_needed(object)? => return Ok(()),
-            Err(StoreError::NotFound(_)) => false,
+            Err(StoreError::Range { .. } | StoreError::Sealed(_)) => false,
+            Err(StoreError::NotFound(_) | StoreError::Shredded(_))
+                if !self.is_needed(object)? =>
+            {
+                return Ok(());
+            }
+            Err(StoreError::NotFound(_) | StoreError::Shredded(_)) => false,
             Err(error) => return Err(error.into()),
         };
         self.inner.verified_bytes.inc_by(bytes);
@@ -336,7 +340,11 @@ impl Scrubber {
     /// Packs and recipes are named by the hash of their bytes.
     async fn is_named_rightly(&self, object: &StoredObject) -> Result<bool, StoreError> {
         let store = self.inner.store.as_ref();
-        let bytes = store::read(store, object.key, 0..object.length).await?;
+        // The listing says how long it is where it lies, which is not its content's length where it
+        // is sealed.
+        let length = store.length(object.key).await?;
+        let length = length.ok_or(StoreError::NotFound(object.key))?;
+        let bytes = store::read(store, object.key, 0..length).await?;
         Ok(match object.key {
             ObjectKey::Pack(id) => PackId::of(&bytes) == id,
             ObjectKey::Recipe(id) => RecipeId::of(&bytes) == id,

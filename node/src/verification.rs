@@ -156,12 +156,17 @@ pub async fn look(
     if read {
         let mut check = Check::new(needed);
         let mut pieces = match store.get(needed.key, 0..length).await {
-            Err(StoreError::NotFound(_)) => return Ok(Err(Flaw::Missing)),
+            Err(StoreError::NotFound(_) | StoreError::Shredded(_)) => {
+                return Ok(Err(Flaw::Missing));
+            }
+            Err(StoreError::Sealed(_)) => return Ok(Err(Flaw::Content)),
             pieces => pieces?,
         };
         while let Some(piece) = pieces.next().await {
             match piece {
-                Err(StoreError::Range { .. }) => return Ok(Err(Flaw::Content)),
+                Err(StoreError::Range { .. } | StoreError::Sealed(_)) => {
+                    return Ok(Err(Flaw::Content));
+                }
                 piece => check.update(&piece?),
             }
         }

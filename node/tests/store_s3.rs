@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use shoal_content::{ObjectKey, PackId};
+use shoal_metadata::KeyOwner;
 use shoal_node::config::{Config, StorageKind};
 use shoal_node::server::Server;
 use shoal_node::store::{BlobStore, S3Settings, S3Store, StoreError, check_conformance};
@@ -89,7 +90,7 @@ async fn the_s3_store_conforms_on_real_ceph() -> Result<()> {
 async fn check_presigned(store: &S3Store) -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let key = ObjectKey::Pack(PackId::of(b"presigned"));
-    store.put(key, Bytes::from_static(b"0123456789")).await?;
+    store.put(key, &KeyOwner::Cluster, Bytes::from_static(b"0123456789")).await?;
     let url = store.presigned(key, Duration::from_secs(60)).await?.context("an address")?;
     let client = reqwest::Client::builder().no_proxy().build()?;
     let whole = client.get(&url).send().await?.error_for_status()?.bytes().await?;

@@ -291,7 +291,8 @@ pub async fn put_part(
     let recorded = UploadPart { bytes: wanted, sha256 };
     // Sent again as it is: nothing to store.
     if session.parts.get(&part) != Some(&recorded) {
-        app.store.put(ObjectKey::UploadPart { upload: id, part }, bytes).await?;
+        let under = app.raft.local().query().key_owner(image)?;
+        app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
         let received = recorded.clone();
         let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
         app.propose(record).await?;

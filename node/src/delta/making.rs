@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shoal_content::{ObjectKey, Recipe, RecipeId};
+use shoal_content::{ImageId, ObjectKey, Recipe, RecipeId};
 use shoal_formats::{
     DeltaEnd, DeltaError, MadeDelta, Side, SinkError, decode_chunk, fresh_chunks, make_delta,
 };
-use shoal_metadata::{Command, DeltaBundle, DeltaKey, Refusal};
+use shoal_metadata::{Command, DeltaBundle, DeltaKey, Fault, KeyOwner, Refusal};
 use shoal_raft::ProposeError;
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -49,6 +49,8 @@ pub(super) enum End {
 pub(super) enum Error {
     #[error(transparent)]
     Propose(#[from] ProposeError),
+    #[error("the metadata cannot be read")]
+    Rows(#[from] Fault),
     #[error(transparent)]
     Origin(#[from] origin::Error),
     #[error(transparent)]
@@ -142,7 +144,8 @@ impl Deltas {
                     recipe.objects().iter().map(|object| object.key).collect();
                 let encoded = recipe.encode();
                 let recipe = RecipeId::of(&encoded);
-                self.inner.store.put(ObjectKey::Recipe(recipe), Bytes::from(encoded)).await?;
+                let (key, under) = (ObjectKey::Recipe(recipe), self.under(of.image)?);
+                self.inner.store.put(key, &under, Bytes::from(encoded)).await?;
                 objects.push(ObjectKey::Recipe(recipe));
                 // Some may have been there before, and on their way out.
                 if let Some(missing) = first_missing(&self.inner.store, &objects).await? {
@@ -166,6 +169,10 @@ impl Deltas {
         }
     }
 
+    fn under(&self, image: ImageId) -> Result<KeyOwner, Error> {
+        Ok(self.inner.raft.local().query().key_owner(image)?)
+    }
+
     async fn recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
         self.inner.origin.recipe(id).await?.ok_or(Error::NoRecipe(id))
     }
@@ -181,7 +188,8 @@ impl Deltas {
         lost: &Arc<AtomicBool>,
     ) -> Result<DeltaEnd<()>, Error> {
         let (limits, runtime) = (settings.config.limits(), Handle::current());
-        let sink = PackUploads::new(Arc::clone(&self.inner.store), runtime.clone());
+        let sink =
+            PackUploads::new(Arc::clone(&self.inner.store), self.under(of.image)?, runtime.clone());
         let (windows, lost) = (self.inner.windows.clone(), Arc::clone(lost));
         let work = move || -> Result<DeltaEnd<()>, Error> {
             let read = &mut |side, chunk: u32, to: &mut Vec<u8>| -> Result<(), SinkError> {

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use shoal_content::{ObjectKey, UploadId};
 use shoal_metadata::{
-    Command, DiskUploadState, Import, Refusal, Upload, UploadPart, UploadPurpose,
+    Command, DiskUploadState, Import, KeyOwner, Refusal, Upload, UploadPart, UploadPurpose,
 };
 use shoal_raft::ProposeError;
 use tracing::{info, warn};
@@ -242,11 +242,25 @@ impl Disks {
         Ok(())
     }
 
+    /// Whose key the parts are sealed with.
+    fn under(&self, upload: UploadId) -> Result<KeyOwner, Failure> {
+        let view = self.inner.raft.local();
+        let passing = |fault| Failure::Passing(chain(&fault));
+        let Some(upload) = view.query().upload(upload).map_err(passing)? else {
+            return Err(Failure::Lost);
+        };
+        match upload.purpose {
+            UploadPurpose::Disk { image, .. } => view.query().key_owner(image).map_err(passing),
+            UploadPurpose::Blob { .. } => Err(Failure::Lost),
+        }
+    }
+
     async fn keep_part(&self, upload: UploadId, part: u32, bytes: Bytes) -> Result<(), Failure> {
         let (length, hashed) = (bytes.len() as u64, bytes.clone());
         let sha256 = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into()).await;
         let sha256: [u8; 32] = sha256.map_err(|error| Failure::Passing(error.to_string()))?;
-        self.inner.store.put(ObjectKey::UploadPart { upload, part }, bytes).await?;
+        let key = ObjectKey::UploadPart { upload, part };
+        self.inner.store.put(key, &self.under(upload)?, bytes).await?;
         let received = UploadPart { bytes: length, sha256 };
         let expires_at = clock::now().plus_millis(SESSION_TTL.as_millis() as u64);
         let record = Command::RecordPart { upload, part, received, expires_at };

@@ -16,7 +16,7 @@ use shoal_formats::{
     DiskIngest, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
 };
 use shoal_metadata::{
-    AuditSource, Command, Disk, Image, ImageKind, PutManifest, Refusal, Subject, Upload,
+    AuditSource, Command, Disk, Image, ImageKind, KeyOwner, PutManifest, Refusal, Subject, Upload,
     UploadPurpose, command_version,
 };
 use shoal_raft::ProposeError;
@@ -83,6 +83,13 @@ struct Order {
     recipes: Vec<RecipeId>,
 }
 
+impl Order {
+    /// Whose key its objects are sealed with.
+    fn under(&self) -> KeyOwner {
+        KeyOwner::Project(self.image.name.project())
+    }
+}
+
 impl Disks {
     pub(super) async fn ingest(&self, id: UploadId, entry: &Arc<Running>) -> Result<(), Failure> {
         let order = self.order(id).await?;
@@ -100,7 +107,7 @@ impl Disks {
             compared.await.map_err(|error| Failure::Passing(error.to_string()))??;
         }
         let source = source();
-        let sink = PackUploads::new(store, runtime);
+        let sink = PackUploads::new(store, order.under(), runtime);
         let (hint, running) = (order.hint, Arc::clone(entry));
         let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {
             FreeSpace::Keep
@@ -110,7 +117,7 @@ impl Disks {
         let ingest = DiskIngest::new(sink).free_space(free_space);
         let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, ingest, &running));
         let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
-        let recipe = self.store_recipe(&cut.recipe).await?;
+        let recipe = self.store_recipe(&cut.recipe, &order.under()).await?;
         self.publish(order, cut, recipe).await
     }
 
@@ -137,10 +144,10 @@ impl Disks {
         Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, layers, recipes })
     }
 
-    async fn store_recipe(&self, recipe: &Recipe) -> Result<RecipeId, Failure> {
+    async fn store_recipe(&self, recipe: &Recipe, under: &KeyOwner) -> Result<RecipeId, Failure> {
         let encoded = recipe.encode();
         let id = RecipeId::of(&encoded);
-        self.inner.store.put(ObjectKey::Recipe(id), Bytes::from(encoded)).await?;
+        self.inner.store.put(ObjectKey::Recipe(id), under, Bytes::from(encoded)).await?;
         Ok(id)
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use shoal_content::{ObjectKey, PackId};
 use shoal_formats::{PackSink, SinkError};
+use shoal_metadata::KeyOwner;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -20,13 +21,15 @@ pub const PACKS_IN_FLIGHT_MAX: usize = 2;
 #[derive(Debug)]
 pub struct PackUploads {
     store: Arc<dyn BlobStore>,
+    under: KeyOwner,
     runtime: Handle,
     tasks: JoinSet<Result<(), StoreError>>,
 }
 
 impl PackUploads {
-    pub fn new(store: Arc<dyn BlobStore>, runtime: Handle) -> Self {
-        Self { store, runtime, tasks: JoinSet::new() }
+    /// What it stores is for the project of `under`.
+    pub fn new(store: Arc<dyn BlobStore>, under: KeyOwner, runtime: Handle) -> Self {
+        Self { store, under, runtime, tasks: JoinSet::new() }
     }
 
     /// Waits until `most` packs are under way.
@@ -53,14 +56,15 @@ impl PackUploads {
 impl PackSink for PackUploads {
     fn put_pack(&mut self, id: PackId, bytes: Vec<u8>) -> Result<(), SinkError> {
         self.wait(PACKS_IN_FLIGHT_MAX - 1)?;
-        let store = Arc::clone(&self.store);
+        let (store, under) = (Arc::clone(&self.store), self.under.clone());
         let store_pack = async move {
             let key = ObjectKey::Pack(id);
             // An ingest that another node began may have stored it: the name says what it holds.
-            if store.length(key).await? == Some(bytes.len() as u64) {
+            let length = bytes.len() as u64;
+            if store.length(key).await? == Some(length) && store.lasts(key).await? {
                 return Ok(());
             }
-            store.put(key, Bytes::from(bytes)).await
+            store.put(key, &under, Bytes::from(bytes)).await
         };
         self.tasks.spawn_on(store_pack, &self.runtime);
         Ok(())

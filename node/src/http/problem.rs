@@ -137,7 +137,9 @@ impl From<StoreError> for Problem {
             | StoreError::Range { .. }
             | StoreError::Refused { .. }
             | StoreError::Folder { .. }
-            | StoreError::Multipart => Self::internal(&error),
+            | StoreError::Multipart
+            | StoreError::Sealed(_)
+            | StoreError::Shredded(_) => Self::internal(&error),
         }
     }
 }

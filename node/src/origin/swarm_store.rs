@@ -62,6 +62,8 @@ mod tests {
     };
 
     use super::*;
+    use shoal_metadata::KeyOwner;
+
     use crate::store::{BlobStore, FolderStore};
 
     const CHUNKS: u32 = 40;
@@ -96,8 +98,8 @@ mod tests {
         let recipe = Recipe::new(RecipeKind::Disk, length, vec![object], chunks, extents).unwrap();
         let encoded = recipe.encode();
         let id = RecipeId::of(&encoded);
-        store.put(key, pack.into()).await.unwrap();
-        store.put(ObjectKey::Recipe(id), encoded.into()).await.unwrap();
+        store.put(key, &KeyOwner::Cluster, pack.into()).await.unwrap();
+        store.put(ObjectKey::Recipe(id), &KeyOwner::Cluster, encoded.into()).await.unwrap();
         (id, recipe)
     }
 
@@ -147,7 +149,10 @@ mod tests {
         let (_folder, store, origin) = origin();
         let (id, recipe) = stored(store.as_ref()).await;
         let object = recipe.objects()[0];
-        store.put(object.key, vec![1; object.length as usize].into()).await.unwrap();
+        store
+            .put(object.key, &KeyOwner::Cluster, vec![1; object.length as usize].into())
+            .await
+            .unwrap();
         let swarm: &dyn ChunkStore = &origin;
         assert!(swarm.read(id, 0).await.is_err());
     }

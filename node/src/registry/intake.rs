@@ -24,7 +24,7 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ObjectKey, Recipe, UploadId};
 use shoal_formats::BlobCutter;
-use shoal_metadata::Multipart;
+use shoal_metadata::{KeyOwner, Multipart};
 use thiserror::Error;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -212,6 +212,8 @@ struct Room {
 pub struct BlobWriter {
     intake: Intake,
     store: Arc<dyn BlobStore>,
+    /// Whose key its objects are sealed with.
+    under: KeyOwner,
     turn: Turn,
     /// Names what this writer makes, and nobody else.
     name: UploadId,
@@ -227,6 +229,15 @@ pub struct BlobWriter {
     room: Room,
     hash: Hash,
     cutter: BlobCutter,
+}
+
+/// Where a session's last request ended.
+#[derive(Debug)]
+pub struct Resumed {
+    pub checkpoint: ObjectKey,
+    pub multipart: Option<Multipart>,
+    /// Bytes of the blob that were taken.
+    pub offset: u64,
 }
 
 /// A blob whose bytes are all in storage, and have the digest that was asked for.
@@ -250,12 +261,14 @@ impl BlobWriter {
     pub fn begin(
         intake: &Intake,
         store: Arc<dyn BlobStore>,
+        under: KeyOwner,
         turn: Turn,
         algorithm: Algorithm,
     ) -> Self {
         Self {
             intake: intake.clone(),
             store,
+            under,
             turn,
             name: UploadId::from_uuid(Uuid::now_v7()),
             multipart: None,
@@ -271,20 +284,19 @@ impl BlobWriter {
         }
     }
 
-    /// Goes on where a session's last request ended, `offset` bytes into the blob, here or on
-    /// another node.
+    /// Goes on where a session's last request ended, here or on another node.
     ///
     /// # Errors
     /// Where storage or the checkpoint fails.
     pub async fn resume(
         intake: &Intake,
         store: Arc<dyn BlobStore>,
+        under: KeyOwner,
         turn: Turn,
-        checkpoint: ObjectKey,
-        multipart: Option<Multipart>,
-        offset: u64,
+        at: Resumed,
     ) -> Result<Self, IntakeError> {
-        let mut writer = Self::begin(intake, store, turn, Algorithm::Sha256);
+        let Resumed { checkpoint, multipart, offset } = at;
+        let mut writer = Self::begin(intake, store, under, turn, Algorithm::Sha256);
         writer.multipart = multipart;
         let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
         writer.room = if length <= SMALL_BYTES as u64 {
@@ -373,7 +385,7 @@ impl BlobWriter {
             Some(multipart) => multipart.clone(),
             None => {
                 let object = ObjectKey::Blob(self.name);
-                let id = self.store.begin(object).await?;
+                let id = self.store.begin(object, &self.under).await?;
                 self.unnamed = true;
                 self.multipart.insert(Multipart { object, id }).clone()
             }
@@ -425,7 +437,7 @@ impl BlobWriter {
         };
         let bytes = encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
         let bytes = bytes.map_err(|_| IntakeError::Checkpoint)?;
-        self.store.put(key, bytes.into()).await?;
+        self.store.put(key, &self.under, bytes.into()).await?;
         Ok((key, self.multipart.clone()))
     }
 
@@ -460,7 +472,10 @@ impl BlobWriter {
         }
         self.settle().await?;
         match &self.multipart {
-            None => self.store.put(object, std::mem::take(&mut self.buffer).freeze()).await?,
+            None => {
+                let whole = std::mem::take(&mut self.buffer).freeze();
+                self.store.put(object, &self.under, whole).await?;
+            }
             Some(multipart) => {
                 let completion = self.store.complete(object, &multipart.id, &self.parts).await?;
                 self.unnamed = false;

@@ -11,15 +11,15 @@ use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
 use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
 use shoal_metadata::{
-    Action, Command, Multipart, Refusal, Response as Answered, Upload, UploadPurpose, What,
-    command_version, holder, permission,
+    Action, Command, KeyOwner, Multipart, Refusal, Response as Answered, Upload, UploadPurpose,
+    What, command_version, holder, permission,
 };
 use shoal_raft::ProposeError;
 use tracing::{Instrument, Span, warn};
 use uuid::Uuid;
 
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
-use super::intake::{BlobWriter, Mismatch, Turn, Written};
+use super::intake::{BlobWriter, Mismatch, Resumed, Turn, Written};
 use super::range::content_range;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::http::noted;
@@ -282,12 +282,13 @@ impl Session {
         algorithm: Algorithm,
     ) -> Result<BlobWriter, RegistryError> {
         let store = std::sync::Arc::clone(&app.store);
+        let under = KeyOwner::Project(self.repository.project());
         let Some(checkpoint) = self.checkpoint else {
-            return Ok(BlobWriter::begin(&app.intake, store, turn, algorithm));
+            return Ok(BlobWriter::begin(&app.intake, store, under, turn, algorithm));
         };
         let (multipart, offset) = (self.multipart.clone(), self.offset);
-        let resume = BlobWriter::resume(&app.intake, store, turn, checkpoint, multipart, offset);
-        Ok(resume.await?)
+        let at = Resumed { checkpoint, multipart, offset };
+        Ok(BlobWriter::resume(&app.intake, store, under, turn, at).await?)
     }
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
@@ -410,7 +411,15 @@ pub async fn publish(
     let Publication { upload, repository, digest, owner, own } = publication;
     let key = written.object;
     let (recipe, encoded) = written.recipe.encode_with_id();
-    app.store.put(ObjectKey::Recipe(recipe), encoded.into()).await?;
+    let under = KeyOwner::Project(repository.project());
+    app.store.put(ObjectKey::Recipe(recipe), &under, encoded.into()).await?;
+    // Its project may have been removed since the upload began.
+    if !app.store.lasts(key).await? {
+        if own {
+            discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
+        }
+        return Err(RegistryError::upload_unknown());
+    }
     let commit = Command::CommitBlob {
         upload,
         repository,
@@ -435,7 +444,7 @@ pub async fn publish(
     match answer {
         // The content is there already, and ours is not needed; unless storage lost it.
         Answered::Blob { stored } if stored != key => {
-            if app.store.length(stored).await?.is_some() {
+            if app.store.lasts(stored).await? {
                 discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
             } else {
                 warn!(%digest, object = %stored, "storage had lost a blob that was pushed again");

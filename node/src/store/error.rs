@@ -26,6 +26,10 @@ pub enum StoreError {
     },
     #[error("the multipart upload is unknown to storage, or its parts do not fit together")]
     Multipart,
+    #[error("the sealed object {0} cannot be opened: it is damaged, or another one's")]
+    Sealed(ObjectKey),
+    #[error("the key of the object {0} was destroyed with its project")]
+    Shredded(ObjectKey),
 }
 
 impl StoreError {

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use shoal_content::{ObjectKey, Timestamp};
+use shoal_metadata::KeyOwner;
 use tracing::instrument;
 use uuid::Uuid;
 
@@ -307,12 +308,12 @@ fn stream(mut file: File, range: Range<u64>, send: impl Fn(io::Result<Bytes>) ->
 #[async_trait]
 impl BlobStore for FolderStore {
     #[instrument(name = "storage.put", level = "debug", skip_all)]
-    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+    async fn put(&self, key: ObjectKey, _: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
         self.blocking(move |store| store.put_now(key, &bytes)).await
     }
 
     #[instrument(name = "storage.begin", level = "debug", skip_all)]
-    async fn begin(&self, _: ObjectKey) -> Result<String, StoreError> {
+    async fn begin(&self, _: ObjectKey, _: &KeyOwner) -> Result<String, StoreError> {
         self.blocking(|store| {
             store.ensure_space(0)?;
             let id = Uuid::new_v4().simple().to_string();
@@ -414,6 +415,12 @@ impl BlobStore for FolderStore {
         .await
     }
 
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.length(key).await?.is_some())
+    }
+
+    async fn forget(&self, _: ObjectKey) {}
+
     #[instrument(name = "storage.delete", level = "debug", skip_all)]
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         let keys = keys.to_vec();
@@ -480,7 +487,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = FolderStore::open(folder.path(), u64::MAX / 2).unwrap();
         let key = ObjectKey::Pack(shoal_content::PackId::of(b"x"));
-        let error = store.put(key, Bytes::from_static(b"x")).await.unwrap_err();
+        let error = store.put(key, &KeyOwner::Cluster, Bytes::from_static(b"x")).await.unwrap_err();
         assert!(error.is_full(), "{error}");
         assert_eq!(store.length(key).await.unwrap(), None);
     }

@@ -1,7 +1,7 @@
 //! Central storage: immutable objects under the keys of `shoal-content`.
 //!
 //! Two real implementations, a folder and S3, pass one conformance suite (`conformance`), and so
-//! does the cache that stands before S3.
+//! do the cache that stands before S3 and the one that seals what either gets.
 //! Invariants: an object is visible under its key only whole and durable; what was written is what
 //! is read; nothing is ever changed in place.
 //! Non-goals: references and their counts (the metadata's).
@@ -13,6 +13,7 @@ mod direct;
 mod error;
 mod folder;
 mod s3;
+pub mod sealed;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -24,12 +25,14 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_content::{ObjectKey, Timestamp};
+use shoal_metadata::KeyOwner;
 
 pub use cached::CachedStore;
 pub use conformance::check_conformance;
 pub use error::StoreError;
 pub use folder::{FolderStore, RESERVE_BYTES_DEFAULT};
 pub use s3::{S3Settings, S3Store};
+pub use sealed::SealedStore;
 
 /// S3 refuses a shorter part, unless it is the last; so every implementation may.
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
@@ -51,7 +54,8 @@ pub struct StoredPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredObject {
     pub key: ObjectKey,
-    /// In bytes.
+    /// In bytes, as it lies there: what is sealed is longer than its content, for which ask
+    /// [`BlobStore::length`].
     pub length: u64,
     /// When storage got it, by storage's clock.
     pub stored_at: Timestamp,
@@ -88,11 +92,12 @@ pub enum Completion {
 /// - A full disk is [`StoreError::Full`], changes nothing, and passes when there is space again.
 #[async_trait]
 pub trait BlobStore: Send + Sync + std::fmt::Debug {
-    /// Stores a whole object.
-    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError>;
+    /// Stores a whole object. Where objects are sealed, it is by a key of `under`.
+    async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError>;
 
-    /// Begins a multipart upload to `key`; the answer names it from now on.
-    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError>;
+    /// Begins a multipart upload to `key`; the answer names it from now on, and says by which key
+    /// it is sealed.
+    async fn begin(&self, key: ObjectKey, under: &KeyOwner) -> Result<String, StoreError>;
 
     /// Stores a part that starts `offset` bytes into the object. All but the last are at least
     /// [`PART_BYTES_MIN`] long.
@@ -146,6 +151,13 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
 
     /// An object's length in bytes, if it is there.
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError>;
+
+    /// Whether the object is there, and stays readable: nothing that it takes to read it is about
+    /// to be destroyed. To be asked before a row begins to name what was there already.
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError>;
+
+    /// Drops what is remembered of the object's bytes, since storage turned out to have others.
+    async fn forget(&self, key: ObjectKey);
 
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError>;
 

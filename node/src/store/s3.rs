@@ -22,6 +22,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectI
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use shoal_content::{ObjectKey, Timestamp};
+use shoal_metadata::KeyOwner;
 use tokio_util::io::ReaderStream;
 use tracing::instrument;
 use zeroize::Zeroizing;
@@ -191,14 +192,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[async_trait]
 impl BlobStore for S3Store {
     #[instrument(name = "storage.put", level = "debug", skip_all, fields(otel.kind = "client"))]
-    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
+    async fn put(&self, key: ObjectKey, _: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.to_string());
         let sent = request.body(SdkStream::from(bytes)).send().await;
         sent.map(drop).map_err(|error| refusal("putting an object", &error))
     }
 
     #[instrument(name = "storage.begin", level = "debug", skip_all, fields(otel.kind = "client"))]
-    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
+    async fn begin(&self, key: ObjectKey, _: &KeyOwner) -> Result<String, StoreError> {
         let request = self.client.create_multipart_upload().bucket(&self.bucket);
         let sent = request.key(key.to_string()).send().await;
         let begun = sent.map_err(|error| refusal("beginning a multipart upload", &error))?;
@@ -298,6 +299,12 @@ impl BlobStore for S3Store {
             Err(error) => Err(refusal("looking an object up", &error)),
         }
     }
+
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.length(key).await?.is_some())
+    }
+
+    async fn forget(&self, _: ObjectKey) {}
 
     #[instrument(name = "storage.delete", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use shoal_content::{Digest, Pin, RepositoryName, UploadId};
-use shoal_metadata::{Blob, Command, Who, holder};
+use shoal_metadata::{Blob, Command, KeyOwner, Who, holder};
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
@@ -125,7 +125,9 @@ impl Upstreams {
         upstream.standing.miss();
         let turn = app.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
         let algorithm = wanted.digest.algorithm();
-        let mut blob = BlobWriter::begin(&app.intake, Arc::clone(&app.store), turn, algorithm);
+        let under = KeyOwner::Project(wanted.repository.project());
+        let store = Arc::clone(&app.store);
+        let mut blob = BlobWriter::begin(&app.intake, store, under, turn, algorithm);
         let mut in_vain = 0;
         loop {
             let begun = blob.offset();

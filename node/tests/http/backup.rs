@@ -13,7 +13,7 @@ use shoal_api::{
 };
 use shoal_content::ObjectKey;
 use shoal_formats::backup::{Frame, Head, Needed, Reader, Totals};
-use shoal_metadata::COMMAND_VERSION;
+use shoal_metadata::{COMMAND_VERSION, KeyOwner};
 use shoal_node::restore::Plan;
 use shoal_node::server;
 use shoal_p2p::identity::{Credentials, KeyPair, Role};
@@ -249,8 +249,8 @@ async fn a_verification_names_what_is_missing_short_or_damaged() -> Result<()> {
         bytes.extend_from_slice(&piece?);
     }
     bytes[100] ^= 1;
-    app.store.put(*pack, Bytes::from(bytes)).await?;
-    app.store.put(blob.object, Bytes::from_static(b"a lay")).await?;
+    app.store.put(*pack, &KeyOwner::Cluster, Bytes::from(bytes)).await?;
+    app.store.put(blob.object, &KeyOwner::Cluster, Bytes::from_static(b"a lay")).await?;
     app.store.delete(&[empty.object]).await?;
 
     let looked = verify(&node, false).await?;

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use reqwest::{Method, StatusCode};
 use shoal_api::{CollectionDone, ScrubStatus, StorageStatus};
 use shoal_content::{ObjectKey, PackId, UploadId};
-use shoal_metadata::UploadPurpose;
+use shoal_metadata::{KeyOwner, UploadPurpose};
 use shoal_node::scrub::{Limits, Scrubber};
 use shoal_node::store::PART_BYTES_MIN;
 use uuid::Uuid;
@@ -59,14 +59,14 @@ async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
     // As crashes at different moments would leave them.
     let orphan = ObjectKey::Blob(name());
     let pack = ObjectKey::Pack(PackId::of(b"a pack"));
-    store.put(orphan, Bytes::from_static(b"never named")).await?;
-    store.put(pack, Bytes::from_static(b"a pack")).await?;
+    store.put(orphan, &KeyOwner::Cluster, Bytes::from_static(b"never named")).await?;
+    store.put(pack, &KeyOwner::Cluster, Bytes::from_static(b"a pack")).await?;
     let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), offset: 9 };
     let part = ObjectKey::UploadPart { upload: name(), part: 1 };
-    store.put(checkpoint, Bytes::from_static(b"left")).await?;
-    store.put(part, Bytes::from_static(b"left")).await?;
+    store.put(checkpoint, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;
+    store.put(part, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;
     let broken = ObjectKey::Blob(name());
-    let multipart = store.begin(broken).await?;
+    let multipart = store.begin(broken, &KeyOwner::Cluster).await?;
     let bytes = Bytes::from(vec![1; PART_BYTES_MIN as usize]);
     let stored = store.put_part(broken, &multipart, 1, 0, bytes).await?;
 
@@ -113,9 +113,9 @@ async fn damage_is_found_and_counted() -> Result<()> {
     let blob = app.view().await?.query().blob(&digest.parse()?)?.context("the row")?;
     ensure!(scrub(&scrubber(&node)).await?.damaged == 0);
     // A flipped bit, a lost end, a lost object.
-    app.store.put(blob.object, Bytes::from_static(b"bs it was pushed")).await?;
+    app.store.put(blob.object, &KeyOwner::Cluster, Bytes::from_static(b"bs it was pushed")).await?;
     ensure!(scrub(&scrubber(&node)).await?.damaged == 1);
-    app.store.put(blob.object, Bytes::from_static(b"as it was")).await?;
+    app.store.put(blob.object, &KeyOwner::Cluster, Bytes::from_static(b"as it was")).await?;
     ensure!(scrub(&scrubber(&node)).await?.damaged == 1);
     app.store.delete(&[blob.object]).await?;
     let status = scrub(&scrubber(&node)).await?;

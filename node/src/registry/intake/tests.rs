@@ -3,6 +3,8 @@
 use super::*;
 use crate::store::{self, FolderStore};
 
+const UNDER: KeyOwner = KeyOwner::Cluster;
+
 fn content(seed: &str, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
@@ -23,6 +25,18 @@ fn folder_store() -> (tempfile::TempDir, Arc<dyn BlobStore>) {
     (folder, store)
 }
 
+async fn resume(
+    intake: &Intake,
+    store: Arc<dyn BlobStore>,
+    turn: Turn,
+    checkpoint: ObjectKey,
+    multipart: Option<Multipart>,
+    offset: u64,
+) -> Result<BlobWriter, IntakeError> {
+    let at = Resumed { checkpoint, multipart, offset };
+    BlobWriter::resume(intake, store, UNDER, turn, at).await
+}
+
 #[tokio::test]
 async fn a_blob_may_come_in_requests_of_any_size() {
     let (_folder, store) = folder_store();
@@ -32,12 +46,11 @@ async fn a_blob_may_come_in_requests_of_any_size() {
     for piece in [0..10, 10..10, 10..PART_BYTES + 7, PART_BYTES + 7..bytes.len()] {
         let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
         let mut writer = match kept.take() {
-            None => BlobWriter::begin(&intake, store, turn, Algorithm::Sha256),
+            None => BlobWriter::begin(&intake, store, UNDER, turn, Algorithm::Sha256),
             Some((checkpoint, multipart)) => {
                 let offset = piece.start as u64;
-                let resume =
-                    BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset);
-                resume.await.unwrap()
+                let resumed = resume(&intake, store, turn, checkpoint, multipart, offset);
+                resumed.await.unwrap()
             }
         };
         assert_eq!(writer.offset(), piece.start as u64);
@@ -48,7 +61,7 @@ async fn a_blob_may_come_in_requests_of_any_size() {
     let (checkpoint, multipart) = kept.unwrap();
     let turn = intake.turn(session).await;
     let (offset, again) = (bytes.len() as u64, Arc::clone(&store));
-    let writer = BlobWriter::resume(&intake, again, turn, checkpoint, multipart, offset).await;
+    let writer = resume(&intake, again, turn, checkpoint, multipart, offset).await;
     let written = writer.unwrap().finish(&digest(&bytes)).await.unwrap().unwrap();
     assert_eq!(written.size, bytes.len() as u64);
     let stored = store::read(store.as_ref(), written.object, 0..written.size);
@@ -63,7 +76,8 @@ async fn what_is_not_accepted_is_not_published_and_leaves_nothing() {
     for length in [100, PART_BYTES + 1] {
         let id = session();
         let turn = intake.turn(id).await;
-        let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+        let mut writer =
+            BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
         writer.write(content("refused", length)).await.unwrap();
         let refused = writer.finish(&digest(b"other")).await.unwrap().unwrap_err();
         assert!(!refused.ended && refused.is == digest(&content("refused", length)));
@@ -83,7 +97,8 @@ async fn another_algorithm_than_the_expected_one_is_read_back() {
     let intake = Intake::default();
     for (length, right) in [(100, true), (PART_BYTES + 1, true), (PART_BYTES + 1, false)] {
         let turn = intake.turn(session()).await;
-        let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+        let mut writer =
+            BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
         let bytes = content("long", length);
         writer.write(bytes.clone()).await.unwrap();
         let is = Digest::sha512(Sha512::digest(&bytes).into());
@@ -105,7 +120,8 @@ async fn writers_that_go_on_from_one_point_do_not_overwrite_each_other() {
     for seed in ["first", "second"] {
         let intake = Intake::default();
         let turn = intake.turn(session).await;
-        let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+        let mut writer =
+            BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
         writer.write(content(seed, 1000)).await.unwrap();
         written.push(writer);
     }
@@ -123,8 +139,13 @@ async fn two_nodes_that_close_one_session_make_one_object_or_none() {
     let (_folder, store) = folder_store();
     let (session, bytes) = (session(), content("twice", 2 * PART_BYTES));
     let here = Intake::default();
-    let mut writer =
-        BlobWriter::begin(&here, Arc::clone(&store), here.turn(session).await, Algorithm::Sha256);
+    let mut writer = BlobWriter::begin(
+        &here,
+        Arc::clone(&store),
+        UNDER,
+        here.turn(session).await,
+        Algorithm::Sha256,
+    );
     writer.write(bytes.clone()).await.unwrap();
     let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
     writer.named();
@@ -132,7 +153,7 @@ async fn two_nodes_that_close_one_session_make_one_object_or_none() {
         let elsewhere = Intake::default();
         let (store, turn) = (Arc::clone(&store), elsewhere.turn(session).await);
         let (multipart, offset) = (multipart.clone(), 2 * PART_BYTES as u64);
-        let resumed = BlobWriter::resume(&elsewhere, store, turn, checkpoint, multipart, offset);
+        let resumed = resume(&elsewhere, store, turn, checkpoint, multipart, offset);
         let mut writer = resumed.await.unwrap();
         writer.write(Bytes::from_static(rest)).await.unwrap();
         writer
@@ -160,7 +181,7 @@ async fn any_number_of_writers_shares_the_budget_and_all_come_through() {
         let wanted = digest(&bytes);
         writers.spawn(async move {
             let turn = intake.turn(session()).await;
-            let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
+            let mut writer = BlobWriter::begin(&intake, store, UNDER, turn, Algorithm::Sha256);
             for start in (0..bytes.len()).step_by(SMALL_BYTES) {
                 writer.write(bytes.slice(start..start + SMALL_BYTES)).await.unwrap();
                 tokio::task::yield_now().await;
@@ -192,7 +213,7 @@ async fn parts_grow_with_the_blob_wherever_its_requests_end() {
     // In the middle of short parts and of long ones, and on a cut of each.
     let ends = [500, 1_000, 4_300, 9_999, 30_000, 30_001, 59_999, bytes.len()];
     let turn = intake.turn(session).await;
-    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     let mut start = 0;
     for end in ends {
         writer.write(bytes.slice(start..end)).await.unwrap();
@@ -203,8 +224,8 @@ async fn parts_grow_with_the_blob_wherever_its_requests_end() {
         writer.named();
         let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
         let offset = end as u64;
-        let resume = BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset);
-        writer = resume.await.unwrap();
+        let resumed = resume(&intake, store, turn, checkpoint, multipart, offset);
+        writer = resumed.await.unwrap();
         start = end;
     }
     let mut at = 0;
@@ -230,7 +251,7 @@ async fn a_blob_that_is_longer_than_any_may_be_is_refused_at_once() {
     intake.check_length(most).unwrap();
     assert!(matches!(intake.check_length(most + 1), Err(IntakeError::TooLong(at)) if at == most));
     let turn = intake.turn(session()).await;
-    let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
+    let mut writer = BlobWriter::begin(&intake, store, UNDER, turn, Algorithm::Sha256);
     writer.write(content("much", most as usize)).await.unwrap();
     let refused = writer.write(Bytes::from_static(b"x")).await;
     assert!(matches!(refused, Err(IntakeError::TooLong(at)) if at == most));
@@ -247,7 +268,7 @@ async fn long_blobs_share_their_own_room_and_all_come_through() {
         let (intake, store, bytes) = (intake.clone(), Arc::clone(&store), bytes.clone());
         writers.spawn(async move {
             let turn = intake.turn(session()).await;
-            let mut writer = BlobWriter::begin(&intake, store, turn, Algorithm::Sha256);
+            let mut writer = BlobWriter::begin(&intake, store, UNDER, turn, Algorithm::Sha256);
             for start in (0..bytes.len()).step_by(700) {
                 writer.write(bytes.slice(start..bytes.len().min(start + 700))).await.unwrap();
                 assert!(writer.buffer.len() <= TINY.longest_bytes as usize);
@@ -267,17 +288,17 @@ async fn a_checkpoint_that_was_cut_off_or_is_of_another_place_is_none() {
     let (_folder, store) = folder_store();
     let (intake, session) = (Intake::new(TINY), session());
     let turn = intake.turn(session).await;
-    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), turn, Algorithm::Sha256);
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(content("cut", 20_123)).await.unwrap();
     let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
     writer.named();
     let length = store.length(checkpoint).await.unwrap().unwrap();
     let whole = store::read(store.as_ref(), checkpoint, 0..length).await.unwrap();
     let resumed = async |bytes: Bytes, offset: u64| {
-        store.put(checkpoint, bytes).await.unwrap();
+        store.put(checkpoint, &UNDER, bytes).await.unwrap();
         let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
         let multipart = multipart.clone();
-        BlobWriter::resume(&intake, store, turn, checkpoint, multipart, offset).await
+        resume(&intake, store, turn, checkpoint, multipart, offset).await
     };
     assert_eq!(resumed(whole.clone(), 20_123).await.unwrap().offset(), 20_123);
     for (bytes, offset) in [

@@ -26,6 +26,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use shoal_content::{ObjectKey, Timestamp};
+use shoal_metadata::KeyOwner;
 use tokio::sync::Semaphore;
 
 use crate::metrics::CacheReads;
@@ -96,7 +97,7 @@ impl CachedStore {
         Ok(Self { windows: Arc::new(windows), readers: Arc::new(Semaphore::new(READERS_MAX)) })
     }
 
-    async fn forget(&self, keys: &[ObjectKey]) {
+    async fn drop_all(&self, keys: &[ObjectKey]) {
         for &key in keys {
             self.windows.lengths.invalidate(&key).await;
             let held = self.windows.memory.iter().map(|(id, _)| *id);
@@ -169,19 +170,21 @@ fn shared(error: Arc<StoreError>) -> StoreError {
             StoreError::Folder { doing, error }
         }
         StoreError::Multipart => StoreError::Multipart,
+        StoreError::Sealed(key) => StoreError::Sealed(*key),
+        StoreError::Shredded(key) => StoreError::Shredded(*key),
     }
 }
 
 #[async_trait]
 impl BlobStore for CachedStore {
-    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
-        let outcome = self.windows.inner.put(key, bytes).await;
-        self.forget(&[key]).await;
+    async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
+        let outcome = self.windows.inner.put(key, under, bytes).await;
+        self.drop_all(&[key]).await;
         outcome
     }
 
-    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
-        self.windows.inner.begin(key).await
+    async fn begin(&self, key: ObjectKey, under: &KeyOwner) -> Result<String, StoreError> {
+        self.windows.inner.begin(key, under).await
     }
 
     async fn put_part(
@@ -202,7 +205,7 @@ impl BlobStore for CachedStore {
         parts: &[StoredPart],
     ) -> Result<Completion, StoreError> {
         let outcome = self.windows.inner.complete(key, multipart, parts).await;
-        self.forget(&[key]).await;
+        self.drop_all(&[key]).await;
         outcome
     }
 
@@ -259,9 +262,18 @@ impl BlobStore for CachedStore {
         self.windows.inner.length(key).await
     }
 
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        self.windows.inner.lasts(key).await
+    }
+
+    async fn forget(&self, key: ObjectKey) {
+        self.drop_all(&[key]).await;
+        self.windows.inner.forget(key).await;
+    }
+
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         let outcome = self.windows.inner.delete(keys).await;
-        self.forget(keys).await;
+        self.drop_all(keys).await;
         outcome
     }
 

@@ -21,12 +21,12 @@ struct Counted {
 
 #[async_trait]
 impl BlobStore for Counted {
-    async fn put(&self, key: ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
-        self.inner.put(key, bytes).await
+    async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
+        self.inner.put(key, under, bytes).await
     }
 
-    async fn begin(&self, key: ObjectKey) -> Result<String, StoreError> {
-        self.inner.begin(key).await
+    async fn begin(&self, key: ObjectKey, under: &KeyOwner) -> Result<String, StoreError> {
+        self.inner.begin(key, under).await
     }
 
     async fn put_part(
@@ -68,6 +68,14 @@ impl BlobStore for Counted {
 
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
         self.inner.length(key).await
+    }
+
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        self.inner.lasts(key).await
+    }
+
+    async fn forget(&self, key: ObjectKey) {
+        self.inner.forget(key).await;
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
@@ -115,7 +123,7 @@ async fn object(store: &dyn BlobStore, seed: u8) -> (ObjectKey, Bytes) {
     let length = 3 * WINDOW_BYTES as usize + 77;
     let content: Vec<u8> = (0..length).map(|at| (at / 3) as u8 ^ (at >> 11) as u8 ^ seed).collect();
     let content = Bytes::from(content);
-    store.put(key, content.clone()).await.unwrap();
+    store.put(key, &KeyOwner::Cluster, content.clone()).await.unwrap();
     (key, content)
 }
 

@@ -13,6 +13,7 @@ pub mod delta;
 pub mod deploy;
 pub mod disks;
 pub mod downloads;
+pub mod encryption;
 pub mod founding;
 pub mod fuzz;
 pub mod home;

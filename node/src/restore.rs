@@ -28,7 +28,7 @@ use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
 use shoal_formats::backup::{BackupError, Check, Flaw, Frame, Head, Needed, Reader, Totals};
 use shoal_metadata::{
-    COMMAND_VERSION, Carried, Cluster, Command, Fault, KeyOwner, ROW_VERSION, Table, carry,
+    COMMAND_VERSION, Carried, Cluster, Command, Fault, KeyOwner, Memory, ROW_VERSION, Table, carry,
     decode_row,
 };
 use shoal_p2p::identity::Role;
@@ -40,6 +40,7 @@ use uuid::Uuid;
 
 use crate::clock::now;
 use crate::config::Config;
+use crate::encryption;
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
 use crate::keys::{self, Keyring};
@@ -88,6 +89,8 @@ pub enum Error {
     Start { what: &'static str, reason: String },
     #[error("storage did not take the objects")]
     Store(#[from] StoreError),
+    #[error("what is sealed cannot be read")]
+    Encryption(#[from] encryption::Error),
     #[error(
         "{count} objects of the backup are missing or damaged in {folder}, for instance {examples}"
     )]
@@ -185,14 +188,20 @@ fn table(file: &Path, number: u8) -> Result<Table, Error> {
 }
 
 /// Writes the rows that come along; gives nothing that can be started yet.
-fn write_rows(file: &Path, directory: &Path) -> Result<Restoring, Error> {
+///
+/// Of those that say how objects are sealed there is a copy.
+fn write_rows(file: &Path, directory: &Path) -> Result<(Restoring, Memory), Error> {
     let mut restoring = Restoring::begin(directory)?;
+    let mut keys = Memory::default();
     let mut reader = open(file)?;
     let backup = |source| Error::Backup { path: file.to_owned(), source };
     while let Some(frame) = reader.next_frame().map_err(backup)? {
         let Frame::Rows(rows) = frame else { continue };
         for row in rows {
             let table = table(file, row.table)?;
+            if matches!(table, Table::DataKeys | Table::OwnerDataKeys | Table::HandedKeys) {
+                keys.commit([((table, row.key.to_vec()), Some(row.row.to_vec()))].into());
+            }
             match carry(table, row.key, row.row)? {
                 Carried::AsItIs => restoring.put(table, row.key, row.row)?,
                 Carried::Instead { table, key, row } => restoring.put(table, &key, &row)?,
@@ -200,7 +209,7 @@ fn write_rows(file: &Path, directory: &Path) -> Result<Restoring, Error> {
             }
         }
     }
-    Ok(restoring)
+    Ok((restoring, keys))
 }
 
 /// Removes what was made, unless it was finished.
@@ -277,9 +286,10 @@ pub async fn restore(
     home.save_marker()?;
 
     let (file, directory) = (plan.file.to_owned(), staged.clone());
-    let restoring = blocking(move || write_rows(&file, &directory)).await?;
+    let (restoring, sealed) = blocking(move || write_rows(&file, &directory)).await?;
     let start = |what| move |error| Error::Start { what, reason: format!("{error:#}") };
     let store = open_store(&home).await.map_err(start("storage"))?;
+    let store = encryption::restored(&config.encryption, sealed, store).await?;
     let put = match plan.objects {
         Some(folder) => put_objects(plan.file, folder, store.as_ref()).await?,
         None => 0,

@@ -24,6 +24,7 @@ use crate::audit::Audit;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
+use crate::encryption::{self, DataKeys, Shredder};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
@@ -43,7 +44,7 @@ use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
-use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store};
+use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store, SealedStore};
 use crate::trash::Trash;
 use crate::upstreams::{UpstreamMetrics, Upstreams, keep_projects};
 use crate::verification::Verifier;
@@ -145,14 +146,28 @@ impl Server {
         let id = member.id();
         let mut registry = Registry::default();
         let cache_reads = CacheReads::default();
-        let store = open_store(&config, &home, &cache_reads, &mut registry).await;
-        let store = store.context("storage cannot be opened")?;
+        let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
+        let stores = stores.context("storage cannot be opened")?;
         let raft = start_raft(&home, &config, &member, &mut registry).await?;
         show_images(raft.clone(), &mut registry);
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft).await?;
+        let encryption = encryption::open(&config.encryption, &raft).await?;
+        let mut tasks = JoinSet::new();
+        let store = match &encryption {
+            None => stores,
+            Some(keys) => {
+                let (stores, behind) = stores.sealed(keys);
+                let after = Duration::from_secs(config.encryption.shred_after_seconds);
+                let shredder =
+                    Shredder::new(raft.clone(), behind, keys.clone(), after, &mut registry);
+                tasks.spawn(shredder.run());
+                tasks.spawn(encryption::keep(raft.clone(), keys.clone(), id));
+                stores
+            }
+        };
         let certificates = Certificates::load(&config, &keys)?;
         registry.register_collector(Box::new(certificates.clone()));
         let seconds = |seconds| Duration::from_secs(seconds);
@@ -169,7 +184,6 @@ impl Server {
         let scrubber = Scrubber::new(raft.clone(), Arc::clone(&behind), limits, &mut registry);
         let gauges = StorageGauges::default();
         gauges.register(&mut registry);
-        let mut tasks = JoinSet::new();
         tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));
         let key = Arc::clone(home.key());
         let pulls_interval = seconds(config.retention.pulls_interval_seconds);
@@ -223,6 +237,7 @@ impl Server {
             directory: Directory::new(&config.ldap)?,
             rates: Rates::new(&config.rates),
             intake: Intake::default(),
+            encryption,
             upstreams,
             metrics,
             drain: Drain::default(),
@@ -360,6 +375,19 @@ async fn open_bucket(settings: &S3Settings) -> Result<S3Store> {
 struct Stores {
     front: Arc<dyn BlobStore>,
     behind: Arc<dyn BlobStore>,
+}
+
+impl Stores {
+    /// The same, with everything sealed that comes; and the one behind by itself.
+    fn sealed(self, keys: &DataKeys) -> (Self, SealedStore) {
+        let Self { front, behind } = self;
+        let sealed = |store: &Arc<dyn BlobStore>| {
+            let keys = Arc::new(keys.clone());
+            SealedStore::new(Arc::clone(store), Arc::clone(&behind), keys)
+        };
+        let (front, behind) = (Arc::new(sealed(&front)), sealed(&behind));
+        (Self { front, behind: Arc::new(behind.clone()) }, behind)
+    }
 }
 
 async fn open_store(

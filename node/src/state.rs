@@ -12,6 +12,7 @@ use crate::api::Services;
 use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
+use crate::encryption::DataKeys;
 use crate::http::Drain;
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
@@ -45,6 +46,8 @@ pub struct Parts {
     pub directory: Directory,
     pub rates: Rates,
     pub intake: Intake,
+    /// Where objects are sealed, or can be.
+    pub encryption: Option<DataKeys>,
     /// Other registries, whose images are pulled through.
     pub upstreams: Upstreams,
     pub metrics: Metrics,

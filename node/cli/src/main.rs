@@ -25,6 +25,7 @@ mod copy;
 mod deployments;
 mod disk;
 mod download;
+mod encryption;
 mod error;
 mod events;
 mod explain;
@@ -148,6 +149,7 @@ async fn run(arguments: Arguments, screen: Screen) -> Result<(), Error> {
         Command::Watch { deployment } => deployments::watch(deployment, client, screen).await,
         Command::Explain { deployment } => explain::explain(deployment, client, screen).await,
         Command::Cluster(command) => cluster::cluster(command, client, screen).await,
+        Command::Encryption(command) => encryption::encryption(command, client, screen).await,
         Command::Agent(command) => members::agent(command, client, screen).await,
         Command::Policy(command) => policy::policy(command, client, screen).await,
         Command::Storage(command) => storage::storage(command, client, screen).await,

@@ -17,6 +17,7 @@ mod compatible;
 mod deployments;
 pub mod document;
 mod download;
+mod encryption;
 mod host;
 mod identities;
 mod images;
@@ -114,6 +115,8 @@ pub fn router() -> Routes {
         .route("/api/v1/cluster/upgrade", post(cluster::upgrade))
         .route("/api/v1/cluster/keys", get(keys::list))
         .route("/api/v1/cluster/keys/{purpose}/rotate", post(keys::rotate))
+        .route("/api/v1/cluster/encryption", get(encryption::status))
+        .route("/api/v1/cluster/encryption/rotate", post(encryption::rotate))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))

@@ -7,6 +7,7 @@
 
 mod delta;
 mod directory;
+mod encryption;
 mod guard;
 mod identity;
 mod images;
@@ -29,6 +30,7 @@ use crate::http::cors;
 
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
+pub use encryption::Encryption;
 pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
 pub use identity::{Jwt, Oidc, Protocol, Workload, mapped};
 pub use images::{Images, Import};
@@ -75,6 +77,7 @@ pub struct Config {
     pub lockout: Lockout,
     pub rates: Rates,
     pub keys: Keys,
+    pub encryption: Encryption,
     pub sessions: Sessions,
     pub accounts: Accounts,
     pub passkeys: Passkeys,
@@ -502,6 +505,9 @@ impl Config {
         }
         if let Some((key, message)) = self.upstreams.mistake() {
             return value("upstreams", key, &message);
+        }
+        if let Some((key, message)) = self.encryption.mistake() {
+            return value("encryption", key, message);
         }
         if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
             return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");

@@ -67,6 +67,10 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("keys", &["rotate_days"]),
+    (
+        "encryption",
+        &["master_key_file", "previous_master_key_files", "seal", "shred_after_seconds"],
+    ),
     ("sessions", &["lifetime_seconds", "per_person"]),
     ("accounts", &["deletion_grace_seconds"]),
     ("passkeys", &["domain", "challenge_seconds"]),

@@ -127,6 +127,15 @@ fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
 }
 
 #[test]
+fn an_old_master_key_stands_beside_a_new_one() {
+    let old = "[encryption]\nprevious_master_key_files = [\"/etc/shoal/old\"]\n";
+    assert!(matches!(load(old), Err(Error::Value { key: "previous_master_key_files", .. })));
+    let both = load(&format!("{old}master_key_file = \"/etc/shoal/new\"\n")).unwrap();
+    assert!(both.encryption.seal);
+    assert_eq!(Config::default().encryption.master_key_file, None, "off unless somebody wants it");
+}
+
+#[test]
 fn plain_http_is_for_loopback() {
     assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
     assert!(matches!(load("[http]\nplain_listen = \"0.0.0.0:80\"\n"), Err(Error::Value { .. })));

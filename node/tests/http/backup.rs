@@ -25,15 +25,15 @@ use super::v2::{push_blob, push_image, sha256};
 use super::wait::until;
 
 /// A backup as `shoal backup --objects` makes it: the file, and a folder of its objects.
-struct Saved {
-    file: PathBuf,
-    objects: PathBuf,
+pub struct Saved {
+    pub file: PathBuf,
+    pub objects: PathBuf,
     head: Head,
     needed: Vec<Needed>,
     totals: Totals,
 }
 
-async fn save(node: &Node, folder: &Path) -> Result<Saved> {
+pub async fn save(node: &Node, folder: &Path) -> Result<Saved> {
     let answer = node.request(Method::GET, "backup").send().await?.error_for_status()?;
     let bytes = answer.bytes().await?;
     let (file, objects) = (folder.join("saved.backup"), folder.join("objects"));

@@ -15,6 +15,7 @@ mod directory;
 mod disks;
 mod document;
 mod drain;
+mod encryption;
 mod examples;
 mod forge;
 mod forwarded;

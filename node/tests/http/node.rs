@@ -158,11 +158,41 @@ impl Node {
         Ok(Self { server, folder, url, http, token: String::new(), password: String::new() })
     }
 
+    /// With the login of another node's client.
+    pub fn logged_in_as(mut self, other: &Self) -> Self {
+        (self.token, self.password) = (other.token.clone(), other.password.clone());
+        self
+    }
+
+    /// The same node, stopped and started with other settings.
+    pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let mut config = self.server.app().config.clone();
+        change(&mut config);
+        let Self { server, folder, url, http, token, password } = self;
+        server.stop().await?;
+        // In this process the endpoint of its group ends a moment after the group.
+        let free = async || Ok(UdpSocket::bind(config.raft.listen).ok().map(drop));
+        until("the port that is given back", free).await?;
+        let server = Server::start(config, |_| ()).await?;
+        Ok(Self { server, folder, url, http, token, password })
+    }
+
     /// A cluster that is made out of a backup of this one, on a node of its own.
     pub async fn restored(&self, file: &Path, objects: Option<&Path>) -> Result<Self> {
+        self.restored_with(file, objects, |_| ()).await
+    }
+
+    /// With other settings than the usual ones.
+    pub async fn restored_with(
+        &self,
+        file: &Path,
+        objects: Option<&Path>,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut config = config(&folder)?;
         config.node.name = "restored".to_owned();
+        change(&mut config);
         let url = config.api_url();
         let restored = server::restore(&config, Plan { file, objects }).await?;
         ensure!(restored.missing == 0, "{restored:?}");

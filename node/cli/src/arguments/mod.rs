@@ -119,6 +119,9 @@ pub enum Command {
     /// Organizations, their members and groups
     #[command(subcommand, visible_alias = "org")]
     Organization(OrganizationCommand),
+    /// Encryption at rest: whether objects in storage are sealed, and by which keys
+    #[command(subcommand)]
+    Encryption(EncryptionCommand),
     /// Projects: visibility, members
     #[command(subcommand)]
     Project(ProjectCommand),
@@ -136,6 +139,26 @@ pub enum Command {
     Robot(RobotCommand),
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EncryptionCommand {
+    /// On or off, the master keys, and the data keys that were made last
+    Status {
+        /// Only this project's data keys
+        #[arg(long)]
+        project: Option<String>,
+        /// The most data keys to list
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Go over to new keys; no object is rewritten. First give every node the new master key in
+    /// [encryption] master_key_file, and the old one in previous_master_key_files
+    Rotate {
+        /// Give this project another data key for what it stores from now on, instead
+        #[arg(long)]
+        project: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -126,6 +126,19 @@ pub fn cluster() -> Subject {
                 )
                 .refuses(404, "key_not_found")
                 .refuses(409, "exists"),
+            get(
+                "/api/v1/cluster/encryption",
+                "Shows whether objects are sealed, and by which keys",
+            ),
+            post("/api/v1/cluster/encryption/rotate", "Goes over to new keys")
+                .about(
+                    "No object is rewritten. Without a project, the newest master key of the node \
+                     that answers wraps all data keys; every node must have it. With one, the \
+                     project gets a new data key, and the old one goes on opening what it sealed.",
+                )
+                .refuses(400, "name_invalid")
+                .refuses(409, "encryption_off exists master_key_missing")
+                .refuses(404, "not_found"),
             delete("/api/v1/cluster/nodes/{node}", "Takes a node out for good")
                 .refuses(404, "not_found")
                 .refuses(409, "last_node"),

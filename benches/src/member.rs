@@ -52,11 +52,8 @@ pub async fn run(member: Member) -> Result<()> {
         .with_env_filter(EnvFilter::new("info"))
         .init();
     let text = |name: &str| std::fs::read_to_string(member.folder.join(name));
-    let credentials = Credentials {
-        key: Arc::new(KeyPair::load_or_create(&member.folder.join("key"))?),
-        certificate_pem: text("certificate.pem")?,
-        authority_pem: text("authority.pem")?,
-    };
+    let key = Arc::new(KeyPair::load_or_create(&member.folder.join("key"))?);
+    let credentials = Credentials::new(key, &text("certificate.pem")?, text("authority.pem")?)?;
     let mut server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
     server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let transport = Transport {

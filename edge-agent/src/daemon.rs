@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, limits, status, ticket_keys};
+use crate::{blocking, certificate, limits, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -302,6 +302,9 @@ impl Parts {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
         tasks.spawn(self.deployments.clone().serve(orders, self.on_nodes()));
+        let (swarm, client) = (self.swarm.clone(), self.client.clone());
+        let (folder, enrolment) = (self.folder.clone(), self.enrolment.clone());
+        tasks.spawn(certificate::keep(swarm, client, folder, enrolment));
         let (swarm, shown) = (self.swarm.clone(), self.limits_shown.clone());
         tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
@@ -376,11 +379,9 @@ async fn start_swarm(
     cache: &Cache,
     registry: &mut Registry,
 ) -> Result<Swarm, Error> {
-    let credentials = Credentials {
-        key: key.clone(),
-        certificate_pem: enrolment.certificate_pem.clone(),
-        authority_pem: enrolment.authority_pem.clone(),
-    };
+    let authority_pem = enrolment.authority_pem.clone();
+    let credentials = Credentials::new(key.clone(), &enrolment.certificate_pem, authority_pem)
+        .map_err(|error| Error::Enrolment(chain(&error)))?;
     let discovery = if config.discovery.enabled {
         Some(DiscoveryConfig {
             listen: config.discovery.listen,

@@ -10,6 +10,7 @@
 
 pub mod cache;
 pub mod catalogue;
+mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod config;

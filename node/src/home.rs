@@ -135,11 +135,8 @@ impl Home {
             let path = self.folder.join(name);
             fs::read_to_string(&path).map_err(|source| Error::File { path, source })
         };
-        Ok(Credentials {
-            key: Arc::clone(&self.key),
-            certificate_pem: read("node.pem")?,
-            authority_pem: read("ca.pem")?,
-        })
+        let (certificate, authority) = (read("node.pem")?, read("ca.pem")?);
+        Ok(Credentials::new(Arc::clone(&self.key), &certificate, authority)?)
     }
 
     /// Keeps the certificates. The membership follows when the cluster knows of it.

@@ -28,6 +28,7 @@ pub mod origin;
 pub mod pulls;
 pub mod registry;
 pub mod remote;
+mod renewal;
 pub mod restore;
 pub mod retention;
 pub mod scrub;

@@ -12,7 +12,7 @@ use futures::future::{BoxFuture, LocalBoxFuture};
 use prometheus_client::registry::Registry;
 use shoal_metadata::AuditPhase;
 use shoal_p2p::Swarm;
-use shoal_p2p::identity::{Role, peer_of};
+use shoal_p2p::identity::{Credentials, Role, peer_of};
 use shoal_raft::{Raft, Transport};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -40,6 +40,7 @@ use crate::origin::{follow_members, keep_limits, serve_peers};
 use crate::pulls::Pulls;
 use crate::registry::Intake;
 use crate::remote::Remote;
+use crate::renewal;
 use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
@@ -74,7 +75,7 @@ pub struct Server {
     swarm: Swarm,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
-    home: Home,
+    home: Arc<Home>,
 }
 
 /// Founds a cluster of one node, and stops; gives the administrator's password.
@@ -89,7 +90,8 @@ async fn found_here(config: &Config) -> Result<Zeroizing<String>> {
     let home = Home::open(&config.node.data_dir)?;
     let founding = Founding::begin(&home)?;
     let member = founding.first_member();
-    let raft = start_raft(&home, config, &member, &mut Registry::default()).await?;
+    let credentials = home.credentials()?;
+    let raft = start_raft(&home, &credentials, config, &member, &mut Registry::default()).await?;
     let password = founding.finish(&home, config, &raft).await?;
     raft.shutdown().await;
     Ok(password)
@@ -112,7 +114,7 @@ async fn restore_here(config: &Config, plan: restore::Plan<'_>) -> Result<restor
         Ok(open_store(config, home, &reads, &mut Registry::default()).await?.behind)
     };
     let start_raft = async |home: &Home, member: &Member, registry: &mut Registry| {
-        start_raft(home, config, member, registry).await
+        start_raft(home, &home.credentials()?, config, member, registry).await
     };
     Ok(Box::pin(restore::restore(config, plan, open_store, start_raft)).await?)
 }
@@ -135,7 +137,7 @@ impl Server {
     }
 
     async fn begin(config: Config, founded: Founded<'_>) -> Result<Self> {
-        let home = Home::open(&config.node.data_dir)?;
+        let home = Arc::new(Home::open(&config.node.data_dir)?);
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
         let member = match (member, &founding) {
@@ -148,7 +150,10 @@ impl Server {
         let cache_reads = CacheReads::default();
         let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
         let stores = stores.context("storage cannot be opened")?;
-        let raft = start_raft(&home, &config, &member, &mut registry).await?;
+        let credentials = home.credentials()?;
+        let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
+        // Before anybody is asked: others may not let it in any more.
+        renewal::renew(&raft, &credentials, &home);
         show_images(raft.clone(), &mut registry);
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
@@ -202,8 +207,9 @@ impl Server {
         let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());
         let upstreams = Upstreams::new(&config, folder, id, siblings, &upstream_metrics)?;
         let origin = services.origin.clone();
-        let credentials = home.credentials()?;
-        let swarm = serve_peers(&config, credentials, &keys, origin, &mut registry).await?;
+        let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
+        let renewing = certificates.clone();
+        tasks.spawn(renewal::keep(raft.clone(), credentials, Arc::clone(&home), renewing));
         tasks.spawn(follow_members(raft.clone(), swarm.clone()));
         tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
         tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone()));
@@ -332,11 +338,11 @@ async fn bind(router: Router, address: SocketAddr, tls: Option<RustlsConfig>) ->
 
 async fn start_raft(
     home: &Home,
+    credentials: &Credentials,
     config: &Config,
     member: &Member,
     registry: &mut Registry,
 ) -> Result<Raft> {
-    let credentials = home.credentials()?;
     let protocol = member.raft_protocol();
     let mut server = credentials.quinn_server(&protocol, &[Role::Node])?;
     server.transport_config(Arc::new(shoal_raft::quic_settings()));

@@ -62,7 +62,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Keys {
     pub cluster: ClusterId,
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// Those that sign.
     pub ring: Keyring,
     /// What is stored or sent to be read here again is sealed with what derives from this one: the
@@ -79,7 +79,7 @@ impl Keys {
             .map_err(|_| shoal_p2p::identity::Error::Key)?;
         Ok(Self {
             cluster: row.id,
-            authority: Authority::load(&row.authority_certificate, authority_key)?,
+            authority: Arc::new(Authority::load(&row.authority_certificate, authority_key)?),
             ring,
             sealing: KeyPair::from_pkcs8_der(&row.token_key.0)?,
             network: <[u8; 32]>::try_from(row.network_key.0.as_slice())

@@ -21,6 +21,8 @@ mod wire;
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use store::{ChunkStore, MemoryStore, StoreError};
-pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm};
+pub use swarm::{
+    Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm, wall_clock,
+};
 pub use tickets::{TicketKey, TicketKeys};
 pub use transfer::{FetchError, Progress, Transfer};

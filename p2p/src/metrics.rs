@@ -1,8 +1,16 @@
 //! All metrics of this crate, by their fixed names.
 
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prometheus_client::registry::Registry;
 use shoal_swarm::BanReason;
+
+use crate::identity::Credentials;
 
 /// Reasons for which a chunk that came is not kept.
 pub(crate) const WRONG_CONTENT: &str = "wrong_content";
@@ -20,6 +28,21 @@ pub(crate) struct Metrics {
     pub(crate) gso_segments: Gauge,
     pub(crate) discovery_connections: Gauge,
     pub(crate) contacts_found: Counter,
+}
+
+/// When the certificate ends that is shown to others.
+#[derive(Debug)]
+pub(crate) struct CertificateEnd(pub(crate) Credentials);
+
+impl Collector for CertificateEnd {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let seconds = self.0.ends_at().as_millis() / 1000;
+        let gauge = ConstGauge::new(i64::try_from(seconds).unwrap_or(i64::MAX));
+        let name = "shoal_member_certificate_expiry_seconds";
+        let help = "Until when the cluster's certificate of this process is valid, in seconds since \
+                    1970; it is renewed long before";
+        gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
 }
 
 impl Metrics {

@@ -22,7 +22,7 @@ use tracing::debug;
 use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
 use crate::link::Link;
-use crate::metrics::Metrics;
+use crate::metrics::{CertificateEnd, Metrics};
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
 use crate::transfer::{FetchError, Handle, Progress, Running, Transfer};
@@ -238,7 +238,7 @@ impl Shared {
     }
 }
 
-pub(crate) fn wall_clock() -> Timestamp {
+pub fn wall_clock() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp::from_millis(since.map_or(0, |since| since.as_millis() as u64))
 }
@@ -301,6 +301,7 @@ impl Swarm {
         registry: &mut Registry,
     ) -> Result<Self, Error> {
         let metrics = Metrics::register(registry);
+        registry.register_collector(Box::new(CertificateEnd(config.credentials.clone())));
         let server = config.credentials.quinn_server(endpoint::ALPN, &Role::ALL)?;
         let client = config.credentials.quinn_client(endpoint::ALPN, &Role::ALL)?;
         let failed = |error| Error::Listen { address: config.listen, error };
@@ -312,7 +313,7 @@ impl Swarm {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let discovery = match config.discovery.clone() {
             Some(wanted) => {
-                let (key, metrics) = (&config.credentials.key, metrics.clone());
+                let (key, metrics) = (config.credentials.key(), metrics.clone());
                 let started =
                     Discovery::start(wanted, key, advertise, metrics, &tasks, cancel.clone());
                 Some(started.await?)
@@ -399,6 +400,11 @@ impl Swarm {
         for recipe in ended {
             shared.tell(Event::Stop { recipe }).await;
         }
+    }
+
+    /// What this process shows to others.
+    pub fn credentials(&self) -> &Credentials {
+        &self.0.config.credentials
     }
 
     /// Those keys.

@@ -218,7 +218,9 @@ pub struct Agent {
     pub name: String,
     host: Host,
     folder: PathBuf,
+    data: PathBuf,
     process: Option<Process>,
+    environment: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -242,7 +244,23 @@ impl Agent {
             Self::STATUS
         );
         fs::write(folder.join("agent.toml"), config)?;
-        Ok(Self { name: name.into(), host: host.clone(), folder: folder.into(), process: None })
+        Ok(Self {
+            name: name.into(),
+            host: host.clone(),
+            folder: folder.into(),
+            data: data.into(),
+            process: None,
+            environment: Vec::new(),
+        })
+    }
+
+    /// From its next start, the process has these variables.
+    pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data
     }
 
     /// Adds settings of the mirror, a line for each.
@@ -274,7 +292,8 @@ impl Agent {
     }
 
     pub fn start(&mut self) -> Result<()> {
-        let command = self.command("run", &[])?;
+        let mut command = self.command("run", &[])?;
+        command.envs(self.environment.iter().cloned());
         let mut process = Process::start(&self.name, command, &self.folder.join("log"))?;
         wait_for(&format!("{} to be healthy", self.name), START_DEADLINE, || {
             process.ensure_running()?;

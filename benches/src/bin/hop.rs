@@ -112,7 +112,7 @@ impl Load {
         let key = KeyPair::generate()?;
         let certificate_pem = self.authority.issue(&key.csr_pem()?, role)?;
         let authority_pem = self.authority.certificate_pem().to_owned();
-        Ok(Credentials { key: Arc::new(key), certificate_pem, authority_pem })
+        Ok(Credentials::new(Arc::new(key), &certificate_pem, authority_pem)?)
     }
 
     async fn join(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Result<Swarm> {

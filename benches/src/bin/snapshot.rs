@@ -136,7 +136,7 @@ fn start_endpoint(folder: &Path) -> Result<Transport> {
     let key = Arc::new(KeyPair::load_or_create(&folder.join("key"))?);
     let certificate_pem = authority.issue(&key.csr_pem()?, Role::Node)?;
     let authority_pem = authority.certificate_pem().to_owned();
-    let credentials = Credentials { key, certificate_pem, authority_pem };
+    let credentials = Credentials::new(key, &certificate_pem, authority_pem)?;
     let mut server = credentials.quinn_server(PROTOCOL, &[Role::Node])?;
     server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

@@ -21,8 +21,8 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_api::{
-    AgentResolution, AgentResolveRequest, DeltaAnswer, DeltaRequest, EnrolRequest, EnrolResponse,
-    NodeAddress, Problem, ProgressReport, UpstreamInfo,
+    AgentResolution, AgentResolveRequest, CertificateRequest, CertificateResponse, DeltaAnswer,
+    DeltaRequest, EnrolRequest, EnrolResponse, NodeAddress, Problem, ProgressReport, UpstreamInfo,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
@@ -185,6 +185,12 @@ impl NodeClient {
         let reference = reference.clone();
         let request = AgentResolveRequest { reference, blobs, whole: false, platform: None };
         self.round(Method::POST, "/api/v1/agents/self/resolve", Some(&request)).await
+    }
+
+    /// A certificate in place of the one that this agent has.
+    pub async fn certificate(&self, csr_pem: String) -> Result<CertificateResponse, Error> {
+        let request = CertificateRequest { csr_pem };
+        self.round(Method::POST, "/api/v1/agents/self/certificate", Some(&request)).await
     }
 
     /// A bundle in place of new chunks; asked of each node once.

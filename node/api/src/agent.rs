@@ -206,6 +206,18 @@ pub struct BlobGrant {
     pub ticket: String,
 }
 
+/// `POST /api/v1/agents/self/certificate`: another certificate for the key that this agent has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateRequest {
+    /// PKCS#10 over that key, PEM.
+    pub csr_pem: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateResponse {
+    pub certificate_pem: String,
+}
+
 /// `POST /api/v1/agents/self/delta`: a bundle that leads from a disk that this host has to another
 /// version of the same image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -3,14 +3,14 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{AgentInfo, EnrolRequest, EnrolResponse};
+use shoal_api::{AgentInfo, CertificateRequest, CertificateResponse, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
 use shoal_metadata::{Agent, AgentRole, Command, JoinRole, KeyPurpose, Refusal};
 use shoal_p2p::identity::{Authority, Role};
 use shoal_raft::ProposeError;
 use tracing::info;
 
-use super::caller::{Admin, Reader};
+use super::caller::{Admin, Host, Reader};
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use super::tokens::Brought;
@@ -132,6 +132,20 @@ pub async fn enrol(
         network_key: hex::encode(app.keys.network),
         nodes: node_addresses(view.query())?,
     }))
+}
+
+/// Another certificate for an agent that has one, or had: its token says whose it is.
+pub async fn renew(
+    State(app): State<App>,
+    caller: Host,
+    Body(request): Body<CertificateRequest>,
+) -> Result<Json<CertificateResponse>, Problem> {
+    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Agent)?;
+    if peer != caller.peer {
+        return Err(Problem::bad_request("request_invalid", "csr_pem is of another agent's key"));
+    }
+    info!(agent = %peer, "an agent's certificate was renewed");
+    Ok(Json(CertificateResponse { certificate_pem }))
 }
 
 /// Names stand in lists, labels of metrics and command lines.

@@ -98,6 +98,7 @@ pub fn router() -> Routes {
         .route("/api/v1/agents/enrol", post(agents::enrol))
         .route("/api/v1/agents/{agent}", delete(agents::remove))
         .route("/api/v1/agents/self/resolve", post(host::resolve))
+        .route("/api/v1/agents/self/certificate", post(agents::renew))
         .route("/api/v1/agents/self/delta", post(host::delta))
         .route("/api/v1/agents/self/orders", get(host::orders))
         .route("/api/v1/agents/self/progress", post(host::progress))

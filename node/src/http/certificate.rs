@@ -20,11 +20,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use shoal_content::Timestamp;
 use shoal_metadata::HttpCertificate;
-use shoal_p2p::identity::is_member;
+use shoal_p2p::identity::{Authority, is_member};
 use shoal_raft::Raft;
 use tracing::{info, warn};
 
+use crate::clock::now;
 use crate::config::Config;
 use crate::metrics::gauge;
 use crate::state::Keys;
@@ -41,7 +43,9 @@ pub struct Certificates {
 #[derive(Debug)]
 struct Inner {
     provider: Arc<CryptoProvider>,
-    cluster: Arc<CertifiedKey>,
+    names: Vec<String>,
+    authority: Arc<Authority>,
+    cluster: RwLock<Arc<CertifiedKey>>,
     operator: Option<Operator>,
     issued: RwLock<Option<Issued>>,
 }
@@ -74,7 +78,7 @@ impl Collector for Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(if is_member(&hello) { Arc::clone(&self.inner.cluster) } else { self.for_people() })
+        Some(if is_member(&hello) { self.of_cluster() } else { self.for_people() })
     }
 }
 
@@ -85,8 +89,8 @@ impl Certificates {
     /// Where the operator's files cannot be used.
     pub fn load(config: &Config, keys: &Keys) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let made = keys.authority.issue_http(&names(config))?;
-        let cluster = certified(made.chain_pem.as_bytes(), made.key_pem.as_bytes(), &provider)?;
+        let (names, authority) = (names(config), Arc::clone(&keys.authority));
+        let cluster = RwLock::new(issued_for(&names, &authority, &provider)?);
         let operator = match files(config) {
             None => None,
             Some((certificate, key)) => {
@@ -95,7 +99,26 @@ impl Certificates {
             }
         };
         let issued = RwLock::new(None);
-        Ok(Self { inner: Arc::new(Inner { provider, cluster, operator, issued }) })
+        let inner = Inner { provider, names, authority, cluster, operator, issued };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn of_cluster(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.inner.cluster.read())
+    }
+
+    /// Makes the cluster's anew, where most of its time is over.
+    ///
+    /// # Errors
+    /// Where it cannot be made; the old one is served on.
+    pub fn renew_cluster_if_due(&self) -> Result<()> {
+        if !is_due(&self.of_cluster(), now()) {
+            return Ok(());
+        }
+        let Inner { provider, names, authority, .. } = &*self.inner;
+        *self.inner.cluster.write() = issued_for(names, authority, provider)?;
+        info!("the cluster's certificate for HTTPS was renewed");
+        Ok(())
     }
 
     /// What everyone gets who is no member.
@@ -105,7 +128,7 @@ impl Certificates {
         }
         match &*self.inner.issued.read() {
             Some(issued) => Arc::clone(&issued.served),
-            None => Arc::clone(&self.inner.cluster),
+            None => self.of_cluster(),
         }
     }
 
@@ -180,6 +203,25 @@ fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc
     let (chain, key_pem) = (file(certificate)?, file(key)?);
     certified(&chain, &key_pem, provider)
         .with_context(|| format!("{} and {} cannot be used", certificate.display(), key.display()))
+}
+
+fn issued_for(
+    names: &[String],
+    authority: &Authority,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>> {
+    let made = authority.issue_http(names)?;
+    certified(made.chain_pem.as_bytes(), made.key_pem.as_bytes(), provider)
+}
+
+/// Whether two thirds of its time are over.
+fn is_due(served: &CertifiedKey, now: Timestamp) -> bool {
+    let Some(first) = served.cert.first() else { return true };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(first) else { return true };
+    let (from, until) =
+        (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    let now = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX);
+    now >= from + (until - from) / 3 * 2
 }
 
 /// A chain with its key, which must fit.

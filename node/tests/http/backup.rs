@@ -73,11 +73,9 @@ async fn verify(node: &Node, read: bool) -> Result<VerificationStatus> {
 /// Whether a node of the cluster's lineage `protocol` gets in at a node's Raft port.
 async fn knocks(of: &Node, at: &Node, protocol: &[u8]) -> Result<bool> {
     let home = of.path().join("node");
-    let credentials = Credentials {
-        key: Arc::new(KeyPair::load_or_create(&home.join("key"))?),
-        certificate_pem: std::fs::read_to_string(home.join("node.pem"))?,
-        authority_pem: std::fs::read_to_string(home.join("ca.pem"))?,
-    };
+    let text = |name: &str| std::fs::read_to_string(home.join(name));
+    let key = Arc::new(KeyPair::load_or_create(&home.join("key"))?);
+    let credentials = Credentials::new(key, &text("node.pem")?, text("ca.pem")?)?;
     let client = credentials.quinn_client(protocol, &[Role::Node])?;
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse()?)?;
     let address = at.server.app().config.raft.listen;

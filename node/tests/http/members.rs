@@ -7,9 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use shoal_api::{AgentInfo, ClusterStatus, EnrolResponse, JoinResponse};
+use shoal_api::{AgentInfo, CertificateResponse, ClusterStatus, EnrolResponse, JoinResponse};
 use shoal_content::ClusterId;
-use shoal_p2p::identity::KeyPair;
+use shoal_p2p::identity::{Credentials, KeyPair};
 
 use super::node::{Node, problem, read};
 
@@ -70,6 +70,28 @@ pub fn jwt(key: &KeyPair, header: &Value, claims: &Value) -> String {
     let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let text = format!("{}.{}", encode(header), encode(claims));
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(key.sign(text.as_bytes())))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_gets_another_certificate_for_its_own_key_and_while_it_is_one() -> Result<()> {
+    let node = Node::start().await?;
+    let agent = Agent::enrol(&node, "host-1").await?;
+    let asked = async |key: &KeyPair| -> Result<reqwest::Response> {
+        let request = json!({ "csr_pem": key.csr_pem()? });
+        Ok(agent.request(&node, Method::POST, "certificate")?.json(&request).send().await?)
+    };
+    let given: CertificateResponse = read(asked(&agent.key).await?).await?;
+    ensure!(given.certificate_pem != agent.enrolment.certificate_pem, "it is the same");
+    let (key, EnrolResponse { certificate_pem, authority_pem, .. }) =
+        (KeyPair::from_pkcs8_der(agent.key.to_pkcs8_der())?, agent.enrolment.clone());
+    let credentials = Credentials::new(key.into(), &certificate_pem, authority_pem)?;
+    credentials.renew(&given.certificate_pem)?;
+    let others = asked(&KeyPair::generate()?).await?;
+    ensure!(problem(others, StatusCode::BAD_REQUEST).await?.code == "request_invalid");
+    let removed = node.request(Method::DELETE, "agents/host-1").send().await?;
+    ensure!(removed.status() == StatusCode::NO_CONTENT, "{removed:?}");
+    problem(asked(&agent.key).await?, StatusCode::UNAUTHORIZED).await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

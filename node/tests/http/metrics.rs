@@ -42,6 +42,7 @@ static NAMES: [&str; 60] = [
     "shoal_images",
     "shoal_logical_bytes",
     "shoal_login_failures",
+    "shoal_member_certificate_expiry_seconds",
     "shoal_peer_bans",
     "shoal_peer_connections",
     "shoal_pulls_lost",

@@ -30,11 +30,11 @@ pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
     let keys: Result<Vec<TicketKey>> = keys.collect();
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = Config {
-        credentials: Credentials {
-            key: Arc::new(agent.key),
-            certificate_pem: agent.enrolment.certificate_pem,
-            authority_pem: agent.enrolment.authority_pem,
-        },
+        credentials: Credentials::new(
+            Arc::new(agent.key),
+            &agent.enrolment.certificate_pem,
+            agent.enrolment.authority_pem,
+        )?,
         listen: any,
         advertise: any,
         zone: Zone::default(),

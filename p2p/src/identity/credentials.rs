@@ -1,41 +1,128 @@
 //! A key with its certificate: what a process shows in every handshake, and whom it accepts.
+//!
+//! Invariant: what is shown was signed by the cluster's authority for this key and role; a new
+//! certificate is shown in every handshake that begins after it was taken, and ends no connection.
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::RootCertStore;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use shoal_content::PeerId;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, SignatureScheme};
+use shoal_content::{PeerId, Timestamp};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::verifier::{ClientGate, ServerGate, role_and_key};
 use super::{Error, KeyPair, Role};
 
-/// See the module's documentation. All connections made with it are mutual TLS 1.3.
+/// See the module's documentation. All connections made with it are mutual TLS 1.3. Clones show the
+/// same certificate.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    pub key: Arc<KeyPair>,
-    pub certificate_pem: String,
-    pub authority_pem: String,
+    key: Arc<KeyPair>,
+    authority_pem: String,
+    shown: Arc<Shown>,
+}
+
+/// The certificate of now.
+#[derive(Debug)]
+struct Shown(RwLock<Current>);
+
+#[derive(Debug)]
+struct Current {
+    certified: Arc<CertifiedKey>,
+    from: Timestamp,
+    until: Timestamp,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().certified))
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().certified))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 impl Credentials {
+    /// # Errors
+    /// Where a certificate does not parse or does not belong to the key.
+    pub fn new(
+        key: Arc<KeyPair>,
+        certificate_pem: &str,
+        authority_pem: String,
+    ) -> Result<Self, Error> {
+        let current = current(&key, certificate_pem)?;
+        first_certificate(&authority_pem)?;
+        Ok(Self { key, authority_pem, shown: Arc::new(Shown(RwLock::new(current))) })
+    }
+
     pub fn peer_id(&self) -> PeerId {
         self.key.peer_id()
+    }
+
+    pub fn key(&self) -> &KeyPair {
+        &self.key
+    }
+
+    /// Shows another certificate from now on.
+    ///
+    /// # Errors
+    /// Where it is none of the authority's for this key and in the same role; the old one is shown
+    /// on.
+    pub fn renew(&self, certificate_pem: &str) -> Result<(), Error> {
+        let new = current(&self.key, certificate_pem)?;
+        let role = |current: &Current| {
+            let first = current.certified.cert.first().and_then(role_and_key);
+            first.map(|(role, _)| role).ok_or(Error::Peer)
+        };
+        let before = role(&self.shown.0.read())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let gate = ServerGate::new(self.roots()?, provider, &[before])?;
+        let certificate = new.certified.cert.first().ok_or(Error::Pem)?;
+        let name = ServerName::try_from(before.server_name())
+            .map_err(|error| Error::Setup(error.to_string()))?;
+        gate.verify_server_cert(certificate, &[], &name, &[], UnixTime::now())?;
+        *self.shown.0.write() = new;
+        Ok(())
+    }
+
+    /// When what is shown ends.
+    pub fn ends_at(&self) -> Timestamp {
+        self.shown.0.read().until
+    }
+
+    /// Whether most of its time is over: the rest is for whoever cannot renew it at once.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let current = self.shown.0.read();
+        let lasts = current.until.as_millis().saturating_sub(current.from.as_millis());
+        now >= current.from.plus_millis(lasts / 3 * 2)
     }
 
     /// A QUIC server for the one protocol `alpn` that lets in `accept` only; strangers fail the
     /// handshake.
     ///
     /// # Errors
-    /// Where the certificate does not parse or does not belong to the key.
+    /// Where TLS cannot be set up.
     pub fn quinn_server(&self, alpn: &[u8], accept: &[Role]) -> Result<quinn::ServerConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let gate = ClientGate::new(self.roots()?, provider.clone(), accept)?;
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(gate))
-            .with_single_cert(self.chain()?, self.private_key())?;
+            .with_cert_resolver(self.shown.clone());
         tls.alpn_protocols = vec![alpn.to_vec()];
         // Early data can be replayed.
         tls.max_early_data_size = 0;
@@ -56,8 +143,10 @@ impl Credentials {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(gate))
-            .with_client_auth_cert(self.chain()?, self.private_key())?;
+            .with_client_cert_resolver(self.shown.clone());
         tls.alpn_protocols = vec![alpn.to_vec()];
+        // A resumed session would show the certificate of the one before.
+        tls.resumption = rustls::client::Resumption::disabled();
         let tls =
             QuicClientConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
         Ok(quinn::ClientConfig::new(Arc::new(tls)))
@@ -68,14 +157,20 @@ impl Credentials {
         roots.add(first_certificate(&self.authority_pem)?)?;
         Ok(Arc::new(roots))
     }
+}
 
-    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
-        Ok(vec![first_certificate(&self.certificate_pem)?])
-    }
-
-    fn private_key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.to_pkcs8_der().to_vec()))
-    }
+fn current(key: &KeyPair, certificate_pem: &str) -> Result<Current, Error> {
+    let certificate = first_certificate(certificate_pem)?;
+    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| Error::Pem)?;
+    let moment = |seconds: i64| Timestamp::from_millis(u64::try_from(seconds).unwrap_or(0) * 1000);
+    let validity = parsed.validity();
+    let (from, until) =
+        (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // The key has to be the certificate's.
+    let certified = CertifiedKey::from_der(vec![certificate], private, &provider)?;
+    Ok(Current { certified: Arc::new(certified), from, until })
 }
 
 fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, Error> {
@@ -104,7 +199,7 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let certificate_pem = authority.issue(&key.csr_pem().unwrap(), role).unwrap();
         let authority_pem = authority.certificate_pem().to_owned();
-        Credentials { key: Arc::new(key), certificate_pem, authority_pem }
+        Credentials::new(Arc::new(key), &certificate_pem, authority_pem).unwrap()
     }
 
     fn authority() -> Authority {
@@ -142,8 +237,44 @@ mod tests {
         let foreign = credentials(&self::authority(), Role::Agent);
         assert_eq!(connect(&node, &foreign).await, None);
         // A certificate of ours with a key that is not its own does not even make a config.
-        let stolen = Credentials { key: Arc::new(KeyPair::generate().unwrap()), ..node.clone() };
-        assert!(stolen.quinn_server(b"test", &[Role::Agent]).is_err());
+        let stolen = authority.issue(&node.key.csr_pem().unwrap(), Role::Node).unwrap();
+        let thief = Arc::new(KeyPair::generate().unwrap());
+        assert!(Credentials::new(thief, &stolen, node.authority_pem.clone()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_and_no_other_is_taken() {
+        let authority = authority();
+        let node = credentials(&authority, Role::Node);
+        let agent = credentials(&authority, Role::Agent);
+        let listening = node.clone();
+        let before = Arc::clone(&node.shown.0.read().certified);
+        let csr = node.key.csr_pem().unwrap();
+        let foreign = self::authority();
+        let strangers = KeyPair::generate().unwrap().csr_pem().unwrap();
+        for bad in [
+            foreign.issue(&csr, Role::Node).unwrap(),
+            authority.issue(&csr, Role::Agent).unwrap(),
+            authority.issue(&strangers, Role::Node).unwrap(),
+            "no certificate".to_owned(),
+        ] {
+            node.renew(&bad).unwrap_err();
+            assert_eq!(node.shown.0.read().certified.cert, before.cert);
+        }
+        node.renew(&authority.issue(&csr, Role::Node).unwrap()).unwrap();
+        // Clones show it, too, and it is another one.
+        assert_ne!(listening.shown.0.read().certified.cert, before.cert);
+        assert_eq!(connect(&listening, &agent).await, Some((agent.peer_id(), node.peer_id())));
+    }
+
+    #[test]
+    fn a_certificate_is_due_when_two_thirds_of_its_time_are_over() {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        let node = credentials(&authority(), Role::Node);
+        let end = node.ends_at();
+        let before = |days: u64| Timestamp::from_millis(end.as_millis() - days * DAY_MS);
+        assert!(!node.is_due(before(396)) && !node.is_due(before(134)));
+        assert!(node.is_due(before(131)) && node.is_due(end));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Cluster {
         let authority_pem = self.authority.certificate_pem().to_owned();
         let address = "127.0.0.1:0".parse().unwrap();
         let config = Config {
-            credentials: Credentials { key: Arc::new(key), certificate_pem, authority_pem },
+            credentials: Credentials::new(Arc::new(key), &certificate_pem, authority_pem).unwrap(),
             listen: address,
             advertise: address,
             zone: Zone::default(),

@@ -90,6 +90,8 @@ pub fn agents() -> Subject {
                 .refuses(400, "too_many_blobs index_too_large")
                 .refuses(404, "image_not_found tag_not_found version_not_found blob_not_found")
                 .refuses(404, "platform_not_found"),
+            post("/api/v1/agents/self/certificate", "Gives an agent another certificate for its key")
+                .refuses(400, "request_invalid"),
             post("/api/v1/agents/self/delta", "Gives an agent a bundle in place of new chunks")
                 .about("It leads from a version that the agent has to the one that it wants.")
                 .refuses(400, "too_many_disks")

@@ -1,0 +1,57 @@
+//! The certificates that the cluster's authority gave this node, issued anew long before they end:
+//! the one that it shows other members, and the one for HTTPS.
+//!
+//! The authority is in the metadata as this node has it, so that a cluster whose nodes were all away
+//! until their certificates had ended comes up again by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shoal_p2p::identity::{Authority, Credentials, Role};
+use shoal_raft::Raft;
+use tracing::{info, warn};
+
+use crate::clock::{now, rfc3339};
+use crate::home::Home;
+use crate::http::Certificates;
+
+const LOOK_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Renews the node's certificate, where it is time to. Where that fails, the old one is shown on.
+pub fn renew(raft: &Raft, credentials: &Credentials, home: &Home) {
+    if !credentials.is_due(now()) {
+        return;
+    }
+    match renewed(raft, credentials, home) {
+        Ok(()) => {
+            info!(until = rfc3339(credentials.ends_at()), "this node's certificate was renewed")
+        }
+        Err(error) => warn!("this node's certificate could not be renewed: {error:#}"),
+    }
+}
+
+fn renewed(raft: &Raft, credentials: &Credentials, home: &Home) -> Result<()> {
+    let row = raft.local().query().cluster()?.context("the cluster's row is not here")?;
+    let key = std::str::from_utf8(&row.authority_key.0).context("the authority's key")?;
+    let authority = Authority::load(&row.authority_certificate, key)?;
+    let certificate = authority.issue(&credentials.key().csr_pem()?, Role::Node)?;
+    credentials.renew(&certificate)?;
+    Ok(home.save_certificates(&certificate, authority.certificate_pem())?)
+}
+
+/// Looks at both for as long as the node runs.
+pub async fn keep(
+    raft: Raft,
+    credentials: Credentials,
+    home: Arc<Home>,
+    certificates: Certificates,
+) {
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        renew(&raft, &credentials, &home);
+        if let Err(error) = certificates.renew_cluster_if_due() {
+            warn!("the cluster's certificate for HTTPS could not be renewed: {error:#}");
+        }
+    }
+}

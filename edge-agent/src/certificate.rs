@@ -13,7 +13,11 @@ use crate::blocking;
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::nodes::{self, NodeClient};
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often the clock is looked at, which may jump.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Before nodes that did not give one are asked again, and at most.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Error)]
 enum Error {
@@ -32,18 +36,26 @@ pub async fn keep(
     folder: Arc<DataFolder>,
     mut enrolment: Enrolment,
 ) {
+    let mut pause = RETRY_PAUSE;
     loop {
         let credentials = swarm.credentials();
-        if credentials.is_due(wall_clock()) {
-            match renew(credentials, &client, &folder, &mut enrolment).await {
-                Ok(()) => info!("this agent's certificate was renewed"),
-                Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    warn!("this agent's certificate could not be renewed: {error:#}");
-                }
+        if !credentials.is_due(wall_clock()) {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            continue;
+        }
+        match renew(credentials, &client, &folder, &mut enrolment).await {
+            Ok(()) => {
+                info!("this agent's certificate was renewed");
+                pause = RETRY_PAUSE;
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                warn!("this agent's certificate could not be renewed: {error:#}");
+                // Not all agents at once.
+                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                pause = RETRY_PAUSE_MAX.min(pause * 2);
             }
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

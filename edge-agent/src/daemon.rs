@@ -6,6 +6,7 @@
 //! have begun may end within `agent.drain_seconds`; then the swarm, then a last checkpoint of the
 //! cache. A kill at any time costs no more than unsynced chunks, which are hashed at the next start.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
-use shoal_content::Zone;
+use shoal_content::{PeerId, Zone};
 use shoal_p2p::identity::{Credentials, KeyPair};
 use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
 use thiserror::Error;
@@ -27,7 +28,7 @@ use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
 use crate::control::{self, Control, LimitsReport, StatusReport};
-use crate::deploy::{Deployments, NodesChanged};
+use crate::deploy::{ClusterChanged, ClusterNews, Deployments};
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
 use crate::fetch::download::Downloads;
@@ -96,6 +97,7 @@ pub async fn run(
         &mut registry,
     )
     .await?;
+    swarm.set_expelled(folder.expelled());
     swarm.set_nodes(swarm_nodes(&known).await).await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
@@ -301,7 +303,7 @@ impl Parts {
         });
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
-        tasks.spawn(self.deployments.clone().serve(orders, self.on_nodes()));
+        tasks.spawn(self.deployments.clone().serve(orders, self.on_news()));
         let (swarm, client) = (self.swarm.clone(), self.client.clone());
         let (folder, enrolment) = (self.folder.clone(), self.enrolment.clone());
         tasks.spawn(certificate::keep(swarm, client, folder, enrolment));
@@ -309,14 +311,18 @@ impl Parts {
         tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
 
-    /// Spreads a new list of nodes, and the ticket keys, to all that use them, and keeps them.
-    fn on_nodes(&self) -> NodesChanged {
+    /// Spreads what is new to all that use it, and keeps it.
+    fn on_news(&self) -> ClusterChanged {
         let keys = ticket_keys::Keeper::new(self.swarm.clone(), self.folder.clone());
         let (client, swarm, folder) =
             (self.client.clone(), self.swarm.clone(), self.folder.clone());
         let (downloads, known) = (self.fetcher.downloads.clone(), self.nodes.clone());
-        Box::new(move |list, ticket_keys| {
+        Box::new(move |news| {
+            let ClusterNews { nodes: list, ticket_keys, expelled } = news;
             keys.take(ticket_keys);
+            if let Some(expelled) = expelled {
+                expel(&swarm, &folder, expelled.into_iter().collect());
+            }
             if list.is_empty() || *known.read() == list {
                 return;
             }
@@ -335,6 +341,24 @@ impl Parts {
             });
         })
     }
+}
+
+/// Has nothing to do with those who were removed from the cluster, in later lives either.
+fn expel(swarm: &Swarm, folder: &Arc<DataFolder>, expelled: BTreeSet<PeerId>) {
+    if swarm.expelled() == expelled {
+        return;
+    }
+    info!(peers = expelled.len(), "the list of who was removed from the cluster changed");
+    swarm.set_expelled(expelled);
+    let folder = Arc::clone(folder);
+    let swarm = swarm.clone();
+    tokio::spawn(async move {
+        // Whichever of two comes last, what is kept is what holds then.
+        let kept = blocking(move || folder.save_expelled(|| swarm.expelled())).await;
+        if let Some(Err(error)) = kept {
+            warn!(%error, "the list of who was removed could not be kept");
+        }
+    });
 }
 
 fn node_client(

@@ -8,20 +8,24 @@
 //! cluster.json      certificate, authority, ticket and network keys; its presence means: enrolled
 //! nodes.json        the nodes, as last heard
 //! ticket-keys.json  what checks tickets, as last heard
+//! expelled.json     who was removed from the cluster, as last heard
 //! members           others in the discovery network, for when no node answers
 //! ```
 //! Write order of a join: the key (before the request that names it), then `cluster.json` by a
 //! file beside, a sync and a rename. A join that ends between is made again with the same key.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use shoal_api::{NodeAddress, TicketKeyInfo};
-use shoal_content::{ClusterId, Zone};
+use shoal_content::{ClusterId, PeerId, Zone};
 use thiserror::Error;
+use tracing::warn;
 
 use crate::config::Role;
 
@@ -30,6 +34,7 @@ const KEY_FILE: &str = "identity.pk8";
 const CLUSTER_FILE: &str = "cluster.json";
 const NODES_FILE: &str = "nodes.json";
 const TICKET_KEYS_FILE: &str = "ticket-keys.json";
+const EXPELLED_FILE: &str = "expelled.json";
 const MEMBERS_FILE: &str = "members";
 
 /// Why the data folder cannot be used.
@@ -71,6 +76,8 @@ impl std::fmt::Debug for Enrolment {
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
+    /// One writer at a time, since all write a file beside first.
+    writing: Mutex<()>,
     /// The lock goes with the file.
     _lock: File,
 }
@@ -86,7 +93,7 @@ impl DataFolder {
             .map_err(context("making the data folder"))?;
         let lock = private(&path.join(LOCK_FILE)).map_err(context("locking"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), writing: Mutex::new(()), _lock: lock }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(path.to_owned())),
             Err(fs::TryLockError::Error(source)) => Err(context("locking")(source)),
         }
@@ -118,6 +125,7 @@ impl DataFolder {
     }
 
     pub fn save_enrolment(&self, enrolment: &Enrolment) -> Result<(), Error> {
+        let _turn = self.writing.lock();
         write_json(&self.path.join(CLUSTER_FILE), enrolment)
     }
 
@@ -132,10 +140,30 @@ impl DataFolder {
     }
 
     pub fn save_ticket_keys(&self, keys: &[TicketKeyInfo]) -> Result<(), Error> {
+        let _turn = self.writing.lock();
         write_json(&self.path.join(TICKET_KEYS_FILE), &keys)
     }
 
+    /// Who was removed from the cluster, as last heard. A file that cannot be read is nobody's: a
+    /// node tells all of them again.
+    pub fn expelled(&self) -> BTreeSet<PeerId> {
+        match read_json(&self.path.join(EXPELLED_FILE)) {
+            Ok(expelled) => expelled.unwrap_or_default(),
+            Err(error) => {
+                warn!(%error, "it is not known who was removed from the cluster until a node says");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// `peers` is called when it is this writer's turn.
+    pub fn save_expelled(&self, peers: impl FnOnce() -> BTreeSet<PeerId>) -> Result<(), Error> {
+        let _turn = self.writing.lock();
+        write_json(&self.path.join(EXPELLED_FILE), &peers())
+    }
+
     pub fn save_nodes(&self, nodes: &[NodeAddress]) -> Result<(), Error> {
+        let _turn = self.writing.lock();
         write_json(&self.path.join(NODES_FILE), &nodes)
     }
 }
@@ -219,9 +247,14 @@ pub(crate) mod tests {
         assert_eq!(folder.enrolment().unwrap().unwrap().name, "host");
         let mode = fs::metadata(path.join(CLUSTER_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let gone = BTreeSet::from([PeerId::from_public_key([1; 32])]);
+        folder.save_expelled(|| gone.clone()).unwrap();
         drop(folder);
         let folder = DataFolder::open(&path).unwrap();
         fs::write(path.join(CLUSTER_FILE), b"{").unwrap();
         assert!(matches!(folder.enrolment(), Err(Error::Damaged { .. })));
+        assert_eq!(folder.expelled(), gone);
+        fs::write(path.join(EXPELLED_FILE), b"[").unwrap();
+        assert_eq!(folder.expelled(), BTreeSet::new(), "that can be heard again");
     }
 }

@@ -16,18 +16,25 @@ use crate::clock::{now, rfc3339};
 use crate::home::Home;
 use crate::http::Certificates;
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often the clock is looked at, which may jump.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
-/// Renews the node's certificate, where it is time to. Where that fails, the old one is shown on.
-pub fn renew(raft: &Raft, credentials: &Credentials, home: &Home) {
+/// Renews the node's certificate, where it is time to. Where that fails (`false`), the old one is
+/// shown on.
+pub fn renew(raft: &Raft, credentials: &Credentials, home: &Home) -> bool {
     if !credentials.is_due(now()) {
-        return;
+        return true;
     }
     match renewed(raft, credentials, home) {
         Ok(()) => {
-            info!(until = rfc3339(credentials.ends_at()), "this node's certificate was renewed")
+            info!(until = rfc3339(credentials.ends_at()), "this node's certificate was renewed");
+            true
         }
-        Err(error) => warn!("this node's certificate could not be renewed: {error:#}"),
+        Err(error) => {
+            warn!("this node's certificate could not be renewed: {error:#}");
+            false
+        }
     }
 }
 
@@ -47,11 +54,14 @@ pub async fn keep(
     home: Arc<Home>,
     certificates: Certificates,
 ) {
+    let mut pause = LOOK_INTERVAL;
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        renew(&raft, &credentials, &home);
+        tokio::time::sleep(pause).await;
+        let mut good = renew(&raft, &credentials, &home);
         if let Err(error) = certificates.renew_cluster_if_due() {
             warn!("the cluster's certificate for HTTPS could not be renewed: {error:#}");
+            good = false;
         }
+        pause = if good { LOOK_INTERVAL } else { RETRY_PAUSE_MAX.min(pause * 2) };
     }
 }

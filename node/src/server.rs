@@ -210,7 +210,7 @@ impl Server {
         let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
         let renewing = certificates.clone();
         tasks.spawn(renewal::keep(raft.clone(), credentials, Arc::clone(&home), renewing));
-        tasks.spawn(follow_members(raft.clone(), swarm.clone()));
+        tasks.spawn(follow_members(raft.clone(), swarm.clone(), services.desk.clone()));
         tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
         tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone()));
         tasks.spawn(keep_limits(swarm.clone(), config.limits.clone()));

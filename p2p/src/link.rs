@@ -149,7 +149,7 @@ async fn run(
     ready: Option<oneshot::Sender<()>>,
 ) {
     let Ok((peer, role)) = peer_of(&connection) else { return };
-    let greeted = if shared.is_banned(peer) || peer == shared.config.credentials.peer_id() {
+    let greeted = if shared.is_refused(peer) || peer == shared.config.credentials.peer_id() {
         None
     } else {
         let greeted = greet(&shared, &connection, dialled);
@@ -177,7 +177,7 @@ async fn run(
         grants: Mutex::default(),
     });
     if !register(&shared, &link).await {
-        connection.close(4u32.into(), b"already connected");
+        connection.close(4u32.into(), b"already connected, or refused");
         return;
     }
     drop(ready);
@@ -237,6 +237,10 @@ async fn greet(
 async fn register(shared: &Shared, link: &Arc<Link>) -> bool {
     let Ok(place) = shared.events.reserve().await else { return false };
     let mut links = shared.links.lock();
+    // Whoever is added to the list later finds this link among the others.
+    if shared.is_refused(link.peer) {
+        return false;
+    }
     let preferred = link.peer.min(shared.config.credentials.peer_id());
     if let Some(old) = links.get(&link.peer) {
         let alive = old.connection.close_reason().is_none();

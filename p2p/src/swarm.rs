@@ -38,6 +38,8 @@ const EVENTS_MAX: usize = 8 * 1024;
 const TICKETS_MAX: usize = 16 * 1024;
 /// How long the discovery network is searched for a recipe that no node gives.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
+/// Says why a connection is closed.
+const EXPELLED: u32 = 5;
 /// Connections at once.
 pub(crate) const LINKS_MAX: usize = 1024;
 
@@ -133,6 +135,7 @@ pub(crate) struct Shared {
     pub(crate) began: Instant,
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
     pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
+    expelled: Mutex<BTreeSet<PeerId>>,
     /// Recipes sent at once.
     pub(crate) recipes: Semaphore,
     pub(crate) budget: Arc<Semaphore>,
@@ -233,11 +236,17 @@ impl Shared {
         self.links.lock().values().any(|link| link.node)
     }
 
-    pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
+    /// Whether nothing is to do with it, for a while or for good.
+    pub(crate) fn is_refused(&self, peer: PeerId) -> bool {
+        self.is_banned(peer) || self.expelled.lock().contains(&peer)
+    }
+
+    fn is_banned(&self, peer: PeerId) -> bool {
         self.bans.lock().get(&peer).is_some_and(|&until| until > Instant::now())
     }
 }
 
+/// What this host takes to be the time.
 pub fn wall_clock() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp::from_millis(since.map_or(0, |since| since.as_millis() as u64))
@@ -339,6 +348,7 @@ impl Swarm {
             began: Instant::now(),
             nodes: Mutex::default(),
             bans: Mutex::default(),
+            expelled: Mutex::default(),
             recipes: Semaphore::new(RECIPES_MAX),
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             discovery,
@@ -400,6 +410,23 @@ impl Swarm {
         for recipe in ended {
             shared.tell(Event::Stop { recipe }).await;
         }
+    }
+
+    /// Members that were removed from the cluster, all of them: their certificates may hold, and
+    /// nothing is had from them or given to them.
+    pub fn set_expelled(&self, peers: BTreeSet<PeerId>) {
+        let shared = &self.0;
+        // Who comes from here on is refused.
+        shared.expelled.lock().clone_from(&peers);
+        for link in shared.links.lock().values().filter(|link| peers.contains(&link.peer)) {
+            debug!(peer = %link.peer, "a member was removed from the cluster");
+            link.connection.close(EXPELLED.into(), b"removed from the cluster");
+        }
+    }
+
+    /// Those members.
+    pub fn expelled(&self) -> BTreeSet<PeerId> {
+        self.0.expelled.lock().clone()
     }
 
     /// What this process shows to others.

@@ -2,10 +2,16 @@
 
 mod cluster;
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use shoal_p2p::identity::KeyPair;
 use shoal_p2p::{FetchError, PeerRole};
 
 use cluster::{Cluster, DEADLINE, content, fill, holds_all, ticket_by, ticket_key};
+
+/// Long enough for who is let in to get a recipe.
+const SOON: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_distrusted_ends_what_it_allowed_and_another_goes_on() {
@@ -67,4 +73,48 @@ async fn a_peer_that_learns_of_a_key_late_is_shown_the_ticket_again() {
     origin.swarm.set_ticket_keys(vec![ticket_key(&new)]).await;
     tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();
     holds_all(&*agent.store, id, &contents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_removed_is_cut_off_and_gets_nothing_with_a_good_ticket() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    // Not all of it, so that nobody can be done.
+    fill(&*origin.store, &recipe, id, &contents[..32]).await;
+    let [removed, stays] = [(); 2].map(|()| cluster.start(PeerRole::Host));
+    let (removed, stays) = (removed.await, stays.await);
+    let mut transfers = Vec::new();
+    for agent in [&removed, &stays] {
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        let ticket = cluster.ticket(id, agent.swarm.peer_id());
+        let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+        let mut progress = transfer.progress();
+        let half = progress.wait_for(|progress| progress.chunks_done == 32);
+        tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
+        transfers.push(transfer);
+    }
+    let expelled = BTreeSet::from([removed.swarm.peer_id()]);
+    for process in [&origin, &stays] {
+        process.swarm.set_expelled(expelled.clone());
+    }
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let kept = transfers.pop().unwrap();
+    tokio::time::timeout(DEADLINE, kept.wait()).await.unwrap().unwrap();
+    let mut progress = transfers[0].progress();
+    assert_eq!(progress.borrow_and_update().chunks_done, 32, "it was served");
+    // Of this one it has nothing itself.
+    let (other, other_id, other_contents) = content(3);
+    fill(&*origin.store, &other, other_id, &other_contents).await;
+    let ticket = cluster.ticket(other_id, removed.swarm.peer_id());
+    let asked = removed.swarm.recipe(other_id, ticket.clone());
+    let asked = tokio::time::timeout(SOON, asked).await;
+    assert!(!matches!(asked, Ok(Ok(_))), "it was let in again");
+    // Let in again, it goes on.
+    for process in [&origin, &stays] {
+        process.swarm.set_expelled(BTreeSet::new());
+    }
+    tokio::time::timeout(DEADLINE, transfers[0].wait()).await.unwrap().unwrap();
+    let asked = removed.swarm.recipe(other_id, ticket);
+    tokio::time::timeout(DEADLINE, asked).await.unwrap().unwrap();
 }

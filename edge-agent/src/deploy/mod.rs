@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use shoal_api::{NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, TransferProgress};
-use shoal_content::{DeploymentId, ImageReference, Priority};
+use shoal_content::{DeploymentId, ImageReference, PeerId, Priority};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
@@ -38,8 +38,17 @@ const FINAL_REPORT_PAUSE: Duration = Duration::from_secs(2);
 /// What people read while an order waits for others.
 const YIELDS: &str = "waits for a deployment of a higher priority";
 
-/// Takes a new list of nodes.
-pub type NodesChanged = Box<dyn Fn(Vec<NodeAddress>, Vec<TicketKeyInfo>) + Send + Sync>;
+/// Takes what a node says of the cluster.
+pub type ClusterChanged = Box<dyn Fn(ClusterNews) + Send + Sync>;
+
+/// How the nodes are reached, what tickets are checked with, and who has no part in it any more.
+#[derive(Debug)]
+pub struct ClusterNews {
+    pub nodes: Vec<NodeAddress>,
+    pub ticket_keys: Vec<TicketKeyInfo>,
+    /// Missing where the node does not know.
+    pub expelled: Option<Vec<PeerId>>,
+}
 
 /// What is to be carried out.
 #[derive(Debug, Clone)]
@@ -85,10 +94,12 @@ impl Deployments {
     }
 
     /// Takes what the order stream brings, until it ends.
-    pub async fn serve(self, mut orders: mpsc::Receiver<OrderMessage>, nodes: NodesChanged) {
+    pub async fn serve(self, mut orders: mpsc::Receiver<OrderMessage>, changed: ClusterChanged) {
         while let Some(order) = orders.recv().await {
             match order {
-                OrderMessage::Nodes { nodes: list, ticket_keys } => nodes(list, ticket_keys),
+                OrderMessage::Nodes { nodes, ticket_keys, expelled } => {
+                    changed(ClusterNews { nodes, ticket_keys, expelled });
+                }
                 OrderMessage::Deploy { deployment, reference, priority, attempt, .. } => {
                     self.start(Order { deployment, reference, priority, attempt });
                 }

@@ -270,6 +270,10 @@ pub enum OrderMessage {
         /// Those that check tickets from now on; none where the node knows the first only.
         #[serde(default)]
         ticket_keys: Vec<TicketKeyInfo>,
+        /// Agents that were removed and whose certificates may still hold; missing where the node
+        /// knows of none such.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expelled: Option<Vec<PeerId>>,
     },
     Deploy {
         deployment: DeploymentId,

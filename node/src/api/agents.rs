@@ -1,12 +1,14 @@
 //! Agents: how they enrol, and how people see and remove them.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{AgentInfo, CertificateRequest, CertificateResponse, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
-use shoal_metadata::{Agent, AgentRole, Command, JoinRole, KeyPurpose, Refusal};
-use shoal_p2p::identity::{Authority, Role};
+use shoal_metadata::{Agent, AgentRole, Command, JoinRole, KeyPurpose, Refusal, command_version};
+use shoal_p2p::identity::{Authority, CERTIFICATE_LIFETIME, Role};
 use shoal_raft::ProposeError;
 use tracing::info;
 
@@ -20,6 +22,8 @@ use crate::http::problem::Problem;
 use crate::state::App;
 
 const NAME_BYTES_MAX: usize = 128;
+/// Of this node and of the one that issued a certificate.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
 
 fn role_name(role: AgentRole) -> &'static str {
     match role {
@@ -59,7 +63,12 @@ pub async fn remove(
     };
     let unknown = || missing("agent_not_found", format!("there is no agent '{wanted}'"));
     let peer = found.ok_or_else(unknown)?.peer;
-    app.propose(Command::RemoveAgent(peer)).await?;
+    // The newest certificate that it can have ends then.
+    let lifetime = CERTIFICATE_LIFETIME + CLOCKS_APART_MAX;
+    let until = app.now().plus_millis(lifetime.as_millis() as u64);
+    let expel = Command::ExpelAgent { peer, until };
+    let known = view.query().level()? >= command_version(&expel);
+    app.propose(if known { expel } else { Command::RemoveAgent(peer) }).await?;
     info!(agent = %peer, "agent removed");
     Ok(StatusCode::NO_CONTENT)
 }

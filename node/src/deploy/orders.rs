@@ -7,7 +7,7 @@
 //! Invariants: at most [`ORDER_STREAMS_MAX`] streams are open at a node; a slow agent holds back
 //! only its own stream; a stream whose agent was removed ends.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use shoal_metadata::{Event, Fault, HostState, Query, Read};
 use shoal_p2p::TicketKey;
 use shoal_raft::{Raft, View};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -38,6 +38,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 pub struct OrderDesk {
     raft: Raft,
     ring: Keyring,
+    /// Who was removed from the cluster; `None` until that was read.
+    expelled: watch::Sender<Option<Arc<BTreeSet<PeerId>>>>,
     /// Open streams by agent; an agent that comes again has two for a moment.
     open: Arc<Mutex<HashMap<PeerId, usize>>>,
     stopping: CancellationToken,
@@ -68,7 +70,19 @@ pub struct Crowded;
 impl OrderDesk {
     /// Streams end when `stopping` is cancelled.
     pub fn new(raft: Raft, ring: Keyring, stopping: CancellationToken) -> Self {
-        Self { raft, ring, open: Arc::default(), stopping }
+        let expelled = watch::Sender::new(None);
+        Self { raft, ring, expelled, open: Arc::default(), stopping }
+    }
+
+    /// Tells all agents who was removed from the cluster, where that is another list.
+    pub fn set_expelled(&self, expelled: &BTreeSet<PeerId>) {
+        self.expelled.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(expelled);
+            if changed {
+                *known = Some(Arc::new(expelled.clone()));
+            }
+            changed
+        });
     }
 
     /// Agents that listen here.
@@ -100,7 +114,14 @@ impl OrderDesk {
         let stopping = self.stopping.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (raft, ring) = (self.raft.clone(), self.ring.clone());
-        let stream = OrderStream { agent, raft, ring, sent: HashMap::new(), sender };
+        let stream = OrderStream {
+            agent,
+            raft,
+            ring,
+            sent: HashMap::new(),
+            expelled: self.expelled.subscribe(),
+            sender,
+        };
         tokio::spawn(async move {
             let _seat = seat;
             stopping.run_until_cancelled(stream.run(current, events)).await;
@@ -122,6 +143,7 @@ struct OrderStream {
     ring: Keyring,
     /// With the attempt that the agent was told to make.
     sent: HashMap<DeploymentId, u32>,
+    expelled: watch::Receiver<Option<Arc<BTreeSet<PeerId>>>>,
     sender: mpsc::Sender<OrderMessage>,
 }
 
@@ -148,6 +170,10 @@ impl OrderStream {
                     }
                     Err(RecvError::Closed) => return,
                 },
+                Ok(()) = self.expelled.changed() => {
+                    let view = self.raft.local();
+                    self.send_cluster(&view).await
+                }
             };
             if step.is_err() {
                 return;
@@ -176,8 +202,8 @@ impl OrderStream {
         Ok(())
     }
 
-    /// How the nodes are reached, and what tickets are checked with.
-    async fn send_cluster(&self, view: &View) -> Result<(), End> {
+    /// How the nodes are reached, what tickets are checked with, and who has no part in it any more.
+    async fn send_cluster(&mut self, view: &View) -> Result<(), End> {
         let query = view.query();
         let nodes = match node_addresses(query) {
             Ok(nodes) => nodes,
@@ -186,7 +212,10 @@ impl OrderStream {
         if let Err(error) = self.ring.refresh(query) {
             return self.broken(&error);
         }
-        self.send(OrderMessage::Nodes { nodes, ticket_keys: ticket_keys(&self.ring) }).await
+        let expelled = self.expelled.borrow_and_update().clone();
+        let expelled = expelled.map(|expelled| expelled.iter().copied().collect());
+        let ticket_keys = ticket_keys(&self.ring);
+        self.send(OrderMessage::Nodes { nodes, ticket_keys, expelled }).await
     }
 
     fn broken(&self, error: &dyn std::error::Error) -> Result<(), End> {

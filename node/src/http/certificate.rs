@@ -22,7 +22,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use shoal_content::Timestamp;
 use shoal_metadata::HttpCertificate;
-use shoal_p2p::identity::{Authority, is_member};
+use shoal_p2p::identity::{self, Authority, is_member};
 use shoal_raft::Raft;
 use tracing::{info, warn};
 
@@ -214,14 +214,14 @@ fn issued_for(
     certified(made.chain_pem.as_bytes(), made.key_pem.as_bytes(), provider)
 }
 
-/// Whether two thirds of its time are over.
+/// See [`identity::is_due`].
 fn is_due(served: &CertifiedKey, now: Timestamp) -> bool {
     let Some(first) = served.cert.first() else { return true };
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(first) else { return true };
-    let (from, until) =
-        (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
-    let now = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX);
-    now >= from + (until - from) / 3 * 2
+    let moment = |seconds: i64| Timestamp::from_millis(u64::try_from(seconds).unwrap_or(0) * 1000);
+    let validity = parsed.validity();
+    let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    identity::is_due(moment(from), moment(until), now)
 }
 
 /// A chain with its key, which must fit.

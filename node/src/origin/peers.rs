@@ -17,7 +17,9 @@ use tokio::sync::broadcast::error::RecvError;
 use tracing::warn;
 
 use super::Origin;
+use crate::clock::now;
 use crate::config::Config;
+use crate::deploy::OrderDesk;
 use crate::state::Keys;
 
 /// Names of nodes are looked up again this often, since their addresses may change.
@@ -63,11 +65,20 @@ pub async fn serve_peers(
     Ok(Swarm::start(config, Arc::new(origin), registry).await?)
 }
 
-/// Tells the swarm who the nodes are, whenever that changes. Runs until it is dropped.
-pub async fn follow_members(raft: Raft, swarm: Swarm) {
+/// Tells the swarm who the nodes are, and it and all agents who is no member any more, whenever that
+/// changes. Runs until it is dropped.
+pub async fn follow_members(raft: Raft, swarm: Swarm, desk: OrderDesk) {
     let mut events = raft.events();
     let mut known = BTreeMap::new();
     loop {
+        // First, since names can take their time.
+        match raft.local().query().expelled(now()) {
+            Ok(expelled) => {
+                desk.set_expelled(&expelled);
+                swarm.set_expelled(expelled);
+            }
+            Err(error) => warn!(%error, "who was removed cannot be read"),
+        }
         match raft.local().query().nodes() {
             Ok(nodes) => {
                 let mut found = BTreeMap::new();
@@ -91,7 +102,10 @@ pub async fn follow_members(raft: Raft, swarm: Swarm) {
         let changed = async {
             loop {
                 match events.recv().await {
-                    Ok(Event::MembersChanged) | Err(RecvError::Lagged(_)) => return,
+                    Ok(Event::MembersChanged | Event::AgentsChanged)
+                    | Err(RecvError::Lagged(_)) => {
+                        return;
+                    }
                     Ok(_) => {}
                     // The node stops.
                     Err(RecvError::Closed) => std::future::pending().await,

@@ -11,8 +11,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::disks::{create_image, make_disk, upload};
-use super::members::Agent;
+use super::members::{Agent, try_enrol};
 use super::node::{DEADLINE, Node, problem, read};
+use super::wait::level_raised;
 
 /// Lines of an open answer.
 pub struct Lines {
@@ -79,6 +80,28 @@ pub async fn report_attempt(
     let sent = agent.request(node, Method::POST, "progress")?.json(&report).send().await?;
     ensure!(sent.status() == StatusCode::NO_CONTENT, "{}", sent.text().await?);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_told_who_was_removed_and_who_came_again() -> Result<()> {
+    let node = Node::start().await?;
+    level_raised(&node).await?;
+    let (first, second) =
+        (Agent::enrol(&node, "host-1").await?, Agent::enrol(&node, "host-2").await?);
+    let mut stream = orders(&node, &first).await?;
+    let mut told = async || match stream.order().await? {
+        OrderMessage::Nodes { expelled, .. } => expelled.context("the node does not say"),
+        other => bail!("{other:?}"),
+    };
+    ensure!(told().await?.is_empty());
+    let removed = node.request(Method::DELETE, "agents/host-2").send().await?;
+    ensure!(removed.status() == StatusCode::NO_CONTENT, "{removed:?}");
+    ensure!(told().await? == [second.key.peer_id()]);
+    let token = node.join_token("agent", Some(1)).await?;
+    let again = try_enrol(&node, &second.key, "host-2", &token).await?;
+    ensure!(again.status() == StatusCode::OK, "{again:?}");
+    ensure!(told().await?.is_empty());
+    node.server.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ use super::{Error, Role};
 const AUTHORITY_DAYS: i64 = 3650;
 /// How long a process's or a HTTPS certificate holds.
 const LEAF_DAYS: i64 = 397;
+pub const CERTIFICATE_LIFETIME: std::time::Duration =
+    std::time::Duration::from_secs(LEAF_DAYS as u64 * 24 * 3600);
 /// A certificate holds from a while before now, since clocks differ.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 

@@ -11,7 +11,7 @@ use rustls::client::ResolvesClientCert;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, SignatureScheme};
 use shoal_content::{PeerId, Timestamp};
@@ -104,11 +104,11 @@ impl Credentials {
         self.shown.0.read().until
     }
 
-    /// Whether most of its time is over: the rest is for whoever cannot renew it at once.
+    /// Whether two thirds of its time are over, since the rest is for whoever cannot renew it at
+    /// once; or its time has not begun, since it was made while a clock was wrong.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let current = self.shown.0.read();
-        let lasts = current.until.as_millis().saturating_sub(current.from.as_millis());
-        now >= current.from.plus_millis(lasts / 3 * 2)
+        is_due(current.from, current.until, now)
     }
 
     /// A QUIC server for the one protocol `alpn` that lets in `accept` only; strangers fail the
@@ -124,8 +124,10 @@ impl Credentials {
             .with_client_cert_verifier(Arc::new(gate))
             .with_cert_resolver(self.shown.clone());
         tls.alpn_protocols = vec![alpn.to_vec()];
-        // Early data can be replayed.
+        // Early data can be replayed; a resumed session may outlive the certificate that began it.
         tls.max_early_data_size = 0;
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
         let tls =
             QuicServerConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
         Ok(quinn::ServerConfig::with_crypto(Arc::new(tls)))
@@ -157,6 +159,12 @@ impl Credentials {
         roots.add(first_certificate(&self.authority_pem)?)?;
         Ok(Arc::new(roots))
     }
+}
+
+/// Whether a certificate that is valid in between should be replaced: see [`Credentials::is_due`].
+pub fn is_due(from: Timestamp, until: Timestamp, now: Timestamp) -> bool {
+    let lasts = until.as_millis().saturating_sub(from.as_millis());
+    now < from || now >= from.plus_millis(lasts / 3 * 2)
 }
 
 fn current(key: &KeyPair, certificate_pem: &str) -> Result<Current, Error> {
@@ -206,18 +214,42 @@ mod tests {
         Authority::create(&ClusterId::from_uuid(uuid::Uuid::from_u128(1))).unwrap()
     }
 
-    /// Connects `client` to `server`, which accepts agents only; gives what both sides saw.
+    /// Two processes, set up once.
+    struct Ends {
+        listener: quinn::Endpoint,
+        dialler: quinn::Endpoint,
+    }
+
+    impl Ends {
+        /// The server accepts agents only.
+        fn new(server: &Credentials, client: &Credentials) -> Self {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let config = server.quinn_server(b"test", &[Role::Agent]).unwrap();
+            let listener = quinn::Endpoint::server(config, any).unwrap();
+            let mut dialler = quinn::Endpoint::client(any).unwrap();
+            dialler.set_default_client_config(client.quinn_client(b"test", &[Role::Node]).unwrap());
+            Self { listener, dialler }
+        }
+
+        /// The server's side and the client's.
+        async fn connect(&self) -> Option<(quinn::Connection, quinn::Connection)> {
+            let address = self.listener.local_addr().unwrap();
+            let accepted = async { self.listener.accept().await?.await.ok() };
+            let dialled = async { self.dialler.connect(address, "any.name").ok()?.await.ok() };
+            let (accepted, dialled) = tokio::join!(accepted, dialled);
+            Some((accepted?, dialled?))
+        }
+    }
+
+    /// Connects both; gives whom each of them saw.
     async fn connect(server: &Credentials, client: &Credentials) -> Option<(PeerId, PeerId)> {
-        let config = server.quinn_server(b"test", &[Role::Agent]).unwrap();
-        let listener = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
-        let dialler = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        let config = client.quinn_client(b"test", &[Role::Node]).unwrap();
-        let address = listener.local_addr().unwrap();
-        let accepted = async { listener.accept().await?.await.ok() };
-        let dialled = async { dialler.connect_with(config, address, "any.name").ok()?.await.ok() };
-        let (accepted, dialled) = tokio::join!(accepted, dialled);
-        let (accepted, dialled) = (accepted?, dialled?);
+        let (accepted, dialled) = Ends::new(server, client).connect().await?;
         Some((peer_of(&accepted).ok()?.0, peer_of(&dialled).ok()?.0))
+    }
+
+    fn shown_to(connection: &quinn::Connection) -> CertificateDer<'static> {
+        let chain = connection.peer_identity().unwrap();
+        chain.downcast::<Vec<CertificateDer<'static>>>().unwrap().remove(0)
     }
 
     #[tokio::test]
@@ -247,8 +279,8 @@ mod tests {
         let authority = authority();
         let node = credentials(&authority, Role::Node);
         let agent = credentials(&authority, Role::Agent);
-        let listening = node.clone();
-        let before = Arc::clone(&node.shown.0.read().certified);
+        let ends = Ends::new(&node.clone(), &agent.clone());
+        let before = ends.connect().await.unwrap();
         let csr = node.key.csr_pem().unwrap();
         let foreign = self::authority();
         let strangers = KeyPair::generate().unwrap().csr_pem().unwrap();
@@ -259,12 +291,19 @@ mod tests {
             "no certificate".to_owned(),
         ] {
             node.renew(&bad).unwrap_err();
-            assert_eq!(node.shown.0.read().certified.cert, before.cert);
         }
-        node.renew(&authority.issue(&csr, Role::Node).unwrap()).unwrap();
-        // Clones show it, too, and it is another one.
-        assert_ne!(listening.shown.0.read().certified.cert, before.cert);
-        assert_eq!(connect(&listening, &agent).await, Some((agent.peer_id(), node.peer_id())));
+        let same = ends.connect().await.unwrap();
+        assert_eq!(shown_to(&same.1), shown_to(&before.1));
+        for (credentials, role) in [(&node, Role::Node), (&agent, Role::Agent)] {
+            let csr = credentials.key.csr_pem().unwrap();
+            credentials.renew(&authority.issue(&csr, role).unwrap()).unwrap();
+        }
+        let after = ends.connect().await.unwrap();
+        for (after, before) in [(&after.0, &before.0), (&after.1, &before.1)] {
+            assert_ne!(shown_to(after), shown_to(before));
+            assert_eq!(peer_of(after).unwrap(), peer_of(before).unwrap());
+        }
+        assert!(before.0.close_reason().is_none() && before.1.close_reason().is_none());
     }
 
     #[test]
@@ -275,6 +314,7 @@ mod tests {
         let before = |days: u64| Timestamp::from_millis(end.as_millis() - days * DAY_MS);
         assert!(!node.is_due(before(396)) && !node.is_due(before(134)));
         assert!(node.is_due(before(131)) && node.is_due(end));
+        assert!(node.is_due(before(500)), "its time has not begun");
     }
 
     #[test]

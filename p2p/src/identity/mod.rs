@@ -23,8 +23,8 @@ use shoal_content::PeerId;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use authority::{Authority, HttpCertificate};
-pub use credentials::{Credentials, peer_of};
+pub use authority::{Authority, CERTIFICATE_LIFETIME, HttpCertificate};
+pub use credentials::{Credentials, is_due, peer_of};
 pub use member::{is_member, member_client};
 pub use pin::AuthorityPin;
 

@@ -340,7 +340,9 @@ pub fn audited<R: Read>(
             ("data_key.rotate", owner.to_string())
         }
         Command::WrapDataKeys { master, .. } => ("master_key.rotate", master.clone()),
-        Command::RemoveAgent(peer) => ("agent.remove", peer.to_string()),
+        Command::RemoveAgent(peer) | Command::ExpelAgent { peer, .. } => {
+            ("agent.remove", peer.to_string())
+        }
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
         Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),
         Command::UpdateImage { id, .. } | Command::DescribeImage { id, .. } => {

@@ -124,7 +124,8 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::WrapDataKeys { .. }
         | Command::HandOverObjects { .. }
         | Command::DestroyDataKeys { .. }
-        | Command::NoteMasterKeys { .. } => 2,
+        | Command::NoteMasterKeys { .. }
+        | Command::ExpelAgent { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -618,6 +618,12 @@ pub enum Command {
         node: shoal_content::NodeId,
         masters: BTreeSet<String>,
     },
+    /// Removes an agent whose certificate holds until then at the latest: peers are told to have
+    /// nothing to do with it.
+    ExpelAgent {
+        peer: PeerId,
+        until: Timestamp,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -33,7 +33,7 @@ mod rights;
 mod table;
 mod transaction;
 
-pub use apply::{COUNTED_MAX, Outcome, PULLS_MAX, RETIRED_MAX, apply};
+pub use apply::{COUNTED_MAX, EXPELLED_MAX, Outcome, PULLS_MAX, RETIRED_MAX, apply};
 pub use audit::{
     AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
     AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,

@@ -3,7 +3,7 @@
 //! Lists come in byte order of their keys, as pages where they can grow without bound.
 //! Non-goal: permission; whoever asks has been let in already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 use shoal_content::{
@@ -134,6 +134,23 @@ impl<'a, R: Read> Query<'a, R> {
             Some(peer) => self.agent(peer),
             None => Ok(None),
         }
+    }
+
+    /// Agents and nodes that were removed and whose certificates may hold at `now`.
+    pub fn expelled(&self, now: Timestamp) -> Result<BTreeSet<PeerId>, Fault> {
+        let agents = self.expelled_agents()?.into_iter();
+        let agents = agents.filter(|(_, until)| *until > now).map(|(peer, _)| peer);
+        let mut expelled: BTreeSet<PeerId> = agents.collect();
+        expelled.extend(self.all::<PeerId>(Table::RetiredNodes, b"")?);
+        for node in self.nodes()? {
+            // A machine that was removed and has joined anew.
+            expelled.remove(&node.peer);
+        }
+        Ok(expelled)
+    }
+
+    pub(crate) fn expelled_agents(&self) -> Result<Vec<(PeerId, Timestamp)>, Fault> {
+        self.all(Table::Expelled, b"")
     }
 
     /// By peer.

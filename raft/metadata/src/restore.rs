@@ -144,6 +144,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::DataKeys
         | Table::OwnerDataKeys
         | Table::HandedKeys
+        | Table::Expelled
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -196,11 +196,13 @@ pub enum Table {
     HandedKeys = 88,
     /// Node id -> ids of the master keys that it has.
     NodeMasterKeys = 89,
+    /// Peer of an agent that was removed -> itself, and until when its certificate may hold.
+    Expelled = 90,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 89] = [
+    pub const ALL: [Self; 90] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -290,6 +292,7 @@ impl Table {
         Self::OwnerDataKeys,
         Self::HandedKeys,
         Self::NodeMasterKeys,
+        Self::Expelled,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -462,6 +462,62 @@ fn a_deployment_is_pending_until_each_host_has_come_to_an_end() {
 }
 
 #[test]
+fn who_is_expelled_is_known_until_its_certificate_ends_or_it_is_let_in_again() {
+    let mut world = World::founded();
+    world.accepts(Command::CreateJoinToken(token("t", JoinRole::Agent, None)));
+    for number in 1..=3 {
+        let agent = agent(number);
+        world.accepts(Command::EnrolAgent { token: "t".into(), secret_hash: [7; 32], agent });
+    }
+    let expel = |number, until| Command::ExpelAgent { peer: peer(number), until: at(until) };
+    let expelled = |world: &World| -> Vec<shoal_content::PeerId> {
+        world.query().expelled(at(world.now)).unwrap().into_iter().collect()
+    };
+    world.accepts(expel(1, 500));
+    world.accepts(expel(2, 10_000));
+    assert_eq!(expelled(&world), [peer(1), peer(2)]);
+    assert_eq!(world.query().agent(peer(1)).unwrap(), None);
+    assert_eq!(world.refuses(expel(1, 500)), Refusal::NotFound(Subject::Agent));
+    world.now = 600;
+    world.accepts(expel(3, 10_000));
+    assert_eq!(expelled(&world), [peer(2), peer(3)], "a certificate has ended");
+    let agent = agent(2);
+    world.accepts(Command::EnrolAgent { token: "t".into(), secret_hash: [7; 32], agent });
+    assert_eq!(expelled(&world), [peer(3)]);
+    // A node, too, until its machine joins anew.
+    let away = Node { peer: peer(9), ..node(9) };
+    world.accepts(Command::RegisterNode(away.clone()));
+    world.accepts(Command::RemoveNode(away.id));
+    assert_eq!(expelled(&world), [peer(3), peer(9)]);
+    world.accepts(Command::RegisterNode(Node { id: NodeId::new(10), ..away }));
+    assert_eq!(expelled(&world), [peer(3)]);
+}
+
+#[test]
+fn of_too_many_who_were_expelled_those_are_forgotten_whose_certificates_end_first() {
+    let mut world = World::founded();
+    world.accepts(Command::CreateJoinToken(token("t", JoinRole::Agent, None)));
+    let numbered = |number: usize| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        shoal_content::PeerId::from_public_key(bytes)
+    };
+    for number in 0..EXPELLED_MAX + 2 {
+        let agent = Agent { peer: numbered(number), ..agent(1) };
+        world.accepts(Command::EnrolAgent { token: "t".into(), secret_hash: [7; 32], agent });
+        // The later it was removed, the earlier its certificate ends.
+        let until = at((2 * EXPELLED_MAX - number) as u64);
+        world.accepts(Command::ExpelAgent { peer: numbered(number), until });
+    }
+    let kept = world.query().expelled(at(0)).unwrap();
+    assert_eq!(kept.len(), EXPELLED_MAX);
+    for (number, there) in [(0, true), (EXPELLED_MAX - 2, true), (EXPELLED_MAX - 1, false)] {
+        assert_eq!(kept.contains(&numbered(number)), there, "{number}");
+    }
+    assert!(kept.contains(&numbered(EXPELLED_MAX + 1)), "the last one is on it, whenever it ends");
+}
+
+#[test]
 fn only_what_was_unreferenced_long_enough_is_swept() {
     let mut world = World::founded();
     world.accepts(Command::PutManifest(disk("vm", 1, 20, &[1, 2])));

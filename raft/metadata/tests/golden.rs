@@ -374,6 +374,7 @@ fn catalog_samples() -> Vec<Command> {
         hand_over(&[ObjectKey::Blob(upload_id(7))], 7, 3),
         Command::DestroyDataKeys { keys: [data_key_id(7)].into(), retired_before: at(300) },
         Command::NoteMasterKeys { node: NodeId::new(300), masters: ["m".to_owned()].into() },
+        Command::ExpelAgent { peer: peer(1), until: at(300) },
     ]
 }
 

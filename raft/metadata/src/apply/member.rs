@@ -3,7 +3,7 @@
 //! Invariants: once there is an administrator there is always one; a node's id is never given out
 //! twice; names of nodes and agents are unique, and so is a peer among the nodes.
 
-use shoal_content::{AccountName, NodeId, PeerId};
+use shoal_content::{AccountName, NodeId, PeerId, Timestamp};
 
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
@@ -17,6 +17,10 @@ use crate::transaction::row;
 /// The most join tokens there are at a time. Those that have expired are dropped when a new one is
 /// made.
 const JOIN_TOKENS_MAX: usize = 1000;
+
+/// The most removed agents on the list of those that nobody deals with. Each agent is told all of
+/// it in one line, of at most 1 MiB.
+pub const EXPELLED_MAX: usize = 4096;
 
 impl<R: Read> Step<'_, R> {
     pub(super) fn found(&mut self, cluster: &Cluster, admin: &User) -> Result<Response, Stop> {
@@ -190,6 +194,8 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::JoinTokens, token.id.as_bytes(), &token);
         self.rows.put(Table::AgentNames, agent.name.as_bytes(), &agent.peer);
         self.rows.put(Table::Agents, key::peer(agent.peer), &agent);
+        // Whoever let it in again wants it back.
+        self.rows.remove(Table::Expelled, key::peer(agent.peer));
         self.events.push(Event::AgentsChanged);
         Ok(Response::Done)
     }
@@ -210,6 +216,18 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::JoinTokens, token.id.as_bytes(), &token);
         self.put_node(&node);
         Ok(Response::Done)
+    }
+
+    /// Where there are too many, those whose certificates end first are forgotten.
+    pub(super) fn expel_agent(&mut self, peer: PeerId, until: Timestamp) -> Result<Response, Stop> {
+        let mut known = self.query().expelled_agents()?;
+        known.sort_unstable_by_key(|&(peer, until)| (until, peer));
+        let surplus = (known.len() + 1).saturating_sub(EXPELLED_MAX);
+        for (peer, _) in known.into_iter().take(surplus) {
+            self.rows.remove(Table::Expelled, key::peer(peer));
+        }
+        self.rows.put(Table::Expelled, key::peer(peer), &(peer, until));
+        self.remove_agent(peer)
     }
 
     /// What the agent still had to do counts as failed.

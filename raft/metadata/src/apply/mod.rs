@@ -37,6 +37,7 @@ mod warm_up;
 use shoal_content::Timestamp;
 
 pub use catalog::COUNTED_MAX;
+pub use member::EXPELLED_MAX;
 pub use retire::{PULLS_MAX, RETIRED_MAX};
 
 use crate::command::{Command, Event, Refusal, Response};
@@ -128,6 +129,7 @@ impl<R: Read> Step<'_, R> {
                 self.admit_node(&token, &secret_hash, node)
             }
             Command::RemoveAgent(peer) => self.remove_agent(peer),
+            Command::ExpelAgent { peer, until } => self.expel_agent(peer, until),
             Command::CreateImage { id, name, kind, profile, owner } => {
                 self.create_image(id, name, kind, profile, owner)
             }

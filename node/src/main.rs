@@ -162,7 +162,7 @@ async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => notice,
         // Whoever presses Ctrl-C waits for it.
         _ = interrupt.recv() => Duration::ZERO,
-        error = server.failed() => return Err(error).context("the HTTP server failed"),
+        failure = server.failed() => return server.fail(failure).await,
     };
     tokio::select! {
         left = Box::pin(server.leave(notice)) => left,

@@ -14,6 +14,7 @@ use shoal_metadata::AuditPhase;
 use shoal_p2p::Swarm;
 use shoal_p2p::identity::{Credentials, Role, peer_of};
 use shoal_raft::{Raft, Transport};
+use thiserror::Error;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -24,7 +25,7 @@ use crate::audit::Audit;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
-use crate::encryption::{self, DataKeys, Shredder};
+use crate::encryption::{self, DataKeys, Keyless, Shredder};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
@@ -62,6 +63,15 @@ const KEYS_INTERVAL: Duration = Duration::from_millis(200);
 /// Takes the password of a cluster that was founded.
 type Founded<'a> = Box<dyn FnOnce(&str) + Send + 'a>;
 
+/// Why a node cannot go on.
+#[derive(Debug, Error)]
+pub enum Failure {
+    #[error("the HTTP server failed")]
+    Http(#[source] std::io::Error),
+    #[error(transparent)]
+    Encryption(encryption::Error),
+}
+
 /// A running node.
 ///
 /// Its calls give boxed futures: who polls one that is not boxed compiles the whole node again.
@@ -73,6 +83,8 @@ pub struct Server {
     /// For an ACME server.
     challenges: Option<Listening>,
     swarm: Swarm,
+    /// Of a node without a master key.
+    keyless: Option<Keyless>,
     /// What runs in the background; ends with it.
     _tasks: JoinSet<()>,
     home: Arc<Home>,
@@ -159,7 +171,8 @@ impl Server {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft).await?;
-        let encryption = encryption::open(&config.encryption, &raft).await?;
+        let encryption = encryption::open(&config.encryption, &raft, id).await?;
+        let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
         let mut tasks = JoinSet::new();
         let store = match &encryption {
             None => stores,
@@ -272,16 +285,40 @@ impl Server {
             None => None,
         };
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, challenges, swarm, _tasks: tasks, home })
+        Ok(Self { app, https, plain, challenges, swarm, keyless, _tasks: tasks, home })
     }
 
     pub fn app(&self) -> &App {
         &self.app
     }
 
-    /// Waits for a part that ends by itself.
-    pub async fn failed(&mut self) -> std::io::Error {
-        self.https.failed().await
+    /// Waits for a reason not to go on.
+    pub async fn failed(&mut self) -> Failure {
+        let sealed = async {
+            match &self.keyless {
+                Some(keyless) => keyless.sealed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            error = self.https.failed() => Failure::Http(error),
+            error = sealed => Failure::Encryption(error),
+        }
+    }
+
+    /// Stops after a failure. Nothing under way is waited for: what a node without the master key
+    /// still answers is wrong.
+    ///
+    /// # Errors
+    /// Always the failure.
+    pub fn fail(self, failure: Failure) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            if matches!(failure, Failure::Encryption(_)) {
+                warn!(%failure, "the node stops");
+                self.stop_within(Duration::ZERO).await?;
+            }
+            Err(failure.into())
+        })
     }
 
     /// Leaves the cluster to its other nodes: hands the leadership over, gives clients `notice` to
@@ -308,11 +345,11 @@ impl Server {
     /// # Errors
     /// Where a part had failed before.
     pub fn stop(self) -> BoxFuture<'static, Result<()>> {
-        Box::pin(self.stop_here())
+        let deadline = Duration::from_secs(self.app.config.drain.deadline_seconds);
+        Box::pin(self.stop_within(deadline))
     }
 
-    async fn stop_here(self) -> Result<()> {
-        let deadline = Duration::from_secs(self.app.config.drain.deadline_seconds);
+    async fn stop_within(self, deadline: Duration) -> Result<()> {
         self.app.drain.give_notice();
         self.app.drain.cut_before(deadline);
         self.app.services.close();

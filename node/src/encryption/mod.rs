@@ -4,6 +4,9 @@
 //! cluster's own data key, and from then on no node starts that cannot open what is there. Until
 //! then, and while `[encryption] seal` is off, objects are stored as they are.
 //!
+//! A node that has lost a master key says so before it serves anybody, so that sealing does not
+//! begin without it. Should it begin all the same, a node that has none stops ([`Keyless`]).
+//!
 //! Invariants: once sealing has begun, what cannot be sealed is not stored; a data key is in a
 //! node's memory only while its row has it.
 //! Non-goals: the form of sealed objects (`store::sealed`), what the cluster agrees on
@@ -14,6 +17,7 @@ mod master;
 mod rotation;
 mod shredding;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,13 +39,16 @@ pub use shredding::Shredder;
 
 /// How often it is looked at whether sealing can begin.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// How often a node without a master key looks whether sealing has begun.
+const KEYLESS_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Error)]
 pub enum Error {
     #[error(transparent)]
     Master(#[from] MasterKeyError),
     #[error(
-        "objects of this cluster are sealed, and [encryption] has no master_key_file; it is {0}"
+        "objects of this cluster are sealed, and this node has no master key: set [encryption] \
+         master_key_file to the file of {0}"
     )]
     NoMaster(String),
     #[error(
@@ -49,6 +56,11 @@ pub enum Error {
          name its file in [encryption] master_key_file or previous_master_key_files"
     )]
     OtherMaster { wanted: String, has: String },
+    #[error(
+        "the cluster counts on a master key that this node has no more, and that cannot be taken \
+         back now"
+    )]
+    TakeBack(#[source] ProposeError),
     #[error("nothing is sealed yet: {0}")]
     NotSealing(&'static str),
     #[error(transparent)]
@@ -65,16 +77,62 @@ pub enum Error {
 /// and the settings name no master key.
 ///
 /// # Errors
-/// Where what is sealed could not be read by this node.
-pub async fn open(settings: &config::Encryption, raft: &Raft) -> Result<Option<DataKeys>, Error> {
+/// Where what is sealed could not be read by this node, or others might think that it could.
+pub async fn open(
+    settings: &config::Encryption,
+    raft: &Raft,
+    node: NodeId,
+) -> Result<Option<DataKeys>, Error> {
     let masters = MasterKeys::read(settings)?;
-    match (raft.local().query().master_key()?, masters) {
+    take_back(raft, node, masters.as_ref().map(MasterKeys::ids).unwrap_or_default()).await?;
+    // From here on sealing does not begin before this node has said that it has the key.
+    let begun = raft.read().await?.query().master_key()?;
+    match (begun, masters) {
         (None, None) => Ok(None),
         (Some(wanted), None) => Err(Error::NoMaster(wanted)),
         (_, Some(masters)) => {
             let keys = DataKeys::of_cluster(raft.clone(), masters, settings.seal);
             keys.check().await?;
             Ok(Some(keys))
+        }
+    }
+}
+
+/// Says which master keys the node has, where it has said in an earlier run that it had others.
+async fn take_back(raft: &Raft, node: NodeId, masters: BTreeSet<String>) -> Result<(), Error> {
+    let said = raft.read().await?.query().node_master_keys(node)?;
+    if said.is_subset(&masters) {
+        return Ok(());
+    }
+    let note = Command::NoteMasterKeys { node, masters };
+    match raft.propose(now(), note).await {
+        // One that was removed has no row, and nobody counts on it.
+        Ok(_) | Err(ProposeError::Refused(Refusal::NotFound(_))) => Ok(()),
+        Err(error) => Err(Error::TakeBack(error)),
+    }
+}
+
+/// Watches over a node that has no master key.
+#[derive(Debug)]
+pub struct Keyless(Raft);
+
+impl Keyless {
+    pub fn new(raft: Raft) -> Self {
+        Self(raft)
+    }
+
+    /// Waits until objects of the cluster are sealed: this node would store what nobody should
+    /// read, and give as content what it cannot open.
+    pub async fn sealed(&self) -> Error {
+        let mut ticks = interval(KEYLESS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.0.local().query().master_key() {
+                Ok(Some(master)) => return Error::NoMaster(master),
+                Ok(None) => {}
+                Err(error) => debug!(%error, "whether objects are sealed cannot be looked at now"),
+            }
         }
     }
 }

@@ -9,14 +9,14 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{EncryptionRotated, EncryptionStatus};
 use shoal_content::{ObjectKey, RepositoryName};
-use shoal_metadata::KeyOwner;
+use shoal_metadata::{Command, KeyOwner};
 use shoal_node::config::Config;
 use shoal_node::server::Server;
 use shoal_node::store::{StoreError, read};
 
 use super::backup::save;
 use super::disks::{create_image, download, make_disk, upload};
-use super::node::{Node, problem};
+use super::node::{DEADLINE, Node, problem};
 use super::v2::{expect, open_upload, push_blob, push_image, sha256};
 use super::wait::until;
 
@@ -295,6 +295,45 @@ async fn nothing_is_sealed_before_every_node_can_read_it() -> Result<()> {
         Err(error) => ensure!(format!("{error:#}").contains("master_key_file"), "{error:#}"),
     }
     second.server.stop().await?;
+    first.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_lost_its_master_key_says_so_and_is_waited_for() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let master = master_key(keys.path(), 1)?;
+    let first = Node::start().await?;
+    let second = first.join("node-2").await?;
+    let number = second.server.app().node;
+    let file = master.clone();
+    let second = second.restart(|config| config.encryption.master_key_file = Some(file)).await?;
+    until("what the second node says", async || {
+        let view = first.server.app().view().await?;
+        Ok((!view.query().node_master_keys(number)?.is_empty()).then_some(()))
+    })
+    .await?;
+    let mut second = second.restart(|config| config.encryption.master_key_file = None).await?;
+    let said = second.server.app().view().await?.query().node_master_keys(number)?;
+    ensure!(said.is_empty(), "it serves, and others think that it has {said:?}");
+    let file = master.clone();
+    let first = first.restart(|config| config.encryption.master_key_file = Some(file)).await?;
+    until("what the first node says", async || {
+        let status: EncryptionStatus = first.get(STATUS).await?;
+        Ok((status.state == "waiting" && status.waiting_for == [number.number()]).then_some(()))
+    })
+    .await?;
+
+    // Should the others begin all the same, it does not go on.
+    let masters =
+        first.server.app().view().await?.query().node_master_keys(first.server.app().node)?;
+    first.server.app().propose(Command::NoteMasterKeys { node: number, masters }).await?;
+    sealing(&first).await?;
+    let failure = tokio::time::timeout(DEADLINE, second.server.failed()).await?;
+    let address = second.server.app().config.http.listen;
+    let stopped = second.server.fail(failure).await;
+    let said = format!("{:#}", stopped.err().context("it has not failed")?);
+    ensure!(said.contains("[encryption] master_key_file"), "{said}");
+    ensure!(std::net::TcpListener::bind(address).is_ok(), "it listens on");
     first.server.stop().await
 }
 

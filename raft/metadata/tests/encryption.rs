@@ -66,6 +66,23 @@ fn nothing_is_sealed_before_every_node_has_the_master_key() {
 }
 
 #[test]
+fn a_node_that_has_its_master_key_no_more_is_waited_for_again() {
+    let mut world = World::founded();
+    let second = shoal_content::NodeId::new(2);
+    for number in [1, 2] {
+        world.accepts(Command::RegisterNode(node(number)));
+        world.accepts(note(u64::from(number), &["m"]));
+    }
+    world.accepts(note(2, &[]));
+    assert!(world.query().node_master_keys(second).unwrap().is_empty());
+    assert_eq!(world.query().node_without_master("m").unwrap(), Some(second));
+    let early = world.refuses(make_data_key(KeyOwner::Cluster, 1, None, "m"));
+    assert!(matches!(early, Refusal::MasterKeyMissing { node, .. } if node == second), "{early}");
+    world.accepts(note(2, &["m"]));
+    world.accepts(make_data_key(KeyOwner::Cluster, 1, None, "m"));
+}
+
+#[test]
 fn of_two_nodes_that_make_a_key_at_once_one_does() {
     let mut world = sealing();
     world.accepts(make_data_key(owner("p"), 2, None, "m"));

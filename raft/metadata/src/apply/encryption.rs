@@ -135,6 +135,7 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    /// A node that says that it has none is as one that has never said anything.
     pub(super) fn note_master_keys(
         &mut self,
         node: NodeId,
@@ -148,7 +149,10 @@ impl<R: Read> Step<'_, R> {
         {
             return Err(Refusal::Limit(format!("{MASTER_KEYS_MAX} master keys")).into());
         }
-        self.rows.put(Table::NodeMasterKeys, key::node(node), masters);
+        match masters.is_empty() {
+            true => self.rows.remove(Table::NodeMasterKeys, key::node(node)),
+            false => self.rows.put(Table::NodeMasterKeys, key::node(node), masters),
+        }
         Ok(Response::Done)
     }
 }

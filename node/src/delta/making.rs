@@ -22,7 +22,7 @@ use crate::collection::first_missing;
 use crate::disks::PackUploads;
 use crate::http::problem::chain;
 use crate::origin;
-use crate::store::StoreError;
+use crate::store::{StoreError, put_once};
 
 /// How long a node may be silent before another one takes over.
 const LEASE: Duration = Duration::from_secs(20);
@@ -145,7 +145,7 @@ impl Deltas {
                 let encoded = recipe.encode();
                 let recipe = RecipeId::of(&encoded);
                 let (key, under) = (ObjectKey::Recipe(recipe), self.under(of.image)?);
-                self.inner.store.put(key, &under, Bytes::from(encoded)).await?;
+                put_once(&*self.inner.store, key, &under, Bytes::from(encoded)).await?;
                 objects.push(ObjectKey::Recipe(recipe));
                 // Some may have been there before, and on their way out.
                 if let Some(missing) = first_missing(&self.inner.store, &objects).await? {

@@ -31,7 +31,7 @@ use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
 use crate::http::problem::chain;
-use crate::store::StoreError;
+use crate::store::{StoreError, put_once};
 
 /// Bytes of the uploaded file that are compared at once.
 const COMPARED_AT_ONCE: usize = 1024 * 1024;
@@ -147,7 +147,8 @@ impl Disks {
     async fn store_recipe(&self, recipe: &Recipe, under: &KeyOwner) -> Result<RecipeId, Failure> {
         let encoded = recipe.encode();
         let id = RecipeId::of(&encoded);
-        self.inner.store.put(ObjectKey::Recipe(id), under, Bytes::from(encoded)).await?;
+        let (store, key) = (&*self.inner.store, ObjectKey::Recipe(id));
+        put_once(store, key, under, Bytes::from(encoded)).await?;
         Ok(id)
     }
 

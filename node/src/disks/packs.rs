@@ -12,7 +12,7 @@ use shoal_metadata::KeyOwner;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::store::{BlobStore, StoreError};
+use crate::store::{BlobStore, StoreError, put_once};
 
 /// Packs on their way to storage at once.
 pub const PACKS_IN_FLIGHT_MAX: usize = 2;
@@ -58,13 +58,8 @@ impl PackSink for PackUploads {
         self.wait(PACKS_IN_FLIGHT_MAX - 1)?;
         let (store, under) = (Arc::clone(&self.store), self.under.clone());
         let store_pack = async move {
-            let key = ObjectKey::Pack(id);
             // An ingest that another node began may have stored it: the name says what it holds.
-            let length = bytes.len() as u64;
-            if store.length(key).await? == Some(length) && store.lasts(key).await? {
-                return Ok(());
-            }
-            store.put(key, &under, Bytes::from(bytes)).await
+            put_once(&*store, ObjectKey::Pack(id), &under, Bytes::from(bytes)).await
         };
         self.tasks.spawn_on(store_pack, &self.runtime);
         Ok(())

@@ -177,6 +177,24 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
     async fn probe(&self) -> Result<(), StoreError>;
 }
 
+/// Stores an object that is named by its content, where it is not there or does not last. One that
+/// is there stays as it is: sealed anew it would have other bytes, which readers have in part.
+///
+/// # Errors
+/// As [`BlobStore::put`] and [`BlobStore::lasts`].
+pub async fn put_once(
+    store: &dyn BlobStore,
+    key: ObjectKey,
+    under: &KeyOwner,
+    bytes: Bytes,
+) -> Result<(), StoreError> {
+    let length = bytes.len() as u64;
+    if store.length(key).await? == Some(length) && store.lasts(key).await? {
+        return Ok(());
+    }
+    store.put(key, under, bytes).await
+}
+
 /// Reads a range of at most [`READ_BYTES_MAX`] into memory.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use shoal_metadata::Secret;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::store::{CachedStore, FolderStore, PART_BYTES_MIN, check_conformance};
+use crate::store::{CachedStore, FolderStore, PART_BYTES_MIN, check_conformance, put_once};
 
 const SEGMENT: usize = SEGMENT_BYTES as usize;
 
@@ -306,6 +306,26 @@ async fn a_cache_holds_sealed_bytes_and_one_of_an_older_object_mends_itself() {
     world.store.put(key, &other, content.clone()).await.unwrap();
     assert!(read(&here, key, 0..length).await.unwrap() == content);
     assert!(read(&here, key, 0..length).await.unwrap() == content);
+}
+
+#[tokio::test]
+async fn what_is_named_by_its_content_is_stored_once_while_it_lasts() {
+    let world = World::new();
+    let (first, second) = (project("p"), project("q"));
+    let (old, _) = (world.keys.make(&first), world.keys.make(&second));
+    let content = content(SEGMENT + 1);
+    let key = ObjectKey::Recipe(RecipeId::of(&content));
+    put_once(&world.store, key, &first, content.clone()).await.unwrap();
+    let stored = world.stored(key).await;
+    put_once(&world.store, key, &second, content.clone()).await.unwrap();
+    assert!(world.stored(key).await == stored, "it was sealed anew in its place");
+    world.keys.retire(&old);
+    put_once(&world.store, key, &second, content.clone()).await.unwrap();
+    assert!(world.stored(key).await != stored, "it goes with a key that is to be destroyed");
+    assert!(world.store.lasts(key).await.unwrap());
+    world.forge(key, stored.slice(..100)).await;
+    put_once(&world.store, key, &second, content.clone()).await.unwrap();
+    assert!(read(&world.store, key, 0..content.len() as u64).await.unwrap() == content);
 }
 
 #[tokio::test]

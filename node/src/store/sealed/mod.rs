@@ -27,6 +27,7 @@ use moka::future::Cache;
 use shoal_content::{DataKeyId, ObjectKey, Timestamp};
 use shoal_metadata::{HandedKey, KeyOwner};
 use tokio::sync::Semaphore;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage, read};
@@ -149,7 +150,7 @@ impl SealedStore {
     }
 
     /// An object that goes with a data key which is about to be destroyed; `None` where it stays as
-    /// it is, or is gone.
+    /// it is, or is gone, or is so damaged that it does not open with that key either.
     ///
     /// # Errors
     /// Where storage or the keys do not answer.
@@ -163,9 +164,14 @@ impl SealedStore {
             head => head?,
         };
         let Some(header) = head.header else { return Ok(None) };
-        Ok(match self.inner.access(object, head).await? {
-            Access::By { secret, lasts: false } => Some(Held { from: header.key, secret }),
-            Access::AsItIs | Access::By { .. } | Access::Shredded => None,
+        Ok(match self.inner.access(object, head).await {
+            Ok(Access::By { secret, lasts: false }) => Some(Held { from: header.key, secret }),
+            Ok(Access::AsItIs | Access::By { .. } | Access::Shredded) => None,
+            Err(error @ StoreError::Sealed(_)) => {
+                warn!(%object, %error, "an object cannot be handed over");
+                None
+            }
+            Err(error) => return Err(error),
         })
     }
 }
@@ -427,11 +433,13 @@ impl BlobStore for SealedStore {
             Err(StoreError::NotFound(_)) => return Ok(false),
             head => head?,
         };
-        Ok(match inner.access(key, head).await? {
-            Access::AsItIs => true,
-            Access::By { lasts, .. } => lasts,
-            Access::Shredded => false,
-        })
+        match inner.access(key, head).await {
+            Ok(Access::AsItIs) => Ok(true),
+            Ok(Access::By { lasts, .. }) => Ok(lasts),
+            // Whoever has its content stores it again.
+            Ok(Access::Shredded) | Err(StoreError::Sealed(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn forget(&self, key: ObjectKey) {

@@ -277,6 +277,31 @@ async fn what_was_handed_over_outlives_its_key_and_nothing_else_does() {
     assert!(read(&world.store, own, 0..length).await.is_err());
 }
 
+#[tokio::test]
+async fn a_damaged_beginning_is_one_objects_trouble() {
+    let world = World::new();
+    let owner = project("p");
+    let data = world.keys.make(&owner);
+    let content = content(SEGMENT);
+    let key = ObjectKey::Pack(PackId::of(&content));
+    put_once(&world.store, key, &owner, content.clone()).await.unwrap();
+    // Its key can still be told, and is not the one that made this.
+    let mut damaged = world.stored(key).await.to_vec();
+    damaged[HEADER_BYTES as usize - 1] ^= 1;
+    world.forge(key, damaged.clone()).await;
+    assert!(!world.store.lasts(key).await.unwrap());
+    put_once(&world.store, key, &owner, content.clone()).await.unwrap();
+    assert!(read(&world.store, key, 0..SEGMENT_BYTES).await.unwrap() == content);
+
+    world.forge(key, damaged).await;
+    world.keys.retire(&data);
+    for look in [Look::Remembered, Look::Anew] {
+        assert!(world.store.going(key, look).await.unwrap().is_none());
+    }
+    world.keys.destroy(&data);
+    assert!(world.store.going(key, Look::Anew).await.unwrap().is_none());
+}
+
 fn cached(world: &World, folder: &Path) -> SealedStore {
     let cache = CachedStore::open(
         world.plain.clone(),

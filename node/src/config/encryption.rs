@@ -4,6 +4,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::collection::PUBLISH_WINDOW;
+
+/// By how much the nodes' clocks may differ.
+const CLOCKS_SECONDS_MAX: u64 = 5 * 60;
+/// A publisher may take so long from its look at an object to its command.
+const SHRED_AFTER_SECONDS_MIN: u64 = PUBLISH_WINDOW.as_secs() + CLOCKS_SECONDS_MAX;
+
 /// Objects in storage are sealed where there is a master key, which is the same on every node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -14,8 +21,7 @@ pub struct Encryption {
     pub previous_master_key_files: Vec<PathBuf>,
     /// `false` stores new objects as they are; those that are sealed can be read all the same.
     pub seal: bool,
-    /// So long after a project was removed its data keys are destroyed; less than a publisher may
-    /// take from its look at an object to its command is for tests.
+    /// So long after a project was removed its data keys are destroyed; at least 600.
     pub shred_after_seconds: u64,
 }
 
@@ -33,7 +39,12 @@ impl Default for Encryption {
 impl Encryption {
     /// What is wrong with it: the key, and why.
     pub(super) fn mistake(&self) -> Option<(&'static str, &'static str)> {
-        let lonely = self.master_key_file.is_none() && !self.previous_master_key_files.is_empty();
-        lonely.then_some(("previous_master_key_files", "they stand beside a master_key_file"))
+        if self.master_key_file.is_none() && !self.previous_master_key_files.is_empty() {
+            return Some(("previous_master_key_files", "they stand beside a master_key_file"));
+        }
+        if self.shred_after_seconds < SHRED_AFTER_SECONDS_MIN {
+            return Some(("shred_after_seconds", "at least 600: a push may be under way"));
+        }
+        None
     }
 }

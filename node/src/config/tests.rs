@@ -136,6 +136,13 @@ fn an_old_master_key_stands_beside_a_new_one() {
 }
 
 #[test]
+fn keys_are_not_destroyed_while_a_push_may_be_under_way() {
+    let after = |seconds: u64| load(&format!("[encryption]\nshred_after_seconds = {seconds}\n"));
+    assert!(matches!(after(599), Err(Error::Value { key: "shred_after_seconds", .. })));
+    assert_eq!(after(600).unwrap().encryption.shred_after_seconds, 600);
+}
+
+#[test]
 fn plain_http_is_for_loopback() {
     assert!(load("[http]\nplain_listen = \"127.0.0.1:80\"\n").is_ok());
     assert!(matches!(load("[http]\nplain_listen = \"0.0.0.0:80\"\n"), Err(Error::Value { .. })));

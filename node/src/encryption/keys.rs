@@ -1,10 +1,12 @@
 //! Data keys as a node has them: opened once with a master key, looked up in the rows each time.
 //!
-//! Invariant: whether a key seals, opens or is destroyed, the row says at that moment; what is
-//! remembered is its bytes.
+//! Invariants: whether a key seals, opens or is destroyed, the row says at that moment; what is
+//! remembered is its bytes. A node whose rows are behind stores nothing as it is for longer than
+//! [`PLAIN_TTL`] after the cluster has begun to seal.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -13,6 +15,7 @@ use shoal_metadata::{
     Command, DataKeyState, Fault, HandedKey, KeyOwner, Memory, Query, Refusal, Secret,
 };
 use shoal_raft::{ProposeError, Raft};
+use tokio::time::Instant;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -26,6 +29,8 @@ use crate::store::sealed::{DataKey, FoundKey, KEY_BYTES, KeySource};
 pub(super) const PAGE_KEYS: usize = 500;
 /// How often a key is made for an owner that others give a key, too, or take its keys from.
 const TRIES_MAX: usize = 4;
+/// How long it counts that the cluster has said that it does not seal yet.
+const PLAIN_TTL: Duration = Duration::from_secs(1);
 
 /// See the module's documentation. Clones are the same.
 #[derive(Debug, Clone)]
@@ -39,6 +44,8 @@ struct Inner {
     masters: MasterKeys,
     seals: bool,
     opened: Mutex<HashMap<DataKeyId, Arc<DataKey>>>,
+    /// When the cluster was asked last, and did not seal yet.
+    plain_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -90,8 +97,8 @@ impl DataKeys {
     }
 
     fn new(rows: Rows, masters: MasterKeys, seals: bool) -> Self {
-        let opened = Mutex::default();
-        Self { inner: Arc::new(Inner { rows, masters, seals, opened }) }
+        let (opened, plain_at) = (Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { rows, masters, seals, opened, plain_at }) }
     }
 
     pub fn masters(&self) -> &MasterKeys {
@@ -216,7 +223,12 @@ impl DataKeys {
             if let Some(row) = self.inner.rows.current(owner)? {
                 return self.opened(&row).await;
             }
-            let Some(master) = raft.local().query().master_key()? else { return Ok(None) };
+            let Some(master) = raft.local().query().master_key()? else {
+                if self.is_plain(raft).await? {
+                    return Ok(None);
+                }
+                continue;
+            };
             match self.make(owner, &master).await {
                 // Another node was quicker, or has another master key wrap from now on.
                 Ok(())
@@ -233,6 +245,18 @@ impl DataKeys {
             cause: format!("the keys of {owner} change too often"),
         }
         .into())
+    }
+
+    /// Whether the cluster does not seal yet, by more than the rows that this node has.
+    async fn is_plain(&self, raft: &Raft) -> Result<bool, Error> {
+        let said = *self.inner.plain_at.lock();
+        if said.is_some_and(|at| at.elapsed() < PLAIN_TTL) {
+            return Ok(true);
+        }
+        let asked_at = Instant::now();
+        let is_plain = raft.read().await?.query().master_key()?.is_none();
+        *self.inner.plain_at.lock() = is_plain.then_some(asked_at);
+        Ok(is_plain)
     }
 
     fn raft(&self) -> Option<&Raft> {
@@ -270,6 +294,13 @@ impl KeySource for DataKeys {
             return Ok(None);
         }
         self.kept(owner).await.map_err(store_error)
+    }
+
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        if let Some(raft) = self.raft() {
+            drop(raft.read().await.map_err(|error| store_error(error.into()))?);
+        }
+        Ok(())
     }
 
     async fn find(&self, id: DataKeyId) -> Result<FoundKey, StoreError> {

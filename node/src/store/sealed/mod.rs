@@ -74,6 +74,9 @@ pub trait KeySource: Send + Sync + fmt::Debug {
     /// What is stored for `owner` from now on is sealed with this; `None` is not at all.
     async fn current(&self, owner: &KeyOwner) -> Result<Option<Arc<DataKey>>, StoreError>;
 
+    /// Waits until the two below know what was decided anywhere before this was called.
+    async fn catch_up(&self) -> Result<(), StoreError>;
+
     async fn find(&self, id: DataKeyId) -> Result<FoundKey, StoreError>;
 
     /// An object's own key, where it was handed over.
@@ -433,6 +436,9 @@ impl BlobStore for SealedStore {
             Err(StoreError::NotFound(_)) => return Ok(false),
             head => head?,
         };
+        if head.header.is_some() {
+            inner.keys.catch_up().await?;
+        }
         match inner.access(key, head).await {
             Ok(Access::AsItIs) => Ok(true),
             Ok(Access::By { lasts, .. }) => Ok(lasts),

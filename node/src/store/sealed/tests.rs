@@ -20,6 +20,8 @@ struct Keys {
     current: Mutex<BTreeMap<KeyOwner, DataKeyId>>,
     found: Mutex<BTreeMap<DataKeyId, FoundKey>>,
     handed: Mutex<BTreeMap<ObjectKey, HandedKey>>,
+    /// What others have decided, and this node has not heard of.
+    unheard: Mutex<Option<(DataKeyId, FoundKey)>>,
 }
 
 impl Keys {
@@ -58,6 +60,13 @@ impl KeySource for Keys {
             Some(FoundKey::Kept(key)) => Some(Arc::clone(key)),
             _ => None,
         }))
+    }
+
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        if let Some((id, found)) = self.unheard.lock().take() {
+            self.found.lock().insert(id, found);
+        }
+        Ok(())
     }
 
     async fn find(&self, id: DataKeyId) -> Result<FoundKey, StoreError> {
@@ -275,6 +284,18 @@ async fn what_was_handed_over_outlives_its_key_and_nothing_else_does() {
     let handed = world.keys.handed.lock()[&shared].clone();
     world.keys.handed.lock().insert(own, handed);
     assert!(read(&world.store, own, 0..length).await.is_err());
+}
+
+#[tokio::test]
+async fn whether_an_object_lasts_is_not_told_by_old_rows() {
+    let world = World::new();
+    let owner = project("p");
+    let data = world.keys.make(&owner);
+    let key = blob();
+    world.store.put(key, &owner, content(100)).await.unwrap();
+    assert!(world.store.lasts(key).await.unwrap());
+    *world.keys.unheard.lock() = Some((data.id, FoundKey::Retired(data.clone())));
+    assert!(!world.store.lasts(key).await.unwrap(), "its project was removed at another node");
 }
 
 #[tokio::test]

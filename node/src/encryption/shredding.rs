@@ -12,7 +12,9 @@
 //!    of somebody who refers to it. No byte of an object is moved.
 //! 3. When a look finds none that is still to be handed over, the keys are destroyed.
 //!
-//! A crash at any step leaves retired keys, which the next leader finds.
+//! A crash at any step leaves retired keys, which the next leader finds. Where storage or the
+//! metadata do not answer, the leader goes on later with the page at which it was; only the look
+//! that counts is made anew, from the first object on.
 //!
 //! Non-goals: the bytes of what nothing refers to (`collection`); copies that were made with the
 //! keys, and wrapped keys in older backups, which open with the master key.
@@ -26,29 +28,53 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use shoal_content::{DataKeyId, ObjectKey, RepositoryName, Timestamp};
-use shoal_metadata::{Command, DataKeyState, HandedKey, KeyOwner, Secret, first_holder};
+use shoal_content::{DataKeyId, Digest, ImageId, ObjectKey, Timestamp};
+use shoal_metadata::{
+    Command, DataKeyState, HandedKey, Image, ImageKind, KeyOwner, Secret, first_holder,
+};
 use shoal_raft::Raft;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, info, warn};
 
 use super::keys::PAGE_KEYS;
 use super::{DataKeys, Error};
 use crate::clock::now;
 use crate::http::problem::chain;
-use crate::store::SealedStore;
 use crate::store::sealed::{Held, Look, handed_purpose, wrap};
+use crate::store::{SealedStore, StoreError};
 
 /// How often retired keys are looked for, at most.
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Rows of one look.
 const PAGE_ROWS: usize = 500;
-/// Images whose versions are read at once.
-const PAGE_IMAGES: usize = 20;
+const PAGE_IMAGES: usize = 100;
+/// Versions whose rows are read at once; each names every object that its disk lies in.
+const PAGE_VERSIONS: usize = 4;
 /// Objects whose beginnings are read at once.
 const LOOKS_AT_ONCE: usize = 16;
+/// How often an object is looked at while storage does not answer, and the first pause between.
+const LOOKS_MAX: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Looks at all objects before it is left to the next time.
-const ROUNDS_MAX: usize = 4;
+const PASSES_MAX: usize = 4;
+
+/// How far the work for some retired keys is.
+#[derive(Debug)]
+struct Round {
+    due: Vec<DataKeyId>,
+    /// They were retired before.
+    before: Timestamp,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Blobs after this one.
+    Blobs(Option<Digest>),
+    /// Images after this one.
+    Disks(Option<ImageId>),
+    Rest,
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -58,6 +84,7 @@ pub struct Shredder {
     store: SealedStore,
     keys: DataKeys,
     after: Duration,
+    round: Option<Round>,
     handed_over: Counter,
     destroyed: Counter,
 }
@@ -85,17 +112,18 @@ impl Shredder {
         ] {
             registry.register(name, help, counter.clone());
         }
-        Self { raft, store, keys, after, handed_over, destroyed }
+        Self { raft, store, keys, after, round: None, handed_over, destroyed }
     }
 
     /// Looks at every interval while this node leads. Runs until it is dropped.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let every = self.after.clamp(Duration::from_millis(500), INTERVAL_MAX);
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             if !self.raft.status().is_leader {
+                self.round = None;
                 continue;
             }
             if let Err(error) = self.look().await {
@@ -104,33 +132,55 @@ impl Shredder {
         }
     }
 
-    async fn look(&self) -> Result<(), Error> {
-        let before = now().as_millis().saturating_sub(self.after.as_millis() as u64);
-        let before = Timestamp::from_millis(before);
-        let due = self.due(before)?;
-        if due.is_empty() {
+    /// Goes on where the last look ended.
+    async fn look(&mut self) -> Result<(), Error> {
+        let mut round = match self.round.take() {
+            Some(round) => round,
+            None => {
+                let before = now().as_millis().saturating_sub(self.after.as_millis() as u64);
+                let before = Timestamp::from_millis(before);
+                Round { due: self.due(before)?, before, step: Step::Blobs(None) }
+            }
+        };
+        if round.due.is_empty() {
             return Ok(());
         }
-        self.hand_over_blobs().await?;
-        self.hand_over_disks().await?;
-        // What is left belongs to nobody in particular. This look is the one that counts.
-        let mut rounds = 0;
+        let done = self.work(&mut round).await;
+        if !matches!(done, Ok(true)) {
+            self.round = Some(round);
+        }
+        done.map(drop)
+    }
+
+    /// Whether all is done; what is not, is left to the next look.
+    async fn work(&self, round: &mut Round) -> Result<bool, Error> {
+        loop {
+            round.step = match &round.step {
+                Step::Blobs(after) => self.hand_over_blobs(after.as_ref()).await?,
+                Step::Disks(after) => self.hand_over_disks(*after).await?,
+                Step::Rest => break,
+            };
+        }
+        // What is left belongs to nobody in particular. This pass is the one that counts, and so it
+        // is made from the first object to the last.
+        let mut passes = 0;
         while self.hand_over_rest().await? > 0 {
-            rounds += 1;
-            if rounds == ROUNDS_MAX {
-                return Ok(());
+            passes += 1;
+            if passes == PASSES_MAX {
+                return Ok(false);
             }
         }
-        for batch in due.chunks(PAGE_KEYS) {
-            let keys: BTreeSet<DataKeyId> = batch.iter().copied().collect();
-            let count = keys.len() as u64;
-            let destroy = Command::DestroyDataKeys { keys, retired_before: before };
+        while !round.due.is_empty() {
+            let some = round.due.len().min(PAGE_KEYS);
+            let keys: BTreeSet<DataKeyId> = round.due[..some].iter().copied().collect();
+            let destroy = Command::DestroyDataKeys { keys, retired_before: round.before };
             self.raft.propose(now(), destroy).await?;
-            self.destroyed.inc_by(count);
-            info!(keys = count, "the data keys of removed projects were destroyed");
+            round.due.drain(..some);
+            self.destroyed.inc_by(some as u64);
+            info!(keys = some, "the data keys of removed projects were destroyed");
         }
         self.keys.forget_destroyed();
-        Ok(())
+        Ok(true)
     }
 
     fn due(&self, before: Timestamp) -> Result<Vec<DataKeyId>, Error> {
@@ -147,48 +197,60 @@ impl Shredder {
         }
     }
 
-    /// Blobs and their recipes, to a project that holds them.
-    async fn hand_over_blobs(&self) -> Result<(), Error> {
-        let mut after = None;
-        loop {
-            let mut objects = Vec::new();
-            {
-                let view = self.raft.read().await?;
-                let query = view.query();
-                let blobs = query.blobs_after(after.as_ref(), PAGE_ROWS)?;
-                let Some(last) = blobs.last() else { return Ok(()) };
-                after = Some(last.digest.clone());
-                for blob in blobs {
-                    let Some(heir) = first_holder(query, &blob.digest)? else { continue };
-                    let heir = KeyOwner::Project(heir);
-                    objects.push((ObjectKey::Recipe(blob.recipe), heir.clone()));
-                    objects.push((blob.object, heir));
-                }
+    /// A page of blobs and their recipes, to a project that holds them; gives what comes next.
+    async fn hand_over_blobs(&self, after: Option<&Digest>) -> Result<Step, Error> {
+        let mut objects = Vec::new();
+        let next = {
+            let view = self.raft.read().await?;
+            let query = view.query();
+            let blobs = query.blobs_after(after, PAGE_ROWS)?;
+            let Some(last) = blobs.last() else { return Ok(Step::Disks(None)) };
+            let next = Step::Blobs(Some(last.digest.clone()));
+            for blob in blobs {
+                let Some(heir) = first_holder(query, &blob.digest)? else { continue };
+                let heir = KeyOwner::Project(heir);
+                objects.push((ObjectKey::Recipe(blob.recipe), heir.clone()));
+                objects.push((blob.object, heir));
             }
-            self.hand_over(objects, Look::Remembered).await?;
-        }
+            next
+        };
+        self.hand_over(objects, Look::Remembered).await?;
+        Ok(next)
     }
 
-    /// What disks lie in, to their projects.
-    async fn hand_over_disks(&self) -> Result<(), Error> {
-        let mut after: Option<RepositoryName> = None;
+    /// What the disks of a page of images lie in, to their projects; gives what comes next. Disks
+    /// in the trash may come back.
+    async fn hand_over_disks(&self, after: Option<ImageId>) -> Result<Step, Error> {
+        let images = self.raft.read().await?.query().images_by_id(after, PAGE_IMAGES)?;
+        let Some(last) = images.last() else { return Ok(Step::Rest) };
+        let next = Step::Disks(Some(last.id));
+        for image in images.into_iter().filter(|image| image.kind == ImageKind::Disk) {
+            self.hand_over_versions(&image).await?;
+        }
+        Ok(next)
+    }
+
+    async fn hand_over_versions(&self, image: &Image) -> Result<(), Error> {
+        let heir = KeyOwner::Project(image.name.project());
+        // Versions share most of their objects.
+        let (mut objects, mut before) = (BTreeMap::new(), None);
         loop {
-            let mut objects = BTreeMap::new();
-            {
-                let view = self.raft.read().await?;
-                let query = view.query();
-                let images = query.images(after.as_ref(), PAGE_IMAGES)?;
-                let Some(last) = images.last() else { return Ok(()) };
-                after = Some(last.name.clone());
-                for image in images {
-                    let heir = KeyOwner::Project(image.name.project());
-                    for disk in query.versions(image.id)?.into_iter().filter_map(|one| one.disk) {
-                        objects.extend(disk.objects.into_iter().map(|key| (key, heir.clone())));
-                    }
+            let view = self.raft.read().await?;
+            let versions = view.query().versions_before(image.id, before, PAGE_VERSIONS)?;
+            drop(view);
+            let Some(last) = versions.last() else { break };
+            before = Some(last.sequence);
+            let disks = versions.into_iter().filter_map(|version| version.disk);
+            for object in disks.flat_map(|disk| disk.objects) {
+                objects.insert(object, heir.clone());
+                if objects.len() == PAGE_ROWS {
+                    let full = std::mem::take(&mut objects);
+                    self.hand_over(full.into_iter().collect(), Look::Remembered).await?;
                 }
             }
-            self.hand_over(objects.into_iter().collect(), Look::Remembered).await?;
         }
+        self.hand_over(objects.into_iter().collect(), Look::Remembered).await?;
+        Ok(())
     }
 
     /// Whatever is in use, to the cluster's own key; gives how many objects it was.
@@ -207,6 +269,21 @@ impl Shredder {
         }
     }
 
+    async fn going(&self, object: ObjectKey, look: Look) -> Result<Option<Held>, StoreError> {
+        let mut pause = LOOK_PAUSE;
+        for _ in 1..LOOKS_MAX {
+            match self.store.going(object, look).await {
+                Err(error) if error.is_retryable() => {
+                    debug!(%object, %error, "an object cannot be looked at now");
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                looked => return looked,
+            }
+        }
+        self.store.going(object, look).await
+    }
+
     /// Hands those over that go with a retired key; gives how many.
     async fn hand_over(
         &self,
@@ -214,7 +291,7 @@ impl Shredder {
         look: Look,
     ) -> Result<usize, Error> {
         let looks = objects.into_iter().map(|(object, heir)| async move {
-            let held = self.store.going(object, look).await?;
+            let held = self.going(object, look).await?;
             Ok::<_, Error>(held.map(|held| (object, heir, held)))
         });
         let looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);

@@ -264,6 +264,43 @@ async fn what_only_a_removed_project_had_is_gone_and_what_others_hold_stays() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_in_the_trash_keeps_what_a_removed_project_had_sealed_of_it() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let node = start(keys.path(), |config| config.encryption.shred_after_seconds = 0).await?;
+    let disk = make_disk(node.path(), "shared", 3)?;
+    let first = create_image(&node, "gone/vm").await?;
+    upload(&node, first, &disk, "1.0.0").await?;
+    let second = create_image(&node, "stays/vm").await?;
+    upload(&node, second, &disk, "1.0.0").await?;
+    let trashed = node.request(Method::DELETE, &format!("images/{second}")).send().await?;
+    expect(&trashed, StatusCode::NO_CONTENT)?;
+    let purged = node.request(Method::DELETE, &format!("images/{first}?purge=true")).send().await?;
+    expect(&purged, StatusCode::NO_CONTENT)?;
+    let removed = node.request(Method::DELETE, "projects/gone").send().await?;
+    ensure!(removed.status().is_success(), "{}", removed.status());
+    until("the end of the project's key", async || {
+        let status: EncryptionStatus = node.get(STATUS).await?;
+        Ok((status.destroyed_keys == 1).then_some(()))
+    })
+    .await?;
+
+    let view = node.server.app().view().await?;
+    let version = view.query().versions(second)?.pop().context("its version")?;
+    for object in version.disk.context("its disk")?.objects {
+        let handed = view.query().handed_key(&object)?;
+        let handed = handed.with_context(|| format!("{object} was not handed over"))?;
+        let heir = view.query().data_key(handed.to)?.context("its key")?.owner;
+        ensure!(heir == KeyOwner::Project("stays".parse()?), "{object} went to {heir}");
+    }
+    let restore = format!("images/{second}/restore");
+    let restored = node.request(Method::POST, &restore).json(&json!({})).send().await?;
+    ensure!(restored.status().is_success(), "{}", restored.status());
+    let raw = std::fs::read(disk.with_extension("raw"))?;
+    ensure!(download(&node, second, "1.0.0", "raw").await? == raw, "the disk has other bytes");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sealed_before_every_node_can_read_it() -> Result<()> {
     let keys = tempfile::tempdir()?;
     let master = master_key(keys.path(), 1)?;

@@ -184,6 +184,13 @@ impl<'a, R: Read> Query<'a, R> {
         images?.ok_or(missing)
     }
 
+    /// A page by id, of those after `after`; those in the trash are among them.
+    pub fn images_by_id(&self, after: Option<ImageId>, limit: usize) -> Result<Vec<Image>, Fault> {
+        let from = after.map(|after| key::after(key::image(after).to_vec())).unwrap_or_default();
+        let rows = self.read.scan(Table::Images, &from, b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Images, bytes)).collect()
+    }
+
     /// Names of images in byte order, from `from` on, at most `limit`.
     pub fn image_names(&self, from: &str, limit: usize) -> Result<Vec<RepositoryName>, Fault> {
         let rows = self.read.scan(Table::ImageNames, from.as_bytes(), b"", limit)?;
@@ -228,8 +235,20 @@ impl<'a, R: Read> Query<'a, R> {
 
     /// The versions that were pushed last, at most `limit`.
     pub fn versions_up_to(&self, image: ImageId, limit: usize) -> Result<Vec<Version>, Fault> {
+        self.versions_before(image, None, limit)
+    }
+
+    /// A page of an image's versions, the newest first, of those before the sequence `before`.
+    pub fn versions_before(
+        &self,
+        image: ImageId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Version>, Fault> {
         let prefix = key::image(image);
-        let rows = self.read.scan(Table::VersionSequences, &prefix, &prefix, limit)?;
+        let from = before.map(|before| key::after(key::sequence(image, before)));
+        let from = from.as_deref().unwrap_or(&prefix);
+        let rows = self.read.scan(Table::VersionSequences, from, &prefix, limit)?;
         let digest = |bytes: &[u8]| decoded::<Digest>(Table::VersionSequences, bytes);
         rows.iter().map(|(_, bytes)| self.present(image, &digest(bytes)?)).collect()
     }

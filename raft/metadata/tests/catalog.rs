@@ -188,6 +188,28 @@ fn what_an_index_in_use_lists_stays_too() {
 }
 
 #[test]
+fn every_image_and_version_is_found_page_by_page_in_the_trash_too() {
+    let mut world = with_disk();
+    world.accepts(publish_disk("zedge/vm", 1, 20, "1.0.0"));
+    world.accepts(publish_disk("zedge/vm", 1, 21, "1.0.1"));
+    world.accepts(create_image(2, "zedge/other", ImageKind::Container));
+    world.accepts(Command::TrashImage { id: image_id(1), by: "admin".into() });
+    let query = world.query();
+    let first = query.images_by_id(None, 1).unwrap().remove(0).id;
+    let second = query.images_by_id(Some(first), 5).unwrap().remove(0).id;
+    assert_eq!((first, second), (image_id(1), image_id(2)));
+    assert!(query.images_by_id(Some(second), 5).unwrap().is_empty());
+    let (mut before, mut found) = (None, Vec::new());
+    while let Some(version) = query.versions_before(image_id(1), before, 1).unwrap().pop() {
+        before = Some(version.sequence);
+        found.push(version.digest);
+    }
+    let all: Vec<_> =
+        query.versions(image_id(1)).unwrap().into_iter().rev().map(|one| one.digest).collect();
+    assert!(found == all && found.len() == 2, "{found:?}");
+}
+
+#[test]
 fn a_deleted_image_comes_back_with_all_it_had() {
     let mut world = with_disk();
     world.accepts(publish_disk("zedge/vm", 1, 20, "1.0.0"));

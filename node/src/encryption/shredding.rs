@@ -269,6 +269,16 @@ impl Shredder {
         }
     }
 
+    /// The cluster in place of a project that was removed meanwhile, whose keys would not retire
+    /// any more.
+    fn still(&self, heir: KeyOwner) -> Result<KeyOwner, Error> {
+        let there = match &heir {
+            KeyOwner::Cluster => true,
+            KeyOwner::Project(name) => self.raft.local().query().project(name)?.is_some(),
+        };
+        Ok(if there { heir } else { KeyOwner::Cluster })
+    }
+
     async fn going(&self, object: ObjectKey, look: Look) -> Result<Option<Held>, StoreError> {
         let mut pause = LOOK_PAUSE;
         for _ in 1..LOOKS_MAX {
@@ -299,7 +309,7 @@ impl Shredder {
             looks.try_filter_map(|found| async move { Ok(found) }).try_collect().await?;
         let mut handed = BTreeMap::new();
         for (object, heir, held) in going {
-            let key = self.keys.kept(&heir).await?;
+            let key = self.keys.kept(&self.still(heir)?).await?;
             let key = key.ok_or(Error::NotSealing("there is no key to hand an object to"))?;
             let sealed = wrap(&key.bytes, &handed_purpose(object), &held.secret.as_bytes()[..]);
             let (from, to) = (held.from, key.id);

@@ -26,6 +26,7 @@ use crate::http::noted;
 use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::state::App;
+use crate::store::put_once;
 
 /// A session that nothing was heard of for so long has ended, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
@@ -410,15 +411,21 @@ pub async fn publish(
 ) -> Result<(), RegistryError> {
     let Publication { upload, repository, digest, owner, own } = publication;
     let key = written.object;
-    let (recipe, encoded) = written.recipe.encode_with_id();
-    let under = KeyOwner::Project(repository.project());
-    app.store.put(ObjectKey::Recipe(recipe), &under, encoded.into()).await?;
-    // Its project may have been removed since the upload began.
+    // Its project may have been removed since the upload began. To be asked before anything else
+    // is stored for it: that would make a key for a project that is not there.
     if app.encryption.is_some() && !app.store.lasts(key).await? {
         if own {
-            discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
+            discard(app, &[key]).await;
         }
         return Err(RegistryError::upload_unknown());
+    }
+    let (recipe, encoded) = written.recipe.encode_with_id();
+    let under = KeyOwner::Project(repository.project());
+    let (name, bytes) = (ObjectKey::Recipe(recipe), encoded.into());
+    match own {
+        true => app.store.put(name, &under, bytes).await?,
+        // Another node may close the same session, and store the same recipe.
+        false => put_once(&*app.store, name, &under, bytes).await?,
     }
     let commit = Command::CommitBlob {
         upload,

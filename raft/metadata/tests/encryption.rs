@@ -179,6 +179,9 @@ fn only_what_is_in_use_goes_over_and_only_to_a_key_that_stays() {
 
     world.accepts(hand_over(&[blob], 3, 2));
     assert_eq!(handed(&world, blob), None, "to a key that goes");
+    world.accepts(make_data_key(owner("nobody"), 4, None, "m"));
+    world.accepts(hand_over(&[blob], 2, 4));
+    assert_eq!(handed(&world, blob), None, "to a key of a project that is not there");
     world.accepts(hand_over(&[blob, unknown], 2, 3));
     assert_eq!(handed(&world, blob).unwrap().to, data_key_id(3));
     assert_eq!(handed(&world, unknown), None);

@@ -97,7 +97,8 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
-    /// Only what is in use goes over, and only to a key that stays.
+    /// Only what is in use goes over, and only to a key that stays. One of a project that is not
+    /// there (it was removed, and an upload to it went on) would retire with nothing.
     pub(super) fn hand_over_objects(
         &mut self,
         objects: &BTreeMap<ObjectKey, HandedKey>,
@@ -108,13 +109,20 @@ impl<R: Read> Step<'_, R> {
         }
         for (object, handed) in objects {
             let used = self.query().object(object)?.is_some_and(|used| used.count > 0);
-            let kept = self.query().data_key(handed.to)?;
-            let kept = kept.is_some_and(|key| matches!(key.state, DataKeyState::Kept { .. }));
-            if used && kept {
+            if used && self.stays(handed.to)? {
                 self.rows.put(Table::HandedKeys, key::object(object), handed);
             }
         }
         Ok(Response::Done)
+    }
+
+    fn stays(&self, id: DataKeyId) -> Result<bool, Fault> {
+        let Some(key) = self.query().data_key(id)? else { return Ok(false) };
+        let there = match &key.owner {
+            KeyOwner::Cluster => true,
+            KeyOwner::Project(name) => self.query().project(name)?.is_some(),
+        };
+        Ok(there && matches!(key.state, DataKeyState::Kept { .. }))
     }
 
     pub(super) fn destroy_data_keys(

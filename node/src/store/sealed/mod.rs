@@ -27,6 +27,7 @@ use moka::future::Cache;
 use shoal_content::{DataKeyId, ObjectKey, Timestamp};
 use shoal_metadata::{HandedKey, KeyOwner};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -39,7 +40,7 @@ pub use format::{KEY_BYTES, KeyBytes, ObjectSecret, unwrap, wrap};
 /// Before the id of a multipart upload that is sealed, and between the data key's and its own.
 const SEALED_MULTIPART: &str = "sealed.";
 const HEADS_MAX: u64 = 100_000;
-/// Until an object's beginning is looked at again.
+/// Until the beginning of an object that may be stored again is looked at again.
 const HEAD_TTL: Duration = Duration::from_secs(600);
 /// What is longer is sealed aside, so that it holds nobody up, by at most so many at once: while
 /// that lasts, it is in memory twice.
@@ -101,6 +102,7 @@ struct Inner {
     behind: Arc<dyn BlobStore>,
     keys: Arc<dyn KeySource>,
     heads: Cache<ObjectKey, Head>,
+    head_ttl: Duration,
     sealing: Semaphore,
 }
 
@@ -109,6 +111,7 @@ struct Inner {
 struct Head {
     header: Option<Header>,
     stored_bytes: u64,
+    read_at: Instant,
 }
 
 /// How an object can be read.
@@ -147,9 +150,18 @@ impl SealedStore {
         behind: Arc<dyn BlobStore>,
         keys: Arc<dyn KeySource>,
     ) -> Self {
-        let heads = Cache::builder().max_capacity(HEADS_MAX).time_to_live(HEAD_TTL).build();
+        Self::remembering(HEAD_TTL, front, behind, keys)
+    }
+
+    fn remembering(
+        head_ttl: Duration,
+        front: Arc<dyn BlobStore>,
+        behind: Arc<dyn BlobStore>,
+        keys: Arc<dyn KeySource>,
+    ) -> Self {
+        let heads = Cache::new(HEADS_MAX);
         let sealing = Semaphore::new(SEALED_AT_ONCE_MAX);
-        Self { inner: Arc::new(Inner { front, behind, keys, heads, sealing }) }
+        Self { inner: Arc::new(Inner { front, behind, keys, heads, head_ttl, sealing }) }
     }
 
     /// An object that goes with a data key which is about to be destroyed; `None` where it stays as
@@ -179,10 +191,13 @@ impl SealedStore {
     }
 }
 
-/// Whether what lies under a key is not stored again in the course of things.
-fn is_lasting(key: ObjectKey) -> bool {
+/// Whether it may be remembered what an object begins with. What lies there as it is may be stored
+/// again and be sealed then: whoever goes by what it was gives ciphertext as its content.
+fn is_remembered(key: ObjectKey, head: Head) -> bool {
     match key {
-        ObjectKey::Blob(_) | ObjectKey::Pack(_) | ObjectKey::Recipe(_) => true,
+        // Each has a name of its own, and is stored once.
+        ObjectKey::Blob(_) => true,
+        ObjectKey::Pack(_) | ObjectKey::Recipe(_) => head.header.is_some(),
         ObjectKey::UploadPart { .. } | ObjectKey::UploadCheckpoint { .. } => false,
     }
 }
@@ -193,10 +208,18 @@ fn broken(key: ObjectKey) -> StoreError {
 
 impl Inner {
     async fn head(&self, key: ObjectKey) -> Result<Head, StoreError> {
-        if let Some(head) = self.heads.get(&key).await {
+        let remembered = self.heads.get(&key).await;
+        let is_fresh = |head: &Head| {
+            matches!(key, ObjectKey::Blob(_)) || head.read_at.elapsed() < self.head_ttl
+        };
+        if let Some(head) = remembered.filter(is_fresh) {
             return Ok(head);
         }
-        self.read_head(key).await
+        match (self.read_head(key).await, remembered) {
+            // A cache may have the object. Should it be another one by now, it does not open.
+            (Err(StoreError::Unavailable { .. }), Some(head)) => Ok(head),
+            (read, _) => read,
+        }
     }
 
     async fn read_head(&self, key: ObjectKey) -> Result<Head, StoreError> {
@@ -205,13 +228,15 @@ impl Inner {
     }
 
     async fn read_head_of(&self, key: ObjectKey, stored_bytes: u64) -> Result<Head, StoreError> {
+        let read_at = Instant::now();
         let header = match stored_bytes >= HEADER_BYTES {
             true => Header::parse(&read(&*self.behind, key, 0..HEADER_BYTES).await?),
             false => None,
         };
-        let head = Head { header, stored_bytes };
-        if is_lasting(key) {
-            self.heads.insert(key, head).await;
+        let head = Head { header, stored_bytes, read_at };
+        match is_remembered(key, head) {
+            true => self.heads.insert(key, head).await,
+            false => self.heads.invalidate(&key).await,
         }
         Ok(head)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
 use parking_lot::Mutex;
@@ -352,6 +353,149 @@ async fn a_cache_holds_sealed_bytes_and_one_of_an_older_object_mends_itself() {
     world.store.put(key, &other, content.clone()).await.unwrap();
     assert!(read(&here, key, 0..length).await.unwrap() == content);
     assert!(read(&here, key, 0..length).await.unwrap() == content);
+}
+
+/// Storage that can be away.
+#[derive(Debug)]
+struct Away {
+    inner: Arc<dyn BlobStore>,
+    is_away: Arc<AtomicBool>,
+}
+
+impl Away {
+    fn there(&self) -> Result<&dyn BlobStore, StoreError> {
+        match self.is_away.load(Ordering::Relaxed) {
+            false => Ok(&*self.inner),
+            true => {
+                Err(StoreError::Unavailable { doing: "reading", cause: "it is away".to_owned() })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl BlobStore for Away {
+    async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
+        self.there()?.put(key, under, bytes).await
+    }
+
+    async fn begin(&self, key: ObjectKey, under: &KeyOwner) -> Result<String, StoreError> {
+        self.there()?.begin(key, under).await
+    }
+
+    async fn put_part(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        number: u32,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<StoredPart, StoreError> {
+        self.there()?.put_part(key, multipart, number, offset, bytes).await
+    }
+
+    async fn complete(
+        &self,
+        key: ObjectKey,
+        multipart: &str,
+        parts: &[StoredPart],
+    ) -> Result<Completion, StoreError> {
+        self.there()?.complete(key, multipart, parts).await
+    }
+
+    async fn abort_stale(
+        &self,
+        begun_before: Timestamp,
+        named: &BTreeSet<String>,
+    ) -> Result<u64, StoreError> {
+        self.there()?.abort_stale(begun_before, named).await
+    }
+
+    async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {
+        self.there()?.abort(key, multipart).await
+    }
+
+    async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        self.there()?.get(key, range).await
+    }
+
+    async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
+        self.there()?.length(key).await
+    }
+
+    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
+        self.there()?.lasts(key).await
+    }
+
+    async fn forget(&self, key: ObjectKey) {
+        self.inner.forget(key).await;
+    }
+
+    async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        self.there()?.delete(keys).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredObject>, StoreError> {
+        self.there()?.list(prefix, after, limit).await
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.there()?.usage().await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.there()?.probe().await
+    }
+}
+
+#[tokio::test]
+async fn a_cache_serves_on_while_storage_is_away() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let is_away = Arc::new(AtomicBool::new(false));
+    let storage = Arc::new(Away { inner: world.plain.clone(), is_away: is_away.clone() });
+    let cache = CachedStore::open(
+        storage.clone(),
+        folder.path(),
+        64 * 1024 * 1024,
+        crate::metrics::CacheReads::default(),
+        &mut prometheus_client::registry::Registry::default(),
+    );
+    // What it remembers counts for no time at all.
+    let front = Arc::new(cache.unwrap());
+    let here = SealedStore::remembering(Duration::ZERO, front, storage, world.keys.clone());
+    let content = content(SEGMENT + 9);
+    let length = content.len() as u64;
+    let keys = [blob(), ObjectKey::Pack(PackId::of(&content))];
+    for key in keys {
+        world.store.put(key, &KeyOwner::Cluster, content.clone()).await.unwrap();
+        assert!(read(&here, key, 0..length).await.unwrap() == content);
+    }
+    is_away.store(true, Ordering::Relaxed);
+    for key in keys {
+        assert!(read(&here, key, 0..length).await.unwrap() == content);
+        assert!(here.length(key).await.is_err(), "whether it is there, storage says");
+    }
+    let unread = read(&here, blob(), 0..1).await;
+    assert!(matches!(unread, Err(StoreError::Unavailable { .. })), "{unread:?}");
+}
+
+#[tokio::test]
+async fn what_was_there_as_it_is_may_be_sealed_a_moment_later() {
+    let world = World::new();
+    let content = content(3 * SEGMENT);
+    let key = ObjectKey::Pack(PackId::of(&content));
+    world.forge(key, content.clone()).await;
+    assert!(read(&world.store, key, 0..100).await.unwrap() == content[..100]);
+    // Another node stores it again.
+    let other = SealedStore::new(world.plain.clone(), world.plain.clone(), world.keys.clone());
+    other.put(key, &KeyOwner::Cluster, content.clone()).await.unwrap();
+    assert!(read(&world.store, key, 0..100).await.unwrap() == content[..100]);
 }
 
 #[tokio::test]

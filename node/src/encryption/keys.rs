@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use shoal_content::{DataKeyId, ObjectKey};
 use shoal_metadata::{
-    Command, DataKeyState, Fault, HandedKey, KeyOwner, Memory, Query, Refusal, Secret,
+    AuditSource, Command, DataKeyState, Fault, HandedKey, KeyOwner, Memory, Query, Refusal, Secret,
 };
 use shoal_raft::{ProposeError, Raft};
 use tokio::time::Instant;
@@ -174,7 +174,7 @@ impl DataKeys {
             return Err(Error::NotSealing("a backup gets no new keys"));
         };
         let command = self.command(owner, None, master).await?;
-        raft.propose(now(), command).await?;
+        raft.propose(now(), recorded(raft, command)).await?;
         Ok(())
     }
 
@@ -265,6 +265,13 @@ impl DataKeys {
             Rows::Backup(_) => None,
         }
     }
+}
+
+/// What a node does with keys by itself, for the audit trail.
+pub(super) fn recorded(raft: &Raft, command: Command) -> Command {
+    let node = raft.status().id.number();
+    let source = AuditSource { who: "cluster".to_owned(), node, ..AuditSource::default() };
+    Command::Audited { source, command: Box::new(command) }
 }
 
 /// The id of the master key that wrapped a key, and what it made of it.

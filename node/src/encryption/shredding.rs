@@ -36,7 +36,7 @@ use shoal_raft::Raft;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
-use super::keys::PAGE_KEYS;
+use super::keys::{PAGE_KEYS, recorded};
 use super::{DataKeys, Error};
 use crate::clock::now;
 use crate::http::problem::chain;
@@ -55,6 +55,8 @@ const LOOKS_AT_ONCE: usize = 16;
 /// How often an object is looked at while storage does not answer, and the first pause between.
 const LOOKS_MAX: u32 = 5;
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// Keys of one command: each is named in its entry of the audit trail, which is short.
+const DESTROYED_AT_ONCE: usize = 2;
 /// Looks at all objects before it is left to the next time.
 const PASSES_MAX: usize = 4;
 
@@ -171,10 +173,10 @@ impl Shredder {
             }
         }
         while !round.due.is_empty() {
-            let some = round.due.len().min(PAGE_KEYS);
+            let some = round.due.len().min(DESTROYED_AT_ONCE);
             let keys: BTreeSet<DataKeyId> = round.due[..some].iter().copied().collect();
             let destroy = Command::DestroyDataKeys { keys, retired_before: round.before };
-            self.raft.propose(now(), destroy).await?;
+            self.raft.propose(now(), recorded(&self.raft, destroy)).await?;
             round.due.drain(..some);
             self.destroyed.inc_by(some as u64);
             info!(keys = some, "the data keys of removed projects were destroyed");

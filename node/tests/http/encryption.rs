@@ -238,6 +238,8 @@ async fn what_only_a_removed_project_had_is_gone_and_what_others_hold_stays() ->
     let image = app.view().await?.query().image_by_name(&name)?.context("its image")?.id;
     let purge = node.request(Method::DELETE, &format!("images/{image}?purge=true"));
     expect(&purge.send().await?, StatusCode::NO_CONTENT)?;
+    let trail: serde_json::Value = node.get("audit?action=encryption.begin").await?;
+    ensure!(trail.to_string().contains("file-"), "{trail}");
     let copy = read(&*app.store, own_object, 0..70_001).await?;
     ensure!(copy == own, "it is readable until the project goes");
     let removed = node.request(Method::DELETE, "projects/gone").send().await?;
@@ -249,6 +251,8 @@ async fn what_only_a_removed_project_had_is_gone_and_what_others_hold_stays() ->
     })
     .await?;
     ensure!(status.retired_keys == 0, "{status:?}");
+    let trail: serde_json::Value = node.get("audit?action=data_key.destroy").await?;
+    ensure!(trail.to_string().contains("gone datakey-"), "{trail}");
     let gone = read(&*app.store, own_object, 0..70_001).await;
     ensure!(matches!(gone, Err(StoreError::Shredded(_))), "{gone:?}");
     ensure!(app.store.length(own_object).await?.is_some(), "its bytes are the collection's");

@@ -18,6 +18,7 @@ use shoal_content::{NodeId, ObjectKey, Timestamp};
 use crate::catalog::Instance;
 use crate::codec::encode_row;
 use crate::command::Command;
+use crate::encryption::KeyOwner;
 use crate::key;
 use crate::login::Identity;
 use crate::query::Query;
@@ -338,6 +339,19 @@ pub fn audited<R: Read>(
         }
         Command::MakeDataKey { owner, replaces: Some(_), .. } => {
             ("data_key.rotate", owner.to_string())
+        }
+        // The first of all: from now on objects are sealed. A project's comes with its first push.
+        Command::MakeDataKey { owner: KeyOwner::Cluster, master, .. } => {
+            ("encryption.begin", master.clone())
+        }
+        Command::DestroyDataKeys { keys, .. } => {
+            let mut named = Vec::new();
+            for id in keys {
+                if let Some(key) = query.data_key(*id)? {
+                    named.push(format!("{} {id}", key.owner));
+                }
+            }
+            ("data_key.destroy", named.join(", "))
         }
         Command::WrapDataKeys { master, .. } => ("master_key.rotate", master.clone()),
         Command::RemoveAgent(peer) | Command::ExpelAgent { peer, .. } => {

@@ -35,6 +35,26 @@ fn batch(run: u64, number: u64, phase: AuditPhase, targets: &[&str]) -> Command 
     })
 }
 
+#[test]
+fn the_first_and_the_last_of_data_keys_are_recorded() {
+    let mut world = World::founded();
+    world.accepts(Command::RegisterNode(node(1)));
+    let masters = ["m".to_owned()].into();
+    world.accepts(Command::NoteMasterKeys { node: NodeId::new(1), masters });
+    world.accepts(by_alice(make_data_key(KeyOwner::Cluster, 1, None, "m")));
+    world.accepts(Command::CreateProject(project("p", Owner::User("admin".into()))));
+    let owner = KeyOwner::Project("p".parse().unwrap());
+    world.accepts(by_alice(make_data_key(owner.clone(), 2, None, "m")));
+    world.accepts(by_alice(make_data_key(owner, 3, Some(2), "m")));
+    world.accepts(Command::RemoveProject { name: "p".parse().unwrap() });
+    let (two, three) = (data_key_id(2), data_key_id(3));
+    let keys = [two, three].into();
+    let retired_before = at(world.now + 1);
+    world.accepts(by_alice(Command::DestroyDataKeys { keys, retired_before }));
+    let destroyed = format!("data_key.destroy p {two}, p {three}");
+    assert_eq!(told(&world), ["encryption.begin m", "data_key.rotate p", &destroyed]);
+}
+
 /// A trail of so many entries.
 fn trail(count: usize) -> World {
     let mut world = World::founded();

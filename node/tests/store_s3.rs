@@ -3,15 +3,24 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_content::{ObjectKey, PackId};
-use shoal_metadata::KeyOwner;
+use parking_lot::Mutex;
+use shoal_content::{DataKeyId, ObjectKey, PackId, UploadId};
+use shoal_metadata::{HandedKey, KeyOwner};
 use shoal_node::config::{Config, StorageKind};
 use shoal_node::server::Server;
-use shoal_node::store::{BlobStore, S3Settings, S3Store, StoreError, check_conformance};
+use shoal_node::store::sealed::{DataKey, FoundKey, KEY_BYTES, KeySource};
+use shoal_node::store::{
+    BlobStore, PART_BYTES_MIN, S3Settings, S3Store, SealedStore, StoreError, check_conformance,
+    read,
+};
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// A Ceph of this test's own; stopped when dropped.
 struct Ceph {
@@ -140,6 +149,82 @@ async fn check_redirect(settings: &S3Settings, folder: &Path) -> Result<()> {
         }
         server.stop().await?;
     }
+    Ok(())
+}
+
+/// One key for all, that is rotated in between.
+#[derive(Debug, Default)]
+struct Keys(Mutex<Vec<Arc<DataKey>>>);
+
+impl Keys {
+    fn rotate(&self, number: u8) {
+        let id = DataKeyId::from_uuid(Uuid::from_u128(number.into()));
+        self.0.lock().push(Arc::new(DataKey { id, bytes: Zeroizing::new([number; KEY_BYTES]) }));
+    }
+}
+
+#[async_trait]
+impl KeySource for Keys {
+    async fn current(&self, _: &KeyOwner) -> Result<Option<Arc<DataKey>>, StoreError> {
+        Ok(self.0.lock().last().cloned())
+    }
+
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn find(&self, id: DataKeyId) -> Result<FoundKey, StoreError> {
+        let found = self.0.lock().iter().find(|key| key.id == id).cloned();
+        Ok(found.map_or(FoundKey::Unknown, FoundKey::Kept))
+    }
+
+    async fn handed(&self, _: ObjectKey) -> Result<Option<HandedKey>, StoreError> {
+        Ok(None)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sealed_store_conforms_on_real_ceph_and_uploads_go_on_at_another_node() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ceph = Ceph::start(folder.path())?;
+    let plain: Arc<dyn BlobStore> = Arc::new(S3Store::open(&ceph.settings).await?);
+    let keys = Arc::new(Keys::default());
+    let node = || SealedStore::new(Arc::clone(&plain), Arc::clone(&plain), keys.clone());
+    // While nothing is sealed, and from then on.
+    check_conformance(&node()).await?;
+    keys.rotate(1);
+    check_conformance(&node()).await?;
+
+    let part = PART_BYTES_MIN as usize;
+    let content: Bytes = (0..2 * part + 17).map(|at| (at / 7) as u8).collect::<Vec<_>>().into();
+    let key = ObjectKey::Blob(UploadId::from_uuid(Uuid::new_v4()));
+    let (first, second) = (node(), node());
+    let id = first.begin(key, &KeyOwner::Cluster).await?;
+    let head = first.put_part(key, &id, 1, 0, content.slice(..part)).await?;
+    // The key is another one by now, and the node, too; it sends the second part twice.
+    keys.rotate(2);
+    let (middle, tail) = (content.slice(part..2 * part), content.slice(2 * part..));
+    second.put_part(key, &id, 2, part as u64, middle.clone()).await?;
+    let parts = [
+        head,
+        second.put_part(key, &id, 2, part as u64, middle).await?,
+        second.put_part(key, &id, 3, 2 * part as u64, tail).await?,
+    ];
+    second.complete(key, &id, &parts).await?;
+    let length = content.len() as u64;
+    for node in [first, second] {
+        ensure!(node.length(key).await? == Some(length), "the length");
+        ensure!(read(&node, key, 0..length).await? == content, "the bytes of the parts");
+        let across = part - 70_000..part + 70_000;
+        let got = read(&node, key, across.start as u64..across.end as u64).await?;
+        ensure!(got == content[across], "a range across parts");
+        ensure!(node.presigned(key, Duration::from_secs(60)).await?.is_none(), "an address");
+    }
+    let stored = plain.length(key).await?.context("it is in storage")?;
+    let stored = read(&*plain, key, 0..stored).await?;
+    let needle = &content[part..part + 64];
+    ensure!(!stored.windows(64).any(|window| window == needle), "it can be read in storage");
+    plain.delete(&[key]).await?;
     Ok(())
 }
 

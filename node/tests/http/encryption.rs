@@ -364,6 +364,13 @@ async fn a_node_that_has_lost_its_master_key_says_so_and_is_waited_for() -> Resu
     })
     .await?;
 
+    // Only a leader that has the key begins.
+    until("the first node to lead", async || {
+        let _next = second.server.app().raft.hand_over().await;
+        Ok(first.server.app().raft.status().is_leader.then_some(()))
+    })
+    .await?;
+
     // Should the others begin all the same, it does not go on.
     let masters =
         first.server.app().view().await?.query().node_master_keys(first.server.app().node)?;

@@ -64,6 +64,8 @@ struct Row {
     file_mib: f64,
     /// From the first byte to the version.
     seconds: f64,
+    /// From the answer to the last part to the answer that all has come.
+    seconds_to_answer: f64,
     /// From the answer to the last part to the version.
     seconds_after: f64,
     copy_seconds: f64,
@@ -170,6 +172,7 @@ async fn upload(
     .await?;
     let last = Instant::now();
     let mut status = admin.call("POST", &format!("{path}/complete"), &json!({}), 202).await?;
+    let seconds_to_answer = last.elapsed().as_secs_f64();
     while status["status"] != "active" {
         ensure!(status["status"] != "failed", "the upload failed: {status}");
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -179,6 +182,7 @@ async fn upload(
         format: format.to_owned(),
         file_mib: length as f64 / f64::from(1 << 20),
         seconds: started.elapsed().as_secs_f64(),
+        seconds_to_answer,
         seconds_after: last.elapsed().as_secs_f64(),
         copy_seconds,
         peak_mib: cluster.memory_mib("VmHWM")?,
@@ -201,13 +205,14 @@ fn print(arguments: &Arguments, rows: &[Row]) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{} MiB of content, {} nodes, {} parts at once\n\n{:<8} {:>9} {:>9} {:>12} {:>9} {:>10} {:>9}",
+        "{} MiB of content, {} nodes, {} parts at once\n\n{:<8} {:>9} {:>9} {:>9} {:>12} {:>9} {:>10} {:>9}",
         arguments.mib,
         arguments.nodes,
         arguments.parallel,
         "format",
         "file MiB",
         "seconds",
+        "answered",
         "after last",
         "copy",
         "copy/ours",
@@ -215,10 +220,11 @@ fn print(arguments: &Arguments, rows: &[Row]) -> Result<()> {
     );
     for row in rows {
         println!(
-            "{:<8} {:>9.0} {:>9.1} {:>12.2} {:>9.1} {:>10.2} {:>9.0}",
+            "{:<8} {:>9.0} {:>9.1} {:>9.3} {:>12.2} {:>9.1} {:>10.2} {:>9.0}",
             row.format,
             row.file_mib,
             row.seconds,
+            row.seconds_to_answer,
             row.seconds_after,
             row.copy_seconds,
             row.copy_seconds / row.seconds,

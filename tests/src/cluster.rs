@@ -95,10 +95,14 @@ impl Node {
 
     /// Has `name` in the node's certificate.
     pub fn answer_to(&self, name: &str) -> Result<()> {
+        self.edit("[http]\n", &format!("[http]\nnames = [{name:?}]\n"))
+    }
+
+    /// Puts `to` in the place of the first `from` in the configuration.
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
         let path = self.folder.join("node.toml");
         let text = fs::read_to_string(&path)?;
-        let named = text.replacen("[http]\n", &format!("[http]\nnames = [{name:?}]\n"), 1);
-        Ok(fs::write(&path, named)?)
+        Ok(fs::write(&path, text.replacen(from, to, 1))?)
     }
 
     /// From its next start, the process has these variables.

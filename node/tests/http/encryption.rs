@@ -65,7 +65,14 @@ fn files_with(folder: &Path, needle: &[u8]) -> Result<Vec<PathBuf>> {
         let path = entry?.path();
         if path.is_dir() {
             found.extend(files_with(&path, needle)?);
-        } else if std::fs::read(&path)?.windows(needle.len()).any(|window| window == needle) {
+            continue;
+        }
+        let content = match std::fs::read(&path) {
+            // The node has removed it meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read?,
+        };
+        if content.windows(needle.len()).any(|window| window == needle) {
             found.push(path);
         }
     }

@@ -496,7 +496,8 @@ fn who_is_expelled_is_known_until_its_certificate_ends_or_it_is_let_in_again() {
 #[test]
 fn of_too_many_who_were_expelled_those_are_forgotten_whose_certificates_end_first() {
     let mut world = World::founded();
-    world.accepts(Command::CreateJoinToken(token("t", JoinRole::Agent, None)));
+    let token = JoinToken { expires_at: at(1_000_000), ..token("t", JoinRole::Agent, None) };
+    world.accepts(Command::CreateJoinToken(token));
     let numbered = |number: usize| {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&number.to_be_bytes());

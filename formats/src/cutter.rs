@@ -209,9 +209,9 @@ impl Cutter {
     /// Makes one chunk of the run's first `length` bytes. Zeros after it are a hole.
     fn cut_group(&mut self, length: usize, cuts: &mut Vec<Cut>) {
         if length > 0 {
-            let rest = self.run.split_off(length);
-            let content = std::mem::replace(&mut self.run, rest);
-            cuts.push(Cut { offset: self.run_offset, content });
+            // Copied, so that the next run need not grow anew.
+            cuts.push(Cut { offset: self.run_offset, content: self.run[..length].to_vec() });
+            self.run.drain(..length);
             self.run_offset += length as u64;
         }
         self.member = self.member.saturating_sub(length);

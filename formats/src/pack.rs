@@ -62,6 +62,9 @@ impl<S: PackSink> PackBuilder<S> {
         if self.open.len() + stored.len() > self.capacity {
             self.close()?;
         }
+        if self.open.is_empty() {
+            self.open.reserve_exact(self.capacity);
+        }
         let place = Place { pack: self.closed.len(), at: self.open.len() as u64 };
         self.open.extend_from_slice(stored);
         Ok(place)

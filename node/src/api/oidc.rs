@@ -11,6 +11,7 @@
 //! issuer in the settings, and to this machine's loopback.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::Json;
@@ -43,6 +44,8 @@ const COOKIE: &str = "__Host-shoal-oidc";
 const LOGIN_SECONDS: u64 = 600;
 /// How long a program may take to bring its ticket, in seconds.
 const TICKET_SECONDS: u64 = 60;
+/// For all that the issuer is asked when somebody comes back.
+const ISSUER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of a code, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
 
@@ -186,16 +189,9 @@ pub async fn end(
         return Err(failed(&format!("the issuer did not let you in: {error}")));
     }
     let code = back.code.filter(|code| code.len() <= TEXT_BYTES_MAX).ok_or_else(over)?;
-    let answer = redeem_code(&app, &code, &gone).await?;
-    let person = match app.config.oidc.protocol {
-        Protocol::Openid => stated(&app, answer, &gone).await?,
-        Protocol::Github => github::person(app.issuers.http(), &app.config.oidc, answer)
-            .await
-            .map_err(|unknown| match unknown {
-                Unknown::Code => spent(),
-                Unknown::Away(why) => away(&why),
-            })?,
-    };
+    let person = tokio::time::timeout(ISSUER_TIMEOUT, person(&app, &code, &gone))
+        .await
+        .map_err(|_| away("it takes too long"))??;
     let user = admitted(&app, person).await?;
     crate::http::noted::note_user(|| user.name.clone());
     let clear = (header::SET_COOKIE, cookie("", 0));
@@ -246,6 +242,20 @@ pub async fn redeem(
     begun(&app, &user, client, &headers).await
 }
 
+/// Who comes back with `code`.
+async fn person(app: &App, code: &str, gone: &Away) -> Result<Person, Problem> {
+    let answer = redeem_code(app, code, gone).await?;
+    match app.config.oidc.protocol {
+        Protocol::Openid => stated(app, answer, gone).await,
+        Protocol::Github => github::person(app.issuers.http(), &app.config.oidc, answer)
+            .await
+            .map_err(|unknown| match unknown {
+                Unknown::Code => spent(),
+                Unknown::Away(why) => away(&why),
+            }),
+    }
+}
+
 #[derive(Deserialize)]
 struct Tokens {
     id_token: String,
@@ -294,6 +304,10 @@ async fn redeem_code(app: &App, code: &str, gone: &Away) -> Result<reqwest::Resp
     let body = body.query().unwrap_or_default().to_owned();
     let request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     let answer = request.body(body).send().await.map_err(|error| away(&chain(&error)))?;
+    // Asked too often, which is no reason to begin again at once.
+    if matches!(answer.status(), StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
+        return Err(away(&format!("{endpoint} answers {}", answer.status())));
+    }
     if answer.status().is_client_error() {
         return Err(spent());
     }
@@ -330,6 +344,10 @@ async fn admitted(app: &App, person: Person) -> Result<metadata::User, Problem> 
     let settings = &app.config.oidc;
     let view = app.view().await?;
     let Person { subject, account, groups } = person;
+    let required = &settings.required_groups;
+    if !required.is_empty() && !required.iter().any(|group| groups.contains(group)) {
+        return Err(failed("none of your groups there is one that is let in here"));
+    }
     let create = settings.create_accounts;
     let user =
         foreign_account(app, view.query(), &settings.issuer, &subject, &account, create).await?;

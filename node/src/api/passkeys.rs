@@ -110,7 +110,8 @@ fn person(caller: &Caller) -> Result<String, Problem> {
     }
 }
 
-/// That it is not somebody at an open browser.
+/// That it is not somebody at an open browser. Who logs in at another issuer has no password that
+/// could be asked for.
 async fn check_password(
     app: &App,
     caller: &Caller,
@@ -119,7 +120,10 @@ async fn check_password(
     given: Option<Hidden>,
 ) -> Result<(), Problem> {
     let row = caller.view.query().user(user)?.ok_or_else(Problem::unauthorized)?;
-    if !row.password_hash.0.starts_with(b"$") {
+    let directory = app.config.ldap.issuer();
+    let identities = caller.view.query().identities_of(user)?;
+    let of_directory = identities.iter().any(|identity| identity.issuer == directory);
+    if !row.password_hash.0.starts_with(b"$") && !of_directory {
         return Ok(());
     }
     let given = Zeroizing::new(given.map(|given| given.0).unwrap_or_default());

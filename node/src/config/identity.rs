@@ -81,6 +81,8 @@ pub struct Oidc {
     pub groups_claim: String,
     /// Whoever is in one of these administers the cluster, and nobody else who logs in so.
     pub admin_groups: Vec<String>,
+    /// Nobody else is let in than who is in one of these; empty is everybody.
+    pub required_groups: Vec<String>,
     /// Groups there and here, `engineering=acme/dev`: who logs in is a member here while there.
     pub groups: Vec<String>,
 }
@@ -99,6 +101,7 @@ impl Default for Oidc {
             account_claim: "preferred_username".to_owned(),
             groups_claim: "groups".to_owned(),
             admin_groups: Vec::new(),
+            required_groups: Vec::new(),
             groups: Vec::new(),
         }
     }
@@ -128,6 +131,12 @@ impl Oidc {
             if !is_fit_address(&self.api_url()) {
                 return Some(("api_url", "it begins with https://"));
             }
+            let of_everybody = self.issuer.trim_end_matches('/') == "https://github.com";
+            if of_everybody && self.create_accounts && self.required_groups.is_empty() {
+                let text = "anybody has an account at github.com: name the organizations or teams \
+                            whose members are let in, or set create_accounts = false";
+                return Some(("required_groups", text));
+            }
         }
         if self.mapped().is_none() {
             return Some(("groups", "each is THERE=ORGANIZATION/GROUP"));
@@ -147,7 +156,7 @@ impl Oidc {
 
     /// Whether it matters in which groups somebody is.
     pub fn uses_groups(&self) -> bool {
-        !self.admin_groups.is_empty() || !self.groups.is_empty()
+        !self.admin_groups.is_empty() || !self.required_groups.is_empty() || !self.groups.is_empty()
     }
 
     /// Groups there with those here; nothing where one cannot be read.

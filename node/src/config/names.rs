@@ -89,6 +89,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "account_claim",
             "groups_claim",
             "admin_groups",
+            "required_groups",
             "groups",
         ],
     ),

@@ -111,7 +111,7 @@ fn the_domain_of_passkeys_is_that_of_the_url() {
 #[test]
 fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
     let github = "[oidc]\nprotocol = \"github\"\nclient_id = \"shoal\"\n";
-    let secret = "client_secret = \"s\"\n";
+    let secret = "client_secret = \"s\"\nrequired_groups = [\"acme\"]\n";
     for (issuer, api) in [
         ("https://github.com", "https://api.github.com"),
         ("https://github.com/", "https://api.github.com"),
@@ -122,6 +122,9 @@ fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
     }
     let issuer = "issuer = \"https://github.com\"\n";
     assert!(load(&format!("{github}{issuer}")).is_err(), "no secret");
+    let everybody = "client_secret = \"s\"\n";
+    assert!(load(&format!("{github}{everybody}{issuer}")).is_err(), "anybody in the world");
+    load(&format!("{github}{everybody}{issuer}create_accounts = false\n")).unwrap();
     let plain = "api_url = \"http://api.example\"\n";
     assert!(load(&format!("{github}{secret}{issuer}{plain}")).is_err(), "in the clear");
 }

@@ -125,7 +125,10 @@ pub async fn account<R: Read>(
         // Another request of its first moment was quicker.
         Err(ProposeError::Refused(Refusal::Exists(Subject::Identity))) => {
             let view = app.view().await?;
-            view.query().user(name.as_str())?.ok_or_else(Problem::unauthorized)
+            // Whose it is says the link: the name that was wanted may be another person's.
+            let linked = view.query().identity(issuer, subject)?;
+            let linked = linked.ok_or_else(Problem::unauthorized)?;
+            view.query().user(&linked.user)?.ok_or_else(Problem::unauthorized)
         }
         Err(ProposeError::Refused(Refusal::Exists(Subject::User))) => {
             let text = format!("there is an account {name} already; an administrator can link it");

@@ -5,9 +5,10 @@
 
 use shoal_content::AccountName;
 use shoal_metadata::{
-    self as metadata, Command, Grantee, OrganizationRole, Place, Right, UserRole,
+    self as metadata, Command, Grantee, OrganizationRole, Place, Refusal, Right, UserRole,
 };
-use tracing::info;
+use shoal_raft::ProposeError;
+use tracing::{info, warn};
 
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -31,8 +32,7 @@ pub async fn follow(
             (false, role) => role,
         };
         if role != user.role {
-            user.role = role;
-            app.propose(Command::PutUser(user.clone())).await?;
+            user = in_role(app, user, role).await?;
         }
     }
     let Ok(name) = user.name.parse::<AccountName>() else { return Ok(user) };
@@ -40,6 +40,25 @@ pub async fn follow(
         join_or_leave(app, &name, place, groups.contains(&there)).await?;
     }
     Ok(user)
+}
+
+/// Gives the role, and nothing else of a row that may have changed since it was read.
+async fn in_role(
+    app: &App,
+    user: metadata::User,
+    role: UserRole,
+) -> Result<metadata::User, Problem> {
+    let now = app.view().await?.query().user(&user.name)?.ok_or_else(Problem::unauthorized)?;
+    let wanted = metadata::User { role, ..now.clone() };
+    match app.propose(Command::PutUser(wanted.clone())).await {
+        Ok(_) => Ok(wanted),
+        Err(ProposeError::Refused(Refusal::LastAdmin)) => {
+            let user = &now.name;
+            warn!(user, "no group makes the only administrator one any more; the role is kept");
+            Ok(now)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn join_or_leave(

@@ -156,6 +156,7 @@ async fn people_log_in_at_github_with_its_organizations_and_teams() -> Result<()
         config.oidc.client_id = CLIENT.to_owned();
         config.oidc.client_secret = SECRET.to_owned();
         config.oidc.admin_groups = vec!["acme-owners".to_owned()];
+        config.oidc.required_groups = ["acme", "acme-owners"].map(str::to_owned).to_vec();
         config.oidc.groups = vec!["acme/dev=acme/dev".to_owned()];
     })
     .await?;
@@ -203,6 +204,12 @@ async fn people_log_in_at_github_with_its_organizations_and_teams() -> Result<()
     let stolen = Browser::new(&node)?.visit_issuer("").await?;
     let injected = format!("{}&state={state}", stolen.split("&state=").next().unwrap_or_default());
     expect(&victim.get(&injected).await?, StatusCode::UNAUTHORIZED)?;
+    // Who is in no organization that is let in has no account here either.
+    github.is(8, "stranger", &["others"], &[("others", "acme")]);
+    let refused = Browser::new(&node)?.login().await?;
+    ensure!(problem(refused, StatusCode::UNAUTHORIZED).await?.code == "oidc_failed");
+    let users: Vec<Value> = node.get("users").await?;
+    ensure!(users.iter().all(|user| user["username"] != "stranger"), "{users:?}");
     // Whoever keeps its organizations to itself is not let in with fewer groups than it has.
     github.0.lock().closed = true;
     let away = Browser::new(&node)?.login().await?;

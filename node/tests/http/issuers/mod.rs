@@ -99,6 +99,36 @@ async fn another_issuers_token_is_good_for_what_it_says_and_its_account_may() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_login_under_two_names_at_once_is_nobody_elses() -> Result<()> {
+    let issuer = Issuer::start().await?;
+    let trusting = trusting(&issuer);
+    let node = Node::start_with(|config| {
+        trusting(config);
+        config.jwt.create_accounts = true;
+        config.jwt.account_claim = "name".to_owned();
+    })
+    .await?;
+    level_raised(&node).await?;
+    for round in 0..20 {
+        let named = |name: &str| -> Result<String> {
+            let mut claims = issuer.claims(&format!("subject-{round}"))?;
+            claims["name"] = json!(name);
+            issuer.rs256(&claims)
+        };
+        let (own, taken) = (named(&format!("mallory-{round}"))?, named("admin")?);
+        let all = (0..8).map(|turn| me(&node, if turn % 2 == 0 { &own } else { &taken }));
+        for answer in futures::future::try_join_all(all).await? {
+            if answer.status() == StatusCode::CONFLICT {
+                continue;
+            }
+            let found: Value = read(answer).await?;
+            ensure!(found["username"] == format!("mallory-{round}"), "{found}");
+        }
+    }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_but_the_issuers_own_signature_of_now_and_for_us_is_believed() -> Result<()> {
     let issuer = Issuer::start().await?;
     let trusting = trusting(&issuer);

@@ -7,8 +7,8 @@
 //! A node that has lost a master key says so before it serves anybody, so that sealing does not
 //! begin without it. Should it begin all the same, a node that has none stops ([`Keyless`]).
 //!
-//! Invariants: once sealing has begun, what cannot be sealed is not stored; a data key is in a
-//! node's memory only while its row has it.
+//! Invariants: once sealing has begun, what cannot be sealed is not stored, but for the rest of
+//! uploads that were open then; a data key is in a node's memory only while its row has it.
 //! Non-goals: the form of sealed objects (`store::sealed`), what the cluster agrees on
 //! (`shoal-metadata`, `encryption`).
 

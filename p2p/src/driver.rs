@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::link;
 use crate::request;
-use crate::swarm::Shared;
+use crate::swarm::{Owned, Shared};
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
@@ -68,6 +68,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
                 driver.requests.remove(request);
             }
+            if driver.is_of_a_former_transfer(&event) {
+                continue;
+            }
             driver.tell_discovery(&event);
             driver.core.handle(driver.clock.now(), event);
             driver.act();
@@ -115,6 +118,13 @@ impl Driver {
             let ended = Event::Ended { request, end: RequestEnd::Failed };
             self.core.handle(self.clock.now(), ended);
         }
+    }
+
+    /// Whether a transfer is to stop that ended before: its stop may come after the start of the
+    /// next one of that recipe, which goes on.
+    fn is_of_a_former_transfer(&self, event: &Event) -> bool {
+        let Event::Stop { recipe } = event else { return false };
+        self.shared.transfers.lock().get(recipe).is_some_and(Owned::is_under_way)
     }
 
     fn tell_discovery(&self, event: &Event) {

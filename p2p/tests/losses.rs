@@ -190,3 +190,27 @@ async fn a_full_store_ends_the_fetch_with_that_reason_and_a_retry_goes_on() {
     fetch(&cluster, &agent, id).await;
     holds_all(&*agent.store, id, &contents).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_lets_go_of_a_failed_transfer_does_not_stop_the_next_one() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(512);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let store = Arc::new(SmallStore::default());
+    store.full.store(true, Ordering::Relaxed);
+    let agent = cluster.start_on(PeerRole::Host, store.clone()).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let failed = agent.swarm.fetch(id, recipe.clone(), ticket.clone());
+    let error = tokio::time::timeout(DEADLINE, failed.wait()).await.unwrap().unwrap_err();
+    assert!(error.is_full(), "{error}");
+    store.full.store(false, Ordering::Relaxed);
+    let next = agent.swarm.fetch(id, recipe, ticket);
+    let mut progress = next.progress();
+    let began = progress.wait_for(|progress| progress.bytes_done > progress.bytes_local);
+    tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
+    drop(failed);
+    tokio::time::timeout(DEADLINE, next.wait()).await.unwrap().unwrap();
+    holds_all(&*agent.store, id, &contents).await;
+}

@@ -179,6 +179,9 @@ impl Swarm {
 
     fn start(&mut self, recipe: RecipeId, held: Option<ChunkSet>) {
         let now = self.now;
+        if held.is_some() {
+            self.drop_requests(recipe);
+        }
         let membership = self.memberships.entry(recipe).or_insert_with(|| Membership::new(now));
         self.wake_at = now;
         let Some(held) = held else { return };
@@ -197,13 +200,18 @@ impl Swarm {
         membership.download = Some(Download::new(now, self.settings.me, recipe, held));
     }
 
-    fn stop(&mut self, recipe: RecipeId) {
+    /// Ends what is asked for a recipe: of a transfer that stops, or that another one replaces.
+    fn drop_requests(&mut self, recipe: RecipeId) {
         let of_it =
             |(&id, request): (&RequestId, &Request)| (request.recipe == recipe).then_some(id);
         let open: Vec<RequestId> = self.requests.iter().filter_map(of_it).collect();
         for request in open {
             self.drop_request(request, true);
         }
+    }
+
+    fn stop(&mut self, recipe: RecipeId) {
+        self.drop_requests(recipe);
         self.under_way.remove(&recipe);
         if let Some(membership) = self.memberships.remove(&recipe) {
             let to: BTreeSet<PeerId> =

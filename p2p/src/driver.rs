@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_content::RecipeId;
+use shoal_content::{RecipeId, Ticket};
 use shoal_swarm::{Action, Event, RequestEnd, RequestId, Settings, Swarm as Core};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use crate::link;
 use crate::request;
-use crate::swarm::{Owned, Shared};
+use crate::swarm::{Owned, Shared, wall_clock};
+use crate::transfer::FetchError;
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
@@ -27,8 +28,8 @@ struct Driver {
     core: Core,
     clock: Clock,
     requests: HashMap<RequestId, AbortHandle>,
-    /// Requests that could not even begin; the core hears of them after the action at hand.
-    stillborn: Vec<RequestId>,
+    /// What the core hears of after the action at hand: requests that could not even begin.
+    unmet: Vec<Event>,
 }
 
 pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
@@ -41,7 +42,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
         shared,
         core,
         requests: HashMap::new(),
-        stillborn: Vec::new(),
+        unmet: Vec::new(),
     };
     let mut events = Vec::with_capacity(BATCH);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
@@ -61,6 +62,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 events.extend(driver.abandoned());
+                events.extend(driver.expired());
             }
         }
         driver.clock.woken(due);
@@ -68,7 +70,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             if let Event::Ended { request, .. } | Event::Wrong { request } = &event {
                 driver.requests.remove(request);
             }
-            if driver.is_of_a_former_transfer(&event) {
+            if driver.is_of_another_transfer(&event) {
                 continue;
             }
             driver.tell_discovery(&event);
@@ -114,17 +116,22 @@ impl Driver {
             while let Some(action) = self.core.poll_action() {
                 self.perform(action);
             }
-            let Some(request) = self.stillborn.pop() else { return };
-            let ended = Event::Ended { request, end: RequestEnd::Failed };
-            self.core.handle(self.clock.now(), ended);
+            let Some(unmet) = self.unmet.pop() else { return };
+            self.core.handle(self.clock.now(), unmet);
         }
     }
 
-    /// Whether a transfer is to stop that ended before: its stop may come after the start of the
-    /// next one of that recipe, which goes on.
-    fn is_of_a_former_transfer(&self, event: &Event) -> bool {
-        let Event::Stop { recipe } = event else { return false };
-        self.shared.transfers.lock().get(recipe).is_some_and(Owned::is_under_way)
+    /// Whether it is about a transfer that is not the one of its recipe any more. A stop may come
+    /// after the start of the next one, which goes on; a start after its owner has gone, when
+    /// opening the store took long, and nobody would end what it began.
+    fn is_of_another_transfer(&self, event: &Event) -> bool {
+        let (recipe, wanted) = match event {
+            Event::Start { recipe, .. } => (recipe, true),
+            Event::Stop { recipe } => (recipe, false),
+            _ => return false,
+        };
+        let under_way = self.shared.transfers.lock().get(recipe).is_some_and(Owned::is_under_way);
+        under_way != wanted
     }
 
     fn tell_discovery(&self, event: &Event) {
@@ -166,6 +173,19 @@ impl Driver {
         stops
     }
 
+    /// Ends transfers whose right has run out: nobody gives them anything any more.
+    fn expired(&self) -> Vec<Event> {
+        let (now, mut stops) = (wall_clock(), Vec::new());
+        for (&recipe, owned) in self.shared.transfers.lock().iter() {
+            let until = self.shared.tickets.lock().get(&recipe).map(Ticket::expires);
+            if owned.is_under_way() && until.is_none_or(|until| until <= now) {
+                owned.end(FetchError::Expired);
+                stops.push(Event::Stop { recipe });
+            }
+        }
+        stops
+    }
+
     fn perform(&mut self, action: Action) {
         let shared = &self.shared;
         let link = |peer| shared.links.lock().get(peer).cloned();
@@ -189,10 +209,12 @@ impl Driver {
                 }
             }
             Action::Request { request, peer, recipe, indices, insists } => {
-                let (link, running) = (link(&peer), shared.running(recipe));
-                let (Some(link), Some(running)) = (link, running) else {
-                    self.stillborn.push(request);
-                    return;
+                let Some(running) = shared.running(recipe) else {
+                    // Its owner has gone; whoever was to be asked has nothing to do with that.
+                    return self.unmet.push(Event::Stop { recipe });
+                };
+                let Some(link) = link(&peer) else {
+                    return self.unmet.push(Event::Ended { request, end: RequestEnd::Failed });
                 };
                 let work =
                     request::chunks(shared.clone(), link, running, request, (indices, insists));

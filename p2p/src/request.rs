@@ -93,6 +93,7 @@ pub(crate) async fn chunks(
     let end = match outcome {
         Ok(()) => RequestEnd::Done,
         Err(Failure::Busy) => RequestEnd::Busy,
+        Err(Failure::Absent) => RequestEnd::Absent,
         Err(Failure::Wrong(chunk)) => {
             warn!(%peer, %chunk, "a peer sent wrong content and is banned");
             running.trouble(format!("{peer} sent wrong content for chunk {chunk}"));

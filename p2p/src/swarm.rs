@@ -112,6 +112,10 @@ impl Owned {
         self.has_owner() && !self.running.has_ended()
     }
 
+    pub(crate) fn end(&self, error: FetchError) {
+        self.running.end(Err(error));
+    }
+
     pub(crate) fn is_abandoned(&self) -> bool {
         !self.has_owner() && !self.running.has_succeeded()
     }
@@ -403,7 +407,7 @@ impl Swarm {
         let mut ended = Vec::new();
         for (&recipe, owned) in shared.transfers.lock().iter() {
             if owned.is_under_way() && !shared.tickets.lock().contains_key(&recipe) {
-                owned.running.end(Err(FetchError::Distrusted));
+                owned.end(FetchError::Distrusted);
                 ended.push(recipe);
             }
         }
@@ -521,6 +525,7 @@ impl Swarm {
                 Ok(held) => {
                     running.local(held.iter());
                     shared.tell(Event::Start { recipe: id, held }).await;
+                    running.started();
                 }
                 Err(error) => running.end(Err(error.into())),
             }
@@ -537,6 +542,12 @@ impl Swarm {
             self.0.tell(Event::Seed { recipe }).await;
         }
         Ok(())
+    }
+
+    /// Stops offering `recipe`, of which the store holds nothing any more. One that is on its way
+    /// here goes on.
+    pub async fn withdraw(&self, recipe: RecipeId) {
+        self.0.tell(Event::Stop { recipe }).await;
     }
 
     pub fn status(&self) -> Status {
@@ -603,7 +614,7 @@ impl Swarm {
     pub async fn shutdown(&self) {
         self.0.cancel.cancel();
         for owned in self.0.transfers.lock().values() {
-            owned.running.end(Err(FetchError::Stopped));
+            owned.end(FetchError::Stopped);
         }
         self.0.endpoint.close(0u32.into(), b"shutdown");
         self.0.tasks.close();

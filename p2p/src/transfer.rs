@@ -3,7 +3,7 @@
 //! Invariant: when the last [`Transfer`] of a recipe is dropped before its end, the swarm stops
 //! fetching it; what was verified stays in the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,13 +41,15 @@ pub enum FetchError {
     NoSource(String),
     #[error("the right to it was withdrawn: the cluster changed its ticket key; ask for it again")]
     Distrusted,
+    #[error("the right to it has run out; ask for it again")]
+    Expired,
     #[error("the swarm is shutting down")]
     Stopped,
 }
 
 impl FetchError {
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NoSource(_) | Self::Storage(_) | Self::Distrusted)
+        matches!(self, Self::NoSource(_) | Self::Storage(_) | Self::Distrusted | Self::Expired)
     }
 
     pub fn is_full(&self) -> bool {
@@ -67,7 +69,18 @@ pub(crate) struct Running {
     outcome: watch::Sender<Outcome>,
     commands: mpsc::Sender<Event>,
     last_error: Mutex<Option<String>>,
+    early: Mutex<Early>,
 }
+
+/// What was asked for before the driver knew of the transfer.
+#[derive(Debug, Default)]
+struct Early {
+    started: bool,
+    demands: VecDeque<Range<u32>>,
+}
+
+/// Demands that are kept until the start; of more the first are forgotten.
+const EARLY_DEMANDS_MAX: usize = 64;
 
 impl Running {
     pub(crate) fn new(id: RecipeId, recipe: Arc<Recipe>, commands: mpsc::Sender<Event>) -> Self {
@@ -84,7 +97,32 @@ impl Running {
             outcome: watch::Sender::new(None),
             commands,
             last_error: Mutex::default(),
+            early: Mutex::default(),
         }
+    }
+
+    /// The driver was told of it, and is told of what was asked for before.
+    pub(crate) fn started(&self) {
+        let mut early = self.early.lock();
+        early.started = true;
+        for range in std::mem::take(&mut early.demands) {
+            self.pass_on(range);
+        }
+    }
+
+    fn demand(&self, range: Range<u32>) {
+        let mut early = self.early.lock();
+        if early.started {
+            return self.pass_on(range);
+        }
+        if early.demands.len() >= EARLY_DEMANDS_MAX {
+            early.demands.pop_front();
+        }
+        early.demands.push_back(range);
+    }
+
+    fn pass_on(&self, range: Range<u32>) {
+        let _ = self.commands.try_send(Event::Demand { recipe: self.id, range });
     }
 
     pub(crate) fn local(&self, indices: impl Iterator<Item = u32>) {
@@ -166,13 +204,14 @@ impl Transfer {
     /// Asks for these chunk indices before all others, in order. A hint: under overload it may be
     /// lost, and the chunks come in their turn.
     pub fn demand(&self, range: Range<u32>) {
-        let _ = self.0.0.commands.try_send(Event::Demand { recipe: self.0.0.id, range });
+        self.0.0.demand(range);
     }
 
     /// Waits for the end.
     ///
     /// # Errors
-    /// [`FetchError::Storage`] where the store failed, [`FetchError::Stopped`] at shutdown.
+    /// [`FetchError::Storage`] where the store failed, [`FetchError::Expired`] where its ticket ran
+    /// out, [`FetchError::Stopped`] at shutdown.
     pub async fn wait(&self) -> Result<Progress, FetchError> {
         let mut outcome = self.0.0.outcome.subscribe();
         match outcome.wait_for(Option::is_some).await.as_deref() {

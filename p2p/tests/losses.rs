@@ -4,19 +4,45 @@ mod cluster;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_content::{Recipe, RecipeId};
-use shoal_p2p::{ChunkSet, ChunkStore, Limits, MemoryStore, PeerRole, StoreError, Transfer};
+use shoal_content::{Recipe, RecipeId, Timestamp};
+use shoal_p2p::{
+    ChunkSet, ChunkStore, FetchError, Limits, MemoryStore, PeerRole, StoreError, Transfer,
+    wall_clock,
+};
+use tokio::sync::Semaphore;
 
 use cluster::{Cluster, DEADLINE, Process, content, fetch, fill, holds_all};
 
-/// A store whose disk may be full.
-#[derive(Debug, Default)]
+/// A store whose disk may be full, that may lose what it held, and that may take long to open.
+#[derive(Debug)]
 struct SmallStore {
     inner: MemoryStore,
     full: AtomicBool,
+    lost: AtomicBool,
+    opening: Semaphore,
+}
+
+impl Default for SmallStore {
+    fn default() -> Self {
+        let (full, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        let opening = Semaphore::new(Semaphore::MAX_PERMITS);
+        Self { inner: MemoryStore::default(), full, lost, opening }
+    }
+}
+
+impl SmallStore {
+    /// Opens nothing until [`Self::open_now`].
+    fn slow_to_open() -> Arc<Self> {
+        Arc::new(Self { opening: Semaphore::new(0), ..Self::default() })
+    }
+
+    fn open_now(&self) {
+        self.opening.add_permits(1);
+    }
 }
 
 #[async_trait]
@@ -30,10 +56,15 @@ impl ChunkStore for SmallStore {
     }
 
     async fn read(&self, id: RecipeId, index: u32) -> Result<Option<Bytes>, StoreError> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         self.inner.read(id, index).await
     }
 
     async fn open(&self, id: RecipeId, recipe: Arc<Recipe>) -> Result<ChunkSet, StoreError> {
+        let turn = self.opening.acquire().await.expect("it is never closed");
+        turn.forget();
         self.inner.open(id, recipe).await
     }
 
@@ -213,4 +244,102 @@ async fn who_lets_go_of_a_failed_transfer_does_not_stop_the_next_one() {
     drop(failed);
     tokio::time::timeout(DEADLINE, next.wait()).await.unwrap().unwrap();
     holds_all(&*agent.store, id, &contents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_is_given_up_while_the_store_opens_never_begins() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let holder = cluster.start(PeerRole::Host).await;
+    holder.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &holder, id).await;
+    let store = SmallStore::slow_to_open();
+    let agent = cluster.start_on(PeerRole::Host, store.clone()).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let given_up = agent.swarm.fetch(id, recipe, cluster.ticket(id, agent.swarm.peer_id()));
+    drop(given_up);
+    // Until nobody knows of it any more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    store.open_now();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(agent.swarm.status().banned.is_empty(), "others were blamed for what nobody wanted");
+    assert_eq!(agent.store.held(id).await.unwrap().count(), 0);
+    store.open_now();
+    fetch(&cluster, &agent, id).await;
+    holds_all(&*agent.store, id, &contents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_dropped_what_it_held_is_neither_blamed_nor_asked() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(256);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let store = Arc::new(SmallStore::default());
+    let holder = cluster.start_on(PeerRole::Host, store.clone()).await;
+    holder.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &holder, id).await;
+    store.lost.store(true, Ordering::Relaxed);
+    // Before it has said so, and after.
+    for withdrawn in [false, true] {
+        let agent = cluster.start(PeerRole::Host).await;
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        let done = fetch(&cluster, &agent, id).await;
+        assert!(!done.bytes_by_peer.contains_key(&holder.swarm.peer_id()), "{done:?}");
+        assert!(agent.swarm.status().banned.is_empty(), "withdrawn: {withdrawn}");
+        let linked = agent.swarm.status().peers.iter().any(|p| p.peer == holder.swarm.peer_id());
+        assert!(!(withdrawn && linked), "it was taken for a neighbour");
+        agent.swarm.shutdown().await;
+        holder.swarm.withdraw(id).await;
+        // Until the node has heard of it.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    // It may have it again.
+    store.lost.store(false, Ordering::Relaxed);
+    fetch(&cluster, &holder, id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_runs_out_ends_the_transfer_and_another_goes_on() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(256);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    origin.swarm.set_limits(Limits { upload: Some(2_000_000), download: None }).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let until = Timestamp::from_millis(wall_clock().as_millis() + 2000);
+    let ticket = cluster.ticket_until(id, agent.swarm.peer_id(), until);
+    let transfer = agent.swarm.fetch(id, recipe, ticket);
+    let error = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap_err();
+    assert!(matches!(error, FetchError::Expired) && error.is_retryable(), "{error}");
+    drop(transfer);
+    origin.swarm.set_limits(Limits::default()).await;
+    let done = fetch(&cluster, &agent, id).await;
+    assert!(done.bytes_local > 0, "what had come was fetched again");
+    assert!(agent.swarm.status().banned.is_empty());
+    holds_all(&*agent.store, id, &contents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_while_the_store_opens_comes_first() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(512);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    origin.swarm.set_limits(Limits { upload: Some(4_000_000), download: None }).await;
+    let store = SmallStore::slow_to_open();
+    let agent = cluster.start_on(PeerRole::Host, store.clone()).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let transfer = agent.swarm.fetch(id, recipe, cluster.ticket(id, agent.swarm.peer_id()));
+    transfer.demand(300..308);
+    store.open_now();
+    let mut progress = transfer.progress();
+    let some = progress.wait_for(|progress| progress.chunks_done >= 64);
+    tokio::time::timeout(DEADLINE, some).await.unwrap().unwrap();
+    let held = agent.store.held(id).await.unwrap();
+    let missing: Vec<u32> = (300..308).filter(|&index| !held.contains(index)).collect();
+    assert!(missing.is_empty(), "{missing:?} did not come among the first 64 of 512");
 }

@@ -35,6 +35,8 @@ impl BanReason {
 pub enum RequestEnd {
     Done,
     Busy,
+    /// It holds nothing of the recipe any more.
+    Absent,
     Failed,
 }
 

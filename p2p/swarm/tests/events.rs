@@ -155,7 +155,8 @@ impl Fuzz {
             19 | 20 => {
                 let request = open.unwrap_or_else(|| u64::MAX - draw.below(9));
                 self.open.remove(&request);
-                let ends = [RequestEnd::Done, RequestEnd::Busy, RequestEnd::Failed];
+                let ends =
+                    [RequestEnd::Done, RequestEnd::Busy, RequestEnd::Absent, RequestEnd::Failed];
                 Event::Ended { request, end: ends[draw.below(3) as usize] }
             }
             22 if draw.below(4) == 0 => {

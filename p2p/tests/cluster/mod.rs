@@ -79,10 +79,17 @@ impl Cluster {
     pub fn ticket(&self, recipe: RecipeId, peer: PeerId) -> Ticket {
         ticket_by(&self.tickets, recipe, peer)
     }
+
+    pub fn ticket_until(&self, recipe: RecipeId, peer: PeerId, expires: Timestamp) -> Ticket {
+        ticket_until(&self.tickets, recipe, peer, expires)
+    }
 }
 
 pub fn ticket_by(key: &KeyPair, recipe: RecipeId, peer: PeerId) -> Ticket {
-    let expires = Timestamp::from_millis(u64::MAX);
+    ticket_until(key, recipe, peer, Timestamp::from_millis(u64::MAX))
+}
+
+fn ticket_until(key: &KeyPair, recipe: RecipeId, peer: PeerId, expires: Timestamp) -> Ticket {
     Ticket::issue(recipe, peer, expires, |message| key.sign(message))
 }
 

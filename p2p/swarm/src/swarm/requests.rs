@@ -149,7 +149,14 @@ impl Swarm {
                 }
             }
             RequestEnd::Done if !unmet => return self.ask(recipe, peer),
-            RequestEnd::Done | RequestEnd::Failed => self.cool(peer),
+            // It dropped what it held, as caches do, and is asked again once it says that it has
+            // some. That counts against nobody but a node, which holds everything.
+            RequestEnd::Absent if self.peers.get(&peer).is_some_and(|peer| !peer.node) => {
+                if let Some(download) = self.download(recipe) {
+                    download.lose(peer);
+                }
+            }
+            RequestEnd::Done | RequestEnd::Absent | RequestEnd::Failed => self.cool(peer),
         }
         if freed {
             self.ask_all(recipe);

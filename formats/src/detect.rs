@@ -5,7 +5,7 @@
 //! The converse holds as well: bytes that no detector knows are raw, whatever they are.
 //!
 //! Invariant: an image that two detectors claim is refused.
-//! Non-goal: trusting names, suffixes or declared media types; a hint only narrows.
+//! Non-goal: trusting names, suffixes or declared media types; what is declared only narrows.
 
 use crate::disk::{Disk, Format};
 use crate::offset::HostOffset;
@@ -99,14 +99,27 @@ pub fn open(
     }
 }
 
-/// Opens a file of an archive, which is no archive itself.
+/// Opens a file of an archive, which is no archive itself. Any other format than `declared` is
+/// refused.
 pub(crate) fn open_member(
     source: Box<dyn ReadAt + Send>,
-    declared: Option<Format>,
+    declared: Format,
 ) -> Result<Box<dyn Disk>, OpenError> {
-    match claim(&*source, declared)? {
-        Some(Claim::Archive) => Err(Refusal::Archive("it holds another archive").into()),
-        claim => open_claimed(source, claim),
+    let claim = claim(&*source, Some(declared))?;
+    open_claimed(source, claim)
+}
+
+/// Opens a file of an archive as what its bytes say; the `hint` counts only where they say nothing:
+/// a VMDK that lost its start is not a raw disk.
+pub(crate) fn open_hinted(
+    source: Box<dyn ReadAt + Send>,
+    hint: Option<Format>,
+) -> Result<Box<dyn Disk>, OpenError> {
+    match (detect(&*source)?, hint) {
+        (None, Some(declared)) if declared != Format::Raw => {
+            Err(Refusal::FormatMismatch { declared, found: "raw" }.into())
+        }
+        (claim, _) => open_claimed(source, claim),
     }
 }
 

@@ -141,6 +141,10 @@ pub trait Disk: Send {
     /// # Errors
     /// See [`ReadError`]; `buf` is then in an unspecified state.
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
+
+    /// Bytes that [`read`](Self::read) has decompressed so far. A block counts whole each time,
+    /// however little of it was asked for: reads of a few bytes may cost far more than they give.
+    fn unpacked_bytes(&self) -> u64;
 }
 
 impl<D: Disk + ?Sized> Disk for Box<D> {
@@ -158,6 +162,10 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         (**self).read(offset, buf)
+    }
+
+    fn unpacked_bytes(&self) -> u64 {
+        (**self).unpacked_bytes()
     }
 }
 

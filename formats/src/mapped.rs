@@ -71,7 +71,8 @@ pub(crate) trait Tables: Send {
         bytes: u64,
     ) -> Result<Option<Vec<u8>>, OpenError>;
 
-    /// Fills `buf` from a [`Place::Packed`] of the run that holds `guest`.
+    /// Fills `buf` from a [`Place::Packed`] of the run that holds `guest`. Gives the bytes that were
+    /// decompressed for it: none where the block was at hand.
     fn unpack(
         &mut self,
         source: &dyn ReadAt,
@@ -79,18 +80,19 @@ pub(crate) trait Tables: Send {
         at: HostOffset,
         skip: u64,
         buf: &mut [u8],
-    ) -> Result<(), OpenError>;
+    ) -> Result<u64, OpenError>;
 }
 
 /// See the module's documentation.
 pub(crate) struct MappedDisk<S, T> {
     source: S,
     tables: T,
+    unpacked_bytes: u64,
 }
 
 impl<S: ReadAt, T: Tables> MappedDisk<S, T> {
     pub const fn new(source: S, tables: T) -> Self {
-        Self { source, tables }
+        Self { source, tables, unpacked_bytes: 0 }
     }
 
     fn run(&mut self, guest: u64, most: u64) -> Result<Run, ReadError> {
@@ -168,13 +170,14 @@ impl<S: ReadAt + Send, T: Tables> Disk for MappedDisk<S, T> {
                     };
                     match whole.map_err(at_guest(guest))? {
                         Some(stored) => {
+                            self.unpacked_bytes += run.bytes;
                             let in_batch = |(guest, error)| at_guest(guest)(error);
                             batch.add(guest, Method::Zlib, stored, part).map_err(in_batch)?;
                         }
-                        None => self
-                            .tables
-                            .unpack(source, start, at, skip, part)
-                            .map_err(at_guest(guest))?,
+                        None => {
+                            let unpacked = self.tables.unpack(source, start, at, skip, part);
+                            self.unpacked_bytes += unpacked.map_err(at_guest(guest))?;
+                        }
                     }
                 }
             }
@@ -182,5 +185,9 @@ impl<S: ReadAt + Send, T: Tables> Disk for MappedDisk<S, T> {
             rest = after;
         }
         batch.finish().map_err(|(guest, error)| at_guest(guest)(error))
+    }
+
+    fn unpacked_bytes(&self) -> u64 {
+        self.unpacked_bytes
     }
 }

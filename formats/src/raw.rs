@@ -42,4 +42,8 @@ impl<S: ReadAt + Send> Disk for RawDisk<S> {
         check_range(offset, buf.len(), self.length)?;
         self.source.read_at(offset, buf).map_err(|error| ReadError::Source { at: offset, error })
     }
+
+    fn unpacked_bytes(&self) -> u64 {
+        0
+    }
 }

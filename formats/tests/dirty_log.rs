@@ -175,4 +175,5 @@ fn a_log_that_does_not_add_up_is_refused() {
         reason(&entry(1, 0, length, &[Write::Zero(length - SECTOR, 2 * SECTOR)])),
         "corrupt_log"
     );
+    assert_eq!(reason(&entry(1, 0, length, &[Write::Zero(4 * MIB, 512)])), "corrupt_log");
 }

@@ -201,12 +201,13 @@ fn vmdk_in_parts_reads_as_qemu_reads_it() {
     judge_parts("twoGbMaxExtentSparse", 4 * GIB + 512);
 }
 
-/// An appliance as tools make them: a descriptor, a manifest, and what `make_disk` puts there.
-fn appliance(folder: &Path, disk: &str, format: &str) -> PathBuf {
+/// An appliance as tools make them: a descriptor that has `said` of the disk, a manifest, and the
+/// disk that is in the folder.
+fn appliance(folder: &Path, disk: &str, said: &str) -> PathBuf {
     let ovf = format!(
         "<?xml version='1.0'?><Envelope xmlns:ovf='urn:ovf'><References>\
          <File ovf:id='f1' ovf:href='{disk}'/></References><DiskSection>\
-         <Disk ovf:diskId='d' ovf:fileRef='f1' ovf:format='{format}'/></DiskSection></Envelope>"
+         <Disk ovf:diskId='d' ovf:fileRef='f1' {said}/></DiskSection></Envelope>"
     );
     fs::write(folder.join("vm.ovf"), ovf).unwrap();
     let sums = run("sh", &["-c", &format!("cd {} && sha256sum vm.ovf {disk}", text(folder))]);
@@ -234,9 +235,39 @@ fn an_appliance_gives_its_disk_in_whatever_format_that_is() {
         let raw = make_raw(folder.path(), 3_000_320);
         let disk = folder.path().join("disk.img");
         qemu_img(&["convert", "-f", "raw", "-O", format, "-o", options, text(&raw), text(&disk)]);
-        let archive = appliance(folder.path(), "disk.img", said);
+        let archive = appliance(folder.path(), "disk.img", &format!("ovf:format='{said}'"));
         compare_read(folder.path(), &archive, Format::Ova, (format, &disk));
     }
+}
+
+/// It says that every disk is a VMDK with no parent.
+#[test]
+fn an_appliance_of_ovirt_gives_its_disk_as_the_bytes_say() {
+    let uri = "ovf:parentRef='' ovf:format='http://www.vmware.com/specifications/vmdk.html#sparse'";
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, disk) = (make_raw(folder.path(), 3_000_320), folder.path().join("disk.img"));
+    fs::copy(&raw, &disk).unwrap();
+    let archive = appliance(folder.path(), "disk.img", &format!("{uri} ovf:volume-format='RAW'"));
+    compare_read(folder.path(), &archive, Format::Ova, ("raw", &raw));
+    // Without that word, and without a partition table, it may as well be a VMDK that is damaged.
+    appliance(folder.path(), "disk.img", uri);
+    assert_eq!(refusal(&archive), "format_mismatch");
+    let mut bytes = fs::read(&raw).unwrap();
+    bytes[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0]);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(&disk, &bytes).unwrap();
+    appliance(folder.path(), "disk.img", uri);
+    compare_read(folder.path(), &archive, Format::Ova, ("raw", &disk));
+
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&disk)]);
+    appliance(folder.path(), "disk.img", &format!("{uri} ovf:volume-format='COW'"));
+    compare_read(folder.path(), &archive, Format::Ova, ("qcow2", &disk));
+    let mut two = fs::read(&disk).unwrap();
+    two.extend_from_slice(b"conectix");
+    two.resize(two.len() + 504, 0);
+    fs::write(&disk, two).unwrap();
+    appliance(folder.path(), "disk.img", uri);
+    assert_eq!(refusal(&archive), "ambiguous_format");
 }
 
 #[test]
@@ -246,7 +277,7 @@ fn an_appliance_that_does_not_fit_together_is_refused_by_name() {
     let disk = folder.path().join("d.vmdk");
     let options = "subformat=streamOptimized";
     qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", options, text(&raw), text(&disk)]);
-    let archive = appliance(folder.path(), "d.vmdk", "vmdk");
+    let archive = appliance(folder.path(), "d.vmdk", "ovf:format='vmdk'");
     let sound = fs::read(&archive).unwrap();
     let find = |text: &[u8]| sound.windows(text.len()).position(|part| part == text).unwrap();
     let patched = |at: usize, bytes: &[u8]| {
@@ -264,10 +295,10 @@ fn an_appliance_that_does_not_fit_together_is_refused_by_name() {
     assert_eq!(refusal(&archive), "truncated");
     // A text that is a descriptor of files outside.
     fs::write(&disk, "# Disk DescriptorFile\nversion=1\nRW 1 FLAT \"/etc/passwd\" 0\n").unwrap();
-    appliance(folder.path(), "d.vmdk", "vmdk");
+    appliance(folder.path(), "d.vmdk", "ovf:format='vmdk'");
     assert_eq!(refusal(&archive), "names_path");
     fs::write(&disk, "anything").unwrap();
-    appliance(folder.path(), "d.vmdk", "vmdk");
+    appliance(folder.path(), "d.vmdk", "ovf:format='vmdk'");
     assert_eq!(refusal(&archive), "format_mismatch");
 }
 

@@ -101,6 +101,8 @@ fn each_header_field_that_lies_has_its_own_reason() {
     for (at, bytes, expected) in patches {
         assert_eq!(reason(with(image.clone(), at, bytes), None), expected, "at {at}");
     }
+    // A name's length without a name.
+    assert_eq!(reason(with(image.clone(), 16, &[0, 0, 0, 9]), None), "qcow2");
     assert_eq!(reason(image[..100].to_vec(), None), "truncated");
     assert_eq!(reason(image[..image.len() - 65_536].to_vec(), None), "truncated");
 }

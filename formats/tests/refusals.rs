@@ -4,7 +4,7 @@
 
 mod images;
 
-use images::{guest, mend, outcome, seal, with, write};
+use images::{guest, mend, outcome, read, seal, with, write};
 use shoal_formats::Target;
 
 const KIB: usize = 1024;
@@ -71,6 +71,14 @@ fn vmdk() {
         said("ddb.adapterType = \"lsilogic\"", "encryption.keySafe = \"vmware\" "),
         "encrypted"
     );
+    assert_eq!(
+        said("ddb.adapterType = \"lsilogic\"", "encryptionKeys = \"vmware:k\" "),
+        "encrypted"
+    );
+    assert_eq!(
+        said("ddb.adapterType = \"lsilogic\"", "ddb.iofilters=\"vmwarevmcrypt\""),
+        "encrypted"
+    );
 }
 
 #[test]
@@ -104,7 +112,15 @@ fn vhd() {
     assert_eq!(both(48, &[0x7f]), "too_large");
     assert_eq!(both(16, &[0x7f]), "truncated");
     assert_eq!(mended(image.clone(), 68, b"other"), "malformed_header");
-    assert_eq!(outcome(with(image.clone(), 100, b"x")), "malformed_header");
+    // One damaged footer is no harm, two are.
+    let one = with(image.clone(), 100, b"x");
+    assert_eq!(outcome(one.clone()), "vhd");
+    let other = with(image.clone(), end - 412, b"x");
+    assert_eq!(outcome(other.clone()), "vhd");
+    assert!(read(one.clone()) == guest() && read(other.clone()) == guest());
+    assert_eq!(outcome(with(one.clone(), end - 412, b"x")), "malformed_header");
+    assert_eq!(outcome(one[..end - 512].to_vec()), "malformed_header");
+    assert_eq!(outcome(with(other, 0, b"x")), "malformed_header");
     assert_eq!(mended(image.clone(), 512, b"cxsparsf"), "malformed_header");
     assert_eq!(mended(image.clone(), 512 + 24, &[9]), "unknown_version");
     assert_eq!(mended(image.clone(), 512 + 32, &[0, 0, 0, 3]), "malformed_header");
@@ -126,6 +142,13 @@ fn vhd() {
     let hidden = with(fixed.clone(), 0, b"QFI\xfb\0\0\0\x03");
     assert_eq!(outcome(hidden), "ambiguous_format");
     assert_eq!(outcome(fixed[512..].to_vec()), "truncated");
+    // It has no copy of its footer, whatever its guest wrote.
+    let end = fixed.len();
+    let copied = with(fixed.clone(), 0, &fixed[end - 512..]);
+    assert_eq!(outcome(copied.clone()), "vhd");
+    assert_eq!(outcome(with(copied, end - 412, b"x")), "malformed_header");
+    assert_eq!(outcome(with(fixed.clone(), 0, b"conectix")), "malformed_header");
+    assert_eq!(outcome(with(fixed, 0, &image[..512])), "malformed_header");
 }
 
 #[test]

@@ -131,7 +131,7 @@ impl Survey<'_> {
         let head = whole.read(0, virtual_bytes.min(HEAD_BYTES) as usize)?;
         // Of a table and a file system over the whole disk, one is left over from earlier.
         let ambiguous = !recognise(&head).is_empty();
-        let sealed = partitions.iter().any(|partition| partition.read_only);
+        let sealed = partitions.iter().any(|partition| partition.sealed);
         let trusted = !cautious && !ambiguous && !sealed;
         for partition in partitions {
             self.on(Layout::plain(partition.range), trusted)?;

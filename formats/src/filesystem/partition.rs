@@ -3,7 +3,7 @@
 //! Invariants: partitions lie within the disk and have at least one sector; at most
 //! [`PARTITIONS_MAX`] are given, whatever the tables say.
 //! Non-goals: checksums and the backup table (a wrong partition only makes worse cuts, and overlap
-//! costs trust; see `mod`), BSD labels and others of the past.
+//! costs trust; see `mod`), the volumes of Windows' dynamic disks, BSD labels and others of the past.
 
 use std::ops::Range;
 
@@ -23,13 +23,30 @@ const COREOS_USR: [u8; 16] = [
     0xf4, 0xf5, 0xfb, 0x5d, 0x48, 0x28, 0xac, 0x4b, 0xaa, 0x5e, 0x0d, 0x9a, 0x20, 0xb7, 0x45, 0xa6,
 ];
 
+/// On MBR disks, a partition of a Windows dynamic disk (LDM). Its volumes lie anywhere in all
+/// partitions of this type, so that one's free space may be another's content.
+const MBR_DYNAMIC: u8 = 0x42;
+/// The same on GPT disks: 5808c8aa-7e8f-42e0-85d2-e1e90434cfb3, where the volumes are described,
+/// and af9b60a0-1431-4f62-bc68-3311714a69ad, where they lie.
+const GPT_DYNAMIC: [[u8; 16]; 2] = [
+    [
+        0xaa, 0xc8, 0x08, 0x58, 0x8f, 0x7e, 0xe0, 0x42, 0x85, 0xd2, 0xe1, 0xe9, 0x04, 0x34, 0xcf,
+        0xb3,
+    ],
+    [
+        0xa0, 0x60, 0x9b, 0xaf, 0x31, 0x14, 0x62, 0x4f, 0xbc, 0x68, 0x33, 0x11, 0x71, 0x4a, 0x69,
+        0xad,
+    ],
+];
+
 /// One partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Partition {
     /// Guest bytes.
     pub range: Range<u64>,
-    /// Its table says that nothing in it may change.
-    pub read_only: bool,
+    /// Its table says that nothing in it may change, or that others use what it calls free: then
+    /// nothing on the disk is free.
+    pub sealed: bool,
 }
 
 /// The partitions of a disk, none where there is no table. `disk` is all of it.
@@ -52,7 +69,8 @@ pub(super) fn partitions(disk: &mut Volume<'_>) -> Result<Vec<Partition>, Stop> 
             let chain = extended(disk, entry.start, &mut found);
             tolerate(chain)?;
         } else if entry.kind != 0xee {
-            add(&mut found, disk.length(), entry.start, entry.sectors, MBR_SECTOR_BYTES, false);
+            let sealed = entry.kind == MBR_DYNAMIC;
+            add(&mut found, disk.length(), entry.start, entry.sectors, MBR_SECTOR_BYTES, sealed);
         }
     }
     Ok(found)
@@ -120,7 +138,8 @@ fn extended(disk: &mut Volume<'_>, first: u64, found: &mut Vec<Partition>) -> Re
                 next = Some(first + entry.start);
             } else {
                 let start = at + entry.start;
-                add(found, disk.length(), start, entry.sectors, MBR_SECTOR_BYTES, false);
+                let sealed = entry.kind == MBR_DYNAMIC;
+                add(found, disk.length(), start, entry.sectors, MBR_SECTOR_BYTES, sealed);
             }
         }
         match next {
@@ -154,8 +173,10 @@ fn gpt(disk: &mut Volume<'_>, sector_bytes: u64) -> Result<Option<Vec<Partition>
         let Some(sectors) = last.checked_sub(first).and_then(|n| n.checked_add(1)) else {
             continue;
         };
-        let read_only = fields.u64(48)? & GPT_READ_ONLY != 0 || entry[..16] == COREOS_USR;
-        add(&mut found, disk.length(), first, sectors, sector_bytes, read_only);
+        let sealed = fields.u64(48)? & GPT_READ_ONLY != 0
+            || entry[..16] == COREOS_USR
+            || GPT_DYNAMIC.iter().any(|kind| entry[..16] == *kind);
+        add(&mut found, disk.length(), first, sectors, sector_bytes, sealed);
     }
     Ok(Some(found))
 }
@@ -166,12 +187,12 @@ fn add(
     start: u64,
     sectors: u64,
     sector_bytes: u64,
-    read_only: bool,
+    sealed: bool,
 ) {
     let Some(start) = start.checked_mul(sector_bytes) else { return };
     let end = sectors.saturating_mul(sector_bytes).saturating_add(start).min(disk_bytes);
     if start < end && found.len() < PARTITIONS_MAX {
-        found.push(Partition { range: start..end, read_only });
+        found.push(Partition { range: start..end, sealed });
     }
 }
 
@@ -182,11 +203,14 @@ mod tests {
     use crate::raw::RawDisk;
 
     fn find(image: Vec<u8>) -> Vec<Range<u64>> {
+        all(image).into_iter().map(|partition| partition.range).collect()
+    }
+
+    fn all(image: Vec<u8>) -> Vec<Partition> {
         let layout = Layout::plain(0..image.len() as u64);
         let mut budget = Budget::new(layout.length());
         let mut disk = RawDisk::new(image);
-        let found = partitions(&mut Volume::new(&mut disk, &mut budget, &layout)).unwrap();
-        found.into_iter().map(|partition| partition.range).collect()
+        partitions(&mut Volume::new(&mut disk, &mut budget, &layout)).unwrap()
     }
 
     fn put_entry(image: &mut [u8], sector: usize, slot: usize, kind: u8, start: u32, count: u32) {
@@ -209,6 +233,30 @@ mod tests {
         assert_eq!(find(image.clone()), expected);
         put_entry(&mut image, 50, 1, 0x05, 20, 20);
         assert_eq!(find(image).len(), 3, "a chain that goes back ends");
+    }
+
+    #[test]
+    fn partitions_of_a_dynamic_disk_are_sealed_wherever_they_stand() {
+        let sealed = |image| -> Vec<_> {
+            all(image).into_iter().map(|partition: Partition| partition.sealed).collect()
+        };
+        let mut image = vec![0; 100 * 512];
+        put_entry(&mut image, 0, 0, 0x42, 10, 10);
+        put_entry(&mut image, 0, 1, 0x07, 20, 10);
+        put_entry(&mut image, 0, 2, 0x05, 30, 60);
+        put_entry(&mut image, 30, 0, 0x42, 1, 9);
+        assert_eq!(sealed(image), [true, false, true]);
+        let mut image = vec![0; 100 * 512];
+        put_entry(&mut image, 0, 0, 0xee, 1, 99);
+        image[512..520].copy_from_slice(b"EFI PART");
+        image[512 + 72..512 + 88]
+            .copy_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 128, 0, 0, 0]);
+        for (number, kind) in [GPT_DYNAMIC[0], GPT_DYNAMIC[1], [7; 16]].into_iter().enumerate() {
+            let entry = &mut image[1024 + number * 128..][..128];
+            entry[..16].copy_from_slice(&kind);
+            (entry[32], entry[40]) = (10, 20);
+        }
+        assert_eq!(sealed(image), [true, true, false]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A stretch of the disk that a file system may lie on, read within a budget.
 //!
-//! Invariants: nothing outside the volume is read; what one survey reads, in bytes and in calls, is
-//! bounded by [`Budget`], whatever the metadata say.
+//! Invariants: nothing outside the volume is read; what one survey reads, in bytes and in calls, and
+//! what the disk decompresses for it, is bounded by [`Budget`], whatever the metadata say.
 //! Non-goal: knowing what the bytes mean.
 
 use std::ops::Range;
@@ -18,24 +18,38 @@ const READS_MAX: u64 = 400_000;
 /// Bytes of disk for each further read.
 const BYTES_PER_READ: u64 = 256 * 1024;
 
+/// Bytes that the disk decompresses for one survey at most, but for those of the last read: where
+/// blocks are of 32 MiB, a read of one sector may cost as much as the disk likes.
+const UNPACKED_BYTES_MAX: u64 = 8 << 30;
+
 /// What a survey may still read.
 #[derive(Debug)]
 pub(super) struct Budget {
     bytes: u64,
     reads: u64,
+    unpacked: u64,
 }
 
 impl Budget {
     /// For a disk of `virtual_bytes`.
     pub fn new(virtual_bytes: u64) -> Self {
         let reads = (READS_MIN + virtual_bytes / BYTES_PER_READ).min(READS_MAX);
-        Self { bytes: READ_BYTES_MAX, reads }
+        Self { bytes: READ_BYTES_MAX, reads, unpacked: UNPACKED_BYTES_MAX }
     }
 
+    /// Before `bytes` are read.
     fn spend(&mut self, bytes: u64) -> Result<(), Stop> {
+        if self.unpacked == 0 {
+            return Err(Stop::Budget);
+        }
         self.bytes = self.bytes.checked_sub(bytes).ok_or(Stop::Budget)?;
         self.reads = self.reads.checked_sub(1).ok_or(Stop::Budget)?;
         Ok(())
+    }
+
+    /// After the disk decompressed `bytes` for a read. What is spent then, the next read notices.
+    fn unpacked(&mut self, bytes: u64) {
+        self.unpacked = self.unpacked.saturating_sub(bytes);
     }
 }
 
@@ -132,7 +146,9 @@ impl<'a> Volume<'a> {
                 return Err(Stop::Malformed);
             }
             self.budget.spend(length as u64)?;
+            let before = self.disk.unpacked_bytes();
             self.disk.read(part.start, &mut buf[filled..filled + length])?;
+            self.budget.unpacked(self.disk.unpacked_bytes() - before);
             filled += length;
         }
         Ok(())
@@ -151,8 +167,16 @@ impl<'a> Volume<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
     use super::*;
     use crate::raw::RawDisk;
+    use crate::source::ReadAt;
 
     fn segment(inside: u64, offset: u64, length: u64) -> Segment {
         Segment { inside, offset, length }
@@ -184,9 +208,82 @@ mod tests {
     #[test]
     fn a_spent_budget_ends_the_survey() {
         let (mut disk, layout) = (RawDisk::new(vec![0; 100]), Layout::plain(0..100));
-        let mut budget = Budget { bytes: 15, reads: 10 };
+        let mut budget = Budget { bytes: 15, ..Budget::new(100) };
         let mut volume = Volume::new(&mut disk, &mut budget, &layout);
         assert!(volume.read(0, 10).is_ok());
         assert!(matches!(volume.read(0, 10), Err(Stop::Budget)));
+    }
+
+    const GRAIN_BYTES: u64 = 32 << 20;
+
+    /// A VMDK of two compressed grains of zeros, and where the first one's stream starts, which is
+    /// as long as the other's.
+    fn two_grains() -> (Vec<u8>, u64) {
+        let mut packer = ZlibEncoder::new(Vec::new(), Compression::fast());
+        packer.write_all(&vec![0; GRAIN_BYTES as usize]).unwrap();
+        let packed = packer.finish().unwrap();
+        let sectors = (12 + packed.len()).div_ceil(512) as u32;
+        let mut image = vec![0; 512 * (7 + 2 * sectors as usize)];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"KDMV\x03\0\0\0\0\0\x03\0");
+        let grain = (GRAIN_BYTES / 512) as u32;
+        // Capacity, grain size, descriptor; entries of a table; the directory; deflate.
+        for (at, field) in [(12, 2 * grain), (20, grain), (28, 1), (36, 1), (44, 512), (56, 2)] {
+            put(at, &field.to_le_bytes());
+        }
+        put(77, &[1]);
+        put(512, b"# Disk DescriptorFile\nRW 131072 SPARSE \"a.vmdk\"\n");
+        put(2 * 512, &[3]);
+        for number in [0, 1] {
+            let sector = 7 + number * sectors;
+            let at = sector as usize * 512;
+            put(3 * 512 + 4 * number as usize, &sector.to_le_bytes());
+            put(at, &u64::from(number * grain).to_le_bytes());
+            put(at + 8, &(packed.len() as u32).to_le_bytes());
+            put(at + 12, &packed);
+        }
+        (image, 7 * 512 + 12)
+    }
+
+    /// Counts the reads of compressed grains.
+    struct Counted {
+        image: Vec<u8>,
+        first: u64,
+        count: Arc<AtomicU64>,
+    }
+
+    impl ReadAt for Counted {
+        fn len(&self) -> u64 {
+            self.image.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            let second = self.first + (self.len() - 7 * 512) / 2;
+            let is_grain = buf.len() > 12 && (offset == self.first || offset == second);
+            self.count.fetch_add(u64::from(is_grain), Ordering::Relaxed);
+            self.image.read_at(offset, buf)
+        }
+    }
+
+    #[test]
+    fn small_reads_here_and_there_do_not_decompress_large_blocks_without_end() {
+        let count = Arc::new(AtomicU64::new(0));
+        let (image, first) = two_grains();
+        let source = Counted { image, first, count: Arc::clone(&count) };
+        let mut disk = crate::detect::open(Box::new(source), None).unwrap();
+        assert_eq!(disk.virtual_bytes(), 2 * GRAIN_BYTES);
+        let layout = Layout::plain(0..2 * GRAIN_BYTES);
+        let mut budget = Budget { unpacked: 8 * GRAIN_BYTES, ..Budget::new(layout.length()) };
+        let mut volume = Volume::new(&mut *disk, &mut budget, &layout);
+        for at in 0..100 {
+            assert_eq!(volume.read(at * 4096, 512).unwrap(), [0; 512]);
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 1, "one grain is decompressed once");
+        let ended =
+            (0..100).position(|read| volume.read((read + 1) % 2 * GRAIN_BYTES, 512).is_err());
+        assert_eq!(ended, Some(7));
+        assert_eq!(count.load(Ordering::Relaxed), 8);
+        assert!(matches!(volume.read(0, 1), Err(Stop::Budget)));
+        assert_eq!(count.load(Ordering::Relaxed), 8, "what is spent stays spent");
     }
 }

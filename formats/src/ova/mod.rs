@@ -55,13 +55,13 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
     }
     match named(".ovf").next() {
         Some(descriptor) => {
-            let index = described(&*source, &files, descriptor)?;
-            let inner = open_file(source, &files, index.0, index.1)?;
+            let (index, hint) = described(&*source, &files, descriptor)?;
+            let inner = open_file(source, &files, index, |file| detect::open_hinted(file, hint))?;
             Ok(Box::new(OvaDisk { inner }))
         }
         None => {
             let index = only_vmdk(&*source, &files)?;
-            open_file(source, &files, index, Some(Format::Vmdk))
+            open_file(source, &files, index, |file| detect::open_member(file, Format::Vmdk))
         }
     }
 }
@@ -76,7 +76,7 @@ fn check_names(files: &[tar::File]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The disk that the machine's descriptor names, and the format it is said to have.
+/// The disk that the machine's descriptor names, and the format it hints at.
 fn described(
     source: &dyn ReadAt,
     files: &[tar::File],
@@ -120,7 +120,7 @@ fn open_file(
     source: Box<dyn ReadAt + Send>,
     files: &[tar::File],
     index: usize,
-    declared: Option<Format>,
+    open: impl FnOnce(Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, OpenError>,
 ) -> Result<Box<dyn Disk>, OpenError> {
     let file = &files[index];
     if is_text(&*source, file)? {
@@ -131,7 +131,7 @@ fn open_file(
         return vmdk::open_parts(source, &members, index);
     }
     let (at, length) = (file.at, file.length);
-    detect::open_member(Box::new(Slice::new(source, at, length)), declared)
+    open(Box::new(Slice::new(source, at, length)))
 }
 
 /// A disk that came in an archive with a machine.
@@ -154,5 +154,9 @@ impl Disk for OvaDisk {
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         self.inner.read(offset, buf)
+    }
+
+    fn unpacked_bytes(&self) -> u64 {
+        self.inner.unpacked_bytes()
     }
 }

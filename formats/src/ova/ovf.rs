@@ -5,7 +5,8 @@
 //!   <References><File ovf:id="file1" ovf:href="disk.vmdk"/></References>
 //!   <DiskSection><Disk ovf:fileRef="file1" ovf:format="…#streamOptimized"/></DiskSection>
 //! ```
-//! Disks without a file are empty and passed over.
+//! Disks without a file are empty and passed over. The format is a hint: oVirt writes the URI of
+//! VMDK for whatever a volume is, and says in `ovf:volume-format` if it is raw.
 //!
 //! Invariant: nothing is declared, included or looked up: a document type is refused.
 //! Non-goals: namespaces (the names alone are clear), and the machine.
@@ -24,7 +25,7 @@ const ATTRIBUTES_MAX: usize = 128;
 pub(super) struct DiskFile {
     /// A bare name.
     pub name: String,
-    /// What the descriptor says, if this program knows it.
+    /// What the descriptor hints at, if this program knows it.
     pub format: Option<Format>,
 }
 
@@ -38,7 +39,7 @@ struct FileReference {
 #[derive(Debug)]
 struct DiskReference {
     file: String,
-    format: String,
+    format: Option<Format>,
 }
 
 fn malformed() -> Refusal {
@@ -68,7 +69,7 @@ pub(super) fn disk(text: &[u8]) -> Result<DiskFile, Refusal> {
     if name.is_empty() || name.contains(['/', '\\', ':']) {
         return Err(Refusal::NamesPath);
     }
-    Ok(DiskFile { name: name.to_owned(), format: format(&disk.format) })
+    Ok(DiskFile { name: name.to_owned(), format: disk.format })
 }
 
 /// By the URI, whose end differs from tool to tool.
@@ -136,11 +137,15 @@ fn element(
             files.push(FileReference { id, href, plain });
         }
         [.., _, "Disk"] => {
-            if value("parentRef").is_some() {
+            if value("parentRef").is_some_and(|parent| !parent.is_empty()) {
                 return Err(Refusal::Parent);
             }
             if let Some(file) = value("fileRef").filter(|file| !file.is_empty()) {
-                disks.push(DiskReference { file, format: value("format").unwrap_or_default() });
+                let is_raw =
+                    value("volume-format").is_some_and(|it| it.eq_ignore_ascii_case("raw"));
+                let by_uri = || value("format").and_then(|uri| format(&uri));
+                let format = if is_raw { Some(Format::Raw) } else { by_uri() };
+                disks.push(DiskReference { file, format });
             }
         }
         _ => {}
@@ -213,6 +218,17 @@ mod tests {
         let found = disk(envelope(FILE, &disks).as_bytes()).unwrap();
         let name = "my disk&1.vmdk".to_owned();
         assert_eq!(found, DiskFile { name, format: Some(Format::Vmdk) });
+    }
+
+    #[test]
+    fn an_empty_parent_is_none_and_a_raw_volume_is_raw_whatever_the_uri_says() {
+        let ovirt = DISK.replace("<Disk ", "<Disk ovf:parentRef=\"\" ");
+        let found = |disks: &str| disk(envelope(FILE, disks).as_bytes()).unwrap().format;
+        assert_eq!(found(&ovirt), Some(Format::Vmdk));
+        let volume =
+            |kind| ovirt.replace("<Disk ", &format!("<Disk ovf:volume-format=\"{kind}\" "));
+        assert_eq!(found(&volume("RAW")), Some(Format::Raw));
+        assert_eq!(found(&volume("COW")), Some(Format::Vmdk));
     }
 
     #[test]

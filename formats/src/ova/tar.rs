@@ -107,7 +107,7 @@ fn extension(source: &dyn ReadAt, at: u64, size: u64) -> Result<Vec<u8>, OpenErr
     read_part(source, at, size, "the end of a header of the archive")
 }
 
-/// Records of `LENGTH KEY=VALUE\n`.
+/// Records of `LENGTH KEY=VALUE\n`. A value is any bytes; only those that count here must be text.
 fn pax(bytes: &[u8], extended: &mut Extended) -> Result<(), Refusal> {
     let malformed = Refusal::MalformedHeader("an extended header of the archive");
     let mut rest = bytes;
@@ -116,12 +116,13 @@ fn pax(bytes: &[u8], extended: &mut Extended) -> Result<(), Refusal> {
         let length = std::str::from_utf8(&rest[..digits]).ok().and_then(|text| text.parse().ok());
         let length: usize = length.ok_or(malformed.clone())?;
         let record = rest.get(digits + 1..length).and_then(|record| record.strip_suffix(b"\n"));
-        let record = utf8(record.ok_or(malformed.clone())?)?;
-        let (key, value) = record.split_once('=').ok_or(malformed.clone())?;
+        let record = record.ok_or(malformed.clone())?;
+        let equals = record.iter().position(|&byte| byte == b'=').ok_or(malformed.clone())?;
+        let (key, value) = (&record[..equals], &record[equals + 1..]);
         match key {
-            "path" => extended.name = Some(value.to_owned()),
-            "size" => extended.size = Some(value.parse().map_err(|_| malformed.clone())?),
-            key if key.starts_with("GNU.sparse") => {
+            b"path" => extended.name = Some(utf8(value)?),
+            b"size" => extended.size = Some(decimal(value).ok_or(malformed.clone())?),
+            key if key.starts_with(b"GNU.sparse") => {
                 return Err(Refusal::Archive("it has sparse files"));
             }
             _ => {}
@@ -157,6 +158,12 @@ fn octal(digits: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(digits).ok()?;
     let text = text.trim_matches([' ', '\0']);
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
+}
+
+/// Digits and nothing else.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    let is_plain = digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| is_plain)?.parse().ok()
 }
 
 fn name(block: &[u8]) -> Result<String, Refusal> {
@@ -215,6 +222,28 @@ mod tests {
         let files = read(&archive).unwrap();
         let expected = File { name: "longer.vmdk.x".into(), at: 512 * 4, length: 3 };
         assert_eq!(files, [expected]);
+    }
+
+    /// A file `short` of three bytes behind an extended header.
+    fn extended(records: &[u8]) -> Vec<u8> {
+        let mut archive = header("pax", &format!("{:o}", records.len()), b'x');
+        archive.extend_from_slice(records);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive.extend(header("short", "3", b'0'));
+        archive.extend_from_slice(b"abc");
+        archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
+        archive
+    }
+
+    #[test]
+    fn binary_values_of_other_records_are_passed_over() {
+        let archive = extended(b"33 SCHILY.xattr.user.a=\xff\xfe=\n\x80\0\n\x01\x02\n10 size=2\n");
+        let expected = File { name: "short".into(), at: 512 * 3, length: 2 };
+        assert_eq!(read(&archive).unwrap(), [expected]);
+        assert_eq!(reason(extended(b"11 path=\xff\xfe\n")), "malformed_header");
+        assert_eq!(reason(extended(b"11 size=+2\n")), "malformed_header");
+        assert_eq!(reason(extended(b"8 size=\n")), "malformed_header");
+        assert_eq!(reason(extended(b"5 \xffa\n")), "malformed_header");
     }
 
     #[test]

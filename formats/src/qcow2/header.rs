@@ -144,7 +144,8 @@ impl Header {
             2 => (Compression::Zlib, false),
             _ => features(&fields, header_bytes, length)?,
         };
-        if fields.u64(8) != 0 || fields.u32(16) != 0 {
+        // The length alone means nothing, as in QEMU.
+        if fields.u64(8) != 0 {
             return Err(Refusal::BackingFile);
         }
         if fields.u32(32) != 0 {

@@ -71,6 +71,7 @@ pub(crate) struct Qcow2Disk<S> {
     /// The cluster of which a part was read last.
     inflated: Option<(HostOffset, Vec<u8>)>,
     unpacker: Unpacker,
+    unpacked_bytes: u64,
 }
 
 impl<S: ReadAt> Qcow2Disk<S> {
@@ -92,6 +93,7 @@ impl<S: ReadAt> Qcow2Disk<S> {
             ages: VecDeque::new(),
             inflated: None,
             unpacker: Unpacker::default(),
+            unpacked_bytes: 0,
         })
     }
 
@@ -180,6 +182,7 @@ impl<S: ReadAt> Qcow2Disk<S> {
             cluster.resize(self.header.cluster_bytes() as usize, 0);
             let (method, needed) = (self.method(), cluster.len());
             self.unpacker.unpack(method, &stored, &mut cluster, needed)?;
+            self.unpacked_bytes += needed as u64;
             self.inflated = Some((at, cluster));
         }
         Ok(self.inflated.as_ref().map_or(&[], |(_, cluster)| cluster))
@@ -262,11 +265,16 @@ impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
             match run.place {
                 Place::Compressed { at, bytes, skip: 0 } if run.bytes == cluster_bytes => {
                     let stored = self.stored(at, bytes).map_err(at_guest(guest))?;
+                    self.unpacked_bytes += run.bytes;
                     batch.add(guest.0, self.method(), stored, part).map_err(in_batch)?;
                 }
                 place => self.fill(place, part).map_err(at_guest(guest))?,
             }
         }
         batch.finish().map_err(in_batch)
+    }
+
+    fn unpacked_bytes(&self) -> u64 {
+        self.unpacked_bytes
     }
 }

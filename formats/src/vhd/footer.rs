@@ -46,11 +46,12 @@ pub(super) struct Footer {
 }
 
 impl Footer {
-    /// `bytes` has 511 or 512 bytes that start with the cookie.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+    /// `bytes` has 511 or 512 bytes that start with the cookie. `None` where the checksum is wrong:
+    /// then nothing that stands there counts.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Refusal> {
         let fields = Big(bytes);
         if fields.u32(CHECKSUM_AT) != checksum(bytes, CHECKSUM_AT) {
-            return Err(Refusal::MalformedHeader("the footer's checksum is wrong"));
+            return Ok(None);
         }
         let version = fields.u32(12);
         if version != VERSION {
@@ -72,7 +73,7 @@ impl Footer {
         let virtual_bytes = virtual_bytes.filter(|&bytes| bytes <= VIRTUAL_BYTES_MAX);
         let virtual_bytes =
             virtual_bytes.ok_or(Refusal::TooLarge("its virtual size is above 2040 GiB"))?;
-        Ok(Self { virtual_bytes, kind, id: array(bytes, 68) })
+        Ok(Some(Self { virtual_bytes, kind, id: array(bytes, 68) }))
     }
 }
 
@@ -143,7 +144,7 @@ mod tests {
             for kind in [Kind::Fixed, Kind::Dynamic(512)] {
                 let footer = footer(bytes, kind, Identity([7; 16]));
                 assert_eq!(footer.len(), 512);
-                let read = Footer::parse(&footer).unwrap();
+                let read = Footer::parse(&footer).unwrap().unwrap();
                 assert_eq!((read.virtual_bytes, read.kind), (bytes, kind));
             }
         }
@@ -157,8 +158,8 @@ mod tests {
         footer[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
         let (cylinders, heads, per_track) = geometry((1 << 21) + 1);
         let expected = u64::from(cylinders) * u64::from(heads) * u64::from(per_track) * 512;
-        assert_eq!(Footer::parse(&footer).unwrap().virtual_bytes, expected);
+        assert_eq!(Footer::parse(&footer).unwrap().unwrap().virtual_bytes, expected);
         footer[100] = 1;
-        assert_eq!(Footer::parse(&footer).unwrap_err().reason(), "malformed_header");
+        assert_eq!(Footer::parse(&footer).unwrap(), None);
     }
 }

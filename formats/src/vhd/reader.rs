@@ -41,8 +41,8 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
     Ok(Box::new(MappedDisk::new(source, tables)))
 }
 
-/// The footer, and where the bytes before it end. A dynamic disk that lost its last footer, as
-/// after a crash, has the copy.
+/// The footer, and where the bytes before it end. A dynamic disk has it twice, and one copy does
+/// where the other is damaged or, as after a crash, the last is gone.
 fn footer(source: &dyn ReadAt) -> Result<(Footer, u64), OpenError> {
     let length = source.len();
     let short = FOOTER_BYTES_MIN as u64;
@@ -56,26 +56,31 @@ fn footer(source: &dyn ReadAt) -> Result<(Footer, u64), OpenError> {
         }
     }
     let head = read_part(source, 0, SECTOR_BYTES.min(length), "its footer")?;
-    let first = if head.starts_with(COOKIE) && head.len() as u64 == SECTOR_BYTES {
-        Some((Footer::parse(&head)?, length))
-    } else {
-        None
-    };
+    let is_footer = head.starts_with(COOKIE) && head.len() as u64 == SECTOR_BYTES;
+    let first = if is_footer { Some(Footer::parse(&head)?) } else { None };
+    let malformed = |what| Err(Refusal::MalformedHeader(what).into());
     match (first, last) {
         (None, None) => Err(Refusal::Truncated("its footer").into()),
-        (None, Some((Footer { kind: Kind::Dynamic(_), .. }, _))) => {
-            Err(Refusal::MalformedHeader("a dynamic disk without a footer at its start").into())
+        (None, Some((Some(Footer { kind: Kind::Dynamic(_), .. }), _))) => {
+            malformed("a dynamic disk without a footer at its start")
         }
-        (None, Some(last)) => Ok(last),
-        (Some((Footer { kind: Kind::Fixed, .. }, _)), None) => {
+        (None, Some((Some(last), at))) => Ok((last, at)),
+        (Some(Some(Footer { kind: Kind::Fixed, .. })), None) => {
             Err(Refusal::Truncated("its footer").into())
         }
         // A fixed disk that holds a dynamic one, or the other way round, cannot be told apart.
-        (Some((first, _)), Some((last, _))) if first != last => {
-            Err(Refusal::MalformedHeader("the footers at its start and its end differ").into())
+        (Some(Some(first)), Some((Some(last), _))) if first != last => {
+            malformed("the footers at its start and its end differ")
         }
-        (Some(_), Some(last)) => Ok(last),
-        (Some(first), None) => Ok(first),
+        (Some(Some(_)), Some((Some(last), at))) => Ok((last, at)),
+        (Some(Some(first)), None) => Ok((first, length)),
+        // A fixed disk has no copy: what its guest wrote at the start is no judge of the last one.
+        (Some(Some(sound)), Some((None, at))) | (Some(None), Some((Some(sound), at)))
+            if matches!(sound.kind, Kind::Dynamic(_)) =>
+        {
+            Ok((sound, at))
+        }
+        _ => malformed("the footer's checksum is wrong"),
     }
 }
 
@@ -217,7 +222,7 @@ impl Tables for Vhd {
         _: HostOffset,
         _: u64,
         _: &mut [u8],
-    ) -> Result<(), OpenError> {
+    ) -> Result<u64, OpenError> {
         unreachable!("a VHD has nothing compressed")
     }
 }

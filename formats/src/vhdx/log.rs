@@ -12,11 +12,12 @@
 //! The active sequence is the one with the highest number whose last entry names, as its tail, an
 //! entry from which all numbers follow one another to the last ([MS-VHDX] 2.3.3).
 //!
-//! Invariant: replay is all or nothing; memory is bounded by the log's length, and work by
-//! [`READS_MAX`] times that.
+//! Invariants: replay is all or nothing; memory is bounded by the log's length, and work by
+//! [`READS_MAX`] times that. A later read looks only at patches that meet it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 
 use super::crc32c::with_own_cleared;
 use super::header::Header;
@@ -56,7 +57,7 @@ enum Patch {
 pub(super) struct Replayed<S> {
     source: S,
     length: u64,
-    /// In the order they were written.
+    /// Sorted, disjoint, none of them empty.
     patches: Vec<Patch>,
 }
 
@@ -95,7 +96,7 @@ impl<S: ReadAt> Replayed<S> {
                 return Err(Refusal::CorruptLog("it writes past the image's end").into());
             }
         }
-        (self.length, self.patches) = (length, patches);
+        (self.length, self.patches) = (length, settled(patches));
         Ok(())
     }
 }
@@ -196,6 +197,9 @@ fn apply(entry: &[u8], patches: &mut Vec<Patch>) -> Result<(), Refusal> {
                 if at.checked_add(length).is_none() {
                     return corrupt("it writes past the image's end");
                 }
+                if !length.is_multiple_of(SECTOR_BYTES as u64) {
+                    return corrupt("it makes a part of a sector zero");
+                }
                 patches.push(Patch::Zero { at, length });
             }
             b"desc" => {
@@ -219,8 +223,54 @@ fn apply(entry: &[u8], patches: &mut Vec<Patch>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What is left of patches, each of whole sectors, once all are written in their order: of two that
+/// meet the later one stands.
+fn settled(patches: Vec<Patch>) -> Vec<Patch> {
+    let (mut covered, mut settled) = (BTreeMap::new(), Vec::new());
+    for patch in patches.into_iter().rev() {
+        let gaps = cover(&mut covered, patch.range());
+        match patch {
+            Patch::Zero { .. } => {
+                let zero =
+                    |gap: Range<u64>| Patch::Zero { at: gap.start, length: gap.end - gap.start };
+                settled.extend(gaps.into_iter().map(zero));
+            }
+            // One sector is covered or not.
+            Patch::Sector { .. } if gaps.is_empty() => {}
+            Patch::Sector { .. } => settled.push(patch),
+        }
+    }
+    settled.sort_unstable_by_key(|patch| patch.range().start);
+    settled
+}
+
+/// The parts of `range` that were not covered; now all of it is. `covered` holds starts with their
+/// ends, disjoint. Each call adds one of them at most, so that all calls take few steps.
+fn cover(covered: &mut BTreeMap<u64, u64>, range: Range<u64>) -> Vec<Range<u64>> {
+    let (mut gaps, mut open, mut joined) = (Vec::new(), range.end, range.clone());
+    if range.is_empty() {
+        return gaps;
+    }
+    // From the last one that meets the range, or touches it, to the first.
+    while let Some((&start, &end)) = covered.range(..=range.end).next_back()
+        && end >= range.start
+    {
+        covered.remove(&start);
+        if end < open {
+            gaps.push(end..open);
+        }
+        open = open.min(start);
+        joined = joined.start.min(start)..joined.end.max(end);
+    }
+    if range.start < open {
+        gaps.push(range.start..open);
+    }
+    covered.insert(joined.start, joined.end);
+    gaps
+}
+
 impl Patch {
-    fn range(&self) -> std::ops::Range<u64> {
+    fn range(&self) -> Range<u64> {
         match self {
             Self::Zero { at, length } => *at..at + length,
             Self::Sector { at, .. } => *at..at.saturating_add(SECTOR_BYTES as u64),
@@ -242,11 +292,12 @@ impl<S: ReadAt> ReadAt for Replayed<S> {
             self.source.read_at(offset, stored)?;
         }
         grown.fill(0);
-        for patch in &self.patches {
+        let first = self.patches.partition_point(|patch| patch.range().end <= offset);
+        for patch in &self.patches[first..] {
             let range = patch.range();
             let (from, to) = (range.start.max(offset), range.end.min(end));
             if from >= to {
-                continue;
+                break;
             }
             let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
             match patch {
@@ -257,5 +308,66 @@ impl<S: ReadAt> ReadAt for Replayed<S> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECTOR: u64 = SECTOR_BYTES as u64;
+    const SECTORS: u64 = 12;
+
+    /// First sector, and a count of sectors to make zero or a value to fill one with.
+    fn write() -> impl Strategy<Value = (u64, Result<u64, u8>)> {
+        (0..SECTORS, prop_oneof![(0..6u64).prop_map(Ok), any::<u8>().prop_map(Err)])
+    }
+
+    fn patch((sector, what): (u64, Result<u64, u8>)) -> Patch {
+        let at = sector * SECTOR;
+        match what {
+            Ok(count) => Patch::Zero { at, length: count.min(SECTORS - sector) * SECTOR },
+            Err(value) => Patch::Sector { at, bytes: Box::new([value; SECTOR_BYTES]) },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_settles_is_what_writing_in_order_gives(
+            writes in proptest::collection::vec(write(), 0..20),
+            offset in 0..SECTORS * SECTOR,
+            length in 0..3 * SECTOR,
+        ) {
+            let mut expected = vec![0xee; (SECTORS * SECTOR) as usize];
+            for &write in &writes {
+                let patch = patch(write);
+                let (start, end) = (patch.range().start as usize, patch.range().end as usize);
+                expected[start..end].fill(write.1.err().unwrap_or(0));
+            }
+            let source = vec![0xee; expected.len()];
+            let patches = settled(writes.into_iter().map(patch).collect());
+            prop_assert!(patches.iter().all(|patch| !patch.range().is_empty()));
+            let sorted = |pair: &[Patch]| pair[0].range().end <= pair[1].range().start;
+            prop_assert!(patches.windows(2).all(sorted));
+            let replayed = Replayed { length: SECTORS * SECTOR, source, patches };
+            let length = length.min(SECTORS * SECTOR - offset) as usize;
+            let mut found = vec![0; length];
+            replayed.read_at(offset, &mut found).unwrap();
+            prop_assert!(found == expected[offset as usize..offset as usize + length]);
+        }
+    }
+
+    #[test]
+    fn ranges_of_zeros_that_overlap_leave_few_pieces() {
+        let zeros = |from: fn(u64) -> u64, to: fn(u64) -> u64| {
+            let zero = |n| Patch::Zero { at: from(n), length: to(n) - from(n) };
+            settled((0..PATCHES_MAX as u64).map(zero).collect())
+        };
+        let same = zeros(|n| n % 2 * SECTOR, |_| 1 << 40);
+        assert!(matches!(same[..], [Patch::Zero { at: 0, length: SECTOR }, Patch::Zero { .. }]));
+        let nested = zeros(|n| n * SECTOR, |n| (1 << 40) - n * SECTOR);
+        assert_eq!(nested.len(), 2 * PATCHES_MAX - 1);
     }
 }

@@ -132,7 +132,7 @@ impl Tables for Vhdx {
         _: HostOffset,
         _: u64,
         _: &mut [u8],
-    ) -> Result<(), OpenError> {
+    ) -> Result<u64, OpenError> {
         unreachable!("a VHDX has nothing compressed")
     }
 }

@@ -12,7 +12,8 @@
 //!
 //! Invariants: a descriptor with a parent or with encryption is refused before its extents are
 //! looked at; an extent's name is a bare file name.
-//! Non-goals: finding the extents (see `extents`), the disk database (`ddb.`), change tracking.
+//! Non-goals: finding the extents (see `extents`), the disk database (`ddb.`) but for what encrypts,
+//! change tracking.
 
 use super::SECTOR_BYTES;
 use super::header::malformed;
@@ -92,7 +93,13 @@ fn check_setting(key: &str, value: &str) -> Result<(), Refusal> {
     match key.to_ascii_lowercase().as_str() {
         "parentcid" if u32::from_str_radix(value, 16) != Ok(NO_PARENT) => Err(Refusal::Parent),
         "parentfilenamehint" => Err(Refusal::Parent),
-        key if key.starts_with("encryption.") => Err(Refusal::Encrypted),
+        "keyid" => Err(Refusal::Encrypted),
+        // Filters that ESXi lays over the extents; this one encrypts.
+        "ddb.iofilters" if value.to_ascii_lowercase().contains("vmcrypt") => {
+            Err(Refusal::Encrypted)
+        }
+        // `encryption.keySafe` of Workstation, `encryptionKeys` of ESXi.
+        key if key.starts_with("encryption") => Err(Refusal::Encrypted),
         _ => Ok(()),
     }
 }
@@ -165,7 +172,17 @@ mod tests {
         let reason = |text: &str| parse(text.as_bytes()).unwrap_err().reason();
         assert_eq!(reason("parentCID=12345678"), "parent");
         assert_eq!(reason("ParentFileNameHint=\"base.vmdk\""), "parent");
-        assert_eq!(reason("encryption.keySafe = \"vmware:key\""), "encrypted");
+        for line in [
+            "encryption.keySafe = \"vmware:key\"",
+            "encryptionKeys = \"vmware:key/list/(pair/(...))\"",
+            "keyID = \"kmip-1/4f2a\"",
+            "ddb.iofilters = \"vmwarevmcrypt\"",
+            "ddb.ioFilters=\"spm, VMWVMCrypt\"",
+        ] {
+            assert_eq!(reason(line), "encrypted", "{line}");
+        }
+        let plain = "ddb.iofilters = \"spm\"\nddb.encoding = \"UTF-8\"\nRW 1 ZERO";
+        assert_eq!(parse(plain.as_bytes()).unwrap().len(), 1);
         for name in ["/etc/passwd", "../x", "c:x", "a\\b", "..", ""] {
             assert_eq!(reason(&format!("RW 1 FLAT \"{name}\" 0")), "names_path", "{name}");
         }

@@ -191,15 +191,17 @@ impl Tables for Extents {
         at: HostOffset,
         skip: u64,
         buf: &mut [u8],
-    ) -> Result<(), OpenError> {
+    ) -> Result<u64, OpenError> {
+        let mut unpacked = 0;
         if self.grain.as_ref().is_none_or(|(known, _)| *known != at) {
             let mut grain = self.grain.take().map_or_else(Vec::new, |(_, buffer)| buffer);
             let (sparse, inside) = self.sparse(guest);
             sparse.unpack(source, at, inside, &mut grain)?;
+            unpacked = grain.len() as u64;
             self.grain = Some((at, grain));
         }
         let grain = self.grain.as_ref().map_or(&[][..], |(_, grain)| grain);
         buf.copy_from_slice(&grain[skip as usize..skip as usize + buf.len()]);
-        Ok(())
+        Ok(unpacked)
     }
 }

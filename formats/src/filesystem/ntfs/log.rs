@@ -9,6 +9,7 @@ use super::record::fix_up;
 use super::{Boot, Run};
 use crate::filesystem::Stop;
 use crate::filesystem::fields::Little;
+use crate::filesystem::map::Piece;
 use crate::filesystem::volume::Volume;
 
 /// The restart pages: one at the start, one a page further.
@@ -18,7 +19,7 @@ const VOLUME_IS_CLEAN: u16 = 2;
 
 pub(super) fn is_clean(volume: &mut Volume<'_>, boot: &Boot, runs: &[Run]) -> Result<bool, Stop> {
     let Some(first) = runs.first().filter(|run| run.position == 0) else { return Ok(false) };
-    let (start, length) = boot.bytes(*first)?;
+    let Piece { start, length, .. } = boot.piece(*first)?;
     if length < 2 * PAGE_BYTES as u64 {
         return Ok(false);
     }

@@ -104,12 +104,16 @@ impl Boot {
         Ok(Self { cluster, clusters, mft, record: record as usize })
     }
 
-    fn bytes(&self, run: Run) -> Result<(u64, u64), Stop> {
+    /// The run in bytes. It lies in the volume, and where it ends in its file is a number.
+    fn piece(&self, run: Run) -> Result<Piece, Stop> {
         let end = run.start.checked_add(run.count).ok_or(Stop::Malformed)?;
         if end > self.clusters || run.count == 0 {
             return Err(Stop::Malformed);
         }
-        Ok((run.start * self.cluster, run.count * self.cluster))
+        let (start, length) = (run.start * self.cluster, run.count * self.cluster);
+        let position = run.position.checked_mul(self.cluster).ok_or(Stop::Malformed)?;
+        position.checked_add(length).ok_or(Stop::Malformed)?;
+        Ok(Piece { start, length, position })
     }
 }
 
@@ -138,8 +142,8 @@ impl Table<'_, '_> {
         let mut next = 0;
         // The list grows while the table's own further records are met.
         while let Some(run) = self.mft.get(next).copied() {
-            let (start, length) = self.boot.bytes(run)?;
-            let mut number = run.position * self.boot.cluster / self.boot.record as u64;
+            let Piece { start, length, position } = self.boot.piece(run)?;
+            let mut number = position / self.boot.record as u64;
             for from in (0..length).step_by(STEP_BYTES as usize) {
                 let piece =
                     self.volume.read(start + from, STEP_BYTES.min(length - from) as usize)?;
@@ -174,10 +178,7 @@ impl Table<'_, '_> {
             }
             attribute.each_run(&mut |run| {
                 start = start.or(Some(run.start));
-                let (at, length) = self.boot.bytes(run)?;
-                let position =
-                    run.position.checked_mul(self.boot.cluster).ok_or(Stop::Malformed)?;
-                map.add_piece(Piece { start: at, length, position })
+                map.add_piece(self.boot.piece(run)?)
             })
         })?;
         if let Some(start) = start.filter(|_| is_hibernation) {
@@ -192,26 +193,27 @@ impl Table<'_, '_> {
         if !at_rest || !log::is_clean(self.volume, &self.boot, &self.log)? {
             return Ok(());
         }
-        let per_byte = 8 * self.boot.cluster;
+        let (per_byte, bitmap_bytes) = (8 * self.boot.cluster, self.boot.clusters.div_ceil(8));
         let mut said = VolumeMap::new(self.boot.clusters * self.boot.cluster);
         let mut at = 0;
         for run in &self.bitmap {
-            let (start, length) = self.boot.bytes(*run)?;
-            if run.position * self.boot.cluster != at {
+            let Piece { start, length, position } = self.boot.piece(*run)?;
+            if position != at {
                 return Err(Stop::Malformed);
             }
+            // What its last run has behind the last cluster's bit says nothing.
             for from in (0..length).step_by(BITMAP_STEP_BYTES as usize) {
-                let bytes = BITMAP_STEP_BYTES.min(length - from);
-                let left = self.boot.clusters.saturating_sub((at + from) * 8);
-                if left == 0 {
+                if at + from >= bitmap_bytes {
                     break;
                 }
+                let bytes = BITMAP_STEP_BYTES.min(length - from);
+                let left = self.boot.clusters - (at + from) * 8;
                 let bitmap = self.volume.read(start + from, bytes as usize)?;
                 said.add_bitmap(&bitmap, (at + from) * per_byte, self.boot.cluster, left)?;
             }
             at += length;
         }
-        if at * 8 < self.boot.clusters {
+        if at < bitmap_bytes {
             return Err(Stop::Malformed);
         }
         for range in said.free {

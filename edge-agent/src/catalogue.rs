@@ -1,7 +1,8 @@
 //! What this host knows of images: the last resolution of each reference it was asked for.
 //!
 //! Serves `list` and `remove`, and the mirror when no node answers. One JSON file for each
-//! reference, named by the BLAKE3 of its text, written before it is used and read at the start.
+//! reference, named by the BLAKE3 of its text, written before it is used and read at the start. One
+//! that cannot be written is known until the process ends.
 //!
 //! Invariants: a resolution is kept as the node gave it, tickets included, so what it allows ends
 //! when they expire; at most [`IMAGES_MAX`] are kept, the least recently resolved go first.
@@ -21,7 +22,8 @@ use shoal_api::{AgentResolution, BlobGrant};
 use shoal_content::{Digest, ImageReference, RecipeId, RepositoryName};
 use tracing::warn;
 
-use crate::enrolment::{Error, read_json, write_json};
+use crate::enrolment::{Error, clear_unfinished, read_json, write_json};
+use crate::nodes::chain;
 
 /// The most references that are remembered.
 const IMAGES_MAX: usize = 4096;
@@ -65,6 +67,7 @@ impl Catalogue {
         let context =
             |source| Error::Io { doing: "opening the catalogue", path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(context)?;
+        clear_unfinished(folder).map_err(context)?;
         let mut images = HashMap::new();
         for found in fs::read_dir(folder).map_err(context)? {
             let path = found.map_err(context)?.path();
@@ -82,20 +85,20 @@ impl Catalogue {
         Ok(Self { folder: folder.to_owned(), images: Arc::new(RwLock::new(images)) })
     }
 
-    /// Remembers what `reference` means now. Blocks on the disk.
-    pub fn remember(
-        &self,
-        reference: &ImageReference,
-        resolution: AgentResolution,
-    ) -> Result<Arc<Known>, Error> {
+    /// Remembers what `reference` means now, across the next start where the disk takes it. Blocks on
+    /// the disk.
+    pub fn remember(&self, reference: &ImageReference, resolution: AgentResolution) -> Arc<Known> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let reference = reference.to_string();
         let resolved_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let known = Arc::new(Known { reference: reference.clone(), resolved_at, resolution });
         self.images.write().insert(reference.clone(), known.clone());
-        write_json(&self.file(&reference), &*known)?;
-        self.shrink()?;
-        Ok(known)
+        let kept = [write_json(&self.file(&reference), &*known), self.shrink()];
+        for error in kept.into_iter().filter_map(Result::err) {
+            let error = chain(&error);
+            warn!(reference, error, "an image will be unknown after a restart");
+        }
+        known
     }
 
     fn shrink(&self) -> Result<(), Error> {
@@ -229,10 +232,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let catalogue = Catalogue::open(folder.path()).unwrap();
         let reference: ImageReference = "demo/app:v1".parse().unwrap();
-        catalogue.remember(&reference, resolution("demo/app", 1)).unwrap();
+        catalogue.remember(&reference, resolution("demo/app", 1));
         fs::write(folder.path().join("damaged.json"), b"[").unwrap();
+        fs::write(folder.path().join("half.new"), b"[").unwrap();
 
         let catalogue = Catalogue::open(folder.path()).unwrap();
+        assert!(!folder.path().join("half.new").exists());
         let (app, other) = ("demo/app".parse().unwrap(), "demo/other".parse().unwrap());
         let digest = Digest::sha256([1; 32]);
         assert_eq!(catalogue.manifest(&app, &digest).unwrap().bytes, b"{}");
@@ -246,12 +251,25 @@ mod tests {
         }
         assert!(catalogue.held_at(&app, &Digest::sha256([3; 32])).is_none());
         assert!(catalogue.public_at(&app).is_none());
-        catalogue.remember(&"demo/other:v1".parse().unwrap(), resolution("demo/other", 4)).unwrap();
+        catalogue.remember(&"demo/other:v1".parse().unwrap(), resolution("demo/other", 4));
         assert!(catalogue.public_at(&other).is_some());
         catalogue.forget("demo/other:v1").unwrap();
         assert_eq!(catalogue.all().len(), 1);
 
         catalogue.forget(&reference.to_string()).unwrap().unwrap();
         assert!(Catalogue::open(folder.path()).unwrap().find(&reference).is_none());
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_kept_is_known_until_the_process_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images");
+        let catalogue = Catalogue::open(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+        let reference: ImageReference = "demo/app:v1".parse().unwrap();
+        let known = catalogue.remember(&reference, resolution("demo/app", 1));
+        assert_eq!(known.reference, reference.to_string());
+        assert!(catalogue.find(&reference).is_some());
+        assert!(Catalogue::open(&path).unwrap().all().is_empty());
     }
 }

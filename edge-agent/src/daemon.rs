@@ -3,8 +3,9 @@
 //! Start: folder locked, enrolment read, cache opened, swarm up, listeners bound; only then is the
 //! agent healthy. Stop (SIGTERM or SIGINT): orders are laid down, unreported, so that they come again
 //! with the next start and go on at the chunk; peers are told to ask others; what clients and peers
-//! have begun may end within `agent.drain_seconds`; then the swarm, then a last checkpoint of the
-//! cache. A kill at any time costs no more than unsynced chunks, which are hashed at the next start.
+//! have begun may end within `agent.drain_seconds`; then what the cache copies and hashes, then the
+//! swarm, then a last checkpoint of the cache. A kill at any time costs no more than unsynced chunks,
+//! which are hashed at the next start.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -12,10 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
-use shoal_content::{PeerId, Zone};
+use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_p2p::identity::{Credentials, KeyPair};
 use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
 use thiserror::Error;
@@ -34,9 +34,10 @@ use crate::fetch::Fetcher;
 use crate::fetch::download::Downloads;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
+use crate::nodes::addresses::{Addresses, members};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, certificate, limits, status, ticket_keys};
+use crate::{blocking, certificate, limits, offers, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -78,6 +79,7 @@ pub async fn run(
     let metrics = Metrics::register(&mut registry);
     let (cache_config, cache_metrics) = (config.cache.clone(), metrics.cache.clone());
     let cache = Cache::open(&folder.cache_path(), &cache_config, cache_metrics)?;
+    let removals = cache.removals();
     let catalogue = Catalogue::open(&folder.catalogue_path())?;
     let known = folder.nodes()?;
     let key = KeyPair::load_or_create(&folder.key_path())
@@ -98,7 +100,9 @@ pub async fn run(
     )
     .await?;
     swarm.set_expelled(folder.expelled());
-    swarm.set_nodes(swarm_nodes(&known).await).await;
+    let (nodes, lists) = watch::channel(known.clone());
+    let mut addresses = Addresses::new(swarm.clone(), lists);
+    addresses.look_up().await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
     let limits_shown = limits::Shown::default();
@@ -114,7 +118,6 @@ pub async fn run(
     };
     let transfers = Transfers::new(metrics.agent.clone());
     let deployments = Deployments::new(fetcher.clone(), transfers.clone(), limits_shown.clone());
-    let drain_bound = Duration::from_secs(config.agent.drain_seconds);
     let parts = Parts {
         config,
         enrolment,
@@ -128,29 +131,18 @@ pub async fn run(
         deployments,
         limit_settings,
         limits_shown,
-        nodes: Arc::new(RwLock::new(known)),
+        nodes,
     };
     let (mut servers, mut background) = (JoinSet::new(), JoinSet::new());
     let drain = parts.listen(&mut servers, &mut background, Arc::new(registry), &key).await?;
-    parts.background(&mut background);
+    parts.background(&mut background, addresses, removals);
     info!(peer = %key.peer_id(), address = %parts.swarm.local_address(), "agent running");
 
     // An error means that nobody can ask for a stop any more.
     let _ = stop.wait_for(|stop| *stop).await;
     info!("stopping");
     background.shutdown().await;
-    parts.deployments.lay_down();
-    drain.graceful_shutdown(Some(drain_bound));
-    let clients = async { while servers.join_next().await.is_some() {} };
-    let (ended, ()) = tokio::join!(parts.swarm.retire(drain_bound), clients);
-    if !ended {
-        warn!("some that other hosts had asked for could not be sent to its end");
-    }
-    parts.swarm.shutdown().await;
-    let cache = parts.cache.clone();
-    if let Some(Err(error)) = blocking(move || cache.sync_all()).await {
-        warn!(%error, "the last checkpoint failed; its chunks are hashed at the next start");
-    }
+    parts.take_down(servers, &drain).await;
     info!("stopped");
     Ok(())
 }
@@ -169,7 +161,8 @@ struct Parts {
     deployments: Deployments,
     limit_settings: watch::Receiver<config::Limits>,
     limits_shown: limits::Shown,
-    nodes: Arc<RwLock<Vec<NodeAddress>>>,
+    /// The list of now.
+    nodes: watch::Sender<Vec<NodeAddress>>,
 }
 
 impl Parts {
@@ -280,7 +273,12 @@ impl Parts {
     }
 
     /// Everything that runs beside.
-    fn background(&self, tasks: &mut JoinSet<()>) {
+    fn background(
+        &self,
+        tasks: &mut JoinSet<()>,
+        addresses: Addresses,
+        removals: mpsc::UnboundedReceiver<RecipeId>,
+    ) {
         let cache = self.cache.clone();
         tasks.spawn(async move {
             let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
@@ -291,16 +289,9 @@ impl Parts {
                 blocking(move || cache.tend()).await;
             }
         });
-        let (cache, swarm) = (self.cache.clone(), self.swarm.clone());
-        tasks.spawn(async move {
-            let settling = cache.clone();
-            blocking(move || settling.settle()).await;
-            for holding in cache.holdings().into_iter().filter(|held| held.chunks_held > 0) {
-                if let Err(error) = swarm.announce(holding.recipe).await {
-                    warn!(recipe = %holding.recipe, %error, "a cached recipe is not announced");
-                }
-            }
-        });
+        tasks.spawn(offers::follow(self.cache.clone(), self.swarm.clone(), removals));
+        tasks.spawn(offers::begin(self.cache.clone(), self.swarm.clone()));
+        tasks.spawn(addresses.follow(self.folder.clone()));
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
         tasks.spawn(self.deployments.clone().serve(orders, self.on_news()));
@@ -311,34 +302,45 @@ impl Parts {
         tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
 
+    /// Ends what is left when nothing runs beside any more, in the order of the module's
+    /// documentation.
+    async fn take_down(&self, mut servers: JoinSet<()>, drain: &axum_server::Handle<SocketAddr>) {
+        let bound = Duration::from_secs(self.config.agent.drain_seconds);
+        self.deployments.lay_down();
+        drain.graceful_shutdown(Some(bound));
+        let clients = async { while servers.join_next().await.is_some() {} };
+        let (ended, ()) = tokio::join!(self.swarm.retire(bound), clients);
+        if !ended {
+            warn!("some that other hosts had asked for could not be sent to its end");
+        }
+        // The swarm's end waits for what its store does.
+        self.cache.stop();
+        self.swarm.shutdown().await;
+        let cache = self.cache.clone();
+        if let Some(Err(error)) = blocking(move || cache.sync_all()).await {
+            warn!(%error, "the last checkpoint failed; its chunks are hashed at the next start");
+        }
+    }
+
     /// Spreads what is new to all that use it, and keeps it.
     fn on_news(&self) -> ClusterChanged {
         let keys = ticket_keys::Keeper::new(self.swarm.clone(), self.folder.clone());
         let (client, swarm, folder) =
             (self.client.clone(), self.swarm.clone(), self.folder.clone());
-        let (downloads, known) = (self.fetcher.downloads.clone(), self.nodes.clone());
+        let (downloads, nodes) = (self.fetcher.downloads.clone(), self.nodes.clone());
         Box::new(move |news| {
             let ClusterNews { nodes: list, ticket_keys, expelled } = news;
             keys.take(ticket_keys);
             if let Some(expelled) = expelled {
                 expel(&swarm, &folder, expelled.into_iter().collect());
             }
-            if list.is_empty() || *known.read() == list {
+            if list.is_empty() || *nodes.borrow() == list {
                 return;
             }
             info!(nodes = list.len(), "the list of nodes changed");
             client.set_nodes(&list);
             downloads.set_nodes(&list);
-            known.write().clone_from(&list);
-            let (swarm, folder) = (swarm.clone(), folder.clone());
-            tokio::spawn(async move {
-                swarm.set_nodes(swarm_nodes(&list).await).await;
-                swarm.set_bootstrap(members(&list)).await;
-                let saved = blocking(move || folder.save_nodes(&list)).await;
-                if let Some(Err(error)) = saved {
-                    warn!(%error, "the list of nodes could not be kept");
-                }
-            });
+            nodes.send_replace(list);
         })
     }
 }
@@ -388,11 +390,6 @@ struct Known<'a> {
     nodes: &'a [NodeAddress],
     members: PathBuf,
     ticket_keys: Vec<TicketKey>,
-}
-
-/// Where the nodes are members of the discovery network.
-fn members(nodes: &[NodeAddress]) -> Vec<String> {
-    nodes.iter().map(|node| node.discovery_address.clone()).collect()
 }
 
 async fn start_swarm(
@@ -461,21 +458,6 @@ async fn advertised(config: &Config, known: &[NodeAddress]) -> Result<SocketAddr
         }
     }
     Err(Error::Advertise("no node is known whose address this host reaches".into()))
-}
-
-/// The nodes as the swarm dials them; one whose name does not resolve is left out.
-async fn swarm_nodes(list: &[NodeAddress]) -> Vec<shoal_p2p::NodeAddress> {
-    let mut nodes = Vec::new();
-    for node in list {
-        match tokio::net::lookup_host(&node.peer_address).await.map(|mut found| found.next()) {
-            Ok(Some(address)) => {
-                nodes.push(shoal_p2p::NodeAddress { peer: node.peer, address });
-            }
-            Ok(None) => warn!(node = %node.id, "a node's peer address leads nowhere"),
-            Err(error) => warn!(node = %node.id, %error, "a node's peer address leads nowhere"),
-        }
-    }
-    nodes
 }
 
 fn fixed(text: &str, what: &str) -> Result<[u8; 32], Error> {

@@ -12,7 +12,8 @@
 //! members           others in the discovery network, for when no node answers
 //! ```
 //! Write order of a join: the key (before the request that names it), then `cluster.json` by a
-//! file beside, a sync and a rename. A join that ends between is made again with the same key.
+//! file beside, a sync and a rename. A join that ends between is made again with the same key. Files
+//! beside end in `.new`; those that were never put in place go when the folder is opened.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -36,6 +37,8 @@ const NODES_FILE: &str = "nodes.json";
 const TICKET_KEYS_FILE: &str = "ticket-keys.json";
 const EXPELLED_FILE: &str = "expelled.json";
 const MEMBERS_FILE: &str = "members";
+/// How the names of files end that are not put in place yet.
+const UNFINISHED: &str = ".new";
 
 /// Why the data folder cannot be used.
 #[derive(Debug, Error)]
@@ -76,7 +79,7 @@ impl std::fmt::Debug for Enrolment {
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
-    /// One writer at a time, since all write a file beside first.
+    /// One writer at a time, so that what is written last was said last.
     writing: Mutex<()>,
     /// The lock goes with the file.
     _lock: File,
@@ -93,10 +96,12 @@ impl DataFolder {
             .map_err(context("making the data folder"))?;
         let lock = private(&path.join(LOCK_FILE)).map_err(context("locking"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), writing: Mutex::new(()), _lock: lock }),
-            Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(path.to_owned())),
-            Err(fs::TryLockError::Error(source)) => Err(context("locking")(source)),
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(Error::Locked(path.to_owned())),
+            Err(fs::TryLockError::Error(source)) => return Err(context("locking")(source)),
         }
+        clear_unfinished(path).map_err(context("clearing"))?;
+        Ok(Self { path: path.to_owned(), writing: Mutex::new(()), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -203,18 +208,32 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
 }
 
-/// Writes a JSON file beside, syncs it and puts it in place: a reader sees the old or the new.
+/// Writes a JSON file beside, syncs it and puts it in place: a reader sees the old or the new. Its
+/// owner alone may read it. Each call has a file of its own beside, so several may write at once, and
+/// the last to end counts.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     let write = || -> io::Result<()> {
-        let beside = path.with_extension("new");
-        let mut file = private(&beside)?;
-        file.set_len(0)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut beside = tempfile::Builder::new().suffix(UNFINISHED).tempfile_in(folder)?;
+        beside.write_all(&serde_json::to_vec_pretty(value)?)?;
+        beside.as_file().sync_all()?;
+        beside.persist(path)?;
         crate::cache::sync_parent(path)
     };
     write().map_err(|source| Error::Io { doing: "writing", path: path.to_owned(), source })
+}
+
+/// Removes what a process that was killed in [`write_json`] left in `folder`, where nobody writes
+/// now.
+pub(crate) fn clear_unfinished(folder: &Path) -> io::Result<()> {
+    for found in fs::read_dir(folder)? {
+        let found = found?;
+        let unfinished = found.file_name().as_encoded_bytes().ends_with(UNFINISHED.as_bytes());
+        if unfinished && found.file_type()?.is_file() {
+            fs::remove_file(found.path())?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -250,11 +269,32 @@ pub(crate) mod tests {
         let gone = BTreeSet::from([PeerId::from_public_key([1; 32])]);
         folder.save_expelled(|| gone.clone()).unwrap();
         drop(folder);
+        fs::write(path.join("half.new"), b"{").unwrap();
         let folder = DataFolder::open(&path).unwrap();
+        assert!(!path.join("half.new").exists(), "what a crash left stays for good");
         fs::write(path.join(CLUSTER_FILE), b"{").unwrap();
         assert!(matches!(folder.enrolment(), Err(Error::Damaged { .. })));
         assert_eq!(folder.expelled(), gone);
         fs::write(path.join(EXPELLED_FILE), b"[").unwrap();
         assert_eq!(folder.expelled(), BTreeSet::new(), "that can be heard again");
+    }
+
+    #[test]
+    fn several_write_one_file_at_once_and_one_of_them_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("one.json");
+        std::thread::scope(|scope| {
+            for writer in 0..4u32 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        write_json(path, &vec![writer; 1000]).unwrap();
+                    }
+                });
+            }
+        });
+        let read: Vec<u32> = read_json(&path).unwrap().unwrap();
+        assert!(read.len() == 1000 && read.iter().all(|one| *one == read[0]), "{read:?}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something is left beside");
     }
 }

@@ -25,6 +25,7 @@ pub mod limits;
 pub mod metrics;
 pub mod mirror;
 pub mod nodes;
+mod offers;
 pub mod setup;
 pub mod status;
 pub mod telemetry;

@@ -33,7 +33,7 @@ pub struct AgentMetrics {
     /// By kind (`manifest`, `blob`) and outcome (`ok`, `not_found`, `failed`).
     pub mirror_requests: Family<[(&'static str, &'static str); 2], Counter>,
     pub mirror_bytes: Counter,
-    /// Of those, what a node sent, because the cluster held it nowhere yet.
+    /// Of those, what a node sent, because the cluster held it nowhere yet or the cache had no room.
     pub mirror_passed_bytes: Counter,
     /// 1 while the order stream is open.
     pub orders_connected: Gauge,
@@ -107,7 +107,7 @@ impl Metrics {
         );
         of.register(
             "shoal_mirror_passed_bytes",
-            "Of those, bytes that a node streamed while it fetched them itself",
+            "Of those, bytes that a node streamed past the cache",
             agent.mirror_passed_bytes,
         );
         of.register(

@@ -1,101 +1,31 @@
 //! The cache under what really happens to it: a kill between any two steps, damaged files, a full
-//! disk, and more images than fit.
+//! disk or a broken one, and more images than fit.
 //!
 //! A killed writer is this test's own program run again as a child ([`WRITER`]). The full disk is
 //! a small tmpfs, so these tests run as root.
 
+mod disks;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use shoal_agent::cache::{Cache, Entry, Error};
-use shoal_agent::config::{self, ByteSize};
+use disks::{CHUNK_BYTES, content, ensure_sound, fill, id, open, recipe};
+use shoal_agent::cache::{Cache, Error};
+use shoal_agent::config;
 use shoal_agent::metrics::CacheMetrics;
 use shoal_content::{
-    Chunk, ChunkId, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeId, RecipeKind, SourceObject,
+    Chunk, ChunkId, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeKind, SourceObject,
 };
 
-const CHUNK_BYTES: usize = 64 * 1024;
 /// Set for the child: the folder of the cache it writes to.
 const WRITER: &str = "SHOAL_TEST_CACHE_WRITER";
 const WRITER_CHUNKS: u32 = 2000;
-
-/// Content of chunk `number` of the series `seed`: different for each.
-fn content(seed: u64, number: u32) -> Vec<u8> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).update(&number.to_le_bytes());
-    let mut bytes = vec![0; CHUNK_BYTES];
-    hasher.finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-/// A disk with a hole before every chunk; chunk 0 stands a second time at its end.
-fn recipe(seed: u64, chunks: u32) -> Arc<Recipe> {
-    let key = ObjectKey::Pack(PackId::of(&seed.to_le_bytes()));
-    let length = u64::from(chunks) * CHUNK_BYTES as u64;
-    let objects = vec![SourceObject { key, length }];
-    let step = 2 * CHUNK_BYTES as u64;
-    let chunk = |number: u32| Chunk {
-        id: ChunkId::of(&content(seed, number)),
-        length: CHUNK_BYTES as u32,
-        object: 0,
-        at: u64::from(number) * CHUNK_BYTES as u64,
-        encoding: Encoding::Raw,
-    };
-    let mut extents: Vec<Extent> = (0..chunks)
-        .map(|number| Extent { offset: u64::from(number) * step, chunk: number })
-        .collect();
-    extents.push(Extent { offset: u64::from(chunks) * step, chunk: 0 });
-    let length = u64::from(chunks + 1) * step;
-    let recipe =
-        Recipe::new(RecipeKind::Disk, length, objects, (0..chunks).map(chunk).collect(), extents);
-    Arc::new(recipe.expect("a sound recipe"))
-}
-
-fn settings(max_bytes: u64) -> config::Cache {
-    config::Cache {
-        max_bytes: Some(ByteSize::new(max_bytes)),
-        min_free_bytes: Some(ByteSize::new(0)),
-        ..config::Cache::default()
-    }
-}
-
-fn open(folder: &Path, max_bytes: u64) -> Result<Cache> {
-    Ok(Cache::open(folder, &settings(max_bytes), CacheMetrics::default())?)
-}
-
-fn id(recipe: &Recipe) -> RecipeId {
-    recipe.encode_with_id().0
-}
-
-fn fill(cache: &Cache, entry: &Entry, seed: u64, chunks: std::ops::Range<u32>) -> Result<()> {
-    for number in chunks {
-        cache.write_chunk(entry, number, &content(seed, number))?;
-    }
-    Ok(())
-}
-
-/// Every chunk that the entry claims reads back as what was written, at all of its places.
-fn ensure_sound(cache: &Cache, entry: &Entry, seed: u64) -> Result<u32> {
-    let loaded = entry.load()?;
-    let held = entry.held();
-    for number in held.iter() {
-        let expected = content(seed, number);
-        let read = cache.read_chunk(entry, number)?.context("held, but not readable")?;
-        ensure!(read == expected, "chunk {number} reads as something else");
-        for offset in loaded.places.offsets(number) {
-            let mut bytes = vec![0; CHUNK_BYTES];
-            loaded.content.read_exact_at(&mut bytes, *offset)?;
-            ensure!(bytes == expected, "chunk {number} differs at {offset}");
-        }
-    }
-    Ok(held.len())
-}
 
 /// Not a test of its own: what the killed child does, where the variable says so.
 #[test]
@@ -153,7 +83,7 @@ fn a_killed_writer_loses_almost_nothing_and_lies_about_nothing() -> Result<()> {
 
         let cache = open(folder.path(), u64::MAX)?;
         let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
-        let lost = entry.verify_doubtful()?;
+        let lost = cache.verify(&entry)?;
         let held = ensure_sound(&cache, &entry, 7)?;
         ensure!(
             f64::from(held) >= 0.95 * f64::from(written),
@@ -189,6 +119,44 @@ fn damaged_content_is_noticed_and_fetched_again() -> Result<()> {
     fill(&cache, &entry, 1, 4..5)?;
     entry.complete()?;
     ensure!(ensure_sound(&cache, &entry, 1)? == 20);
+    Ok(())
+}
+
+#[test]
+fn what_the_disk_does_not_give_back_is_fetched_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(38, 10);
+    let cache = open(&folder.path().join("cache"), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 38, 0..10)?;
+    entry.complete()?;
+    entry.unload();
+    // In its place something that gives EIO: nothing of this process lies at such addresses.
+    let (path, aside) = (entry.folder().join("content"), folder.path().join("aside"));
+    fs::rename(&path, &aside)?;
+    symlink("/proc/self/mem", &path)?;
+    ensure!(cache.read_chunk(&entry, 4)?.is_none());
+    ensure!(!entry.contains(4) && entry.contains(5));
+    ensure!(cache.metrics().corrupt.get() == 1);
+
+    // The same for what is hashed after a start.
+    fs::write(path.with_file_name("journal"), b"")?;
+    drop((entry, cache));
+    let cache = open(&folder.path().join("cache"), u64::MAX)?;
+    let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+    ensure!(entry.has_doubtful());
+    ensure!(cache.verify(&entry)? == 10);
+    ensure!(entry.held().is_empty() && !entry.has_doubtful());
+    entry.sync()?;
+    drop((entry, cache));
+
+    fs::rename(&aside, &path)?;
+    let cache = open(&folder.path().join("cache"), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    ensure!(entry.held().is_empty(), "it is trusted again unseen");
+    fill(&cache, &entry, 38, 0..10)?;
+    entry.complete()?;
+    ensure!(ensure_sound(&cache, &entry, 38)? == 10);
     Ok(())
 }
 
@@ -266,6 +234,66 @@ fn the_least_recently_used_leaves_first_and_what_is_used_or_pinned_stays() -> Re
     put(3)?;
     ensure!(cache.used_bytes() <= room + 3 * CHUNK_BYTES as u64);
     ensure!(cache.limits().high == room);
+    Ok(())
+}
+
+#[test]
+fn whoever_asked_hears_of_all_that_leaves() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = open(folder.path(), 32 * CHUNK_BYTES as u64)?;
+    let mut removals = cache.removals();
+    let recipes: Vec<_> = (40..43u64).map(|seed| (seed, recipe(seed, 10))).collect();
+    for (seed, recipe) in &recipes {
+        let _lease = cache.lease(id(recipe));
+        let entry = cache.open_entry(id(recipe), recipe)?;
+        fill(&cache, &entry, *seed, 0..10)?;
+        entry.complete()?;
+    }
+    let [evicted, removed, anew] = [0, 1, 2].map(|at| id(&recipes[at].1));
+    ensure!(removals.try_recv() == Ok(evicted) && removals.try_recv().is_err());
+    ensure!(cache.remove_unleased(removed)? > 0);
+    ensure!(removals.try_recv() == Ok(removed) && removals.try_recv().is_err());
+    // What is damaged leaves, too, and is there again.
+    let entry = cache.entry(anew).context("the last one is gone")?;
+    entry.unload();
+    fs::write(entry.folder().join("recipe"), b"?")?;
+    ensure!(cache.open_entry(anew, &recipes[2].1)?.held().is_empty());
+    ensure!(removals.try_recv() == Ok(anew) && removals.try_recv().is_err());
+    Ok(())
+}
+
+#[test]
+fn what_breaks_off_at_the_end_is_done_after_the_next_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (first, longer) = (recipe(44, 10), recipe(44, 15));
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&first), &first)?;
+    fill(&cache, &entry, 44, 0..10)?;
+    entry.complete()?;
+    cache.stop();
+    let stopped = cache.open_entry(id(&longer), &longer);
+    ensure!(matches!(stopped, Err(Error::Stopping)), "{stopped:?}");
+    ensure!(cache.entry(id(&longer)).is_some_and(|entry| entry.held().is_empty()));
+    cache.sync_all()?;
+    // So that the next process has something to hash.
+    fs::write(entry.folder().join("journal"), b"")?;
+    drop((entry, cache));
+
+    let cache = open(folder.path(), u64::MAX)?;
+    cache.stop();
+    cache.settle();
+    let entry = cache.entry(id(&first)).context("the entry is gone")?;
+    ensure!(entry.has_doubtful() && entry.held().is_empty(), "it is held without a look");
+    ensure!(matches!(cache.verify(&entry), Err(Error::Stopping)));
+    cache.sync_all()?;
+    drop((entry, cache));
+
+    let cache = open(folder.path(), u64::MAX)?;
+    cache.settle();
+    let entry = cache.entry(id(&first)).context("the entry is gone")?;
+    ensure!(entry.is_complete() && ensure_sound(&cache, &entry, 44)? == 10);
+    let copied = cache.open_entry(id(&longer), &longer)?;
+    ensure!(copied.held().runs() == [(0, 10)], "copied {:?}", copied.held().runs());
     Ok(())
 }
 

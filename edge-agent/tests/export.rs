@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -62,6 +62,42 @@ fn store(
     }
     entry.complete()?;
     Ok((recipe, entry))
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::sha256(Sha256::digest(bytes).into())
+}
+
+/// A container image of one layer.
+fn resolution(manifest: &[u8], layer: &[u8], recipe: &Recipe) -> Result<AgentResolution> {
+    Ok(AgentResolution {
+        public: false,
+        image: "demo/app".parse()?,
+        kind: "container".into(),
+        version: "ver-1".into(),
+        manifest_digest: sha256(manifest),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        manifest: STANDARD.encode(manifest),
+        manifests: Vec::new(),
+        disk: None,
+        blobs: vec![BlobGrant {
+            digest: sha256(layer),
+            size_bytes: layer.len() as u64,
+            recipe: recipe.encode_with_id().0,
+            ticket: String::new(),
+        }],
+        warning: None,
+        awaited: None,
+    })
+}
+
+/// Puts what gives EIO in place of an entry's content: nothing of this process lies at addresses as
+/// low as the offsets are.
+fn break_disk_below(entry: &Entry) -> Result<()> {
+    entry.unload();
+    let content = entry.folder().join("content");
+    fs::remove_file(&content)?;
+    Ok(symlink("/proc/self/mem", content)?)
 }
 
 fn noise(seed: u64, length: u64) -> Vec<u8> {
@@ -183,6 +219,31 @@ fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
 }
 
 #[test]
+fn content_that_the_disk_does_not_give_back_is_dropped_like_wrong_content() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    break_disk_below(&entry)?;
+    let output = folder.path().join("disk.raw");
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let written = export::disk(&cache, &entry, Target::Raw, &output, go_on);
+    ensure!(matches!(written, Err(export::Error::Corrupt { chunks: 4 })), "{written:?}");
+    ensure!(entry.held().is_empty() && !output.exists());
+
+    let layer = noise(12, 300_000);
+    let parts = [(0, 262_144), (262_144, 300_000 - 262_144)];
+    let (recipe, entry) = store(&cache, RecipeKind::Blob, &layer, &parts)?;
+    break_disk_below(&entry)?;
+    let resolution = resolution(b"{}", &layer, &recipe)?;
+    let target = folder.path().join("layout");
+    let written = layout::write(&cache, &"demo/app:v1".parse()?, &resolution, &target);
+    ensure!(matches!(written, Err(layout::Error::Corrupt { chunks: 2, .. })), "{written:?}");
+    ensure!(entry.held().is_empty() && !target.join("index.json").exists());
+    Ok(())
+}
+
+#[test]
 fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cache = cache(&folder.path().join("cache"))?;
@@ -190,26 +251,7 @@ fn a_container_image_is_written_as_a_layout_and_a_wrong_blob_is_not() -> Result<
     let parts = [(0, 262_144), (262_144, 300_000 - 262_144)];
     let (recipe, entry) = store(&cache, RecipeKind::Blob, &layer, &parts)?;
     let manifest = br#"{"schemaVersion":2}"#;
-    let sha256 = |bytes: &[u8]| Digest::sha256(Sha256::digest(bytes).into());
-    let mut resolution = AgentResolution {
-        public: false,
-        image: "demo/app".parse()?,
-        kind: "container".into(),
-        version: "ver-1".into(),
-        manifest_digest: sha256(manifest),
-        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-        manifest: STANDARD.encode(manifest),
-        manifests: Vec::new(),
-        disk: None,
-        blobs: vec![BlobGrant {
-            digest: sha256(&layer),
-            size_bytes: layer.len() as u64,
-            recipe: recipe.encode_with_id().0,
-            ticket: String::new(),
-        }],
-        warning: None,
-        awaited: None,
-    };
+    let mut resolution = resolution(manifest, &layer, &recipe)?;
     let target = folder.path().join("layout");
     let reference = "demo/app:v1".parse()?;
     // Twice: what is there and right is kept.

@@ -23,10 +23,10 @@ use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::Error;
 use super::held::Held;
 use super::journal::{Journal, Replay};
 use super::place::Places;
+use super::{Error, is_unreadable};
 
 const RECIPE_FILE: &str = "recipe";
 const CONTENT_FILE: &str = "content";
@@ -127,7 +127,7 @@ impl Entry {
     }
 
     /// Finds an entry again after a restart. Reads the journal only; no content is hashed here
-    /// (see [`Entry::verify_doubtful`]).
+    /// (see [`super::Cache::verify`]).
     pub fn recover(folder: &Path, id: RecipeId, slot: u32) -> Result<Self, Error> {
         let context = |doing| move |error| Error::io(doing, folder, error);
         let used = fs::metadata(folder.join(RECIPE_FILE))
@@ -268,6 +268,7 @@ impl Entry {
         let lost = |what| Error::Damaged { recipe: self.id, what };
         let encoded = fs::read(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => lost("its recipe"),
+            _ if is_unreadable(&error) => lost("its recipe"),
             _ => Error::io("reading a recipe", &path, error),
         })?;
         let recipe = decode(self.id, &encoded)?;
@@ -299,8 +300,12 @@ impl Entry {
     }
 
     /// Hashes what was journalled after the last checkpoint before the process ended, and holds
-    /// what checks. Gives how many chunks did not.
-    pub fn verify_doubtful(&self) -> Result<u32, Error> {
+    /// what checks. Gives how many chunks did not. `go_on` is asked before each; where it refuses,
+    /// nothing has changed.
+    pub(super) fn verify_doubtful(
+        &self,
+        go_on: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<u32, Error> {
         let _one = self.checkpoint.lock();
         let doubtful = self.state.lock().doubtful.clone();
         if doubtful.is_empty() {
@@ -309,14 +314,18 @@ impl Entry {
         let loaded = self.load()?;
         let mut good = Vec::new();
         for index in doubtful.iter() {
+            go_on()?;
             // Every place of it, since an export copies from each.
             if self.read_verified(&loaded, index, usize::MAX)?.is_some() {
                 good.push(index);
             }
         }
-        // Trusted from now on, so it has to be on the disk first.
-        let path = self.folder.join(CONTENT_FILE);
-        loaded.content.sync_data().map_err(|e| Error::io("syncing cached content", &path, e))?;
+        if !good.is_empty() {
+            // Trusted from now on, so it has to be on the disk first.
+            let path = self.folder.join(CONTENT_FILE);
+            let synced = loaded.content.sync_data();
+            synced.map_err(|e| Error::io("syncing cached content", &path, e))?;
+        }
         let mut state = self.state.lock();
         for index in &good {
             state.held.insert(*index);
@@ -342,7 +351,8 @@ impl Entry {
         Ok(content)
     }
 
-    /// Reads a chunk at its first `places` places; `None` where one of them does not check.
+    /// Reads a chunk at its first `places` places; `None` where one of them does not check, or the
+    /// disk does not give it back.
     fn read_verified(
         &self,
         loaded: &Loaded,
@@ -354,7 +364,11 @@ impl Entry {
         for offset in loaded.places.offsets(index).iter().take(places) {
             match loaded.content.read_exact_at(&mut buffer, *offset) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) if is_unreadable(&error) => {
+                    warn!(recipe = %self.id, chunk = index, %error, "cached content is unreadable");
+                    return Ok(None);
+                }
                 Err(error) => {
                     let path = self.folder.join(CONTENT_FILE);
                     return Err(Error::io("reading cached content", &path, error));

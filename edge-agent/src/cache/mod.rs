@@ -5,7 +5,8 @@
 //!
 //! Invariants: nothing is handed out that was not hashed; what is leased or pinned is not evicted;
 //! bytes are counted before they are written, at every place of a chunk, so the files never take
-//! more than the limits; one process works on the folder, which its owner has locked.
+//! more than the limits; one process works on the folder, which its owner has locked; whoever asked
+//! for it ([`Cache::removals`]) hears of every recipe that leaves.
 //! Non-goals: names of images (see `catalogue`), whom to fetch from (the swarm).
 
 mod entry;
@@ -16,19 +17,22 @@ mod journal;
 mod place;
 mod space;
 mod store;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use shoal_content::{Recipe, RecipeId};
 use thiserror::Error;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -44,10 +48,6 @@ use space::Space;
 
 /// Unsynced chunks wait for a checkpoint no longer than this.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
-/// Entries that keep their recipe in memory and their content open while idle.
-const LOADED_ENTRIES_MAX: usize = 256;
-/// Chunks of idle loaded recipes, in sum: about 60 bytes of memory each.
-const LOADED_CHUNKS_MAX: usize = 2_000_000;
 /// Made free at once when there is too little, so that eviction does not run for every chunk.
 const EVICTION_STEP_BYTES: u64 = 64 << 20;
 
@@ -72,6 +72,8 @@ pub enum Error {
     Damaged { recipe: RecipeId, what: &'static str },
     #[error("recipe {recipe} lacks {missing} chunks")]
     Incomplete { recipe: RecipeId, missing: u32 },
+    #[error("the agent is shutting down")]
+    Stopping,
 }
 
 impl Error {
@@ -87,6 +89,11 @@ impl Error {
     /// Whether space, once there is some, lets the same call succeed.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
+    }
+
+    /// Whether the cache is too small for it, be it for now or for good.
+    pub fn lacks_room(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::TooLarge { .. })
     }
 
     /// Whether making the entry anew mends it.
@@ -123,6 +130,10 @@ struct Inner {
     used_bytes: AtomicU64,
     space: Space,
     metrics: CacheMetrics,
+    /// Who hears of what leaves.
+    removals: Mutex<Option<mpsc::UnboundedSender<RecipeId>>>,
+    /// The process ends: what copies or hashes much breaks off.
+    stopping: AtomicBool,
 }
 
 /// Room that is counted as used; what is not settled is given back.
@@ -228,6 +239,8 @@ impl Cache {
             used_bytes: AtomicU64::new(used_bytes),
             space,
             metrics,
+            removals: Mutex::default(),
+            stopping: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -243,6 +256,14 @@ impl Cache {
 
     pub fn metrics(&self) -> &CacheMetrics {
         &self.0.metrics
+    }
+
+    /// Brings every recipe that leaves from now on, evicted or removed, to the last who asked. It may
+    /// be here anew by the time it is heard of.
+    pub fn removals(&self) -> mpsc::UnboundedReceiver<RecipeId> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.0.removals.lock() = Some(sender);
+        receiver
     }
 
     /// Keeps `recipe` from being evicted, whether or not it is here yet.
@@ -282,12 +303,12 @@ impl Cache {
     }
 
     /// The entry for `recipe`, made where there is none, with every chunk that another entry
-    /// holds copied over. Blocks on the disk.
+    /// holds copied over. Blocks on the disk. Of [`Error::Stopping`] remain the chunks copied so far.
     pub fn open_entry(&self, id: RecipeId, recipe: &Arc<Recipe>) -> Result<Arc<Entry>, Error> {
         let _lease = self.lease(id);
         let entry = self.find_or_make(id, recipe)?;
         entry.touch();
-        entry.verify_doubtful()?;
+        self.verify(&entry)?;
         if !entry.is_complete() {
             let copied = self.copy_shared(&entry)?;
             if copied > 0 {
@@ -334,6 +355,7 @@ impl Cache {
         let loaded = entry.load()?;
         let mut copied = 0;
         for (index, chunk) in (0u32..).zip(loaded.places.recipe().chunks()) {
+            self.go_on()?;
             let here = Place { slot: entry.slot(), chunk: index };
             let found = self.0.index.lock().find(&chunk.id);
             if let Some(place) = found.filter(|place| place.slot != here.slot)
@@ -533,6 +555,10 @@ impl Cache {
         self.0.index.lock().remove_slot(entry.slot());
         self.shrink(bytes);
         self.0.metrics.recipes.dec();
+        if let Some(listener) = &*self.0.removals.lock() {
+            // Nobody listens any more when the process ends.
+            let _ = listener.send(entry.id());
+        }
         Ok((bytes, gone))
     }
 
@@ -556,64 +582,12 @@ impl Cache {
         let now = self.0.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.metrics.bytes.set(now.cast_signed());
     }
+}
 
-    /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk.
-    pub fn tend(&self) {
-        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
-        for entry in &entries {
-            let outcome = if entry.has_unsynced() { entry.sync() } else { entry.save_used() };
-            if let Err(error) = outcome {
-                warn!(recipe = %entry.id(), %error, "a cache checkpoint failed");
-                self.0.space.forget();
-            }
-        }
-        let mut loaded: Vec<_> =
-            entries.iter().map(|entry| (entry.unloadable_chunks(), entry)).collect();
-        loaded.retain(|(chunks, _)| *chunks > 0);
-        loaded.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.used()));
-        let mut kept = 0;
-        for (at, (chunks, entry)) in loaded.iter().enumerate() {
-            kept += chunks;
-            if at >= LOADED_ENTRIES_MAX || kept > LOADED_CHUNKS_MAX {
-                entry.unload();
-            }
-        }
-    }
-
-    /// Empties the trash of earlier processes, hashes what the last one left unsynced and fills the
-    /// index of shared chunks, latest used first. Long and on the disk: for a thread of its own,
-    /// after the start.
-    pub fn settle(&self) {
-        let left = std::mem::take(&mut *self.0.left.lock());
-        left.iter().for_each(|path| self.clear_away(path));
-        let mut entries: Vec<_> = self.0.entries.read().values().cloned().collect();
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used()));
-        for entry in entries {
-            match entry.verify_doubtful() {
-                Ok(0) => {}
-                Ok(lost) => warn!(recipe = %entry.id(), lost, "chunks did not survive the restart"),
-                Err(error) => warn!(recipe = %entry.id(), %error, "a cache entry cannot be read"),
-            }
-            if self.0.index.lock().is_full() {
-                continue;
-            }
-            let Ok(loaded) = entry.load() else { continue };
-            for (chunk, found) in (0u32..).zip(loaded.places.recipe().chunks()) {
-                let mut index = self.0.index.lock();
-                if index.find(&found.id).is_none() {
-                    index.insert(&found.id, Place { slot: entry.slot(), chunk });
-                }
-            }
-            drop(loaded);
-            self.tend();
-        }
-    }
-
-    /// Checkpoints everything: the last thing before the process ends.
-    pub fn sync_all(&self) -> Result<(), Error> {
-        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
-        entries.iter().try_for_each(|entry| entry.sync())
-    }
+/// Whether the disk does not give back what was written to it. That is as good as wrong bytes: what
+/// is lost is fetched again.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EIO as i32)
 }
 
 /// Makes a rename or a new file in `path`'s folder durable.

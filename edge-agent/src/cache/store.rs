@@ -59,8 +59,9 @@ impl ChunkStore for Cache {
 
     async fn held(&self, id: RecipeId) -> Result<ChunkSet, StoreError> {
         let Some(entry) = self.entry(id) else { return Ok(ChunkSet::empty(0)) };
+        let cache = self.clone();
         off(move || {
-            entry.verify_doubtful()?;
+            cache.verify(&entry)?;
             Ok(chunk_set(&entry.held()))
         })
         .await

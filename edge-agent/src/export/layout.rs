@@ -41,6 +41,17 @@ pub enum Error {
     Manifest(Digest),
 }
 
+impl Error {
+    /// Whether our own copy of a blob may be at fault.
+    fn may_be_our_copy(&self) -> bool {
+        match self {
+            Self::Mismatch(_) => true,
+            Self::Output(super::Error::Io { source, .. }) => cache::is_unreadable(source),
+            _ => false,
+        }
+    }
+}
+
 /// Writes everything that `resolution` refers to below `folder`.
 pub fn write(
     cache: &Cache,
@@ -54,11 +65,11 @@ pub fn write(
         let loaded = entry.load()?;
         let mut source = Content { file: &loaded.content, at: 0 };
         match put(folder, &blob.digest, &mut source) {
-            // Our copy may be rotten: then it is dropped, and a fetch brings it again.
-            Err(Error::Mismatch(digest)) => {
+            // What is rotten of it is dropped, and a fetch brings it again.
+            Err(error) if error.may_be_our_copy() => {
                 return Err(match super::drop_corrupt(cache, &entry)? {
-                    0 => Error::Mismatch(digest),
-                    chunks => Error::Corrupt { digest, chunks },
+                    0 => error,
+                    chunks => Error::Corrupt { digest: blob.digest.clone(), chunks },
                 });
             }
             outcome => outcome?,

@@ -12,8 +12,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use parking_lot::{Condvar, Mutex};
+use tracing::warn;
 
-use crate::cache::Loaded;
+use crate::cache::{Loaded, is_unreadable};
 
 /// Extents that are hashed in one go: 4 MiB at most.
 const BLOCK_EXTENTS: usize = 16;
@@ -165,7 +166,7 @@ impl Verification<'_> {
         }
     }
 
-    /// The chunks of `block` that do not check.
+    /// The chunks of `block` that do not check, or that the disk does not give back.
     fn hash(&self, block: usize, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
         let recipe = self.loaded.places.recipe();
         let extents = recipe.extents().iter().skip(block * BLOCK_EXTENTS).take(BLOCK_EXTENTS);
@@ -178,6 +179,10 @@ impl Verification<'_> {
                 Ok(()) => corrupt.push(extent.chunk),
                 // The file was cut.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    corrupt.push(extent.chunk);
+                }
+                Err(error) if is_unreadable(&error) => {
+                    warn!(chunk = extent.chunk, %error, "cached content is unreadable");
                     corrupt.push(extent.chunk);
                 }
                 Err(error) => return Err(error),

@@ -4,7 +4,8 @@
 //! dropped, the task lingers for [`LINGER`] (a container engine that broke off comes back) and is
 //! cancelled then. What was verified stays in the cache.
 //!
-//! Invariant: a recipe has at most one running download; whoever starts one while it runs joins it.
+//! Invariants: a recipe has at most one running download; whoever starts one while it runs joins it.
+//! None is given up that has a handle.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -54,6 +55,15 @@ impl Error {
             Self::Fetch(error) => error.is_full(),
             Self::Cache(error) => error.is_full(),
             _ => false,
+        }
+    }
+
+    /// Whether the cache is too small for it, be it for now or for good.
+    pub fn lacks_room(&self) -> bool {
+        match self {
+            Self::Fetch(error) => error.is_full(),
+            Self::Cache(error) => error.lacks_room(),
+            Self::Ticket | Self::Stopped => false,
         }
     }
 }
@@ -123,13 +133,14 @@ impl Download {
         settle(self.outcome.wait_for(Option::is_some).await.as_deref().ok())
     }
 
-    /// Waits until the recipe itself is known.
+    /// Waits until the recipe itself is known, and that the cache has room for all of it.
     pub async fn recipe(&mut self) -> Result<Arc<Recipe>, Arc<Error>> {
         let mut recipe = self.running.recipe.clone();
         tokio::select! {
             biased;
-            found = recipe.wait_for(Option::is_some) => {
-                if let Ok(Some(recipe)) = found.as_deref() {
+            // A task that fails before gives no recipe any more; why, its outcome says.
+            Ok(found) = recipe.wait_for(Option::is_some) => {
+                if let Some(recipe) = found.as_ref() {
                     return Ok(recipe.clone());
                 }
             }
@@ -154,11 +165,13 @@ fn settle(outcome: Option<&Outcome>) -> Result<TransferProgress, Arc<Error>> {
     outcome.cloned().flatten().unwrap_or_else(|| Err(Arc::new(Error::Stopped)))
 }
 
+type RunningByRecipe = Mutex<HashMap<RecipeId, Arc<Running>>>;
+
 #[derive(Debug)]
 struct Shared {
     cache: Cache,
     swarm: Swarm,
-    running: Mutex<HashMap<RecipeId, Arc<Running>>>,
+    running: RunningByRecipe,
     node_names: RwLock<HashMap<PeerId, String>>,
 }
 
@@ -209,17 +222,40 @@ impl Downloads {
         let download = Download::of(running.clone());
         let shared = self.0.clone();
         tokio::spawn(async move {
-            let outcome = tokio::select! {
-                outcome = task.run() => outcome,
-                () = abandoned(&running.handles) => Err(Error::Stopped),
+            let mut run = std::pin::pin!(task.run());
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut run => {
+                        forget(&mut shared.running.lock(), id, &running);
+                        break outcome;
+                    }
+                    () = abandoned(&running.handles) => {
+                        if give_up(&shared.running, id, &running) {
+                            break Err(Error::Stopped);
+                        }
+                    }
+                }
             };
-            let mut all = shared.running.lock();
-            if all.get(&id).is_some_and(|found| Arc::ptr_eq(found, &running)) {
-                all.remove(&id);
-            }
             outcome_sender.send_replace(Some(outcome.map_err(Arc::new)));
         });
         download
+    }
+}
+
+/// Whether nobody has a handle of `running`. It is forgotten then, under the lock that whoever starts
+/// one takes: who comes at the last moment either keeps it or begins anew.
+fn give_up(all: &RunningByRecipe, id: RecipeId, running: &Arc<Running>) -> bool {
+    let mut all = all.lock();
+    let alone = running.handles.is_closed();
+    if alone {
+        forget(&mut all, id, running);
+    }
+    alone
+}
+
+fn forget(all: &mut HashMap<RecipeId, Arc<Running>>, id: RecipeId, running: &Arc<Running>) {
+    if all.get(&id).is_some_and(|found| Arc::ptr_eq(found, running)) {
+        all.remove(&id);
     }
 }
 
@@ -353,5 +389,60 @@ impl Task {
             last_error: progress.last_error.clone(),
             line_bytes_per_second: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A download without a task: the senders stand for it.
+    struct Made {
+        running: Arc<Running>,
+        recipe: watch::Sender<Option<Arc<Recipe>>>,
+        outcome: watch::Sender<Outcome>,
+    }
+
+    fn made() -> Made {
+        let (recipe_sender, recipe) = watch::channel(None);
+        let (outcome_sender, outcome) = watch::channel(None);
+        let (_, progress) = watch::channel(TransferProgress::default());
+        let (demands, _) = mpsc::channel(1);
+        let handles = watch::Sender::new(());
+        let running = Arc::new(Running { recipe, progress, outcome, demands, handles });
+        Made { running, recipe: recipe_sender, outcome: outcome_sender }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_recipe_hears_why_there_is_none() {
+        let Made { running, recipe, outcome } = made();
+        let mut download = Download::of(running);
+        // As a task that ends: what it holds goes first, its outcome is told then.
+        drop(recipe);
+        let waiting = tokio::spawn(async move { download.recipe().await });
+        tokio::task::yield_now().await;
+        let error = Error::Cache(cache::Error::TooLarge { need: 2, room: 1 });
+        outcome.send_replace(Some(Err(Arc::new(error))));
+        let told = waiting.await.unwrap().unwrap_err();
+        assert!(told.lacks_room() && !told.is_full(), "{told}");
+    }
+
+    #[test]
+    fn a_download_that_somebody_joins_at_the_last_moment_is_not_given_up() {
+        let (id, all) = (RecipeId::of(b"joined"), RunningByRecipe::default());
+        let Made { running, .. } = made();
+        all.lock().insert(id, running.clone());
+        assert!(running.handles.is_closed(), "its last handle is gone");
+        let joined = Download::of(running.clone());
+        assert!(!give_up(&all, id, &running));
+        assert!(all.lock().contains_key(&id));
+        drop(joined);
+        assert!(give_up(&all, id, &running));
+        assert!(all.lock().is_empty(), "whoever comes now would join what is dead");
+        // Another one of that recipe is none of its business.
+        let other = made().running;
+        all.lock().insert(id, other.clone());
+        assert!(give_up(&all, id, &running));
+        assert!(all.lock().get(&id).is_some_and(|found| Arc::ptr_eq(found, &other)));
     }
 }

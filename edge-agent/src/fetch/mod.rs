@@ -40,8 +40,6 @@ pub enum Error {
     Nodes(#[from] nodes::Error),
     #[error(transparent)]
     Download(#[from] Arc<download::Error>),
-    #[error("what is known of the image could not be kept")]
-    Catalogue(#[from] crate::enrolment::Error),
     #[error("for long nothing came: {0}")]
     Awaited(String),
     #[error("the fetch was stopped by the agent's shutdown")]
@@ -53,7 +51,7 @@ impl Error {
         match self {
             Self::Nodes(error) => error.is_retryable(),
             Self::Download(error) => error.is_retryable(),
-            Self::Catalogue(_) | Self::Awaited(_) | Self::Stopped => false,
+            Self::Awaited(_) | Self::Stopped => false,
         }
     }
 
@@ -98,8 +96,8 @@ impl Fetcher {
     pub async fn resolve(&self, reference: &ImageReference) -> Result<Arc<Known>, Error> {
         let resolution = self.nodes.resolve(reference, awaited::platform()).await?;
         let (catalogue, reference) = (self.catalogue.clone(), reference.clone());
-        let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
-        Ok(kept.ok_or(Error::Stopped)??)
+        let known = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
+        known.ok_or(Error::Stopped)
     }
 
     /// Fetches all of an image.

@@ -3,12 +3,16 @@
 //! The stream asks the swarm for a window of chunks ahead of where it is ([`WINDOW_CHUNKS`]), waits
 //! for the next one to be verified and in the cache, and sends it. A client that goes away ends
 //! the stream at once; the download lingers a little for its next try (see `fetch::download`).
+//!
+//! Invariant: no length is announced before the recipe and the room for it were found. What the cache
+//! has no room for, a node streams (`passed`).
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::response::Builder;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use shoal_api::BlobGrant;
@@ -23,8 +27,9 @@ use super::error::Error;
 use super::login::Caller;
 use super::range::{self, Part};
 use super::{Mirror, passed};
-use crate::cache::Entry;
+use crate::cache::{Entry, Lease};
 use crate::fetch::download::{self, Download, Wanted};
+use crate::nodes::chain;
 use crate::transfers::{Purpose, Tracked};
 
 /// Chunks asked for ahead of the reader: 16 MiB.
@@ -38,7 +43,7 @@ const REFETCHES_MAX: u32 = 2;
 /// A client that takes nothing for so long is cut off.
 const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
 
-/// Why a stream broke off after its headers were sent.
+/// Why a blob could not be served, or not to its end.
 #[derive(Debug, ThisError)]
 enum Broken {
     #[error(transparent)]
@@ -49,6 +54,17 @@ enum Broken {
     Lost,
     #[error("the client went away or takes nothing")]
     Client,
+}
+
+impl Broken {
+    /// Whether the cache is too small for the blob, be it for now or for good.
+    fn lacks_room(&self) -> bool {
+        match self {
+            Self::Download(error) => error.lacks_room(),
+            Self::Cache(error) => error.lacks_room(),
+            Self::Lost | Self::Client => false,
+        }
+    }
 }
 
 /// Answers GET and HEAD of `/v2/NAME/blobs/DIGEST`.
@@ -74,23 +90,46 @@ pub async fn serve(
         Part::Bytes(part) => (StatusCode::PARTIAL_CONTENT, part),
         Part::Unsatisfiable => return Err(Error::Range { length }),
     };
-    let mut response = Response::builder()
+    // Nothing is promised before it is known where it comes from.
+    let source = if head || part.is_empty() {
+        None
+    } else {
+        match Source::find(&mirror, &grant).await {
+            Ok(source) => Some(source),
+            Err(broken) if broken.lacks_room() => {
+                let why = chain(&broken);
+                warn!(%name, %digest, error = why, "a blob is passed on and not kept");
+                let passed = passed::serve(&mirror, caller, &name, &digest, head, headers).await;
+                return passed.map_err(|error| match error {
+                    Error::Unavailable(nodes) => Error::NoSource(format!("{why}; {nodes}")),
+                    error => error,
+                });
+            }
+            Err(broken) => return Err(Error::NoSource(chain(&broken))),
+        }
+    };
+    let response = promise(status, &part, length, &digest);
+    let body = match source {
+        Some(source) => stream(mirror, format!("{name}@{digest}"), grant, part, source),
+        None => Body::empty(),
+    };
+    response.body(body).map_err(|_| Error::UnknownBlob)
+}
+
+/// The headers for `part` of a blob of `length` bytes.
+fn promise(status: StatusCode, part: &Range<u64>, length: u64, digest: &Digest) -> Builder {
+    let response = Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::CONTENT_LENGTH, part.end - part.start)
         .header(header::ACCEPT_RANGES, "bytes")
         .header(header::ETAG, format!("\"{digest}\""))
         .header("docker-content-digest", digest.to_string());
-    if status == StatusCode::PARTIAL_CONTENT {
-        let value = format!("bytes {}-{}/{length}", part.start, part.end - 1);
-        response = response.header(header::CONTENT_RANGE, value);
+    if status != StatusCode::PARTIAL_CONTENT {
+        return response;
     }
-    let body = if head || part.is_empty() {
-        Body::empty()
-    } else {
-        stream(mirror, format!("{name}@{digest}"), grant, part)
-    };
-    response.body(body).map_err(|_| Error::UnknownBlob)
+    let range = format!("bytes {}-{}/{length}", part.start, part.end - 1);
+    response.header(header::CONTENT_RANGE, range)
 }
 
 /// A valid right to the blob: the one that came with the manifest, else a new one from a node.
@@ -118,14 +157,20 @@ async fn grant(
     resolution.blobs.into_iter().find(|blob| blob.digest == *digest).ok_or(Error::UnknownBlob)
 }
 
-fn stream(mirror: Arc<Mirror>, what: String, grant: BlobGrant, part: Range<u64>) -> Body {
+fn stream(
+    mirror: Arc<Mirror>,
+    what: String,
+    grant: BlobGrant,
+    part: Range<u64>,
+    source: Source,
+) -> Body {
     let (sender, receiver) = mpsc::channel(READY_CHUNKS_MAX);
     tokio::spawn(async move {
         let tracked = mirror.transfers.start(what.clone(), Purpose::Mirror);
-        match send(&mirror, &grant, part, &sender, &tracked).await {
+        match send(&mirror, &grant, part, source, &sender, &tracked).await {
             Ok(()) => drop(tracked.done()),
             Err(broken) => {
-                let text = crate::nodes::chain(&broken);
+                let text = chain(&broken);
                 match broken {
                     Broken::Client => debug!(%what, "the client broke off"),
                     _ => warn!(%what, error = text, "a blob could not be served to its end"),
@@ -147,12 +192,10 @@ async fn send(
     mirror: &Mirror,
     grant: &BlobGrant,
     part: Range<u64>,
+    mut source: Source,
     ready: &Ready,
     tracked: &Tracked,
 ) -> Result<(), Broken> {
-    let cache = &mirror.fetcher.cache;
-    let _lease = cache.lease(grant.recipe);
-    let mut source = Source::find(mirror, grant).await?;
     let recipe = source.recipe.clone();
     let extents = recipe.extents_in(part.start, part.end - part.start);
     for (position, extent) in (0u32..).zip(extents) {
@@ -179,16 +222,19 @@ struct Source {
     entry: Arc<Entry>,
     download: Option<Download>,
     total: u64,
+    /// Nothing of it is evicted meanwhile.
+    _lease: Lease,
 }
 
 impl Source {
     async fn find(mirror: &Mirror, grant: &BlobGrant) -> Result<Self, Broken> {
-        let cache = &mirror.fetcher.cache;
+        let (cache, total) = (&mirror.fetcher.cache, grant.size_bytes);
+        let lease = cache.lease(grant.recipe);
         if let Some(entry) = cache.entry(grant.recipe)
             && entry.is_complete()
             && let Ok(Some(recipe)) = ChunkStore::recipe(cache, grant.recipe).await
         {
-            return Ok(Self { recipe, entry, download: None, total: grant.size_bytes });
+            return Ok(Self { recipe, entry, download: None, total, _lease: lease });
         }
         let mut download = mirror.fetcher.downloads.start(wanted(grant));
         let recipe = download.recipe().await?;
@@ -196,7 +242,7 @@ impl Source {
         let (store, id, opened) = (cache.clone(), grant.recipe, recipe.clone());
         let entry = crate::blocking(move || store.open_entry(id, &opened)).await;
         let entry = entry.ok_or(Broken::Lost)??;
-        Ok(Self { recipe, entry, download: Some(download), total: grant.size_bytes })
+        Ok(Self { recipe, entry, download: Some(download), total, _lease: lease })
     }
 
     fn demand(&self, chunks: Range<u32>) {

@@ -27,6 +27,8 @@ pub enum Error {
     Range { length: u64 },
     #[error("no node answers, and what is known here gives no right to this any more: {0}")]
     Unavailable(String),
+    #[error("the blob cannot be had for now: {0}")]
+    NoSource(String),
     #[error("this needs a login that may have it")]
     Unauthorized,
     #[error("the node takes no more such requests for now")]
@@ -53,7 +55,9 @@ impl Error {
             Self::UnknownBlob => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
             Self::ReadOnly { .. } => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID"),
-            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Unavailable(_) | Self::NoSource(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE")
+            }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::Form => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),

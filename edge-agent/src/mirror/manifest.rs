@@ -67,10 +67,7 @@ async fn find(
             let manifest = manifest_in(&resolution, &wanted).ok_or(Error::UnknownManifest)?;
             let warning = resolution.warning.as_deref().map(warning);
             let catalogue = fetcher.catalogue.clone();
-            let kept = crate::blocking(move || catalogue.remember(&reference, resolution)).await;
-            if let Some(Err(error)) = kept {
-                tracing::warn!(%error, "an image is served that will be unknown after a restart");
-            }
+            crate::blocking(move || catalogue.remember(&reference, resolution)).await;
             return Ok((manifest, warning));
         }
         Err(error) => error,

@@ -217,3 +217,6 @@ fn target(mirror: &Mirror, front: Front, request: &Request) -> Result<Target, Er
     }
     Err(Error::NotFound)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
-//! Blobs that no node holds yet: passed on as a node gets them from another registry.
+//! Blobs that no node holds yet, passed on as a node gets them from another registry; and those that
+//! the cache here has no room for.
 //!
 //! The node is asked with the credentials of whoever asks here, and streams while it stores. Nothing
-//! of it is kept on this host; once the node holds the blob, it comes through the swarm like others.
+//! of it is kept on this host; once the node holds the blob, and there is room for it, it comes through
+//! the swarm like others.
 
 use std::time::Duration;
 

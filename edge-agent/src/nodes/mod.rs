@@ -7,6 +7,7 @@
 //! Invariant: requests carry a token signed for each of them; nothing is sent to a node whose
 //! certificate does not lead to the cluster's authority.
 
+pub mod addresses;
 pub mod orders;
 pub mod token;
 pub mod trust;

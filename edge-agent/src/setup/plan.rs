@@ -1,8 +1,11 @@
 //! Files that are to be changed: shown, written, noted, and put back.
+//!
+//! Invariants: a link stays one, and what it leads to is changed; a file keeps its owner, its group
+//! and its mode.
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -57,7 +60,7 @@ impl Plan {
         absolute: &str,
         after: impl FnOnce(Option<&str>) -> Result<String, Error>,
     ) -> Result<(), Error> {
-        let path = self.path(absolute);
+        let path = followed(self.path(absolute))?;
         let before = read(&path)?;
         let after = after(before.as_deref())?;
         self.changes.push(Change { path, before, after });
@@ -200,6 +203,17 @@ fn note_path(data_dir: &Path, engine: Engine) -> PathBuf {
     data_dir.join("setup").join(format!("{}.json", engine.as_str()))
 }
 
+/// The file itself, where `path` is a link to it. One that leads nowhere is refused: nobody says where
+/// what is written should be.
+fn followed(path: PathBuf) -> Result<PathBuf, Error> {
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_symlink() => {
+            fs::canonicalize(&path).map_err(Error::io("following the link", &path))
+        }
+        _ => Ok(path),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
@@ -211,14 +225,19 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// Beside, synced, and renamed, with the rights that the file had.
+/// Beside, synced, and renamed, with the owner and the rights that the file had.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(Error::io("making", folder))?;
     let put = || -> io::Result<()> {
-        let mode = fs::metadata(path).map_or(MODE, |found| found.permissions().mode());
+        let found = fs::metadata(path).ok();
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(text.as_bytes())?;
+        if let Some(found) = &found {
+            fchown(file.as_file(), Some(found.uid()), Some(found.gid()))?;
+        }
+        // Last, since another owner can cost a file some of its mode.
+        let mode = found.map_or(MODE, |found| found.permissions().mode());
         file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
         file.persist(path)?;

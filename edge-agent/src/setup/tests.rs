@@ -1,6 +1,7 @@
 //! Setting engines up and back, on folders that stand for `/`.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
 use super::*;
 
@@ -118,6 +119,39 @@ fn other_registries_go_through_the_agent_and_are_themselves_behind_it() {
                [[registry.mirror]]\nlocation = \"127.0.0.1:5055/lab\"\ninsecure = true\n";
     assert!(drop_in.contains(lab), "{drop_in}");
     assert!(!drop_in.contains(".."), "{drop_in}");
+}
+
+#[test]
+fn a_link_stays_one_and_its_file_keeps_its_owner_and_its_mode() {
+    let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(root.path(), "srv/docker.json", "{}\n");
+    put(root.path(), "etc/docker/other.json", "{}\n");
+    let (link, file) =
+        (root.path().join("etc/docker/daemon.json"), root.path().join("srv/docker.json"));
+    symlink("../../srv/docker.json", &link).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    // Whoever is not root tests this with an owner that is the only one possible.
+    let _ = chown(&file, Some(1234), Some(4321));
+    let is_as_before = |text: &str| {
+        let now = fs::metadata(&file).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(fs::read_to_string(&file).unwrap().contains(text));
+        (now.uid(), now.gid(), now.mode())
+    };
+    let before = (files(root.path()), is_as_before("{}"));
+    // Twice: the second time finds what the first one noted.
+    for port in [5057, 6057] {
+        let mut facts = facts();
+        facts.hub = Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        facts.plan(Engine::Docker, root.path()).unwrap().carry_out(data.path()).unwrap();
+        assert_eq!(is_as_before(&port.to_string()), before.1);
+    }
+    Undo::read(data.path(), Engine::Docker).unwrap().unwrap().carry_out().unwrap();
+    assert_eq!((files(root.path()), is_as_before("{}")), before);
+
+    fs::remove_file(&file).unwrap();
+    let dangling = facts().plan(Engine::Docker, root.path());
+    assert!(matches!(dangling, Err(Error::Io { path, .. }) if path == link));
 }
 
 #[test]

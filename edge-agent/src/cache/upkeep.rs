@@ -1,0 +1,115 @@
+//! What the cache does beside: checkpoints, unloading, what the last process left to do, the end.
+//!
+//! Invariant: work that breaks off at the end of the process ([`Cache::stop`]) holds nothing that it
+//! did not finish; the next start takes it up again.
+
+use std::sync::atomic::Ordering;
+
+use tracing::warn;
+
+use super::index::Place;
+use super::{Cache, Entry, Error};
+
+/// Entries that keep their recipe in memory and their content open while idle.
+const LOADED_ENTRIES_MAX: usize = 256;
+/// Chunks of idle loaded recipes, in sum: about 60 bytes of memory each.
+const LOADED_CHUNKS_MAX: usize = 2_000_000;
+
+impl Cache {
+    /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk.
+    pub fn tend(&self) {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        for entry in &entries {
+            let outcome = if entry.has_unsynced() { entry.sync() } else { entry.save_used() };
+            if let Err(error) = outcome {
+                warn!(recipe = %entry.id(), %error, "a cache checkpoint failed");
+                self.0.space.forget();
+            }
+        }
+        let mut loaded: Vec<_> =
+            entries.iter().map(|entry| (entry.unloadable_chunks(), entry)).collect();
+        loaded.retain(|(chunks, _)| *chunks > 0);
+        loaded.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.used()));
+        let mut kept = 0;
+        for (at, (chunks, entry)) in loaded.iter().enumerate() {
+            kept += chunks;
+            if at >= LOADED_ENTRIES_MAX || kept > LOADED_CHUNKS_MAX {
+                entry.unload();
+            }
+        }
+    }
+
+    /// Empties the trash of earlier processes, hashes what the last one left unsynced and fills the
+    /// index of shared chunks, latest used first. Long and on the disk: for a thread of its own,
+    /// after the start. Ends early where the process does.
+    pub fn settle(&self) {
+        let left = std::mem::take(&mut *self.0.left.lock());
+        for path in left {
+            if self.is_stopping() {
+                return;
+            }
+            self.clear_away(&path);
+        }
+        let mut entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used()));
+        for entry in entries {
+            match self.verify(&entry) {
+                Ok(0) => {}
+                Ok(lost) => warn!(recipe = %entry.id(), lost, "chunks did not survive the restart"),
+                Err(Error::Stopping) => return,
+                Err(error) => warn!(recipe = %entry.id(), %error, "a cache entry cannot be read"),
+            }
+            if self.is_stopping() {
+                return;
+            }
+            self.index_chunks(&entry);
+        }
+    }
+
+    /// Notes the chunks that an entry holds as places to copy from, as far as there is room for more.
+    fn index_chunks(&self, entry: &Entry) {
+        if self.0.index.lock().is_full() {
+            return;
+        }
+        let Ok(loaded) = entry.load() else { return };
+        for chunk in entry.held().iter() {
+            let Some(found) = loaded.places.chunk(chunk) else { continue };
+            let mut index = self.0.index.lock();
+            if index.find(&found.id).is_none() {
+                index.insert(&found.id, Place { slot: entry.slot(), chunk });
+            }
+        }
+        drop(loaded);
+        self.tend();
+    }
+
+    /// Hashes what is in doubt of `entry` since the start, and holds what checks; gives how many
+    /// chunks did not. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Also [`Error::Stopping`]; it is all in doubt then as before.
+    pub fn verify(&self, entry: &Entry) -> Result<u32, Error> {
+        entry.verify_doubtful(&mut || self.go_on())
+    }
+
+    /// From now on nothing more is copied or hashed for long, and what is under way breaks off after
+    /// the chunk at hand; all else goes on. For the end of the process.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Refuses the next chunk of long work where the process ends.
+    pub(super) fn go_on(&self) -> Result<(), Error> {
+        if self.is_stopping() { Err(Error::Stopping) } else { Ok(()) }
+    }
+
+    /// Checkpoints everything: the last thing before the process ends.
+    pub fn sync_all(&self) -> Result<(), Error> {
+        let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        entries.iter().try_for_each(|entry| entry.sync())
+    }
+}

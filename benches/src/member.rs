@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use shoal_content::{ImageId, NodeId, Timestamp};
-use shoal_metadata::{Command, ImageKind, ImageProfile};
+use shoal_metadata::{COMMAND_VERSION, Command, ImageKind, ImageProfile};
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role, peer_of};
 use shoal_raft::{Config, Raft, Transport};
 use tokio::net::TcpListener;
@@ -69,6 +69,8 @@ pub async fn run(member: Member) -> Result<()> {
         for (number, address) in &member.others {
             raft.add_member(NodeId::new(*number), address.to_string()).await?;
         }
+        // As a cluster's nodes do once all of them run the same program.
+        raft.propose(now()?, Command::RaiseLevel { to: COMMAND_VERSION }).await?;
     }
     let listener = TcpListener::bind(member.front).await.context("the front")?;
     let put = move |key, value| {

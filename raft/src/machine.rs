@@ -13,7 +13,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
-use shoal_metadata::{Event, Transaction, apply, decode_command_up_to};
+use shoal_metadata::{Event, Query, Transaction, apply, decode_command_up_to};
 use tokio::sync::broadcast;
 use tracing::info;
 
@@ -27,7 +27,7 @@ use crate::proposal::{
 };
 use crate::snapshot::{Builder, Checkpoint, CurrentSnapshot, StateSnapshot, take};
 use crate::space::Space;
-use crate::store::{Batch, Store};
+use crate::store::{AnswerForm, Batch, Store};
 
 /// The most entries that are applied in one write.
 const BATCH_ENTRIES_MAX: usize = 256;
@@ -78,7 +78,8 @@ fn apply_entries(
     newest: u8,
 ) -> io::Result<(Vec<Applied>, Vec<Event>)> {
     // The store is written only when all of them are applied.
-    let memo = Memo::new(store);
+    let memo = Memo::new(store, store.take_kept());
+    let form = AnswerForm::at(Query::new(&memo).level().map_err(|error| fault(&error))?);
     let mut rows = Transaction::new(&memo);
     let mut batch = Batch::default();
     let mut answers = Vec::with_capacity(entries.len());
@@ -107,7 +108,7 @@ fn apply_entries(
                     Some(answer) => answer,
                     None => {
                         let answer = apply_proposal(&mut rows, &proposal, newest, &mut events)?;
-                        batch.remember(id.index, proposal.id, &answer)?;
+                        batch.remember(id.index, proposal.id, &answer, form)?;
                         recent.insert(proposal.id, answers.len());
                         answer
                     }
@@ -116,7 +117,8 @@ fn apply_entries(
         };
         answers.push(answer);
     }
-    batch.rows(rows.into_writes());
+    let writes = rows.into_writes();
+    batch.rows(&writes);
     if let Some(last) = &last {
         batch.applied(last)?;
     }
@@ -124,6 +126,9 @@ fn apply_entries(
         batch.membership(membership)?;
     }
     store.write(batch)?;
+    let mut kept = memo.into_kept();
+    kept.update(&writes);
+    store.put_kept(kept);
     Ok((answers, events))
 }
 
@@ -138,8 +143,8 @@ fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result
     if start == end {
         return Ok(());
     }
-    for (index, old) in store.proposals(start, end)? {
-        batch.forget(index, old);
+    for old in store.proposals(start, end)? {
+        batch.forget(old);
     }
     Ok(())
 }
@@ -261,8 +266,8 @@ mod tests {
     use openraft::vote::RaftLeaderId;
     use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, Timestamp};
     use shoal_metadata::{
-        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Query, Read,
-        Reference, Refusal, Response, Subject, Table, encode_command,
+        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Read, Reference,
+        Refusal, Response, Subject, Table, encode_command,
     };
 
     use super::*;
@@ -321,14 +326,39 @@ mod tests {
 
         // It is forgotten in the end: what is remembered is bounded.
         let end = PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER;
-        let late = |index, id| {
-            apply_entries(&store, vec![proposed(index, id, &create())], COMMAND_VERSION)
+        let late = |store: &Store, index, id| {
+            let batch = vec![proposed(index, id, &create())];
+            apply_entries(store, batch, COMMAND_VERSION).unwrap().0
         };
-        late(end - 2, 12).unwrap();
+        late(&store, end - 2, 12);
         assert_eq!(store.answer(11).unwrap(), Some(exists.clone()));
-        late(end - 1, 13).unwrap();
+        late(&store, end - 1, 13);
         assert_eq!((store.answer(10).unwrap(), store.answer(11).unwrap()), (None, None));
-        assert_eq!(store.answer(12).unwrap(), Some(exists));
+        assert_eq!(store.answer(12).unwrap(), Some(exists.clone()));
+
+        // Above the first level they are kept in another form, beside what was kept before.
+        let raise = proposed(end, 14, &Command::RaiseLevel { to: COMMAND_VERSION });
+        let batch = vec![raise, proposed(end + 1, 15, &create())];
+        apply_entries(&store, batch, COMMAND_VERSION).unwrap();
+        assert_eq!(late(&store, end + 2, 16)[0], exists);
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        for (index, id) in (end + 3..).zip([12, 13, 15, 16]) {
+            assert_eq!(late(&store, index, id)[0], exists);
+        }
+        assert_eq!(store.answer(14).unwrap(), Some(Applied::Answer(Ok(Response::Done))));
+        let forms = |id| store.proposals(0, u64::MAX).unwrap().into_iter().find(|one| one.id == id);
+        let form = |id| forms(id).map(|one| one.form);
+        assert_eq!(form(13), Some(AnswerForm::TwoRows));
+        // The form changes between two batches.
+        assert_eq!(form(15), Some(AnswerForm::TwoRows));
+        assert_eq!(form(16), Some(AnswerForm::OneRow));
+        late(&store, end + PROPOSALS_REMEMBERED - 1, 17);
+        late(&store, end + PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER - 1, 18);
+        for id in 12..=16 {
+            assert_eq!(store.answer(id).unwrap(), None, "{id}");
+        }
+        assert_eq!(store.answer(18).unwrap(), Some(exists));
     }
 
     /// Commands that touch many tables, some of them refused.

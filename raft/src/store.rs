@@ -4,8 +4,9 @@
 //! ```text
 //! 0 "applied"           the id of the last applied entry
 //! 0 "membership"        the last applied membership
-//! 0 "p" id              the answer to a proposal
-//! 0 "o" index (8 bytes) the id of the proposal in that entry, to forget it in order
+//! 0 "r" index (8 bytes) the proposal in that entry, and the answer to it
+//! 0 "p" id              the answer to a proposal, while the cluster's level is 1
+//! 0 "o" index (8 bytes) the id of the proposal in that entry, likewise
 //! ```
 //! Invariant: rows, applied id, membership and answers of a batch are written in one piece. They are
 //! in memory until RocksDB flushes: after a crash the state is an earlier one, and the log, which is
@@ -19,14 +20,15 @@ use parking_lot::Mutex;
 use rocksdb::{
     BlockBasedOptions, DB, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shoal_metadata::{Fault, Read, Rows, Table, Writes, encode_bare};
+use shoal_metadata::{FIRST_LEVEL, Fault, Read, Rows, Table, Writes, encode_bare};
 
 use crate::error::{Error, storage};
 use crate::folder::Scratch;
-use crate::proposal::{LogId, Membership};
+use crate::memo::Kept;
+use crate::proposal::{Applied, LogId, Membership};
 use crate::view::StoredRow;
 
 const RAFT: u8 = 0;
@@ -34,6 +36,8 @@ const APPLIED: &[u8] = b"applied";
 const MEMBERSHIP: &[u8] = b"membership";
 const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const WRITE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
+/// RocksDB's levels of files.
+const LEVELS: usize = 7;
 /// One key in a hundred that is not there is looked for all the same.
 const FILTER_BITS_PER_KEY: f64 = 10.0;
 /// Of the write buffer.
@@ -45,7 +49,10 @@ pub fn options() -> Options {
     options.create_if_missing(true);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    // What is flushed is merged soon, or dropped: only what stays is worth compressing.
+    let mut compression = [rocksdb::DBCompressionType::Lz4; LEVELS];
+    compression[0] = rocksdb::DBCompressionType::None;
+    options.set_compression_per_level(&compression);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(4 * 1024 * 1024);
     options.set_log_level(rocksdb::LogLevel::Warn);
@@ -70,9 +77,35 @@ pub struct Store {
     // Dropped in this order: first the database is closed, then its folder goes.
     db: DB,
     folder: Arc<Scratch>,
-    /// The proposals whose answers are remembered: nearly all that come are new, and need not be
-    /// looked for on the disk. The ids are random, so a quick hash does.
-    remembered: Mutex<FxHashSet<u128>>,
+    /// The proposals whose answers are remembered, and in which entry they were: nearly all that
+    /// come are new, and need not be looked for on the disk. The ids are random, so a quick hash
+    /// does.
+    remembered: Mutex<FxHashMap<u128, u64>>,
+    /// What the last batch has read, brought up to date.
+    kept: Mutex<Kept>,
+}
+
+/// How the answers to proposals are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerForm {
+    /// In a row for the id and one for the order. Programs of the first level know no other.
+    TwoRows,
+    OneRow,
+}
+
+impl AnswerForm {
+    /// That of a cluster at this level.
+    pub fn at(level: u8) -> Self {
+        if level <= FIRST_LEVEL { Self::TwoRows } else { Self::OneRow }
+    }
+}
+
+/// A proposal that is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    pub index: u64,
+    pub id: u128,
+    pub form: AnswerForm,
 }
 
 impl Store {
@@ -87,9 +120,10 @@ impl Store {
         let refuse = |reason: String| Error::Open { path: folder.path().to_owned(), reason };
         let db = DB::open(&state_options(), folder.path());
         let db = db.map_err(|error| refuse(error.to_string()))?;
-        let mut store = Self { db, folder: folder.clone(), remembered: Mutex::default() };
+        let (remembered, kept) = (Mutex::default(), Mutex::default());
+        let mut store = Self { db, folder: folder.clone(), remembered, kept };
         let all = store.proposals(0, u64::MAX).map_err(|error| refuse(error.to_string()))?;
-        store.remembered = Mutex::new(all.into_iter().map(|(_, id)| id).collect());
+        store.remembered = Mutex::new(all.into_iter().map(|one| (one.id, one.index)).collect());
         Ok(store)
     }
 
@@ -130,26 +164,43 @@ impl Store {
     }
 
     /// What was answered to a proposal, if that is remembered.
-    pub fn answer(&self, id: u128) -> io::Result<Option<crate::proposal::Applied>> {
-        if !self.remembered.lock().contains(&id) {
-            return Ok(None);
+    pub fn answer(&self, id: u128) -> io::Result<Option<Applied>> {
+        let Some(&index) = self.remembered.lock().get(&id) else { return Ok(None) };
+        let row: Option<(u128, Applied)> = self.raft_row(&one_row_key(index))?;
+        match row {
+            Some((_, answer)) => Ok(Some(answer)),
+            None => self.raft_row(&answer_key(id)),
         }
-        self.raft_row(&answer_key(id))
     }
 
-    /// The proposals in the entries of `start..end` that are remembered, with their indices.
-    pub fn proposals(&self, start: u64, end: u64) -> io::Result<Vec<(u64, u128)>> {
+    /// The proposals in the entries of `start..end` that are remembered.
+    pub fn proposals(&self, start: u64, end: u64) -> io::Result<Vec<Remembered>> {
+        let two = self.indexed(order_key, (start, end), decode::<u128>)?;
+        let id = |bytes: &[u8]| Ok(decode::<(u128, Applied)>(bytes)?.0);
+        let one = self.indexed(one_row_key, (start, end), id)?;
+        let of = |form| move |(index, id)| Remembered { index, id, form };
+        let two = two.into_iter().map(of(AnswerForm::TwoRows));
+        Ok(two.chain(one.into_iter().map(of(AnswerForm::OneRow))).collect())
+    }
+
+    /// What `read` makes of the rows that `key` gives to the indices in `start..end`.
+    fn indexed<T>(
+        &self,
+        key: fn(u64) -> Vec<u8>,
+        (start, end): (u64, u64),
+        read: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> io::Result<Vec<(u64, T)>> {
         let doing = storage("read the state");
         let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(raft_key(&order_key(end)));
-        let start = raft_key(&order_key(start));
+        options.set_iterate_upper_bound(raft_key(&key(end)));
+        let start = raft_key(&key(start));
         let mode = IteratorMode::From(&start, Direction::Forward);
         let torn = || io::Error::new(io::ErrorKind::InvalidData, "the key of a proposal");
         let mut found = Vec::new();
         for item in self.db.iterator_opt(mode, options) {
-            let (key, id) = item.map_err(&doing)?;
+            let (key, row) = item.map_err(&doing)?;
             let index = key.last_chunk::<8>().ok_or_else(torn)?;
-            found.push((u64::from_be_bytes(*index), decode(&id)?));
+            found.push((u64::from_be_bytes(*index), read(&row)?));
         }
         Ok(found)
     }
@@ -165,6 +216,8 @@ impl Store {
         // There is one log already, and one column family, so that what a flush keeps is whole.
         let mut options = WriteOptions::default();
         options.disable_wal(true);
+        // Whoever knows what is in the batch puts it back.
+        drop(self.take_kept());
         self.db.write_opt(inner, &options).map_err(storage("write the state"))?;
         let mut remembered = self.remembered.lock();
         // In this order: what is forgotten and remembered again at once is remembered.
@@ -173,6 +226,16 @@ impl Store {
         }
         remembered.extend(new);
         Ok(())
+    }
+
+    /// What was read by the one who wrote last, if it was put back.
+    pub fn take_kept(&self) -> Kept {
+        std::mem::take(&mut *self.kept.lock())
+    }
+
+    /// For the one who writes next.
+    pub fn put_kept(&self, kept: Kept) {
+        *self.kept.lock() = kept;
     }
 
     /// A copy of the whole state at one moment, in a new folder, mostly of hard links. It is made
@@ -191,7 +254,7 @@ const BATCH_BYTES_USUAL: usize = 16 * 1024;
 pub struct Batch {
     inner: WriteBatch,
     /// Proposals that are remembered, and that are forgotten.
-    new: Vec<u128>,
+    new: Vec<(u128, u64)>,
     old: Vec<u128>,
 }
 
@@ -209,9 +272,9 @@ impl std::fmt::Debug for Batch {
 }
 
 impl Batch {
-    pub fn rows(&mut self, writes: Writes) {
+    pub fn rows(&mut self, writes: &Writes) {
         for ((table, key), row) in writes {
-            let key = row_key(table, &key);
+            let key = row_key(*table, key);
             match row {
                 Some(row) => self.inner.put(key, row),
                 None => self.inner.delete(key),
@@ -235,17 +298,28 @@ impl Batch {
         &mut self,
         index: u64,
         id: u128,
-        answer: &crate::proposal::Applied,
+        answer: &Applied,
+        form: AnswerForm,
     ) -> io::Result<()> {
-        self.new.push(id);
-        self.put(&answer_key(id), answer)?;
-        self.put(&order_key(index), &id)
+        self.new.push((id, index));
+        match form {
+            AnswerForm::TwoRows => {
+                self.put(&answer_key(id), answer)?;
+                self.put(&order_key(index), &id)
+            }
+            AnswerForm::OneRow => self.put(&one_row_key(index), &(id, answer)),
+        }
     }
 
-    pub fn forget(&mut self, index: u64, id: u128) {
-        self.old.push(id);
-        self.inner.delete(raft_key(&answer_key(id)));
-        self.inner.delete(raft_key(&order_key(index)));
+    pub fn forget(&mut self, old: Remembered) {
+        self.old.push(old.id);
+        match old.form {
+            AnswerForm::TwoRows => {
+                self.inner.delete(raft_key(&answer_key(old.id)));
+                self.inner.delete(raft_key(&order_key(old.index)));
+            }
+            AnswerForm::OneRow => self.inner.delete(raft_key(&one_row_key(old.index))),
+        }
     }
 
     fn put<T: Serialize>(&mut self, key: &[u8], value: &T) -> io::Result<()> {
@@ -260,6 +334,10 @@ fn answer_key(id: u128) -> Vec<u8> {
 
 fn order_key(index: u64) -> Vec<u8> {
     [&b"o"[..], &index.to_be_bytes()].concat()
+}
+
+fn one_row_key(index: u64) -> Vec<u8> {
+    [&b"r"[..], &index.to_be_bytes()].concat()
 }
 
 fn raft_key(key: &[u8]) -> Vec<u8> {

@@ -24,6 +24,15 @@ pub mod media_type {
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+    /// All that there are (image-spec v1.1, "Non-Distributable Layers"; docker's manifest v2,
+    /// schema 2, "Media Types").
+    pub const FOREIGN_LAYERS: [&str; 4] = [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +67,7 @@ pub struct ParsedManifest {
     pub references: BTreeSet<Reference>,
     /// Layers that need not be pushed: their media types are deprecated (image-spec v1.1,
     /// "Non-Distributable Layers").
-    pub foreign_layers: usize,
+    pub foreign_layers: BTreeSet<Reference>,
     pub subject: Option<Digest>,
     /// As said, else the config's media type (image manifests only).
     pub artifact_type: Option<String>,
@@ -138,7 +147,11 @@ impl Descriptor {
     /// Layers").
     fn is_distributable(&self) -> bool {
         let media_type = self.media_type.as_deref().unwrap_or_default();
-        !media_type.contains(".nondistributable.") && !media_type.contains(".foreign.")
+        !media_type::FOREIGN_LAYERS.contains(&media_type)
+    }
+
+    fn blob(&self) -> Result<Reference, ManifestError> {
+        Ok(Reference::Blob { digest: self.digest()?, size: self.size })
     }
 }
 
@@ -163,12 +176,14 @@ pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManife
         ManifestKind::Image => image_references(&document)?,
         ManifestKind::Index => index_references(&document)?,
     };
-    if references.len() > REFERENCES_MAX {
-        return Err(ManifestError::TooManyReferences);
-    }
     let subject = document.subject.as_ref().map(Descriptor::digest).transpose()?;
     let layers = members(&document.layers).unwrap_or_default();
-    let foreign_layers = layers.iter().filter(|layer| !layer.is_distributable()).count();
+    let foreign_layers = layers.iter().filter(|layer| !layer.is_distributable());
+    let foreign_layers: BTreeSet<Reference> =
+        foreign_layers.map(Descriptor::blob).collect::<Result<_, _>>()?;
+    if references.len().saturating_add(foreign_layers.len()) > REFERENCES_MAX {
+        return Err(ManifestError::TooManyReferences);
+    }
     let config_type = document.config.and_then(|config| config.media_type);
     let said = |text: &String| !text.is_empty();
     Ok(ParsedManifest {
@@ -211,10 +226,7 @@ fn image_references(document: &Document) -> Result<BTreeSet<Reference>, Manifest
     let config = document.config.as_ref().ok_or(ManifestError::Shape("config"))?;
     let layers = members(&document.layers).ok_or(ManifestError::Shape("layers"))?;
     let needed = layers.iter().filter(|layer| layer.is_distributable());
-    needed
-        .chain([config])
-        .map(|blob| Ok(Reference::Blob { digest: blob.digest()?, size: blob.size }))
-        .collect()
+    needed.chain([config]).map(Descriptor::blob).collect()
 }
 
 fn index_references(document: &Document) -> Result<BTreeSet<Reference>, ManifestError> {

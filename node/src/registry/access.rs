@@ -13,6 +13,9 @@ use crate::http::auth::{Asker, Granted};
 /// Repositories and words of one token request.
 pub const SCOPES_MAX: usize = 64;
 
+/// What the scope of the catalogue is about.
+const CATALOGUE: (&str, &str) = ("registry", "catalog");
+
 /// What is answered to somebody who is not let in.
 pub enum Refused {
     /// 401, with what the client is to bring.
@@ -55,28 +58,19 @@ pub fn check(asker: &Asker, route: &Route<'_>, method: &Method) -> Result<(), Re
     let Some((action, repository)) = route.needs(method) else {
         // The base and the catalogue say nothing that the asker may not know.
         let nobody = asker.principal.is_none() && asker.granted.is_none();
-        return if nobody { Err(Refused::Challenge) } else { Ok(()) };
+        let lists = matches!(route, Route::Catalogue);
+        let listing = |granted: &Granted| (&*granted.kind, &*granted.name) == CATALOGUE;
+        let beyond = lists && asker.granted.as_ref().is_some_and(|all| !all.iter().any(listing));
+        return if nobody || beyond { Err(Refused::Challenge) } else { Ok(()) };
     };
-    let covers = |granted: &Granted| {
-        granted.kind == "repository"
-            && granted.name == repository.as_str()
-            && granted.actions.iter().any(|granted| granted == word(action))
-    };
-    if asker.granted.as_ref().is_some_and(|granted| !granted.iter().any(covers)) {
-        // A token that was asked for after a challenge, and still does not cover it, says that it
-        // was not granted: asking again would not help.
-        let asked =
-            asker.granted.iter().flatten().any(|granted| granted.name == repository.as_str());
-        if !asked {
-            return Err(Refused::Challenge);
-        }
+    let covered = asker.granted.as_ref().is_none_or(|all| covers(all, repository, action));
+    if !covered && asker.granted.as_ref().is_some_and(|all| !was_asked(all, repository)) {
+        return Err(Refused::Challenge);
     }
     let decision =
         permission(asker.view.query(), &asker.who(), action, What::Repository(repository));
     match decision.map_err(|error| Refused::Answer(error.into()))? {
-        Decision::Allowed(_) if asker.granted.as_ref().is_none_or(|all| all.iter().any(covers)) => {
-            Ok(())
-        }
+        Decision::Allowed(_) if covered => Ok(()),
         Decision::Allowed(_) | Decision::Refused(Denial::Unauthenticated) => {
             Err(Refused::Challenge)
         }
@@ -86,6 +80,21 @@ pub fn check(asker: &Asker, route: &Route<'_>, method: &Method) -> Result<(), Re
         }
         Decision::Refused(denial) => Err(Refused::Answer(refusal(denial, action))),
     }
+}
+
+/// Whether a token is for that.
+pub fn covers(granted: &[Granted], repository: &RepositoryName, action: Action) -> bool {
+    granted.iter().any(|granted| {
+        granted.kind == "repository"
+            && granted.name == repository.as_str()
+            && granted.actions.iter().any(|granted| granted == word(action))
+    })
+}
+
+/// Whether a token was asked for with this repository. One that was, and does not cover what is to
+/// be done, says that it was not granted: asking again would not help.
+pub fn was_asked(granted: &[Granted], repository: &RepositoryName) -> bool {
+    granted.iter().any(|granted| granted.name == repository.as_str())
 }
 
 /// Who may not read must not learn that there is something; who wants to write learns that it is
@@ -133,7 +142,7 @@ pub fn grant<R: Read>(
                     actions.push(word(action).to_owned());
                 }
             }
-        } else if (kind, name) == ("registry", "catalog") {
+        } else if (kind, name) == CATALOGUE {
             actions.push("*".to_owned());
         } else {
             continue;

@@ -41,7 +41,11 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     let size = content.size();
     // Ranges are defined for GET alone (RFC 9110, 14.2).
     let range = asked.headers.get(header::RANGE).filter(|_| asked.method == Method::GET);
-    let range = range.and_then(|value| value.to_str().ok());
+    // A part is wanted only of what the asker has the rest of (RFC 9110, 13.1.5).
+    let etag = format!("\"{digest}\"");
+    let of_this =
+        asked.headers.get(header::IF_RANGE).is_none_or(|of| of.as_bytes() == etag.as_bytes());
+    let range = range.filter(|_| of_this).and_then(|value| value.to_str().ok());
     let (status, range) = match wanted(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
@@ -67,7 +71,7 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     if let Ok(value) = HeaderValue::from_str(&digest) {
         headers.insert(CONTENT_DIGEST, value);
     }
-    if let Ok(value) = HeaderValue::from_str(&format!("\"{digest}\"")) {
+    if let Ok(value) = HeaderValue::from_str(&etag) {
         headers.insert(header::ETAG, value);
     }
     if status == StatusCode::PARTIAL_CONTENT {

@@ -151,6 +151,10 @@ impl From<Refusal> for RegistryError {
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
                 Self::new(StatusCode::PRECONDITION_FAILED, "DENIED", refusal.to_string())
             }
+            Refusal::WrongKind(_) => {
+                Self::new(StatusCode::CONFLICT, "UNSUPPORTED", refusal.to_string())
+            }
+            Refusal::InUse { .. } => Self::new(StatusCode::CONFLICT, "DENIED", refusal.to_string()),
             _ => Problem::from(refusal).into(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -12,6 +12,7 @@ use shoal_metadata::{AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutMan
 use shoal_raft::View;
 use uuid::Uuid;
 
+use super::body::whole;
 use super::warning::warn;
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
 use crate::upstreams::Brought;
@@ -114,16 +115,13 @@ async fn brought(
 
 async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> Answer {
     let owner = asked.account()?;
-    let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|_| {
-        let message = format!("a manifest has at most {MANIFEST_BYTES_MAX} bytes");
-        RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
-    })?;
+    let whole = whole(body, MANIFEST_BYTES_MAX).await?;
+    let bytes = &whole.bytes;
     let invalid =
         |message: String| RegistryError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message);
     let content_type =
         asked.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let parsed =
-        parse_manifest(content_type, &bytes).map_err(|error| invalid(error.to_string()))?;
+    let parsed = parse_manifest(content_type, bytes).map_err(|error| invalid(error.to_string()))?;
     let algorithm = match &pin {
         Pin::Digest(digest) => digest.algorithm(),
         Pin::Tag(_) => {
@@ -132,7 +130,7 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
             })?
         }
     };
-    let digest = digest_of(algorithm, &bytes);
+    let digest = digest_of(algorithm, bytes);
     let mut tags = Vec::new();
     match pin {
         Pin::Digest(wanted) if wanted != digest => {
@@ -142,7 +140,13 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
         Pin::Digest(_) => tags.extend(query_tags(&asked.pairs)?),
         Pin::Tag(tag) => tags.push(tag),
     }
-    let (subject, foreign) = (parsed.subject.clone(), parsed.foreign_layers);
+    let subject = parsed.subject.clone();
+    let mut needed = references(parsed.references);
+    let foreign = references(parsed.foreign_layers);
+    let elsewhere = foreign.len();
+    let kept = kept(&asked, &repository, foreign).await?;
+    let elsewhere = elsewhere - kept.len();
+    needed.extend(kept);
     let command = PutManifest {
         repository: repository.clone(),
         image: ImageId::from_uuid(Uuid::now_v7()),
@@ -154,7 +158,7 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
         artifact_type: parsed.artifact_type,
         annotations: parsed.annotations,
         subject: parsed.subject,
-        references: references(parsed.references),
+        references: needed,
         disk: None,
         tags: tags.clone(),
         owner,
@@ -173,14 +177,39 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
         let (name, value) = text_header(HeaderName::from_static("oci-tag"), tag.as_str())?;
         response.headers_mut().append(name, value);
     }
-    if foreign > 0 {
+    if elsewhere > 0 {
         let text = format!(
-            "{repository}@{digest} has {foreign} layers of deprecated media types, which are not \
-             kept here: whoever pulls it must reach the places that it names for them"
+            "{repository}@{digest} has {elsewhere} layers of deprecated media types that were not \
+             pushed: whoever pulls it must reach the places that it names for them"
         );
         warn(response.headers_mut(), &text);
     }
     Ok(response)
+}
+
+/// Those of the layers that need not be pushed that were pushed all the same: they stay with their
+/// manifest.
+async fn kept(
+    asked: &Asked,
+    repository: &RepositoryName,
+    mut layers: BTreeSet<Reference>,
+) -> Result<BTreeSet<Reference>, RegistryError> {
+    if layers.is_empty() {
+        return Ok(layers);
+    }
+    let view = asked.view().await?;
+    let query = view.query();
+    let Some(image) = query.image_by_name(repository)? else { return Ok(BTreeSet::new()) };
+    let mut held = BTreeSet::new();
+    while let Some(layer) = layers.pop_first() {
+        let Reference::Blob { digest, size } = &layer else { continue };
+        let is_there = query.blob_in(image.id, digest)?
+            && query.blob(digest)?.is_some_and(|blob| blob.size == *size);
+        if is_there {
+            held.insert(layer);
+        }
+    }
+    Ok(held)
 }
 
 async fn delete(asked: &Asked, repository: RepositoryName, pin: Pin) -> Answer {

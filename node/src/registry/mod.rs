@@ -9,6 +9,7 @@ mod access;
 mod allowance;
 mod answers;
 mod blobs;
+mod body;
 mod checkpoint;
 mod error;
 mod intake;
@@ -30,7 +31,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
 use shoal_content::{Digest, RepositoryName};
-use shoal_metadata::{Image, Who};
+use shoal_metadata::{Action, Image, Who};
 use shoal_raft::View;
 
 pub use answers::{Catalogue, ReferrersIndex, RegistryErrors, RegistryToken, TagList};
@@ -56,7 +57,7 @@ pub(crate) mod fuzzed {
     pub use super::token::form;
 }
 
-use crate::http::auth::{Asker, Audience, Principal, authenticate, client};
+use crate::http::auth::{Asker, Audience, Granted, Principal, authenticate, client};
 use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::http::routes::Routes;
@@ -70,6 +71,7 @@ const API_VERSION: (HeaderName, HeaderValue) = (
 );
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 type Answer = Result<Response, RegistryError>;
 type Parameters = HashMap<String, String>;
@@ -81,6 +83,8 @@ struct Asked {
     app: App,
     /// `None` is nobody, who reads what is public.
     principal: Option<Principal>,
+    /// What its token was given for; `None` is all that its owner may do.
+    granted: Option<Vec<Granted>>,
     /// The state that the asker was let in by; reads go on from it.
     view: Option<View>,
     method: Method,
@@ -126,8 +130,14 @@ async fn handle(
     let namespace = pairs.as_ref().ok().and_then(|pairs| {
         pairs.iter().find(|(name, _)| name == "ns").map(|(_, namespace)| namespace.as_str())
     });
-    let route = Route::parse(path)
-        .map(|route| route.of(|repository| app.upstreams.meant(repository, namespace)));
+    let route = Route::parse(path);
+    let named = route.as_ref().ok().and_then(Route::repository).cloned();
+    let route =
+        route.map(|route| route.of(|repository| app.upstreams.meant(repository, namespace)));
+    // Said where the parameter has counted (distribution-spec, "Registry Proxying").
+    let counted = |route: &Route<'_>| route.repository() != named.as_ref();
+    let namespace =
+        route.as_ref().is_ok_and(counted).then(|| namespace.map(str::to_owned)).flatten();
     if matches!(route, Ok(Route::Token)) {
         let pairs = pairs.map_err(query_invalid)?;
         return token::handle(&app, asker, &parts, &pairs, body).await;
@@ -155,7 +165,7 @@ async fn handle(
         Err(access::Refused::Answer(error)) => return Err(error),
     };
     if !route.takes(&parts.method) {
-        return Err(RegistryError::unsupported());
+        return Err(RegistryError::unsupported().with(header::ALLOW, &route.allowed()));
     }
     if let Some(upstream) = route.repository().and_then(|repository| app.upstreams.of(repository))
         && route.pushes(&parts.method)
@@ -168,7 +178,15 @@ async fn handle(
         route.check_deletes()?;
     }
     let pairs = pairs.map_err(query_invalid)?;
-    let Asker { principal, view, .. } = asker;
+    if let Some(from) = uploads::mounted_from(&route, &parts.method, &pairs)
+        && let (Some(granted), Some(to)) = (&asker.granted, route.repository())
+        && !access::covers(granted, &from, Action::Pull)
+        && !access::was_asked(granted, &from)
+    {
+        let scope = format!("repository:{to}:pull,push repository:{from}:pull");
+        return Err(token::challenge_for(&parts, Some(scope), true));
+    }
+    let Asker { principal, view, granted, .. } = asker;
     // A snapshot must not outlive a long upload.
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
     let view = Some(view).filter(|_| reads);
@@ -179,8 +197,8 @@ async fn handle(
     let query = pairs.iter().cloned().collect();
     let client = client(&parts);
     let (method, headers) = (parts.method, parts.headers);
-    let asked = Asked { app, principal, view, method, headers, query, client, pairs };
-    match route {
+    let asked = Asked { app, principal, granted, view, method, headers, query, client, pairs };
+    let mut response = match route {
         Route::Base => Ok(StatusCode::OK.into_response()),
         Route::Token => Err(RegistryError::unsupported()),
         Route::Catalogue => tags::catalogue(asked).await,
@@ -194,7 +212,12 @@ async fn handle(
         Route::Referrers(repository, digest) => {
             tags::referrers(asked, repository, digest, hidden).await
         }
+    }?;
+    if let Some(namespace) = namespace {
+        let (name, value) = text_header(NAMESPACE, &namespace)?;
+        response.headers_mut().insert(name, value);
     }
+    Ok(response)
 }
 
 fn query_invalid(error: QueryRejection) -> RegistryError {

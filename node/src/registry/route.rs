@@ -61,6 +61,16 @@ impl<'a> Route<'a> {
         ENDPOINTS.iter().any(|(known, path)| known == method && *path == self.endpoint())
     }
 
+    /// The methods that it takes, for `Allow`.
+    pub fn allowed(&self) -> String {
+        let of_this = ENDPOINTS.iter().filter(|(_, path)| *path == self.endpoint());
+        let mut names: Vec<&str> = of_this.map(|(method, _)| method.as_str()).collect();
+        if names.contains(&Method::GET.as_str()) {
+            names.push(Method::HEAD.as_str());
+        }
+        names.join(", ")
+    }
+
     /// Where deletions are switched off.
     ///
     /// # Errors

@@ -59,18 +59,12 @@ fn ensure_get(asked: &Asked) -> Result<(), RegistryError> {
 pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
     ensure_get(&asked)?;
     let size = page_size(asked.query.get("n").map(String::as_str))?;
-    // What is no tag lies between tags all the same; only whole tags are compared.
-    let after = asked.query.get("last").map(|last| last.parse()).transpose();
-    let after = after.map_err(|error: shoal_content::NameError| {
-        RegistryError::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", error.to_string())
-    })?;
+    // What is no tag lies between tags all the same.
+    let after = asked.query.get("last").map(String::as_str);
     let view = asked.view().await?;
     let image = image(&view, &repository)?;
-    let mut found = if size == 0 {
-        Vec::new()
-    } else {
-        view.query().tags(image.id, after.as_ref(), size + 1)?
-    };
+    let mut found =
+        if size == 0 { Vec::new() } else { view.query().tags(image.id, after, size + 1)? };
     let more = found.len() > size;
     found.truncate(size);
     let tags: Vec<TagName> = found.into_iter().map(|(tag, _)| tag).collect();
@@ -84,10 +78,9 @@ pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
 pub async fn catalogue(asked: Asked) -> Answer {
     ensure_get(&asked)?;
     let size = page_size(asked.query.get("n").map(String::as_str))?;
-    let after = asked.query.get("last").map(|last| last.parse()).transpose();
-    let after = after.map_err(RegistryError::name_invalid)?;
+    let after = asked.query.get("last").map(String::as_str);
     let view = asked.view().await?;
-    let (names, more) = Visible::new(view.query(), asked.who())?.page(after.as_ref(), size)?;
+    let (names, more) = Visible::new(view.query(), asked.who())?.page(after, size)?;
     let last = names.last().cloned().filter(|_| more);
     let answer = Json(Catalogue { repositories: names }).into_response();
     linked(answer, "/v2/_catalog", size, last.as_ref().map(RepositoryName::as_str))

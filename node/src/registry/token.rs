@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, header};
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::access::grant;
 use super::answers::RegistryToken;
+use super::body::whole;
 use super::route::Route;
 use super::{Answer, RegistryError};
 use crate::http::InTheClear;
@@ -33,7 +34,13 @@ const FORM_BYTES_MAX: usize = 16 * 1024;
 /// 401 with what the client is to do about it; `insufficient` is that its token is good, but was not
 /// given for this (RFC 6750, 3.1).
 pub fn challenge(parts: &Parts, route: Option<&Route<'_>>, insufficient: bool) -> RegistryError {
-    let (headers, method) = (&parts.headers, &parts.method);
+    let scope = route.and_then(|route| scope(route, &parts.method));
+    challenge_for(parts, scope, insufficient)
+}
+
+/// The same for a scope.
+pub fn challenge_for(parts: &Parts, scope: Option<String>, insufficient: bool) -> RegistryError {
+    let headers = &parts.headers;
     // HTTP/2 has the host in its `:authority`.
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or(parts.uri.authority().map(Authority::as_str)).unwrap_or_default();
@@ -45,7 +52,6 @@ pub fn challenge(parts: &Parts, route: Option<&Route<'_>>, insufficient: bool) -
     let challenge = if is_address || is_local || name.is_empty() || !host.chars().all(plain) {
         "Basic realm=\"shoal\"".to_owned()
     } else {
-        let scope = route.and_then(|route| scope(route, method));
         let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
         let error = if insufficient { ",error=\"insufficient_scope\"" } else { "" };
         format!("Bearer realm=\"https://{host}/v2/token\",service=\"{host}\"{scope}{error}")
@@ -135,10 +141,7 @@ fn values<'a>(pairs: &'a [(String, String)], name: &'a str) -> impl Iterator<Ite
 
 /// The fields of a request's form.
 pub async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
-    let form = to_bytes(body, FORM_BYTES_MAX).await.map_err(|_| {
-        RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "the form is too long")
-    })?;
-    let form = Zeroizing::new(form.to_vec());
+    let form = Zeroizing::new(whole(body, FORM_BYTES_MAX).await?.bytes.to_vec());
     let uri = format!("/?{}", String::from_utf8_lossy(&form));
     let fields = uri
         .parse()

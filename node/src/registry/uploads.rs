@@ -18,9 +18,11 @@ use shoal_raft::ProposeError;
 use tracing::{Instrument, Span, warn};
 use uuid::Uuid;
 
+use super::access::covers;
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
 use super::intake::{BlobWriter, Mismatch, Resumed, Turn, Written};
 use super::range::content_range;
+use super::route::Route;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
 use crate::http::noted;
 use crate::http::pace::Pace;
@@ -42,10 +44,9 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
     }
     let owner = asked.account()?;
     if let Some(mount) = asked.query.get("mount") {
-        let digest: Digest = mount.parse().map_err(RegistryError::digest_invalid)?;
         let from = asked.query.get("from").map(|name| name.parse()).transpose();
-        // A source that cannot be one is a source that is missing.
-        if let Ok(from) = from
+        // A source or a blob that cannot be one is one that is missing.
+        if let (Ok(digest), Ok(from)) = (mount.parse::<Digest>(), from)
             && let Some(from) = source(&asked, &repository, from, &digest).await?
         {
             let to = repository.clone();
@@ -146,7 +147,7 @@ async fn to_the_end(work: impl Future<Output = Answer> + Send + 'static) -> Answ
 pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload: &str) -> Answer {
     let id = Uuid::try_parse(upload).map_err(|_| RegistryError::upload_unknown())?;
     let id = UploadId::from_uuid(id);
-    if asked.method == Method::GET {
+    if matches!(asked.method, Method::GET | Method::HEAD) {
         let session = Session::load(&asked, repository, id).await?;
         return session.answer(StatusCode::NO_CONTENT, session.offset);
     }
@@ -164,6 +165,18 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
     }
 }
 
+/// The repository that a request names to mount a blob from.
+pub fn mounted_from(
+    route: &Route<'_>,
+    method: &Method,
+    pairs: &[(String, String)],
+) -> Option<RepositoryName> {
+    let begins = matches!(route, Route::Uploads(_)) && *method == Method::POST;
+    let value = |name: &str| pairs.iter().rfind(|(key, _)| key == name).map(|(_, value)| value);
+    value("mount").filter(|_| begins)?;
+    value("from")?.parse().ok()
+}
+
 /// The repository that is named, if the asker may pull from it; else one that holds the blob and
 /// that the asker may pull from. A blob that lies elsewhere is not to be had by its digest.
 async fn source(
@@ -177,6 +190,9 @@ async fn source(
     let Some(from) = from else {
         return Ok(holder(query, &who, digest, &to.project())?);
     };
+    if asked.granted.as_ref().is_some_and(|granted| !covers(granted, &from, Action::Pull)) {
+        return Ok(None);
+    }
     let pulls = permission(query, &who, Action::Pull, What::Repository(&from))?;
     Ok(pulls.is_allowed().then_some(from))
 }

@@ -240,6 +240,36 @@ async fn tokens_are_good_for_what_they_were_given_for() -> Result<()> {
     expect(&with(Method::GET, "a/x/manifests/v1", &token).await?, StatusCode::OK)?;
     expect(&with(Method::GET, "b/x/manifests/v1", &token).await?, StatusCode::UNAUTHORIZED)?;
     expect(&with(Method::DELETE, "a/x/manifests/v1", &token).await?, StatusCode::UNAUTHORIZED)?;
+    // A blob is not had from elsewhere with it, nor the names of what else there is.
+    let (pushing, _) = admin.token(&["repository:a/x:pull,push"]).await?;
+    let port = node.url.rsplit(':').next().context("a port")?;
+    let challenged = async |method: Method, path: &str| {
+        let url = format!("https://localhost:{port}/v2/{path}");
+        let answer = node.http.request(method, url).bearer_auth(&pushing).send().await?;
+        expect(&answer, StatusCode::UNAUTHORIZED)?;
+        let challenge = answer.headers()["www-authenticate"].to_str()?.to_owned();
+        let (_, scope) = challenge.split_once("scope=\"").context("a scope")?;
+        Ok::<_, anyhow::Error>(scope.to_owned())
+    };
+    let secret = push_blob(&node, "b/x", b"a layer of b's").await?;
+    let mount = format!("a/x/blobs/uploads/?mount={secret}&from=b/x");
+    let scope = challenged(Method::POST, &mount).await?;
+    ensure!(
+        scope == "repository:a/x:pull,push repository:b/x:pull\",error=\"insufficient_scope\"",
+        "{scope}"
+    );
+    let scope = challenged(Method::GET, "_catalog").await?;
+    ensure!(scope == "registry:catalog:*\",error=\"insufficient_scope\"", "{scope}");
+    let both = ["repository:a/x:pull,push", "repository:b/x:pull", "registry:catalog:*"];
+    let (both, _) = admin.token(&both).await?;
+    expect(&with(Method::GET, "_catalog", &both).await?, StatusCode::OK)?;
+    expect(&with(Method::POST, &mount, &both).await?, StatusCode::CREATED)?;
+    // Who was asked for it and may not read it goes on with an upload.
+    let eve = Person::new(&node, "eve").await?;
+    let (hers, _) = eve.token(&["repository:eve/app:pull,push", "repository:b/x:pull"]).await?;
+    let mount = format!("eve/app/blobs/uploads/?mount={secret}&from=b/x");
+    expect(&with(Method::POST, &mount, &hers).await?, StatusCode::ACCEPTED)?;
+
     // Not for the REST API, nor for another token.
     let api = node.http.get(format!("{}/api/v1/images", node.url)).bearer_auth(&token);
     expect(&api.send().await?, StatusCode::UNAUTHORIZED)?;

@@ -298,11 +298,11 @@ impl<'a, R: Read> Query<'a, R> {
     pub fn tags(
         &self,
         image: ImageId,
-        after: Option<&TagName>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(TagName, Digest)>, Fault> {
         let prefix = key::image(image);
-        let from = after.map(|name| key::after(key::tag(image, name)));
+        let from = after.map(|text| key::after(key::join(&[&prefix, text.as_bytes()])));
         let from = from.as_deref().unwrap_or(&prefix);
         let rows = self.read.scan(Table::Tags, from, &prefix, limit)?;
         rows.iter()

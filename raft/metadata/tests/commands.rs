@@ -276,12 +276,15 @@ fn tags_move_and_come_in_pages() {
     world.accepts(put("b", 11));
     assert_eq!(world.refuses(put("b", 12)), Refusal::NotFound(Subject::Version));
     let page = |after: Option<&str>, limit| -> Vec<String> {
-        let after = after.map(tag);
-        let tags = world.query().tags(image_id(1), after.as_ref(), limit).unwrap();
+        let tags = world.query().tags(image_id(1), after, limit).unwrap();
         tags.iter().map(|(name, _)| name.to_string()).collect()
     };
     assert_eq!(page(None, 2), ["A", "a"]);
     assert_eq!(page(Some("a"), 9), ["b", "c"]);
+    // Between tags lies what is none.
+    assert_eq!(page(Some(""), 2), ["A", "a"]);
+    assert_eq!(page(Some("b-"), 9), ["c"]);
+    assert_eq!(page(Some("~\u{e9}/"), 9), [] as [&str; 0]);
     assert_eq!(world.query().tag(image_id(1), &tag("b")).unwrap(), Some(digest(11)));
     assert_eq!(world.query().tags_of(image_id(1), &digest(11)).unwrap(), [tag("b")]);
 

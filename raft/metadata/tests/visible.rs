@@ -67,7 +67,8 @@ fn pages_hold_what_each_asker_may_list_and_nothing_else() {
             let (mut found, mut more) = (Vec::new(), true);
             while more {
                 let page;
-                (page, more) = visible.page(found.last(), size).unwrap();
+                (page, more) =
+                    visible.page(found.last().map(RepositoryName::as_str), size).unwrap();
                 assert!(page.len() == size || !more, "{who:?} {size}: {}", page.len());
                 found.extend(page);
             }
@@ -81,10 +82,10 @@ fn a_page_out_of_a_hundred_thousand_costs_what_is_on_it() {
     const PAGE: usize = 100;
     let world = populated(20, 5_000);
     for who in askers() {
-        for after in [None, Some(name("p0003/002500")), Some(name("p-a0002/004999"))] {
+        for after in [None, Some("p0003/002500"), Some("p-a0002/004999")] {
             let counting = Counting::of(&world.rows);
             let mut visible = Visible::new(Query::new(&counting), who.clone()).unwrap();
-            visible.page(after.as_ref(), PAGE).unwrap();
+            visible.page(after, PAGE).unwrap();
             // Each closed project costs at most a batch of names and its rights.
             let most = 25 * (PAGE + 20);
             let read = counting.read.get();
@@ -117,8 +118,8 @@ fn a_page_of_tags_out_of_a_hundred_thousand_costs_what_is_on_it() {
         let what = What::Repository(&repository);
         assert!(permission(query, &who, Action::List, what).unwrap().is_allowed());
         let image = query.image_by_name(&repository).unwrap().unwrap();
-        let after = after.map(|at| tag(&format!("v{at:06}")));
-        let found = query.tags(image.id, after.as_ref(), size + 1).unwrap();
+        let after = after.map(|at| format!("v{at:06}"));
+        let found = query.tags(image.id, after.as_deref(), size + 1).unwrap();
         (found, counting.read.get())
     };
     let (first, read) = page(None, PAGE);

@@ -58,6 +58,15 @@ async fn ranges_are_served_clamped_or_refused() -> Result<()> {
         ensure!(header(&answer, "content-range")? == said, "{range}");
         ensure!(answer.bytes().await? == content[wanted], "{range}");
     }
+    // A part of something else is no use to whoever has the rest of it.
+    for (of, status) in [
+        (format!("\"{digest}\""), StatusCode::PARTIAL_CONTENT),
+        ("\"another\"".to_owned(), StatusCode::OK),
+        ("Sun, 22 Nov 2026 12:00:00 GMT".to_owned(), StatusCode::OK),
+    ] {
+        let request = node.v2(Method::GET, &path).header("range", "bytes=0-9");
+        expect(&request.header("if-range", of).send().await?, status)?;
+    }
     for range in ["bytes=256-", "bytes=500-0", "bytes=1000-2000", "bytes=-0"] {
         let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
         expect(&answer, StatusCode::RANGE_NOT_SATISFIABLE)?;

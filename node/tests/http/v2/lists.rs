@@ -35,6 +35,10 @@ async fn tags_come_in_byte_order_in_pages_that_lead_on() -> Result<()> {
     ensure!(list("?n=5").await?.1.is_none(), "the whole list has no next page");
     ensure!(list("?last=a").await?.0 == ["b", "latest"]);
     ensure!(list("?last=aa&n=1").await?.0 == ["b"], "last need not be a tag of the list");
+    // Nor a tag at all: what comes after that text is what is asked for.
+    ensure!(list("?last=").await?.0 == expected.map(str::to_owned));
+    ensure!(list("?last=-").await?.0 == expected.map(str::to_owned));
+    ensure!(list("?last=a%2F%C3%A9").await?.0 == ["b", "latest"]);
     let (mut all, mut next) = list("?n=2").await?;
     while let Some(path) = next {
         let (more, following) = page(&node, &path, "tags").await?;
@@ -57,6 +61,9 @@ async fn the_catalogue_lists_repositories_in_pages() -> Result<()> {
         push_image(&node, name, "v1", b"layer").await?;
     }
     ensure!(page(&node, "_catalog", "repositories").await?.0 == ["a/x", "b/x", "b/y"]);
+    ensure!(page(&node, "_catalog?last=", "repositories").await?.0.len() == 3);
+    ensure!(page(&node, "_catalog?last=a/Z", "repositories").await?.0 == ["a/x", "b/x", "b/y"]);
+    ensure!(page(&node, "_catalog?last=b/", "repositories").await?.0 == ["b/x", "b/y"]);
     let (first, next) = page(&node, "_catalog?n=2", "repositories").await?;
     ensure!(first == ["a/x", "b/x"]);
     let next = next.context("there is more")?;

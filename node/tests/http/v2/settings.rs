@@ -5,10 +5,13 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::VersionDetail;
+use shoal_content::Digest;
 
 use super::super::node::Node;
 use super::super::wait::level_raised;
-use super::{LAYER, expect, header, image, open_upload, push_image, put, refused, sha256};
+use super::{
+    LAYER, expect, header, image, open_upload, push_blob, push_image, put, refused, sha256,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_deletions_are_switched_off_nothing_goes() -> Result<()> {
@@ -130,6 +133,21 @@ async fn who_pushes_layers_that_are_not_kept_is_told_so() -> Result<()> {
     let mut foreign = image(b"layer");
     foreign["layers"][0]["mediaType"] =
         json!(LAYER.replace("layer.v1", "layer.nondistributable.v1"));
+    // One that was pushed all the same stays with its manifest, and nobody needs to be told.
+    push_blob(&node, "a/app", b"pushed").await?;
+    let digest: Digest = sha256(b"pushed").parse()?;
+    (foreign["layers"][0]["digest"], foreign["layers"][0]["size"]) = (json!(digest), json!(6));
+    let loose = async || {
+        let view = node.server.app().view().await?;
+        let image = view.query().image_by_name(&"a/app".parse()?)?.context("the image")?.id;
+        Ok::<_, anyhow::Error>(view.query().loose_since(image, &digest)?)
+    };
+    ensure!(loose().await?.is_some());
+    let answer = put(&node, "a/app", "pushed", &foreign).await?;
+    expect(&answer, StatusCode::CREATED)?;
+    ensure!(!answer.headers().contains_key("warning"));
+    ensure!(loose().await?.is_none(), "it would be collected under its manifest");
+    foreign["layers"][0]["digest"] = json!(sha256(b"never pushed"));
     let answer = put(&node, "a/app", "foreign", &foreign).await?;
     expect(&answer, StatusCode::CREATED)?;
     let warning = header(&answer, "warning")?;

@@ -37,9 +37,15 @@ async fn chunks_are_taken_in_order_only_and_a_wrong_one_ends_nothing() -> Result
     let closing = format!("{path}?digest={}", sha256(&whole()));
     let early = node.v2(Method::PUT, &closing).header("content-range", "0-13").body(SECOND);
     expect(&early.send().await?, StatusCode::RANGE_NOT_SATISFIABLE)?;
-    let answer = node.v2(Method::GET, &path).send().await?;
-    expect(&answer, StatusCode::NO_CONTENT)?;
-    ensure!(header(&answer, "range")? == format!("0-{last}"), "the session lost its place");
+    for method in [Method::GET, Method::HEAD] {
+        let answer = node.v2(method, &path).send().await?;
+        expect(&answer, StatusCode::NO_CONTENT)?;
+        ensure!(header(&answer, "range")? == format!("0-{last}"), "the session lost its place");
+        ensure!(session(&answer)? == path);
+    }
+    let none = node.v2(Method::POST, &path).send().await?;
+    expect(&none, StatusCode::METHOD_NOT_ALLOWED)?;
+    ensure!(header(&none, "allow")? == "GET, PATCH, PUT, DELETE, HEAD");
 
     let range = format!("{}-{}", last + 1, last + SECOND.len());
     expect(&chunk(range, SECOND).await?, StatusCode::ACCEPTED)?;
@@ -139,8 +145,12 @@ async fn a_mount_links_what_is_there_and_opens_a_session_otherwise() -> Result<(
     let answer = mount(format!("mount={digest}&from=a/missing")).await?;
     expect(&answer, StatusCode::ACCEPTED)?;
     session(&answer)?;
-    let answer = mount(format!("mount={}&from=a/source", sha256(b"never pushed"))).await?;
-    expect(&answer, StatusCode::ACCEPTED)?;
+    // Nor is a digest that is none, or of an algorithm that is not known.
+    let absent = sha256(b"never pushed");
+    for digest in [absent.as_str(), "sha384:00", "sha256:xyz", "x"] {
+        let answer = mount(format!("mount={digest}&from=a/source")).await?;
+        expect(&answer, StatusCode::ACCEPTED)?;
+    }
     let answer = mount(format!("mount={digest}&from=a/source")).await?;
     expect(&answer, StatusCode::CREATED)?;
     ensure!(header(&answer, "location")? == format!("/v2/a/target/blobs/{digest}"));

@@ -67,7 +67,7 @@ impl<'a, R: Read> Visible<'a, R> {
     /// Where the rows cannot be read.
     pub fn page(
         &mut self,
-        after: Option<&RepositoryName>,
+        after: Option<&str>,
         size: usize,
     ) -> Result<(Vec<RepositoryName>, bool), Fault> {
         let mut page = Vec::new();

@@ -28,8 +28,8 @@ use prometheus_client::registry::Registry;
 use shoal_content::NodeId;
 use shoal_formats::backup::{BackupError, Check, Flaw, Frame, Head, Needed, Reader, Totals};
 use shoal_metadata::{
-    COMMAND_VERSION, Carried, Cluster, Command, Fault, KeyOwner, Memory, ROW_VERSION, Table, carry,
-    decode_row,
+    COMMAND_VERSION, Carried, Cluster, Command, Fault, KeyOwner, Memory, Query, ROW_VERSION, Table,
+    carry, decode_row,
 };
 use shoal_p2p::identity::Role;
 use shoal_raft::{ProposeError, Raft, Restoring};
@@ -40,11 +40,10 @@ use uuid::Uuid;
 
 use crate::clock::now;
 use crate::config::Config;
-use crate::encryption;
+use crate::encryption::{self, Vault};
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
-use crate::keys::{self, Keyring};
-use crate::state::Keys;
+use crate::state::{KeysError, authority};
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
 use crate::verification::look;
 
@@ -78,7 +77,7 @@ pub enum Error {
     #[error("{0} is there already; restore into an empty data_dir")]
     NotEmpty(PathBuf),
     #[error(transparent)]
-    SigningKeys(#[from] keys::Error),
+    Keys(#[from] KeysError),
     #[error("keys or certificates cannot be used")]
     Identity(#[from] shoal_p2p::identity::Error),
     #[error("the metadata could not be written")]
@@ -256,7 +255,6 @@ pub async fn restore(
 ) -> Result<Restored, Error> {
     let file = plan.file.to_owned();
     let sound = blocking(move || examine(&file)).await?;
-    let keys = Keys::from_row(&sound.cluster, Keyring::first(&sound.cluster)?)?;
     let data_dir = &config.node.data_dir;
     let data_dir_is_ours = !data_dir.exists();
     let mut cleanup = Cleanup { paths: Vec::new(), finished: false };
@@ -287,6 +285,9 @@ pub async fn restore(
 
     let (file, directory) = (plan.file.to_owned(), staged.clone());
     let (restoring, sealed) = blocking(move || write_rows(&file, &directory)).await?;
+    let vault = Vault::new(&config.encryption)?;
+    vault.unlock_with(Query::new(&sealed).first_cluster_key()?).await?;
+    let authority = authority(&sound.cluster, &vault)?;
     let start = |what| move |error| Error::Start { what, reason: format!("{error:#}") };
     let store = open_store(&home).await.map_err(start("storage"))?;
     let store = encryption::restored(&config.encryption, sealed, store).await?;
@@ -297,12 +298,12 @@ pub async fn restore(
     let missing = count_missing(plan.file, store.as_ref()).await?;
 
     let member = Member {
-        cluster: keys.cluster,
+        cluster: sound.cluster.id,
         node: sound.node.number(),
         lineage: Some(Uuid::new_v4().simple().to_string()),
     };
-    let certificate = keys.authority.issue(&home.key().csr_pem()?, Role::Node)?;
-    home.save_certificates(&certificate, keys.authority.certificate_pem())?;
+    let certificate = authority.issue(&home.key().csr_pem()?, Role::Node)?;
+    home.save_certificates(&certificate, authority.certificate_pem())?;
     let (node, address, index) = (sound.node, config.raft_address(), sound.head.index);
     blocking(move || Ok(restoring.finish(node, &address, index)?)).await?;
     let failed = |source| Error::File { path: raft_folder.clone(), source };

@@ -25,7 +25,7 @@ use crate::audit::Audit;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
-use crate::encryption::{self, DataKeys, Keyless, Shredder};
+use crate::encryption::{self, DataKeys, Keyless, Shredder, Vault};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
@@ -164,13 +164,15 @@ impl Server {
         let stores = stores.context("storage cannot be opened")?;
         let credentials = home.credentials()?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
+        let vault = Vault::new(&config.encryption)?;
+        vault.unlock(&raft).await?;
         // Before anybody is asked: others may not let it in any more.
-        renewal::renew(&raft, &credentials, &home);
+        renewal::renew(&raft, &vault, &credentials, &home);
         show_images(raft.clone(), &mut registry);
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
-        let keys = read_keys(&raft).await?;
+        let keys = read_keys(&raft, &vault).await?;
         let encryption = encryption::open(&config.encryption, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
         let mut tasks = JoinSet::new();
@@ -182,7 +184,7 @@ impl Server {
                 let shredder =
                     Shredder::new(raft.clone(), behind, keys.clone(), after, &mut registry);
                 tasks.spawn(shredder.run());
-                tasks.spawn(encryption::keep(raft.clone(), keys.clone(), id));
+                tasks.spawn(encryption::keep(raft.clone(), keys.clone(), vault.clone(), id));
                 stores
             }
         };
@@ -222,10 +224,11 @@ impl Server {
         let origin = services.origin.clone();
         let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
         let renewing = certificates.clone();
-        tasks.spawn(renewal::keep(raft.clone(), credentials, Arc::clone(&home), renewing));
+        let (group, opener) = (raft.clone(), vault.clone());
+        tasks.spawn(renewal::keep(group, opener, credentials, Arc::clone(&home), renewing));
         tasks.spawn(follow_members(raft.clone(), swarm.clone(), services.desk.clone()));
         tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
-        tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone()));
+        tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone(), vault.clone()));
         tasks.spawn(keep_limits(swarm.clone(), config.limits.clone()));
         services.start(&raft, &mut tasks);
         let keep = seconds(u64::from(config.images.deleted_keep_days) * 24 * 3600);
@@ -270,7 +273,7 @@ impl Server {
         let https =
             bind(router(app.clone()), app.config.http.listen, Some(certificates.tls()?)).await?;
         tasks.spawn(certificates.clone().follow());
-        let acme = Acme::new(app.raft.clone(), &app.config.acme);
+        let acme = Acme::new(app.raft.clone(), vault, &app.config.acme);
         let challenges = match acme {
             Some(acme) => {
                 tasks.spawn(acme.run());
@@ -486,12 +489,18 @@ fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
 }
 
 /// The cluster's keys, as soon as a leader answers.
-async fn read_keys(raft: &Raft) -> Result<Keys> {
+async fn read_keys(raft: &Raft, vault: &Vault) -> Result<Keys> {
     let deadline = tokio::time::Instant::now() + KEYS_DEADLINE;
     loop {
         let error = match raft.read().await {
             Ok(view) => match view.query().cluster()? {
-                Some(row) => return Ok(Keys::from_row(&row, Keyring::read(view.query())?)?),
+                Some(row) => {
+                    // A member that has just joined has the rows only now.
+                    let first = view.query().first_cluster_key()?;
+                    vault.unlock_with(first).await?;
+                    let ring = Keyring::read(view.query(), vault.clone())?;
+                    return Ok(Keys::from_row(&row, ring)?);
+                }
                 None => "the cluster was not founded".to_owned(),
             },
             Err(error) => error.to_string(),

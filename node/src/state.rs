@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_content::{ClusterId, NodeId, Timestamp};
-use shoal_metadata::{AuditResult, Cluster, Command, Refusal, Response};
+use shoal_metadata::{AuditResult, Cluster, Command, KeyPurpose, Refusal, Response, SecretPlace};
 use shoal_p2p::identity::{Authority, KeyPair};
 use shoal_raft::{ProposeError, Raft, ReadError, View};
 use tracing::instrument;
@@ -12,7 +12,7 @@ use crate::api::Services;
 use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
-use crate::encryption::DataKeys;
+use crate::encryption::{DataKeys, Vault, VaultError};
 use crate::http::Drain;
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
@@ -72,20 +72,42 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// With what opens them where they are sealed: that of `ring`.
+    ///
     /// # Errors
-    /// Where the cluster's row holds something else than keys.
-    pub fn from_row(row: &Cluster, ring: Keyring) -> Result<Self, shoal_p2p::identity::Error> {
-        let authority_key = std::str::from_utf8(&row.authority_key.0)
-            .map_err(|_| shoal_p2p::identity::Error::Key)?;
+    /// Where the cluster's row holds something else than keys, or they cannot be opened.
+    pub fn from_row(row: &Cluster, ring: Keyring) -> Result<Self, KeysError> {
+        let open = |place, secret| ring.vault().open(place, secret);
+        let first_token = SecretPlace::Signing(KeyPurpose::Token, 0);
+        let network = open(SecretPlace::Network, &row.network_key)?;
         Ok(Self {
             cluster: row.id,
-            authority: Arc::new(Authority::load(&row.authority_certificate, authority_key)?),
-            ring,
-            sealing: KeyPair::from_pkcs8_der(&row.token_key.0)?,
-            network: <[u8; 32]>::try_from(row.network_key.0.as_slice())
+            authority: Arc::new(authority(row, ring.vault())?),
+            sealing: KeyPair::from_pkcs8_der(&open(first_token, &row.token_key)?)?,
+            network: <[u8; 32]>::try_from(&network[..])
                 .map_err(|_| shoal_p2p::identity::Error::Key)?,
+            ring,
         })
     }
+}
+
+/// Why the cluster's keys cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    #[error(transparent)]
+    Identity(#[from] shoal_p2p::identity::Error),
+    #[error(transparent)]
+    Sealed(#[from] VaultError),
+}
+
+/// The authority of the cluster whose row this is.
+///
+/// # Errors
+/// Where its key cannot be opened, or is none.
+pub fn authority(row: &Cluster, vault: &Vault) -> Result<Authority, KeysError> {
+    let key = vault.open(SecretPlace::Authority, &row.authority_key)?;
+    let key = std::str::from_utf8(&key).map_err(|_| shoal_p2p::identity::Error::Key)?;
+    Ok(Authority::load(&row.authority_certificate, key)?)
 }
 
 impl std::fmt::Debug for Parts {

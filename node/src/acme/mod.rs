@@ -3,7 +3,7 @@
 //! The leader orders; what it takes is replicated: the account, the answers to challenges, the
 //! certificate with its key. So any node may be asked by the server (HTTP-01), every node serves
 //! the certificate, and whoever leads next goes on with the same account. Keys lie in the metadata
-//! as the cluster's other keys do: readable by whoever reads a node's disk.
+//! as the cluster's other keys do: sealed, where the cluster seals (see `encryption`).
 //!
 //! Invariants: a certificate is ordered anew after two thirds of its life, or when the names change;
 //! a failure is tried again after a growing while, and the old certificate is served till then.
@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::config;
+use crate::encryption::{Vault, VaultError};
 
 pub use challenge::router;
 
@@ -52,6 +53,8 @@ pub enum Error {
     Certificate(String),
     #[error("the account that is kept cannot be read")]
     Account(#[from] serde_json::Error),
+    #[error(transparent)]
+    Sealed(#[from] VaultError),
     #[error("the order took too long")]
     Timeout,
     #[error(transparent)]
@@ -66,18 +69,19 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Acme {
     raft: Raft,
+    vault: Vault,
     settings: config::Acme,
     names: Vec<String>,
 }
 
 impl Acme {
     /// `None` where no names are to be ordered for.
-    pub fn new(raft: Raft, settings: &config::Acme) -> Option<Self> {
+    pub fn new(raft: Raft, vault: Vault, settings: &config::Acme) -> Option<Self> {
         let mut names = settings.domains.clone();
         names.sort_unstable();
         names.dedup();
         let wanted = !names.is_empty();
-        wanted.then(|| Self { raft, settings: settings.clone(), names })
+        wanted.then(|| Self { raft, vault, settings: settings.clone(), names })
     }
 
     /// Runs until it is dropped.
@@ -120,7 +124,7 @@ impl Acme {
             return Ok(Duration::from_millis(due.as_millis() - now.as_millis()));
         }
         info!(names = ?self.names, directory = self.settings.directory_url, "ordering a certificate");
-        let ordered = order::order(&self.raft, &self.settings, &self.names).await;
+        let ordered = order::order(&self.raft, &self.vault, &self.settings, &self.names).await;
         // Nobody asks any more, however it ended.
         let nothing = Command::PutAcmeChallenges { answers: [].into() };
         let cleared = self.raft.propose(clock::now(), nothing).await;

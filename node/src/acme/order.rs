@@ -10,7 +10,7 @@ use instant_acme::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use shoal_content::Timestamp;
-use shoal_metadata::{AcmeAccount, Command, HttpCertificate, Secret};
+use shoal_metadata::{AcmeAccount, Command, HttpCertificate, Secret, SecretPlace};
 use shoal_raft::Raft;
 use tokio::time::timeout;
 use tracing::info;
@@ -19,6 +19,7 @@ use super::Error;
 use super::transport::Transport;
 use crate::clock;
 use crate::config;
+use crate::encryption::Vault;
 
 /// The whole of it; servers check from several places, and may have a queue.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -33,13 +34,14 @@ const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 /// What stood in the way.
 pub async fn order(
     raft: &Raft,
+    vault: &Vault,
     settings: &config::Acme,
     names: &[String],
 ) -> Result<HttpCertificate, Error> {
     let ordering = async {
-        let mut order = begin(raft, settings, names).await?;
+        let mut order = begin(raft, vault, settings, names).await?;
         authorize(raft, &mut order).await?;
-        finish(&mut order, names).await
+        finish(&mut order, vault, names).await
     };
     timeout(ORDER_TIMEOUT, Box::pin(ordering)).await.map_err(|_| Error::Timeout)?
 }
@@ -48,13 +50,19 @@ fn protocol(doing: &'static str) -> impl Fn(instant_acme::Error) -> Error {
     move |source| Error::Protocol { doing, source }
 }
 
-async fn begin(raft: &Raft, settings: &config::Acme, names: &[String]) -> Result<Order, Error> {
+async fn begin(
+    raft: &Raft,
+    vault: &Vault,
+    settings: &config::Acme,
+    names: &[String],
+) -> Result<Order, Error> {
     let identifiers: Vec<Identifier> = names.iter().map(|name| identifier(name)).collect();
     let wanted = NewOrder::new(&identifiers);
     let kept = raft.read().await?.query().acme_account()?;
     let kept = kept.filter(|kept| kept.directory_url == settings.directory_url);
     if let Some(kept) = kept {
-        let credentials: AccountCredentials = serde_json::from_slice(&kept.credentials.0)?;
+        let credentials = vault.open(SecretPlace::AcmeAccount, &kept.credentials)?;
+        let credentials: AccountCredentials = serde_json::from_slice(&credentials)?;
         let account = Account::builder_with_http(Box::new(Transport::new(ca(settings))?));
         let account = account.from_credentials(credentials).await;
         let account = account.map_err(protocol("the ACME server cannot be asked"))?;
@@ -65,7 +73,7 @@ async fn begin(raft: &Raft, settings: &config::Acme, names: &[String]) -> Result
             ordered => return ordered.map_err(protocol("the order was not taken")),
         }
     }
-    let account = register(raft, settings).await?;
+    let account = register(raft, vault, settings).await?;
     account.new_order(&wanted).await.map_err(protocol("the order was not taken"))
 }
 
@@ -78,7 +86,7 @@ fn ca(settings: &config::Acme) -> Option<&std::path::Path> {
 }
 
 /// Makes an account, and keeps it for whoever leads.
-async fn register(raft: &Raft, settings: &config::Acme) -> Result<Account, Error> {
+async fn register(raft: &Raft, vault: &Vault, settings: &config::Acme) -> Result<Account, Error> {
     let contact: Vec<&str> = settings.contact.iter().map(String::as_str).collect();
     let wanted = NewAccount {
         contact: &contact,
@@ -90,6 +98,7 @@ async fn register(raft: &Raft, settings: &config::Acme) -> Result<Account, Error
     let made = builder.create(&wanted, directory_url.clone(), None).await;
     let (account, credentials) = made.map_err(protocol("the ACME server made no account"))?;
     let credentials = Secret(serde_json::to_vec(&credentials)?);
+    let credentials = vault.seal(SecretPlace::AcmeAccount, credentials);
     let put = Command::PutAcmeAccount(AcmeAccount { directory_url, credentials });
     raft.propose(clock::now(), put).await?;
     Ok(account)
@@ -150,13 +159,17 @@ async fn reasons(order: &mut Order, status: OrderStatus) -> String {
     if reasons.is_empty() { format!("it is {status:?}") } else { reasons.join("; ") }
 }
 
-async fn finish(order: &mut Order, names: &[String]) -> Result<HttpCertificate, Error> {
+async fn finish(
+    order: &mut Order,
+    vault: &Vault,
+    names: &[String],
+) -> Result<HttpCertificate, Error> {
     let key = order.finalize().await.map_err(protocol("the order was not finished"))?;
     let patience = RetryPolicy::new().timeout(STATE_TIMEOUT);
     let chain = order.poll_certificate(&patience).await;
     let chain = chain.map_err(protocol("no certificate was issued"))?;
     let [valid_from, valid_until] = validity(&chain).map_err(Error::Certificate)?;
-    let key = Secret(key.into_bytes());
+    let key = vault.seal(SecretPlace::HttpKey, Secret(key.into_bytes()));
     Ok(HttpCertificate { names: names.to_vec(), chain, key, valid_from, valid_until })
 }
 

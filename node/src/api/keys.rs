@@ -20,7 +20,7 @@ pub async fn list(
     _caller: Admin,
 ) -> Result<Json<Vec<SigningKeyInfo>>, Problem> {
     let view = app.view().await?;
-    Ok(Json(shown(&Keyring::read(view.query())?, app.now())))
+    Ok(Json(shown(&Keyring::read(view.query(), app.keys.ring.vault().clone())?, app.now())))
 }
 
 pub async fn rotate(
@@ -35,7 +35,8 @@ pub async fn rotate(
     let view = app.view().await?;
     let keys = view.query().signing_keys(purpose)?;
     let newest = keys.last().map_or(0, |key| key.number);
-    let command = rotation::command(purpose, newest, app.now(), request.distrust)
+    let vault = app.keys.ring.vault();
+    let command = rotation::command(purpose, newest, app.now(), request.distrust, vault)
         .map_err(|error| Problem::internal(&error))?;
     app.propose(command).await?;
     if request.distrust {

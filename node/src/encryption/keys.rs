@@ -126,10 +126,7 @@ impl DataKeys {
                 if !seen.insert(master.clone()) {
                     continue;
                 }
-                let Some(known) = self.inner.masters.find(master) else {
-                    let has = self.inner.masters.ids().into_iter().collect::<Vec<_>>().join(", ");
-                    return Err(Error::OtherMaster { wanted: master.clone(), has });
-                };
+                let known = self.inner.masters.find(master)?;
                 known.unwrap(key.id, &wrapped.0).await?;
             }
         }
@@ -155,10 +152,7 @@ impl DataKeys {
         if let Some(key) = inner.opened.lock().get(&row.id) {
             return Ok(Some(Arc::clone(key)));
         }
-        let Some(known) = inner.masters.find(master) else {
-            let has = inner.masters.ids().into_iter().collect::<Vec<_>>().join(", ");
-            return Err(Error::OtherMaster { wanted: master.clone(), has });
-        };
+        let known = inner.masters.find(master)?;
         let bytes = known.unwrap(row.id, &wrapped.0).await?;
         let key = Arc::new(DataKey { id: row.id, bytes });
         inner.opened.lock().insert(row.id, Arc::clone(&key));
@@ -188,10 +182,7 @@ impl DataKeys {
         replaces: Option<DataKeyId>,
         master: &str,
     ) -> Result<Command, Error> {
-        let Some(known) = self.inner.masters.find(master) else {
-            let has = self.inner.masters.ids().into_iter().collect::<Vec<_>>().join(", ");
-            return Err(Error::OtherMaster { wanted: master.to_owned(), has });
-        };
+        let known = self.inner.masters.find(master)?;
         let id = DataKeyId::from_uuid(Uuid::new_v4());
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         aws_lc_rs::rand::fill(&mut bytes[..]).map_err(|_| StoreError::Unavailable {

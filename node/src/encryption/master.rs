@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use shoal_content::DataKeyId;
-use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::Error;
 use crate::config;
 use crate::store::sealed::{KEY_BYTES, KeyBytes, unwrap, wrap};
 
@@ -28,7 +28,7 @@ const ID_BYTES: usize = 8;
 /// Whoever is in none of the file's groups.
 const OTHERS: u32 = 0o007;
 
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
     #[error("the master key file {} cannot be read", path.display())]
     File {
@@ -141,8 +141,16 @@ impl MasterKeys {
         &*self.0[0]
     }
 
-    pub fn find(&self, id: &str) -> Option<&dyn MasterKey> {
-        self.0.iter().find(|key| key.id() == id).map(|key| &**key)
+    /// The one of that id.
+    ///
+    /// # Errors
+    /// Where this node does not have it.
+    pub fn find(&self, id: &str) -> Result<&dyn MasterKey, Error> {
+        let found = self.0.iter().find(|key| key.id() == id);
+        found.map(|key| &**key).ok_or_else(|| Error::OtherMaster {
+            wanted: id.to_owned(),
+            has: self.ids().into_iter().collect::<Vec<_>>().join(", "),
+        })
     }
 
     pub fn ids(&self) -> BTreeSet<String> {

@@ -16,6 +16,7 @@ mod keys;
 mod master;
 mod rotation;
 mod shredding;
+mod vault;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub use keys::DataKeys;
 pub use master::{MasterKey, MasterKeyError, MasterKeys};
 pub use rotation::{rotate_data_key, rotate_master_key};
 pub use shredding::Shredder;
+pub use vault::{Vault, VaultError};
 
 /// How often it is looked at whether sealing can begin.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -154,16 +156,16 @@ pub async fn restored(
     Ok(Arc::new(SealedStore::new(Arc::clone(&store), store, Arc::new(keys))))
 }
 
-/// Says which master keys this node has, begins to seal once all have them, and forgets keys that
-/// were destroyed. Runs until it is dropped.
-pub async fn keep(raft: Raft, keys: DataKeys, node: NodeId) {
+/// Says which master keys this node has, begins to seal once all have them, seals the secrets that
+/// are not, and forgets keys that were destroyed. Runs until it is dropped.
+pub async fn keep(raft: Raft, keys: DataKeys, vault: Vault, node: NodeId) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waits = false;
     loop {
         ticks.tick().await;
         keys.forget_destroyed();
-        match look(&raft, &keys, node).await {
+        match look(&raft, &keys, &vault, node).await {
             Ok(()) => waits = false,
             // It comes again: what is missing is said once.
             Err(Error::Propose(ProposeError::Refused(refusal))) if !waits => {
@@ -175,7 +177,7 @@ pub async fn keep(raft: Raft, keys: DataKeys, node: NodeId) {
     }
 }
 
-async fn look(raft: &Raft, keys: &DataKeys, node: NodeId) -> Result<(), Error> {
+async fn look(raft: &Raft, keys: &DataKeys, vault: &Vault, node: NodeId) -> Result<(), Error> {
     let masters = keys.masters().ids();
     let (said, level, begun) = {
         let view = raft.local();
@@ -193,7 +195,16 @@ async fn look(raft: &Raft, keys: &DataKeys, node: NodeId) -> Result<(), Error> {
     if said != keys.masters().ids() {
         raft.propose(now(), note).await?;
     }
-    if begun || !keys.seals() || !raft.status().is_leader {
+    vault.unlock(raft).await?;
+    if !keys.seals() || !raft.status().is_leader {
+        return Ok(());
+    }
+    if begun {
+        let command = vault.to_seal(raft.local().query())?;
+        if let Some(command) = command {
+            raft.propose(now(), keys::recorded(raft, command)).await?;
+            info!("the cluster's secrets among the metadata are sealed");
+        }
         return Ok(());
     }
     let master = keys.masters().newest().id().to_owned();

@@ -21,13 +21,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use shoal_content::Timestamp;
-use shoal_metadata::HttpCertificate;
+use shoal_metadata::{HttpCertificate, SecretPlace};
 use shoal_p2p::identity::{self, Authority, is_member};
 use shoal_raft::Raft;
 use tracing::{info, warn};
 
 use crate::clock::now;
 use crate::config::Config;
+use crate::encryption::Vault;
 use crate::metrics::gauge;
 use crate::state::Keys;
 
@@ -45,6 +46,7 @@ struct Inner {
     provider: Arc<CryptoProvider>,
     names: Vec<String>,
     authority: Arc<Authority>,
+    vault: Vault,
     cluster: RwLock<Arc<CertifiedKey>>,
     operator: Option<Operator>,
     issued: RwLock<Option<Issued>>,
@@ -98,8 +100,8 @@ impl Certificates {
                 Some(Operator { certificate, key, served })
             }
         };
-        let issued = RwLock::new(None);
-        let inner = Inner { provider, names, authority, cluster, operator, issued };
+        let (vault, issued) = (keys.ring.vault().clone(), RwLock::new(None));
+        let inner = Inner { provider, names, authority, vault, cluster, operator, issued };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -161,7 +163,11 @@ impl Certificates {
         if self.inner.issued.read().as_ref().is_some_and(|issued| issued.row == row) {
             return;
         }
-        match certified(row.chain.as_bytes(), &row.key.0, &self.inner.provider) {
+        let opened = self.inner.vault.open(SecretPlace::HttpKey, &row.key);
+        let certified = opened
+            .map_err(anyhow::Error::from)
+            .and_then(|key| certified(row.chain.as_bytes(), &key, &self.inner.provider));
+        match certified {
             Ok(served) => {
                 info!(names = ?row.names, "a new certificate of the ACME server's is served");
                 *self.inner.issued.write() = Some(Issued { row, served });

@@ -14,7 +14,8 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use shoal_content::{PeerId, Timestamp};
 use shoal_metadata::{
-    Cluster, Event, Fault, KeyPurpose, Query, Read, SIGNATURES_LIVE_MS, SigningKey, accepted_until,
+    Event, Fault, KeyPurpose, Query, Read, SIGNATURES_LIVE_MS, SecretPlace, SigningKey,
+    accepted_until,
 };
 use shoal_p2p::identity::{self, KeyPair};
 use shoal_p2p::{Swarm, TicketKey};
@@ -23,11 +24,15 @@ use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::warn;
 
+use crate::encryption::{Vault, VaultError};
 use crate::http::auth::TOKEN_TTL;
 use crate::origin::TICKET_TTL;
 
 /// From when a key is made to its first signature.
 pub const ANNOUNCED_FOR: Duration = Duration::from_secs(3600);
+
+/// Until keys that could not be read are looked at again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 // What a key has signed runs out before it is believed no longer, clocks apart.
 const _: () = assert!(TICKET_TTL.as_secs() * 1000 < SIGNATURES_LIVE_MS);
@@ -45,6 +50,8 @@ pub enum Error {
     },
     #[error("the cluster has no keys")]
     None,
+    #[error(transparent)]
+    Sealed(#[from] VaultError),
 }
 
 /// A key, and the time that it is good for.
@@ -73,6 +80,7 @@ type Ring = Arc<[Arc<Held>]>;
 /// See the module's documentation. Clones share the keys.
 #[derive(Debug, Clone)]
 pub struct Keyring {
+    vault: Vault,
     tokens: Arc<RwLock<Ring>>,
     tickets: Arc<RwLock<Ring>>,
 }
@@ -80,26 +88,22 @@ pub struct Keyring {
 impl Keyring {
     /// # Errors
     /// Where there are no keys, or what there is cannot be read.
-    pub fn read<R: Read>(query: Query<'_, R>) -> Result<Self, Error> {
+    pub fn read<R: Read>(query: Query<'_, R>, vault: Vault) -> Result<Self, Error> {
         let rows = |purpose| query.signing_keys(purpose);
-        Self::of_rows(&rows(KeyPurpose::Token)?, &rows(KeyPurpose::Ticket)?)
+        Self::of_rows(&rows(KeyPurpose::Token)?, &rows(KeyPurpose::Ticket)?, vault)
     }
 
-    /// Those that came with the cluster.
-    ///
-    /// # Errors
-    /// Where what there is are no keys.
-    pub fn first(cluster: &Cluster) -> Result<Self, Error> {
-        let first = |purpose| [SigningKey::first(cluster, purpose)];
-        Self::of_rows(&first(KeyPurpose::Token), &first(KeyPurpose::Ticket))
+    fn of_rows(tokens: &[SigningKey], tickets: &[SigningKey], vault: Vault) -> Result<Self, Error> {
+        let ring =
+            |rows, purpose| Ok::<_, Error>(Arc::new(RwLock::new(ring(rows, purpose, &vault)?)));
+        let (tokens, tickets) =
+            (ring(tokens, KeyPurpose::Token)?, ring(tickets, KeyPurpose::Ticket)?);
+        Ok(Self { vault, tokens, tickets })
     }
 
-    fn of_rows(tokens: &[SigningKey], tickets: &[SigningKey]) -> Result<Self, Error> {
-        let ring = |rows, purpose| Ok::<_, Error>(Arc::new(RwLock::new(ring(rows, purpose)?)));
-        Ok(Self {
-            tokens: ring(tokens, KeyPurpose::Token)?,
-            tickets: ring(tickets, KeyPurpose::Ticket)?,
-        })
+    /// What opens them.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     fn of(&self, purpose: KeyPurpose) -> &RwLock<Ring> {
@@ -135,7 +139,7 @@ impl Keyring {
             let Some(newest) = rows.last().map(|key| key.number) else { continue };
             let is_newer = |held: &Ring| held.last().is_none_or(|key| newest > key.number);
             if is_newer(&self.of(purpose).read()) {
-                let new = ring(&rows, purpose)?;
+                let new = ring(&rows, purpose, &self.vault)?;
                 let mut held = self.of(purpose).write();
                 if is_newer(&held) {
                     *held = new;
@@ -153,10 +157,11 @@ impl Keyring {
     }
 }
 
-fn ring(rows: &[SigningKey], purpose: KeyPurpose) -> Result<Ring, Error> {
+fn ring(rows: &[SigningKey], purpose: KeyPurpose, vault: &Vault) -> Result<Ring, Error> {
     let mut held = Vec::with_capacity(rows.len());
     for (at, row) in rows.iter().enumerate() {
-        let pair = KeyPair::from_pkcs8_der(&row.private.0)
+        let private = vault.open(SecretPlace::Signing(purpose, row.number), &row.private)?;
+        let pair = KeyPair::from_pkcs8_der(&private)
             .map_err(|error| Error::Key { purpose: purpose.name(), error })?;
         let until = accepted_until(rows, at);
         let (number, signs_from) = (row.number, row.signs_from);
@@ -177,7 +182,11 @@ pub async fn follow(raft: Raft, keyring: Keyring, swarm: Swarm) {
     loop {
         match keyring.refresh(raft.local().query()) {
             Ok(()) => swarm.set_ticket_keys(keyring.ticket_keys()).await,
-            Err(error) => warn!(%error, "the cluster's signing keys cannot be read"),
+            Err(error) => {
+                warn!(%error, "the cluster's signing keys cannot be read");
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                continue;
+            }
         }
         loop {
             match events.recv().await {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shoal_content::Timestamp;
-use shoal_metadata::{Command, Fault, KeyPurpose, Refusal, Secret};
+use shoal_metadata::{Command, Fault, KeyPurpose, Refusal, Secret, SecretPlace};
 use shoal_p2p::identity::{self, KeyPair};
 use shoal_raft::{ProposeError, Raft};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::ANNOUNCED_FOR;
 use crate::clock;
 use crate::config::Keys;
+use crate::encryption::Vault;
 
 /// How often the leader looks at the keys' age.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -26,15 +27,17 @@ pub fn command(
     newest: u32,
     now: Timestamp,
     distrusted: bool,
+    vault: &Vault,
 ) -> Result<Command, identity::Error> {
     let private = Secret(KeyPair::generate()?.to_pkcs8_der().to_vec());
+    let private = vault.seal(SecretPlace::Signing(purpose, newest.saturating_add(1)), private);
     let announced = if distrusted { 0 } else { ANNOUNCED_FOR.as_secs() * 1000 };
     let signs_from = now.plus_millis(announced);
     Ok(Command::RotateSigningKey { purpose, newest, private, signs_from, distrusted })
 }
 
 /// Replaces keys that are as old as the settings allow. Runs until it is dropped.
-pub async fn keep(raft: Raft, settings: Keys) {
+pub async fn keep(raft: Raft, settings: Keys, vault: Vault) {
     let mut ticks = interval_at(Instant::now() + INTERVAL, INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -44,7 +47,7 @@ pub async fn keep(raft: Raft, settings: Keys) {
         }
         for purpose in KeyPurpose::ALL {
             match due(&raft, purpose, &settings, clock::now()) {
-                Ok(Some(newest)) => rotate(&raft, purpose, newest).await,
+                Ok(Some(newest)) => rotate(&raft, purpose, newest, &vault).await,
                 Ok(None) => {}
                 Err(error) => warn!(%error, "the age of the signing keys cannot be read"),
             }
@@ -65,9 +68,9 @@ fn due(
     Ok(old.map(|key| key.number))
 }
 
-async fn rotate(raft: &Raft, purpose: KeyPurpose, newest: u32) {
+async fn rotate(raft: &Raft, purpose: KeyPurpose, newest: u32, vault: &Vault) {
     let now = clock::now();
-    let command = match command(purpose, newest, now, false) {
+    let command = match command(purpose, newest, now, false, vault) {
         Ok(command) => command,
         Err(error) => return warn!(%error, "no signing key can be made"),
     };

@@ -9,13 +9,15 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{EncryptionRotated, EncryptionStatus};
 use shoal_content::{ObjectKey, RepositoryName};
-use shoal_metadata::{Command, KeyOwner};
+use shoal_formats::backup::{Frame, Reader};
+use shoal_metadata::{Command, KeyOwner, KeyPurpose, SecretPlace};
 use shoal_node::config::Config;
 use shoal_node::server::Server;
 use shoal_node::store::{StoreError, read};
 
 use super::backup::save;
 use super::disks::{create_image, download, make_disk, upload};
+use super::members::Agent;
 use super::node::{DEADLINE, Node, problem};
 use super::v2::{expect, open_upload, push_blob, push_image, sha256};
 use super::wait::until;
@@ -399,6 +401,7 @@ async fn a_restored_cluster_seals_what_it_gets_back_and_needs_the_master_key() -
     let (short, long) = (content(1000), content(21 * MIB));
     push_image(&node, "a/app", "v1", &short).await?;
     push_blob(&node, "a/app", &long).await?;
+    sealed_secrets(&node).await?;
     let folder = tempfile::tempdir()?;
     let saved = save(&node, folder.path()).await?;
     let refused = node.restored(&saved.file, Some(&saved.objects)).await;
@@ -417,4 +420,82 @@ async fn a_restored_cluster_seals_what_it_gets_back_and_needs_the_master_key() -
     pull(&new, "a/app", &long).await?;
     new.server.stop().await?;
     node.server.stop().await
+}
+
+/// The cluster's own secrets, once none of them is stored as it is.
+async fn sealed_secrets(node: &Node) -> Result<Vec<SecretPlace>> {
+    until("the cluster's secrets to be sealed", async || {
+        let secrets = node.server.app().view().await?.query().secrets()?;
+        let sealed = secrets.iter().all(|(_, secret)| secret.0.starts_with(b"\0sealed"));
+        Ok(sealed.then(|| secrets.into_iter().map(|(place, _)| place).collect()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clusters_own_secrets_are_sealed_and_every_node_works_with_them() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    // A cluster that has worked without a master key for a while.
+    let first = Node::start().await?;
+    let storage = first.path().join("node/storage");
+    let token = first.join_token("node", Some(1)).await?;
+    let second = Node::join_with("node-2", &first.url, &token, &storage, |_| ()).await?;
+    let second = second.logged_in_as(&first);
+    let plain = first.server.app().view().await?.query().secrets()?;
+    ensure!(plain.iter().any(|(_, secret)| secret.0.starts_with(b"-----BEGIN")));
+    let _rotated: serde_json::Value =
+        first.call(Method::POST, "cluster/keys/token/rotate", &json!({})).await?;
+
+    let master = master_key(keys.path(), 1)?;
+    let give = |config: &mut Config| config.encryption.master_key_file = Some(master.clone());
+    let (first, second) = tokio::try_join!(first.restart(give), second.restart(give))?;
+    sealing(&first).await?;
+    let places = sealed_secrets(&first).await?;
+    let token_key = |number| SecretPlace::Signing(KeyPurpose::Token, number);
+    for place in [SecretPlace::Authority, SecretPlace::Network, token_key(0), token_key(1)] {
+        ensure!(places.contains(&place), "{place} is not among {places:?}");
+    }
+    // What is made later is sealed from the start.
+    let _rotated: serde_json::Value =
+        second.call(Method::POST, "cluster/keys/ticket/rotate", &json!({})).await?;
+    let secrets = second.server.app().view().await?.query().secrets()?;
+    ensure!(secrets.iter().all(|(_, secret)| secret.0.starts_with(b"\0sealed")));
+    ensure!(secrets.len() == places.len() + 1, "{} secrets", secrets.len());
+
+    // No row says any of them.
+    let folder = tempfile::tempdir()?;
+    let saved = save(&first, folder.path()).await?;
+    let mut reader = Reader::new(std::io::BufReader::new(std::fs::File::open(&saved.file)?))?;
+    let mut rows = 0;
+    while let Some(frame) = reader.next_frame()? {
+        let Frame::Rows(page) = frame else { continue };
+        for row in page {
+            rows += 1;
+            for (place, secret) in &plain {
+                let secret = &secret.0[..];
+                let said = row.row.windows(secret.len()).any(|window| window == secret);
+                ensure!(!said, "a row of table {} says {place}", row.table);
+            }
+        }
+    }
+    ensure!(rows > 10, "{rows} rows");
+
+    // They work on, from a fresh start, too: at either node, with what the other has signed.
+    let before = first.server.app().keys.sealing.to_pkcs8_der().to_vec();
+    let (first, second) = tokio::try_join!(first.restart(|_| ()), second.restart(|_| ()))?;
+    ensure!(*first.server.app().keys.sealing.to_pkcs8_der() == before[..]);
+    let login = json!({ "username": "admin", "password": first.password() });
+    let given: serde_json::Value = second.call(Method::POST, "auth/login", &login).await?;
+    let given = given["token"].as_str().context("a token")?;
+    let me = first.http.get(format!("{}/api/v1/auth/me", first.url)).bearer_auth(given);
+    expect(&me.send().await?, StatusCode::OK)?;
+    let _agent = Agent::enrol(&second, "host-1").await?;
+    first.server.stop().await?;
+
+    // Another master key opens none of it.
+    let other = master_key(keys.path(), 2)?;
+    let change = |config: &mut Config| config.encryption.master_key_file = Some(other);
+    let refused = second.restart(change).await.err().context("it has started")?;
+    ensure!(format!("{refused:#}").contains("master key"), "{refused:#}");
+    Ok(())
 }

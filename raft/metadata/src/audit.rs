@@ -354,6 +354,10 @@ pub fn audited<R: Read>(
             ("data_key.destroy", named.join(", "))
         }
         Command::WrapDataKeys { master, .. } => ("master_key.rotate", master.clone()),
+        Command::SealSecrets { secrets } => {
+            let named: Vec<String> = secrets.keys().map(ToString::to_string).collect();
+            ("secrets.seal", named.join(", "))
+        }
         Command::RemoveAgent(peer) | Command::ExpelAgent { peer, .. } => {
             ("agent.remove", peer.to_string())
         }

@@ -34,6 +34,7 @@ use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
     Visibility, WorkloadRule,
 };
+use crate::secrets::{SealedSecret, SecretPlace};
 
 /// The newest command version that this program can apply. A leader proposes no command newer
 /// than the cluster's level (see [`Command::RaiseLevel`]), which is at most what its oldest member
@@ -623,6 +624,10 @@ pub enum Command {
     ExpelAgent {
         peer: PeerId,
         until: Timestamp,
+    },
+    /// Seals secrets of the cluster where they are.
+    SealSecrets {
+        secrets: BTreeMap<SecretPlace, SealedSecret>,
     },
 }
 

@@ -92,6 +92,12 @@ impl<R: Read> Query<'_, R> {
         self.data_key(id)?.ok_or(missing).map(Some)
     }
 
+    /// The one that the cluster got first.
+    pub fn first_cluster_key(&self) -> Result<Option<DataKey>, Fault> {
+        let Some(&id) = self.data_key_ids(&KeyOwner::Cluster)?.first() else { return Ok(None) };
+        self.data_key(id)
+    }
+
     /// Whose key what belongs to an image is sealed with.
     pub fn key_owner(&self, image: ImageId) -> Result<KeyOwner, Fault> {
         let image = self.image(image)?;

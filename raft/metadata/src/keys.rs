@@ -12,11 +12,9 @@
 use serde::{Deserialize, Serialize};
 use shoal_content::Timestamp;
 
-use crate::key;
 use crate::query::Query;
 use crate::record::{Cluster, Secret};
-use crate::table::{Fault, Read, Table};
-use crate::transaction::row;
+use crate::table::{Fault, Read};
 
 /// How long after its successor began to sign a key's signatures are accepted, in milliseconds:
 /// longer than any token or ticket lives, and clocks may differ.
@@ -77,7 +75,7 @@ impl<R: Read> Query<'_, R> {
     /// # Errors
     /// Where the metadata cannot be read.
     pub fn signing_keys(&self, purpose: KeyPurpose) -> Result<Vec<SigningKey>, Fault> {
-        if let Some(keys) = row(self.read, Table::Cluster, key::signing_keys(purpose))? {
+        if let Some(keys) = self.rotated_keys(purpose)? {
             return Ok(keys);
         }
         let cluster = self.cluster()?;

@@ -30,6 +30,7 @@ mod record;
 mod restore;
 mod retention;
 mod rights;
+mod secrets;
 mod table;
 mod transaction;
 
@@ -78,5 +79,6 @@ pub use record::*;
 pub use restore::{Carried, carry};
 pub use retention::*;
 pub use rights::*;
+pub use secrets::{SEALED_AT_ONCE_MAX, SEALED_BYTES_MAX, SealedSecret, SecretPlace};
 pub use table::{Fault, Read, Rows, Table};
 pub use transaction::{Transaction, Writes};

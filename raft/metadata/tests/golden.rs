@@ -375,6 +375,13 @@ fn catalog_samples() -> Vec<Command> {
         Command::DestroyDataKeys { keys: [data_key_id(7)].into(), retired_before: at(300) },
         Command::NoteMasterKeys { node: NodeId::new(300), masters: ["m".to_owned()].into() },
         Command::ExpelAgent { peer: peer(1), until: at(300) },
+        Command::SealSecrets {
+            secrets: [(
+                SecretPlace::Signing(KeyPurpose::Ticket, 300),
+                SealedSecret { of: [7; 32], sealed: Secret(vec![1, 2]) },
+            )]
+            .into(),
+        },
     ]
 }
 

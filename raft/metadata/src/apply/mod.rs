@@ -30,6 +30,7 @@ mod policy;
 mod quota;
 mod retire;
 mod rights;
+mod secrets;
 mod trash;
 mod upload;
 mod warm_up;
@@ -345,6 +346,7 @@ impl<R: Read> Step<'_, R> {
                 self.destroy_data_keys(&keys, retired_before)
             }
             Command::NoteMasterKeys { node, masters } => self.note_master_keys(node, &masters),
+            Command::SealSecrets { secrets } => self.seal_secrets(secrets),
         }
     }
 }

@@ -165,7 +165,10 @@ impl Server {
         let credentials = home.credentials()?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
         let vault = Vault::new(&config.encryption)?;
-        vault.unlock(&raft).await?;
+        // These rows may be old: what cannot be opened by them is looked at again with the leader's.
+        if let Err(error) = vault.unlock(&raft).await {
+            warn!("the cluster's data key cannot be opened yet: {error}");
+        }
         // Before anybody is asked: others may not let it in any more.
         renewal::renew(&raft, &vault, &credentials, &home);
         show_images(raft.clone(), &mut registry);

@@ -199,7 +199,12 @@ async fn chunks(
         shared.metrics.sent(link.node, bytes);
         shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }
-    if said { Ok(()) } else { say(sender, Answer::Absent).await }
+    if said {
+        return Ok(());
+    }
+    // Whoever lacks a chunk or two of it is no stranger to it.
+    let some = shared.store.held(recipe).await.is_ok_and(|held| !held.is_empty());
+    say(sender, if some { Answer::Content } else { Answer::Absent }).await
 }
 
 /// Names those who get something now: they have soon what others ask for. Only who is entitled to

@@ -46,6 +46,8 @@ pub async fn serve(
     let mut response = Response::builder().status(answer.status());
     match answer.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
+        // To storage, which needs no login of whoever goes there.
+        StatusCode::TEMPORARY_REDIRECT => {}
         StatusCode::UNAUTHORIZED => return Err(Error::Unauthorized),
         StatusCode::TOO_MANY_REQUESTS => {
             let retry_after = answer.headers().get(header::RETRY_AFTER).cloned();
@@ -57,9 +59,11 @@ pub async fn serve(
                 length.and_then(|value| value.to_str().ok()?.rsplit('/').next()?.parse().ok());
             return Err(Error::Range { length: length.unwrap_or(0) });
         }
-        _ => return Err(Error::UnknownBlob),
+        StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => return Err(Error::UnknownBlob),
+        status => return Err(Error::Unavailable(format!("a node answers {status}"))),
     }
     for name in [
+        header::LOCATION,
         header::CONTENT_TYPE,
         header::CONTENT_LENGTH,
         header::CONTENT_RANGE,
@@ -71,7 +75,7 @@ pub async fn serve(
             response = response.header(name, value.clone());
         }
     }
-    let body = match head {
+    let body = match head || answer.status().is_redirection() {
         true => Body::empty(),
         false => pass(mirror, format!("{name}@{digest}"), answer),
     };

@@ -25,13 +25,11 @@ pub mod media_type {
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-    /// All that there are (image-spec v1.1, "Non-Distributable Layers"; docker's manifest v2,
-    /// schema 2, "Media Types").
-    pub const FOREIGN_LAYERS: [&str; 4] = [
-        "application/vnd.oci.image.layer.nondistributable.v1.tar",
-        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
-        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    /// What the types of such layers begin with (image-spec v1.1, "Non-Distributable Layers";
+    /// docker's manifest v2, schema 2, "Media Types").
+    pub const FOREIGN_LAYERS: [&str; 2] = [
+        "application/vnd.oci.image.layer.nondistributable.",
+        "application/vnd.docker.image.rootfs.foreign.",
     ];
 }
 
@@ -147,7 +145,7 @@ impl Descriptor {
     /// Layers").
     fn is_distributable(&self) -> bool {
         let media_type = self.media_type.as_deref().unwrap_or_default();
-        !media_type::FOREIGN_LAYERS.contains(&media_type)
+        !media_type::FOREIGN_LAYERS.iter().any(|begin| media_type.starts_with(begin))
     }
 
     fn blob(&self) -> Result<Reference, ManifestError> {
@@ -178,9 +176,10 @@ pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManife
     };
     let subject = document.subject.as_ref().map(Descriptor::digest).transpose()?;
     let layers = members(&document.layers).unwrap_or_default();
+    // One whose digest nobody here could check is not to be had here.
     let foreign_layers = layers.iter().filter(|layer| !layer.is_distributable());
     let foreign_layers: BTreeSet<Reference> =
-        foreign_layers.map(Descriptor::blob).collect::<Result<_, _>>()?;
+        foreign_layers.filter_map(|layer| layer.blob().ok()).collect();
     if references.len().saturating_add(foreign_layers.len()) > REFERENCES_MAX {
         return Err(ManifestError::TooManyReferences);
     }

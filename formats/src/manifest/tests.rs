@@ -60,6 +60,8 @@ fn empty_layers_and_an_empty_index_are_fine() {
 fn a_layer_that_may_not_be_pushed_is_no_reference() {
     for media_type in [
         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip+encrypted",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
     ] {
         let mut value = image();

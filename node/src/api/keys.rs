@@ -19,6 +19,7 @@ pub async fn list(
     State(app): State<App>,
     _caller: Admin,
 ) -> Result<Json<Vec<SigningKeyInfo>>, Problem> {
+    unlock(&app).await?;
     let view = app.view().await?;
     Ok(Json(shown(&Keyring::read(view.query(), app.keys.ring.vault().clone())?, app.now())))
 }
@@ -32,6 +33,7 @@ pub async fn rotate(
     let found = KeyPurpose::ALL.into_iter().find(|one| one.name() == purpose);
     let unknown = || missing("key_not_found", "there are keys for 'token' and for 'ticket'");
     let purpose = found.ok_or_else(unknown)?;
+    unlock(&app).await?;
     let view = app.view().await?;
     let keys = view.query().signing_keys(purpose)?;
     let newest = keys.last().map_or(0, |key| key.number);
@@ -48,6 +50,12 @@ pub async fn rotate(
     // What this node answers next is to be by the new one already.
     app.keys.ring.refresh(view.query())?;
     Ok(Json(shown(&app.keys.ring, app.now())))
+}
+
+/// Sealing may have begun a moment ago.
+async fn unlock(app: &App) -> Result<(), Problem> {
+    let opened = app.keys.ring.vault().unlock(&app.raft).await;
+    opened.map_err(|error| Problem::internal(&error))
 }
 
 fn shown(ring: &Keyring, now: Timestamp) -> Vec<SigningKeyInfo> {

@@ -18,6 +18,7 @@ pub mod rates;
 pub mod routes;
 mod server;
 pub mod signature;
+mod silence;
 
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;

@@ -20,6 +20,7 @@ use super::leftover::read_leftover;
 use super::problem::{Problem, chain};
 use super::rates::slow_down;
 use super::routes::{Routes, get};
+use super::silence::bound_silence;
 use crate::api;
 use crate::registry;
 use crate::state::App;
@@ -45,6 +46,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(no_such_method)
         .layer(from_fn_with_state(app.clone(), slow_down))
         .layer(from_fn(read_leftover))
+        .layer(from_fn(bound_silence))
         .layer(CatchPanicLayer::new());
     let router = match cors::layer(&app.config.cors) {
         Some(cors) => router.layer(cors),

@@ -54,7 +54,7 @@ pub(crate) mod fuzzed {
     pub use super::range::{Wanted, content_range, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};
-    pub use super::token::form;
+    pub use super::token::fields_of;
 }
 
 use crate::http::auth::{Asker, Audience, Granted, Principal, authenticate, client};

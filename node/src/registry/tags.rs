@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 use shoal_formats::media_type;
-use shoal_metadata::{Query, Read, Version, Visible};
+use shoal_metadata::{Fault, Query, Read, Version, Visible};
 
 use super::answers::{Catalogue, ReferrersIndex, TagList};
 use super::{Answer, Asked, RegistryError, image, text_header};
@@ -23,6 +23,8 @@ const REFERRERS_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
 /// Referrers that one request looks at.
 const REFERRERS_SEEN_MAX: usize = 10_000;
 const REFERRERS_AT_ONCE: usize = 100;
+/// And the manifests of these, in bytes, but for the last.
+const REFERRERS_READ_MAX: u64 = 16 * 1024 * 1024;
 
 /// `n`, at most [`PAGE_MAX`].
 pub fn page_size(text: Option<&str>) -> Result<usize, RegistryError> {
@@ -139,11 +141,18 @@ fn some_referrers<R: Read>(
     mut after: Option<Digest>,
     filter: Option<&String>,
 ) -> Result<Referrers, RegistryError> {
-    let (mut manifests, mut bytes, mut seen) = (Vec::new(), 0, 0);
+    let (mut manifests, mut bytes, mut seen, mut read) = (Vec::new(), 0, 0, 0);
     loop {
-        let versions = query.referrers_after(image, subject, after.as_ref(), REFERRERS_AT_ONCE)?;
-        let end = versions.len() < REFERRERS_AT_ONCE;
-        for version in versions {
+        let digests = query.referrers_after(image, subject, after.as_ref(), REFERRERS_AT_ONCE)?;
+        let end = digests.len() < REFERRERS_AT_ONCE;
+        // One after another: their annotations may be as long as manifests.
+        for digest in digests {
+            if read > REFERRERS_READ_MAX {
+                return Ok(Referrers { manifests, last: after });
+            }
+            let missing = Fault::Contradiction("a referrer is not there");
+            let version = query.version(image, &digest)?.ok_or(missing)?;
+            read += version.manifest_bytes;
             if filter.is_none() || version.artifact_type.as_ref() == filter {
                 let descriptor = descriptor(&version);
                 bytes += descriptor.to_string().len();
@@ -154,7 +163,7 @@ fn some_referrers<R: Read>(
                 manifests.push(descriptor);
             }
             seen += 1;
-            after = Some(version.digest);
+            after = Some(digest);
         }
         if end {
             return Ok(Referrers { manifests, last: None });

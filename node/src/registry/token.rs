@@ -110,7 +110,8 @@ pub async fn handle(
             Err(problem) => return Err(problem.into()),
         },
         Method::POST => {
-            fields = form(body).await?;
+            let form = Zeroizing::new(whole(body, FORM_BYTES_MAX).await?.bytes.to_vec());
+            fields = fields_of(&form);
             scopes.extend(values(&fields, "scope"));
             let view = app.view().await?;
             let principal = password_grant(app, &view, client(parts), &fields, pairs).await?;
@@ -139,15 +140,14 @@ fn values<'a>(pairs: &'a [(String, String)], name: &'a str) -> impl Iterator<Ite
     pairs.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
-/// The fields of a request's form.
-pub async fn form(body: Body) -> Result<Vec<(String, String)>, RegistryError> {
-    let form = Zeroizing::new(whole(body, FORM_BYTES_MAX).await?.bytes.to_vec());
-    let uri = format!("/?{}", String::from_utf8_lossy(&form));
+/// The fields of a form.
+pub fn fields_of(form: &[u8]) -> Vec<(String, String)> {
+    let uri = format!("/?{}", String::from_utf8_lossy(form));
     let fields = uri
         .parse()
         .ok()
         .and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
-    Ok(fields.map(|query| query.0).unwrap_or_default())
+    fields.map(|query| query.0).unwrap_or_default()
 }
 
 /// Other grants are answered 404, on which containerd falls back to GET.

@@ -187,6 +187,8 @@ async fn source(
 ) -> Result<Option<RepositoryName>, RegistryError> {
     let view = asked.app.view().await?;
     let (query, who) = (view.query(), asked.who());
+    // Where none is named, its owner's rights decide: a client cannot ask for the scope of a
+    // repository that it does not know.
     let Some(from) = from else {
         return Ok(holder(query, &who, digest, &to.project())?);
     };

@@ -157,7 +157,7 @@ impl Fuzz {
                 self.open.remove(&request);
                 let ends =
                     [RequestEnd::Done, RequestEnd::Busy, RequestEnd::Absent, RequestEnd::Failed];
-                Event::Ended { request, end: ends[draw.below(3) as usize] }
+                Event::Ended { request, end: ends[draw.below(ends.len() as u64) as usize] }
             }
             22 if draw.below(4) == 0 => {
                 let bytes_per_second = [None, Some(1), Some(1 << 20)][draw.below(3) as usize];

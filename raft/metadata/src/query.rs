@@ -262,21 +262,19 @@ impl<'a, R: Read> Query<'a, R> {
             .collect()
     }
 
-    /// A page of them, by digest, of those after `after`.
+    /// A page of their digests, of those after `after`.
     pub fn referrers_after(
         &self,
         image: ImageId,
         subject: &Digest,
         after: Option<&Digest>,
         limit: usize,
-    ) -> Result<Vec<Version>, Fault> {
+    ) -> Result<Vec<Digest>, Fault> {
         let prefix = key::image_digest(image, subject);
         let from = after.map(|last| key::after(key::referrer(image, subject, last)));
         let from = from.as_deref().unwrap_or(&prefix);
         let rows = self.read.scan(Table::Referrers, from, &prefix, limit)?;
-        rows.iter()
-            .map(|(key, _)| self.present(image, &key::read_digest(key, prefix.len())?))
-            .collect()
+        rows.iter().map(|(key, _)| key::read_digest(key, prefix.len())).collect()
     }
 
     /// Since when a repository holds a blob that no version of it needs; `None` where one does, or

@@ -60,40 +60,53 @@ async fn what_may_not_be_seen_refers_to_nothing() -> Result<()> {
 async fn a_list_longer_than_a_manifest_may_be_comes_in_pages() -> Result<()> {
     let node = Node::start().await?;
     let subject = push_image(&node, "a/long", "v1", b"layer").await?;
-    let text = "x".repeat(900 * 1024);
-    let mut wanted = std::collections::BTreeSet::new();
-    for number in 0..7 {
+    let about = sha256(&subject);
+    let push = async |kind: &str, number: usize, text: &str| {
         let index = json!({
             "schemaVersion": 2, "mediaType": INDEX, "manifests": [],
-            "artifactType": "application/x-long+json",
+            "artifactType": format!("application/x-{kind}+json"),
             "subject": descriptor(MANIFEST, &subject),
             "annotations": { "number": number.to_string(), "text": text },
         });
         let digest = sha256(index.to_string().as_bytes());
         expect(&put(&node, "a/long", &digest, &index).await?, StatusCode::CREATED)?;
-        wanted.insert(digest);
-    }
-    let mut found = std::collections::BTreeSet::new();
-    let mut pages = 0;
-    let about = sha256(&subject);
-    let mut next =
-        Some(format!("/v2/a/long/referrers/{about}?artifactType=application%2Fx-long%2Bjson"));
-    while let Some(path) = next.take() {
-        let answer = node.v2(Method::GET, path.trim_start_matches("/v2/")).send().await?;
-        expect(&answer, StatusCode::OK)?;
-        if let Some(link) = answer.headers().get("link") {
-            let link = link.to_str()?.strip_prefix('<').and_then(|link| link.split_once('>'));
-            next = link.map(|(path, _)| path.to_owned());
+        Ok::<_, anyhow::Error>(digest)
+    };
+    let list = async |kind: &str| {
+        let filter = format!("artifactType=application%2Fx-{kind}%2Bjson");
+        let mut next = Some(format!("/v2/a/long/referrers/{about}?{filter}"));
+        let (mut found, mut pages) = (std::collections::BTreeSet::new(), 0);
+        while let Some(path) = next.take() {
+            let answer = node.v2(Method::GET, path.trim_start_matches("/v2/")).send().await?;
+            expect(&answer, StatusCode::OK)?;
+            if let Some(link) = answer.headers().get("link") {
+                let link = link.to_str()?.strip_prefix('<').and_then(|link| link.split_once('>'));
+                next = link.map(|(path, _)| path.to_owned());
+            }
+            let body = answer.bytes().await?;
+            ensure!(body.len() <= 4 << 20, "{} bytes", body.len());
+            let index: Value = serde_json::from_slice(&body)?;
+            for one in index["manifests"].as_array().into_iter().flatten() {
+                ensure!(found.insert(one["digest"].as_str().unwrap_or_default().to_owned()));
+            }
+            pages += 1;
         }
-        let body = answer.bytes().await?;
-        ensure!(body.len() <= 4 << 20, "{} bytes", body.len());
-        let index: Value = serde_json::from_slice(&body)?;
-        for one in index["manifests"].as_array().into_iter().flatten() {
-            ensure!(found.insert(one["digest"].as_str().unwrap_or_default().to_owned()));
-        }
-        pages += 1;
+        Ok((found, pages))
+    };
+    let text = "x".repeat(900 * 1024);
+    let mut wanted = std::collections::BTreeSet::new();
+    for number in 0..7 {
+        wanted.insert(push("long", number, &text).await?);
     }
+    let (found, pages) = list("long").await?;
     ensure!(found == wanted && pages == 2, "{pages} pages of {}", found.len());
+    // What is passed over costs, too: a request ends when it has read enough, with a link.
+    let text = "x".repeat(4_000_000);
+    for number in 0..6 {
+        push("other", number, &text).await?;
+    }
+    let (found, pages) = list("none").await?;
+    ensure!(found.is_empty() && pages == 2, "{pages} pages of {}", found.len());
     node.server.stop().await
 }
 

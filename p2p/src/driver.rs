@@ -13,8 +13,8 @@ use tracing::{info, warn};
 
 use crate::link;
 use crate::request;
-use crate::swarm::{Owned, Shared, wall_clock};
-use crate::transfer::FetchError;
+use crate::swarm::{Shared, wall_clock};
+use crate::transfer::{FetchError, Owned};
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;

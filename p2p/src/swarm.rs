@@ -25,7 +25,7 @@ use crate::link::Link;
 use crate::metrics::{CertificateEnd, Metrics};
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
-use crate::transfer::{FetchError, Handle, Progress, Running, Transfer};
+use crate::transfer::{FetchError, Handle, Owned, Progress, Running, Transfer};
 use crate::{driver, endpoint, link, request};
 
 /// Chunk bytes received and not yet written, over all transfers.
@@ -94,31 +94,6 @@ pub enum Error {
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// A transfer, and whether somebody still holds a handle of it. The driver drops it some time
-/// after the last handle.
-pub(crate) struct Owned {
-    running: Arc<Running>,
-    handle: Weak<Handle>,
-}
-
-impl Owned {
-    pub(crate) fn has_owner(&self) -> bool {
-        self.handle.strong_count() > 0
-    }
-
-    pub(crate) fn is_under_way(&self) -> bool {
-        self.has_owner() && !self.running.has_ended()
-    }
-
-    pub(crate) fn end(&self, error: FetchError) {
-        self.running.end(Err(error));
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        !self.has_owner() && !self.running.has_succeeded()
-    }
 }
 
 pub(crate) struct Shared {

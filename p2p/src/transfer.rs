@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -189,6 +189,31 @@ impl Drop for Handle {
             // Where the queue is full, the driver finds the transfer without an owner by itself.
             let _ = self.0.commands.try_send(Event::Stop { recipe: self.0.id });
         }
+    }
+}
+
+/// A transfer, and whether somebody still holds a handle of it. The driver drops it some time
+/// after the last handle.
+pub(crate) struct Owned {
+    pub(crate) running: Arc<Running>,
+    pub(crate) handle: Weak<Handle>,
+}
+
+impl Owned {
+    pub(crate) fn has_owner(&self) -> bool {
+        self.handle.strong_count() > 0
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.has_owner() && !self.running.has_ended()
+    }
+
+    pub(crate) fn end(&self, error: FetchError) {
+        self.running.end(Err(error));
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        !self.has_owner() && !self.running.has_succeeded()
     }
 }
 

@@ -55,6 +55,8 @@ use crate::verification::Verifier;
 const KEYS_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a stop waits for the last pulls to be written down.
 const PULLS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a stop waits for what it ends in the background.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node that starts waits for storage that does not answer.
 const STORAGE_DEADLINE: Duration = Duration::from_secs(120);
 const STORAGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -86,7 +88,7 @@ pub struct Server {
     /// Of a node without a master key.
     keyless: Option<Keyless>,
     /// What runs in the background; ends with it.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     home: Arc<Home>,
 }
 
@@ -291,7 +293,7 @@ impl Server {
             None => None,
         };
         info!(node = %id, url = app.config.api_url(), "the node answers");
-        Ok(Self { app, https, plain, challenges, swarm, keyless, _tasks: tasks, home })
+        Ok(Self { app, https, plain, challenges, swarm, keyless, tasks, home })
     }
 
     pub fn app(&self) -> &App {
@@ -355,7 +357,7 @@ impl Server {
         Box::pin(self.stop_within(deadline))
     }
 
-    async fn stop_within(self, deadline: Duration) -> Result<()> {
+    async fn stop_within(mut self, deadline: Duration) -> Result<()> {
         self.app.drain.give_notice();
         self.app.drain.cut_before(deadline);
         self.app.services.close();
@@ -368,6 +370,8 @@ impl Server {
         let audit = self.app.services.audit.flush(AuditPhase::Ends);
         let last = async { tokio::join!(pulls, audit) };
         let _ = tokio::time::timeout(PULLS_TIMEOUT, last).await;
+        // Whoever starts on this folder next finds nobody who still writes there or holds its lock.
+        let _ = tokio::time::timeout(TASKS_TIMEOUT, self.tasks.shutdown()).await;
         self.app.raft.shutdown().await;
         self.app.metrics.save(&self.home.counters_file());
         Ok(())

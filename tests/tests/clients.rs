@@ -131,11 +131,17 @@ for tag in [name, chunked]:
     assert len(pulled) == 2, pulled
 assert client.delete_tags(name, "chunked") == ["chunked"]
 assert client.get_tags(name) == ["v1"], client.get_tags(name)
+disk = client.pull(target=f"{registry}/vm/disk:latest", outdir=f"{target}/disk")
+assert disk == [f"{target}/disk/disk-1.0.0.qcow2"], disk
 "#;
 
 #[test]
-fn oras_pushes_and_pulls_artifacts() -> Result<()> {
+fn oras_pushes_and_pulls_artifacts_and_pulls_disks() -> Result<()> {
     let scene = Scene::set()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let disk = sample::disk(&scene.folder)?;
+    let path = disk.to_string_lossy();
+    operator.run(&["image", "upload", &path, "vm/disk", "--version", "1.0.0"])?;
     let (source, target) = (scene.folder.join("source"), scene.folder.join("target"));
     fs::create_dir_all(&source)?;
     let model: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
@@ -154,7 +160,7 @@ fn oras_pushes_and_pulls_artifacts() -> Result<()> {
     {
         ensure!(fs::read(target.join(folder).join(name))? == content, "{folder}/{name} differs");
     }
-    Ok(())
+    sample::ensure_same_disk(&disk, &target.join("disk/disk-1.0.0.qcow2"), "qcow2")
 }
 
 #[test]

@@ -2,21 +2,18 @@
 //!
 //! Invariants: the length is exact and known before the first byte; two downloads of one version
 //! in one format are equal byte for byte, so the entity tag names recipe and format and ranges can
-//! be put together; memory is bounded by [`PIECES_AHEAD`] pieces.
+//! be put together. The bytes themselves: see `disks::export`.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_content::{ImageId, Recipe, RecipeId};
-use shoal_formats::{Adler32, Export, Piece, Target};
+use shoal_content::{ImageId, RecipeId};
+use shoal_formats::{Export, Target};
 use shoal_metadata::Action;
 
 use super::caller::Caller;
@@ -25,16 +22,12 @@ use super::input::{Path, Query};
 use super::problem::{conflict, unavailable};
 use super::shown::number;
 use super::versions::{no_version, version};
+use crate::disks::exported;
 use crate::http::noted;
 use crate::http::problem::Problem;
-use crate::origin::{Error, Origin};
+use crate::origin::Origin;
 use crate::state::App;
 
-/// Pieces that are read ahead of the client.
-const PIECES_AHEAD: usize = 16;
-/// The longest piece.
-const PIECE_BYTES_MAX: u64 = 256 * 1024;
-static ZEROS: [u8; PIECE_BYTES_MAX as usize] = [0; PIECE_BYTES_MAX as usize];
 /// Changes when the writers' output does.
 const WRITERS_VERSION: u32 = 1;
 
@@ -134,7 +127,7 @@ fn answer(
         answer = answer.header(header::CONTENT_RANGE, shown);
     }
     noted::note_download();
-    let body = Body::from_stream(content(origin.clone(), recipe, export, range));
+    let body = Body::from_stream(exported(origin.clone(), recipe, export, range));
     answer
         .body(body)
         .map_err(|_| Problem::bad_request("request_invalid", "the name cannot be sent"))
@@ -174,65 +167,6 @@ fn parse_range(text: &str, length: u64) -> Asked {
         from..end
     };
     if range.start < range.end { Asked::Part(range) } else { Asked::Outside }
-}
-
-/// The file's bytes, in order, some pieces ahead of the reader.
-fn content(
-    origin: Origin,
-    id: RecipeId,
-    export: Export,
-    range: Range<u64>,
-) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
-    let (recipe, whole) = (export.recipe().clone(), export.clone());
-    let pieces = futures::stream::unfold((export, range.start), move |(export, at)| {
-        let most = range.end.saturating_sub(at).min(PIECE_BYTES_MAX);
-        let piece = export.pieces(at, most).next();
-        std::future::ready(piece.map(|piece| {
-            let next = at + piece.length();
-            (piece, (export, next))
-        }))
-    });
-    pieces
-        .map(move |piece| {
-            let (origin, recipe, export) = (origin.clone(), recipe.clone(), whole.clone());
-            async move {
-                match piece {
-                    Piece::Bytes(bytes) => Ok(Bytes::from(bytes)),
-                    Piece::Zero(length) => Ok(Bytes::from_static(&ZEROS[..length as usize])),
-                    Piece::Chunk { chunk, from, length, .. } => {
-                        let content = origin.chunk(id, &recipe, chunk).await?;
-                        Ok(content.slice(from as usize..(from + length) as usize))
-                    }
-                    Piece::Adler32 { guest, of, from, length } => {
-                        let sum =
-                            adler32(&origin, id, &recipe, export.guest_pieces(guest, of.into()));
-                        let sum = sum.await?;
-                        Ok(Bytes::copy_from_slice(&sum[from.into()..(from + length).into()]))
-                    }
-                }
-            }
-        })
-        .buffered(PIECES_AHEAD)
-}
-
-/// Of what `pieces` of the guest hold; their chunks were just read and are at hand.
-async fn adler32(
-    origin: &Origin,
-    id: RecipeId,
-    recipe: &Arc<Recipe>,
-    pieces: impl Iterator<Item = Piece> + Send,
-) -> Result<[u8; 4], Error> {
-    let mut sum = Adler32::default();
-    for piece in pieces {
-        match piece {
-            Piece::Chunk { chunk, from, length, .. } => {
-                let content = origin.chunk(id, recipe, chunk).await?;
-                sum.update(&content[from as usize..(from + length) as usize]);
-            }
-            hole => sum.zeros(hole.length()),
-        }
-    }
-    Ok(sum.to_bytes())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::input::{Body, Path, Query};
 use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::{shown, uploads};
-use crate::disks::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
+use crate::disks::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -118,6 +118,7 @@ pub async fn create(
         }
     };
     let (image, row) = found(&caller, id, &from, Action::Push)?;
+    let file = DiskFile::of(&row);
     let Some(disk) = row.disk else {
         let text = "this is a container image; push the manifest under another tag";
         return Err(conflict("not_a_disk", text));
@@ -125,6 +126,8 @@ pub async fn create(
     let note = caller.view.query().version_note(id, &row.digest)?;
     drop(caller);
     let manifest = DiskManifest {
+        image: &image.name,
+        file,
         recipe: disk.recipe,
         number: &request.version,
         virtual_bytes: disk.virtual_bytes,
@@ -133,7 +136,7 @@ pub async fn create(
     };
     let (bytes, digest) = manifest.encode();
     let put = PutManifest {
-        repository: image.name,
+        repository: image.name.clone(),
         image: id,
         version: VersionId::from_uuid(Uuid::now_v7()),
         kind: ImageKind::Disk,

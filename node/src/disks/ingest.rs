@@ -10,10 +10,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
-use shoal_content::{Digest, ObjectKey, Recipe, RecipeId, TagName, UploadId, VersionId};
+use shoal_content::{
+    Digest, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeId, TagName, UploadId, VersionId,
+};
 use shoal_formats::{
-    DiskIngest, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
+    DiskIngest, Export, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
 };
 use shoal_metadata::{
     AuditSource, Command, Disk, Image, ImageKind, KeyOwner, PutManifest, Refusal, Subject, Upload,
@@ -24,7 +27,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::dedup::{Known, known_chunks};
-use super::manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
+use super::export::exported;
+use super::manifest::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE, file_target};
 use super::packs::PackUploads;
 use super::source::PartsSource;
 use super::{Disks, Running};
@@ -118,7 +122,35 @@ impl Disks {
         let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, ingest, &running));
         let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
         let recipe = self.store_recipe(&cut.recipe, &order.under()).await?;
-        self.publish(order, cut, recipe).await
+        let file = self.file(recipe, entry).await?;
+        self.publish(order, cut, recipe, file).await
+    }
+
+    /// Reads the disk once more, as the file that the registry gives: its digest stands in the
+    /// manifest. What was stored is read, so that a byte that cannot be had again is missed here,
+    /// while the parts are still there. `None` for a disk that is too large for such a file.
+    async fn file(&self, recipe: RecipeId, running: &Running) -> Result<Option<DiskFile>, Failure> {
+        let origin = &self.inner.origin;
+        let read = origin.recipe(recipe).await.map_err(|error| Failure::Passing(chain(&error)))?;
+        let read = read.ok_or_else(|| Failure::Passing("the recipe is not in storage".into()))?;
+        let export = tokio::task::spawn_blocking(move || Export::new(file_target(), read)).await;
+        let export = match export.map_err(|error| Failure::Passing(error.to_string()))? {
+            Ok(export) => export,
+            Err(error) => {
+                warn!(%recipe, %error, "the registry has no file of this disk");
+                return Ok(None);
+            }
+        };
+        let length = export.len();
+        let mut pieces = Box::pin(exported(origin.clone(), recipe, export, 0..length));
+        let mut hasher = Sha256::new();
+        while let Some(piece) = pieces.next().await {
+            if running.lost.load(Ordering::Relaxed) {
+                return Err(Failure::Lost);
+            }
+            hasher.update(piece.map_err(|error| Failure::Passing(chain(&error)))?);
+        }
+        Ok(Some(DiskFile { digest: Digest::sha256(hasher.finalize().into()), length }))
     }
 
     async fn order(&self, id: UploadId) -> Result<Order, Failure> {
@@ -146,14 +178,27 @@ impl Disks {
 
     async fn store_recipe(&self, recipe: &Recipe, under: &KeyOwner) -> Result<RecipeId, Failure> {
         let encoded = recipe.encode();
+        if encoded.len() > RECIPE_BYTES_MAX {
+            let bytes = encoded.len();
+            let text = format!("disk_too_large: its list of chunks would have {bytes} bytes");
+            return Err(Failure::Refused(text));
+        }
         let id = RecipeId::of(&encoded);
         let (store, key) = (&*self.inner.store, ObjectKey::Recipe(id));
         put_once(store, key, under, Bytes::from(encoded)).await?;
         Ok(id)
     }
 
-    async fn publish(&self, order: Order, cut: Cut, recipe: RecipeId) -> Result<(), Failure> {
+    async fn publish(
+        &self,
+        order: Order,
+        cut: Cut,
+        recipe: RecipeId,
+        file: Option<DiskFile>,
+    ) -> Result<(), Failure> {
         let manifest = DiskManifest {
+            image: &order.image.name,
+            file,
             recipe,
             number: &order.number,
             virtual_bytes: cut.virtual_bytes,

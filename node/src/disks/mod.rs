@@ -1,7 +1,8 @@
 //! Disks: from the parts of an upload to a published version.
 //!
-//! Order of an ingest: the lease in the metadata, packs, recipe, manifest (one command publishes
-//! the version and ends the session), and only then the parts are deleted. A node that dies in
+//! Order of an ingest: the lease in the metadata, packs, recipe, the digest of the file that the
+//! registry gives for the disk, manifest (one command publishes the version and ends the session),
+//! and only then the parts are deleted. A node that dies in
 //! between leaves a lease that runs out; whichever node finds it takes over and comes to the same
 //! result, since everything here is deterministic.
 //!
@@ -10,6 +11,7 @@
 //! Non-goals: HTTP (see `api`), formats (see `shoal-formats`).
 
 mod dedup;
+mod export;
 mod import;
 mod ingest;
 mod manifest;
@@ -35,8 +37,9 @@ use crate::origin::Origin;
 use crate::remote::Remote;
 use crate::store::BlobStore;
 
+pub use export::exported;
 pub use import::IMPORTS_AT_ONCE_MAX;
-pub use manifest::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
+pub use manifest::{ARTIFACT_TYPE, DiskFile, DiskManifest, EMPTY, MEDIA_TYPE, file_target};
 pub use packs::{PACKS_IN_FLIGHT_MAX, PackUploads};
 
 /// Disks that one node reads at once.

@@ -1,4 +1,7 @@
 //! GET, HEAD and DELETE of a blob.
+//!
+//! A disk's file is a blob that stands nowhere: its manifest names it, and its bytes are written
+//! from the disk's chunks.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,13 +10,17 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use shoal_content::{Digest, ImageId, RepositoryName, Timestamp};
-use shoal_metadata::{Action, Blob, Command, Reference, What, permission};
+use sha2::{Digest as _, Sha256};
+use shoal_content::{Digest, ImageId, RecipeId, RepositoryName, Timestamp};
+use shoal_formats::Export;
+use shoal_metadata::{Action, Blob, Command, ImageKind, Reference, Version, What, permission};
 use uuid::Uuid;
 
 use super::range::{Wanted, wanted};
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
+use crate::disks::{EMPTY, exported, file_target};
 use crate::http::noted;
+use crate::http::problem::Problem;
 use crate::upstreams::{self, Upstream};
 
 /// How long an address of storage's own holds: for the slowest download to begin.
@@ -88,6 +95,10 @@ enum Content<'a> {
     Stored(Blob),
     /// At an upstream, yet.
     Awaited(&'a Arc<Upstream>, upstreams::Wanted),
+    /// A disk as a file.
+    Written(RecipeId, Export),
+    /// What the empty descriptor of a disk's manifest names.
+    Empty,
 }
 
 impl Content<'_> {
@@ -95,6 +106,8 @@ impl Content<'_> {
         match self {
             Self::Stored(blob) => blob.size,
             Self::Awaited(_, wanted) => wanted.size,
+            Self::Written(_, export) => export.len(),
+            Self::Empty => EMPTY.len() as u64,
         }
     }
 }
@@ -116,6 +129,11 @@ async fn content<'a>(
         }
         return Ok(Content::Stored(blob));
     }
+    if image.kind == ImageKind::Disk {
+        let version = query.disk_of_file(image.id, digest)?;
+        drop(view);
+        return of_disk(asked, version, digest).await;
+    }
     let upstream = asked.app.upstreams.of(repository).ok_or_else(RegistryError::blob_unknown)?;
     let Some(Reference::Blob { size, .. }) = query.awaited(image.id, digest)? else {
         return Err(RegistryError::blob_unknown());
@@ -127,6 +145,26 @@ async fn content<'a>(
         Some(blob) => Content::Stored(blob),
         None => Content::Awaited(upstream, wanted),
     })
+}
+
+/// What a disk's manifest names.
+async fn of_disk<'a>(
+    asked: &Asked,
+    version: Option<Version>,
+    digest: &Digest,
+) -> Result<Content<'a>, RegistryError> {
+    if *digest == Digest::sha256(Sha256::digest(EMPTY).into()) {
+        return Ok(Content::Empty);
+    }
+    let disk = version.and_then(|version| version.disk).ok_or_else(RegistryError::blob_unknown)?;
+    let recipe = asked.app.services.origin.recipe(disk.recipe).await.map_err(Problem::from)?;
+    let recipe = recipe.ok_or_else(|| {
+        tracing::error!(recipe = %disk.recipe, "a version's recipe is not in storage");
+        RegistryError::blob_unknown()
+    })?;
+    let export = tokio::task::spawn_blocking(move || Export::new(file_target(), recipe)).await;
+    let export = export.ok().and_then(Result::ok).ok_or_else(RegistryError::blob_unknown)?;
+    Ok(Content::Written(disk.recipe, export))
 }
 
 async fn body(
@@ -141,6 +179,13 @@ async fn body(
             let pieces = app.upstreams.stream(app, upstream, wanted, range, forwarded);
             Body::from_stream(Box::pin(pieces).await?)
         }
+        Content::Written(recipe, export) => {
+            let origin = asked.app.services.origin.clone();
+            Body::from_stream(exported(origin, recipe, export, range))
+        }
+        Content::Empty => Body::from(
+            bytes::Bytes::from_static(EMPTY).slice(range.start as usize..range.end as usize),
+        ),
     })
 }
 

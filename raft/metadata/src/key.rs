@@ -104,6 +104,11 @@ pub fn delta(of: &DeltaKey) -> Vec<u8> {
     join(&[&image(of.image), of.old.as_bytes(), of.new.as_bytes()])
 }
 
+/// `file` is what the disk version is pulled as.
+pub fn disk_file(id: ImageId, file: &Digest, version: &Digest) -> Vec<u8> {
+    join(&[&image(id), &digest(file), &digest(version)])
+}
+
 pub fn referrer(id: ImageId, subject: &Digest, referrer: &Digest) -> Vec<u8> {
     join(&[&image(id), &digest(subject), &digest(referrer)])
 }

@@ -262,6 +262,16 @@ impl<'a, R: Read> Query<'a, R> {
             .collect()
     }
 
+    /// A version whose file has this digest.
+    pub fn disk_of_file(&self, image: ImageId, file: &Digest) -> Result<Option<Version>, Fault> {
+        let prefix = key::image_digest(image, file);
+        let rows = self.read.scan(Table::DiskFiles, &prefix, &prefix, 1)?;
+        match rows.first() {
+            Some((key, _)) => Ok(Some(self.present(image, &key::read_digest(key, prefix.len())?)?)),
+            None => Ok(None),
+        }
+    }
+
     /// A page of their digests, of those after `after`.
     pub fn referrers_after(
         &self,

@@ -192,6 +192,21 @@ pub struct Version {
     pub created_by: String,
 }
 
+/// The annotations of a disk version that say which file the registry gives for it.
+pub const FILE_DIGEST: &str = "io.shoal.disk.file-digest";
+pub const FILE_BYTES: &str = "io.shoal.disk.file-bytes";
+
+impl Version {
+    /// The file that the registry gives for a disk: its digest and its length in bytes. `None` for
+    /// a container, and for a disk of which none was made.
+    pub fn file(&self) -> Option<(Digest, u64)> {
+        self.disk.as_ref()?;
+        let digest = self.annotations.get(FILE_DIGEST)?.parse().ok()?;
+        let bytes = self.annotations.get(FILE_BYTES)?.parse().ok()?;
+        Some((digest, bytes))
+    }
+}
+
 /// A disk version's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {

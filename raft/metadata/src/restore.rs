@@ -145,6 +145,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::OwnerDataKeys
         | Table::HandedKeys
         | Table::Expelled
+        | Table::DiskFiles
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

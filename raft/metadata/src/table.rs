@@ -198,11 +198,13 @@ pub enum Table {
     NodeMasterKeys = 89,
     /// Peer of an agent that was removed -> itself, and until when its certificate may hold.
     Expelled = 90,
+    /// Image, digest of the file that a disk version is pulled as, digest of the version -> nothing.
+    DiskFiles = 91,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 90] = [
+    pub const ALL: [Self; 91] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -293,6 +295,7 @@ impl Table {
         Self::HandedKeys,
         Self::NodeMasterKeys,
         Self::Expelled,
+        Self::DiskFiles,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -371,3 +371,30 @@ fn one_node_at_a_time_gets_a_file_from_elsewhere() {
     let nothing = Command::ClaimImport { upload: upload_id(2), node: node(1), lease_until: at(90) };
     assert_eq!(world.refuses(nothing), Refusal::NotFound(Subject::Upload));
 }
+
+#[test]
+fn a_disk_is_found_by_the_file_it_is_pulled_as_until_its_last_version_goes() {
+    let mut world = with_disk();
+    let file = digest(99);
+    for (manifest, number) in [(20, "1.0.0"), (21, "1.0.1")] {
+        let Command::PublishDisk { mut put, compressed_bytes } =
+            publish_disk("zedge/vm", 1, manifest, number)
+        else {
+            unreachable!("a disk is published so");
+        };
+        put.annotations.insert(FILE_DIGEST.into(), file.to_string());
+        put.annotations.insert(FILE_BYTES.into(), "512".into());
+        world.accepts(Command::PublishDisk { put, compressed_bytes });
+    }
+    let found = world.query().disk_of_file(image_id(1), &file).unwrap().unwrap();
+    assert_eq!(found.file(), Some((file.clone(), 512)));
+    assert_eq!(world.query().disk_of_file(image_id(1), &digest(98)).unwrap(), None);
+    for (manifest, left) in [(20, true), (21, false)] {
+        world.accepts(Command::DeleteManifest {
+            repository: name("zedge/vm"),
+            digest: digest(manifest),
+        });
+        let found = world.query().disk_of_file(image_id(1), &file).unwrap();
+        assert_eq!(found.is_some(), left, "after {manifest}");
+    }
+}

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::super::node::Node;
+use super::super::disks::{create_image, download, make_disk, upload};
+use super::super::node::{Node, run};
 use super::{INDEX, MANIFEST, descriptor, expect, header, push_blob, push_image, put, sha256};
 
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
@@ -171,5 +172,61 @@ async fn files_of_oras_keep_their_names_and_an_old_client_keeps_its_list_of_refe
     ensure!(header(&answer, "content-type")? == INDEX);
     let text = index.to_string();
     ensure!(answer.text().await? == text);
+    node.server.stop().await
+}
+
+/// What a client of artifacts takes for the file of a version: its digest and its size.
+async fn file_of(node: &Node, repository: &str, tag: &str) -> Result<(String, u64)> {
+    let path = format!("{repository}/manifests/{tag}");
+    let manifest: Value = node.v2(Method::GET, &path).send().await?.json().await?;
+    let layer = &manifest["layers"][0];
+    ensure!(manifest["layers"].as_array().is_some_and(|all| all.len() == 1), "{manifest}");
+    let name = repository.rsplit('/').next().unwrap_or_default();
+    let version = &manifest["annotations"]["org.opencontainers.image.version"];
+    let title = format!("{name}-{}.qcow2", version.as_str().context("no version")?);
+    ensure!(layer["annotations"]["org.opencontainers.image.title"] == title, "{manifest}");
+    let digest = layer["digest"].as_str().context("no digest")?.to_owned();
+    Ok((digest, layer["size"].as_u64().context("no size")?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_pulled_as_a_file_that_its_manifest_names() -> Result<()> {
+    let node = Node::start().await?;
+    let source = make_disk(node.path(), "one", 2)?;
+    let image = create_image(&node, "zedge/one").await?;
+    let uploaded = upload(&node, image, &source, "1.0.0").await?;
+    ensure!(uploaded.status == "active", "{uploaded:?}");
+    let (digest, size) = file_of(&node, "zedge/one", "latest").await?;
+
+    let path = format!("zedge/one/blobs/{digest}");
+    let head = node.v2(Method::HEAD, &path).send().await?;
+    expect(&head, StatusCode::OK)?;
+    ensure!(header(&head, "content-length")? == size.to_string());
+    let bytes = node.v2(Method::GET, &path).send().await?.bytes().await?;
+    ensure!(bytes.len() as u64 == size && sha256(&bytes) == digest, "other bytes than it says");
+    ensure!(download(&node, image, "1.0.0", "qcow2").await? == bytes, "two qcow2 of one version");
+    let pulled = node.path().join("pulled.qcow2");
+    std::fs::write(&pulled, &bytes)?;
+    let (source, pulled) = (source.to_string_lossy(), pulled.to_string_lossy());
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "qcow2", &source, &pulled])?;
+    let part = node.v2(Method::GET, &path).header("range", "bytes=65000-1400000").send().await?;
+    expect(&part, StatusCode::PARTIAL_CONTENT)?;
+    ensure!(part.bytes().await? == bytes[65_000..=1_400_000]);
+    let config = format!("zedge/one/blobs/{}", sha256(b"{}"));
+    ensure!(node.v2(Method::GET, &config).send().await?.bytes().await? == "{}");
+
+    // It is that image's alone, and as long as one of its versions has it.
+    create_image(&node, "zedge/other").await?;
+    let elsewhere = format!("zedge/other/blobs/{digest}");
+    expect(&node.v2(Method::HEAD, &elsewhere).send().await?, StatusCode::NOT_FOUND)?;
+    let wanted = json!({ "version": "1.0.1", "from": "1.0.0" });
+    let versions = format!("images/{image}/versions");
+    let _again: Value = node.call(Method::POST, &versions, &wanted).await?;
+    ensure!(file_of(&node, "zedge/one", "latest").await? == (digest, size));
+    for (version, after) in [("1.0.0", StatusCode::OK), ("1.0.1", StatusCode::NOT_FOUND)] {
+        let version = format!("{versions}/{version}");
+        node.request(Method::DELETE, &version).send().await?.error_for_status()?;
+        expect(&node.v2(Method::HEAD, &path).send().await?, after)?;
+    }
     node.server.stop().await
 }

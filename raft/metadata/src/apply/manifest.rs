@@ -191,6 +191,9 @@ impl<R: Read> Step<'_, R> {
                 self.hold_object(object)?;
             }
         }
+        if let Some((file, _)) = version.file() {
+            self.rows.mark(Table::DiskFiles, key::disk_file(image.id, &file, digest));
+        }
         for reference in &version.references {
             self.hold_reference(image.id, &project, digest, reference)?;
         }
@@ -290,6 +293,9 @@ impl<R: Read> Step<'_, R> {
                 self.release_object(object)?;
             }
             self.drop_deltas_of(image, disk.recipe)?;
+        }
+        if let Some((file, _)) = version.file() {
+            self.rows.remove(Table::DiskFiles, key::disk_file(image, &file, digest));
         }
         for reference in &version.references {
             match reference {

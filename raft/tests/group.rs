@@ -280,7 +280,7 @@ fn a_new_member_gets_a_snapshot_where_the_log_is_gone() {
     for number in 0..300 {
         first.propose(create_image(number)).unwrap();
     }
-    // The next one is due at most two dozen entries behind the last.
+    // One is taken every 20 entries, of what is applied by then.
     eventually("a snapshot of nearly all is taken", || {
         let status = first.raft.status();
         (status.snapshot? + 24 >= status.last_applied?).then_some(())

@@ -74,6 +74,39 @@ pub enum Failure {
     Encryption(encryption::Error),
 }
 
+/// What a node has when its Raft member runs.
+struct Ground<'a> {
+    config: Config,
+    home: Arc<Home>,
+    member: Member,
+    /// Where the cluster is yet to be founded.
+    founding: Option<Founding>,
+    founded: Founded<'a>,
+    stores: Stores,
+    credentials: Credentials,
+    raft: Raft,
+    registry: Registry,
+    cache_reads: CacheReads,
+}
+
+/// What else runs of a node that does not answer yet.
+#[derive(Default)]
+struct Begun {
+    swarm: Option<Swarm>,
+    tasks: JoinSet<()>,
+}
+
+impl Begun {
+    /// Of a node that cannot go on: whoever starts on its folder next finds nobody there.
+    async fn end(mut self, raft: &Raft) {
+        if let Some(swarm) = &self.swarm {
+            swarm.shutdown().await;
+        }
+        let _ = tokio::time::timeout(TASKS_TIMEOUT, self.tasks.shutdown()).await;
+        raft.shutdown().await;
+    }
+}
+
 /// A running node.
 ///
 /// Its calls give boxed futures: who polls one that is not boxed compiles the whole node again.
@@ -106,9 +139,9 @@ async fn found_here(config: &Config) -> Result<Zeroizing<String>> {
     let member = founding.first_member();
     let credentials = home.credentials()?;
     let raft = start_raft(&home, &credentials, config, &member, &mut Registry::default()).await?;
-    let password = founding.finish(&home, config, &raft).await?;
+    let password = founding.finish(&home, config, &raft).await;
     raft.shutdown().await;
-    Ok(password)
+    Ok(password?)
 }
 
 /// Makes a new cluster of one node out of a backup, and stops (see `restore`).
@@ -159,13 +192,38 @@ impl Server {
             (None, Some(founding)) => founding.first_member(),
             (None, None) => bail!("the node is no member of a cluster"),
         };
-        let id = member.id();
         let mut registry = Registry::default();
         let cache_reads = CacheReads::default();
         let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
         let stores = stores.context("storage cannot be opened")?;
         let credentials = home.credentials()?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
+        let ground = Ground {
+            config,
+            home,
+            member,
+            founding,
+            founded,
+            stores,
+            credentials,
+            raft: raft.clone(),
+            registry,
+            cache_reads,
+        };
+        let mut begun = Begun::default();
+        let server = Box::pin(Self::begin_on(ground, &mut begun)).await;
+        if server.is_err() {
+            begun.end(&raft).await;
+        }
+        server
+    }
+
+    /// Where this fails, Raft and what is in `begun` are the caller's to end.
+    async fn begin_on(ground: Ground<'_>, begun: &mut Begun) -> Result<Self> {
+        let Ground { config, home, member, founding, founded, stores, credentials, .. } = ground;
+        let (raft, mut registry, cache_reads) = (ground.raft, ground.registry, ground.cache_reads);
+        let Begun { swarm: begun_swarm, tasks } = begun;
+        let id = member.id();
         let vault = Vault::new(&config.encryption)?;
         // These rows may be old: what cannot be opened by them is looked at again with the leader's.
         if let Err(error) = vault.unlock(&raft).await {
@@ -180,7 +238,6 @@ impl Server {
         let keys = read_keys(&raft, &vault).await?;
         let encryption = encryption::open(&config.encryption, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
-        let mut tasks = JoinSet::new();
         let store = match &encryption {
             None => stores,
             Some(keys) => {
@@ -228,6 +285,7 @@ impl Server {
         let upstreams = Upstreams::new(&config, folder, id, siblings, &upstream_metrics)?;
         let origin = services.origin.clone();
         let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
+        *begun_swarm = Some(swarm.clone());
         let renewing = certificates.clone();
         let (group, opener) = (raft.clone(), vault.clone());
         tasks.spawn(renewal::keep(group, opener, credentials, Arc::clone(&home), renewing));
@@ -235,7 +293,7 @@ impl Server {
         tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
         tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone(), vault.clone()));
         tasks.spawn(keep_limits(swarm.clone(), config.limits.clone()));
-        services.start(&raft, &mut tasks);
+        services.start(&raft, tasks);
         let keep = seconds(u64::from(config.images.deleted_keep_days) * 24 * 3600);
         let trash = Trash::new(raft.clone(), keep, timing.interval);
         tasks.spawn(trash.run());
@@ -293,6 +351,7 @@ impl Server {
             None => None,
         };
         info!(node = %id, url = app.config.api_url(), "the node answers");
+        let tasks = std::mem::take(tasks);
         Ok(Self { app, https, plain, challenges, swarm, keyless, tasks, home })
     }
 

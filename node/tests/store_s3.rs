@@ -1,6 +1,8 @@
 //! The S3 store against a real Ceph gateway, by the suite that every store must pass.
 
-use std::net::{SocketAddr, TcpListener};
+#[path = "http/ports.rs"]
+mod ports;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use shoal_node::store::{
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use ports::{free_tcp, free_udp};
+
 /// A Ceph of this test's own; stopped when dropped.
 struct Ceph {
     folder: PathBuf,
@@ -31,8 +35,8 @@ struct Ceph {
 impl Ceph {
     fn start(folder: &Path) -> Result<Self> {
         let output = script("start", folder)?
-            .env("MONPORT", free_port()?.to_string())
-            .env("RGWPORT", free_port()?.to_string())
+            .env("MONPORT", free_tcp()?.port().to_string())
+            .env("RGWPORT", free_tcp()?.port().to_string())
             .output()
             .context("deploy/ceph-rgw did not start")?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -72,11 +76,6 @@ fn script(verb: &str, folder: &Path) -> Result<Command> {
     let mut command = Command::new(root.join("deploy/ceph-rgw"));
     command.arg(verb).arg(folder);
     Ok(command)
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,11 +123,11 @@ async fn check_redirect(settings: &S3Settings, folder: &Path) -> Result<()> {
         config.storage.secret_key = settings.secret_key.as_str().to_owned();
         config.storage.redirect_networks = vec![network.parse()?];
         config.discovery.enabled = false;
-        let plain = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let plain = free_tcp()?;
         config.http.plain_listen = Some(plain);
-        config.http.listen.set_port(free_port()?);
-        config.raft.listen.set_port(free_port()?);
-        config.peer.listen.set_port(free_port()?);
+        config.http.listen.set_port(free_tcp()?.port());
+        config.raft.listen.set_port(free_udp()?.port());
+        config.peer.listen.set_port(free_udp()?.port());
         let mut password = String::new();
         let server = Server::start(config, |text| text.clone_into(&mut password)).await?;
         let policy = reqwest::redirect::Policy::none();
@@ -231,7 +230,7 @@ async fn the_sealed_store_conforms_on_real_ceph_and_uploads_go_on_at_another_nod
 #[tokio::test]
 async fn a_gateway_that_is_away_is_said_to_be_so() -> Result<()> {
     let settings = S3Settings {
-        endpoint: format!("http://127.0.0.1:{}", free_port()?),
+        endpoint: format!("http://{}", free_tcp()?),
         redirect_endpoint: None,
         region: "default".into(),
         bucket: "shoal-test".into(),

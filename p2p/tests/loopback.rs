@@ -41,7 +41,7 @@ async fn a_cold_swarm_takes_about_one_copy_from_the_origin() {
 async fn a_liar_is_banned_and_the_fetch_ends_well() {
     let cluster = Cluster::found(1);
     let origin = cluster.start(PeerRole::Origin).await;
-    let (recipe, id, contents) = content(64);
+    let (recipe, id, contents) = content(512);
     fill(&*origin.store, &recipe, id, &contents).await;
     let liar = cluster.start(PeerRole::Host).await;
     let wrong: Vec<Bytes> = contents.iter().map(|_| Bytes::from(vec![7; CHUNK_BYTES])).collect();
@@ -89,7 +89,7 @@ async fn strangers_and_the_unentitled_get_nothing() {
 async fn a_transfer_goes_on_among_peers_when_every_node_is_gone() {
     let cluster = Cluster::found(1);
     let origin = cluster.start(PeerRole::Origin).await;
-    let (recipe, id, contents) = content(64);
+    let (recipe, id, contents) = content(512);
     fill(&*origin.store, &recipe, id, &contents[..]).await;
     let holder = cluster.start(PeerRole::Host).await;
     holder.swarm.set_nodes(vec![origin.address()]).await;
@@ -99,7 +99,8 @@ async fn a_transfer_goes_on_among_peers_when_every_node_is_gone() {
     let ticket = cluster.ticket(id, agent.swarm.peer_id());
     let transfer = agent.swarm.fetch(id, recipe, ticket);
     let mut progress = transfer.progress();
-    let began = progress.wait_for(|progress| progress.chunks_done > 0);
+    // Whoever has met no peer before the last node goes has nobody to go on with.
+    let began = progress.wait_for(|progress| !progress.bytes_by_peer.is_empty());
     tokio::time::timeout(DEADLINE, began).await.unwrap().unwrap();
     origin.swarm.shutdown().await;
     let done = tokio::time::timeout(DEADLINE, transfer.wait()).await.unwrap().unwrap();

@@ -338,10 +338,10 @@ async fn who_has_dropped_what_it_held_is_neither_blamed_nor_asked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_runs_out_ends_the_transfer_and_another_goes_on() {
-    let offer = Offer::of(256).await;
+    let offer = Offer::of(1024).await;
     offer.origin.swarm.set_limits(Limits { upload: Some(2_000_000), download: None }).await;
     let agent = offer.agent(Arc::new(MemoryStore::default())).await;
-    let until = Timestamp::from_millis(wall_clock().as_millis() + 2000);
+    let until = Timestamp::from_millis(wall_clock().as_millis() + 6000);
     let ticket = offer.cluster.ticket_until(offer.id, agent.swarm.peer_id(), until);
     let transfer = agent.swarm.fetch(offer.id, offer.recipe.clone(), ticket);
     let error = failure(&transfer).await;

@@ -192,8 +192,8 @@ mod tests {
         assert_eq!(contents(&second.read()), ours);
     }
 
-    /// Offers `files` as `sender` would, sends `bytes` of what is wanted, and breaks off or waits
-    /// for the end.
+    /// Offers `files` as `sender` would, sends `content` of what is wanted, and breaks off in the
+    /// first that has none, or waits for the end.
     fn offer_by_hand(
         sender: &Member,
         receiver: &Member,
@@ -201,6 +201,7 @@ mod tests {
         content: impl Fn(&str) -> Option<Vec<u8>> + Send + 'static,
     ) -> Option<Installed> {
         let address = receiver.address.to_string();
+        let incoming = receiver.raft.shared.core().unwrap().home.directory().join("incoming");
         sender.run(move |raft| async move {
             let connection = raft.shared.peers.connection(&address).await.unwrap();
             let (mut send, mut receive) = connection.open_bi().await.unwrap();
@@ -216,12 +217,14 @@ mod tests {
                 match content(&file.name) {
                     Some(bytes) => send.write_all(&bytes).await.unwrap(),
                     None => {
-                        // Let what was sent arrive, then vanish.
                         send.write_all(b"half a file").await.unwrap();
-                        let stopped = send.stopped();
-                        let _ =
-                            tokio::time::timeout(std::time::Duration::from_millis(300), stopped)
-                                .await;
+                        // Vanishes once the files before are whole there, and this one is begun.
+                        let begun = || {
+                            let folders = std::fs::read_dir(&incoming).unwrap().flatten();
+                            let mut files = folders.map(|folder| folder.path().join(&file.name));
+                            files.any(|path| path.exists()).then_some(())
+                        };
+                        tokio::task::block_in_place(|| eventually("half a file", begun));
                         connection.close(crate::wire::STOPPING, b"broken");
                         return None;
                     }

@@ -164,8 +164,8 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
             break;
         }
     }
-    // An election takes 2 s at most, and a second one now and then.
-    assert!(died.elapsed() < Duration::from_secs(10), "took {:?}", died.elapsed());
+    // An election takes 2 s at most, a second one now and then, and longer on a busy machine.
+    assert!(died.elapsed() < DEADLINE, "took {:?}", died.elapsed());
     stop.store(true, Ordering::Relaxed);
     while let Ok((number, _, written)) = progress.recv_timeout(DEADLINE) {
         written.unwrap();
@@ -280,13 +280,17 @@ fn a_new_member_gets_a_snapshot_where_the_log_is_gone() {
     for number in 0..300 {
         first.propose(create_image(number)).unwrap();
     }
-    eventually("a snapshot is taken", || first.raft.status().snapshot);
+    // One is taken every 20 entries, of what is applied by then.
+    eventually("a snapshot of nearly all is taken", || {
+        let status = first.raft.status();
+        (status.snapshot? + 24 >= status.last_applied?).then_some(())
+    });
 
     let second = homes[1].start_with(&authority, short);
     // Opened before: it shows what it showed whatever is installed.
     let empty = second.raft.local();
     first.add(&second);
-    assert_eq!(second.metric("shoal_raft_snapshots_installed_total"), 1.0);
+    assert!(second.metric("shoal_raft_snapshots_installed_total") >= 1.0);
     assert_eq!(second.read().query().image_count().unwrap(), 300);
     assert_eq!(empty.query().image_count().unwrap(), 0);
     drop(empty);

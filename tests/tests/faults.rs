@@ -147,6 +147,17 @@ fn incompressible(length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Has an agent that runs fetch no faster than that.
+fn limit_download(agent: &mut Agent, rate: &str) -> Result<()> {
+    agent.edit("[limits]\n", &format!("[limits]\ndownload = \"{rate}\"\n"))?;
+    agent.process()?.signal(Signal::SIGHUP);
+    wait_for("the limit to be read", RECOVERY_DEADLINE, || {
+        let status = run_text(agent.command("status", &["--json"])?)?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        Ok((status["limits"]["download"] == rate).then_some(()))
+    })
+}
+
 #[test]
 fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -164,6 +175,8 @@ fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
         "1",
     ])?;
 
+    // So slow that it is not over before the kill.
+    limit_download(&mut cluster.agents[0], "400 Mbit/s")?;
     let agent = &mut cluster.agents[0];
     let mut fetching = agent.command("fetch", &["zedge/big:v1"])?;
     let mut fetching =
@@ -217,17 +230,7 @@ fn an_agent_that_is_told_to_stop_goes_on_at_the_chunk_with_its_next_start() -> R
     cluster.operator.run(&["image", "upload", &disk, "zedge/big:v1", "--version", "1"])?;
 
     // So slow that it is not over before the stop.
-    let agent = &mut cluster.agents[0];
-    agent.edit("[limits]\n", "[limits]\ndownload = \"100 Mbit/s\"\n")?;
-    agent.process()?.signal(Signal::SIGHUP);
-    let limit = |agent: &Agent| -> Result<String> {
-        let status: serde_json::Value =
-            serde_json::from_str(&run_text(agent.command("status", &["--json"])?)?)?;
-        Ok(status["limits"]["download"].as_str().unwrap_or_default().to_owned())
-    };
-    wait_for("the limit to be read", RECOVERY_DEADLINE, || {
-        Ok((limit(agent)? == "100 Mbit/s").then_some(()))
-    })?;
+    limit_download(&mut cluster.agents[0], "100 Mbit/s")?;
     let order = ["deploy", "zedge/big:v1", "--all", "--detach", "--priority", "high"];
     cluster.operator.run(&order)?;
     let received = |agent: &Agent| {

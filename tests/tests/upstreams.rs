@@ -250,7 +250,7 @@ fn a_node_that_is_killed_in_the_middle_of_a_layer_spoils_nothing() -> Result<()>
     // Slow enough to be caught at it; the burst is more than a packet of the loopback.
     let mut slow = stage.network.hub().command("tc");
     slow.args(["qdisc", "add", "dev", "lo", "root", "tbf"]);
-    slow.args(["rate", "20mbit", "burst", "256kb", "latency", "400ms"]);
+    slow.args(["rate", "4mbit", "burst", "256kb", "latency", "400ms"]);
     run(slow)?;
     let node = stage.node.url();
     let ask = |path: &str| {

@@ -99,6 +99,8 @@ fn info_and_map_say_what_qemu_img_says() {
     let folder = Folder::new();
     let (raw, disk) = (folder.at("disk.raw"), folder.at("disk.qcow2"));
     assert!(qemu(&["convert", "-O", "qcow2", text(&raw), text(&disk)]).status.success());
+    // Until then, the blocks of a file that was just written may still change.
+    fs::File::open(&disk).unwrap().sync_all().unwrap();
     let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
     for key in ["filename", "format", "virtual-size", "actual-size"] {

@@ -24,6 +24,8 @@ use crate::clock;
 use crate::state::Keys;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// With TLS, for content that streams: who gives up a node too soon asks elsewhere for all of it.
+const STREAM_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A node that passes on what comes from elsewhere may be silent for so long.
@@ -86,7 +88,8 @@ impl Siblings {
                 .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
         };
         let http = builder().timeout(ANSWER_TIMEOUT).build()?;
-        let streams = builder().read_timeout(SILENCE_MAX).http1_only().build()?;
+        let streams = builder().connect_timeout(STREAM_CONNECT_TIMEOUT);
+        let streams = streams.read_timeout(SILENCE_MAX).http1_only().build()?;
         Ok(Self { raft, node, http, streams, key, cluster: keys.cluster })
     }
 

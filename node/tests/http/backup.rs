@@ -1,5 +1,6 @@
 //! A node with content is backed up, a fresh one is made of that, and everything is there.
 
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -205,6 +206,9 @@ async fn what_is_no_sound_backup_is_refused_and_leaves_nothing() -> Result<()> {
     ensure!(server::restore(&running, plan).await.is_err());
     let stopped = running.node.data_dir.clone();
     node.server.stop().await?;
+    // In this process the endpoint of its group ends a moment after the group.
+    let free = async || Ok(UdpSocket::bind(running.raft.listen).ok().map(drop));
+    until("the port that is given back", free).await?;
     let plan = Plan { file: &saved.file, objects: None };
     let refused = server::restore(&running, plan).await.err().context("restored over a node")?;
     ensure!(refused.to_string().contains("member of a cluster already"), "{refused}");

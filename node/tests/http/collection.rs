@@ -38,7 +38,7 @@ async fn layers_of_a_deleted_image_and_of_a_push_that_never_ended_go() -> Result
     let path = format!("a/gone/manifests/{}", sha256(&gone));
     ensure!(node.v2(Method::DELETE, &path).send().await?.status().is_success());
     let before = stored_bytes(&node).await?;
-    let collector = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
+    let collector = collector(&node, Duration::from_secs(60), Duration::from_secs(3600));
     ensure!(collector.status() == CollectionStatus::default());
     let mut freed = 0;
     collect_until(&collector, |sum| {
@@ -165,7 +165,7 @@ async fn a_deleted_disk_leaves_storage_and_may_come_again() -> Result<()> {
     delete(&node, gone).await?;
     let added = stored(&node).await?.len() - before.len();
 
-    let patient = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
+    let patient = collector(&node, Duration::from_secs(60), Duration::from_secs(3600));
     collect_until(&patient, |sum| sum.swept == added).await?;
     ensure!(stored(&node).await? == before, "something else is stored than before");
     // Another leader, later: the names are free again.
@@ -209,13 +209,13 @@ async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
     collect_until(&dying, |sum| sum.swept > 0).await?;
     let left = stored(&node).await?.len();
     // The marks get older than the next leader's window, and the bytes are there.
-    let window = Duration::from_millis(5);
+    let window = Duration::from_millis(500);
     let app = node.server.app();
     let marked = app.raft.read().await?.query().deleting_objects(None, OBJECTS_MAX)?;
     let newest = marked.iter().map(|(_, since)| *since).max().context("nothing is marked")?;
     let over = newest.plus_millis(window.as_millis() as u64);
     until("the end of the window", async || Ok((app.now() > over).then_some(()))).await?;
-    let next = collector(&node, window, Duration::from_millis(10));
+    let next = collector(&node, window, Duration::from_secs(1));
     collect_until(&next, |sum| sum.again >= left && sum.forgotten == left).await?;
     ensure!(stored(&node).await?.is_empty());
     node.server.stop().await

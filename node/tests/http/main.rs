@@ -34,6 +34,7 @@ mod node;
 mod orders;
 mod passkeys;
 mod plans;
+mod ports;
 mod program;
 mod quotas;
 mod retention;

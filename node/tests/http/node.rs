@@ -1,9 +1,8 @@
 //! A node in this process on free ports, and a client that trusts its authority only.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,10 +18,11 @@ use shoal_node::server::{self, Server};
 use tempfile::TempDir;
 
 use super::document::contract::answered;
+pub use super::ports::{free_tcp, free_udp};
 use super::wait::until;
 
-/// Whatever is waited for, is waited for no longer.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Whatever is waited for, is waited for no longer, also where the machine has much else to do.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running cluster of one.
@@ -33,32 +33,6 @@ pub struct Node {
     pub http: reqwest::Client,
     token: String,
     password: String,
-}
-
-/// Ports that the system gives to nobody by itself, below Linux' range for that: a port that was
-/// free a moment ago must not become another test's.
-fn free(bind: impl Fn(SocketAddr) -> bool) -> Result<SocketAddr> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u16 = 20_000;
-    const COUNT: u16 = 12_000;
-    // Test programs that run at the same time start at different places.
-    let start = (std::process::id() % u32::from(COUNT)) as u16;
-    for _ in 0..COUNT {
-        let number = (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + number));
-        if bind(address) {
-            return Ok(address);
-        }
-    }
-    bail!("no free port")
-}
-
-pub fn free_tcp() -> Result<SocketAddr> {
-    free(|address| TcpListener::bind(address).is_ok())
-}
-
-pub fn free_udp() -> Result<SocketAddr> {
-    free(|address| UdpSocket::bind(address).is_ok())
 }
 
 /// A node of its own folder and ports.

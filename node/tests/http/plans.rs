@@ -128,7 +128,7 @@ async fn who_is_late_is_stopped_and_may_try_again() -> Result<()> {
         let sent = node.request(Method::POST, "deployments").json(&wanted).send().await?;
         problem(sent, StatusCode::BAD_REQUEST).await?;
     }
-    let wanted = json!({ "reference": "shop/app:v1", "deadline_seconds": 1 });
+    let wanted = json!({ "reference": "shop/app:v1", "deadline_seconds": 4 });
     let made: Deployment = node.call(Method::POST, "deployments", &wanted).await?;
     ensure!(made.deadline.is_some());
     ensure!(host.told().await?.0 == made.id);

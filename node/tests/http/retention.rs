@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use shoal_api::{ImageDetail, ProjectPolicy, RetentionDone, RetentionReport};
+use shoal_api::{ImageDetail, ProjectPolicy, RetentionDone, RetentionEntry, RetentionReport};
 use shoal_content::Timestamp;
 use shoal_metadata::{Command, PolicyRules};
 
@@ -35,6 +35,15 @@ async fn dry_run(node: &Node, project: &str, body: Value) -> Result<RetentionRep
 async fn run(node: &Node, project: &str) -> Result<RetentionDone> {
     let path = format!("projects/{project}/retention/run");
     node.call(Method::POST, &path, &json!({})).await
+}
+
+/// What is decided, without when: a version that loses its tag is without use since the decision.
+fn decided(report: &RetentionReport) -> Vec<RetentionEntry> {
+    let mut entries = report.entries.clone();
+    for entry in entries.iter_mut().filter(|entry| entry.kind == "untagged") {
+        entry.pushed_at.clear();
+    }
+    entries
 }
 
 /// The decision about a name, and why.
@@ -79,7 +88,7 @@ async fn a_dry_run_says_what_a_run_then_does() -> Result<()> {
     let set = put_policy(&node, "shop", policy).await?;
     ensure!(!set.policy.automatic && set.updated_by == "admin", "{set:?}");
     let report = dry_run(&node, "shop", json!({})).await?;
-    ensure!(report.entries == tried.entries);
+    ensure!(decided(&report) == decided(&tried));
     ensure!(about(&report, "v1")? == ("drop", "no rule keeps it"));
     ensure!(about(&report, "v3")? == ("keep", "rule 1: the newest 1"));
     ensure!(about(&report, "latest")? == ("untouched", "no rule is for it"));

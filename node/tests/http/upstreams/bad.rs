@@ -28,10 +28,10 @@ use super::super::v2::{expect, sha256};
 use super::super::wait::level_raised;
 use super::{anonymous, held, layer, project_made_of};
 
-/// An upstream that is silent for longer is given up.
-const SILENCE_SECONDS: u64 = 1;
+/// An upstream that is silent for longer is given up; one that means well may be slow here.
+const SILENCE_SECONDS: u64 = 4;
 /// No refusal takes longer, with all that is tried again and on a machine that has more to do.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 /// What one of them may send before it is cut off, with what lies in sockets.
 const SENT_MAX: u64 = 32 << 20;
 const PIECE: usize = 64 << 10;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
+use shoal_content::NodeId;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::core::{Core, Leader, Shared};
@@ -96,6 +97,7 @@ fn known(core: &Core, id: u64) -> Known {
 /// Adds a member on the leader.
 pub async fn add_here(shared: &Shared, new: &AddMember) -> Result<(), Failure> {
     let core = shared.core()?;
+    check_not_retired(&core, new.id)?;
     match known(&core, new.id) {
         Known::Voter(address) if address == new.address => return Ok(()),
         Known::Voter(address) => {
@@ -117,6 +119,18 @@ pub async fn add_here(shared: &Shared, new: &AddMember) -> Result<(), Failure> {
             let reason = format!("node {} did not catch up in time", new.id);
             Err(Failure::Membership(reason))
         }
+    }
+}
+
+/// Who was removed votes no more, whatever was under way when its row went.
+fn check_not_retired(core: &Core, id: u64) -> Result<(), Failure> {
+    let retired = core.view().query().retired_node(NodeId::new(id));
+    match retired.map_err(|fault| Failure::Unavailable(fault.to_string()))? {
+        Some(_) => {
+            let reason = format!("node {id} was removed from this cluster");
+            Err(Failure::Membership(reason))
+        }
+        None => Ok(()),
     }
 }
 

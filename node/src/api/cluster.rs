@@ -228,7 +228,7 @@ pub async fn keep_members(raft: Raft) {
     let mut ticks = tokio::time::interval(MEMBERS_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut adding: JoinSet<NodeId> = JoinSet::new();
-    let mut removing: JoinSet<()> = JoinSet::new();
+    let mut changing: JoinSet<()> = JoinSet::new();
     let mut waiting = BTreeSet::new();
     loop {
         tokio::select! {
@@ -239,17 +239,19 @@ pub async fn keep_members(raft: Raft) {
                 }
                 continue;
             }
-            Some(_) = removing.join_next() => continue,
+            Some(_) = changing.join_next() => continue,
         }
         let status = raft.status();
         if !status.is_leader {
             continue;
         }
         // One at a time: each waits for the one before in any case.
-        if removing.is_empty()
-            && let Some(id) = removed_member(&raft, &status)
-        {
-            removing.spawn(take_out(raft.clone(), id));
+        if changing.is_empty() {
+            if status.is_changing {
+                changing.spawn(settle(raft.clone()));
+            } else if let Some(id) = removed_member(&raft, &status) {
+                changing.spawn(take_out(raft.clone(), id));
+            }
         }
         let Ok(nodes) = raft.local().query().nodes() else { continue };
         for node in nodes {
@@ -275,6 +277,13 @@ fn removed_member(raft: &Raft, status: &Status) -> Option<NodeId> {
     let view = raft.local();
     let retired = |id: &&NodeId| matches!(view.query().retired_node(**id), Ok(Some(_)));
     status.voters.union(&status.learners).find(retired).copied()
+}
+
+/// A change that was under way when its leader went would otherwise stay half made.
+async fn settle(raft: Raft) {
+    if let Err(error) = change_group(move || async move { raft.settle_members().await }).await {
+        warn!(%error, "a change of the group cannot be ended yet");
+    }
 }
 
 async fn take_out(raft: Raft, id: NodeId) {

@@ -202,7 +202,7 @@ mod tests {
     ) -> Option<Installed> {
         let address = receiver.address.to_string();
         sender.run(move |raft| async move {
-            let connection = raft.shared.peers.connection(&address).await.unwrap();
+            let connection = raft.shared.peers.connection(&address, None).await.unwrap();
             let (mut send, mut receive) = connection.open_bi().await.unwrap();
             let meta = SnapshotMeta::default();
             let offer = Offer { vote: Vote::new(1, 1), meta, files };

@@ -2,7 +2,8 @@
 //!
 //! Invariants: what a batch of entries changed is written in one piece, with the id of its last
 //! entry; answers and events go out after that. A proposal that was applied before is not applied
-//! again but answered as it was then. All work on RocksDB is done off the async threads.
+//! again but answered as it was then. All work on RocksDB is done off the async threads. Nothing is
+//! written of a cluster whose level is above what this program knows.
 
 use std::io;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
-use shoal_metadata::{Event, Query, Transaction, apply, decode_command_up_to};
+use shoal_metadata::{Event, Query, Read, Transaction, apply, decode_command_up_to};
 use tokio::sync::broadcast;
 use tracing::info;
 
-use crate::error::fault;
+use crate::error::{Error, fault};
 use crate::folder::Home;
 use crate::log::blocking;
 use crate::memo::Memo;
@@ -117,6 +118,7 @@ fn apply_entries(
         };
         answers.push(answer);
     }
+    check_level(&rows, newest)?;
     let writes = rows.into_writes();
     batch.rows(&writes);
     if let Some(last) = &last {
@@ -130,6 +132,16 @@ fn apply_entries(
     kept.update(&writes);
     store.put_kept(kept);
     Ok((answers, events))
+}
+
+/// A program that was put back must not go on from here: what comes next is not meant for it. The next
+/// start says the same (see `core`).
+fn check_level(rows: &impl Read, knows: u8) -> io::Result<()> {
+    let level = Query::new(rows).level().map_err(|error| fault(&error))?;
+    if level > knows {
+        return Err(io::Error::other(Error::TooOld { level, knows }));
+    }
+    Ok(())
 }
 
 /// Forgets the proposals that are too far behind these entries, whose indices follow each other;
@@ -234,11 +246,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: Checkpoint,
     ) -> io::Result<()> {
-        let home = self.home.clone();
+        let (home, newest) = (self.home.clone(), self.command_version);
         let (new, fresh) = blocking(move || {
             let path = home.switch_to(snapshot.folder.path())?;
             snapshot.folder.keep();
             let store = Store::open(&path).map_err(io::Error::other)?;
+            check_level(&store, newest)?;
             let fresh = take(&store, &home)?;
             Ok((Arc::new(store), fresh))
         })
@@ -266,8 +279,8 @@ mod tests {
     use openraft::vote::RaftLeaderId;
     use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, Timestamp};
     use shoal_metadata::{
-        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Read, Reference,
-        Refusal, Response, Subject, Table, encode_command,
+        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Reference, Refusal,
+        Response, Subject, Table, encode_command,
     };
 
     use super::*;
@@ -443,6 +456,21 @@ mod tests {
             let theirs = memory.scan(table, b"", b"", usize::MAX).unwrap();
             assert_eq!(ours, theirs, "{table:?}");
         }
+    }
+
+    #[test]
+    fn a_level_above_what_the_program_knows_stops_the_replica_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        // As an earlier program had the rows say, before it was put back.
+        let raise = Command::RaiseLevel { to: COMMAND_VERSION + 1 };
+        let batch = vec![proposed(1, 1, &create()), proposed(2, 2, &raise)];
+        let error = apply_entries(&store, batch.clone(), COMMAND_VERSION).unwrap_err();
+        assert!(error.to_string().contains("install the version that ran here before"), "{error}");
+        assert_eq!(store.applied().unwrap(), None);
+        // The program that knows it goes on.
+        apply_entries(&store, batch, COMMAND_VERSION + 1).unwrap();
+        assert_eq!(store.applied().unwrap().map(|id| id.index), Some(2));
     }
 
     #[test]

@@ -261,10 +261,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         *self.snapshot.lock() = Some(fresh);
         self.metrics.snapshots_installed.inc();
         info!(last = ?meta.last_log_id, "installed a snapshot");
-        // Every kind of row may have changed.
-        for event in [Event::MembersChanged, Event::AgentsChanged] {
-            let _ = self.events.send(event);
-        }
+        // Nobody listening is no failure.
+        let _ = self.events.send(Event::AllChanged);
         Ok(())
     }
 

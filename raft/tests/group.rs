@@ -12,7 +12,7 @@ use harness::{
 };
 use shoal_content::{Digest, NodeId, Timestamp};
 use shoal_metadata::{
-    Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
+    Command, Event, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
 };
 use shoal_raft::{Error, ProposeError};
 
@@ -285,7 +285,9 @@ fn a_new_member_gets_a_snapshot_where_the_log_is_gone() {
     let second = homes[1].start_with(&authority, short);
     // Opened before: it shows what it showed whatever is installed.
     let empty = second.raft.local();
+    let mut events = second.raft.events();
     first.add(&second);
+    assert_eq!(events.try_recv(), Ok(Event::AllChanged), "who watches rows is told to look again");
     assert_eq!(second.metric("shoal_raft_snapshots_installed_total"), 1.0);
     assert_eq!(second.read().query().image_count().unwrap(), 300);
     assert_eq!(empty.query().image_count().unwrap(), 0);

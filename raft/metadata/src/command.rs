@@ -875,4 +875,7 @@ pub enum Event {
     WarmUpsChanged,
     DeltaChanged(DeltaKey),
     SigningKeysChanged,
+    /// A snapshot took the place of all rows: what was observed is to be looked at again, as where
+    /// events were missed.
+    AllChanged,
 }

@@ -90,6 +90,8 @@ fn apply_entries(
     let mut last: Option<LogId> = None;
     let mut membership: Option<Membership> = None;
     forget_old(store, &mut batch, &entries)?;
+    // Others may have cut the log into other batches, and have forgotten more or less by now: which
+    // answers count as known follows from the entry alone.
     for entry in entries {
         let id = entry.log_id();
         last = Some(id);
@@ -103,7 +105,7 @@ fn apply_entries(
                 let earlier = recent.get(&proposal.id).and_then(|&place| answers.get(place));
                 let known = match earlier {
                     Some(answer) => Some(Applied::clone(answer)),
-                    None => store.answer(proposal.id)?,
+                    None => store.answer(proposal.id, forgotten(id.index))?,
                 };
                 match known {
                     Some(answer) => answer,
@@ -144,14 +146,16 @@ fn check_level(rows: &impl Read, knows: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets the proposals that are too far behind these entries, whose indices follow each other;
-/// [`FORGOTTEN_TOGETHER`] at once.
+/// To the entry at `index`, the proposals in entries below this are forgotten; [`FORGOTTEN_TOGETHER`]
+/// at once.
+fn forgotten(index: u64) -> u64 {
+    index.saturating_sub(PROPOSALS_REMEMBERED) / FORGOTTEN_TOGETHER * FORGOTTEN_TOGETHER
+}
+
+/// Forgets the proposals that are too far behind these entries, whose indices follow each other.
 fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result<()> {
-    let behind = |index: u64| {
-        index.saturating_sub(PROPOSALS_REMEMBERED) / FORGOTTEN_TOGETHER * FORGOTTEN_TOGETHER
-    };
     let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.log_id().index);
-    let (start, end) = (behind(index(entries.first())), behind(index(entries.last()) + 1));
+    let (start, end) = (forgotten(index(entries.first())), forgotten(index(entries.last()) + 1));
     if start == end {
         return Ok(());
     }
@@ -342,10 +346,10 @@ mod tests {
             apply_entries(store, batch, COMMAND_VERSION).unwrap().0
         };
         late(&store, end - 2, 12);
-        assert_eq!(store.answer(11).unwrap(), Some(exists.clone()));
+        assert_eq!(store.answer(11, 0).unwrap(), Some(exists.clone()));
         late(&store, end - 1, 13);
-        assert_eq!((store.answer(10).unwrap(), store.answer(11).unwrap()), (None, None));
-        assert_eq!(store.answer(12).unwrap(), Some(exists.clone()));
+        assert_eq!((store.answer(10, 0).unwrap(), store.answer(11, 0).unwrap()), (None, None));
+        assert_eq!(store.answer(12, 0).unwrap(), Some(exists.clone()));
 
         // Above the first level they are kept in another form, beside what was kept before.
         let raise = proposed(end, 14, &Command::RaiseLevel { to: COMMAND_VERSION });
@@ -357,7 +361,7 @@ mod tests {
         for (index, id) in (end + 3..).zip([12, 13, 15, 16]) {
             assert_eq!(late(&store, index, id)[0], exists);
         }
-        assert_eq!(store.answer(14).unwrap(), Some(Applied::Answer(Ok(Response::Done))));
+        assert_eq!(store.answer(14, 0).unwrap(), Some(Applied::Answer(Ok(Response::Done))));
         let forms = |id| store.proposals(0, u64::MAX).unwrap().into_iter().find(|one| one.id == id);
         let form = |id| forms(id).map(|one| one.form);
         assert_eq!(form(13), Some(AnswerForm::TwoRows));
@@ -367,9 +371,38 @@ mod tests {
         late(&store, end + PROPOSALS_REMEMBERED - 1, 17);
         late(&store, end + PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER - 1, 18);
         for id in 12..=16 {
-            assert_eq!(store.answer(id).unwrap(), None, "{id}");
+            assert_eq!(store.answer(id, 0).unwrap(), None, "{id}");
         }
-        assert_eq!(store.answer(18).unwrap(), Some(exists));
+        assert_eq!(store.answer(18, 0).unwrap(), Some(exists));
+    }
+
+    #[test]
+    fn what_is_forgotten_does_not_depend_on_the_batches() {
+        // Behind the edge at which the first entries are forgotten.
+        let edge = PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER;
+        let run = |size: usize| {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let made = apply_entries(&store, vec![proposed(1, 10, &create())], COMMAND_VERSION);
+            let made = made.unwrap().0;
+            let late: Vec<Entry> = (edge - 2..edge + 2)
+                .map(|index| {
+                    let id = if index == edge { 10 } else { u128::from(index) };
+                    proposed(index, id, &create())
+                })
+                .collect();
+            let mut answers = Vec::new();
+            for batch in late.chunks(size) {
+                answers.extend(apply_entries(&store, batch.to_vec(), COMMAND_VERSION).unwrap().0);
+            }
+            (made, answers, store.answer(10, 0).unwrap())
+        };
+        let (made, answers, last) = run(1);
+        assert_ne!(answers[2], made[0], "it was forgotten, and is applied anew");
+        assert_eq!(last, Some(answers[2].clone()));
+        for size in [2, 3, 4] {
+            assert_eq!(run(size), (made.clone(), answers.clone(), last.clone()), "{size}");
+        }
     }
 
     /// Commands that touch many tables, some of them refused.

@@ -127,10 +127,8 @@ pub async fn many_here(shared: &Shared, proposals: Vec<Proposal>) -> Vec<Propose
         Ok(core) => core,
         Err(failure) => return all(&failure),
     };
-    let refused: Vec<Option<Proposed>> = proposals
-        .iter()
-        .map(|one| refused(&core, one, shared.config.command_version))
-        .collect();
+    let refused: Vec<Option<Proposed>> =
+        proposals.iter().map(|one| refused(&core, one, shared.config.command_version)).collect();
     let taken = proposals.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
     let taken: Vec<Proposal> = taken.map(|(one, _)| one.clone()).collect();
     let mut written = if taken.is_empty() {
@@ -239,11 +237,8 @@ mod tests {
         let long = vec![1; COMMAND_BYTES_MAX + 1];
         let (answers, alone) = member.run(|raft| async move {
             let at = Timestamp::from_millis(1);
-            let proposal = |command: Vec<u8>| Proposal {
-                id: rand::random(),
-                at,
-                command: command.into(),
-            };
+            let proposal =
+                |command: Vec<u8>| Proposal { id: rand::random(), at, command: command.into() };
             let good = encode_command(&create_image(2));
             let many = [torn.clone(), good, long].map(proposal).to_vec();
             let answers = many_here(&raft.shared, many).await;

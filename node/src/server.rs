@@ -163,6 +163,7 @@ impl Server {
         let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
         let stores = stores.context("storage cannot be opened")?;
         let credentials = home.credentials()?;
+        home.check_raft(&member)?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
         let vault = Vault::new(&config.encryption)?;
         // These rows may be old: what cannot be opened by them is looked at again with the leader's.
@@ -176,6 +177,7 @@ impl Server {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft, &vault).await?;
+        home.note_begun(&member)?;
         let encryption = encryption::open(&config.encryption, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
         let mut tasks = JoinSet::new();

@@ -26,6 +26,7 @@ use tracing::warn;
 use crate::error::Error;
 
 const CURRENT: &str = "state.current";
+const LOG: &str = "log";
 const STATE_PREFIX: &str = "state-";
 const SNAPSHOTS: &str = "snapshots";
 const INCOMING: &str = "incoming";
@@ -93,7 +94,7 @@ impl Home {
     }
 
     pub fn log(&self) -> PathBuf {
-        self.directory.join("log")
+        self.directory.join(LOG)
     }
 
     /// The folder of the state, as `state.current` names it.
@@ -125,6 +126,11 @@ impl Home {
         self.publish(&name)?;
         Ok(path)
     }
+}
+
+/// Whether a member's databases are in `directory`.
+pub fn has_databases(directory: &Path) -> bool {
+    [CURRENT, LOG].iter().all(|name| directory.join(name).exists())
 }
 
 /// Makes the names in a folder last.

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentInfo, ClusterStatus, Deployment, Resolution};
+use shoal_node::server::Server;
 
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
@@ -84,4 +85,15 @@ async fn a_node_that_is_removed_through_itself_votes_no_more() -> Result<()> {
     let nobody = second.request(Method::DELETE, "cluster/nodes/99").send().await?;
     ensure!(nobody.status() == StatusCode::NOT_FOUND, "{nobody:?}");
     third.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_raft_folder_is_lost_does_not_start_as_the_member_that_it_was() -> Result<()> {
+    let node = Node::start().await?;
+    let config = node.server.app().config.clone();
+    node.server.stop().await?;
+    std::fs::remove_dir_all(config.node.data_dir.join("raft"))?;
+    let refused = Server::start(config, |_| ()).await.err().context("it must not start")?;
+    ensure!(refused.to_string().contains("must not vote"), "{refused:#}");
+    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! Layout: `lock`, `key` (Ed25519, PKCS#8), `node.pem`, `ca.pem`, `member.json`, and the folders
 //! `raft`, `cache` and `storage`; `counters.json` while it is stopped. `member.json` is written last: a node whose founding or joining was cut
-//! off is not a member and begins again.
+//! off is not a member and begins again. `begun` says of which member there is something in `raft`: who
+//! has joined starts with nothing there, and later never again.
 //!
 //! Invariant: one process at a time.
 
@@ -28,6 +29,12 @@ pub enum Error {
     Member(PathBuf),
     #[error("the node is a member of a cluster already; its data is in {0}")]
     Exists(PathBuf),
+    #[error(
+        "{folder} holds nothing of what node {node} knew and has promised to others, without which it \
+         must not vote: bring the folder back, or remove the node from its cluster and have it join \
+         anew with an empty data folder"
+    )]
+    Forgotten { folder: PathBuf, node: u64 },
     #[error("the node's key cannot be used")]
     Identity(#[from] identity::Error),
 }
@@ -120,7 +127,36 @@ impl Home {
     /// # Errors
     /// Where the file is there but is no membership.
     pub fn member(&self) -> Result<Option<Member>, Error> {
-        let path = self.folder.join("member.json");
+        self.read_member("member.json")
+    }
+
+    /// Refuses where what this member had in its Raft folder is gone.
+    ///
+    /// # Errors
+    /// [`Error::Forgotten`], or what the file system says.
+    pub fn check_raft(&self, member: &Member) -> Result<(), Error> {
+        let folder = self.raft_folder();
+        if self.has_begun(member)? && !shoal_raft::has_databases(&folder) {
+            return Err(Error::Forgotten { folder, node: member.node });
+        }
+        Ok(())
+    }
+
+    /// Notes, once, that there is something of this member in the Raft folder.
+    ///
+    /// # Errors
+    /// As [`Self::save_certificates`].
+    pub fn note_begun(&self, member: &Member) -> Result<(), Error> {
+        if self.has_begun(member)? { Ok(()) } else { self.save_as("begun", member) }
+    }
+
+    /// Of another membership than this one it says nothing.
+    fn has_begun(&self, member: &Member) -> Result<bool, Error> {
+        Ok(self.read_member("begun")?.as_ref() == Some(member))
+    }
+
+    fn read_member(&self, name: &str) -> Result<Option<Member>, Error> {
+        let path = self.folder.join(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| Error::Member(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -165,9 +201,13 @@ impl Home {
     /// # Errors
     /// As [`Self::save_certificates`].
     pub fn save_member(&self, member: &Member) -> Result<(), Error> {
+        self.save_as("member.json", member)
+    }
+
+    fn save_as(&self, name: &str, member: &Member) -> Result<(), Error> {
         let text =
             serde_json::to_vec_pretty(member).map_err(|_| Error::Member(self.folder.clone()))?;
-        self.save("member.json", &text)
+        self.save(name, &text)
     }
 
     /// Write beside, sync, rename, sync the folder.
@@ -208,5 +248,18 @@ mod tests {
         let home = Home::open(folder.path()).unwrap();
         assert_eq!(home.member().unwrap(), Some(member));
         assert_eq!(home.key().peer_id(), peer);
+    }
+
+    #[test]
+    fn a_member_starts_without_raft_data_only_as_long_as_it_never_had_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(5));
+        let member = Member { cluster, node: 3, lineage: None };
+        home.check_raft(&member).unwrap();
+        home.note_begun(&member).unwrap();
+        assert!(matches!(home.check_raft(&member), Err(Error::Forgotten { node: 3, .. })));
+        // Removed, and joined anew.
+        home.check_raft(&Member { node: 4, ..member }).unwrap();
     }
 }

@@ -197,6 +197,7 @@ impl Server {
         let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
         let stores = stores.context("storage cannot be opened")?;
         let credentials = home.credentials()?;
+        home.check_raft(&member)?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
         let ground = Ground {
             config,
@@ -236,6 +237,7 @@ impl Server {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
         let keys = read_keys(&raft, &vault).await?;
+        home.note_begun(&member)?;
         let encryption = encryption::open(&config.encryption, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
         let store = match &encryption {

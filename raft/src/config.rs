@@ -18,8 +18,12 @@ const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 const SNAPSHOT_AFTER_ENTRIES: u64 = 20_000;
 
 /// Log entries that are kept behind a snapshot, so that a member that was away shortly catches up
-/// without one.
-const KEEP_ENTRIES: u64 = 5_000;
+/// without one; and one that is sent a large state finds what was written meanwhile, rather than that
+/// it needs the next snapshot. Nothing bounds their bytes besides: entries have some hundred bytes,
+/// those with a manifest mostly a few KiB, so that they are some hundred MiB at the most where a
+/// cluster does little but push. Fewer than the answers that are remembered, so that what is applied
+/// late is answered as it was.
+const KEEP_ENTRIES: u64 = 100_000;
 
 /// How a member runs. The defaults suit nodes of one site or of sites near each other.
 #[derive(Debug, Clone)]

@@ -106,7 +106,8 @@ impl Core {
             metrics: shared.metrics.clone(),
             command_version: shared.config.command_version,
         };
-        let network = Network { peers: shared.peers.clone() };
+        let rows = Arc::downgrade(&store);
+        let network = Network { peers: shared.peers.clone(), rows };
         let engine = Engine::new(shared.me(), config, network, log, machine)
             .await
             .map_err(|error| Error::Stopped(error.to_string()))?;

@@ -12,6 +12,9 @@
 //! to `state-N`; the directory is synced; `state.current` is replaced by rename; the directory is
 //! synced; only then is the old folder removed. Whatever `state.current` does not name at the
 //! start is rubbish of an interrupted switch and is removed, as are `snapshots` and `incoming`.
+//!
+//! Invariant: no number is given out twice while the process runs, also where the folder is opened
+//! again: whoever still holds a folder of before removes that one in the end, and nobody else's.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -23,15 +26,18 @@ use tracing::warn;
 use crate::error::Error;
 
 const CURRENT: &str = "state.current";
+const LOG: &str = "log";
 const STATE_PREFIX: &str = "state-";
 const SNAPSHOTS: &str = "snapshots";
 const INCOMING: &str = "incoming";
+
+/// The number of the next folder, of whatever kind. The first state has number 1.
+static NEXT: AtomicU64 = AtomicU64::new(2);
 
 /// The folder that all of a member's databases are in.
 #[derive(Debug)]
 pub struct Home {
     directory: PathBuf,
-    counter: AtomicU64,
 }
 
 impl Home {
@@ -46,7 +52,7 @@ impl Home {
             }
             make(&path)?;
         }
-        let home = Self { directory: directory.to_owned(), counter: AtomicU64::new(1) };
+        let home = Self { directory: directory.to_owned() };
         home.settle_state()?;
         Ok(home)
     }
@@ -67,11 +73,10 @@ impl Home {
                     let path = entry.path();
                     fs::remove_dir_all(&path).map_err(files("remove", &path))?;
                 } else if let Ok(number) = number.parse::<u64>() {
-                    self.counter.fetch_max(number + 1, Ordering::Relaxed);
+                    NEXT.fetch_max(number + 1, Ordering::Relaxed);
                 }
             }
         }
-        self.counter.fetch_max(2, Ordering::Relaxed);
         self.publish(&current).map_err(files("write", &pointer))
     }
 
@@ -89,7 +94,7 @@ impl Home {
     }
 
     pub fn log(&self) -> PathBuf {
-        self.directory.join("log")
+        self.directory.join(LOG)
     }
 
     /// The folder of the state, as `state.current` names it.
@@ -98,29 +103,34 @@ impl Home {
         Ok(self.directory.join(name.trim()))
     }
 
-    fn next(&self) -> u64 {
-        self.counter.fetch_add(1, Ordering::Relaxed)
+    fn next() -> u64 {
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A path for a checkpoint, which is not there yet.
     pub fn new_snapshot(&self) -> PathBuf {
-        self.directory.join(SNAPSHOTS).join(self.next().to_string())
+        self.directory.join(SNAPSHOTS).join(Self::next().to_string())
     }
 
     /// A path for a snapshot to come, which is not there yet.
     pub fn new_incoming(&self) -> PathBuf {
-        self.directory.join(INCOMING).join(self.next().to_string())
+        self.directory.join(INCOMING).join(Self::next().to_string())
     }
 
     /// Makes a complete, synced folder the current state; answers where it is now.
     pub fn switch_to(&self, incoming: &Path) -> io::Result<PathBuf> {
-        let name = format!("{STATE_PREFIX}{}", self.next());
+        let name = format!("{STATE_PREFIX}{}", Self::next());
         let path = self.directory.join(&name);
         fs::rename(incoming, &path)?;
         sync_folder(&self.directory)?;
         self.publish(&name)?;
         Ok(path)
     }
+}
+
+/// Whether a member's databases are in `directory`.
+pub fn has_databases(directory: &Path) -> bool {
+    [CURRENT, LOG].iter().all(|name| directory.join(name).exists())
 }
 
 /// Makes the names in a folder last.
@@ -192,6 +202,21 @@ mod tests {
         assert!(first.exists());
         assert!(!root.path().join("state-9").exists());
         assert!(!half.exists());
+    }
+
+    #[test]
+    fn what_is_held_of_an_earlier_opening_removes_nothing_of_a_later_one() {
+        let root = tempfile::tempdir().unwrap();
+        let make = || {
+            let home = Home::open(root.path()).unwrap();
+            let scratch = Scratch::new(home.new_snapshot());
+            fs::create_dir_all(scratch.path()).unwrap();
+            scratch
+        };
+        let held = make();
+        let new = make();
+        drop(held);
+        assert!(new.path().exists());
     }
 
     #[test]

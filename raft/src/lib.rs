@@ -72,6 +72,7 @@ mod writer;
 
 pub use config::{Config, Transport, quic_settings};
 pub use error::{Error, ProposeError, ReadError};
+pub use folder::has_databases;
 pub use metrics::METRIC_NAMES;
 pub use proposal::PROPOSALS_REMEMBERED;
 pub use propose::PROPOSE_TIMEOUT;

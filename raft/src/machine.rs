@@ -2,7 +2,8 @@
 //!
 //! Invariants: what a batch of entries changed is written in one piece, with the id of its last
 //! entry; answers and events go out after that. A proposal that was applied before is not applied
-//! again but answered as it was then. All work on RocksDB is done off the async threads.
+//! again but answered as it was then. All work on RocksDB is done off the async threads. Nothing is
+//! written of a cluster whose level is above what this program knows.
 
 use std::io;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
-use shoal_metadata::{Event, Query, Transaction, apply, decode_command_up_to};
+use shoal_metadata::{Event, Query, Read, Transaction, apply, decode_command_up_to};
 use tokio::sync::broadcast;
 use tracing::info;
 
-use crate::error::fault;
+use crate::error::{Error, fault};
 use crate::folder::Home;
 use crate::log::blocking;
 use crate::memo::Memo;
@@ -89,6 +90,8 @@ fn apply_entries(
     let mut last: Option<LogId> = None;
     let mut membership: Option<Membership> = None;
     forget_old(store, &mut batch, &entries)?;
+    // Others may have cut the log into other batches, and have forgotten more or less by now: which
+    // answers count as known follows from the entry alone.
     for entry in entries {
         let id = entry.log_id();
         last = Some(id);
@@ -102,7 +105,7 @@ fn apply_entries(
                 let earlier = recent.get(&proposal.id).and_then(|&place| answers.get(place));
                 let known = match earlier {
                     Some(answer) => Some(Applied::clone(answer)),
-                    None => store.answer(proposal.id)?,
+                    None => store.answer(proposal.id, forgotten(id.index))?,
                 };
                 match known {
                     Some(answer) => answer,
@@ -117,6 +120,7 @@ fn apply_entries(
         };
         answers.push(answer);
     }
+    check_level(&rows, newest)?;
     let writes = rows.into_writes();
     batch.rows(&writes);
     if let Some(last) = &last {
@@ -132,14 +136,26 @@ fn apply_entries(
     Ok((answers, events))
 }
 
-/// Forgets the proposals that are too far behind these entries, whose indices follow each other;
-/// [`FORGOTTEN_TOGETHER`] at once.
+/// A program that was put back must not go on from here: what comes next is not meant for it. The next
+/// start says the same (see `core`).
+fn check_level(rows: &impl Read, knows: u8) -> io::Result<()> {
+    let level = Query::new(rows).level().map_err(|error| fault(&error))?;
+    if level > knows {
+        return Err(io::Error::other(Error::TooOld { level, knows }));
+    }
+    Ok(())
+}
+
+/// To the entry at `index`, the proposals in entries below this are forgotten; [`FORGOTTEN_TOGETHER`]
+/// at once.
+fn forgotten(index: u64) -> u64 {
+    index.saturating_sub(PROPOSALS_REMEMBERED) / FORGOTTEN_TOGETHER * FORGOTTEN_TOGETHER
+}
+
+/// Forgets the proposals that are too far behind these entries, whose indices follow each other.
 fn forget_old(store: &Store, batch: &mut Batch, entries: &[Entry]) -> io::Result<()> {
-    let behind = |index: u64| {
-        index.saturating_sub(PROPOSALS_REMEMBERED) / FORGOTTEN_TOGETHER * FORGOTTEN_TOGETHER
-    };
     let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.log_id().index);
-    let (start, end) = (behind(index(entries.first())), behind(index(entries.last()) + 1));
+    let (start, end) = (forgotten(index(entries.first())), forgotten(index(entries.last()) + 1));
     if start == end {
         return Ok(());
     }
@@ -234,11 +250,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: Checkpoint,
     ) -> io::Result<()> {
-        let home = self.home.clone();
+        let (home, newest) = (self.home.clone(), self.command_version);
         let (new, fresh) = blocking(move || {
             let path = home.switch_to(snapshot.folder.path())?;
             snapshot.folder.keep();
             let store = Store::open(&path).map_err(io::Error::other)?;
+            check_level(&store, newest)?;
             let fresh = take(&store, &home)?;
             Ok((Arc::new(store), fresh))
         })
@@ -248,10 +265,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         *self.snapshot.lock() = Some(fresh);
         self.metrics.snapshots_installed.inc();
         info!(last = ?meta.last_log_id, "installed a snapshot");
-        // Every kind of row may have changed.
-        for event in [Event::MembersChanged, Event::AgentsChanged] {
-            let _ = self.events.send(event);
-        }
+        // Nobody listening is no failure.
+        let _ = self.events.send(Event::AllChanged);
         Ok(())
     }
 
@@ -266,8 +281,8 @@ mod tests {
     use openraft::vote::RaftLeaderId;
     use shoal_content::{Digest, ImageId, ObjectKey, RecipeId, Timestamp};
     use shoal_metadata::{
-        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Read, Reference,
-        Refusal, Response, Subject, Table, encode_command,
+        COMMAND_VERSION, Command, ImageKind, ImageProfile, Memory, PutManifest, Reference, Refusal,
+        Response, Subject, Table, encode_command,
     };
 
     use super::*;
@@ -331,10 +346,10 @@ mod tests {
             apply_entries(store, batch, COMMAND_VERSION).unwrap().0
         };
         late(&store, end - 2, 12);
-        assert_eq!(store.answer(11).unwrap(), Some(exists.clone()));
+        assert_eq!(store.answer(11, 0).unwrap(), Some(exists.clone()));
         late(&store, end - 1, 13);
-        assert_eq!((store.answer(10).unwrap(), store.answer(11).unwrap()), (None, None));
-        assert_eq!(store.answer(12).unwrap(), Some(exists.clone()));
+        assert_eq!((store.answer(10, 0).unwrap(), store.answer(11, 0).unwrap()), (None, None));
+        assert_eq!(store.answer(12, 0).unwrap(), Some(exists.clone()));
 
         // Above the first level they are kept in another form, beside what was kept before.
         let raise = proposed(end, 14, &Command::RaiseLevel { to: COMMAND_VERSION });
@@ -346,7 +361,7 @@ mod tests {
         for (index, id) in (end + 3..).zip([12, 13, 15, 16]) {
             assert_eq!(late(&store, index, id)[0], exists);
         }
-        assert_eq!(store.answer(14).unwrap(), Some(Applied::Answer(Ok(Response::Done))));
+        assert_eq!(store.answer(14, 0).unwrap(), Some(Applied::Answer(Ok(Response::Done))));
         let forms = |id| store.proposals(0, u64::MAX).unwrap().into_iter().find(|one| one.id == id);
         let form = |id| forms(id).map(|one| one.form);
         assert_eq!(form(13), Some(AnswerForm::TwoRows));
@@ -356,9 +371,38 @@ mod tests {
         late(&store, end + PROPOSALS_REMEMBERED - 1, 17);
         late(&store, end + PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER - 1, 18);
         for id in 12..=16 {
-            assert_eq!(store.answer(id).unwrap(), None, "{id}");
+            assert_eq!(store.answer(id, 0).unwrap(), None, "{id}");
         }
-        assert_eq!(store.answer(18).unwrap(), Some(exists));
+        assert_eq!(store.answer(18, 0).unwrap(), Some(exists));
+    }
+
+    #[test]
+    fn what_is_forgotten_does_not_depend_on_the_batches() {
+        // Behind the edge at which the first entries are forgotten.
+        let edge = PROPOSALS_REMEMBERED + FORGOTTEN_TOGETHER;
+        let run = |size: usize| {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let made = apply_entries(&store, vec![proposed(1, 10, &create())], COMMAND_VERSION);
+            let made = made.unwrap().0;
+            let late: Vec<Entry> = (edge - 2..edge + 2)
+                .map(|index| {
+                    let id = if index == edge { 10 } else { u128::from(index) };
+                    proposed(index, id, &create())
+                })
+                .collect();
+            let mut answers = Vec::new();
+            for batch in late.chunks(size) {
+                answers.extend(apply_entries(&store, batch.to_vec(), COMMAND_VERSION).unwrap().0);
+            }
+            (made, answers, store.answer(10, 0).unwrap())
+        };
+        let (made, answers, last) = run(1);
+        assert_ne!(answers[2], made[0], "it was forgotten, and is applied anew");
+        assert_eq!(last, Some(answers[2].clone()));
+        for size in [2, 3, 4] {
+            assert_eq!(run(size), (made.clone(), answers.clone(), last.clone()), "{size}");
+        }
     }
 
     /// Commands that touch many tables, some of them refused.
@@ -443,6 +487,21 @@ mod tests {
             let theirs = memory.scan(table, b"", b"", usize::MAX).unwrap();
             assert_eq!(ours, theirs, "{table:?}");
         }
+    }
+
+    #[test]
+    fn a_level_above_what_the_program_knows_stops_the_replica_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        // As an earlier program had the rows say, before it was put back.
+        let raise = Command::RaiseLevel { to: COMMAND_VERSION + 1 };
+        let batch = vec![proposed(1, 1, &create()), proposed(2, 2, &raise)];
+        let error = apply_entries(&store, batch.clone(), COMMAND_VERSION).unwrap_err();
+        assert!(error.to_string().contains("install the version that ran here before"), "{error}");
+        assert_eq!(store.applied().unwrap(), None);
+        // The program that knows it goes on.
+        apply_entries(&store, batch, COMMAND_VERSION + 1).unwrap();
+        assert_eq!(store.applied().unwrap().map(|id| id.index), Some(2));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Invariants: one connection to an address, made when it is needed; a request that gets no answer
 //! in time takes its connection down, so that the next one starts afresh rather than wait for QUIC
-//! to notice that the other side was replaced.
+//! to notice that the other side was replaced. Who is at an address is known from its certificate:
+//! what is meant for one node is not said to another that has come to its place.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,10 +14,11 @@ use parking_lot::Mutex;
 use quinn::{Connection, Endpoint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use shoal_content::PeerId;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::config::{Transport, quic_settings};
+use crate::config::{Authenticate, Transport, quic_settings};
 use crate::store::{decode, encode};
 use crate::wire::{Kind, STOPPING, receive_body, receive_length, send_request};
 
@@ -33,6 +35,8 @@ const LINKS_MAX: usize = 64;
 pub enum CallError {
     #[error("cannot connect to {address}: {reason}")]
     Connect { address: String, reason: String },
+    #[error("another node than {expected} is at {address}")]
+    Another { address: String, expected: PeerId },
     #[error("{address} did not answer within {} ms", limit.as_millis())]
     Timeout { address: String, limit: Duration },
     #[error("the request to {address} broke off")]
@@ -44,12 +48,20 @@ pub struct Peers {
     endpoint: Endpoint,
     client: quinn::ClientConfig,
     server_name: String,
+    authenticate: Authenticate,
     links: Mutex<BTreeMap<String, Arc<Link>>>,
 }
 
 struct Link {
     address: String,
-    connection: tokio::sync::Mutex<Option<Connection>>,
+    connection: tokio::sync::Mutex<Option<Reached>>,
+}
+
+/// A connection, and who is at its other end.
+#[derive(Clone)]
+struct Reached {
+    connection: Connection,
+    peer: Option<PeerId>,
 }
 
 impl Peers {
@@ -62,6 +74,7 @@ impl Peers {
             endpoint: transport.endpoint.clone(),
             client,
             server_name: transport.server_name.clone(),
+            authenticate: transport.authenticate.clone(),
             links: Mutex::default(),
         }
     }
@@ -78,22 +91,39 @@ impl Peers {
         links.entry(address.to_owned()).or_insert_with(new).clone()
     }
 
-    /// A connection to `address`, the one there is or a new one.
-    pub async fn connection(&self, address: &str) -> Result<Connection, CallError> {
+    /// A connection to `address`, the one there is or a new one; where it matters who is there, to
+    /// nobody else.
+    pub async fn connection(
+        &self,
+        address: &str,
+        expected: Option<PeerId>,
+    ) -> Result<Connection, CallError> {
+        let Reached { connection, peer } = self.reach(address).await?;
+        match expected {
+            Some(expected) if peer != Some(expected) => {
+                Err(CallError::Another { address: address.to_owned(), expected })
+            }
+            _ => Ok(connection),
+        }
+    }
+
+    async fn reach(&self, address: &str) -> Result<Reached, CallError> {
         let link = self.link(address);
         let mut slot = link.connection.lock().await;
-        if let Some(connection) = &*slot
-            && connection.close_reason().is_none()
+        if let Some(reached) = &*slot
+            && reached.connection.close_reason().is_none()
         {
-            return Ok(connection.clone());
+            return Ok(reached.clone());
         }
         let refuse = |reason: String| CallError::Connect { address: link.address.clone(), reason };
         let connection = match timeout(CONNECT_TIMEOUT, self.connect(address)).await {
             Ok(connected) => connected.map_err(|error| refuse(error.to_string()))?,
             Err(_) => return Err(refuse("no answer".into())),
         };
-        *slot = Some(connection.clone());
-        Ok(connection)
+        let peer = (self.authenticate)(&connection);
+        let reached = Reached { connection, peer };
+        *slot = Some(reached.clone());
+        Ok(reached)
     }
 
     async fn connect(&self, address: &str) -> io::Result<Connection> {
@@ -109,7 +139,7 @@ impl Peers {
         Ok(connecting.await?)
     }
 
-    /// Asks `address` and waits for the answer, `limit` at most.
+    /// Asks whoever is at `address` and waits for the answer, `limit` at most.
     pub async fn call<A: DeserializeOwned>(
         &self,
         address: &str,
@@ -117,9 +147,20 @@ impl Peers {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<A, CallError> {
+        self.call_peer((address, None), kind, body, limit).await
+    }
+
+    /// As [`Self::call`], and where it matters who is there, nobody else is asked.
+    pub async fn call_peer<A: DeserializeOwned>(
+        &self,
+        (address, expected): (&str, Option<PeerId>),
+        kind: Kind,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, CallError> {
         let broken = |source| CallError::Broken { address: address.to_owned(), source };
         let body = encode(body).map_err(broken)?;
-        let connection = self.connection(address).await?;
+        let connection = self.connection(address, expected).await?;
         match timeout(limit, exchange(&connection, kind, body)).await {
             Ok(Ok(answer)) => decode(&answer).map_err(broken),
             Ok(Err(source)) => Err(broken(source)),

@@ -3,7 +3,8 @@
 //! A proposal has a random id that stays the same in every retry, and the state machine remembers
 //! ids: so trying again, after a lost answer or across an election, is always safe.
 //!
-//! Invariant: no call takes longer than [`PROPOSE_TIMEOUT`] and a little.
+//! Invariants: no call takes longer than [`PROPOSE_TIMEOUT`] and a little. What goes into the log can
+//! be read by every member: one that could not would stop, and all of them at the same entry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use futures::StreamExt;
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_content::Timestamp;
 use shoal_metadata::{
-    Command, FIRST_LEVEL, Fault, Refusal, Response, decode_command, encode_command,
+    Command, FIRST_LEVEL, Fault, Refusal, Response, decode_command, decode_command_up_to,
+    encode_command,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -60,10 +62,7 @@ pub async fn propose_encoded(
     at: Timestamp,
     bytes: Vec<u8>,
 ) -> Result<Response, ProposeError> {
-    if bytes.len() > COMMAND_BYTES_MAX {
-        let limit = format!("a command of {} bytes, {COMMAND_BYTES_MAX} at most", bytes.len());
-        return Err(Refusal::Limit(limit).into());
-    }
+    check_length(&bytes)?;
     let proposal = Proposal { id: rand::random(), at, command: bytes.into() };
     let deadline = Instant::now() + PROPOSE_TIMEOUT;
     let mut last = "no leader is known".to_owned();
@@ -109,7 +108,9 @@ async fn attempt(shared: &Shared, proposal: &Proposal) -> Proposed {
 /// Takes a proposal in on the leader.
 pub async fn here(shared: &Shared, proposal: Proposal) -> Proposed {
     let core = ready(shared)?;
-    check_version(&core, &proposal, shared.config.command_version)?;
+    if let Some(refused) = refused(&core, &proposal, shared.config.command_version) {
+        return refused;
+    }
     match core.engine.client_write(proposal).await {
         Ok(written) => answer(written.data),
         Err(RaftError::APIError(
@@ -126,10 +127,8 @@ pub async fn many_here(shared: &Shared, proposals: Vec<Proposal>) -> Vec<Propose
         Ok(core) => core,
         Err(failure) => return all(&failure),
     };
-    let refused: Vec<Option<Failure>> = proposals
-        .iter()
-        .map(|one| check_version(&core, one, shared.config.command_version).err())
-        .collect();
+    let refused: Vec<Option<Proposed>> =
+        proposals.iter().map(|one| refused(&core, one, shared.config.command_version)).collect();
     let taken = proposals.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
     let taken: Vec<Proposal> = taken.map(|(one, _)| one.clone()).collect();
     let mut written = if taken.is_empty() {
@@ -143,7 +142,7 @@ pub async fn many_here(shared: &Shared, proposals: Vec<Proposal>) -> Vec<Propose
     let mut answers = Vec::with_capacity(refused.len());
     for refused in refused {
         answers.push(match refused {
-            Some(failure) => Err(failure),
+            Some(refused) => refused,
             None => match written.next().await {
                 Some(Ok(Ok(written))) => answer(written.response),
                 Some(Ok(Err(_))) => Err(core.not_leader(shared.me())),
@@ -175,6 +174,29 @@ fn answer(applied: Applied) -> Proposed {
     }
 }
 
+/// What is answered to a proposal that does not come into the log.
+fn refused(core: &Core, proposal: &Proposal, mine: u8) -> Option<Proposed> {
+    if let Err(failure) = check_version(core, proposal, mine) {
+        return Some(Err(failure));
+    }
+    let checked = check_length(&proposal.command).and_then(|()| check_form(proposal, mine));
+    checked.err().map(|refusal| Ok(Err(refusal)))
+}
+
+fn check_length(command: &[u8]) -> Result<(), Refusal> {
+    if command.len() > COMMAND_BYTES_MAX {
+        let limit = format!("a command of {} bytes, {COMMAND_BYTES_MAX} at most", command.len());
+        return Err(Refusal::Limit(limit));
+    }
+    Ok(())
+}
+
+/// What another member sends may be damaged, or of a program that is not ours.
+fn check_form(proposal: &Proposal, mine: u8) -> Result<(), Refusal> {
+    let decoded = decode_command_up_to(mine, &proposal.command).map(drop);
+    decoded.map_err(|error| Refusal::Limit(format!("a command that cannot be read: {error}")))
+}
+
 /// Every member must be able to apply what goes into the log: nothing above the cluster's level is
 /// proposed. What raises the level is held against the members themselves, who are known by their
 /// rows; the state machine looks again, in the order of the log.
@@ -197,4 +219,36 @@ fn check_version(core: &Core, proposal: &Proposal, mine: u8) -> Result<(), Failu
         return Ok(());
     }
     Err(Failure::Unsupported { needs, oldest: level })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{Authority, Home, create_image};
+
+    #[test]
+    fn what_no_member_could_read_is_refused_and_stops_nobody() {
+        let authority = Authority::new();
+        let mut home = Home::new(1);
+        let member = home.start(&authority);
+        member.bootstrap();
+        let mut torn = encode_command(&create_image(1));
+        torn.pop();
+        let long = vec![1; COMMAND_BYTES_MAX + 1];
+        let (answers, alone) = member.run(|raft| async move {
+            let at = Timestamp::from_millis(1);
+            let proposal =
+                |command: Vec<u8>| Proposal { id: rand::random(), at, command: command.into() };
+            let good = encode_command(&create_image(2));
+            let many = [torn.clone(), good, long].map(proposal).to_vec();
+            let answers = many_here(&raft.shared, many).await;
+            (answers, propose_encoded(&raft.shared, at, torn).await)
+        });
+        let refused = |answer: &Proposed| matches!(answer, Ok(Err(Refusal::Limit(_))));
+        assert!(refused(&answers[0]) && refused(&answers[2]), "{answers:?}");
+        assert!(matches!(&answers[1], Ok(Ok(_))), "{answers:?}");
+        assert!(matches!(alone, Err(ProposeError::Refused(Refusal::Limit(_)))), "{alone:?}");
+        member.propose(create_image(3)).unwrap();
+        assert_eq!(member.metric("shoal_raft_core_restarts_total"), 0.0);
+    }
 }

@@ -63,6 +63,8 @@ pub struct Status {
     pub last_applied: Option<u64>,
     pub voters: BTreeSet<NodeId>,
     pub learners: BTreeSet<NodeId>,
+    /// Whether a change of the voters has begun and not ended.
+    pub is_changing: bool,
     pub is_leader: bool,
     /// Index of the last entry in the newest snapshot.
     pub snapshot: Option<u64>,
@@ -174,6 +176,7 @@ impl Raft {
                 last_applied: None,
                 voters: BTreeSet::new(),
                 learners: BTreeSet::new(),
+                is_changing: false,
                 is_leader: false,
                 snapshot: None,
             };
@@ -189,6 +192,7 @@ impl Raft {
             last_applied: metrics.last_applied.as_ref().map(|applied| applied.index),
             voters: members.voter_ids().map(NodeId::new).collect(),
             learners: members.learner_ids().map(NodeId::new).collect(),
+            is_changing: members.get_joint_config().len() > 1,
             is_leader: metrics.current_leader == Some(self.shared.me()),
             snapshot: metrics.snapshot.as_ref().map(|snapshot| snapshot.index),
         }
@@ -210,6 +214,16 @@ impl Raft {
     /// [`Error::Membership`] where it is the last one; [`Error::Unavailable`].
     pub async fn remove_member(&self, id: NodeId) -> Result<(), Error> {
         Box::pin(members::remove(&self.shared, id.number())).await
+    }
+
+    /// Ends a change of the voters that broke off. Only the leader can; without such a change it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where it cannot be done now.
+    pub async fn settle_members(&self) -> Result<(), Error> {
+        let settled = Box::pin(members::settle_here(&self.shared)).await;
+        settled.map_err(|failure| Error::Unavailable(failure.to_string()))
     }
 
     /// Where this node leads, makes another voter lead: for a node that is about to stop. Gives who

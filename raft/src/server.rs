@@ -2,7 +2,8 @@
 //!
 //! Invariants: connections, the streams of one connection (quinn's own limit) and the bytes of all
 //! requests under way are bounded; who is no node of the cluster is refused in the handshake, and
-//! asked for once more after it. A request that does not come in whole in time is dropped.
+//! asked for once more after it. A request that does not come in whole in time is dropped, and so is
+//! a proposal or a read whose asker has gone.
 
 use std::io;
 use std::sync::Arc;
@@ -136,7 +137,13 @@ async fn serve_request(
         let _ = send.reset(REMOVED);
         return Ok(());
     }
-    let answer = answer(&shared, kind, &body, &mut send, &mut receive).await?;
+    let gone = send.stopped();
+    let waits = matches!(kind, Kind::Propose | Kind::ProposeMany | Kind::ReadIndex);
+    let answer = tokio::select! {
+        answer = answer(&shared, kind, &body, &mut send, &mut receive) => answer?,
+        // What was proposed is applied or not; only the answer is not waited for.
+        _ = gone, if waits => return Ok(()),
+    };
     drop(held);
     send_answer(&mut send, answer).await
 }

@@ -70,9 +70,18 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<StateSnapshot> {
         let (store, home) = (self.store.clone(), self.home.clone());
         let snapshot = blocking(move || take(&store, &home)).await?;
-        *self.current.lock() = Some(snapshot.clone());
+        keep_newer(&self.current, &snapshot);
         self.metrics.snapshots_built.inc();
         Ok(snapshot)
+    }
+}
+
+/// One that was begun before another was installed may be done after it.
+fn keep_newer(current: &CurrentSnapshot, built: &StateSnapshot) {
+    let mut current = current.lock();
+    let newer = |kept: &StateSnapshot| kept.meta.last_log_id > built.meta.last_log_id;
+    if !current.as_ref().is_some_and(newer) {
+        *current = Some(built.clone());
     }
 }
 
@@ -96,11 +105,12 @@ mod tests {
     use std::time::Instant;
 
     use openraft::async_runtime::watch::WatchReceiver;
+    use openraft::vote::RaftLeaderId;
     use shoal_metadata::Table;
 
     use super::*;
     use crate::harness::{Authority, Home, Member, create_image, eventually};
-    use crate::proposal::Vote;
+    use crate::proposal::{LogId, Vote};
     use crate::restore::Restoring;
     use crate::store::{decode, encode};
     use crate::transfer::{Installed, Offer};
@@ -192,6 +202,24 @@ mod tests {
         assert_eq!(contents(&second.read()), ours);
     }
 
+    #[test]
+    fn a_snapshot_that_took_long_does_not_take_a_newer_ones_place() {
+        type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |index| {
+            let last_log_id = Some(LogId::new(LeaderId::new(1, 1).to_committed(), index));
+            let meta = SnapshotMeta { last_log_id, ..SnapshotMeta::default() };
+            let folder = Scratch::new(folder.path().join(index.to_string()));
+            Snapshot { meta, snapshot: Checkpoint::new(Arc::new(folder)) }
+        };
+        let current = CurrentSnapshot::default();
+        let index = || current.lock().as_ref().and_then(|one| Some(one.meta.last_log_id?.index));
+        for (built, kept) in [(5, 5), (9, 9), (7, 9), (9, 9), (12, 12)] {
+            keep_newer(&current, &at(built));
+            assert_eq!(index(), Some(kept));
+        }
+    }
+
     /// Offers `files` as `sender` would, sends `content` of what is wanted, and breaks off in the
     /// first that has none, or waits for the end.
     fn offer_by_hand(
@@ -203,7 +231,7 @@ mod tests {
         let address = receiver.address.to_string();
         let incoming = receiver.raft.shared.core().unwrap().home.directory().join("incoming");
         sender.run(move |raft| async move {
-            let connection = raft.shared.peers.connection(&address).await.unwrap();
+            let connection = raft.shared.peers.connection(&address, None).await.unwrap();
             let (mut send, mut receive) = connection.open_bi().await.unwrap();
             let meta = SnapshotMeta::default();
             let offer = Offer { vote: Vote::new(1, 1), meta, files };

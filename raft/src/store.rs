@@ -163,9 +163,10 @@ impl Store {
         Ok(self.raft_row(MEMBERSHIP)?.unwrap_or_default())
     }
 
-    /// What was answered to a proposal, if that is remembered.
-    pub fn answer(&self, id: u128) -> io::Result<Option<Applied>> {
-        let Some(&index) = self.remembered.lock().get(&id) else { return Ok(None) };
+    /// What was answered to a proposal, if that is remembered and its entry not below `since`.
+    pub fn answer(&self, id: u128, since: u64) -> io::Result<Option<Applied>> {
+        let index = self.remembered.lock().get(&id).copied();
+        let Some(index) = index.filter(|index| *index >= since) else { return Ok(None) };
         let row: Option<(u128, Applied)> = self.raft_row(&one_row_key(index))?;
         match row {
             Some((_, answer)) => Ok(Some(answer)),

@@ -6,15 +6,20 @@
 //! anew. Nothing that was acknowledged is lost, since that was synced.
 //!
 //! Opening waits for everyone who still reads the old databases, since RocksDB locks its folder.
+//!
+//! A leader whose disk is nearly full takes no proposals, so it has another voter lead. Whether that
+//! one has room is not known here; where it has none either, it does the same, and nobody more often
+//! than once in [`HAND_OVER_INTERVAL`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep};
 use tracing::{error, info, warn};
 
 use crate::core::{Core, Shared};
+use crate::handover::hand_over;
 use crate::proposal::TypeConfig;
 
 /// Between two tries to open the databases.
@@ -22,6 +27,9 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the free space is measured where nothing else asks for it.
 const SPACE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often at most a leader gives way because its disk is full.
+const HAND_OVER_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs until this node stops.
 pub async fn supervise(shared: Arc<Shared>) {
@@ -66,8 +74,9 @@ pub fn publish(shared: &Shared, core: Core) {
     *shared.core.write() = Some(Arc::new(core));
 }
 
-/// Keeps the gauges true until the core fails; answers why.
-async fn failed(shared: &Shared, core: &Core) -> String {
+/// Keeps the gauges true, and a leader that has room, until the core fails; answers why.
+async fn failed(shared: &Arc<Shared>, core: &Core) -> String {
+    let mut gave_way: Option<Instant> = None;
     let mut metrics = core.engine.metrics();
     let mut measure = interval(SPACE_INTERVAL);
     loop {
@@ -86,8 +95,35 @@ async fn failed(shared: &Shared, core: &Core) -> String {
             }
             _ = measure.tick() => {
                 shared.metrics.disk_free_bytes.set(shared.space.free_bytes());
+                let lately = gave_way.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL);
+                if !lately && !shared.space.has_reserve() && may_give_way(shared, core) {
+                    gave_way = Some(Instant::now());
+                    shared.tasks.spawn(give_way(shared.clone()));
+                }
             }
         }
+    }
+}
+
+/// Whether this node leads, and there is somebody else.
+fn may_give_way(shared: &Shared, core: &Core) -> bool {
+    let metrics = core.engine.metrics();
+    let metrics = metrics.borrow_watched();
+    let voters = metrics.membership_config.membership().voter_ids().count();
+    metrics.current_leader == Some(shared.me()) && voters > 1
+}
+
+async fn give_way(shared: Arc<Shared>) {
+    warn!(free_bytes = shared.space.free_bytes(), "the disk is nearly full: another is to lead");
+    let handed = tokio::select! {
+        handed = hand_over(&shared) => handed,
+        () = shared.stopped.cancelled() => return,
+    };
+    match handed {
+        Ok(Some(leader)) => info!(leader, "another node leads, as the disk here is nearly full"),
+        // Somebody else leads already.
+        Ok(None) => {}
+        Err(error) => warn!(%error, "nobody else has taken the leadership"),
     }
 }
 

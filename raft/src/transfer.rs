@@ -283,6 +283,8 @@ async fn store_file(
         let text = format!("{} of the snapshot was damaged on its way", file.name);
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
+    // A write may still be under way, and only this says that it has failed.
+    target.flush().await?;
     target.sync_all().await
 }
 

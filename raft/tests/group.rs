@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use harness::{
     Authority, DEADLINE, Home, create_image, eventually, has_image, image_id, image_name, leader,
-    three,
+    register, three,
 };
 use shoal_content::{Digest, NodeId, Timestamp};
 use shoal_metadata::{
-    Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
+    Command, Event, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
 };
 use shoal_raft::{Error, ProposeError};
 
@@ -289,7 +289,9 @@ fn a_new_member_gets_a_snapshot_where_the_log_is_gone() {
     let second = homes[1].start_with(&authority, short);
     // Opened before: it shows what it showed whatever is installed.
     let empty = second.raft.local();
+    let mut events = second.raft.events();
     first.add(&second);
+    assert_eq!(events.try_recv(), Ok(Event::AllChanged), "who watches rows is told to look again");
     assert!(second.metric("shoal_raft_snapshots_installed_total") >= 1.0);
     assert_eq!(second.read().query().image_count().unwrap(), 300);
     assert_eq!(empty.query().image_count().unwrap(), 0);
@@ -328,4 +330,20 @@ fn members_come_and_go_even_the_leader() {
     assert!(!members[0].raft.status().voters.contains(&leading));
     members[0].remove(leading);
     drop(gone);
+}
+
+#[test]
+fn who_was_removed_from_the_cluster_is_no_member_again() {
+    let authority = Authority::new();
+    let mut homes = [Home::new(1), Home::new(2)];
+    let first = homes[0].start(&authority);
+    first.bootstrap();
+    let second = homes[1].start(&authority);
+    first.propose(register(2, 1)).unwrap();
+    first.propose(Command::RemoveNode(second.id)).unwrap();
+    let (id, address) = (second.id, second.address.to_string());
+    let added = first.run(move |raft| async move { raft.add_member(id, address).await });
+    let refused = added.unwrap_err().to_string();
+    assert!(refused.contains("was removed from this cluster"), "{refused}");
+    assert!(!first.raft.status().voters.contains(&id));
 }

@@ -5,7 +5,7 @@ mod harness;
 use std::fs::OpenOptions;
 use std::time::Duration;
 
-use harness::{Authority, Home, Member, NAME, create_image, eventually, register};
+use harness::{Authority, Home, Member, NAME, create_image, eventually, leader, register};
 use nix::fcntl::{FallocateFlags, fallocate};
 use shoal_content::{NodeId, PeerId};
 use shoal_metadata::{Command, Node, Refusal};
@@ -127,4 +127,22 @@ fn a_full_disk_refuses_proposals_and_service_resumes_with_space() {
     std::fs::remove_file(&path).unwrap();
     eventually("proposals are taken again", || member.propose(create_image(numbers.next()?)).ok());
     assert_eq!(member.metric("shoal_raft_core_restarts_total"), 0.0);
+}
+
+#[test]
+fn a_leader_without_room_lets_another_one_lead() {
+    let authority = Authority::new();
+    let (mut home, mut other) = (Home::new(1), Home::new(2));
+    let disk = nix::sys::statvfs::statvfs(home.path()).unwrap();
+    let free = disk.blocks_available() * disk.fragment_size();
+    // Less than the reserve is free, and more than half of it: it can follow, and not lead.
+    let full = home.start_with(&authority, |config| config.disk_reserve_bytes = free / 2 * 3);
+    let roomy = other.start(&authority);
+    full.bootstrap();
+    // Alone it leads all the same.
+    assert_eq!(full.propose(create_image(1)), Err(ProposeError::Storage("disk full".into())));
+    full.add(&roomy);
+    let members = [full, roomy];
+    eventually("the other one leads", || (leader(&members) == 1).then_some(()));
+    members[0].propose(create_image(2)).unwrap();
 }

@@ -2,8 +2,11 @@
 //!
 //! A node joins in two steps that may each be repeated, through any node. First it asks here, with
 //! a token: its row is written, which takes its id, and its certificate issued. Then it starts, and
-//! [`admit_members`] on the leader makes every node with a row a voter once it answers. A lost
+//! [`keep_members`] on the leader makes every node with a row a voter once it answers. A lost
 //! answer costs nothing: the same key gets the same id.
+//!
+//! A node is removed by its row, for good; whoever asked, the leader then takes it out of the group,
+//! as often as it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,7 +18,7 @@ use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, LevelRaised, NodeStatu
 use shoal_content::{DeploymentId, NodeId};
 use shoal_metadata::{Command, JoinRole, Node, Refusal};
 use shoal_p2p::identity::Role;
-use shoal_raft::{ProposeError, Raft};
+use shoal_raft::{ProposeError, Raft, Status};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -33,8 +36,8 @@ use crate::state::App;
 /// How often an id is chosen anew where two nodes join at the same moment.
 const ID_RACES_MAX: usize = 5;
 const ADDRESS_BYTES_MAX: usize = 300;
-/// How often the leader looks for nodes that are no members yet.
-const ADMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the leader compares the group with the rows.
+const MEMBERS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub async fn status(
     State(app): State<App>,
@@ -196,7 +199,20 @@ pub async fn remove_node(
         return Err(conflict("last_node", text));
     }
     // The row first: the leader would make it a member again otherwise.
-    app.propose(Command::RemoveNode(id)).await?;
+    match app.propose(Command::RemoveNode(id)).await {
+        Ok(_) => {}
+        Err(ProposeError::Refused(refusal @ Refusal::NotFound(_))) => {
+            // Of one that was removed before, there may be the group left to be changed.
+            if app.view().await?.query().retired_node(id)?.is_none() {
+                return Err(ProposeError::Refused(refusal).into());
+            }
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if id == app.node && !app.raft.status().is_leader {
+        // Nobody answers a node that was removed; the leader takes it out by itself.
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let raft = app.raft.clone();
     let removed = change_group(move || async move { raft.remove_member(id).await }).await;
     removed.map_err(|error| {
@@ -206,12 +222,13 @@ pub async fn remove_node(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Makes every node that has a row a voter, on whichever node leads. Runs until it is dropped. A
-/// node that does not answer holds up nobody else.
-pub async fn admit_members(raft: Raft) {
-    let mut ticks = tokio::time::interval(ADMIT_INTERVAL);
+/// Makes every node that has a row a voter, and takes out who was removed, on whichever node leads.
+/// Runs until it is dropped. A node that does not answer holds up nobody else.
+pub async fn keep_members(raft: Raft) {
+    let mut ticks = tokio::time::interval(MEMBERS_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut adding: JoinSet<NodeId> = JoinSet::new();
+    let mut changing: JoinSet<()> = JoinSet::new();
     let mut waiting = BTreeSet::new();
     loop {
         tokio::select! {
@@ -222,10 +239,19 @@ pub async fn admit_members(raft: Raft) {
                 }
                 continue;
             }
+            Some(_) = changing.join_next() => continue,
         }
         let status = raft.status();
         if !status.is_leader {
             continue;
+        }
+        // One at a time: each waits for the one before in any case.
+        if changing.is_empty() {
+            if status.is_changing {
+                changing.spawn(settle(raft.clone()));
+            } else if let Some(id) = removed_member(&raft, &status) {
+                changing.spawn(take_out(raft.clone(), id));
+            }
         }
         let Ok(nodes) = raft.local().query().nodes() else { continue };
         for node in nodes {
@@ -242,6 +268,28 @@ pub async fn admit_members(raft: Raft) {
                 id
             });
         }
+    }
+}
+
+/// A member whose node was removed, as the request that removed it broke off. A member that has no row
+/// yet is none: a cluster that is being founded has no rows at all.
+fn removed_member(raft: &Raft, status: &Status) -> Option<NodeId> {
+    let view = raft.local();
+    let retired = |id: &&NodeId| matches!(view.query().retired_node(**id), Ok(Some(_)));
+    status.voters.union(&status.learners).find(retired).copied()
+}
+
+/// A change that was under way when its leader went would otherwise stay half made.
+async fn settle(raft: Raft) {
+    if let Err(error) = change_group(move || async move { raft.settle_members().await }).await {
+        warn!(%error, "a change of the group cannot be ended yet");
+    }
+}
+
+async fn take_out(raft: Raft, id: NodeId) {
+    match change_group(move || async move { raft.remove_member(id).await }).await {
+        Ok(()) => info!(node = %id, "a node that was removed is no member any more"),
+        Err(error) => warn!(node = %id, %error, "a node that was removed is a member yet"),
     }
 }
 

@@ -114,6 +114,6 @@ impl Services {
         tasks.spawn(self.pulls.clone().run());
         tasks.spawn(self.retainer.clone().run());
         tasks.spawn(self.audit.clone().run());
-        tasks.spawn(super::cluster::admit_members(raft.clone()));
+        tasks.spawn(super::cluster::keep_members(raft.clone()));
     }
 }

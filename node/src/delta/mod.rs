@@ -198,8 +198,8 @@ impl Deltas {
         loop {
             match timeout_at(deadline, events.recv()).await.ok()? {
                 Ok(Event::DeltaChanged(changed)) if changed == of => return Some(()),
+                Ok(Event::AllChanged) | Err(RecvError::Lagged(_)) => return Some(()),
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => return Some(()),
                 Err(RecvError::Closed) => return None,
             }
         }

@@ -164,10 +164,7 @@ impl OrderStream {
                 _ = pings.tick() => self.send(OrderMessage::Ping).await,
                 event = events.recv() => match event {
                     Ok(event) => self.take(event).await,
-                    Err(RecvError::Lagged(_)) => {
-                        let view = self.raft.local();
-                        self.send_all(&view).await
-                    }
+                    Err(RecvError::Lagged(_)) => self.take(Event::AllChanged).await,
                     Err(RecvError::Closed) => return,
                 },
                 Ok(()) = self.expelled.changed() => {
@@ -256,17 +253,24 @@ impl OrderStream {
         self.send(order).await
     }
 
+    fn check_member(&self, view: &View) -> Result<(), End> {
+        match view.query().agent(self.agent) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(End),
+            Err(error) => self.broken(&error),
+        }
+    }
+
     async fn take(&mut self, event: Event) -> Result<(), End> {
         let view = self.raft.local();
-        let query = view.query();
         match event {
             Event::DeploymentChanged(id) => self.order(&view, id).await,
             Event::MembersChanged | Event::SigningKeysChanged => self.send_cluster(&view).await,
-            Event::AgentsChanged => match query.agent(self.agent) {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) => Err(End),
-                Err(error) => self.broken(&error),
-            },
+            Event::AgentsChanged => self.check_member(&view),
+            Event::AllChanged => {
+                self.check_member(&view)?;
+                self.send_all(&view).await
+            }
             Event::TagMoved { .. }
             | Event::UploadChanged(_)
             | Event::WarmUpsChanged

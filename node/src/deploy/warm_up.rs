@@ -108,7 +108,12 @@ pub async fn keep_warm(raft: Raft) {
 async fn changed(events: &mut Receiver<Event>) -> bool {
     loop {
         match events.recv().await {
-            Ok(Event::TagMoved { .. } | Event::AgentsChanged | Event::WarmUpsChanged)
+            Ok(
+                Event::TagMoved { .. }
+                | Event::AgentsChanged
+                | Event::WarmUpsChanged
+                | Event::AllChanged,
+            )
             | Err(RecvError::Lagged(_)) => return true,
             Ok(_) => {}
             Err(RecvError::Closed) => return false,

@@ -137,8 +137,8 @@ impl Disks {
             loop {
                 match events.recv().await {
                     Ok(Event::UploadChanged(changed)) if changed == id => break,
+                    Ok(Event::AllChanged) | Err(RecvError::Lagged(_)) => break,
                     Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => break,
                     Err(RecvError::Closed) => return,
                 }
             }

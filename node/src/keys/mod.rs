@@ -190,7 +190,9 @@ pub async fn follow(raft: Raft, keyring: Keyring, swarm: Swarm) {
         }
         loop {
             match events.recv().await {
-                Ok(Event::SigningKeysChanged) | Err(RecvError::Lagged(_)) => break,
+                Ok(Event::SigningKeysChanged | Event::AllChanged) | Err(RecvError::Lagged(_)) => {
+                    break;
+                }
                 Ok(_) => {}
                 // The node stops.
                 Err(RecvError::Closed) => std::future::pending().await,

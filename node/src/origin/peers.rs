@@ -102,7 +102,7 @@ pub async fn follow_members(raft: Raft, swarm: Swarm, desk: OrderDesk) {
         let changed = async {
             loop {
                 match events.recv().await {
-                    Ok(Event::MembersChanged | Event::AgentsChanged)
+                    Ok(Event::MembersChanged | Event::AgentsChanged | Event::AllChanged)
                     | Err(RecvError::Lagged(_)) => {
                         return;
                     }

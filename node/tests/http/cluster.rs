@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentInfo, ClusterStatus, Deployment, Resolution};
+use shoal_node::server::Server;
 
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
@@ -63,4 +64,36 @@ async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     let shown: Deployment = second.get(&path).await.context("the end at another node")?;
     ensure!(shown.state == "done", "{shown:?}");
     third.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_removed_through_itself_votes_no_more() -> Result<()> {
+    let first = Node::start().await?;
+    let second = first.join("node-2").await?;
+    let third = second.join("node-3").await?;
+    let voters = || first.server.app().raft.status().voters;
+    until("three voters", async || Ok((voters().len() == 3).then_some(()))).await?;
+    let id = third.server.app().node;
+    let path = format!("cluster/nodes/{id}");
+    // Nobody answers it from then on, so that it cannot see to the rest itself.
+    let removed = third.request(Method::DELETE, &path).send().await?;
+    ensure!(removed.status() == StatusCode::NO_CONTENT, "{removed:?}");
+    until("a group without it", async || Ok((!voters().contains(&id)).then_some(()))).await?;
+    // Whoever has lost the answer asks again.
+    let again = second.request(Method::DELETE, &path).send().await?;
+    ensure!(again.status() == StatusCode::NO_CONTENT, "{again:?}");
+    let nobody = second.request(Method::DELETE, "cluster/nodes/99").send().await?;
+    ensure!(nobody.status() == StatusCode::NOT_FOUND, "{nobody:?}");
+    third.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_raft_folder_is_lost_does_not_start_as_the_member_that_it_was() -> Result<()> {
+    let node = Node::start().await?;
+    let config = node.server.app().config.clone();
+    node.server.stop().await?;
+    std::fs::remove_dir_all(config.node.data_dir.join("raft"))?;
+    let refused = Server::start(config, |_| ()).await.err().context("it must not start")?;
+    ensure!(refused.to_string().contains("must not vote"), "{refused:#}");
+    Ok(())
 }

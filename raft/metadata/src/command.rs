@@ -870,9 +870,15 @@ pub enum Event {
     DeploymentChanged(DeploymentId),
     MembersChanged,
     AgentsChanged,
-    TagMoved { repository: RepositoryName, tag: TagName },
+    TagMoved {
+        repository: RepositoryName,
+        tag: TagName,
+    },
     UploadChanged(UploadId),
     WarmUpsChanged,
     DeltaChanged(DeltaKey),
     SigningKeysChanged,
+    /// A snapshot took the place of all rows: what was observed is to be looked at again, as where
+    /// events were missed.
+    AllChanged,
 }

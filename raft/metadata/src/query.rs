@@ -100,6 +100,11 @@ impl<'a, R: Read> Query<'a, R> {
         Ok(NodeId::new(last + 1))
     }
 
+    /// Who had an id whose node was removed.
+    pub fn retired_node(&self, id: NodeId) -> Result<Option<PeerId>, Fault> {
+        row(self.read, Table::RetiredNodes, &key::node(id))
+    }
+
     /// Whether this was a node, and was removed.
     pub fn is_retired(&self, peer: PeerId) -> Result<bool, Fault> {
         let removed: Vec<PeerId> = self.all(Table::RetiredNodes, b"")?;

@@ -22,6 +22,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub const NAME: &str = "node.shoal.internal";
+/// Its number follows.
+const NAME_OF_PEER: &str = "peer-";
 const ALPN: &[u8] = b"shoal-raft/1";
 
 /// Within so long everything that is waited for must have happened.
@@ -61,15 +63,17 @@ impl Authority {
         Arc::new(roots)
     }
 
-    fn issue(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    /// A certificate of the node with this id.
+    fn issue(&self, id: u64) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+        let names = vec![NAME.to_owned(), format!("{NAME_OF_PEER}{id:03}.test")];
+        let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         (vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
     }
 
-    pub fn server(&self) -> quinn::ServerConfig {
-        let (chain, key) = self.issue();
+    fn server(&self, id: u64) -> quinn::ServerConfig {
+        let (chain, key) = self.issue(id);
         let verifier = WebPkiClientVerifier::builder(self.roots()).build().unwrap();
         let mut tls =
             rustls::ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
@@ -83,14 +87,19 @@ impl Authority {
         server
     }
 
-    /// A client that trusts this authority and shows a certificate of `identity`'s, if any.
+    /// A client that trusts this authority and shows a certificate of `identity`'s for node 1, if
+    /// any.
     pub fn client(&self, identity: Option<&Self>) -> quinn::ClientConfig {
+        self.client_as(identity, 1)
+    }
+
+    fn client_as(&self, identity: Option<&Self>, id: u64) -> quinn::ClientConfig {
         let builder =
             rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
                 .with_root_certificates(self.roots());
         let mut tls = match identity {
             Some(identity) => {
-                let (chain, key) = identity.issue();
+                let (chain, key) = identity.issue(id);
                 builder.with_client_auth_cert(chain, key).unwrap()
             }
             None => builder.with_no_client_auth(),
@@ -98,6 +107,19 @@ impl Authority {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
     }
+}
+
+/// Who is at the other end: each certificate of an authority's here names its node.
+fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let certificate = String::from_utf8_lossy(chain.first()?).into_owned();
+    let (_, rest) = certificate.split_once(NAME_OF_PEER)?;
+    Some(peer(rest.get(..3)?.parse().ok()?))
+}
+
+/// The peer of the node with this id.
+pub fn peer(id: u64) -> PeerId {
+    PeerId::from_public_key([id as u8; 32])
 }
 
 /// One member that runs.
@@ -162,6 +184,11 @@ impl Home {
         })
     }
 
+    /// Starts where another one was.
+    pub fn take_address(&mut self, other: &Self) {
+        self.address = other.address;
+    }
+
     /// An address that is free now, where it will start.
     pub fn choose_address(&mut self) -> SocketAddr {
         let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -182,19 +209,17 @@ impl Member {
             .build()
             .unwrap();
         let at = address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
-        let id = config.node;
+        let (id, number) = (config.node, config.node.number());
         let mut registry = Registry::default();
         let started = runtime.block_on(async {
-            let endpoint = quinn::Endpoint::server(authority.server(), at)
+            let endpoint = quinn::Endpoint::server(authority.server(number), at)
                 .map_err(|error| error.to_string())?;
             let address = endpoint.local_addr().unwrap();
             let transport = Transport {
                 endpoint,
-                client: authority.client(Some(authority)),
+                client: authority.client_as(Some(authority), number),
                 server_name: NAME.to_owned(),
-                authenticate: Arc::new(|connection| {
-                    connection.peer_identity().map(|_| PeerId::from_public_key([1; 32]))
-                }),
+                authenticate: Arc::new(peer_of),
             };
             let raft = Raft::start(config, transport, &mut registry).await;
             Ok((raft.map_err(|error| error.to_string())?, address))
@@ -278,7 +303,7 @@ pub fn register(id: u64, command_version: u8) -> Command {
     Command::RegisterNode(Node {
         id: NodeId::new(id),
         name: format!("node-{id}"),
-        peer: PeerId::from_public_key([id as u8; 32]),
+        peer: peer(id),
         zone: Zone::default(),
         raft_address: "127.0.0.1:1".into(),
         peer_address: "127.0.0.1:2".into(),

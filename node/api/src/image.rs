@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 
+use crate::absent::{or_default, or_null};
 use crate::{Tag, Version};
 
 /// One page of a list.
@@ -27,42 +28,43 @@ pub struct Pagination {
 
 /// `POST /api/v1/images`: makes an image without versions. The name alone is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct CreateImage {
     pub name: RepositoryName,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub display_name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub description: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub image_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub os_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub os_version: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
     /// What downloads default to: `raw`, `qcow2`, `vmdk`, `vmdk-stream`, `vhd`, `vhd-fixed`, `vhdx`
     /// or `ova`; `qcow2` where empty.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub format: String,
     /// `public`, `organization` or `private`: of the project, where this makes it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub visibility: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_cpu_cores: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_memory_mb: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_disk_gb: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_cpu_cores: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_memory_mb: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_disk_gb: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 

@@ -34,6 +34,7 @@ mod node;
 mod orders;
 mod passkeys;
 mod plans;
+mod profiles;
 mod program;
 mod quotas;
 mod retention;

@@ -47,7 +47,8 @@ pub struct CreateImage {
     /// or `ova`; `qcow2` where empty.
     #[serde(default, deserialize_with = "or_default")]
     pub format: String,
-    /// `public`, `organization` or `private`: of the project, where this makes it.
+    /// `public`, `organization` or `private`: of the project, where this makes it. Of one that is
+    /// there it has to be that one's.
     #[serde(default, deserialize_with = "or_default")]
     pub visibility: String,
     #[serde(default, deserialize_with = "or_default")]
@@ -90,6 +91,9 @@ pub struct UpdateImage {
     pub architecture: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// That of its project, which alone can be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub visibility: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

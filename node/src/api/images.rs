@@ -10,16 +10,18 @@ use shoal_api::{
 };
 use shoal_content::{ImageId, ImageReference, Labels, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageKind, ImageNote, ImageProfile, UploadPurpose,
-    Visibility, What, Who, newest_first,
+    self as metadata, Action, Command, Fault, ImageKind, ImageNote, ImageProfile, Owner, Refusal,
+    UploadPurpose, Visibility, What, Who, newest_first,
 };
-use shoal_raft::View;
+use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
 
 use super::caller::Caller;
 use super::input::{Body, Path, Query};
-use super::problem::missing;
+use super::problem::{conflict, missing};
+use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
+use crate::clock::now;
 use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
@@ -34,15 +36,7 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
-    let visibility = match request.visibility.as_str() {
-        "public" => Some(Visibility::Public),
-        "organization" => Some(Visibility::Organization),
-        "" | "private" => None,
-        _ => {
-            let text = "visibility is public, organization or private";
-            return Err(Problem::bad_request("visibility_invalid", text));
-        }
-    };
+    let wanted = wanted_visibility(&request.visibility)?;
     caller.permit(Action::Push, What::Repository(&request.name))?;
     let owner = caller.account()?;
     let project = request.name.project();
@@ -50,7 +44,19 @@ pub async fn create(
         let text = format!("{project} holds what is pulled from there; nothing is put into it");
         return Err(Problem::forbidden(text));
     }
-    let is_new = caller.view.query().project(&project)?.is_none();
+    let found = caller.view.query().project(&project)?;
+    match &found {
+        Some(found) => check_visibility(found, wanted)?,
+        None if wanted == Some(Visibility::Organization) => {
+            let text = format!(
+                "there is no project {project}, and what this makes is yours, no organization's: \
+                 make it with its organization first (POST /api/v1/projects)"
+            );
+            return Err(Problem::bad_request("visibility_invalid", text));
+        }
+        None => {}
+    }
+    let who = caller.who();
     drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());
     let profile = ImageProfile {
@@ -75,6 +81,10 @@ pub async fn create(
         annotations: labels(request.annotations)?.into(),
         updated_by: String::new(),
     };
+    // One that the image makes is private.
+    if let (None, Some(Visibility::Public)) = (found, wanted) {
+        make_project(&app, &request.name, &who, &owner).await?;
+    }
     let (name, kind) = (request.name, ImageKind::Disk);
     // Nodes of an earlier version know the shorter command only.
     app.propose(match note == ImageNote::default() {
@@ -82,14 +92,59 @@ pub async fn create(
         false => Command::CreateDescribedImage { id, name, kind, profile, note, owner },
     })
     .await?;
-    if let Some(visibility) = visibility.filter(|_| is_new) {
-        let (description, owner) = (String::new(), None);
-        let open = Command::UpdateProject { name: project, visibility, description, owner };
-        app.propose(open).await?;
-    }
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
     Ok((StatusCode::CREATED, Json(shown::image(view.query(), &row)?)))
+}
+
+fn wanted_visibility(text: &str) -> Result<Option<Visibility>, Problem> {
+    Some(text).filter(|text| !text.is_empty()).map(visibility_of).transpose()
+}
+
+/// An image is as visible as its project, which has others, too.
+fn check_visibility(
+    project: &metadata::Project,
+    wanted: Option<Visibility>,
+) -> Result<(), Problem> {
+    let Some(wanted) = wanted.filter(|wanted| *wanted != project.visibility) else {
+        return Ok(());
+    };
+    let [is, wanted] = [project.visibility, wanted].map(visibility_name);
+    let name = &project.name;
+    let text = format!(
+        "an image is as visible as its project, and {name} is {is}, not {wanted}: change that of \
+         the project (PUT /api/v1/projects/{name}), or make the image in another one"
+    );
+    Err(conflict("visibility_mismatch", text))
+}
+
+/// Makes the project of an image that is to be public. Before the image, so that a project which
+/// somebody else makes in the meantime stays as it is, and no image comes to be in it that is as
+/// visible as nobody asked for.
+async fn make_project(
+    app: &App,
+    image: &RepositoryName,
+    who: &Who,
+    owner: &str,
+) -> Result<(), Problem> {
+    let (name, at, visibility) = (image.project(), now(), Visibility::Public);
+    let row = metadata::Project {
+        name: name.clone(),
+        owner: Owner::User(owner.to_owned()),
+        visibility,
+        description: String::new(),
+        created_at: at,
+        updated_at: at,
+    };
+    match app.propose(Command::CreateProject(row)).await {
+        Err(ProposeError::Refused(Refusal::Exists(_))) => {
+            let view = app.view().await?;
+            permit(&view, who, Action::Push, What::Repository(image))?;
+            let found = view.query().project(&name)?;
+            found.map_or(Ok(()), |found| check_visibility(&found, Some(visibility)))
+        }
+        answer => answer.map(drop).map_err(Problem::from),
+    }
 }
 
 fn labels(map: std::collections::BTreeMap<String, String>) -> Result<Labels, Problem> {
@@ -164,6 +219,10 @@ pub async fn update(
 ) -> Result<Json<ImageDetail>, Problem> {
     let by = caller.account()?;
     let row = existing(&caller, id, Action::Push)?;
+    let wanted = wanted_visibility(request.visibility.as_deref().unwrap_or_default())?;
+    if let Some(project) = caller.view.query().project(&row.name.project())? {
+        check_visibility(&project, wanted)?;
+    }
     let note = caller.view.query().image_note(id)?;
     drop(caller);
     let old = row.profile;

@@ -1,11 +1,87 @@
 //! What is said of images when they are made and described anew.
 
 use anyhow::{Result, ensure};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use shoal_api::{Image, ImageDetail, UploadStarted};
+use shoal_api::{Image, ImageDetail, Page, Problem, Project, UploadStarted};
 
+use super::document::contract::answered;
 use super::node::Node;
+
+/// The code of a refusal, which has to be in the document of the API.
+async fn refused(
+    node: &Node,
+    method: Method,
+    path: &str,
+    body: &Value,
+    status: StatusCode,
+) -> Result<String> {
+    let answer = node.request(method.clone(), path).json(body).send().await?;
+    let documented = format!("/api/v1/{path}");
+    let (found, answer) = answered(method.as_str(), &documented, None, answer).await?;
+    ensure!(found == status, "{path} {body}: {found} {}", String::from_utf8_lossy(&answer));
+    let problem: Problem = serde_json::from_slice(&answer)?;
+    Ok(problem.code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_as_visible_as_its_project_or_refused() -> Result<()> {
+    let node = Node::start().await?;
+    let open = json!({ "name": "zedge", "visibility": "public", "description": "ours" });
+    let _made: Project = node.call(Method::POST, "projects", &open).await?;
+    for wanted in ["private", "organization"] {
+        let request = json!({ "name": "zedge/secret", "visibility": wanted });
+        let code = refused(&node, Method::POST, "images", &request, StatusCode::CONFLICT).await?;
+        ensure!(code == "visibility_mismatch", "{code}");
+    }
+    let mut images = Vec::new();
+    for (name, visibility) in [("zedge/same", json!("public")), ("zedge/unsaid", json!(""))] {
+        let request = json!({ "name": name, "visibility": visibility });
+        let image: Image = node.call(Method::POST, "images", &request).await?;
+        ensure!(image.visibility == "public", "{image:?}");
+        images.push(image.id);
+    }
+    let all: Page<Image> = node.get("images").await?;
+    ensure!(all.pagination.total_count == 2, "{all:?}");
+
+    let path = format!("images/{}", images[0]);
+    let change = json!({ "visibility": "private", "description": "hidden" });
+    let code = refused(&node, Method::PUT, &path, &change, StatusCode::CONFLICT).await?;
+    ensure!(code == "visibility_mismatch", "{code}");
+    let unknown = json!({ "visibility": "hidden" });
+    let code = refused(&node, Method::PUT, &path, &unknown, StatusCode::BAD_REQUEST).await?;
+    ensure!(code == "visibility_invalid", "{code}");
+    let same = json!({ "visibility": "public", "os_type": "linux" });
+    let described: ImageDetail = node.call(Method::PUT, &path, &same).await?;
+    ensure!(described.image.description.is_empty() && described.image.os_type == "linux");
+    let project: Project = node.get("projects/zedge").await?;
+    ensure!(project.visibility == "public" && project.description == "ours", "{project:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_an_image_makes_is_as_open_as_it_or_not_made() -> Result<()> {
+    let node = Node::start().await?;
+    // Its maker's, and so no organization's.
+    let inside = json!({ "name": "lab/vm", "visibility": "organization" });
+    let code = refused(&node, Method::POST, "images", &inside, StatusCode::BAD_REQUEST).await?;
+    ensure!(code == "visibility_invalid", "{code}");
+    let missing = node.request(Method::GET, "projects/lab").send().await?;
+    ensure!(missing.status() == StatusCode::NOT_FOUND, "{}", missing.status());
+    for (name, wanted) in [("lab/vm", "public"), ("lab/other", "public"), ("den/vm", "private")] {
+        let request = json!({ "name": name, "visibility": wanted });
+        let image: Image = node.call(Method::POST, "images", &request).await?;
+        ensure!(image.visibility == wanted, "{image:?}");
+    }
+    let request = json!({ "name": "acme", "owner": "admin" });
+    let _made: Value = node.call(Method::POST, "organizations", &request).await?;
+    let request = json!({ "name": "team", "organization": "acme", "visibility": "organization" });
+    let _made: Project = node.call(Method::POST, "projects", &request).await?;
+    let request = json!({ "name": "team/vm", "visibility": "organization" });
+    let image: Image = node.call(Method::POST, "images", &request).await?;
+    ensure!(image.visibility == "organization", "{image:?}");
+    node.server.stop().await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn null_is_read_as_nothing_said() -> Result<()> {

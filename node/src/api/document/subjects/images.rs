@@ -11,19 +11,23 @@ pub fn images() -> Subject {
             get("/api/v1/images", "Lists the images that the asker may see")
                 .refuses(400, "kind_invalid sort_invalid labels_invalid"),
             post("/api/v1/images", "Makes an image without versions")
-                .about("And its project, where that is not there.")
+                .about(
+                    "And its project, where that is not there: private, or public where the image is \
+                        to be. A public one is made first, and stays where the image is refused.",
+                )
                 .status(201)
                 .refuses(400, "visibility_invalid labels_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, "image_not_found")
-                .refuses(409, "exists"),
+                .refuses(409, "exists visibility_mismatch"),
             get("/api/v1/images/{image}", "Shows an image with its tags and versions")
                 .about("Also a deleted one, to who may restore it.")
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
-                .about("What is not given stays.")
-                .refuses(400, "labels_invalid text_too_long")
-                .refuses(404, "image_not_found not_found"),
+                .about("What is not given stays. Who sees it is its project's to say.")
+                .refuses(400, "visibility_invalid labels_invalid text_too_long")
+                .refuses(404, "image_not_found not_found")
+                .refuses(409, "visibility_mismatch"),
             delete("/api/v1/images/{image}", "Deletes an image")
                 .about("It can be restored for a while; with `purge` it is gone for good.")
                 .refuses(404, "image_not_found not_found")

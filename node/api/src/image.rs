@@ -35,16 +35,18 @@ pub struct CreateImage {
     pub display_name: String,
     #[serde(default, deserialize_with = "or_default")]
     pub description: String,
+    /// `os_base`, `application` or `snapshot`, if anything.
     #[serde(default, deserialize_with = "or_default")]
     pub image_type: String,
     #[serde(default, deserialize_with = "or_default")]
     pub os_type: String,
     #[serde(default, deserialize_with = "or_default")]
     pub os_version: String,
+    /// For instance `arm64`; `x86_64` where empty.
     #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
     /// What downloads default to: `raw`, `qcow2`, `vmdk`, `vmdk-stream`, `vhd`, `vhd-fixed`, `vhdx`
-    /// or `ova`; `qcow2` where empty.
+    /// or `ova`; `qcow2` where empty. `docker` and `oci` make a container image.
     #[serde(default, deserialize_with = "or_default")]
     pub format: String,
     /// `public`, `organization` or `private`: of the project, where this makes it. Of one that is

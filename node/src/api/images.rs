@@ -8,10 +8,10 @@ use serde::Deserialize;
 use shoal_api::{
     CreateImage, DiskContent, Image, ImageDetail, ImageOwner, Resolution, UpdateImage,
 };
-use shoal_content::{ImageId, ImageReference, Labels, Pin, RepositoryName, TagName, UploadId};
+use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageKind, ImageNote, ImageProfile, Owner, Refusal,
-    UploadPurpose, Visibility, What, Who, newest_first,
+    self as metadata, Action, Command, Fault, ImageNote, Owner, Refusal, UploadPurpose, Visibility,
+    What, Who, newest_first,
 };
 use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::caller::Caller;
 use super::input::{Body, Path, Query};
 use super::problem::{conflict, missing};
+use super::profile::{self, Described};
 use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
 use crate::clock::now;
@@ -26,10 +27,6 @@ use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
 use crate::state::App;
-
-/// Of what people say of an image, in bytes.
-const TEXT_BYTES_MAX: usize = 255;
-const DESCRIPTION_BYTES_MAX: usize = 4096;
 
 pub async fn create(
     State(app): State<App>,
@@ -59,33 +56,12 @@ pub async fn create(
     let who = caller.who();
     drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());
-    let profile = ImageProfile {
-        display_name: request.display_name,
-        description: request.description,
-        image_type: request.image_type,
-        os_type: request.os_type,
-        os_version: request.os_version,
-        architecture: request.architecture,
-        format: if request.format.is_empty() { "qcow2".to_owned() } else { request.format },
-        visibility: request.visibility,
-        min_cpu_cores: request.min_cpu_cores,
-        min_memory_mb: request.min_memory_mb,
-        min_disk_gb: request.min_disk_gb,
-        labels: labels(request.labels)?,
-    };
-    check_texts(&profile)?;
-    let note = ImageNote {
-        recommended_cpu_cores: request.recommended_cpu_cores,
-        recommended_memory_mb: request.recommended_memory_mb,
-        recommended_disk_gb: request.recommended_disk_gb,
-        annotations: labels(request.annotations)?.into(),
-        updated_by: String::new(),
-    };
+    let name = request.name.clone();
+    let Described { kind, profile, note } = profile::described(request)?;
     // One that the image makes is private.
     if let (None, Some(Visibility::Public)) = (found, wanted) {
-        make_project(&app, &request.name, &who, &owner).await?;
+        make_project(&app, &name, &who, &owner).await?;
     }
-    let (name, kind) = (request.name, ImageKind::Disk);
     // Nodes of an earlier version know the shorter command only.
     app.propose(match note == ImageNote::default() {
         true => Command::CreateImage { id, name, kind, profile, owner },
@@ -147,31 +123,6 @@ async fn make_project(
     }
 }
 
-fn labels(map: std::collections::BTreeMap<String, String>) -> Result<Labels, Problem> {
-    let labels = Labels::try_from(map);
-    labels.map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))
-}
-
-/// Every listing carries them.
-fn check_texts(profile: &ImageProfile) -> Result<(), Problem> {
-    let texts = [
-        ("display_name", &profile.display_name, TEXT_BYTES_MAX),
-        ("description", &profile.description, DESCRIPTION_BYTES_MAX),
-        ("image_type", &profile.image_type, TEXT_BYTES_MAX),
-        ("os_type", &profile.os_type, TEXT_BYTES_MAX),
-        ("os_version", &profile.os_version, TEXT_BYTES_MAX),
-        ("architecture", &profile.architecture, TEXT_BYTES_MAX),
-        ("format", &profile.format, TEXT_BYTES_MAX),
-    ];
-    for (name, text, most) in texts {
-        if text.len() > most {
-            let text = format!("{name} has at most {most} bytes");
-            return Err(Problem::bad_request("text_too_long", text));
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn no_image(id: impl std::fmt::Display) -> Problem {
     missing("image_not_found", format!("there is no image {id}"))
 }
@@ -225,31 +176,7 @@ pub async fn update(
     }
     let note = caller.view.query().image_note(id)?;
     drop(caller);
-    let old = row.profile;
-    let profile = ImageProfile {
-        display_name: request.display_name.unwrap_or(old.display_name),
-        description: request.description.unwrap_or(old.description),
-        image_type: request.image_type.unwrap_or(old.image_type),
-        os_type: request.os_type.unwrap_or(old.os_type),
-        os_version: request.os_version.unwrap_or(old.os_version),
-        architecture: request.architecture.unwrap_or(old.architecture),
-        format: request.format.unwrap_or(old.format),
-        visibility: old.visibility,
-        min_cpu_cores: request.min_cpu_cores.unwrap_or(old.min_cpu_cores),
-        min_memory_mb: request.min_memory_mb.unwrap_or(old.min_memory_mb),
-        min_disk_gb: request.min_disk_gb.unwrap_or(old.min_disk_gb),
-        labels: request.labels.map(labels).transpose()?.unwrap_or(old.labels),
-    };
-    check_texts(&profile)?;
-    let cores = request.recommended_cpu_cores.unwrap_or(note.recommended_cpu_cores);
-    let annotations = request.annotations.map(labels).transpose()?;
-    let note = ImageNote {
-        recommended_cpu_cores: cores,
-        recommended_memory_mb: request.recommended_memory_mb.unwrap_or(note.recommended_memory_mb),
-        recommended_disk_gb: request.recommended_disk_gb.unwrap_or(note.recommended_disk_gb),
-        annotations: annotations.map_or(note.annotations, Into::into),
-        updated_by: by,
-    };
+    let (profile, note) = profile::changed(row.kind, row.profile, note, request, by)?;
     app.propose(Command::DescribeImage { id, profile, note }).await?;
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;

@@ -4,9 +4,12 @@ use anyhow::{Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{Image, ImageDetail, Page, Problem, Project, UploadStarted};
+use shoal_metadata::{Command, ImageNote, ImageProfile};
 
+use super::disks::{create_image, upload};
 use super::document::contract::answered;
 use super::node::Node;
+use super::v2::push_image;
 
 /// The code of a refusal, which has to be in the document of the API.
 async fn refused(
@@ -116,5 +119,76 @@ async fn null_is_read_as_nothing_said() -> Result<()> {
     ensure!(nameless.status().as_u16() == 422, "{}", nameless.status());
     let refused: Value = nameless.json().await?;
     ensure!(refused["code"] == "body_invalid", "{refused}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_an_image_has_a_meaning() -> Result<()> {
+    let node = Node::start().await?;
+    for (field, wrong, code) in [
+        ("format", json!("banana"), "format_invalid"),
+        ("image_type", json!("tape"), "image_type_invalid"),
+        ("annotations", json!({ "note": "x".repeat(5000) }), "annotations_invalid"),
+        ("labels", json!({ "note": "x".repeat(300) }), "labels_invalid"),
+        ("description", json!("长".repeat(4097)), "text_too_long"),
+    ] {
+        let mut request = json!({ "name": "zedge/wrong" });
+        request[field] = wrong;
+        let status = StatusCode::BAD_REQUEST;
+        let found = refused(&node, Method::POST, "images", &request, status).await?;
+        ensure!(found == code, "{field}: {found}");
+    }
+    let missing = node.request(Method::GET, "projects/zedge").send().await?;
+    ensure!(missing.status() == StatusCode::NOT_FOUND, "{}", missing.status());
+
+    let long = "长".repeat(4096);
+    let request = json!({
+        "name": "zedge/vm", "format": "VHDX", "image_type": "snapshot", "description": long,
+        "annotations": { "note": "x".repeat(4000) },
+    });
+    let image: Image = node.call(Method::POST, "images", &request).await?;
+    ensure!((image.format.as_str(), image.architecture.as_str()) == ("vhdx", "x86_64"));
+    ensure!(image.kind == "disk" && image.description == long, "{image:?}");
+    let path = format!("images/{}", image.id);
+    for (change, code) in [
+        (json!({ "format": "docker" }), "format_invalid"),
+        (json!({ "image_type": "tape" }), "image_type_invalid"),
+    ] {
+        let found = refused(&node, Method::PUT, &path, &change, StatusCode::BAD_REQUEST).await?;
+        ensure!(found == code, "{change}: {found}");
+    }
+    let change = json!({ "format": "raw", "architecture": "arm64" });
+    let changed: ImageDetail = node.call(Method::PUT, &path, &change).await?;
+    let changed = changed.image;
+    ensure!((changed.format.as_str(), changed.architecture.as_str()) == ("raw", "arm64"));
+    ensure!(changed.annotations["note"].len() == 4000, "{changed:?}");
+
+    // What docker is to push is no disk.
+    let request = json!({ "name": "zedge/app", "format": "docker" });
+    let container: Image = node.call(Method::POST, "images", &request).await?;
+    ensure!((container.kind.as_str(), container.format.as_str()) == ("container", "docker"));
+    push_image(&node, "zedge/app", "v1", b"layer").await?;
+    let init = json!({ "version": "1.0.0", "total_size_bytes": 1024 });
+    let path = format!("images/{}/versions/upload/init", container.id);
+    let found = refused(&node, Method::POST, &path, &init, StatusCode::CONFLICT).await?;
+    ensure!(found == "wrong_state", "{found}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_format_says_nothing_is_downloaded_as_qcow2() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/vm").await?;
+    let file = node.path().join("small.raw");
+    std::fs::write(&file, vec![7_u8; 100_000])?;
+    let status = upload(&node, image, &file, "1.0.0").await?;
+    ensure!(status.status == "active", "{status:?}");
+    // As a node of an earlier version kept it.
+    let profile = ImageProfile { format: "docker".to_owned(), ..ImageProfile::default() };
+    let note = ImageNote::default();
+    node.server.app().propose(Command::DescribeImage { id: image, profile, note }).await?;
+    let path = format!("images/{image}/versions/1.0.0/download");
+    let answer = node.request(Method::GET, &path).send().await?.error_for_status()?;
+    ensure!(answer.bytes().await?.starts_with(b"QFI\xfb"), "it is no qcow2");
     node.server.stop().await
 }

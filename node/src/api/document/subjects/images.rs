@@ -9,14 +9,15 @@ pub fn images() -> Subject {
                 the asker may not see is answered like what is not there.",
         notes: vec![
             get("/api/v1/images", "Lists the images that the asker may see")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             post("/api/v1/images", "Makes an image without versions")
                 .about(
                     "And its project, where that is not there: private, or public where the image is \
                         to be. A public one is made first, and stays where the image is refused.",
                 )
                 .status(201)
-                .refuses(400, "visibility_invalid labels_invalid text_too_long")
+                .refuses(400, "visibility_invalid format_invalid image_type_invalid")
+                .refuses(400, "labels_invalid annotations_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, "image_not_found")
                 .refuses(409, "exists visibility_mismatch"),
@@ -25,7 +26,8 @@ pub fn images() -> Subject {
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
                 .about("What is not given stays. Who sees it is its project's to say.")
-                .refuses(400, "visibility_invalid labels_invalid text_too_long")
+                .refuses(400, "visibility_invalid format_invalid image_type_invalid")
+                .refuses(400, "labels_invalid annotations_invalid text_too_long")
                 .refuses(404, "image_not_found not_found")
                 .refuses(409, "visibility_mismatch"),
             delete("/api/v1/images/{image}", "Deletes an image")
@@ -78,9 +80,9 @@ pub fn compatible() -> Subject {
         about: "The paths that other registry managers have, for their scripts.",
         notes: vec![
             get("/api/images", "Lists images")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             get("/api/images/search", "Looks for a part of a name")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             get("/api/images/{*path}", "Shows `NAME/TAG` or `NAME/DIGEST` with its layers")
                 .refuses(404, "image_not_found tag_not_found version_not_found"),
             delete("/api/images/{*path}", "Deletes a tag, and with the last one its version")

@@ -133,6 +133,9 @@ pub struct Image<T = TagName, O = String> {
     pub format: String,
     /// Of its project, which decides: `public`, `organization` or `private`.
     pub visibility: String,
+    /// Whether that is `public`.
+    #[serde(default)]
+    pub is_public: bool,
     /// Of the latest version: what a guest sees, or the sum of the layers.
     pub total_size_bytes: u64,
     /// Of the latest version: what it takes in storage, shared or not, where that is known.
@@ -150,8 +153,16 @@ pub struct Image<T = TagName, O = String> {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     pub owner: O,
+    #[serde(default)]
+    pub owner_id: String,
     pub created_at: String,
+    /// Its owner, who made it.
+    #[serde(default)]
+    pub created_by: String,
     pub updated_at: String,
+    /// Who described it last; empty where nobody has since it was made.
+    #[serde(default)]
+    pub updated_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -183,8 +194,6 @@ pub struct ImageDetail {
     /// Whether the asker has starred it.
     #[serde(default)]
     pub starred: bool,
-    #[serde(default)]
-    pub updated_by: String,
 }
 
 /// `GET /api/images/NAME/TAG`: one image as other registry managers show it.

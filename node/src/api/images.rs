@@ -133,14 +133,11 @@ pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageD
         Ok(row) => row,
         Err(problem) => deleted(&caller, id).map_err(|_| problem)?,
     };
-    let starred = match caller.person() {
-        Ok(user) => caller.view.query().is_starred(id, user)?,
-        Err(_) => false,
-    };
-    Ok(Json(detail(&caller.view, &row, starred)?))
+    Ok(Json(detail(&caller.view, &row, caller.person().ok())?))
 }
 
-fn detail(view: &View, row: &metadata::Image, starred: bool) -> Result<ImageDetail, Fault> {
+/// As `person` sees it.
+fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<ImageDetail, Fault> {
     let query = view.query();
     let mut rows = query.versions(row.id)?;
     newest_first(&mut rows);
@@ -156,12 +153,15 @@ fn detail(view: &View, row: &metadata::Image, starred: bool) -> Result<ImageDeta
         recommended_memory_mb: note.recommended_memory_mb,
         recommended_disk_gb: note.recommended_disk_gb,
         versions: versions.collect::<Result<Vec<_>, Fault>>()?,
-        starred,
-        updated_by: note.updated_by,
+        starred: match person {
+            Some(user) => query.is_starred(row.id, user)?,
+            None => false,
+        },
     })
 }
 
-/// `PUT /api/v1/images/{id}`.
+/// `PUT /api/v1/images/{id}`. The command says all that is said of the image: of two changes at the
+/// same moment the later one may take the earlier one's back.
 pub async fn update(
     State(app): State<App>,
     caller: Caller,
@@ -175,12 +175,13 @@ pub async fn update(
         check_visibility(&project, wanted)?;
     }
     let note = caller.view.query().image_note(id)?;
+    let person = caller.person().ok().map(str::to_owned);
     drop(caller);
     let (profile, note) = profile::changed(row.kind, row.profile, note, request, by)?;
     app.propose(Command::DescribeImage { id, profile, note }).await?;
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
-    Ok(Json(detail(&view, &row, false)?))
+    Ok(Json(detail(&view, &row, person.as_deref())?))
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

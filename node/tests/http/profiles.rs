@@ -192,3 +192,27 @@ async fn a_disk_whose_format_says_nothing_is_downloaded_as_qcow2() -> Result<()>
     ensure!(answer.bytes().await?.starts_with(b"QFI\xfb"), "it is no qcow2");
     node.server.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_id_is_answered_like_the_id_of_nothing() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/vm").await?;
+    let uploads = format!("images/{image}/versions/upload");
+    for (method, path, code) in [
+        (Method::GET, "images/img-123".to_owned(), "image_not_found"),
+        (Method::PUT, "images/img-123/star".to_owned(), "image_not_found"),
+        (Method::GET, "images/7/versions/latest".to_owned(), "image_not_found"),
+        (Method::GET, "images/img-123/permissions".to_owned(), "image_not_found"),
+        (Method::GET, format!("{uploads}/upload-789"), "upload_not_found"),
+        (Method::DELETE, "storage/uploads/upload-789".to_owned(), "upload_not_found"),
+        (Method::GET, "deployments/dep-5".to_owned(), "deployment_not_found"),
+    ] {
+        let found = refused(&node, method, &path, &json!({}), StatusCode::NOT_FOUND).await?;
+        ensure!(found == code, "{path}: {found}");
+    }
+    // A part's number is none of nothing's.
+    let path = format!("{uploads}/upload-00000000-0000-4000-8000-000000000003/chunks/first");
+    let found = refused(&node, Method::PUT, &path, &json!({}), StatusCode::BAD_REQUEST).await?;
+    ensure!(found == "path_invalid", "{found}");
+    node.server.stop().await
+}

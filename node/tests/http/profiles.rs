@@ -210,7 +210,7 @@ async fn what_is_no_id_is_answered_like_the_id_of_nothing() -> Result<()> {
         let found = refused(&node, method, &path, &json!({}), StatusCode::NOT_FOUND).await?;
         ensure!(found == code, "{path}: {found}");
     }
-    // A part's number is none of nothing's.
+    // What is to be a number is a mistake.
     let path = format!("{uploads}/upload-00000000-0000-4000-8000-000000000003/chunks/first");
     let found = refused(&node, Method::PUT, &path, &json!({}), StatusCode::BAD_REQUEST).await?;
     ensure!(found == "path_invalid", "{found}");

@@ -86,6 +86,7 @@ pub fn compatible() -> Subject {
             get("/api/images/{*path}", "Shows `NAME/TAG` or `NAME/DIGEST` with its layers")
                 .refuses(404, "image_not_found tag_not_found version_not_found"),
             delete("/api/images/{*path}", "Deletes a tag, and with the last one its version")
+                .about("Where the version has to stay, for who runs it, so does its last tag.")
                 .refuses(404, "image_not_found tag_not_found version_not_found not_found")
                 .refuses(409, "in_use")
                 .refuses(412, "immutable"),

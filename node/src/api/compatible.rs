@@ -98,7 +98,8 @@ pub async fn delete(
     match reference.pin {
         Pin::Tag(tag) if tags != [tag.clone()] => {
             app.propose(Command::DeleteTag { repository, tag }).await?;
-            // Others may have deleted the rest meanwhile. The tag is gone, whatever the version does.
+            // Others may have deleted its other tags meanwhile. This one is gone, whoever needs the
+            // version.
             let left = app.view().await?.query().tags_of(image.id, &digest)?;
             if left.is_empty() {
                 match app.propose(whole).await {

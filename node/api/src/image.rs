@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 
+use crate::absent::{or_default, or_null};
 use crate::{Tag, Version};
 
 /// One page of a list.
@@ -27,42 +28,46 @@ pub struct Pagination {
 
 /// `POST /api/v1/images`: makes an image without versions. The name alone is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct CreateImage {
     pub name: RepositoryName,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub display_name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub description: String,
-    #[serde(default)]
+    /// `os_base`, `application` or `snapshot`, if anything.
+    #[serde(default, deserialize_with = "or_default")]
     pub image_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub os_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub os_version: String,
-    #[serde(default)]
+    /// For instance `arm64`; `x86_64` where empty.
+    #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
     /// What downloads default to: `raw`, `qcow2`, `vmdk`, `vmdk-stream`, `vhd`, `vhd-fixed`, `vhdx`
-    /// or `ova`; `qcow2` where empty.
-    #[serde(default)]
+    /// or `ova`; `qcow2` where empty. `docker` and `oci` make a container image.
+    #[serde(default, deserialize_with = "or_default")]
     pub format: String,
-    /// `public`, `organization` or `private`: of the project, where this makes it.
-    #[serde(default)]
+    /// `public`, `organization` or `private`: of the project, where this makes it. Of one that is
+    /// there it has to be that one's.
+    #[serde(default, deserialize_with = "or_default")]
     pub visibility: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_cpu_cores: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_memory_mb: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub min_disk_gb: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_cpu_cores: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_memory_mb: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     pub recommended_disk_gb: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -88,6 +93,9 @@ pub struct UpdateImage {
     pub architecture: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// That of its project, which alone can be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub visibility: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +133,9 @@ pub struct Image<T = TagName, O = String> {
     pub format: String,
     /// Of its project, which decides: `public`, `organization` or `private`.
     pub visibility: String,
+    /// Whether that is `public`.
+    #[serde(default)]
+    pub is_public: bool,
     /// Of the latest version: what a guest sees, or the sum of the layers.
     pub total_size_bytes: u64,
     /// Of the latest version: what it takes in storage, shared or not, where that is known.
@@ -142,8 +153,16 @@ pub struct Image<T = TagName, O = String> {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     pub owner: O,
+    #[serde(default)]
+    pub owner_id: String,
     pub created_at: String,
+    /// Its owner, who made it.
+    #[serde(default)]
+    pub created_by: String,
     pub updated_at: String,
+    /// Who described it last; empty where nobody has since it was made.
+    #[serde(default)]
+    pub updated_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -175,8 +194,6 @@ pub struct ImageDetail {
     /// Whether the asker has starred it.
     #[serde(default)]
     pub starred: bool,
-    #[serde(default)]
-    pub updated_by: String,
 }
 
 /// `GET /api/images/NAME/TAG`: one image as other registry managers show it.

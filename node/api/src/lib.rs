@@ -4,6 +4,7 @@
 //! line share these types, so that a field cannot mean one thing on one side and another on the
 //! other. Times are RFC 3339 texts in UTC; sizes end in `_bytes`.
 
+mod absent;
 mod account;
 mod agent;
 mod audit;

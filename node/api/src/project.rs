@@ -77,17 +77,26 @@ pub struct GrantPermission {
     pub permission_level: String,
 }
 
+/// Somebody's right for one image, in the same words and as a [`Member`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Permission {
     /// What `DELETE …/permissions/{id}` takes it back by.
     pub id: String,
     pub principal: PermissionHolder,
+    /// `read`, `write` or `admin`.
     pub permission_level: String,
-    pub created_at: String,
+    /// With the answer that gives it; it is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// The id again.
+    pub grantee: String,
+    /// The level again.
+    pub role: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PermissionHolder {
+    /// `user`, `user_group` or `organization`.
     #[serde(rename = "type")]
     pub kind: String,
     pub id: String,

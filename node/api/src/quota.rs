@@ -3,16 +3,48 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What may be held at most; `null` is any amount.
+/// `PUT /api/v1/quotas/OF`: what may be held at most, each by one of its names; `null`, or nothing,
+/// is any amount. A field that is no limit is refused: it would be taken for one that holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PutQuota {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+    /// Another name for `max_bytes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_storage_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_images: Option<u64>,
+    /// Another name for `max_images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_image_count: Option<u64>,
+    /// Of a single version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_image_bytes: Option<u64>,
+    /// Another name for `max_image_bytes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_image_size_bytes: Option<u64>,
+}
+
+/// What may be held at most, by all its names; `null` is any amount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuotaLimits {
     #[serde(default)]
     pub max_bytes: Option<u64>,
+    /// The same number.
+    #[serde(default)]
+    pub max_storage_bytes: Option<u64>,
     #[serde(default)]
     pub max_images: Option<u64>,
+    /// The same number.
+    #[serde(default)]
+    pub max_image_count: Option<u64>,
     /// Of a single version.
     #[serde(default)]
     pub max_image_bytes: Option<u64>,
+    /// The same number.
+    #[serde(default)]
+    pub max_image_size_bytes: Option<u64>,
 }
 
 /// What a project, an owner or a group holds, and the limits that it is held to.
@@ -20,9 +52,15 @@ pub struct QuotaLimits {
 pub struct Usage {
     /// Each content of a project once, with its logical length.
     pub used_bytes: u64,
+    /// The same number.
+    #[serde(default)]
+    pub current_storage_bytes: u64,
     /// By uploads that are under way; they count like content.
     pub reserved_bytes: u64,
     pub images: u64,
+    /// The same number.
+    #[serde(default)]
+    pub current_image_count: u64,
     #[serde(flatten)]
     pub limits: QuotaLimits,
 }

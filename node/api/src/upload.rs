@@ -5,9 +5,11 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, TagName, UploadId, VersionId};
 
 use crate::Layer;
+use crate::absent::{or_default, or_null};
 
 /// `POST /api/v1/images/{id}/versions/upload/init`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct InitUpload {
     /// For instance `1.0.1`; unique in the image.
     pub version: String,
@@ -21,12 +23,12 @@ pub struct InitUpload {
     pub format: Option<String>,
     /// Tags that the version gets besides `latest`, which it gets where its number is the highest
     /// or where it is named here.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub tags: Vec<TagName>,
     /// What the file is; its format counts where none is given above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<UploadManifest>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub changelog: String,
     /// For instance `{"buildDate": "2024-01-01", "builder": "jenkins"}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,18 +36,20 @@ pub struct InitUpload {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct UploadManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// The file cut one after another; where they are given, the file is compared with them before
     /// it becomes a version.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub layers: Vec<Layer>,
 }
 
 /// `POST /api/v1/images/{id}/versions/import`: the nodes get the file by themselves. The answer is
 /// an [`UploadStatus`], and the import is an upload from then on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct ImportVersion {
     pub version: String,
     /// `https://…`; `http://…` only together with a checksum.
@@ -55,9 +59,9 @@ pub struct ImportVersion {
     pub checksum: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub tags: Vec<TagName>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub changelog: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, InstanceName, RecipeId, RepositoryName, TagName, VersionId};
 
+use crate::absent::{or_default, or_null};
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub id: VersionId,
@@ -50,6 +52,7 @@ pub struct Version {
 /// `POST /api/v1/images/{id}/versions`: another version of content that is there, under a number of
 /// its own. What it is made of is not stored again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct CreateVersion {
     pub version: String,
     /// Of the version that it is made of; or
@@ -58,9 +61,9 @@ pub struct CreateVersion {
     /// that one's number, id or tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub tags: Vec<TagName>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub changelog: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
@@ -97,9 +100,10 @@ pub struct VersionDetail {
 
 /// `POST /api/v1/images/{id}/versions/{version}/deprecate`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = or_null)]
 pub struct DeprecateVersion {
     /// What to do instead.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub message: String,
 }
 

@@ -11,7 +11,7 @@ use reqwest::header::{ETAG, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, StatusCode};
 use shoal_api::{CreateImage, ImageDetail, Version};
 use shoal_content::{ImageReference, Pin};
-use shoal_formats::Format;
+use shoal_formats::{Format, Target};
 
 use crate::arguments::CopyImage;
 use crate::client::{Body, Client, Request, next_piece};
@@ -157,7 +157,8 @@ fn described(target: &ImageReference, detail: ImageDetail) -> CreateImage {
         os_type: image.os_type,
         os_version: image.os_version,
         architecture: image.architecture,
-        format: image.format,
+        // Nodes of an earlier version kept whatever they were told.
+        format: image.format.parse::<Target>().map(|one| one.to_string()).unwrap_or_default(),
         visibility: String::new(),
         min_cpu_cores: detail.min_cpu_cores,
         min_memory_mb: detail.min_memory_mb,

@@ -1,7 +1,7 @@
 //! Quotas: what may be held, and what is.
 
 use reqwest::Method;
-use shoal_api::{Quota, QuotaCheck, QuotaLimits, Usage};
+use shoal_api::{PutQuota, Quota, QuotaCheck, Usage};
 
 use crate::arguments::{Limit, QuotaCommand};
 use crate::client::{Client, escaped};
@@ -24,10 +24,11 @@ pub async fn quota(command: &QuotaCommand, client: &Client, screen: Screen) -> R
             let path = format!("{PATH}/{}", escaped(of));
             let old: Quota = client.get(&path).await?;
             let old = old.set.unwrap_or_default();
-            let limits = QuotaLimits {
+            let limits = PutQuota {
                 max_bytes: changed(old.max_bytes, *bytes),
                 max_images: changed(old.max_images, *images),
                 max_image_bytes: changed(old.max_image_bytes, *image_bytes),
+                ..PutQuota::default()
             };
             let quota: Quota = client.call(Method::PUT, path, &limits).await?;
             screen.show(&quota, || quota_table(std::slice::from_ref(&quota)))

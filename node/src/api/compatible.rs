@@ -12,6 +12,7 @@ use serde_json::Value;
 use shoal_api::{CompatibleImage, Image, Page};
 use shoal_content::{ImageReference, Pin};
 use shoal_metadata::{Action, Command};
+use shoal_raft::ProposeError;
 
 use super::caller::Caller;
 use super::images::resolved;
@@ -26,14 +27,16 @@ use crate::state::App;
 pub struct SearchQuery {
     #[serde(default)]
     q: String,
+    page: Option<u64>,
+    page_size: Option<u64>,
 }
 
 /// `GET /api/images/search?q=PART`.
 pub async fn search(
     caller: Caller,
-    Query(SearchQuery { q }): Query<SearchQuery>,
+    Query(SearchQuery { q, page, page_size }): Query<SearchQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
-    listing::list(caller, Query(ListQuery::named(q))).await
+    listing::list(caller, Query(ListQuery::named(q, page, page_size))).await
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.
@@ -78,7 +81,8 @@ pub async fn show(
     }))
 }
 
-/// `DELETE /api/images/NAME/TAG`: the tag, and with the last one its version.
+/// `DELETE /api/images/NAME/TAG`: the tag, and with the last one its version. These go in one
+/// command, so that both are there after a refusal.
 pub async fn delete(
     State(app): State<App>,
     caller: Caller,
@@ -87,17 +91,26 @@ pub async fn delete(
     let reference = reference(&path)?;
     caller.account()?;
     let (image, version) = resolved(&caller.view, &caller.who(), &reference, Action::Delete)?;
-    let (repository, digest) = (image.name, version.digest);
+    let tags = caller.view.query().tags_of(image.id, &version.digest)?;
     drop(caller);
-    if let Pin::Tag(tag) = reference.pin {
-        app.propose(Command::DeleteTag { repository: repository.clone(), tag }).await?;
-        let view = app.view().await?;
-        let image = view.query().image_by_name(&repository)?;
-        let tags = image.map(|image| view.query().tags_of(image.id, &digest)).transpose()?;
-        if tags.is_none_or(|tags| !tags.is_empty()) {
-            return Ok(StatusCode::NO_CONTENT);
+    let (repository, digest) = (image.name, version.digest);
+    let whole = Command::DeleteManifest { repository: repository.clone(), digest: digest.clone() };
+    match reference.pin {
+        Pin::Tag(tag) if tags != [tag.clone()] => {
+            app.propose(Command::DeleteTag { repository, tag }).await?;
+            // Others may have deleted its other tags meanwhile. This one is gone, whoever needs the
+            // version.
+            let left = app.view().await?.query().tags_of(image.id, &digest)?;
+            if left.is_empty() {
+                match app.propose(whole).await {
+                    Ok(_) | Err(ProposeError::Refused(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        _ => {
+            app.propose(whole).await?;
         }
     }
-    app.propose(Command::DeleteManifest { repository, digest }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -56,8 +56,11 @@ pub async fn download(
         return Err(conflict("not_a_disk", text));
     };
     let asked = query.format.as_deref().filter(|text| !text.is_empty());
-    let kept = Some(row.profile.format.as_str()).filter(|text| !text.is_empty());
-    let target: Target = asked.or(kept).unwrap_or("qcow2").parse()?;
+    let target: Target = match asked {
+        Some(asked) => asked.parse()?,
+        // Nodes of an earlier version kept whatever they were told.
+        None => row.profile.format.parse().unwrap_or(Target::Qcow2),
+    };
     let recipe = app.services.origin.recipe(disk.recipe).await?.ok_or_else(|| {
         tracing::error!(recipe = %disk.recipe, "a version's recipe is not in storage");
         unavailable("the disk's recipe is not in storage; tell the operator")

@@ -8,41 +8,32 @@ use serde::Deserialize;
 use shoal_api::{
     CreateImage, DiskContent, Image, ImageDetail, ImageOwner, Resolution, UpdateImage,
 };
-use shoal_content::{ImageId, ImageReference, Labels, Pin, RepositoryName, TagName, UploadId};
+use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageKind, ImageNote, ImageProfile, UploadPurpose,
-    Visibility, What, Who, newest_first,
+    self as metadata, Action, Command, Fault, ImageNote, Owner, Refusal, UploadPurpose, Visibility,
+    What, Who, newest_first,
 };
-use shoal_raft::View;
+use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
 
 use super::caller::Caller;
 use super::input::{Body, Path, Query};
-use super::problem::missing;
+use super::problem::{conflict, missing};
+use super::profile::{self, Described};
+use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
+use crate::clock::now;
 use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
 use crate::state::App;
-
-/// Of what people say of an image, in bytes.
-const TEXT_BYTES_MAX: usize = 255;
-const DESCRIPTION_BYTES_MAX: usize = 4096;
 
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
     Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
-    let visibility = match request.visibility.as_str() {
-        "public" => Some(Visibility::Public),
-        "organization" => Some(Visibility::Organization),
-        "" | "private" => None,
-        _ => {
-            let text = "visibility is public, organization or private";
-            return Err(Problem::bad_request("visibility_invalid", text));
-        }
-    };
+    let wanted = wanted_visibility(&request.visibility)?;
     caller.permit(Action::Push, What::Repository(&request.name))?;
     let owner = caller.account()?;
     let project = request.name.project();
@@ -50,71 +41,86 @@ pub async fn create(
         let text = format!("{project} holds what is pulled from there; nothing is put into it");
         return Err(Problem::forbidden(text));
     }
-    let is_new = caller.view.query().project(&project)?.is_none();
+    let found = caller.view.query().project(&project)?;
+    match &found {
+        Some(found) => check_visibility(found, wanted)?,
+        None if wanted == Some(Visibility::Organization) => {
+            let text = format!(
+                "there is no project {project}, and what this makes is yours, no organization's: \
+                 make it with its organization first (POST /api/v1/projects)"
+            );
+            return Err(Problem::bad_request("visibility_invalid", text));
+        }
+        None => {}
+    }
+    let who = caller.who();
     drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());
-    let profile = ImageProfile {
-        display_name: request.display_name,
-        description: request.description,
-        image_type: request.image_type,
-        os_type: request.os_type,
-        os_version: request.os_version,
-        architecture: request.architecture,
-        format: if request.format.is_empty() { "qcow2".to_owned() } else { request.format },
-        visibility: request.visibility,
-        min_cpu_cores: request.min_cpu_cores,
-        min_memory_mb: request.min_memory_mb,
-        min_disk_gb: request.min_disk_gb,
-        labels: labels(request.labels)?,
-    };
-    check_texts(&profile)?;
-    let note = ImageNote {
-        recommended_cpu_cores: request.recommended_cpu_cores,
-        recommended_memory_mb: request.recommended_memory_mb,
-        recommended_disk_gb: request.recommended_disk_gb,
-        annotations: labels(request.annotations)?.into(),
-        updated_by: String::new(),
-    };
-    let (name, kind) = (request.name, ImageKind::Disk);
+    let name = request.name.clone();
+    let Described { kind, profile, note } = profile::described(request)?;
+    // One that the image makes is private.
+    if let (None, Some(Visibility::Public)) = (found, wanted) {
+        make_project(&app, &name, &who, &owner).await?;
+    }
     // Nodes of an earlier version know the shorter command only.
     app.propose(match note == ImageNote::default() {
         true => Command::CreateImage { id, name, kind, profile, owner },
         false => Command::CreateDescribedImage { id, name, kind, profile, note, owner },
     })
     .await?;
-    if let Some(visibility) = visibility.filter(|_| is_new) {
-        let (description, owner) = (String::new(), None);
-        let open = Command::UpdateProject { name: project, visibility, description, owner };
-        app.propose(open).await?;
-    }
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
     Ok((StatusCode::CREATED, Json(shown::image(view.query(), &row)?)))
 }
 
-fn labels(map: std::collections::BTreeMap<String, String>) -> Result<Labels, Problem> {
-    let labels = Labels::try_from(map);
-    labels.map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))
+fn wanted_visibility(text: &str) -> Result<Option<Visibility>, Problem> {
+    Some(text).filter(|text| !text.is_empty()).map(visibility_of).transpose()
 }
 
-/// Every listing carries them.
-fn check_texts(profile: &ImageProfile) -> Result<(), Problem> {
-    let texts = [
-        ("display_name", &profile.display_name, TEXT_BYTES_MAX),
-        ("description", &profile.description, DESCRIPTION_BYTES_MAX),
-        ("image_type", &profile.image_type, TEXT_BYTES_MAX),
-        ("os_type", &profile.os_type, TEXT_BYTES_MAX),
-        ("os_version", &profile.os_version, TEXT_BYTES_MAX),
-        ("architecture", &profile.architecture, TEXT_BYTES_MAX),
-        ("format", &profile.format, TEXT_BYTES_MAX),
-    ];
-    for (name, text, most) in texts {
-        if text.len() > most {
-            let text = format!("{name} has at most {most} bytes");
-            return Err(Problem::bad_request("text_too_long", text));
+/// An image is as visible as its project, which has others, too.
+fn check_visibility(
+    project: &metadata::Project,
+    wanted: Option<Visibility>,
+) -> Result<(), Problem> {
+    let Some(wanted) = wanted.filter(|wanted| *wanted != project.visibility) else {
+        return Ok(());
+    };
+    let [is, wanted] = [project.visibility, wanted].map(visibility_name);
+    let name = &project.name;
+    let text = format!(
+        "an image is as visible as its project, and {name} is {is}, not {wanted}: change that of \
+         the project (PUT /api/v1/projects/{name}), or make the image in another one"
+    );
+    Err(conflict("visibility_mismatch", text))
+}
+
+/// Makes the project of an image that is to be public. Before the image, so that a project which
+/// somebody else makes in the meantime stays as it is, and no image comes to be in it that is as
+/// visible as nobody asked for.
+async fn make_project(
+    app: &App,
+    image: &RepositoryName,
+    who: &Who,
+    owner: &str,
+) -> Result<(), Problem> {
+    let (name, at, visibility) = (image.project(), now(), Visibility::Public);
+    let row = metadata::Project {
+        name: name.clone(),
+        owner: Owner::User(owner.to_owned()),
+        visibility,
+        description: String::new(),
+        created_at: at,
+        updated_at: at,
+    };
+    match app.propose(Command::CreateProject(row)).await {
+        Err(ProposeError::Refused(Refusal::Exists(_))) => {
+            let view = app.view().await?;
+            permit(&view, who, Action::Push, What::Repository(image))?;
+            let found = view.query().project(&name)?;
+            found.map_or(Ok(()), |found| check_visibility(&found, Some(visibility)))
         }
+        answer => answer.map(drop).map_err(Problem::from),
     }
-    Ok(())
 }
 
 pub(super) fn no_image(id: impl std::fmt::Display) -> Problem {
@@ -127,14 +133,11 @@ pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageD
         Ok(row) => row,
         Err(problem) => deleted(&caller, id).map_err(|_| problem)?,
     };
-    let starred = match caller.person() {
-        Ok(user) => caller.view.query().is_starred(id, user)?,
-        Err(_) => false,
-    };
-    Ok(Json(detail(&caller.view, &row, starred)?))
+    Ok(Json(detail(&caller.view, &row, caller.person().ok())?))
 }
 
-fn detail(view: &View, row: &metadata::Image, starred: bool) -> Result<ImageDetail, Fault> {
+/// As `person` sees it.
+fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<ImageDetail, Fault> {
     let query = view.query();
     let mut rows = query.versions(row.id)?;
     newest_first(&mut rows);
@@ -150,12 +153,15 @@ fn detail(view: &View, row: &metadata::Image, starred: bool) -> Result<ImageDeta
         recommended_memory_mb: note.recommended_memory_mb,
         recommended_disk_gb: note.recommended_disk_gb,
         versions: versions.collect::<Result<Vec<_>, Fault>>()?,
-        starred,
-        updated_by: note.updated_by,
+        starred: match person {
+            Some(user) => query.is_starred(row.id, user)?,
+            None => false,
+        },
     })
 }
 
-/// `PUT /api/v1/images/{id}`.
+/// `PUT /api/v1/images/{id}`. The command says all that is said of the image: of two changes at the
+/// same moment the later one may take the earlier one's back.
 pub async fn update(
     State(app): State<App>,
     caller: Caller,
@@ -164,37 +170,18 @@ pub async fn update(
 ) -> Result<Json<ImageDetail>, Problem> {
     let by = caller.account()?;
     let row = existing(&caller, id, Action::Push)?;
+    let wanted = wanted_visibility(request.visibility.as_deref().unwrap_or_default())?;
+    if let Some(project) = caller.view.query().project(&row.name.project())? {
+        check_visibility(&project, wanted)?;
+    }
     let note = caller.view.query().image_note(id)?;
+    let person = caller.person().ok().map(str::to_owned);
     drop(caller);
-    let old = row.profile;
-    let profile = ImageProfile {
-        display_name: request.display_name.unwrap_or(old.display_name),
-        description: request.description.unwrap_or(old.description),
-        image_type: request.image_type.unwrap_or(old.image_type),
-        os_type: request.os_type.unwrap_or(old.os_type),
-        os_version: request.os_version.unwrap_or(old.os_version),
-        architecture: request.architecture.unwrap_or(old.architecture),
-        format: request.format.unwrap_or(old.format),
-        visibility: old.visibility,
-        min_cpu_cores: request.min_cpu_cores.unwrap_or(old.min_cpu_cores),
-        min_memory_mb: request.min_memory_mb.unwrap_or(old.min_memory_mb),
-        min_disk_gb: request.min_disk_gb.unwrap_or(old.min_disk_gb),
-        labels: request.labels.map(labels).transpose()?.unwrap_or(old.labels),
-    };
-    check_texts(&profile)?;
-    let cores = request.recommended_cpu_cores.unwrap_or(note.recommended_cpu_cores);
-    let annotations = request.annotations.map(labels).transpose()?;
-    let note = ImageNote {
-        recommended_cpu_cores: cores,
-        recommended_memory_mb: request.recommended_memory_mb.unwrap_or(note.recommended_memory_mb),
-        recommended_disk_gb: request.recommended_disk_gb.unwrap_or(note.recommended_disk_gb),
-        annotations: annotations.map_or(note.annotations, Into::into),
-        updated_by: by,
-    };
+    let (profile, note) = profile::changed(row.kind, row.profile, note, request, by)?;
     app.propose(Command::DescribeImage { id, profile, note }).await?;
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
-    Ok(Json(detail(&view, &row, false)?))
+    Ok(Json(detail(&view, &row, person.as_deref())?))
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

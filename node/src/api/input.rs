@@ -2,11 +2,13 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Request};
-use serde::de::DeserializeOwned;
-
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, RawPathParams, Request};
+use axum::http::request::Parts;
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use shoal_content::{DeploymentId, ImageId, UploadId};
 
+use super::problem::missing;
 use crate::http::problem::Problem;
 use crate::http::signature::{Argument, Schemas, Signature};
 
@@ -24,10 +26,42 @@ impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Body<T> {
     }
 }
 
-/// The variable parts of the path.
-#[derive(Debug, FromRequestParts)]
-#[from_request(via(axum::extract::Path), rejection(Problem))]
+/// The variable parts of the path. A text that is no id is answered like the id of nothing.
+#[derive(Debug)]
 pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let found =
+            <axum::extract::Path<T> as FromRequestParts<S>>::from_request_parts(parts, state);
+        let rejection = match found.await {
+            Ok(axum::extract::Path(path)) => return Ok(Self(path)),
+            Err(rejection) => rejection,
+        };
+        let texts = RawPathParams::from_request_parts(parts, state).await;
+        let absent = texts.ok().and_then(|texts| texts.iter().find_map(absent));
+        Err(absent.unwrap_or_else(|| rejection.into()))
+    }
+}
+
+/// What is not there, where a part of the path, by its name in the router, is to be an id.
+fn absent((part, text): (&str, &str)) -> Option<Problem> {
+    const SHOWN_CHARS_MAX: usize = 80;
+    let (code, is_id) = match part {
+        "image" => ("image_not_found", text.parse::<ImageId>().is_ok()),
+        "upload" => ("upload_not_found", text.parse::<UploadId>().is_ok()),
+        "deployment" => ("deployment_not_found", text.parse::<DeploymentId>().is_ok()),
+        _ => return None,
+    };
+    if is_id {
+        return None;
+    }
+    let shown = text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARS_MAX);
+    let shown: String = shown.collect();
+    Some(missing(code, format!("there is no {part} {shown}")))
+}
 
 /// What follows the question mark.
 #[derive(Debug, FromRequestParts)]

@@ -83,9 +83,9 @@ pub struct ListQuery {
 }
 
 impl ListQuery {
-    /// What has `part` in its name.
-    pub(super) fn named(part: String) -> Self {
-        Self { name: Some(part), ..Self::default() }
+    /// A page of what has `part` in its name.
+    pub(super) fn named(part: String, page: Option<u64>, page_size: Option<u64>) -> Self {
+        Self { page, page_size, name: Some(part), ..Self::default() }
     }
 }
 

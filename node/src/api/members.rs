@@ -74,6 +74,24 @@ fn listed(caller: &Caller, place: &Place) -> Result<Json<Vec<Member>>, Problem> 
     Ok(Json(rights.into_iter().map(member).collect()))
 }
 
+/// A right for an image, in the words of systems that know kinds of principals.
+fn permission(grantee: &Grantee, right: Right) -> Permission {
+    let (kind, name) = match grantee {
+        Grantee::User(name) => ("user", name.to_string()),
+        Grantee::Group { organization, group } => ("user_group", format!("{organization}/{group}")),
+        Grantee::Organization(name) => ("organization", name.to_string()),
+    };
+    let (id, level) = (grantee.to_string(), role(right));
+    Permission {
+        id: id.clone(),
+        principal: PermissionHolder { kind: kind.to_owned(), id: name.clone(), name },
+        permission_level: level.clone(),
+        created_at: None,
+        grantee: id,
+        role: level,
+    }
+}
+
 async fn put(
     app: &App,
     place: Place,
@@ -164,9 +182,10 @@ fn is_self(caller: &Caller, who: &str) -> bool {
 pub async fn of_image(
     caller: Caller,
     Path(id): Path<ImageId>,
-) -> Result<Json<Vec<Member>>, Problem> {
+) -> Result<Json<Vec<Permission>>, Problem> {
     existing(&caller, id, Action::List)?;
-    listed(&caller, &Place::Image(id))
+    let rights = caller.view.query().rights_at(&Place::Image(id))?;
+    Ok(Json(rights.iter().map(|(grantee, right)| permission(grantee, *right)).collect()))
 }
 
 /// `POST …/permissions`.
@@ -187,21 +206,12 @@ pub async fn grant_in_image(
             return Err(Problem::bad_request("grantee_invalid", text));
         }
     };
-    let who = format!("{kind}:{}", request.principal_id);
-    let role = PutMember { role: request.permission_level };
-    let Json(member) = put(&app, Place::Image(id), &who, &role).await?;
-    let holder = PermissionHolder {
-        kind: request.principal_type,
-        id: request.principal_id.clone(),
-        name: request.principal_id,
-    };
-    let given = Permission {
-        id: member.grantee,
-        principal: holder,
-        permission_level: member.role,
-        created_at: rfc3339(now()),
-    };
-    Ok((StatusCode::CREATED, Json(given)))
+    let grantee = grantee(&format!("{kind}:{}", request.principal_id))?;
+    let place = Place::Image(id);
+    let right = right(&place, &request.permission_level)?;
+    let given = permission(&grantee, right);
+    app.propose(Command::PutRight { place, grantee, right }).await?;
+    Ok((StatusCode::CREATED, Json(Permission { created_at: Some(rfc3339(now())), ..given })))
 }
 
 pub async fn put_in_image(

@@ -34,6 +34,7 @@ mod passkeys;
 mod personal_tokens;
 mod policy;
 mod problem;
+mod profile;
 mod projects;
 mod quotas;
 mod second_factor;

@@ -27,7 +27,7 @@ const SCAN_ROWS: usize = 1000;
 /// Of a robot's secret, before encoding.
 const SECRET_BYTES: usize = 24;
 
-fn visibility_name(visibility: Visibility) -> &'static str {
+pub(super) fn visibility_name(visibility: Visibility) -> &'static str {
     match visibility {
         Visibility::Public => "public",
         Visibility::Organization => "organization",
@@ -35,7 +35,7 @@ fn visibility_name(visibility: Visibility) -> &'static str {
     }
 }
 
-fn visibility_of(text: &str) -> Result<Visibility, Problem> {
+pub(super) fn visibility_of(text: &str) -> Result<Visibility, Problem> {
     match text {
         "public" => Ok(Visibility::Public),
         "organization" => Ok(Visibility::Organization),

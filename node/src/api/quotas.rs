@@ -6,7 +6,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{Quota, QuotaCheck, QuotaLimits, Usage};
+use shoal_api::{PutQuota, Quota, QuotaCheck, QuotaLimits, Usage};
 use shoal_metadata::{
     self as metadata, Action, Command, Drift, Fault, Payer, Query, QuotaOf, Read, What, Who, drift,
 };
@@ -21,7 +21,14 @@ use crate::state::App;
 
 fn shown_limits(limits: metadata::QuotaLimits) -> QuotaLimits {
     let metadata::QuotaLimits { max_bytes, max_images, max_image_bytes } = limits;
-    QuotaLimits { max_bytes, max_images, max_image_bytes }
+    QuotaLimits {
+        max_bytes,
+        max_storage_bytes: max_bytes,
+        max_images,
+        max_image_count: max_images,
+        max_image_bytes,
+        max_image_size_bytes: max_image_bytes,
+    }
 }
 
 /// What `payer` holds and may hold.
@@ -29,8 +36,10 @@ pub(super) fn usage<R: Read>(query: Query<'_, R>, payer: &Payer) -> Result<Usage
     let account = query.account(payer)?;
     Ok(Usage {
         used_bytes: account.bytes,
+        current_storage_bytes: account.bytes,
         reserved_bytes: account.reserved_bytes,
         images: account.images,
+        current_image_count: account.images,
         limits: shown_limits(query.limits(payer)?),
     })
 }
@@ -105,19 +114,45 @@ pub async fn show(caller: Caller, Path(of): Path<String>) -> Result<Json<Quota>,
     Ok(Json(shown(query, &of, row)?))
 }
 
+/// A limit by one of its names, or by both alike: what was shown may be sent back.
+fn limit(
+    (name, own): (&str, Option<u64>),
+    (other_name, other): (&str, Option<u64>),
+) -> Result<Option<u64>, Problem> {
+    match (own, other) {
+        (Some(own), Some(other)) if own != other => {
+            let text = format!("{name} is {own} and {other_name} {other}, but they are one limit");
+            Err(Problem::bad_request("quota_invalid", text))
+        }
+        _ => Ok(own.or(other)),
+    }
+}
+
 /// `PUT /api/v1/quotas/OF`: all three limits, in place of those there are.
 pub async fn put(
     State(app): State<App>,
     caller: Caller,
     Path(of): Path<String>,
-    Body(request): Body<QuotaLimits>,
+    Body(request): Body<PutQuota>,
 ) -> Result<Json<Quota>, Problem> {
     caller.permit(Action::Manage, What::System)?;
     let by = caller.account()?;
     drop(caller);
     let of = parsed(&of)?;
-    let QuotaLimits { max_bytes, max_images, max_image_bytes } = request;
-    let limits = metadata::QuotaLimits { max_bytes, max_images, max_image_bytes };
+    let limits = metadata::QuotaLimits {
+        max_bytes: limit(
+            ("max_bytes", request.max_bytes),
+            ("max_storage_bytes", request.max_storage_bytes),
+        )?,
+        max_images: limit(
+            ("max_images", request.max_images),
+            ("max_image_count", request.max_image_count),
+        )?,
+        max_image_bytes: limit(
+            ("max_image_bytes", request.max_image_bytes),
+            ("max_image_size_bytes", request.max_image_size_bytes),
+        )?,
+    };
     app.propose(Command::SetQuota { of: of.clone(), limits, by }).await?;
     let view = app.view().await?;
     let row = view.query().quota(&of)?;

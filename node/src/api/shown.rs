@@ -17,6 +17,7 @@ const INSTANCES_SHOWN_MAX: usize = 100;
 
 pub const ACTIVE: &str = "active";
 pub const DEPRECATED: &str = "deprecated";
+const PUBLIC: &str = "public";
 
 pub fn kind_name(kind: ImageKind) -> &'static str {
     match kind {
@@ -55,7 +56,7 @@ pub fn visibility<R: Read>(
     image: &metadata::Image,
 ) -> Result<&'static str, Fault> {
     Ok(match query.project(&image.name.project())?.map(|project| project.visibility) {
-        Some(Visibility::Public) => "public",
+        Some(Visibility::Public) => PUBLIC,
         Some(Visibility::Organization) => "organization",
         Some(Visibility::Private) | None => "private",
     })
@@ -91,6 +92,7 @@ pub fn image_with<R: Read, T, O>(
     };
     let (profile, note) = (row.profile.clone(), query.image_note(row.id)?);
     let (counters, deletion) = (query.counters(row.id)?, query.deletion(row)?);
+    let visibility = visibility(query, row)?;
     Ok(Image {
         id: row.id,
         name: row.name.clone(),
@@ -102,7 +104,8 @@ pub fn image_with<R: Read, T, O>(
         os_version: profile.os_version,
         architecture: profile.architecture,
         format: profile.format,
-        visibility: visibility(query, row)?.to_owned(),
+        visibility: visibility.to_owned(),
+        is_public: visibility == PUBLIC,
         total_size_bytes: latest.as_ref().map_or(0, size),
         compressed_size_bytes,
         status: status(row, deletion.is_some()).to_owned(),
@@ -113,8 +116,11 @@ pub fn image_with<R: Read, T, O>(
         labels: profile.labels.into(),
         annotations: note.annotations,
         owner,
+        owner_id: row.owner.clone(),
         created_at: rfc3339(row.created_at),
+        created_by: row.owner.clone(),
         updated_at: rfc3339(row.updated_at),
+        updated_by: note.updated_by,
         deleted_at: deletion.as_ref().map(|deletion| rfc3339(deletion.at)),
         deleted_by: deletion.map(|deletion| deletion.by),
     })

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::node::{Node, read};
+use super::node::{Node, problem, read};
 use super::v2::{push_image, sha256};
 
 async fn get(node: &Node, path: &str) -> Result<Value> {
@@ -24,6 +24,11 @@ async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<(
     let found = get(&node, "/search?q=eam/a").await?;
     ensure!(found["data"][0]["name"] == "team/app", "{found}");
     ensure!(found["pagination"]["total_count"] == 1, "{found}");
+    let page = get(&node, "/search?q=e&page=2&page_size=1").await?;
+    ensure!(page["data"].as_array().is_some_and(|list| list.len() == 1), "{page}");
+    ensure!(page["data"][0]["name"] == "team/app", "{page}");
+    let wanted = json!({ "page": 2, "page_size": 1, "total_pages": 2, "total_count": 2 });
+    ensure!(page["pagination"] == wanted, "{page}");
 
     let shown = get(&node, "/team/app/v1").await?;
     ensure!(shown["digest"] == sha256(&manifest) && shown["tag"] == "v1", "{shown}");
@@ -35,7 +40,16 @@ async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<(
         let request = node.http.delete(format!("{}/api/images{path}", node.url));
         request.bearer_auth(node.token()).send()
     };
-    // Both tags name one version, which goes with the last of them.
+    // Both tags name one version, which goes with the last of them, but not while it runs.
+    let run = json!({ "image": "team/app", "image_tag_used": "v1" });
+    let _runs: Value = node.call(Method::PUT, "instances/vm-1", &run).await?;
+    ensure!(delete("/team/app/v1").await?.status() == StatusCode::NO_CONTENT);
+    let refused = problem(delete("/team/app/v2").await?, StatusCode::CONFLICT).await?;
+    ensure!(refused.code == "in_use" && refused.message.contains("vm-1"), "{refused:?}");
+    ensure!(get(&node, "/team/app/v2").await?["tags"] == json!(["v2"]));
+    let ended = node.request(Method::DELETE, "instances/vm-1").send().await?;
+    ensure!(ended.status() == StatusCode::NO_CONTENT, "{}", ended.status());
+    push_image(&node, "team/app", "v1", b"a layer").await?;
     let manifest_path = format!("team/app/manifests/{}", sha256(&manifest));
     for (path, left) in [("/team/app/v1", StatusCode::OK), ("/team/app/v2", StatusCode::NOT_FOUND)]
     {

@@ -35,6 +35,7 @@ mod orders;
 mod passkeys;
 mod plans;
 mod ports;
+mod profiles;
 mod program;
 mod quotas;
 mod retention;

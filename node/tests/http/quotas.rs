@@ -109,6 +109,43 @@ async fn pushes_beyond_a_quota_are_denied_and_leave_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_limit_has_two_names_and_what_is_none_is_refused() -> Result<()> {
+    let node = Node::start().await?;
+    push_image(&node, "shop/app", "v1", b"layer").await?;
+    let limits = json!({
+        "max_storage_bytes": 9000, "max_image_count": 7, "max_image_size_bytes": null,
+    });
+    let _set = limit(&node, "project:shop", limits).await?;
+    let shown: Value = node.get("quotas/project:shop").await?;
+    for (name, wanted) in [
+        ("max_bytes", json!(9000)),
+        ("max_storage_bytes", json!(9000)),
+        ("max_images", json!(7)),
+        ("max_image_count", json!(7)),
+        ("max_image_bytes", Value::Null),
+        ("max_image_size_bytes", Value::Null),
+    ] {
+        ensure!(shown["set"][name] == wanted && shown["usage"][name] == wanted, "{name}: {shown}");
+    }
+    let usage = &shown["usage"];
+    ensure!(usage["current_storage_bytes"] == usage["used_bytes"], "{shown}");
+    ensure!(usage["current_image_count"] == 1 && usage["images"] == 1, "{shown}");
+    // As it was shown, and with a limit that is two or none.
+    let again = limit(&node, "project:shop", shown["set"].clone()).await?;
+    ensure!(again.set.context("a limit")?.max_bytes == Some(9000));
+    for (wrong, status) in [
+        (json!({ "max_bytes": 1, "max_storage_bytes": 2 }), StatusCode::BAD_REQUEST),
+        (json!({ "max_storage": 1 }), StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        let refused = node.request(Method::PUT, "quotas/project:shop").json(&wrong).send().await?;
+        problem(refused, status).await?;
+    }
+    let kept: Value = node.get("quotas/project:shop").await?;
+    ensure!(kept["set"]["max_bytes"] == 9000, "{kept}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_announced_is_reserved_until_the_session_ends() -> Result<()> {
     let node = Node::start().await?;
     let limits = json!({ "max_bytes": 20 * MIB, "max_image_bytes": 15 * MIB });

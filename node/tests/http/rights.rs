@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use shoal_api::Permission;
 
 use super::node::{Node, problem, read};
 use super::v2::{expect, push_blob, push_image, sha256};
@@ -359,6 +360,22 @@ async fn one_image_can_be_granted_alone() -> Result<()> {
     expect(&delete, StatusCode::FORBIDDEN)?;
     let images: Value = read(carol.api(Method::GET, "images").send().await?).await?;
     ensure!(images["pagination"]["total_count"] == 1, "{images}");
+    // By kind and name, and listed as it was given.
+    let organization = json!({ "name": "acme", "owner": "admin" });
+    let _made: Value = node.call(Method::POST, "organizations", &organization).await?;
+    let group = json!({ "name": "dev" });
+    let _made: Value = node.call(Method::POST, "organizations/acme/groups", &group).await?;
+    let grant = json!({
+        "principal_type": "group", "principal_id": "acme/dev", "permission_level": "read",
+    });
+    let path = format!("images/{id}/permissions");
+    let given: Permission = node.call(Method::POST, &path, &grant).await?;
+    ensure!(given.principal.kind == "user_group" && given.created_at.is_some(), "{given:?}");
+    let listed: Vec<Permission> = node.get(&path).await?;
+    ensure!(listed.len() == 2, "{listed:?}");
+    ensure!(listed.contains(&Permission { created_at: None, ..given.clone() }), "{listed:?}");
+    let taken = node.request(Method::DELETE, &format!("{path}/{}", given.id)).send().await?;
+    expect(&taken, StatusCode::NO_CONTENT)?;
     let odd = node.request(Method::PUT, &format!("images/{id}/permissions/nobody"));
     problem(odd.json(&json!({ "role": "read" })).send().await?, StatusCode::BAD_REQUEST).await?;
     node.server.stop().await

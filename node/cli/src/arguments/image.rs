@@ -186,7 +186,7 @@ pub struct ListImages {
     /// KEY=VALUE,…: all of them
     #[arg(long)]
     pub label: Option<Labels>,
-    /// os_base, application, snapshot or what its uploader called it
+    /// os_base, application or snapshot
     #[arg(long = "type", value_name = "TYPE")]
     pub image_type: Option<String>,
     /// name, created_at, updated_at, download_count, star_count or total_size_bytes, with :desc
@@ -208,6 +208,7 @@ pub struct EditImage {
     pub display_name: Option<String>,
     #[arg(long)]
     pub description: Option<String>,
+    /// os_base, application or snapshot
     #[arg(long = "type", value_name = "TYPE")]
     pub image_type: Option<String>,
     #[arg(long)]

@@ -235,7 +235,11 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let listed = call(&node, Method::GET, &path, None, StatusCode::OK).await?;
     let listed = listed.as_array().context("no rights")?;
     ensure!(listed.len() == 1, "{listed:?}");
-    agrees(&listed[0], &json!({ "grantee": "user:lisi", "role": "read" }), "a listed right")?;
+    let wanted = json!({
+        "id": given["id"], "principal": given["principal"], "permission_level": "read",
+        "grantee": "user:lisi", "role": "read",
+    });
+    agrees(&listed[0], &wanted, "a listed right")?;
     let taken = format!("{path}/{}", given["id"].as_str().context("no id")?);
     call(&node, Method::DELETE, &taken, None, StatusCode::NO_CONTENT).await?;
 

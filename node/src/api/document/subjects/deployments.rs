@@ -145,7 +145,8 @@ pub fn cluster() -> Subject {
                 .refuses(404, "not_found")
                 .refuses(409, "last_node"),
             get("/api/v1/cluster/reports/{deployment}", "Says what this node heard of an order")
-                .about("For the other nodes; by the agent's id."),
+                .about("For the other nodes; by the agent's id.")
+                .refuses(404, "deployment_not_found"),
             get("/api/v1/cluster/streams", "Lists the agents whose orders stream from this node")
                 .about("For the other nodes."),
         ],

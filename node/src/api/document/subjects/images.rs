@@ -9,21 +9,27 @@ pub fn images() -> Subject {
                 the asker may not see is answered like what is not there.",
         notes: vec![
             get("/api/v1/images", "Lists the images that the asker may see")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             post("/api/v1/images", "Makes an image without versions")
-                .about("And its project, where that is not there.")
+                .about(
+                    "And its project, where that is not there: private, or public where the image is \
+                        to be. A public one is made first, and stays where the image is refused.",
+                )
                 .status(201)
-                .refuses(400, "visibility_invalid labels_invalid text_too_long")
+                .refuses(400, "visibility_invalid format_invalid image_type_invalid")
+                .refuses(400, "labels_invalid annotations_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, "image_not_found")
-                .refuses(409, "exists"),
+                .refuses(409, "exists visibility_mismatch"),
             get("/api/v1/images/{image}", "Shows an image with its tags and versions")
                 .about("Also a deleted one, to who may restore it.")
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
-                .about("What is not given stays.")
-                .refuses(400, "labels_invalid text_too_long")
-                .refuses(404, "image_not_found not_found"),
+                .about("What is not given stays. Who sees it is its project's to say.")
+                .refuses(400, "visibility_invalid format_invalid image_type_invalid")
+                .refuses(400, "labels_invalid annotations_invalid text_too_long")
+                .refuses(404, "image_not_found not_found")
+                .refuses(409, "visibility_mismatch"),
             delete("/api/v1/images/{image}", "Deletes an image")
                 .about("It can be restored for a while; with `purge` it is gone for good.")
                 .refuses(404, "image_not_found not_found")
@@ -74,12 +80,13 @@ pub fn compatible() -> Subject {
         about: "The paths that other registry managers have, for their scripts.",
         notes: vec![
             get("/api/images", "Lists images")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             get("/api/images/search", "Looks for a part of a name")
-                .refuses(400, "kind_invalid sort_invalid labels_invalid"),
+                .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             get("/api/images/{*path}", "Shows `NAME/TAG` or `NAME/DIGEST` with its layers")
                 .refuses(404, "image_not_found tag_not_found version_not_found"),
             delete("/api/images/{*path}", "Deletes a tag, and with the last one its version")
+                .about("Where the version has to stay, for who runs it, so does its last tag.")
                 .refuses(404, "image_not_found tag_not_found version_not_found not_found")
                 .refuses(409, "in_use")
                 .refuses(412, "immutable"),

@@ -14,7 +14,7 @@ pub fn quotas() -> Subject {
                 .refuses(404, "project_not_found organization_not_found group_not_found")
                 .refuses(404, "user_not_found"),
             put("/api/v1/quotas/{*of}", "Sets a quota")
-                .about("All three limits, in place of those there are.")
+                .about("All three limits, in place of those there are; each has two names.")
                 .refuses(400, "quota_invalid")
                 .refuses(404, "not_found"),
             delete("/api/v1/quotas/{*of}", "Removes a quota")

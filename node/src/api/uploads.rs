@@ -26,6 +26,7 @@ use super::caller::Caller;
 use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
+use super::tags::{LATEST, check_new};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
 use crate::http::pace::Pace;
@@ -121,8 +122,9 @@ pub async fn init(
 ) -> Result<Json<UploadStarted>, Problem> {
     existing(&caller, image, Action::Push)?;
     let owner = caller.account()?;
-    drop(caller);
     check_names(&request.version, &request.tags)?;
+    check_new(caller.view.query(), image, &request.version, &request.tags)?;
+    drop(caller);
     let manifest = request.manifest.unwrap_or_default();
     let format = request.format.or(manifest.format).filter(|text| !text.is_empty());
     let format: Option<Format> = format.as_deref().map(str::parse).transpose()?;
@@ -238,12 +240,13 @@ pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem>
 
 /// A version number is a tag's text, so that it can stand wherever a tag can.
 fn check_number(number: &str) -> Result<(), Problem> {
-    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<shoal_content::TagName>().is_ok();
-    if good {
+    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<TagName>().is_ok();
+    if good && number != LATEST {
         return Ok(());
     }
-    let text = "a version is letters, digits, '_', '.' and '-', for instance 1.0.1";
-    Err(Problem::bad_request("version_invalid", text.to_owned()))
+    let text =
+        "a version is letters, digits, '_', '.' and '-', for instance 1.0.1, and not 'latest'";
+    Err(Problem::bad_request("version_invalid", text))
 }
 
 pub async fn put_part(

@@ -21,6 +21,7 @@ use super::images::{existing, no_image};
 use super::input::{Body, Path, Query};
 use super::listing::Window;
 use super::problem::{conflict, missing};
+use super::tags::check_new;
 use super::{shown, uploads};
 use crate::disks::{ARTIFACT_TYPE, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
@@ -118,6 +119,7 @@ pub async fn create(
         }
     };
     let (image, row) = found(&caller, id, &from, Action::Push)?;
+    check_new(caller.view.query(), id, &request.version, &request.tags)?;
     let Some(disk) = row.disk else {
         let text = "this is a container image; push the manifest under another tag";
         return Err(conflict("not_a_disk", text));

@@ -103,6 +103,18 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
         .json(&json!({ "version": "1.10.0" }));
     let wrong = problem(wrong.send().await?, StatusCode::CONFLICT).await?;
     ensure!(wrong.code == "tag_names_another_version", "{wrong:?}");
+    // Nor does a version come by which a text would mean two.
+    for (route, request) in [
+        ("", json!({ "version": "3.0.0", "from": "2.0.0", "tags": ["1.9.1"] })),
+        ("", json!({ "version": "stable", "from": "2.0.0" })),
+        ("/upload/init", json!({ "version": "3.0.0", "total_size_bytes": 5, "tags": ["v1.9.1"] })),
+        ("/import", json!({ "version": "stable", "url": "https://images.example/f" })),
+    ] {
+        let path = format!("images/{image}/versions{route}");
+        let wrong = node.request(Method::POST, &path).json(&request).send().await?;
+        let wrong = problem(wrong, StatusCode::CONFLICT).await?;
+        ensure!(wrong.code == "tag_names_another_version", "{request}: {wrong:?}");
+    }
     for (tag, kind) in [
         ("v1.10.0", "version"),
         ("beta", "semantic"),

@@ -60,6 +60,17 @@ impl<R: Read> Query<'_, R> {
         Ok((self.image(deletion.id)?.ok_or(missing)?, deletion))
     }
 
+    /// The disk version whose number the text is, with a `v` before it or without.
+    pub fn digest_numbered(&self, image: ImageId, text: &str) -> Result<Option<Digest>, Fault> {
+        let find = |number: &str| -> Result<Option<Digest>, Fault> {
+            row(self.read, Table::VersionNumbers, &key::number(image, number))
+        };
+        match (find(text)?, text.strip_prefix('v')) {
+            (None, Some(number)) => find(number),
+            (found, _) => Ok(found),
+        }
+    }
+
     pub fn version_note(&self, image: ImageId, digest: &Digest) -> Result<VersionNote, Fault> {
         let key = key::image_digest(image, digest);
         Ok(row(self.read, Table::VersionNotes, &key)?.unwrap_or_default())

@@ -17,7 +17,8 @@ pub fn versions() -> Subject {
                 .refuses(400, "version_invalid version_missing too_many_tags")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "not_a_disk version_exists wrong_state")
+                .refuses(409, "not_a_disk version_exists wrong_state in_use")
+                .refuses(409, "tag_names_another_version")
                 .refuses(412, "immutable"),
             get("/api/v1/images/{image}/versions/{version}", "Shows a version")
                 .refuses(404, "image_not_found version_not_found"),
@@ -65,7 +66,7 @@ pub fn uploads() -> Subject {
                 .refuses(400, "format_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, "image_not_found not_found")
-                .refuses(409, "version_exists wrong_state exists")
+                .refuses(409, "version_exists tag_names_another_version wrong_state exists")
                 .refuses(412, "immutable")
                 .refuses(429, "too_many_uploads"),
             put("/api/v1/images/{image}/versions/upload/{upload}/chunks/{part}", "Sends a part")
@@ -93,7 +94,7 @@ pub fn uploads() -> Subject {
                 .refuses(400, "format_invalid too_many_tags size_invalid text_too_long")
                 .refuses(403, "import_disabled import_not_allowed quota_exceeded")
                 .refuses(404, "image_not_found not_found")
-                .refuses(409, "version_exists wrong_state")
+                .refuses(409, "version_exists tag_names_another_version wrong_state")
                 .refuses(413, "import_too_long")
                 .refuses(412, "immutable")
                 .refuses(429, "too_many_uploads")
@@ -112,7 +113,7 @@ pub fn tags() -> Subject {
             put("/api/v1/images/{image}/tags/{tag}", "Sets a tag, by a version's id or number")
                 .refuses(400, "version_missing")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "tag_names_another_version wrong_state")
+                .refuses(409, "tag_names_another_version in_use wrong_state")
                 .refuses(412, "immutable"),
             delete("/api/v1/images/{image}/tags/{tag}", "Deletes a tag")
                 .refuses(404, "image_not_found not_found")
@@ -122,7 +123,7 @@ pub fn tags() -> Subject {
                 .about("`latest` where none is named.")
                 .refuses(400, "tag_invalid")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "tag_names_another_version wrong_state")
+                .refuses(409, "tag_names_another_version in_use wrong_state")
                 .refuses(412, "immutable"),
         ],
     }

@@ -232,8 +232,9 @@ pub async fn deprecate(
     State(app): State<App>,
     caller: Caller,
     Path((id, wanted)): Path<(ImageId, String)>,
-    Body(request): Body<DeprecateVersion>,
+    request: Option<Body<DeprecateVersion>>,
 ) -> Result<Json<VersionDetail>, Problem> {
+    let Body(request) = request.unwrap_or(Body(DeprecateVersion::default()));
     set_deprecation(&app, caller, id, &wanted, Some(request.message)).await
 }
 

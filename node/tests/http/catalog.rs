@@ -202,6 +202,10 @@ async fn a_deprecation_names_who_runs_the_version_which_cannot_be_removed() -> R
     let undone: VersionDetail =
         node.call(Method::DELETE, &format!("{path}/deprecate"), &json!({})).await?;
     ensure!(undone.version.status == "active" && undone.instances.is_empty(), "{undone:?}");
+    // Without a body, there is nothing to say.
+    let silent = node.request(Method::POST, &format!("{path}/deprecate")).send().await?;
+    let silent: VersionDetail = read(silent).await?;
+    ensure!(silent.version.deprecation.context("not deprecated")?.message.is_empty());
     delete(&node, &path, StatusCode::NO_CONTENT).await?;
     let left: Page<Instance> = node.get(&format!("instances?image_id={image}")).await?;
     ensure!(left.data.len() == 1 && left.data[0].version == "1.0.1", "{left:?}");

@@ -2,6 +2,7 @@
 //!
 //! Non-goal: whether the asker may see them.
 
+use serde::Deserialize;
 use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
 use shoal_content::{Digest, TagName};
 use shoal_metadata::{
@@ -141,6 +142,7 @@ pub fn version<R: Read>(
     let note = query.version_note(image.id, &row.digest)?;
     Ok(Version {
         id: row.id,
+        image_id: Some(image.id),
         version: number(row),
         version_sequence: row.sequence,
         is_latest: image.latest.as_ref() == Some(&row.digest),
@@ -175,10 +177,31 @@ pub fn version_detail<R: Read>(
     instances.truncate(INSTANCES_SHOWN_MAX);
     Ok(VersionDetail {
         version: version(query, image, row)?,
+        config_digest: config_digest(query, row)?,
         layers: row.references.iter().map(layer).collect(),
         instances,
         more_instances,
     })
+}
+
+/// What manifests say that is looked at here.
+#[derive(Deserialize)]
+struct Configured {
+    config: Option<Configuration>,
+}
+
+#[derive(Deserialize)]
+struct Configuration {
+    digest: Digest,
+}
+
+fn config_digest<R: Read>(
+    query: Query<'_, R>,
+    row: &metadata::Version,
+) -> Result<Option<Digest>, Fault> {
+    let manifest = query.manifest(row.image, &row.digest)?.unwrap_or_default();
+    let said: Option<Configured> = serde_json::from_slice(&manifest).ok();
+    Ok(said.and_then(|said| said.config).map(|config| config.digest))
 }
 
 pub fn tag<R: Read>(
@@ -193,6 +216,8 @@ pub fn tag<R: Read>(
     Ok(Tag {
         tag_name: name.to_string(),
         kind: name.kind().as_str().to_owned(),
+        image_id: Some(image.id),
+        version_id: row.as_ref().map(|row| row.id),
         version: row.as_ref().map(number).unwrap_or_default(),
         manifest_digest: digest.clone(),
         created_at: query.tag_created_at(image.id, &name)?.map(rfc3339),

@@ -70,6 +70,9 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     let path = format!("images/{image}/rollback");
     let moved: Tag = node.call(Method::POST, &path, &json!({ "version": "1.9.0" })).await?;
     ensure!((moved.tag_name.as_str(), moved.version.as_str()) == ("latest", "1.9.0"));
+    let named: VersionDetail = node.get(&format!("images/{image}/versions/1.9.0")).await?;
+    ensure!(moved.version_id == Some(named.version.id) && moved.image_id == Some(image));
+    ensure!(named.version.image_id == Some(image) && named.config_digest.is_some(), "{named:?}");
     ensure!(latest(&node, "zedge/vm").await? == "1.9.0");
     // Another tag goes back alone, and only where it is.
     let stable = json!({ "version": "1.9.0", "tag": "stable" });

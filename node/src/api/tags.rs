@@ -3,13 +3,16 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{MoveTag, Rollback, Tag};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use shoal_api::{MoveTag, Page, Rollback, Tag};
 use shoal_content::{Digest, ImageId, TagName};
-use shoal_metadata::{self as metadata, Action, Command, Read};
+use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path};
+use super::input::{Body, Path, Query};
+use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
 use super::uploads::number_taken;
@@ -19,10 +22,25 @@ use crate::state::App;
 
 pub(super) const LATEST: &str = "latest";
 
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TagsQuery {
+    page: Option<u64>,
+    page_size: Option<u64>,
+}
+
 /// `GET …/tags`: those that were set last come first.
-pub async fn list(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<Vec<Tag>>, Problem> {
+pub async fn list(
+    caller: Caller,
+    Path(id): Path<ImageId>,
+    Query(wanted): Query<TagsQuery>,
+) -> Result<Json<Page<Tag>>, Problem> {
+    let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    Ok(Json(shown::tags(caller.view.query(), &image)?))
+    let names = shown::tag_names(query, id)?;
+    let (names, pagination) = Window::new(wanted.page, wanted.page_size).of(names);
+    let data = names.into_iter().map(|(name, digest)| shown::tag(query, &image, name, &digest));
+    Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
 }
 
 async fn shown_again(

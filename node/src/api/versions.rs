@@ -11,7 +11,6 @@ use shoal_api::{CreateVersion, DeprecateVersion, Page, UpdateVersion, Version, V
 use shoal_content::{Digest, ImageId, TagName, VersionId};
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, ImageKind, PutManifest, Read, Refusal, Response,
-    newest_first,
 };
 use shoal_raft::ProposeError;
 use uuid::Uuid;
@@ -85,19 +84,19 @@ pub async fn list(
 ) -> Result<Json<Page<Version>>, Problem> {
     let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    let mut rows = query.versions(id)?;
+    let mut digests = query.newest_versions(id)?;
     if let Some(status) = wanted.status.filter(|text| !text.is_empty()) {
         let mut found = Vec::new();
-        for row in rows {
-            if shown::version_status(&query.version_note(id, &row.digest)?) == status {
-                found.push(row);
+        for digest in digests {
+            if shown::version_status(&query.version_note(id, &digest)?) == status {
+                found.push(digest);
             }
         }
-        rows = found;
+        digests = found;
     }
-    newest_first(&mut rows);
-    let (rows, pagination) = Window::new(wanted.page, wanted.page_size).of(rows);
-    let data = rows.iter().map(|row| shown::version(query, &image, row));
+    let (digests, pagination) = Window::new(wanted.page, wanted.page_size).of(digests);
+    let rows = digests.iter().map(|digest| shown::indexed(query, id, digest));
+    let data = rows.map(|row| shown::version(query, &image, &row?));
     Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
 }
 

@@ -128,7 +128,13 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
         let set: Tag = node.call(Method::PUT, &path, &json!({ "version": "1.10.0" })).await?;
         ensure!(set.kind == kind, "{set:?}");
     }
-    let tags: Vec<Tag> = node.get(&format!("images/{image}/tags")).await?;
+    let Page { data: tags, pagination }: Page<Tag> =
+        node.get(&format!("images/{image}/tags?page_size=50")).await?;
+    ensure!((pagination.total_count, pagination.page_size) == (7, 50), "{pagination:?}");
+    let second: Page<Tag> = node.get(&format!("images/{image}/tags?page=2&page_size=5")).await?;
+    ensure!(second.data == tags[5..] && second.pagination.total_pages == 2, "{second:?}");
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    ensure!(detail.image.tags == tags, "{detail:?}");
     ensure!(tags.windows(2).all(|pair| pair[0].updated_at >= pair[1].updated_at), "{tags:?}");
     ensure!(tags.len() == 7, "{tags:?}");
     node.server.stop().await

@@ -52,6 +52,8 @@ fn the_latest_version_is_the_highest_number_and_not_the_last_push() {
     let expected =
         ["1.10.0", "1.10.0-rc.1", "1.9.9", "1.2.0", "1.0.2", "1.0.1", "1.0.0", "nightly"];
     assert_eq!(numbers, expected);
+    let digests: Vec<_> = versions.iter().map(|version| version.digest.clone()).collect();
+    assert_eq!(world.query().newest_versions(image_id(1)).unwrap(), digests);
 }
 
 #[test]

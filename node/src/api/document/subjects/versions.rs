@@ -109,6 +109,7 @@ pub fn tags() -> Subject {
         about: "Names that move from version to version.",
         notes: vec![
             get("/api/v1/images/{image}/tags", "Lists an image's tags")
+                .about("Those that were set last come first.")
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}/tags/{tag}", "Sets a tag, by a version's id or number")
                 .refuses(400, "version_missing")

@@ -137,6 +137,24 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     ensure!(detail.image.tags == tags, "{detail:?}");
     ensure!(tags.windows(2).all(|pair| pair[0].updated_at >= pair[1].updated_at), "{tags:?}");
     ensure!(tags.len() == 7, "{tags:?}");
+
+    // An image shows its highest numbers; the list has all.
+    let path = format!("images/{image}/versions");
+    let made = (1..=100).map(|number| {
+        let (node, path) = (&node, &path);
+        async move {
+            let request = json!({ "version": format!("2.0.{number}"), "from": "2.0.0" });
+            node.call::<VersionDetail>(Method::POST, path, &request).await
+        }
+    });
+    futures::future::try_join_all(made).await?;
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    let (first, last) = (&detail.versions[0].version, &detail.versions[99].version);
+    ensure!(detail.versions.len() == 100 && (&**first, &**last) == ("2.0.100", "2.0.1"));
+    let page: Page<Version> = node.get(&format!("{path}?page=11&page_size=10")).await?;
+    let shown: Vec<&str> = page.data.iter().map(|one| one.version.as_str()).collect();
+    ensure!(shown == ["2.0.0", "1.10.0", "1.9.1", "1.9.0"], "{shown:?}");
+    ensure!(page.pagination.total_count == 104, "{page:?}");
     node.server.stop().await
 }
 

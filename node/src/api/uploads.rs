@@ -476,6 +476,11 @@ pub async fn abort(
 ) -> Result<StatusCode, Problem> {
     let session = session(&caller, image, id)?;
     drop(caller);
+    if let DiskUploadState::Published { .. } = session.state {
+        let number = session.number;
+        let text = format!("the upload has become version {number}; delete that where it is to go");
+        return Err(conflict("upload_state", text));
+    }
     app.propose(Command::AbortUpload { upload: id }).await?;
     app.services.disks.delete_parts_of(&session.row).await;
     Ok(StatusCode::NO_CONTENT)

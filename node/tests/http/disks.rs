@@ -270,6 +270,12 @@ async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()
     // Asked again, it is the same version.
     let again = finish(&node, &session).await?;
     ensure!(again.version_id == status.version_id);
+    // What has become a version is not given up with its upload.
+    let given_up = node.request(Method::DELETE, &session.path).send().await?;
+    let given_up = problem(given_up, StatusCode::CONFLICT).await?;
+    ensure!(given_up.code == "upload_state" && given_up.message.contains("version 1"));
+    let kept: UploadStatus = node.get(&session.path).await?;
+    ensure!(kept.version_id == status.version_id, "{kept:?}");
     // The number is taken now.
     let wanted = json!({ "version": "1", "total_size_bytes": 5 });
     let path = format!("images/{image}/versions/upload/init");

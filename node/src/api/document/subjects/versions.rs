@@ -85,8 +85,9 @@ pub fn uploads() -> Subject {
                 .refuses(404, no_upload)
                 .refuses(409, "chunks_missing wrong_state"),
             delete("/api/v1/images/{image}/versions/upload/{upload}", "Gives an upload up")
+                .about("One that has become a version stays; the version can be deleted.")
                 .refuses(404, no_upload)
-                .refuses(409, "wrong_state"),
+                .refuses(409, "upload_state wrong_state"),
             post("/api/v1/images/{image}/versions/import", "Has the nodes get a disk by its URL")
                 .about("An upload from then on.")
                 .status(202)

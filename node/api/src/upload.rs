@@ -13,7 +13,8 @@ pub struct InitUpload {
     pub version: String,
     /// Length of the file to come.
     pub total_size_bytes: u64,
-    /// The length of every part but the last; the node may answer another one, which counts.
+    /// The length of every part but the last. More than 10,000 parts are refused; where this is more
+    /// than 64 MiB the node may answer less, which counts.
     #[serde(default)]
     pub chunk_size_bytes: Option<u64>,
     /// `raw`, `qcow2`, `vmdk`, `vhd`, `vhdx` or `ova`; found out where missing.

@@ -36,7 +36,6 @@ use crate::state::App;
 const MIB: u64 = 1024 * 1024;
 /// The length of a part where the client wishes none.
 const PART_BYTES_DEFAULT: u64 = 16 * MIB;
-const PART_BYTES_MIN: u64 = MIB;
 /// The longest part that a client is given for the asking.
 const PART_BYTES_WISHED_MAX: u64 = 64 * MIB;
 /// The longest part at all: of files that would have too many shorter ones.
@@ -186,16 +185,27 @@ pub(super) struct Order {
     pub format: Option<Format>,
 }
 
+/// How long parts are. Each is an object of its own, so that storage takes any length.
+fn part_bytes(total_bytes: u64, wished: Option<u64>) -> Result<u64, Problem> {
+    let least = total_bytes.div_ceil(PARTS_MAX);
+    let rounded = least.next_multiple_of(MIB);
+    match wished {
+        None => Ok(PART_BYTES_DEFAULT.max(rounded)),
+        Some(wished) if wished < least => {
+            let text = format!("at most {PARTS_MAX} parts: chunk_size_bytes is at least {least}");
+            Err(Problem::bad_request("size_invalid", text))
+        }
+        Some(wished) => Ok(wished.min(PART_BYTES_WISHED_MAX.max(rounded))),
+    }
+}
+
 pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<Upload, Problem> {
     let Order { image, owner, number, tags, total_bytes, wished_bytes, format } = order;
     if total_bytes == 0 || total_bytes > TOTAL_BYTES_MAX {
         let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
         return Err(Problem::bad_request("size_invalid", text));
     }
-    let wished = wished_bytes.unwrap_or(PART_BYTES_DEFAULT);
-    // Few enough parts, whatever was wished.
-    let least = total_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
-    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_WISHED_MAX).max(least);
+    let part_bytes = part_bytes(total_bytes, wished_bytes)?;
     let upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
         owner,
@@ -484,4 +494,30 @@ pub async fn abort(
     app.propose(Command::AbortUpload { upload: id }).await?;
     app.services.disks.delete_parts_of(&session.row).await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_as_long_as_is_wished_where_they_are_not_too_many() {
+        for (total, wished, expected) in [
+            (1000, Some(100), 100),
+            (10_000, Some(1), 1),
+            (1, Some(5), 5),
+            (500, None, PART_BYTES_DEFAULT),
+            (PARTS_MAX * MIB, Some(MIB), MIB),
+            (PARTS_MAX * MIB, Some(100 * MIB), PART_BYTES_WISHED_MAX),
+            // So long that they are more than is given for the asking.
+            (TOTAL_BYTES_MAX, None, PART_BYTES_MAX),
+            (TOTAL_BYTES_MAX, Some(PART_BYTES_MAX + 1), PART_BYTES_MAX),
+        ] {
+            assert_eq!(part_bytes(total, wished), Ok(expected), "{total}, {wished:?}");
+        }
+        for (total, wished, least) in [(20_001, 2, "at least 3"), (5, 0, "at least 1")] {
+            let refused = part_bytes(total, Some(wished)).unwrap_err();
+            assert!(refused.message.ends_with(least), "{}", refused.message);
+        }
+    }
 }

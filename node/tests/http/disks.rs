@@ -285,6 +285,31 @@ async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parts_may_be_as_short_as_a_client_likes() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/short").await?;
+    let content: Vec<u8> = (0..1000u32).map(|at| (at / 3) as u8).collect();
+    let path = format!("images/{image}/versions/upload");
+    let wanted = json!({
+        "version": "1", "total_size_bytes": 1000, "chunk_size_bytes": 100, "format": "raw",
+    });
+    let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;
+    ensure!((started.chunk_size, started.total_chunks) == (100, 10), "{started:?}");
+    let parts = content.chunks(100).map(<[u8]>::to_vec).collect();
+    let session = Session { path: format!("{path}/{}", started.upload_id), parts };
+    futures::future::try_join_all((0..10).map(|index| put(&node, &session, index))).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back[..1000] == content, "{} bytes came back", back.len());
+    let wanted = json!({ "version": "2", "total_size_bytes": 20_001, "chunk_size_bytes": 2 });
+    let many = node.request(Method::POST, &format!("{path}/init")).json(&wanted).send().await?;
+    let many = problem(many, StatusCode::BAD_REQUEST).await?;
+    ensure!(many.code == "size_invalid" && many.message.contains("at least 3"), "{many:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_needs_another_file_is_refused_with_the_reason() -> Result<()> {
     let node = Node::start().await?;
     let base = make_disk(node.path(), "base", 2)?.to_string_lossy().into_owned();

@@ -26,6 +26,7 @@ use super::caller::Caller;
 use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
+use super::storage::is_open;
 use super::tags::{LATEST, check_new};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
@@ -199,6 +200,20 @@ fn part_bytes(total_bytes: u64, wished: Option<u64>) -> Result<u64, Problem> {
     }
 }
 
+/// Whether the account may have one more disk on its way: as many as blobs. They are counted here,
+/// since a session is not told the limit by its command: what begins in the same moment may pass.
+async fn check_open(app: &App, owner: &str) -> Result<(), Problem> {
+    let most = app.config.registry.uploads_open_max_per_account;
+    if most == 0 {
+        return Ok(());
+    }
+    let sessions = app.view().await?.query().uploads()?;
+    let is_disk = |upload: &Upload| matches!(upload.purpose, UploadPurpose::Disk { .. });
+    let own = sessions.iter().filter(|one| one.owner == owner && is_disk(one) && is_open(one));
+    let open = own.count() as u64;
+    if open < most { Ok(()) } else { Err(Refusal::TooManyUploads { open, most }.into()) }
+}
+
 pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<Upload, Problem> {
     let Order { image, owner, number, tags, total_bytes, wished_bytes, format } = order;
     if total_bytes == 0 || total_bytes > TOTAL_BYTES_MAX {
@@ -206,6 +221,7 @@ pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<U
         return Err(Problem::bad_request("size_invalid", text));
     }
     let part_bytes = part_bytes(total_bytes, wished_bytes)?;
+    check_open(app, &owner).await?;
     let upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
         owner,

@@ -285,6 +285,36 @@ async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_account_has_so_many_disks_on_their_way_and_no_more() -> Result<()> {
+    let node = Node::start_with(|config| {
+        config.registry.uploads_open_max_per_account = 2;
+    })
+    .await?;
+    let image = create_image(&node, "zedge/many").await?;
+    let path = format!("images/{image}/versions/upload");
+    let init = async |version: &str| {
+        let wanted = json!({ "version": version, "total_size_bytes": 5, "format": "raw" });
+        node.request(Method::POST, &format!("{path}/init")).json(&wanted).send().await
+    };
+    let first: UploadStarted = read(init("1").await?).await?;
+    let second: UploadStarted = read(init("2").await?).await?;
+    let third = problem(init("3").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    ensure!(third.code == "too_many_uploads" && third.message.contains("2 at once"), "{third:?}");
+    // The end of one makes room for another, whatever the end is.
+    let given_up = node.request(Method::DELETE, &format!("{path}/{}", first.upload_id));
+    ensure!(given_up.send().await?.status() == StatusCode::NO_CONTENT);
+    let parts = vec![vec![7; 5]];
+    let session = Session { path: format!("{path}/{}", second.upload_id), parts };
+    put(&node, &session, 0).await?;
+    finish(&node, &session).await?;
+    for version in ["3", "4"] {
+        let _begun: UploadStarted = read(init(version).await?).await?;
+    }
+    problem(init("5").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn parts_may_be_as_short_as_a_client_likes() -> Result<()> {
     let node = Node::start().await?;
     let image = create_image(&node, "zedge/short").await?;

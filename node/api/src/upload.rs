@@ -86,7 +86,7 @@ pub struct ChunkReceived {
 }
 
 /// `GET …/upload/{upload}`, and the answer to `POST …/complete`: 201 when `status` is `active`,
-/// 202 while it is `processing`.
+/// 202 while it is `processing`. One that failed is a problem there, with the same code and words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UploadStatus {
     pub upload_id: UploadId,
@@ -109,6 +109,7 @@ pub struct UploadStatus {
     /// When the version came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
+    /// A code, a colon, and words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// Where the nodes get the file from.

@@ -18,6 +18,7 @@ mod deployments;
 pub mod document;
 mod download;
 mod encryption;
+mod failure;
 mod host;
 mod identities;
 mod images;

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::caller::Caller;
+use super::failure;
 use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
@@ -474,7 +475,11 @@ pub async fn complete(
         let _ = tokio::time::timeout(COMPLETE_WAIT, app.services.disks.ended(id)).await;
     }
     let view = app.view().await?;
-    let status = state_of(&app, id, session_of(&view, image, id)?)?;
+    let session = session_of(&view, image, id)?;
+    if let DiskUploadState::Failed { reason } = &session.state {
+        return Err(failure::problem(reason));
+    }
+    let status = state_of(&app, id, session)?;
     let code = match status.status.as_str() {
         "active" => StatusCode::CREATED,
         _ => StatusCode::ACCEPTED,

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
 use shoal_content::{ImageId, UploadId};
 
+use super::document::contract::answered;
 use super::node::{Node, problem, read, run};
 use super::wait::until;
 
@@ -85,15 +86,19 @@ pub async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkRe
     read(request.send().await?).await
 }
 
-/// Completes, and polls until the disk was read.
+/// Completes, and polls until the disk was read, or was found to be none.
 pub async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
     let path = format!("{}/complete", session.path);
-    let _accepted: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
-    until("the disk to be read", async || {
+    let answer = node.request(Method::POST, &path).send().await?;
+    let (answer, body) = answered("POST", &format!("/api/v1/{path}"), None, answer).await?;
+    let ended = until("the disk to be read", async || {
         let status: UploadStatus = node.get(&session.path).await?;
         Ok((status.status != "processing").then_some(status))
     })
-    .await
+    .await?;
+    let agrees = answer.is_success() || ended.status == "failed";
+    ensure!(agrees, "{answer}: {}", String::from_utf8_lossy(&body));
+    Ok(ended)
 }
 
 pub async fn upload(
@@ -351,6 +356,15 @@ async fn a_disk_that_needs_another_file_is_refused_with_the_reason() -> Result<(
     let failure = status.failure.clone().unwrap_or_default();
     ensure!(status.status == "failed", "{status:?}");
     ensure!(failure.contains("backing_file") && failure.contains("flatten"), "{failure}");
+    // Who completes it is told so, and no less when asking again.
+    let id = status.upload_id;
+    let complete = format!("images/{image}/versions/upload/{id}/complete");
+    for _ in 0..2 {
+        let refused = node.request(Method::POST, &complete).send().await?;
+        let refused = problem(refused, StatusCode::UNPROCESSABLE_ENTITY).await?;
+        ensure!(refused.code == "disk_backing_file", "{refused:?}");
+        ensure!(failure == format!("{}: {}", refused.code, refused.message), "{refused:?}");
+    }
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.versions.is_empty() && detail.image.status == "pending");
     node.server.stop().await

@@ -37,6 +37,7 @@ mod policy;
 mod problem;
 mod projects;
 mod quotas;
+mod reception;
 mod second_factor;
 mod services;
 mod session;

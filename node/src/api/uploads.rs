@@ -1,16 +1,15 @@
 //! The upload of a disk in parts: any order, in parallel, sent again at will.
 //!
 //! Invariants: a part is recorded only when it is safe in storage and its checksum is the one that
-//! was announced; memory for parts is bounded by [`PART_MEMORY_BYTES`], however many come at once.
+//! was announced; none is stored once the session receives no more. Memory for parts is bounded,
+//! however many come at once (see `reception`).
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt;
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
 use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
@@ -19,7 +18,7 @@ use shoal_metadata::{
     Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
 };
 use shoal_raft::{ProposeError, View};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::caller::Caller;
@@ -27,11 +26,11 @@ use super::failure;
 use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
+use super::reception::{self, Held};
 use super::storage::is_open;
 use super::tags::{LATEST, check_new};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
-use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -46,8 +45,6 @@ const PART_BYTES_MAX: u64 = 256 * MIB;
 const PARTS_MAX: u64 = 10_000;
 /// The longest file.
 const TOTAL_BYTES_MAX: u64 = PARTS_MAX * PART_BYTES_MAX;
-/// What the parts that are being received take together; further ones wait.
-const PART_MEMORY_BYTES: u64 = 512 * MIB;
 /// A session lives so long after its last part.
 const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// `complete` waits so long for the version before it answers 202.
@@ -57,15 +54,6 @@ const TAGS_MAX: usize = 63;
 const LAYERS_MAX: usize = 1000;
 const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
-
-/// In MiB, rounded up.
-static PART_MEMORY: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new((PART_MEMORY_BYTES / MIB) as usize));
-
-async fn part_memory(bytes: u64) -> Result<SemaphorePermit<'static>, Problem> {
-    let permits = PART_MEMORY.acquire_many(bytes.div_ceil(MIB).max(1) as u32).await;
-    permits.map_err(|_| unavailable("the node is stopping"))
-}
 
 fn expiry() -> Timestamp {
     now().plus_millis(SESSION_TTL.as_millis() as u64)
@@ -295,8 +283,7 @@ pub async fn put_part(
         if let Some(known) = session.parts.get(&part) {
             return Ok(Json(received(part, known, session.parts.len(), total)));
         }
-        let text = "the upload receives no more parts".to_owned();
-        return Err(conflict("upload_state", text));
+        return Err(receives_no_more());
     }
     let start = u64::from(part) * session.part_bytes;
     let wanted = session.part_bytes.min(session.total_bytes - start);
@@ -304,10 +291,10 @@ pub async fn put_part(
     if let Some(length) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok())
         && length.parse::<u64>() != Ok(wanted)
     {
-        return Err(wrong_length(part, wanted, length));
+        return Err(reception::wrong_length(part, wanted, length));
     }
-    let _memory = part_memory(wanted).await?;
-    let bytes = collect(body, part, wanted).await?;
+    let held = reception::room(wanted).await?;
+    let bytes = reception::collect(body, part, wanted, &held).await?;
     app.metrics.upload_bytes.inc_by(wanted);
     let hashed = bytes.clone();
     let sha256: [u8; 32] = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into())
@@ -319,14 +306,10 @@ pub async fn put_part(
         return Err(Problem::bad_request("checksum_mismatch", text));
     }
     let recorded = UploadPart { bytes: wanted, sha256 };
-    // Sent again as it is: nothing to store.
-    if session.parts.get(&part) != Some(&recorded) {
-        let under = app.raft.local().query().key_owner(image)?;
-        app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
-        let received = recorded.clone();
-        let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
-        app.propose(record).await?;
-    }
+    // To its end also where the client is gone: a store that is given up halfway may still come.
+    let keep = keep_part(app.clone(), (image, id), part, recorded.clone(), (bytes, held));
+    let kept = tokio::spawn(keep.instrument(Span::current())).await;
+    let session = kept.map_err(|error| Problem::internal(&error))??;
     let others = session.parts.keys().filter(|&&other| other != part).count();
     // Parts that came beside this one show in the state as applied here.
     let known = app.raft.local().query().upload(id)?.map_or(0, |row| match row.purpose {
@@ -334,6 +317,34 @@ pub async fn put_part(
         UploadPurpose::Blob { .. } => 0,
     });
     Ok(Json(received(part, &recorded, known.max(others + 1), total)))
+}
+
+fn receives_no_more() -> Problem {
+    conflict("upload_state", "the upload receives no more parts")
+}
+
+/// Stores a part and records it, unless it is there as it is. Answers the session as it was before.
+async fn keep_part(
+    app: App,
+    (image, id): (ImageId, UploadId),
+    part: u32,
+    received: UploadPart,
+    (bytes, _held): (Bytes, Held<'static>),
+) -> Result<Session, Problem> {
+    // While it came, another request may have brought it, or completed the upload.
+    let _turn = reception::storing(id, part).await;
+    let session = session_of(&app.view().await?, image, id)?;
+    if session.parts.get(&part) == Some(&received) {
+        return Ok(session);
+    }
+    if session.state != DiskUploadState::Receiving {
+        return Err(receives_no_more());
+    }
+    let under = app.raft.local().query().key_owner(image)?;
+    app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
+    let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
+    app.propose(record).await?;
+    Ok(session)
 }
 
 fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> ChunkReceived {
@@ -352,37 +363,6 @@ fn announced(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
     let digest = value.to_str().ok().and_then(|text| text.parse::<Digest>().ok());
     let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
     digest.map(Some).ok_or_else(|| Problem::bad_request("checksum_invalid", text))
-}
-
-fn wrong_length(part: u32, wanted: u64, found: impl std::fmt::Display) -> Problem {
-    let text = format!("part {part} has {wanted} bytes, but {found} were sent");
-    Problem::bad_request("chunk_size_mismatch", text)
-}
-
-async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes, Problem> {
-    let mut pieces = body.into_data_stream();
-    let mut bytes = BytesMut::with_capacity(wanted as usize);
-    let broken = |text: String| Problem::bad_request("chunk_incomplete", text);
-    let mut pace = Pace::begin();
-    loop {
-        let piece = pace.within(pieces.try_next()).await;
-        let piece =
-            piece.map_err(|_| broken(format!("part {part} came too slowly; send it again")))?;
-        let Some(piece) =
-            piece.map_err(|error| broken(format!("part {part} broke off: {error}")))?
-        else {
-            break;
-        };
-        if bytes.len() as u64 + piece.len() as u64 > wanted {
-            return Err(wrong_length(part, wanted, "more"));
-        }
-        pace.count(piece.len());
-        bytes.extend_from_slice(&piece);
-    }
-    if bytes.len() as u64 != wanted {
-        return Err(wrong_length(part, wanted, bytes.len()));
-    }
-    Ok(bytes.freeze())
 }
 
 pub async fn status(
@@ -464,6 +444,7 @@ pub async fn complete(
     let ended =
         matches!(session.state, DiskUploadState::Published { .. } | DiskUploadState::Failed { .. });
     if !ended {
+        let turn = reception::claiming(id).await;
         match app.services.disks.begin(id).await {
             Ok(()) => {}
             Err(error) if is_under_way(&error) => {}
@@ -471,6 +452,7 @@ pub async fn complete(
             Err(ProposeError::Refused(Refusal::UploadState(_))) => {}
             Err(error) => return Err(error.into()),
         }
+        drop(turn);
         // Either way the status is the answer.
         let _ = tokio::time::timeout(COMPLETE_WAIT, app.services.disks.ended(id)).await;
     }

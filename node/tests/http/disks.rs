@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
-use shoal_content::{ImageId, UploadId};
+use shoal_content::{ImageId, ObjectKey, UploadId};
 
 use super::document::contract::answered;
 use super::node::{Node, problem, read, run};
@@ -286,6 +286,45 @@ async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()
     let path = format!("images/{image}/versions/upload/init");
     let taken = node.request(Method::POST, &path).json(&wanted).send().await?;
     ensure!(problem(taken, StatusCode::CONFLICT).await?.code == "version_exists");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_comes_when_the_disk_is_read_is_not_stored() -> Result<()> {
+    const PART: usize = 16 * MIB;
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/late").await?;
+    let path = format!("images/{image}/versions/upload");
+    let wanted = json!({ "version": "1", "total_size_bytes": PART, "format": "raw" });
+    let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;
+    let upload = started.upload_id;
+    ensure!(started.total_chunks == 1, "{started:?}");
+    let session = Session { path: format!("{path}/{upload}"), parts: vec![vec![7; PART]] };
+    // Other bytes for the part; more of them are taken than could wait on the way.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Vec<u8>>>(1);
+    let slow = futures::stream::unfold(receiver, async |mut receiver| {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let late = node.request(Method::PUT, &format!("{}/chunks/0", session.path));
+    let late = late.header("content-length", PART).body(reqwest::Body::wrap_stream(slow));
+    let late = tokio::spawn(late.send());
+    for _ in 1..PART / MIB {
+        sender.send(Ok(vec![8; MIB])).await?;
+    }
+    put(&node, &session, 0).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let store = node.server.app().store.clone();
+    let key = ObjectKey::UploadPart { upload, part: 0 };
+    until("the parts to be deleted", async || Ok(store.length(key).await?.is_none().then_some(())))
+        .await?;
+    sender.send(Ok(vec![8; MIB])).await?;
+    drop(sender);
+    let refused = problem(late.await??, StatusCode::CONFLICT).await?;
+    ensure!(refused.code == "upload_state", "{refused:?}");
+    ensure!(store.length(key).await?.is_none(), "it was stored all the same");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back == vec![7; PART], "other bytes came back");
     node.server.stop().await
 }
 

@@ -176,7 +176,8 @@ pub struct ImageOwner {
     pub name: String,
 }
 
-/// `GET /api/v1/images/{id}`: with its tags and versions, the newest numbers first.
+/// `GET /api/v1/images/{id}`: with the tags that were set last, at most 1000, and the versions with
+/// the highest numbers, at most 100; all of them are in lists of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageDetail {
     #[serde(flatten)]

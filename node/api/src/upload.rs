@@ -15,7 +15,8 @@ pub struct InitUpload {
     pub version: String,
     /// Length of the file to come.
     pub total_size_bytes: u64,
-    /// The length of every part but the last; the node may answer another one, which counts.
+    /// The length of every part but the last. More than 10,000 parts are refused; where this is more
+    /// than 64 MiB the node may answer less, which counts.
     #[serde(default)]
     pub chunk_size_bytes: Option<u64>,
     /// `raw`, `qcow2`, `vmdk`, `vhd`, `vhdx` or `ova`; found out where missing.
@@ -89,7 +90,7 @@ pub struct ChunkReceived {
 }
 
 /// `GET …/upload/{upload}`, and the answer to `POST …/complete`: 201 when `status` is `active`,
-/// 202 while it is `processing`.
+/// 202 while it is `processing`. One that failed is a problem there, with the same code and words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UploadStatus {
     pub upload_id: UploadId,
@@ -112,6 +113,7 @@ pub struct UploadStatus {
     /// When the version came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
+    /// A code, a colon, and words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// Where the nodes get the file from.

@@ -9,6 +9,8 @@ use crate::absent::{or_default, or_null};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub id: VersionId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<ImageId>,
     /// A disk's version number; a container's is its sequence.
     pub version: String,
     pub version_sequence: u64,
@@ -91,6 +93,9 @@ pub struct Layer {
 pub struct VersionDetail {
     #[serde(flatten)]
     pub version: Version,
+    /// Of the configuration that the manifest names; a disk's is empty, and an index has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_digest: Option<Digest>,
     pub layers: Vec<Layer>,
     /// Instances that run it, by name.
     pub instances: Vec<InstanceName>,
@@ -125,6 +130,10 @@ pub struct Tag {
     /// `version`, `semantic`, `environment`, `time` or `other`, by its text.
     #[serde(default)]
     pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<ImageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<VersionId>,
     pub version: String,
     pub manifest_digest: Digest,
     /// When it came to be, where that is known.

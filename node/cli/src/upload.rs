@@ -405,7 +405,14 @@ impl Sender<'_> {
         let path = upload_path(&self.session);
         let none = serde_json::json!({});
         let mut status: UploadStatus =
-            self.client.call(Method::POST, format!("{path}/complete"), &none).await?;
+            match self.client.call(Method::POST, format!("{path}/complete"), &none).await {
+                // The session says what became of it, also where only that answer was lost.
+                Err(refused @ Error::Refused { .. }) => {
+                    let status: Result<UploadStatus, Error> = self.client.get(path.as_str()).await;
+                    status.ok().filter(|status| status.status == "failed").ok_or(refused)?
+                }
+                status => status?,
+            };
         let bar = self.screen.byte_bar("reading", status.total_size_bytes);
         let mut pause = POLL_FIRST;
         let (mut processed, mut moved) = (None, Instant::now());

@@ -2,6 +2,7 @@
 
 use comfy_table::Cell;
 use reqwest::Method;
+use serde::de::DeserializeOwned;
 use shoal_api::{
     CreateVersion, DeprecateVersion, Image, MoveTag, Page, Rollback, Tag, UpdateVersion, Version,
     VersionDetail,
@@ -15,7 +16,7 @@ use crate::images::{existing, resolve, tag_list};
 use crate::screen::{Screen, bytes, confirm, state, table};
 
 const PAGE_SIZE: u64 = 500;
-/// More versions than any image has; a list that never ends is a fault of the node.
+/// More versions or tags than any image has; a list that never ends is a fault of the node.
 const PAGES_MAX: u64 = 1_000;
 
 pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) -> Result<(), Error> {
@@ -98,17 +99,22 @@ fn path(image: &Image, version: &str) -> String {
 
 async fn list(client: &Client, name: &str, screen: Screen) -> Result<(), Error> {
     let image = existing(client, name).await?;
+    let all: Vec<Version> = pages(client, &format!("api/v1/images/{}/versions", image.id)).await?;
+    screen.show(&all, || version_table(&all))
+}
+
+/// All of a list that comes in pages.
+async fn pages<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Vec<T>, Error> {
     let mut all = Vec::new();
     for number in 1..=PAGES_MAX {
-        let query = format!("page={number}&page_size={PAGE_SIZE}");
-        let path = format!("api/v1/images/{}/versions?{query}", image.id);
-        let page: Page<Version> = client.get(path).await?;
+        let page = format!("{path}?page={number}&page_size={PAGE_SIZE}");
+        let page: Page<T> = client.get(page).await?;
         all.extend(page.data);
         if number >= page.pagination.total_pages {
             break;
         }
     }
-    screen.show(&all, || version_table(&all))
+    Ok(all)
 }
 
 /// For people.
@@ -167,7 +173,7 @@ fn runners(detail: &VersionDetail) -> String {
 
 async fn tags(client: &Client, name: &str, screen: Screen) -> Result<(), Error> {
     let image = existing(client, name).await?;
-    let tags: Vec<Tag> = client.get(format!("api/v1/images/{}/tags", image.id)).await?;
+    let tags: Vec<Tag> = pages(client, &format!("api/v1/images/{}/tags", image.id)).await?;
     screen.show(&tags, || {
         let mut rows = table(&["TAG", "KIND", "VERSION", "UPDATED"]);
         for tag in &tags {

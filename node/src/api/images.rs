@@ -11,7 +11,7 @@ use shoal_api::{
 use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, ImageNote, Owner, Refusal, UploadPurpose, Visibility,
-    What, Who, newest_first,
+    What, Who,
 };
 use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
@@ -139,9 +139,6 @@ pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageD
 /// As `person` sees it.
 fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<ImageDetail, Fault> {
     let query = view.query();
-    let mut rows = query.versions(row.id)?;
-    newest_first(&mut rows);
-    let versions = rows.iter().map(|one| shown::version(query, row, one));
     let note = query.image_note(row.id)?;
     let owner = ImageOwner { id: row.owner.clone(), name: row.owner.clone() };
     Ok(ImageDetail {
@@ -152,7 +149,7 @@ fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<Im
         recommended_cpu_cores: note.recommended_cpu_cores,
         recommended_memory_mb: note.recommended_memory_mb,
         recommended_disk_gb: note.recommended_disk_gb,
-        versions: versions.collect::<Result<Vec<_>, Fault>>()?,
+        versions: shown::versions(query, row)?,
         starred: match person {
             Some(user) => query.is_starred(row.id, user)?,
             None => false,

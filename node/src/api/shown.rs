@@ -2,8 +2,9 @@
 //!
 //! Non-goal: whether the asker may see them.
 
+use serde::Deserialize;
 use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
-use shoal_content::{Digest, TagName};
+use shoal_content::{Digest, ImageId, TagName};
 use shoal_metadata::{
     self as metadata, Fault, ImageKind, Query, Read, Reference, VersionNote, Visibility,
 };
@@ -11,7 +12,11 @@ use shoal_metadata::{
 use crate::clock::rfc3339;
 
 /// Tags shown with an image.
-pub const TAGS_SHOWN_MAX: usize = 1000;
+const TAGS_SHOWN_MAX: usize = 1000;
+/// Tags that a list looks at; those whose names come after are not shown.
+const TAGS_LISTED_MAX: usize = 100_000;
+/// Versions shown with an image.
+const VERSIONS_SHOWN_MAX: usize = 100;
 /// Instances shown with a version.
 const INSTANCES_SHOWN_MAX: usize = 100;
 
@@ -138,6 +143,24 @@ pub fn version_status(note: &VersionNote) -> String {
     if note.deprecation.is_some() { DEPRECATED } else { ACTIVE }.to_owned()
 }
 
+/// A version that an index names.
+pub fn indexed<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+    digest: &Digest,
+) -> Result<metadata::Version, Fault> {
+    query.version(image, digest)?.ok_or(Fault::Contradiction("an index names no version"))
+}
+
+/// Those with the highest numbers.
+pub fn versions<R: Read>(
+    query: Query<'_, R>,
+    image: &metadata::Image,
+) -> Result<Vec<Version>, Fault> {
+    let newest = query.newest_versions(image.id)?.into_iter().take(VERSIONS_SHOWN_MAX);
+    newest.map(|digest| version(query, image, &indexed(query, image.id, &digest)?)).collect()
+}
+
 pub fn version<R: Read>(
     query: Query<'_, R>,
     image: &metadata::Image,
@@ -147,6 +170,7 @@ pub fn version<R: Read>(
     let note = query.version_note(image.id, &row.digest)?;
     Ok(Version {
         id: row.id,
+        image_id: Some(image.id),
         version: number(row),
         version_sequence: row.sequence,
         is_latest: image.latest.as_ref() == Some(&row.digest),
@@ -181,10 +205,31 @@ pub fn version_detail<R: Read>(
     instances.truncate(INSTANCES_SHOWN_MAX);
     Ok(VersionDetail {
         version: version(query, image, row)?,
+        config_digest: config_digest(query, row)?,
         layers: row.references.iter().map(layer).collect(),
         instances,
         more_instances,
     })
+}
+
+/// What manifests say that is looked at here.
+#[derive(Deserialize)]
+struct Configured {
+    config: Option<Configuration>,
+}
+
+#[derive(Deserialize)]
+struct Configuration {
+    digest: Digest,
+}
+
+fn config_digest<R: Read>(
+    query: Query<'_, R>,
+    row: &metadata::Version,
+) -> Result<Option<Digest>, Fault> {
+    let manifest = query.manifest(row.image, &row.digest)?.unwrap_or_default();
+    let said: Option<Configured> = serde_json::from_slice(&manifest).ok();
+    Ok(said.and_then(|said| said.config).map(|config| config.digest))
 }
 
 pub fn tag<R: Read>(
@@ -199,6 +244,8 @@ pub fn tag<R: Read>(
     Ok(Tag {
         tag_name: name.to_string(),
         kind: name.kind().as_str().to_owned(),
+        image_id: Some(image.id),
+        version_id: row.as_ref().map(|row| row.id),
         version: row.as_ref().map(number).unwrap_or_default(),
         manifest_digest: digest.clone(),
         created_at: query.tag_created_at(image.id, &name)?.map(rfc3339),
@@ -210,12 +257,17 @@ pub fn tag<R: Read>(
 }
 
 /// Those that were set last come first.
+pub fn tag_names<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+) -> Result<Vec<(TagName, Digest)>, Fault> {
+    query.tags_by_push(image, TAGS_LISTED_MAX)
+}
+
+/// Those that were set last.
 pub fn tags<R: Read>(query: Query<'_, R>, image: &metadata::Image) -> Result<Vec<Tag>, Fault> {
-    let tags = query.tags(image.id, None, TAGS_SHOWN_MAX)?;
-    let tags = tags.into_iter().map(|(name, digest)| tag(query, image, name, &digest));
-    let mut tags = tags.collect::<Result<Vec<_>, Fault>>()?;
-    tags.sort_by(|one, other| other.updated_at.cmp(&one.updated_at));
-    Ok(tags)
+    let newest = tag_names(query, image.id)?.into_iter().take(TAGS_SHOWN_MAX);
+    newest.map(|(name, digest)| tag(query, image, name, &digest)).collect()
 }
 
 /// `None` where the image or version is not there, which no row allows.

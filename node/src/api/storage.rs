@@ -61,7 +61,7 @@ pub async fn status(
 
 /// Whether it still holds something in storage: a disk's row outlives its upload, to say how it
 /// ended.
-fn is_open(upload: &Upload) -> bool {
+pub(super) fn is_open(upload: &Upload) -> bool {
     !matches!(
         upload.purpose,
         UploadPurpose::Disk {

@@ -3,25 +3,44 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use shoal_api::{MoveTag, Rollback, Tag};
-use shoal_content::{Digest, ImageId, TagKind, TagName};
-use shoal_metadata::{self as metadata, Action, Command};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use shoal_api::{MoveTag, Page, Rollback, Tag};
+use shoal_content::{Digest, ImageId, TagName};
+use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path};
+use super::input::{Body, Path, Query};
+use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
-use super::versions::{no_version, numbered, version};
+use super::uploads::number_taken;
+use super::versions::{no_version, version};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-const LATEST: &str = "latest";
+pub(super) const LATEST: &str = "latest";
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TagsQuery {
+    page: Option<u64>,
+    page_size: Option<u64>,
+}
 
 /// `GET …/tags`: those that were set last come first.
-pub async fn list(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<Vec<Tag>>, Problem> {
+pub async fn list(
+    caller: Caller,
+    Path(id): Path<ImageId>,
+    Query(wanted): Query<TagsQuery>,
+) -> Result<Json<Page<Tag>>, Problem> {
+    let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    Ok(Json(shown::tags(caller.view.query(), &image)?))
+    let names = shown::tag_names(query, id)?;
+    let (names, pagination) = Window::new(wanted.page, wanted.page_size).of(names);
+    let data = names.into_iter().map(|(name, digest)| shown::tag(query, &image, name, &digest));
+    Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
 }
 
 async fn shown_again(
@@ -70,15 +89,53 @@ fn check_meaning(
     tag: &TagName,
     wanted: &metadata::Version,
 ) -> Result<(), Problem> {
-    if tag.kind() != TagKind::Version {
+    check_tag(caller.view.query(), wanted.image, tag, Some(&wanted.digest))
+}
+
+fn ambiguous(text: String) -> Problem {
+    conflict("tag_names_another_version", text)
+}
+
+fn check_tag<R: Read>(
+    query: metadata::Query<'_, R>,
+    image: ImageId,
+    tag: &TagName,
+    wanted: Option<&Digest>,
+) -> Result<(), Problem> {
+    // That one moves by itself, whatever versions are called.
+    if tag.as_str() == LATEST {
         return Ok(());
     }
-    let other = numbered(caller.view.query(), wanted.image, tag.as_str())?;
-    let other = other.filter(|other| other.digest != wanted.digest);
-    other.map_or(Ok(()), |other| {
-        let text = format!("{tag} is the number of version {}", shown::number(&other));
-        Err(conflict("tag_names_another_version", text))
-    })
+    match query.digest_numbered(image, tag.as_str())? {
+        Some(other) if wanted != Some(&other) => {
+            Err(ambiguous(format!("{tag} is the number of another version; choose another tag")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a version that is to come may have such a number and such tags. The command that
+/// publishes it looks again.
+pub(super) fn check_new<R: Read>(
+    query: metadata::Query<'_, R>,
+    image: ImageId,
+    number: &str,
+    tags: &[TagName],
+) -> Result<(), Problem> {
+    if query.version_by_number(image, number)?.is_some() {
+        return Err(number_taken(number));
+    }
+    for tag in tags {
+        check_tag(query, image, tag, None)?;
+    }
+    for text in [number.to_owned(), format!("v{number}")] {
+        let Ok(tag) = text.parse::<TagName>() else { continue };
+        if !tags.contains(&tag) && query.tag(image, &tag)?.is_some() {
+            let text = format!("{tag} is a tag of another version; choose another number");
+            return Err(ambiguous(text));
+        }
+    }
+    Ok(())
 }
 
 /// `DELETE …/tags/{tag}`.

@@ -1,16 +1,15 @@
 //! The upload of a disk in parts: any order, in parallel, sent again at will.
 //!
 //! Invariants: a part is recorded only when it is safe in storage and its checksum is the one that
-//! was announced; memory for parts is bounded by [`PART_MEMORY_BYTES`], however many come at once.
+//! was announced; none is stored once the session receives no more. Memory for parts is bounded,
+//! however many come at once (see `reception`).
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt;
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
 use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
@@ -19,23 +18,25 @@ use shoal_metadata::{
     Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
 };
 use shoal_raft::{ProposeError, View};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::caller::Caller;
+use super::failure;
 use super::images::existing;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing, unavailable};
+use super::reception::{self, Held};
+use super::storage::is_open;
+use super::tags::{LATEST, check_new};
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
-use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::state::App;
 
 const MIB: u64 = 1024 * 1024;
 /// The length of a part where the client wishes none.
 const PART_BYTES_DEFAULT: u64 = 16 * MIB;
-const PART_BYTES_MIN: u64 = MIB;
 /// The longest part that a client is given for the asking.
 const PART_BYTES_WISHED_MAX: u64 = 64 * MIB;
 /// The longest part at all: of files that would have too many shorter ones.
@@ -44,8 +45,6 @@ const PART_BYTES_MAX: u64 = 256 * MIB;
 const PARTS_MAX: u64 = 10_000;
 /// The longest file.
 const TOTAL_BYTES_MAX: u64 = PARTS_MAX * PART_BYTES_MAX;
-/// What the parts that are being received take together; further ones wait.
-const PART_MEMORY_BYTES: u64 = 512 * MIB;
 /// A session lives so long after its last part.
 const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// `complete` waits so long for the version before it answers 202.
@@ -55,15 +54,6 @@ const TAGS_MAX: usize = 63;
 const LAYERS_MAX: usize = 1000;
 const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
-
-/// In MiB, rounded up.
-static PART_MEMORY: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new((PART_MEMORY_BYTES / MIB) as usize));
-
-async fn part_memory(bytes: u64) -> Result<SemaphorePermit<'static>, Problem> {
-    let permits = PART_MEMORY.acquire_many(bytes.div_ceil(MIB).max(1) as u32).await;
-    permits.map_err(|_| unavailable("the node is stopping"))
-}
 
 fn expiry() -> Timestamp {
     now().plus_millis(SESSION_TTL.as_millis() as u64)
@@ -121,8 +111,9 @@ pub async fn init(
 ) -> Result<Json<UploadStarted>, Problem> {
     existing(&caller, image, Action::Push)?;
     let owner = caller.account()?;
-    drop(caller);
     check_names(&request.version, &request.tags)?;
+    check_new(caller.view.query(), image, &request.version, &request.tags)?;
+    drop(caller);
     let manifest = request.manifest.unwrap_or_default();
     let format = request.format.or(manifest.format).filter(|text| !text.is_empty());
     let format: Option<Format> = format.as_deref().map(str::parse).transpose()?;
@@ -184,16 +175,42 @@ pub(super) struct Order {
     pub format: Option<Format>,
 }
 
+/// How long parts are. Each is an object of its own, so that storage takes any length.
+fn part_bytes(total_bytes: u64, wished: Option<u64>) -> Result<u64, Problem> {
+    let least = total_bytes.div_ceil(PARTS_MAX);
+    let rounded = least.next_multiple_of(MIB);
+    match wished {
+        None => Ok(PART_BYTES_DEFAULT.max(rounded)),
+        Some(wished) if wished < least => {
+            let text = format!("at most {PARTS_MAX} parts: chunk_size_bytes is at least {least}");
+            Err(Problem::bad_request("size_invalid", text))
+        }
+        Some(wished) => Ok(wished.min(PART_BYTES_WISHED_MAX.max(rounded))),
+    }
+}
+
+/// Whether the account may have one more disk on its way: as many as blobs. They are counted here,
+/// since a session is not told the limit by its command: what begins in the same moment may pass.
+async fn check_open(app: &App, owner: &str) -> Result<(), Problem> {
+    let most = app.config.registry.uploads_open_max_per_account;
+    if most == 0 {
+        return Ok(());
+    }
+    let sessions = app.view().await?.query().uploads()?;
+    let is_disk = |upload: &Upload| matches!(upload.purpose, UploadPurpose::Disk { .. });
+    let own = sessions.iter().filter(|one| one.owner == owner && is_disk(one) && is_open(one));
+    let open = own.count() as u64;
+    if open < most { Ok(()) } else { Err(Refusal::TooManyUploads { open, most }.into()) }
+}
+
 pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<Upload, Problem> {
     let Order { image, owner, number, tags, total_bytes, wished_bytes, format } = order;
     if total_bytes == 0 || total_bytes > TOTAL_BYTES_MAX {
         let text = format!("total_size_bytes is from 1 to {TOTAL_BYTES_MAX}");
         return Err(Problem::bad_request("size_invalid", text));
     }
-    let wished = wished_bytes.unwrap_or(PART_BYTES_DEFAULT);
-    // Few enough parts, whatever was wished.
-    let least = total_bytes.div_ceil(PARTS_MAX).next_multiple_of(MIB);
-    let part_bytes = wished.clamp(PART_BYTES_MIN, PART_BYTES_WISHED_MAX).max(least);
+    let part_bytes = part_bytes(total_bytes, wished_bytes)?;
+    check_open(app, &owner).await?;
     let upload = Upload {
         id: UploadId::from_uuid(Uuid::now_v7()),
         owner,
@@ -238,12 +255,13 @@ pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem>
 
 /// A version number is a tag's text, so that it can stand wherever a tag can.
 fn check_number(number: &str) -> Result<(), Problem> {
-    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<shoal_content::TagName>().is_ok();
-    if good {
+    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<TagName>().is_ok();
+    if good && number != LATEST {
         return Ok(());
     }
-    let text = "a version is letters, digits, '_', '.' and '-', for instance 1.0.1";
-    Err(Problem::bad_request("version_invalid", text.to_owned()))
+    let text =
+        "a version is letters, digits, '_', '.' and '-', for instance 1.0.1, and not 'latest'";
+    Err(Problem::bad_request("version_invalid", text))
 }
 
 pub async fn put_part(
@@ -265,8 +283,7 @@ pub async fn put_part(
         if let Some(known) = session.parts.get(&part) {
             return Ok(Json(received(part, known, session.parts.len(), total)));
         }
-        let text = "the upload receives no more parts".to_owned();
-        return Err(conflict("upload_state", text));
+        return Err(receives_no_more());
     }
     let start = u64::from(part) * session.part_bytes;
     let wanted = session.part_bytes.min(session.total_bytes - start);
@@ -274,10 +291,10 @@ pub async fn put_part(
     if let Some(length) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok())
         && length.parse::<u64>() != Ok(wanted)
     {
-        return Err(wrong_length(part, wanted, length));
+        return Err(reception::wrong_length(part, wanted, length));
     }
-    let _memory = part_memory(wanted).await?;
-    let bytes = collect(body, part, wanted).await?;
+    let held = reception::room(wanted).await?;
+    let bytes = reception::collect(body, part, wanted, &held).await?;
     app.metrics.upload_bytes.inc_by(wanted);
     let hashed = bytes.clone();
     let sha256: [u8; 32] = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into())
@@ -289,14 +306,10 @@ pub async fn put_part(
         return Err(Problem::bad_request("checksum_mismatch", text));
     }
     let recorded = UploadPart { bytes: wanted, sha256 };
-    // Sent again as it is: nothing to store.
-    if session.parts.get(&part) != Some(&recorded) {
-        let under = app.raft.local().query().key_owner(image)?;
-        app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
-        let received = recorded.clone();
-        let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
-        app.propose(record).await?;
-    }
+    // To its end also where the client is gone: a store that is given up halfway may still come.
+    let keep = keep_part(app.clone(), (image, id), part, recorded.clone(), (bytes, held));
+    let kept = tokio::spawn(keep.instrument(Span::current())).await;
+    let session = kept.map_err(|error| Problem::internal(&error))??;
     let others = session.parts.keys().filter(|&&other| other != part).count();
     // Parts that came beside this one show in the state as applied here.
     let known = app.raft.local().query().upload(id)?.map_or(0, |row| match row.purpose {
@@ -304,6 +317,34 @@ pub async fn put_part(
         UploadPurpose::Blob { .. } => 0,
     });
     Ok(Json(received(part, &recorded, known.max(others + 1), total)))
+}
+
+fn receives_no_more() -> Problem {
+    conflict("upload_state", "the upload receives no more parts")
+}
+
+/// Stores a part and records it, unless it is there as it is. Answers the session as it was before.
+async fn keep_part(
+    app: App,
+    (image, id): (ImageId, UploadId),
+    part: u32,
+    received: UploadPart,
+    (bytes, _held): (Bytes, Held<'static>),
+) -> Result<Session, Problem> {
+    // While it came, another request may have brought it, or completed the upload.
+    let _turn = reception::storing(id, part).await;
+    let session = session_of(&app.view().await?, image, id)?;
+    if session.parts.get(&part) == Some(&received) {
+        return Ok(session);
+    }
+    if session.state != DiskUploadState::Receiving {
+        return Err(receives_no_more());
+    }
+    let under = app.raft.local().query().key_owner(image)?;
+    app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
+    let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
+    app.propose(record).await?;
+    Ok(session)
 }
 
 fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> ChunkReceived {
@@ -322,37 +363,6 @@ fn announced(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
     let digest = value.to_str().ok().and_then(|text| text.parse::<Digest>().ok());
     let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
     digest.map(Some).ok_or_else(|| Problem::bad_request("checksum_invalid", text))
-}
-
-fn wrong_length(part: u32, wanted: u64, found: impl std::fmt::Display) -> Problem {
-    let text = format!("part {part} has {wanted} bytes, but {found} were sent");
-    Problem::bad_request("chunk_size_mismatch", text)
-}
-
-async fn collect(body: axum::body::Body, part: u32, wanted: u64) -> Result<Bytes, Problem> {
-    let mut pieces = body.into_data_stream();
-    let mut bytes = BytesMut::with_capacity(wanted as usize);
-    let broken = |text: String| Problem::bad_request("chunk_incomplete", text);
-    let mut pace = Pace::begin();
-    loop {
-        let piece = pace.within(pieces.try_next()).await;
-        let piece =
-            piece.map_err(|_| broken(format!("part {part} came too slowly; send it again")))?;
-        let Some(piece) =
-            piece.map_err(|error| broken(format!("part {part} broke off: {error}")))?
-        else {
-            break;
-        };
-        if bytes.len() as u64 + piece.len() as u64 > wanted {
-            return Err(wrong_length(part, wanted, "more"));
-        }
-        pace.count(piece.len());
-        bytes.extend_from_slice(&piece);
-    }
-    if bytes.len() as u64 != wanted {
-        return Err(wrong_length(part, wanted, bytes.len()));
-    }
-    Ok(bytes.freeze())
 }
 
 pub async fn status(
@@ -434,6 +444,7 @@ pub async fn complete(
     let ended =
         matches!(session.state, DiskUploadState::Published { .. } | DiskUploadState::Failed { .. });
     if !ended {
+        let turn = reception::claiming(id).await;
         match app.services.disks.begin(id).await {
             Ok(()) => {}
             Err(error) if is_under_way(&error) => {}
@@ -441,11 +452,16 @@ pub async fn complete(
             Err(ProposeError::Refused(Refusal::UploadState(_))) => {}
             Err(error) => return Err(error.into()),
         }
+        drop(turn);
         // Either way the status is the answer.
         let _ = tokio::time::timeout(COMPLETE_WAIT, app.services.disks.ended(id)).await;
     }
     let view = app.view().await?;
-    let status = state_of(&app, id, session_of(&view, image, id)?)?;
+    let session = session_of(&view, image, id)?;
+    if let DiskUploadState::Failed { reason } = &session.state {
+        return Err(failure::problem(reason));
+    }
+    let status = state_of(&app, id, session)?;
     let code = match status.status.as_str() {
         "active" => StatusCode::CREATED,
         _ => StatusCode::ACCEPTED,
@@ -473,7 +489,38 @@ pub async fn abort(
 ) -> Result<StatusCode, Problem> {
     let session = session(&caller, image, id)?;
     drop(caller);
+    if let DiskUploadState::Published { .. } = session.state {
+        let number = session.number;
+        let text = format!("the upload has become version {number}; delete that where it is to go");
+        return Err(conflict("upload_state", text));
+    }
     app.propose(Command::AbortUpload { upload: id }).await?;
     app.services.disks.delete_parts_of(&session.row).await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_as_long_as_is_wished_where_they_are_not_too_many() {
+        for (total, wished, expected) in [
+            (1000, Some(100), 100),
+            (10_000, Some(1), 1),
+            (1, Some(5), 5),
+            (500, None, PART_BYTES_DEFAULT),
+            (PARTS_MAX * MIB, Some(MIB), MIB),
+            (PARTS_MAX * MIB, Some(100 * MIB), PART_BYTES_WISHED_MAX),
+            // So long that they are more than is given for the asking.
+            (TOTAL_BYTES_MAX, None, PART_BYTES_MAX),
+            (TOTAL_BYTES_MAX, Some(PART_BYTES_MAX + 1), PART_BYTES_MAX),
+        ] {
+            assert_eq!(part_bytes(total, wished), Ok(expected), "{total}, {wished:?}");
+        }
+        for (total, wished, least) in [(20_001, 2, "at least 3"), (5, 0, "at least 1")] {
+            let refused = part_bytes(total, Some(wished)).unwrap_err();
+            assert!(refused.message.ends_with(least), "{}", refused.message);
+        }
+    }
 }

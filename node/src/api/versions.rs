@@ -11,7 +11,6 @@ use shoal_api::{CreateVersion, DeprecateVersion, Page, UpdateVersion, Version, V
 use shoal_content::{Digest, ImageId, TagName, VersionId};
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, ImageKind, PutManifest, Read, Refusal, Response,
-    newest_first,
 };
 use shoal_raft::ProposeError;
 use uuid::Uuid;
@@ -21,6 +20,7 @@ use super::images::{existing, no_image};
 use super::input::{Body, Path, Query};
 use super::listing::Window;
 use super::problem::{conflict, missing};
+use super::tags::check_new;
 use super::{shown, uploads};
 use crate::disks::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
@@ -84,19 +84,19 @@ pub async fn list(
 ) -> Result<Json<Page<Version>>, Problem> {
     let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    let mut rows = query.versions(id)?;
+    let mut digests = query.newest_versions(id)?;
     if let Some(status) = wanted.status.filter(|text| !text.is_empty()) {
         let mut found = Vec::new();
-        for row in rows {
-            if shown::version_status(&query.version_note(id, &row.digest)?) == status {
-                found.push(row);
+        for digest in digests {
+            if shown::version_status(&query.version_note(id, &digest)?) == status {
+                found.push(digest);
             }
         }
-        rows = found;
+        digests = found;
     }
-    newest_first(&mut rows);
-    let (rows, pagination) = Window::new(wanted.page, wanted.page_size).of(rows);
-    let data = rows.iter().map(|row| shown::version(query, &image, row));
+    let (digests, pagination) = Window::new(wanted.page, wanted.page_size).of(digests);
+    let rows = digests.iter().map(|digest| shown::indexed(query, id, digest));
+    let data = rows.map(|row| shown::version(query, &image, &row?));
     Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
 }
 
@@ -118,6 +118,7 @@ pub async fn create(
         }
     };
     let (image, row) = found(&caller, id, &from, Action::Push)?;
+    check_new(caller.view.query(), id, &request.version, &request.tags)?;
     let file = DiskFile::of(&row);
     let Some(disk) = row.disk else {
         let text = "this is a container image; push the manifest under another tag";
@@ -233,8 +234,9 @@ pub async fn deprecate(
     State(app): State<App>,
     caller: Caller,
     Path((id, wanted)): Path<(ImageId, String)>,
-    Body(request): Body<DeprecateVersion>,
+    request: Option<Body<DeprecateVersion>>,
 ) -> Result<Json<VersionDetail>, Problem> {
+    let Body(request) = request.unwrap_or(Body(DeprecateVersion::default()));
     set_deprecation(&app, caller, id, &wanted, Some(request.message)).await
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `/v2`; the same settings belong on every node.
+/// `/v2`, and uploads of all kinds; the same settings belong on every node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Registry {
@@ -10,7 +10,7 @@ pub struct Registry {
     /// API and collection go on.
     pub deletes: bool,
     /// Uploads of blobs that one account, a person or a robot, may have open at once, over all
-    /// nodes; 0 is any number.
+    /// nodes; and as many of disks, with imports. 0 is any number.
     pub uploads_open_max_per_account: u64,
 }
 

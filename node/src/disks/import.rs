@@ -1,10 +1,12 @@
 //! Files that nodes get by themselves: an import is an upload whose parts this node sends to itself.
 //!
 //! One node at a time has the lease; another takes over where it ran out, and goes on with the parts
-//! that are missing. A file that is not the same any more ends the import. Its checksum is compared
+//! that are missing. A file that is not the same any more ends the import; one of which its server
+//! does not say which one it is, is got in one go or anew from its beginning. Its checksum is compared
 //! like that of every upload before it becomes a version.
 //!
-//! Invariant: at most [`IMPORTS_AT_ONCE_MAX`] parts are in memory.
+//! Invariants: at most [`IMPORTS_AT_ONCE_MAX`] parts are in memory; a server that sends more slowly
+//! than clients may is given up, so that it holds nobody's turn.
 
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{Disks, LEASE, LEASE_RENEWAL};
 use crate::clock;
+use crate::http::pace::Pace;
 use crate::http::problem::chain;
 use crate::remote::{self, Remote};
 use crate::store::StoreError;
@@ -202,10 +205,13 @@ impl Disks {
         }
     }
 
-    /// Gets what is missing, and counts the parts that it got.
+    /// Gets what is missing, and counts the parts that need not be got again.
     async fn get_parts(&self, upload: UploadId, got: &mut u32) -> Result<(), Failure> {
         let wanted = self.wanted(upload).await?;
-        let Some(first) = wanted.first else { return Ok(()) };
+        let Some(missing) = wanted.first else { return Ok(()) };
+        // Without a validator, what is there may be another file's beginning.
+        let goes_on = wanted.import.validator.is_some();
+        let first = if goes_on { missing } else { 0 };
         let remote = self.remote().ok_or(Failure::Lost)?;
         let url = remote.check(&wanted.import.url)?;
         let from = u64::from(first) * wanted.part_bytes;
@@ -218,6 +224,7 @@ impl Disks {
         }
         let mut skip = from - opened.start;
         let mut rest = Bytes::new();
+        let mut pace = Pace::begin();
         let count = wanted.total_bytes.div_ceil(wanted.part_bytes) as u32;
         for part in first..count {
             let start = u64::from(part) * wanted.part_bytes;
@@ -225,9 +232,12 @@ impl Disks {
             let mut bytes = BytesMut::with_capacity(length);
             while bytes.len() < length {
                 if rest.is_empty() {
-                    let piece = opened.response.chunk().await.map_err(remote::Error::Broken)?;
-                    let ended = || Failure::Passing("the server broke off".to_owned());
-                    rest = piece.ok_or_else(ended)?;
+                    let passing = |what: &str| Failure::Passing(format!("the server {what}"));
+                    let piece = pace.within(opened.response.chunk()).await;
+                    let piece = piece.map_err(|_| passing("sends too slowly"))?;
+                    let piece = piece.map_err(remote::Error::Broken)?;
+                    rest = piece.ok_or_else(|| passing("broke off"))?;
+                    pace.count(rest.len());
                     let skipped = skip.min(rest.len() as u64);
                     skip -= skipped;
                     rest = rest.split_off(skipped as usize);
@@ -237,7 +247,7 @@ impl Disks {
                 bytes.extend_from_slice(&taken);
             }
             self.keep_part(upload, part, bytes.freeze()).await?;
-            *got += 1;
+            *got += u32::from(goes_on);
         }
         Ok(())
     }

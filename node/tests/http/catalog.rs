@@ -70,6 +70,9 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     let path = format!("images/{image}/rollback");
     let moved: Tag = node.call(Method::POST, &path, &json!({ "version": "1.9.0" })).await?;
     ensure!((moved.tag_name.as_str(), moved.version.as_str()) == ("latest", "1.9.0"));
+    let named: VersionDetail = node.get(&format!("images/{image}/versions/1.9.0")).await?;
+    ensure!(moved.version_id == Some(named.version.id) && moved.image_id == Some(image));
+    ensure!(named.version.image_id == Some(image) && named.config_digest.is_some(), "{named:?}");
     ensure!(latest(&node, "zedge/vm").await? == "1.9.0");
     // Another tag goes back alone, and only where it is.
     let stable = json!({ "version": "1.9.0", "tag": "stable" });
@@ -105,6 +108,18 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
         .json(&json!({ "version": "1.10.0" }));
     let wrong = problem(wrong.send().await?, StatusCode::CONFLICT).await?;
     ensure!(wrong.code == "tag_names_another_version", "{wrong:?}");
+    // Nor does a version come by which a text would mean two.
+    for (route, request) in [
+        ("", json!({ "version": "3.0.0", "from": "2.0.0", "tags": ["1.9.1"] })),
+        ("", json!({ "version": "stable", "from": "2.0.0" })),
+        ("/upload/init", json!({ "version": "3.0.0", "total_size_bytes": 5, "tags": ["v1.9.1"] })),
+        ("/import", json!({ "version": "stable", "url": "https://images.example/f" })),
+    ] {
+        let path = format!("images/{image}/versions{route}");
+        let wrong = node.request(Method::POST, &path).json(&request).send().await?;
+        let wrong = problem(wrong, StatusCode::CONFLICT).await?;
+        ensure!(wrong.code == "tag_names_another_version", "{request}: {wrong:?}");
+    }
     for (tag, kind) in [
         ("v1.10.0", "version"),
         ("beta", "semantic"),
@@ -115,9 +130,33 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
         let set: Tag = node.call(Method::PUT, &path, &json!({ "version": "1.10.0" })).await?;
         ensure!(set.kind == kind, "{set:?}");
     }
-    let tags: Vec<Tag> = node.get(&format!("images/{image}/tags")).await?;
+    let Page { data: tags, pagination }: Page<Tag> =
+        node.get(&format!("images/{image}/tags?page_size=50")).await?;
+    ensure!((pagination.total_count, pagination.page_size) == (7, 50), "{pagination:?}");
+    let second: Page<Tag> = node.get(&format!("images/{image}/tags?page=2&page_size=5")).await?;
+    ensure!(second.data == tags[5..] && second.pagination.total_pages == 2, "{second:?}");
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    ensure!(detail.image.tags == tags, "{detail:?}");
     ensure!(tags.windows(2).all(|pair| pair[0].updated_at >= pair[1].updated_at), "{tags:?}");
     ensure!(tags.len() == 7, "{tags:?}");
+
+    // An image shows its highest numbers; the list has all.
+    let path = format!("images/{image}/versions");
+    let made = (1..=100).map(|number| {
+        let (node, path) = (&node, &path);
+        async move {
+            let request = json!({ "version": format!("2.0.{number}"), "from": "2.0.0" });
+            node.call::<VersionDetail>(Method::POST, path, &request).await
+        }
+    });
+    futures::future::try_join_all(made).await?;
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    let (first, last) = (&detail.versions[0].version, &detail.versions[99].version);
+    ensure!(detail.versions.len() == 100 && (&**first, &**last) == ("2.0.100", "2.0.1"));
+    let page: Page<Version> = node.get(&format!("{path}?page=11&page_size=10")).await?;
+    let shown: Vec<&str> = page.data.iter().map(|one| one.version.as_str()).collect();
+    ensure!(shown == ["2.0.0", "1.10.0", "1.9.1", "1.9.0"], "{shown:?}");
+    ensure!(page.pagination.total_count == 104, "{page:?}");
     node.server.stop().await
 }
 
@@ -192,6 +231,10 @@ async fn a_deprecation_names_who_runs_the_version_which_cannot_be_removed() -> R
     let undone: VersionDetail =
         node.call(Method::DELETE, &format!("{path}/deprecate"), &json!({})).await?;
     ensure!(undone.version.status == "active" && undone.instances.is_empty(), "{undone:?}");
+    // Without a body, there is nothing to say.
+    let silent = node.request(Method::POST, &format!("{path}/deprecate")).send().await?;
+    let silent: VersionDetail = read(silent).await?;
+    ensure!(silent.version.deprecation.context("not deprecated")?.message.is_empty());
     delete(&node, &path, StatusCode::NO_CONTENT).await?;
     let left: Page<Instance> = node.get(&format!("instances?image_id={image}")).await?;
     ensure!(left.data.len() == 1 && left.data[0].version == "1.0.1", "{left:?}");

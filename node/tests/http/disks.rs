@@ -7,8 +7,9 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
-use shoal_content::{ImageId, UploadId};
+use shoal_content::{ImageId, ObjectKey, UploadId};
 
+use super::document::contract::answered;
 use super::node::{Node, problem, read, run};
 use super::wait::until;
 
@@ -85,15 +86,19 @@ pub async fn put(node: &Node, session: &Session, index: usize) -> Result<ChunkRe
     read(request.send().await?).await
 }
 
-/// Completes, and polls until the disk was read.
+/// Completes, and polls until the disk was read, or was found to be none.
 pub async fn finish(node: &Node, session: &Session) -> Result<UploadStatus> {
     let path = format!("{}/complete", session.path);
-    let _accepted: UploadStatus = node.call(Method::POST, &path, &json!({})).await?;
-    until("the disk to be read", async || {
+    let answer = node.request(Method::POST, &path).send().await?;
+    let (answer, body) = answered("POST", &format!("/api/v1/{path}"), None, answer).await?;
+    let ended = until("the disk to be read", async || {
         let status: UploadStatus = node.get(&session.path).await?;
         Ok((status.status != "processing").then_some(status))
     })
-    .await
+    .await?;
+    let agrees = answer.is_success() || ended.status == "failed";
+    ensure!(agrees, "{answer}: {}", String::from_utf8_lossy(&body));
+    Ok(ended)
 }
 
 pub async fn upload(
@@ -270,11 +275,111 @@ async fn an_upload_goes_on_where_it_stopped_and_takes_parts_again() -> Result<()
     // Asked again, it is the same version.
     let again = finish(&node, &session).await?;
     ensure!(again.version_id == status.version_id);
+    // What has become a version is not given up with its upload.
+    let given_up = node.request(Method::DELETE, &session.path).send().await?;
+    let given_up = problem(given_up, StatusCode::CONFLICT).await?;
+    ensure!(given_up.code == "upload_state" && given_up.message.contains("version 1"));
+    let kept: UploadStatus = node.get(&session.path).await?;
+    ensure!(kept.version_id == status.version_id, "{kept:?}");
     // The number is taken now.
     let wanted = json!({ "version": "1", "total_size_bytes": 5 });
     let path = format!("images/{image}/versions/upload/init");
     let taken = node.request(Method::POST, &path).json(&wanted).send().await?;
     ensure!(problem(taken, StatusCode::CONFLICT).await?.code == "version_exists");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_comes_when_the_disk_is_read_is_not_stored() -> Result<()> {
+    const PART: usize = 16 * MIB;
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/late").await?;
+    let path = format!("images/{image}/versions/upload");
+    let wanted = json!({ "version": "1", "total_size_bytes": PART, "format": "raw" });
+    let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;
+    let upload = started.upload_id;
+    ensure!(started.total_chunks == 1, "{started:?}");
+    let session = Session { path: format!("{path}/{upload}"), parts: vec![vec![7; PART]] };
+    // Other bytes for the part; more of them are taken than could wait on the way.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Vec<u8>>>(1);
+    let slow = futures::stream::unfold(receiver, async |mut receiver| {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let late = node.request(Method::PUT, &format!("{}/chunks/0", session.path));
+    let late = late.header("content-length", PART).body(reqwest::Body::wrap_stream(slow));
+    let late = tokio::spawn(late.send());
+    for _ in 1..PART / MIB {
+        sender.send(Ok(vec![8; MIB])).await?;
+    }
+    put(&node, &session, 0).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let store = node.server.app().store.clone();
+    let key = ObjectKey::UploadPart { upload, part: 0 };
+    until("the parts to be deleted", async || Ok(store.length(key).await?.is_none().then_some(())))
+        .await?;
+    sender.send(Ok(vec![8; MIB])).await?;
+    drop(sender);
+    let refused = problem(late.await??, StatusCode::CONFLICT).await?;
+    ensure!(refused.code == "upload_state", "{refused:?}");
+    ensure!(store.length(key).await?.is_none(), "it was stored all the same");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back == vec![7; PART], "other bytes came back");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_has_so_many_disks_on_their_way_and_no_more() -> Result<()> {
+    let node = Node::start_with(|config| {
+        config.registry.uploads_open_max_per_account = 2;
+    })
+    .await?;
+    let image = create_image(&node, "zedge/many").await?;
+    let path = format!("images/{image}/versions/upload");
+    let init = async |version: &str| {
+        let wanted = json!({ "version": version, "total_size_bytes": 5, "format": "raw" });
+        node.request(Method::POST, &format!("{path}/init")).json(&wanted).send().await
+    };
+    let first: UploadStarted = read(init("1").await?).await?;
+    let second: UploadStarted = read(init("2").await?).await?;
+    let third = problem(init("3").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    ensure!(third.code == "too_many_uploads" && third.message.contains("2 at once"), "{third:?}");
+    // The end of one makes room for another, whatever the end is.
+    let given_up = node.request(Method::DELETE, &format!("{path}/{}", first.upload_id));
+    ensure!(given_up.send().await?.status() == StatusCode::NO_CONTENT);
+    let parts = vec![vec![7; 5]];
+    let session = Session { path: format!("{path}/{}", second.upload_id), parts };
+    put(&node, &session, 0).await?;
+    finish(&node, &session).await?;
+    for version in ["3", "4"] {
+        let _begun: UploadStarted = read(init(version).await?).await?;
+    }
+    problem(init("5").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_may_be_as_short_as_a_client_likes() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/short").await?;
+    let content: Vec<u8> = (0..1000u32).map(|at| (at / 3) as u8).collect();
+    let path = format!("images/{image}/versions/upload");
+    let wanted = json!({
+        "version": "1", "total_size_bytes": 1000, "chunk_size_bytes": 100, "format": "raw",
+    });
+    let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;
+    ensure!((started.chunk_size, started.total_chunks) == (100, 10), "{started:?}");
+    let parts = content.chunks(100).map(<[u8]>::to_vec).collect();
+    let session = Session { path: format!("{path}/{}", started.upload_id), parts };
+    futures::future::try_join_all((0..10).map(|index| put(&node, &session, index))).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back[..1000] == content, "{} bytes came back", back.len());
+    let wanted = json!({ "version": "2", "total_size_bytes": 20_001, "chunk_size_bytes": 2 });
+    let many = node.request(Method::POST, &format!("{path}/init")).json(&wanted).send().await?;
+    let many = problem(many, StatusCode::BAD_REQUEST).await?;
+    ensure!(many.code == "size_invalid" && many.message.contains("at least 3"), "{many:?}");
     node.server.stop().await
 }
 
@@ -290,6 +395,15 @@ async fn a_disk_that_needs_another_file_is_refused_with_the_reason() -> Result<(
     let failure = status.failure.clone().unwrap_or_default();
     ensure!(status.status == "failed", "{status:?}");
     ensure!(failure.contains("backing_file") && failure.contains("flatten"), "{failure}");
+    // Who completes it is told so, and no less when asking again.
+    let id = status.upload_id;
+    let complete = format!("images/{image}/versions/upload/{id}/complete");
+    for _ in 0..2 {
+        let refused = node.request(Method::POST, &complete).send().await?;
+        let refused = problem(refused, StatusCode::UNPROCESSABLE_ENTITY).await?;
+        ensure!(refused.code == "disk_backing_file", "{refused:?}");
+        ensure!(failure == format!("{}: {}", refused.code, refused.message), "{refused:?}");
+    }
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.versions.is_empty() && detail.image.status == "pending");
     node.server.stop().await

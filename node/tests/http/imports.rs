@@ -66,6 +66,18 @@ async fn changing(State(shelf): State<Arc<Shelf>>, headers: HeaderMap) -> Respon
     answer(&shelf, &headers, &format!("\"{asked}\""), usize::MAX)
 }
 
+/// Says nothing of which file it is: at first another one, which breaks off in the second part.
+async fn unnamed(State(shelf): State<Arc<Shelf>>, headers: HeaderMap) -> Response {
+    let asked = shelf.asked.fetch_add(1, Ordering::Relaxed);
+    let other = Shelf { file: vec![7; shelf.file.len()].into(), asked: AtomicU32::new(0) };
+    let mut response = match asked {
+        0 | 1 => answer(&other, &headers, "", BREAK_AT),
+        _ => answer(&shelf, &headers, "", usize::MAX),
+    };
+    response.headers_mut().remove(header::ETAG);
+    response
+}
+
 async fn serve(file: Vec<u8>) -> Result<SocketAddr> {
     let shelf = Arc::new(Shelf { file: file.into(), asked: AtomicU32::new(0) });
     let endless = || async {
@@ -75,6 +87,7 @@ async fn serve(file: Vec<u8>) -> Result<SocketAddr> {
     let router = Router::new()
         .route("/disk.raw", get(flaky))
         .route("/changing", get(changing))
+        .route("/unnamed", get(unnamed))
         .route("/endless", get(endless))
         .route("/moved", get(|| async { Redirect::temporary("/disk.raw") }))
         .route("/round", get(|| async { Redirect::temporary("/round") }))
@@ -142,6 +155,13 @@ async fn a_file_comes_whole_though_its_server_moves_it_and_breaks_off() -> Resul
     let status = ended(&node, image, &changed).await?;
     let failure = status.failure.unwrap_or_default();
     ensure!(status.status == "failed" && failure.contains("another one"), "{failure}");
+
+    // Of a file that has no name there is no second half: it is got anew.
+    let address = serve(file.clone()).await?;
+    let unnamed = format!("http://{address}/unnamed");
+    let unnamed = json!({ "version": "4", "url": unnamed, "checksum": sum, "format": "raw" });
+    let status = ended(&node, image, &unnamed).await?;
+    ensure!(status.status == "active", "{status:?}");
     node.server.stop().await
 }
 

@@ -52,6 +52,8 @@ fn the_latest_version_is_the_highest_number_and_not_the_last_push() {
     let expected =
         ["1.10.0", "1.10.0-rc.1", "1.9.9", "1.2.0", "1.0.2", "1.0.1", "1.0.0", "nightly"];
     assert_eq!(numbers, expected);
+    let digests: Vec<_> = versions.iter().map(|version| version.digest.clone()).collect();
+    assert_eq!(world.query().newest_versions(image_id(1)).unwrap(), digests);
 }
 
 #[test]
@@ -106,6 +108,56 @@ fn a_rollback_moves_the_tag_and_what_is_latest_in_one_step() {
     world.accepts(Command::DeleteManifest { repository: name("zedge/vm"), digest: digest(22) });
     let image = world.query().image(image_id(1)).unwrap().unwrap();
     assert_eq!(image.latest, Some(digest(21)));
+}
+
+/// A disk of that number, with these tags.
+fn tagged_disk(manifest: u8, number: &str, tags: &[&str]) -> Command {
+    let Command::PublishDisk { mut put, compressed_bytes } =
+        publish_disk("zedge/vm", 1, manifest, number)
+    else {
+        unreachable!()
+    };
+    put.tags = tags.iter().map(|text| tag(text)).collect();
+    Command::PublishDisk { put, compressed_bytes }
+}
+
+#[test]
+fn the_number_of_one_version_is_no_tag_of_another() {
+    let mut world = with_disk();
+    world.accepts(tagged_disk(20, "1.0.0", &["1.0.0", "v1.0.0", "2.0.0", "v3.0.0"]));
+    let is_ambiguous = |refusal: Refusal, text: &str| {
+        let Refusal::InUse { subject: Subject::Tag, by } = refusal else { panic!("{refusal}") };
+        assert!(by.starts_with(text), "{by}");
+    };
+    let refused: [(&str, &[&str], &str); 4] = [
+        ("1.0.1", &["stable", "1.0.0"], "1.0.0 is the number"),
+        ("1.0.1", &["v1.0.0"], "v1.0.0 is the number"),
+        ("2.0.0", &["stable"], "2.0.0 is a tag"),
+        ("3.0.0", &[], "v3.0.0 is a tag"),
+    ];
+    for (number, tags, text) in refused {
+        is_ambiguous(world.refuses(tagged_disk(21, number, tags)), text);
+    }
+    // A tag that comes along moves to it.
+    world.accepts(tagged_disk(21, "2.0.0", &["2.0.0"]));
+    let put = |text: &str, to| Command::PutTag {
+        repository: name("zedge/vm"),
+        tag: tag(text),
+        digest: digest(to),
+    };
+    let back = Command::Rollback { image: image_id(1), tag: tag("2.0.0"), to: digest(20) };
+    is_ambiguous(world.refuses(back), "2.0.0 is the number");
+    is_ambiguous(world.refuses(put("v2.0.0", 20)), "v2.0.0 is the number");
+    world.accepts(put("v2.0.0", 21));
+    check(&world);
+}
+
+#[test]
+fn a_version_that_is_called_latest_holds_up_no_other() {
+    let mut world = with_disk();
+    world.accepts(publish_disk("zedge/vm", 1, 20, "latest"));
+    world.accepts(publish_disk("zedge/vm", 1, 21, "1.0.0"));
+    assert_eq!(latest(&world), "1.0.0");
 }
 
 #[test]

@@ -42,13 +42,20 @@ struct Store {
     parts: Mutex<BTreeMap<u32, (Bytes, u32)>>,
     has_room: std::sync::atomic::AtomicBool,
     image_is_gone: std::sync::atomic::AtomicBool,
+    is_refused: bool,
     bytes: u64,
 }
 
 impl Store {
     fn status(&self) -> UploadStatus {
         let received: Vec<u32> = self.parts.lock().unwrap().keys().copied().collect();
-        status(self.bytes.div_ceil(PART_BYTES) as u32, &received, PART_BYTES, self.bytes)
+        let mut status =
+            status(self.bytes.div_ceil(PART_BYTES) as u32, &received, PART_BYTES, self.bytes);
+        if self.is_refused {
+            status.status = "failed".into();
+            status.failure = Some("disk_truncated: the image ends".into());
+        }
+        status
     }
 
     fn take(&self, index: u32, headers: &HeaderMap, part: Bytes) -> StatusCode {
@@ -103,7 +110,12 @@ async fn serve(store: Arc<Store>) -> Client {
                      headers: HeaderMap,
                      part: Bytes| async move { kept.take(index, &headers, part) };
     let end = move || async move {
-        Json(UploadStatus { status: "active".into(), version: Some("7".into()), ..ended.status() })
+        if ended.is_refused {
+            let problem = serde_json::json!({ "code": "disk_truncated", "message": "it ends" });
+            return Err((StatusCode::UNPROCESSABLE_ENTITY, Json(problem)));
+        }
+        let done = UploadStatus { status: "active".into(), ..ended.status() };
+        Ok(Json(UploadStatus { version: Some("7".into()), ..done }))
     };
     let session = "/api/v1/images/{image}/versions/upload/{upload}";
     let router = Router::new()
@@ -168,6 +180,21 @@ async fn goes_on_with_the_missing_parts_and_sends_none_twice() {
     let whole: Vec<u8> = parts.values().flat_map(|(part, _)| part.to_vec()).collect();
     assert_eq!(whole, content);
     assert!(parts.values().all(|(_, times)| *times == 1), "a part came twice");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_refused_at_once_ends_in_the_words_of_its_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, b"content").unwrap();
+    let source = Source::look(&path).unwrap();
+    let store = Store { bytes: source.bytes, is_refused: true, ..Default::default() };
+    let client = serve(Arc::new(store)).await;
+    let content = Content::File(Arc::new(File::open(&path).unwrap()));
+    let sender = Sender { client: &client, content, session: session(source), screen: SCREEN };
+    let failed = sender.complete().await.unwrap_err();
+    let words = "reading the disk failed: disk_truncated: the image ends";
+    assert_eq!((failed.code(), failed.to_string().as_str()), ("failed", words));
 }
 
 #[tokio::test]

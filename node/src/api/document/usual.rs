@@ -95,7 +95,7 @@ pub fn status_text(status: u16) -> &'static str {
         414 => "The address is too long.",
         415 => "The body is of another kind than is taken here.",
         416 => "There is no such range.",
-        422 => "The body is JSON, but not what is taken here.",
+        422 => "What was sent can be read, but is not what is taken here.",
         429 => "Too many; Retry-After says how long to wait.",
         500 => "The node failed; its log says why.",
         501 => "Some nodes are too old for this.",

@@ -199,7 +199,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
 
     let tags = format!("images/{image}/tags");
     let listed = call(&node, Method::GET, &tags, None, StatusCode::OK).await?;
-    ensure!(listed.as_array().is_some_and(|tags| tags.len() == 3), "{listed}");
+    ensure!(listed["data"].as_array().is_some_and(|tags| tags.len() == 3), "{listed}");
     let path = format!("{tags}/jammy");
     call(&node, Method::DELETE, &path, None, StatusCode::NO_CONTENT).await?;
     let put = Some(json!({ "description": "new" }));

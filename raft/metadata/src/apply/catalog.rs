@@ -160,6 +160,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::NotFound(Subject::Tag).into());
         }
         self.check_moves(&image, std::slice::from_ref(&tag), &to)?;
+        self.check_meanings(&image, std::slice::from_ref(&tag), &to)?;
         self.move_tag(&image, tag, &to)?;
         if is_latest {
             image.latest = Some(to);
@@ -167,6 +168,44 @@ impl<R: Read> Step<'_, R> {
         image.updated_at = self.at;
         self.put_image(&image);
         Ok(Response::Done)
+    }
+
+    /// Each text means one version, wherever it is looked up: the number of one is no tag of another.
+    /// `latest` is a tag by itself, and moves whatever versions are called.
+    pub(super) fn check_meanings(
+        &self,
+        image: &Image,
+        tags: &[TagName],
+        digest: &Digest,
+    ) -> Result<(), Stop> {
+        if !self.keeps_catalog()? {
+            return Ok(());
+        }
+        for tag in tags.iter().filter(|tag| tag.as_str() != LATEST) {
+            let other = self.query().digest_numbered(image.id, tag.as_str())?;
+            if other.is_some_and(|other| other != *digest) {
+                return Err(ambiguous(format!("{tag} is the number of another version")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the names of a disk that comes: its tags move to it, its number must not be
+    /// another version's tag.
+    pub(super) fn check_names_of(&self, image: &Image, put: &PutManifest) -> Result<(), Stop> {
+        let Some(disk) = &put.disk else { return Ok(()) };
+        self.check_meanings(image, &put.tags, &put.digest)?;
+        if !self.keeps_catalog()? {
+            return Ok(());
+        }
+        for text in [disk.number.clone(), format!("v{}", disk.number)] {
+            let Ok(tag) = text.parse::<TagName>() else { continue };
+            let other = self.query().tag(image.id, &tag)?.filter(|_| !put.tags.contains(&tag));
+            if other.is_some_and(|other| other != put.digest) {
+                return Err(ambiguous(format!("{tag} is a tag of another version")));
+            }
+        }
+        Ok(())
     }
 
     fn existing_version(&self, image: &Image, digest: &Digest) -> Result<Version, Stop> {
@@ -300,6 +339,10 @@ impl<R: Read> Step<'_, R> {
         }
         Ok(Response::Done)
     }
+}
+
+fn ambiguous(by: String) -> Stop {
+    Refusal::InUse { subject: Subject::Tag, by }.into()
 }
 
 fn latest_tag() -> Result<TagName, Fault> {

@@ -153,6 +153,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::NotFound(Subject::Version).into());
         }
         self.check_moves(&image, std::slice::from_ref(&tag), digest)?;
+        self.check_meanings(&image, std::slice::from_ref(&tag), digest)?;
         self.follow_latest(&mut image, &tag, digest)?;
         self.move_tag(&image, tag, digest)?;
         image.updated_at = self.at;

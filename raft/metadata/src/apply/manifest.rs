@@ -40,6 +40,7 @@ impl<R: Read> Step<'_, R> {
         }
         if let Some(image) = &image {
             self.check_moves(image, &put.tags, &put.digest)?;
+            self.check_names_of(image, &put)?;
         }
 
         if old.is_none() {

@@ -1,7 +1,11 @@
 //! Questions about what is kept beside images and versions.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use shoal_content::{
     Digest, ImageId, InstanceName, ProjectName, RepositoryName, TagName, Timestamp, UploadId,
+    VersionNumber,
 };
 
 use super::{DeletedImage, ImageCounters, ImageNote, Instance, UploadNote, VersionNote};
@@ -58,6 +62,36 @@ impl<R: Read> Query<'_, R> {
         let deletion: DeletedImage = decoded(Table::DeletedImages, bytes)?;
         let missing = Fault::Contradiction("a deleted image without its row");
         Ok((self.image(deletion.id)?.ok_or(missing)?, deletion))
+    }
+
+    /// The digests of an image's versions in the order of [`newest_first`], by their indexes alone: a
+    /// disk's row is long.
+    ///
+    /// [`newest_first`]: crate::newest_first
+    pub fn newest_versions(&self, image: ImageId) -> Result<Vec<Digest>, Fault> {
+        let prefix = key::image(image);
+        let mut numbers: BTreeMap<Digest, String> = BTreeMap::new();
+        for (key, bytes) in self.rows(Table::VersionNumbers, &prefix)? {
+            let number = key::read_text(&key, prefix.len())?.to_owned();
+            numbers.insert(decoded(Table::VersionNumbers, &bytes)?, number);
+        }
+        // Those that came last stand first, and stay so among equals.
+        let mut digests: Vec<Digest> = self.all(Table::VersionSequences, &prefix)?;
+        digests.sort_by_cached_key(|digest| {
+            Reverse(numbers.get(digest).and_then(|text| VersionNumber::parse(text)))
+        });
+        Ok(digests)
+    }
+
+    /// The disk version whose number the text is, with a `v` before it or without.
+    pub fn digest_numbered(&self, image: ImageId, text: &str) -> Result<Option<Digest>, Fault> {
+        let find = |number: &str| -> Result<Option<Digest>, Fault> {
+            row(self.read, Table::VersionNumbers, &key::number(image, number))
+        };
+        match (find(text)?, text.strip_prefix('v')) {
+            (None, Some(number)) => find(number),
+            (found, _) => Ok(found),
+        }
     }
 
     pub fn version_note(&self, image: ImageId, digest: &Digest) -> Result<VersionNote, Fault> {

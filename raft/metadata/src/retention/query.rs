@@ -1,5 +1,6 @@
 //! Questions about policies, and about when names and versions were last pushed and pulled.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -83,13 +84,9 @@ impl<R: Read> Query<'_, R> {
         if tags.len() > limit {
             return Ok(None);
         }
-        let prefix = key::image(image);
-        let times = |table| -> Result<BTreeMap<Vec<u8>, Timestamp>, Fault> {
-            let rows = self.rows(table, &prefix)?;
-            rows.into_iter().map(|(key, bytes)| Ok((key, decoded(table, &bytes)?))).collect()
-        };
-        let pushes = times(Table::TagPushes)?;
-        let (by_name, by_digest) = (times(Table::TagPulls)?, times(Table::VersionPulls)?);
+        let pushes = self.times(Table::TagPushes, image)?;
+        let by_name = self.times(Table::TagPulls, image)?;
+        let by_digest = self.times(Table::VersionPulls, image)?;
         let with_use = |(tag, digest): (TagName, Digest)| {
             let key = key::tag(image, &tag);
             let pushed_at = match pushes.get(&key) {
@@ -101,6 +98,32 @@ impl<R: Read> Query<'_, R> {
             Ok((tag, NameUse { digest, pushed_at, pulled_at }))
         };
         tags.into_iter().map(with_use).collect::<Result<_, Fault>>().map(Some)
+    }
+
+    fn times(&self, table: Table, image: ImageId) -> Result<BTreeMap<Vec<u8>, Timestamp>, Fault> {
+        let rows = self.rows(table, &key::image(image))?;
+        rows.into_iter().map(|(key, bytes)| Ok((key, decoded(table, &bytes)?))).collect()
+    }
+
+    /// An image's tags, those that were set last first, and of those of one moment by name. Of more
+    /// than `limit`, those are left out whose names come last.
+    pub fn tags_by_push(
+        &self,
+        image: ImageId,
+        limit: usize,
+    ) -> Result<Vec<(TagName, Digest)>, Fault> {
+        let tags = self.tags(image, None, limit)?;
+        let pushes = self.times(Table::TagPushes, image)?;
+        let mut timed = Vec::with_capacity(tags.len());
+        for (tag, digest) in tags {
+            let pushed_at = match pushes.get(&key::tag(image, &tag)) {
+                Some(at) => *at,
+                None => self.created_at(image, &digest)?,
+            };
+            timed.push((pushed_at, tag, digest));
+        }
+        timed.sort_by_key(|(pushed_at, ..)| Reverse(*pushed_at));
+        Ok(timed.into_iter().map(|(_, tag, digest)| (tag, digest)).collect())
     }
 
     /// Since when a version without tags has had none, and nobody pushed or pulled it.

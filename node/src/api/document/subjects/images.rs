@@ -22,7 +22,10 @@ pub fn images() -> Subject {
                 .refuses(404, "image_not_found")
                 .refuses(409, "exists visibility_mismatch"),
             get("/api/v1/images/{image}", "Shows an image with its tags and versions")
-                .about("Also a deleted one, to who may restore it.")
+                .about(
+                    "With its newest tags and versions; lists of their own have all of them. Also a \
+                        deleted one, to who may restore it.",
+                )
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
                 .about("What is not given stays. Who sees it is its project's to say.")

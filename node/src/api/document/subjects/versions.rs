@@ -17,7 +17,8 @@ pub fn versions() -> Subject {
                 .refuses(400, "version_invalid version_missing too_many_tags")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "not_a_disk version_exists wrong_state")
+                .refuses(409, "not_a_disk version_exists wrong_state in_use")
+                .refuses(409, "tag_names_another_version")
                 .refuses(412, "immutable"),
             get("/api/v1/images/{image}/versions/{version}", "Shows a version")
                 .refuses(404, "image_not_found version_not_found"),
@@ -65,7 +66,7 @@ pub fn uploads() -> Subject {
                 .refuses(400, "format_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
                 .refuses(404, "image_not_found not_found")
-                .refuses(409, "version_exists wrong_state exists")
+                .refuses(409, "version_exists tag_names_another_version wrong_state exists")
                 .refuses(412, "immutable")
                 .refuses(429, "too_many_uploads"),
             put("/api/v1/images/{image}/versions/upload/{upload}/chunks/{part}", "Sends a part")
@@ -78,14 +79,32 @@ pub fn uploads() -> Subject {
             get("/api/v1/images/{image}/versions/upload/{upload}", "Says how far an upload is")
                 .refuses(404, no_upload),
             post("/api/v1/images/{image}/versions/upload/{upload}/complete", "Ends an upload")
-                .about("Asked again, it says how far it is.")
+                .about("Asked again, it says how far it is, or why it failed.")
                 .status(201)
-                .or(202, "The disk is being read, or that failed; `status` says which.")
+                .or(202, "The disk is being read.")
+                .refuses(403, "quota_exceeded")
                 .refuses(404, no_upload)
-                .refuses(409, "chunks_missing wrong_state"),
+                .refuses(409, "chunks_missing wrong_state version_exists")
+                .refuses(422, "upload_failed import_failed checksum_mismatch")
+                .refuses(422, "disk_ambiguous_format disk_archive_not_supported disk_backing_file")
+                .refuses(422, "disk_bochs_not_supported disk_checksum_mismatch")
+                .refuses(422, "disk_cloop_not_supported disk_corrupt_log disk_corrupt_tables")
+                .refuses(422, "disk_data_file disk_disk_part disk_dmg_not_supported")
+                .refuses(422, "disk_duplicate_name disk_encrypted disk_format_mismatch")
+                .refuses(422, "disk_luks_not_supported disk_malformed_header")
+                .refuses(422, "disk_marked_corrupt disk_missing_part disk_names_files")
+                .refuses(422, "disk_names_path disk_no_disk disk_not_in_manifest")
+                .refuses(422, "disk_out_of_range disk_overlapping_tables")
+                .refuses(422, "disk_parallels_not_supported disk_parent")
+                .refuses(422, "disk_qcow1_not_supported disk_qed_not_supported")
+                .refuses(422, "disk_several_disks disk_too_large disk_truncated")
+                .refuses(422, "disk_unknown_compression disk_unknown_feature")
+                .refuses(422, "disk_unknown_version disk_vdi_not_supported")
+                .refuses(422, "disk_vmdk_cowd_not_supported disk_vmdk_sesparse_not_supported"),
             delete("/api/v1/images/{image}/versions/upload/{upload}", "Gives an upload up")
+                .about("One that has become a version stays; the version can be deleted.")
                 .refuses(404, no_upload)
-                .refuses(409, "wrong_state"),
+                .refuses(409, "upload_state wrong_state"),
             post("/api/v1/images/{image}/versions/import", "Has the nodes get a disk by its URL")
                 .about("An upload from then on.")
                 .status(202)
@@ -93,7 +112,7 @@ pub fn uploads() -> Subject {
                 .refuses(400, "format_invalid too_many_tags size_invalid text_too_long")
                 .refuses(403, "import_disabled import_not_allowed quota_exceeded")
                 .refuses(404, "image_not_found not_found")
-                .refuses(409, "version_exists wrong_state")
+                .refuses(409, "version_exists tag_names_another_version wrong_state")
                 .refuses(413, "import_too_long")
                 .refuses(412, "immutable")
                 .refuses(429, "too_many_uploads")
@@ -108,11 +127,12 @@ pub fn tags() -> Subject {
         about: "Names that move from version to version.",
         notes: vec![
             get("/api/v1/images/{image}/tags", "Lists an image's tags")
+                .about("Those that were set last come first.")
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}/tags/{tag}", "Sets a tag, by a version's id or number")
                 .refuses(400, "version_missing")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "tag_names_another_version wrong_state")
+                .refuses(409, "tag_names_another_version in_use wrong_state")
                 .refuses(412, "immutable"),
             delete("/api/v1/images/{image}/tags/{tag}", "Deletes a tag")
                 .refuses(404, "image_not_found not_found")
@@ -122,7 +142,7 @@ pub fn tags() -> Subject {
                 .about("`latest` where none is named.")
                 .refuses(400, "tag_invalid")
                 .refuses(404, NO_VERSION)
-                .refuses(409, "tag_names_another_version wrong_state")
+                .refuses(409, "tag_names_another_version in_use wrong_state")
                 .refuses(412, "immutable"),
         ],
     }

@@ -10,6 +10,8 @@ mod bucket_usage;
 mod cached;
 mod conformance;
 mod direct;
+#[cfg(test)]
+pub mod disturbed;
 mod error;
 mod folder;
 mod s3;

@@ -470,7 +470,7 @@ mod tests {
             }
             for (first, pieces) in readers {
                 let rest: Vec<Bytes> = pieces.map(Result::unwrap).collect().await;
-                assert!([&first[..], &rest.concat()].concat() == content);
+                assert!([&first[..], &rest.concat()[..]].concat() == content);
             }
         });
     }

@@ -21,8 +21,7 @@ use super::{
 #[derive(Debug)]
 pub struct DisturbedStore {
     inner: FolderStore,
-    /// How often bytes were asked for.
-    pub reads: AtomicU64,
+    reads: AtomicU64,
     /// Whoever holds it lets no read begin.
     pub gate: Semaphore,
     /// So many parts fail before one is taken again.
@@ -39,6 +38,7 @@ impl DisturbedStore {
         })
     }
 
+    /// How often bytes were asked for.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }

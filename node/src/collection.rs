@@ -9,8 +9,11 @@
 //!    being deleted: from now on no row can name it.
 //! 2. Its bytes are deleted, by a call that begins within [`Timing::window`] of the mark.
 //! 3. At [`Timing::forget`] after the mark, when no such call can be under way, it is looked for in
-//!    storage. Where it is gone, `ForgetObjects` makes the name free; where it is there, the
-//!    deletion begins anew with another mark.
+//!    storage. Where it is gone, `ForgetObjects` makes the name free. Where it is there since before
+//!    the mark, nobody came to delete it, and the deletion begins anew with another mark. Where it
+//!    was stored after the mark, an upload wants it, and stores it after every deletion: the name is
+//!    made free, and the object is adopted like any that no row knows, to go after the grace period
+//!    unless the upload comes to name it.
 //!
 //! Whoever publishes looks for the bytes of all objects just before it proposes, and again where
 //! [`PUBLISH_WINDOW`] has passed: bytes that were there then cannot be deleted before the command
@@ -119,9 +122,9 @@ pub struct Collected {
     pub swept: usize,
     /// What was deleted took so much there.
     pub freed_bytes: u64,
-    /// Found in storage though deleted, and deleted again.
+    /// Found in storage since before their deletion began, and deleted again.
     pub again: usize,
-    /// Their names are free.
+    /// Their names are free: they are gone, or wanted again.
     pub forgotten: usize,
     /// Blobs that repositories let go of.
     pub unlinked: usize,
@@ -343,7 +346,8 @@ impl Collector {
             let Some(&(last, _)) = rows.last() else { return Ok(()) };
             after = Some(last);
             let now = clock::now();
-            let (mut gone, mut there) = (BTreeSet::new(), BTreeSet::new());
+            let (mut gone, mut there, mut wanted) =
+                (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for (object, since) in rows {
                 let age = Duration::from_millis(now.as_millis().saturating_sub(since.as_millis()));
                 if age < self.timing.window {
@@ -352,6 +356,9 @@ impl Collector {
                 } else if age >= self.timing.forget {
                     match self.store.length(object).await? {
                         None => gone.insert(object),
+                        Some(_) if self.is_stored_anew(object, since).await? => {
+                            wanted.insert(object)
+                        }
                         Some(_) => there.insert(object),
                     };
                 }
@@ -363,6 +370,7 @@ impl Collector {
                 self.delete(&again, now, &Lengths::new()).await?;
                 done.again += again.len();
             }
+            gone.extend(&wanted);
             if !gone.is_empty() {
                 let now = clock::now();
                 done.forgotten += gone.len();
@@ -372,7 +380,24 @@ impl Collector {
                 let forget = Command::ForgetObjects { objects: gone, deleting_before };
                 self.raft.propose(now, forget).await?;
             }
+            if !wanted.is_empty() {
+                // Should this not come through, the scrub finds what no upload has named by then.
+                let adopt = Command::AdoptObjects { objects: wanted };
+                self.raft.propose(clock::now(), adopt).await?;
+            }
         }
+    }
+
+    /// Whether the object was stored after `since`, when its deletion began; or so shortly before
+    /// that storage's clock may be behind.
+    async fn is_stored_anew(
+        &self,
+        object: ObjectKey,
+        since: Timestamp,
+    ) -> Result<bool, CollectionError> {
+        let found = self.store.list(&object.to_string(), None, 1).await?;
+        let found = found.first().filter(|found| found.key == object);
+        Ok(found.is_some_and(|found| found.stored_at > earlier(since, self.timing.window)))
     }
 
     /// Proposes a command that says what may be deleted.

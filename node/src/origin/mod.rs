@@ -1,8 +1,9 @@
 //! The node as the swarm's origin: recipes and chunks out of central storage.
 //!
 //! Invariants: a recipe is what its id names and a chunk what its id names, checked on every read
-//! from storage; memory is bounded by the named caches; of many who ask for the same thing at once,
-//! one reads it.
+//! from storage; memory is bounded by the named caches and what is being looked up; of many who ask
+//! for the same thing at once, one reads it, and waits for none of them: the body of a download
+//! stands still when its client does.
 //! Non-goals: who may have what (tickets; see `shoal-p2p` and `grant`), writing.
 
 mod grant;
@@ -16,21 +17,28 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
-use shoal_content::{ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
+use shoal_content::{
+    Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId, SourceObject,
+};
 use shoal_formats::{ChunkError, decode_chunk};
 use thiserror::Error;
+use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 pub use grant::{TICKET_TTL, issue_ticket};
 pub use limits::keep_limits;
 pub use peers::{PeersError, follow_members, serve_peers};
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
-use crate::store::{BlobStore, StoreError};
+use crate::store::{self, BlobStore, StoreError};
 
 /// What cached recipes take together, about.
 const RECIPE_CACHE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// What cached chunks take together, decoded.
 const CHUNK_CACHE_BYTES_MAX: u64 = 96 * 1024 * 1024;
+/// Chunks that are looked up at once, also for those who have gone. Past that, each is read from
+/// storage by itself.
+const LOOKUPS_MAX: usize = 256;
 /// A decoded chunk entry and an extent, in memory.
 const CHUNK_ENTRY_BYTES: usize = 80;
 const EXTENT_ENTRY_BYTES: usize = 16;
@@ -77,6 +85,7 @@ pub struct Origin {
     windows: Windows,
     recipes: Cache<RecipeId, Arc<Recipe>>,
     chunks: Cache<(RecipeId, u32), Bytes>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Origin {
@@ -91,7 +100,8 @@ impl Origin {
             .weigher(|_, chunk: &Bytes| u32::try_from(chunk.len()).unwrap_or(u32::MAX))
             .max_capacity(CHUNK_CACHE_BYTES_MAX)
             .build();
-        Self { windows: Windows::new(Arc::clone(&store)), store, recipes, chunks }
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        Self { windows: Windows::new(Arc::clone(&store)), store, recipes, chunks, lookups }
     }
 
     /// The recipe, `None` where storage has no such object.
@@ -138,13 +148,33 @@ impl Origin {
     pub async fn chunk(&self, id: RecipeId, recipe: &Recipe, index: u32) -> Result<Bytes, Error> {
         let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
         let object = recipe.objects()[chunk.object as usize];
-        let read = async {
-            let stored = self.windows.read(object, chunk.at, u64::from(chunk.stored())).await;
-            let stored = stored.map_err(Error::Store)?;
-            let decoded = decode_chunk(&chunk, &stored);
-            decoded.map(Bytes::from).map_err(|error| Error::Chunk(Arc::new(error)))
+        // Never waited for: whoever is next in a line and stands still holds up all behind.
+        let Ok(place) = Arc::clone(&self.lookups).try_acquire_owned() else {
+            return self.read_alone(&chunk, object).await;
         };
-        let read = self.chunks.try_get_with((id, index), read);
-        read.await.map_err(|error: Arc<Error>| error.as_ref().clone())
+        let (windows, chunks) = (self.windows.clone(), self.chunks.clone());
+        let looked_up = async move {
+            let _place = place;
+            let read = async {
+                let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
+                decoded(&chunk, &stored.map_err(Error::Store)?)
+            };
+            let read = chunks.try_get_with((id, index), read).await;
+            read.map_err(|error: Arc<Error>| error.as_ref().clone())
+        };
+        // Others wait for it, too, so that it goes on whether or not it is asked for again here.
+        let ended = tokio::spawn(looked_up.in_current_span()).await;
+        ended.map_err(|_| Error::Interrupted)?
     }
+
+    /// A chunk that nobody else waits for.
+    async fn read_alone(&self, chunk: &Chunk, object: SourceObject) -> Result<Bytes, Error> {
+        let range = chunk.at..chunk.at.saturating_add(u64::from(chunk.stored()));
+        decoded(chunk, &store::read(self.store.as_ref(), object.key, range).await?)
+    }
+}
+
+fn decoded(chunk: &Chunk, stored: &[u8]) -> Result<Bytes, Error> {
+    let decoded = decode_chunk(chunk, stored);
+    decoded.map(Bytes::from).map_err(|error| Error::Chunk(Arc::new(error)))
 }

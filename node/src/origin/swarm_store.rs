@@ -57,13 +57,17 @@ impl ChunkStore for Origin {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use shoal_content::{
         Chunk, ChunkId, Encoding, Extent, ObjectKey, PackId, RecipeKind, SourceObject,
     };
-
-    use super::*;
     use shoal_metadata::KeyOwner;
+    use tokio::time::timeout;
 
+    use super::super::LOOKUPS_MAX;
+    use super::*;
+    use crate::store::disturbed::DisturbedStore;
     use crate::store::{BlobStore, FolderStore};
 
     const CHUNKS: u32 = 40;
@@ -155,5 +159,46 @@ mod tests {
             .unwrap();
         let swarm: &dyn ChunkStore = &origin;
         assert!(swarm.read(id, 0).await.is_err());
+    }
+    /// As the body of a download is left when its client takes no more.
+    #[tokio::test]
+    async fn whoever_stands_still_holds_up_nobody() {
+        let deadline = Duration::from_secs(20);
+        let folder = tempfile::tempdir().unwrap();
+        let store = DisturbedStore::open(folder.path());
+        let (id, recipe) = stored(&*store).await;
+        let shared: Arc<dyn BlobStore> = store.clone();
+        let origin = Origin::new(shared);
+        let shut = store.gate.acquire().await.unwrap();
+        let mut still: Vec<_> =
+            (0..CHUNKS).map(|index| Box::pin(origin.chunk(id, &recipe, index))).collect();
+        for one in &mut still {
+            assert!(futures::poll!(one.as_mut()).is_pending());
+        }
+        let begun = async {
+            while store.reads() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(deadline, begun).await.unwrap();
+        drop(shut);
+        for index in 0..CHUNKS {
+            let read = timeout(deadline, origin.chunk(id, &recipe, index)).await;
+            let read = read.expect("it waits for whoever stands still");
+            assert!(read.unwrap() == content(index), "chunk {index}");
+        }
+        drop(still);
+        let free = timeout(deadline, origin.lookups.acquire_many(LOOKUPS_MAX as u32)).await;
+        assert!(free.is_ok(), "a lookup that has ended takes a place");
+    }
+
+    #[tokio::test]
+    async fn more_than_are_looked_up_at_once_are_read_by_themselves() {
+        let (_folder, store, origin) = origin();
+        let (id, recipe) = stored(store.as_ref()).await;
+        let _all = origin.lookups.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
+        for index in 0..CHUNKS {
+            assert!(origin.chunk(id, &recipe, index).await.unwrap() == content(index));
+        }
     }
 }

@@ -42,7 +42,8 @@ impl Windows {
         Self { store, cache }
     }
 
-    /// Bytes `at..at + length` of `object`.
+    /// Bytes `at..at + length` of `object`. Others wait for what it reads: whoever begins it goes on
+    /// with it, or drops it.
     ///
     /// # Errors
     /// What storage says, and [`StoreError::Range`] where they are not all in the object.

@@ -196,7 +196,7 @@ impl From<IntakeError> for RegistryError {
             IntakeError::TooLong(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
             }
-            IntakeError::Checkpoint => Problem::internal(&error).into(),
+            IntakeError::Checkpoint | IntakeError::Torn => Problem::internal(&error).into(),
             IntakeError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", error.to_string())
             }

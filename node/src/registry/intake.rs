@@ -63,6 +63,8 @@ pub enum IntakeError {
     TooLong(u64),
     #[error("the checkpoint of the upload cannot be read")]
     Checkpoint,
+    #[error("bytes of the upload did not reach storage")]
+    Torn,
     #[error("the node is stopping")]
     Stopping,
 }
@@ -225,6 +227,9 @@ pub struct BlobWriter {
     flushed: u64,
     part_numbers: u32,
     on_their_way: VecDeque<JoinHandle<Result<StoredPart, StoreError>>>,
+    /// Whether `hash` and `cutter` know of bytes that are in no part and not in the buffer either,
+    /// because something failed in between.
+    torn: bool,
     buffer: BytesMut,
     room: Room,
     hash: Hash,
@@ -277,6 +282,7 @@ impl BlobWriter {
             flushed: 0,
             part_numbers: 0,
             on_their_way: VecDeque::new(),
+            torn: false,
             buffer: BytesMut::new(),
             room: Room::default(),
             hash: Hash::new(algorithm),
@@ -332,6 +338,11 @@ impl BlobWriter {
         self.cutter.length()
     }
 
+    /// Whether some of that was lost, so that nothing can go on from here.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
     /// Whether what was taken so far is what is called so; not, where another hash is computed.
     pub fn has_digest(&self, wanted: &Digest) -> bool {
         self.hash.algorithm() == wanted.algorithm() && self.hash.clone().digest() == *wanted
@@ -343,6 +354,7 @@ impl BlobWriter {
     /// See [`IntakeError`].
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), IntakeError> {
         self.intake.check_length(self.offset().saturating_add(bytes.len() as u64))?;
+        self.tear()?;
         self.hash.update(&bytes);
         self.cutter.update(&bytes);
         while !bytes.is_empty() {
@@ -354,7 +366,13 @@ impl BlobWriter {
                 self.send().await?;
             }
         }
+        self.torn = false;
         Ok(())
+    }
+
+    /// Begins what leaves something out where it fails.
+    fn tear(&mut self) -> Result<(), IntakeError> {
+        if std::mem::replace(&mut self.torn, true) { Err(IntakeError::Torn) } else { Ok(()) }
     }
 
     /// Waits until `bytes` may be held.
@@ -413,10 +431,20 @@ impl BlobWriter {
     }
 
     async fn settle(&mut self) -> Result<(), IntakeError> {
+        self.tear()?;
         while !self.on_their_way.is_empty() {
             self.arrived().await?;
         }
+        self.torn = false;
         Ok(())
+    }
+
+    /// Sends what is in no part of a multipart upload yet, and waits until storage has all parts.
+    async fn send_rest(&mut self) -> Result<(), IntakeError> {
+        if self.multipart.is_some() && !self.buffer.is_empty() {
+            self.send().await?;
+        }
+        self.settle().await
     }
 
     /// Makes what was taken so far safe, for another request to go on, which is told its key by a
@@ -467,17 +495,22 @@ impl BlobWriter {
             None => ObjectKey::Blob(self.name),
         };
         let size = self.offset();
-        if self.multipart.is_some() && !self.buffer.is_empty() {
-            self.send().await?;
-        }
-        self.settle().await?;
+        let sent = self.send_rest().await;
         match &self.multipart {
             None => {
+                sent?;
                 let whole = std::mem::take(&mut self.buffer).freeze();
                 self.store.put(object, &self.under, whole).await?;
             }
             Some(multipart) => {
-                let completion = self.store.complete(object, &multipart.id, &self.parts).await?;
+                let completion = match sent {
+                    // What is complete takes no more parts: an earlier try got so far, perhaps.
+                    Err(IntakeError::Store(StoreError::Multipart)) => Completion::Before,
+                    sent => {
+                        sent?;
+                        self.store.complete(object, &multipart.id, &self.parts).await?
+                    }
+                };
                 self.unnamed = false;
                 if completion == Completion::Before {
                     // Another node may have closed the session with other bytes.

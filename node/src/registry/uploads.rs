@@ -316,7 +316,12 @@ impl Session {
         let allowance = self.allowance(&asked, true).await?;
         // The client may say at the end only which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
-        let whole = take(&asked.app, &mut writer, body, &allowance).await;
+        let taken = take(&asked.app, &mut writer, body, &allowance).await;
+        let whole = match taken {
+            // Nobody could go on from here: the session stays where it stood.
+            Err(error) if writer.is_torn() => return Err(error),
+            taken => taken,
+        };
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
         let (checkpoint, multipart) = writer.checkpoint().await?;

@@ -10,6 +10,8 @@ mod bucket_usage;
 mod cached;
 mod conformance;
 mod direct;
+#[cfg(test)]
+pub mod disturbed;
 mod error;
 mod folder;
 mod s3;
@@ -26,6 +28,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_content::{ObjectKey, Timestamp};
 use shoal_metadata::KeyOwner;
+use tracing::warn;
 
 pub use cached::CachedStore;
 pub use conformance::check_conformance;
@@ -177,11 +180,12 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
     async fn probe(&self) -> Result<(), StoreError>;
 }
 
-/// Stores an object that is named by its content, where it is not there or does not last. One that
-/// is there stays as it is: sealed anew it would have other bytes, which readers have in part.
+/// Stores an object that is named by its content, where it is not there, is damaged or does not
+/// last. One that is there stays as it is: sealed anew it would have other bytes, which readers have
+/// in part. It is read for that: whoever stores it again may do so because it could not be used.
 ///
 /// # Errors
-/// As [`BlobStore::put`] and [`BlobStore::lasts`].
+/// As [`BlobStore::put`], [`BlobStore::get`] and [`BlobStore::lasts`].
 pub async fn put_once(
     store: &dyn BlobStore,
     key: ObjectKey,
@@ -189,10 +193,49 @@ pub async fn put_once(
     bytes: Bytes,
 ) -> Result<(), StoreError> {
     let length = bytes.len() as u64;
-    if store.length(key).await? == Some(length) && store.lasts(key).await? {
+    if store.length(key).await? == Some(length)
+        && store.lasts(key).await?
+        && holds(store, key, &bytes).await?
+    {
         return Ok(());
     }
     store.put(key, under, bytes).await
+}
+
+/// Whether storage has just these bytes under the key, whatever a cache has.
+async fn holds(store: &dyn BlobStore, key: ObjectKey, bytes: &[u8]) -> Result<bool, StoreError> {
+    store.forget(key).await;
+    let holds = match begins_with(store, key, bytes).await {
+        // It is not what its length and its beginning promised, or has gone since.
+        Err(
+            StoreError::NotFound(_)
+            | StoreError::Range { .. }
+            | StoreError::Sealed(_)
+            | StoreError::Shredded(_),
+        ) => false,
+        compared => compared?,
+    };
+    if !holds {
+        warn!(%key, "what storage has of an object is not its content, and is stored anew");
+    }
+    Ok(holds)
+}
+
+async fn begins_with(
+    store: &dyn BlobStore,
+    key: ObjectKey,
+    bytes: &[u8],
+) -> Result<bool, StoreError> {
+    let mut pieces = store.get(key, 0..bytes.len() as u64).await?;
+    let mut rest = bytes;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        match rest.strip_prefix(&piece[..]) {
+            Some(behind) => rest = behind,
+            None => return Ok(false),
+        }
+    }
+    Ok(rest.is_empty())
 }
 
 /// Reads a range of at most [`READ_BYTES_MAX`] into memory.
@@ -217,4 +260,47 @@ pub async fn read(
         return Err(StoreError::Range { key, start: range.start, end: range.end });
     }
     Ok(all.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::registry::Registry;
+    use shoal_content::PackId;
+
+    use super::disturbed::DisturbedStore;
+    use super::*;
+    use crate::metrics::CacheReads;
+
+    const UNDER: KeyOwner = KeyOwner::Cluster;
+
+    #[tokio::test]
+    async fn what_is_stored_again_heals_what_is_damaged_and_leaves_what_is_sound() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = DisturbedStore::open(folder.path());
+        let (cache, behind) = (folder.path().join("cache"), storage.clone());
+        let (reads, mut registry) = (CacheReads::default(), Registry::default());
+        let cached = CachedStore::open(behind, &cache, 1 << 20, reads, &mut registry).unwrap();
+        let pack: Bytes = (0..700_000).map(|at| (at / 3) as u8).collect::<Vec<_>>().into();
+        let (key, length) = (ObjectKey::Pack(PackId::of(&pack)), pack.len() as u64);
+        put_once(&cached, key, &UNDER, pack.clone()).await.unwrap();
+        assert_eq!(storage.reads(), 0, "what is not there is read");
+        // The cache has it as it was.
+        read(&cached, key, 0..length).await.unwrap();
+        let stored_at = async || storage.list("", None, 2).await.unwrap()[0].stored_at;
+        let mut flipped = pack.to_vec();
+        flipped[600_000] ^= 1;
+        for damaged in [Bytes::from(flipped), pack.slice(1..), Bytes::new()] {
+            storage.put(key, &UNDER, damaged).await.unwrap();
+            put_once(&cached, key, &UNDER, pack.clone()).await.unwrap();
+            assert!(read(&*storage, key, 0..length).await.unwrap() == pack, "it is not healed");
+        }
+        let before = stored_at().await;
+        put_once(&cached, key, &UNDER, pack.clone()).await.unwrap();
+        assert_eq!(stored_at().await, before, "it was stored again");
+        storage.delete(&[key]).await.unwrap();
+        put_once(&cached, key, &UNDER, pack.clone()).await.unwrap();
+        assert!(read(&*storage, key, 0..length).await.unwrap() == pack);
+    }
 }

@@ -13,7 +13,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    BehaviorVersion, Builder, Region, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::presigning::PresigningConfig;
@@ -33,8 +33,10 @@ use super::bucket_usage::bucket_usage;
 use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For the first byte of an answer; a body may take longer.
+/// From the request to the first byte of its answer; that answer's body may take longer.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is sent may come through so slowly, in bytes a second.
+const SENT_PER_SECOND_MIN: u64 = 512 * 1024;
 const ATTEMPTS_MAX: u32 = 4;
 /// S3's own limit for one DeleteObjects.
 const DELETE_KEYS_MAX: usize = 1000;
@@ -129,6 +131,15 @@ impl S3Store {
     }
 }
 
+/// For a request that sends so many bytes, each time that it is tried: the answer begins when they
+/// are all there. The SDK keeps connections for each timeout of reading, so that there is none.
+fn sending(bytes: usize) -> Builder {
+    let seconds = (bytes as u64).div_ceil(SENT_PER_SECOND_MIN);
+    let most = READ_TIMEOUT + Duration::from_secs(seconds);
+    let timeouts = TimeoutConfig::builder().disable_read_timeout().operation_attempt_timeout(most);
+    Builder::new().timeout_config(timeouts.build())
+}
+
 /// A time that is missing is now: nothing is old that does not say so.
 fn timestamp(time: Option<&DateTime>) -> Timestamp {
     let millis = time.and_then(|time| time.to_millis().ok()?.try_into().ok());
@@ -194,8 +205,9 @@ impl BlobStore for S3Store {
     #[instrument(name = "storage.put", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn put(&self, key: ObjectKey, _: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.to_string());
-        let sent = request.body(SdkStream::from(bytes)).send().await;
-        sent.map(drop).map_err(|error| refusal("putting an object", &error))
+        let timeouts = sending(bytes.len());
+        let request = request.body(SdkStream::from(bytes)).customize().config_override(timeouts);
+        request.send().await.map(drop).map_err(|error| refusal("putting an object", &error))
     }
 
     #[instrument(name = "storage.begin", level = "debug", skip_all, fields(otel.kind = "client"))]
@@ -215,11 +227,11 @@ impl BlobStore for S3Store {
         _: u64,
         bytes: Bytes,
     ) -> Result<StoredPart, StoreError> {
-        let length = bytes.len() as u64;
+        let (length, timeouts) = (bytes.len() as u64, sending(bytes.len()));
         let request = self.client.upload_part().bucket(&self.bucket).key(key.to_string());
         let request = request.upload_id(multipart).part_number(number.cast_signed());
-        let sent = request.body(SdkStream::from(bytes)).send().await;
-        let stored = sent.map_err(|error| refusal("putting a part", &error))?;
+        let request = request.body(SdkStream::from(bytes)).customize().config_override(timeouts);
+        let stored = request.send().await.map_err(|error| refusal("putting a part", &error))?;
         let tag = stored.e_tag.ok_or(StoreError::Multipart)?;
         Ok(StoredPart { number, tag, length })
     }
@@ -408,5 +420,20 @@ impl BlobStore for S3Store {
     async fn probe(&self) -> Result<(), StoreError> {
         let head = self.client.head_bucket().bucket(&self.bucket).send().await;
         head.map(drop).map_err(|error| refusal("looking at the bucket", &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_line_has_the_more_time_the_more_is_sent() {
+        for (bytes, seconds) in [(0, 30), (1, 31), (8 << 20, 46), (256 << 20, 542)] {
+            let config = sending(bytes).build();
+            let timeouts = config.timeout_config().expect("they are set");
+            assert_eq!(timeouts.operation_attempt_timeout(), Some(Duration::from_secs(seconds)));
+            assert_eq!(timeouts.read_timeout(), None);
+        }
     }
 }

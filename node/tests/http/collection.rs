@@ -9,8 +9,9 @@ use prometheus_client::registry::Registry;
 use reqwest::Method;
 use shoal_api::{CollectionDone, CollectionStatus, StorageStatus};
 use shoal_content::{ImageId, ObjectKey};
+use shoal_metadata::KeyOwner;
 use shoal_node::collection::{Collected, Collector, Timing};
-use shoal_node::store::StoredObject;
+use shoal_node::store::{StoredObject, read};
 use tokio::time::Instant;
 
 use super::disks::{create_image, download, make_disk, upload};
@@ -139,6 +140,13 @@ async fn collect_until(
     collected.with_context(|| format!("only {sum:?} was collected"))
 }
 
+/// What was stored before and what is stored after cannot be confused, however coarse the clock of
+/// the file system is.
+async fn clock_goes_on(node: &Node) -> Result<()> {
+    let (app, over) = (node.server.app(), node.server.app().now().plus_millis(50));
+    until("the clock to go on", async || Ok((app.now() > over).then_some(()))).await
+}
+
 async fn delete(node: &Node, image: ImageId) -> Result<()> {
     let answer = node.request(Method::DELETE, &format!("images/{image}?purge=true")).send().await?;
     ensure!(answer.status().is_success(), "{}", answer.text().await?);
@@ -205,6 +213,7 @@ async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
     let image = create_image(&node, "vm/a").await?;
     published(&node, image, &make_disk(node.path(), "a", 4)?).await?;
     delete(&node, image).await?;
+    clock_goes_on(&node).await?;
     let dying = collector(&node, Duration::ZERO, Duration::from_secs(3600));
     collect_until(&dying, |sum| sum.swept > 0).await?;
     let left = stored(&node).await?.len();
@@ -218,6 +227,56 @@ async fn bytes_that_outlive_their_deletion_are_deleted_again() -> Result<()> {
     let next = collector(&node, window, Duration::from_secs(1));
     collect_until(&next, |sum| sum.again >= left && sum.forgotten == left).await?;
     ensure!(stored(&node).await?.is_empty());
+    node.server.stop().await
+}
+
+/// An upload stores what it needs as often as it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_upload_stores_again_while_it_is_deleted_can_be_named_afterwards() -> Result<()> {
+    let node = Node::start().await?;
+    let store = Arc::clone(&node.server.app().store);
+    let image = create_image(&node, "vm/gone").await?;
+    let disk = make_disk(node.path(), "gone", 6)?;
+    published(&node, image, &disk).await?;
+    let mut objects = Vec::new();
+    for key in stored(&node).await? {
+        let length = store.length(key).await?.context("it is stored")?;
+        objects.push((key, read(&*store, key, 0..length).await?));
+    }
+    delete(&node, image).await?;
+    let patient = collector(&node, Duration::from_secs(1), Duration::from_secs(3600));
+    collect_until(&patient, |sum| sum.swept == objects.len()).await?;
+    let app = node.server.app();
+    let marked = app.raft.read().await?.query().deleting_objects(None, OBJECTS_MAX)?;
+    ensure!(marked.len() == objects.len(), "{marked:?}");
+    clock_goes_on(&node).await?;
+    for (key, bytes) in &objects {
+        store.put(*key, &KeyOwner::Cluster, bytes.clone()).await?;
+    }
+    // The grace period is far longer than the upload that follows.
+    let timing = Timing {
+        grace: Duration::from_secs(3600),
+        interval: Duration::from_secs(1),
+        window: Duration::ZERO,
+        forget: Duration::from_millis(1),
+    };
+    let later =
+        Collector::new(app.raft.clone(), Arc::clone(&store), timing, &mut Registry::default());
+    let mut again = 0;
+    collect_until(&later, |sum| {
+        again = sum.again;
+        sum.forgotten == objects.len()
+    })
+    .await?;
+    ensure!(again == 0, "what is wanted was deleted again");
+    for (key, _) in &objects {
+        ensure!(store.length(*key).await?.is_some(), "{key} is gone");
+        let row = app.raft.read().await?.query().object(key)?.context("it is adopted")?;
+        ensure!(row.count == 0 && row.unreferenced_since.is_some(), "{row:?}");
+    }
+    let again = create_image(&node, "vm/again").await?;
+    published(&node, again, &disk).await?;
+    ensure!(!download(&node, again, "1.0", "raw").await?.is_empty());
     node.server.stop().await
 }
 

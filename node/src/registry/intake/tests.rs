@@ -1,6 +1,9 @@
 //! What comes in, on a store in a folder.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::store::disturbed::DisturbedStore;
 use crate::store::{self, FolderStore};
 
 const UNDER: KeyOwner = KeyOwner::Cluster;
@@ -311,4 +314,66 @@ async fn a_checkpoint_that_was_cut_off_or_is_of_another_place_is_none() {
         let refused = resumed(bytes, offset).await;
         assert!(matches!(refused, Err(IntakeError::Checkpoint)), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_part_that_fails_leaves_the_session_where_it_stood() {
+    let folder = tempfile::tempdir().unwrap();
+    let disturbed = DisturbedStore::open(folder.path());
+    let store: Arc<dyn BlobStore> = disturbed.clone();
+    let (intake, session, bytes) = (Intake::new(TINY), session(), content("failing", 20_000));
+    let turn = intake.turn(session).await;
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
+    writer.write(bytes.slice(..5_500)).await.unwrap();
+    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    writer.named();
+    let resumed = async || {
+        let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
+        resume(&intake, store, turn, checkpoint, multipart.clone(), 5_500).await.unwrap()
+    };
+    // It is noticed while more comes, or when all has come.
+    for (end, is_noticed) in [(bytes.len(), true), (6_500, false)] {
+        let mut writer = resumed().await;
+        disturbed.failing_parts.store(1, Ordering::Relaxed);
+        let wrote = writer.write(bytes.slice(5_500..end)).await;
+        assert_eq!((wrote.is_err(), writer.is_torn()), (is_noticed, is_noticed));
+        for _ in 0..2 {
+            let kept = writer.checkpoint().await;
+            assert!(kept.is_err(), "a row would name bytes that are not there");
+            assert!(writer.is_torn());
+        }
+        let more = writer.write(Bytes::from_static(b"more")).await;
+        assert!(matches!(more, Err(IntakeError::Torn)), "{more:?}");
+    }
+    let mut writer = resumed().await;
+    writer.write(bytes.slice(5_500..)).await.unwrap();
+    let written = writer.finish(&digest(&bytes)).await.unwrap().unwrap();
+    let stored = store::read(store.as_ref(), written.object, 0..written.size).await.unwrap();
+    assert!(stored == bytes);
+}
+
+/// As after an answer that did not come: the object is there, and its row is not.
+#[tokio::test]
+async fn a_blob_that_is_closed_once_more_is_the_one_that_is_there() {
+    let (_folder, store) = folder_store();
+    let (intake, session, bytes) = (Intake::new(TINY), session(), content("again", 7_300));
+    let turn = intake.turn(session).await;
+    let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
+    writer.write(bytes.slice(..7_200)).await.unwrap();
+    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    writer.named();
+    let closed = async |end: Bytes| {
+        let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
+        let writer = resume(&intake, store, turn, checkpoint, multipart.clone(), 7_200);
+        let mut writer = writer.await.unwrap();
+        writer.write(end.clone()).await.unwrap();
+        writer.finish(&digest(&[&bytes[..7_200], &end[..]].concat())).await
+    };
+    let end = bytes.slice(7_200..);
+    let object = closed(end.clone()).await.unwrap().unwrap().object;
+    assert_eq!(closed(end).await.unwrap().unwrap().object, object);
+    let other = closed(Bytes::from_static(b"another end")).await;
+    assert!(matches!(other, Err(IntakeError::Store(StoreError::Multipart))), "{other:?}");
+    let stored = store::read(store.as_ref(), object, 0..bytes.len() as u64).await.unwrap();
+    assert!(stored == bytes);
 }

@@ -8,7 +8,8 @@
 //! Invariants: only immutable objects are cached, and existence is always asked of storage itself;
 //! what the disk gives is checked before it is served; a cache that cannot be read or written
 //! costs speed only. A reader holds at most [`WINDOWS_AHEAD`] windows, and past
-//! [`READERS_MAX`] readers the next ones are served from storage, uncached.
+//! [`READERS_MAX`] readers the next ones are served from storage, uncached. What several wait for
+//! goes on by itself: a reader stands still when its client does, and may leave at any time.
 
 mod disk;
 
@@ -27,7 +28,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use shoal_content::{ObjectKey, Timestamp};
 use shoal_metadata::KeyOwner;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use crate::metrics::CacheReads;
 
@@ -126,14 +128,17 @@ impl Windows {
 
     /// A window of an object that is `length` bytes long.
     async fn window(&self, id: WindowId, length: u64) -> Result<Bytes, StoreError> {
+        let start = id.number * WINDOW_BYTES;
+        let end = length.min(start + WINDOW_BYTES);
+        // One of another length is of what lay under the key before.
+        let fits = |bytes: &Bytes| bytes.len() as u64 == end - start;
         let fetch = async {
-            if let Some(bytes) = self.disk.read(id).await {
+            if let Some(bytes) = self.disk.read(id).await.filter(fits) {
                 self.count("disk", &self.reads.hits);
                 return Ok(bytes);
             }
             self.count("storage", &self.reads.misses);
-            let start = id.number * WINDOW_BYTES;
-            let bytes = read(&*self.inner, id.key, start..length.min(start + WINDOW_BYTES)).await?;
+            let bytes = read(&*self.inner, id.key, start..end).await?;
             self.disk.write(id, bytes.clone()).await;
             Ok(bytes)
         };
@@ -144,13 +149,34 @@ impl Windows {
         } else {
             self.count("memory", &self.reads.hits);
         }
-        Ok(entry.into_value())
+        let window = entry.into_value();
+        if !fits(&window) {
+            self.memory.invalidate(&id).await;
+            return Err(StoreError::Range { key: id.key, start, end });
+        }
+        Ok(window)
     }
 
     fn count(&self, from: &'static str, outcome: &Counter) {
         self.sources.get_or_create(&[("from", from)]).inc();
         outcome.inc();
     }
+}
+
+/// Goes on with `work` whether or not its reader does: others wait for the same. The reader's place
+/// is taken until then.
+async fn detached<T: Send + 'static>(
+    place: Arc<OwnedSemaphorePermit>,
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let held = async move {
+        let _place = place;
+        work.await
+    };
+    let ended = tokio::spawn(held.in_current_span()).await;
+    ended.unwrap_or_else(|error| {
+        Err(StoreError::Unavailable { doing: "reading an object", cause: error.to_string() })
+    })
 }
 
 /// An error that several readers share, as one of them reports it.
@@ -230,16 +256,21 @@ impl BlobStore for CachedStore {
         let (Ok(place), true) = (place, is_cacheable(key) && !range.is_empty()) else {
             return self.windows.inner.get(key, range).await;
         };
-        let length = self.windows.length(key).await?;
+        let (place, windows) = (Arc::new(place), Arc::clone(&self.windows));
+        let length = async move { windows.length(key).await };
+        let length = detached(Arc::clone(&place), length).await?;
         if range.end > length {
             return Err(StoreError::Range { key, start: range.start, end: range.end });
         }
         let numbers = range.start / WINDOW_BYTES..=(range.end - 1) / WINDOW_BYTES;
         let windows = Arc::clone(&self.windows);
+        // The reader's place is its own until it has all, or goes.
         let pieces = stream::iter(numbers).map(move |number| {
-            let (windows, range) = (Arc::clone(&windows), range.clone());
+            let (place, windows, range) = (Arc::clone(&place), Arc::clone(&windows), range.clone());
             async move {
-                let window = windows.window(WindowId { key, number }, length).await?;
+                let id = WindowId { key, number };
+                let window = async move { windows.window(id, length).await };
+                let window = detached(place, window).await?;
                 let start = number * WINDOW_BYTES;
                 let from = range.start.saturating_sub(start) as usize;
                 let to = (range.end - start).min(window.len() as u64) as usize;
@@ -249,13 +280,7 @@ impl BlobStore for CachedStore {
         let mut pieces = pieces.buffered(WINDOWS_AHEAD).boxed();
         // Read before the answer begins, so that what is missing is said in place of it.
         let first = pieces.next().await.transpose()?;
-        let all = stream::iter(first.map(Ok)).chain(pieces);
-        // The reader's place is its own until it has all.
-        Ok(all
-            .inspect(move |_| {
-                let _ = &place;
-            })
-            .boxed())
+        Ok(stream::iter(first.map(Ok)).chain(pieces).boxed())
     }
 
     async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {

@@ -1,111 +1,26 @@
 //! The cache over a real folder store, with its reads counted.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::try_join_all;
-use shoal_content::UploadId;
+use shoal_content::{PackId, UploadId};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
-use crate::store::{FolderStore, check_conformance};
+use crate::store::check_conformance;
+use crate::store::disturbed::DisturbedStore;
 
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A folder store that counts how often bytes are read from it.
-#[derive(Debug)]
-struct Counted {
-    inner: FolderStore,
-    reads: AtomicU64,
+/// How long somebody waits who should not have to.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn storage(folder: &Path) -> Arc<DisturbedStore> {
+    DisturbedStore::open(&folder.join("storage"))
 }
 
-#[async_trait]
-impl BlobStore for Counted {
-    async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
-        self.inner.put(key, under, bytes).await
-    }
-
-    async fn begin(&self, key: ObjectKey, under: &KeyOwner) -> Result<String, StoreError> {
-        self.inner.begin(key, under).await
-    }
-
-    async fn put_part(
-        &self,
-        key: ObjectKey,
-        multipart: &str,
-        number: u32,
-        offset: u64,
-        bytes: Bytes,
-    ) -> Result<StoredPart, StoreError> {
-        self.inner.put_part(key, multipart, number, offset, bytes).await
-    }
-
-    async fn complete(
-        &self,
-        key: ObjectKey,
-        multipart: &str,
-        parts: &[StoredPart],
-    ) -> Result<Completion, StoreError> {
-        self.inner.complete(key, multipart, parts).await
-    }
-
-    async fn abort(&self, key: ObjectKey, multipart: &str) -> Result<(), StoreError> {
-        self.inner.abort(key, multipart).await
-    }
-
-    async fn abort_stale(
-        &self,
-        begun_before: Timestamp,
-        named: &BTreeSet<String>,
-    ) -> Result<u64, StoreError> {
-        self.inner.abort_stale(begun_before, named).await
-    }
-
-    async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.inner.get(key, range).await
-    }
-
-    async fn length(&self, key: ObjectKey) -> Result<Option<u64>, StoreError> {
-        self.inner.length(key).await
-    }
-
-    async fn lasts(&self, key: ObjectKey) -> Result<bool, StoreError> {
-        self.inner.lasts(key).await
-    }
-
-    async fn forget(&self, key: ObjectKey) {
-        self.inner.forget(key).await;
-    }
-
-    async fn delete(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
-        self.inner.delete(keys).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<ObjectKey>,
-        limit: usize,
-    ) -> Result<Vec<StoredObject>, StoreError> {
-        self.inner.list(prefix, after, limit).await
-    }
-
-    async fn usage(&self) -> Result<Usage, StoreError> {
-        self.inner.usage().await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.inner.probe().await
-    }
-}
-
-fn storage(folder: &Path) -> Arc<Counted> {
-    let inner = FolderStore::open(&folder.join("storage"), 0).unwrap();
-    Arc::new(Counted { inner, reads: AtomicU64::new(0) })
-}
-
-fn cached(folder: &Path, inner: &Arc<Counted>, bytes_max: u64) -> CachedStore {
+fn cached(folder: &Path, inner: &Arc<DisturbedStore>, bytes_max: u64) -> CachedStore {
     let inner = Arc::clone(inner) as Arc<dyn BlobStore>;
     CachedStore::open(
         inner,
@@ -143,13 +58,13 @@ async fn fifty_readers_at_once_cost_storage_one_read_of_each_window() {
     let length = content.len() as u64;
     let all = try_join_all((0..50).map(|_| read(&store, key, 0..length))).await.unwrap();
     assert!(all.iter().all(|got| *got == content));
-    assert_eq!(inner.reads.load(Ordering::Relaxed), 4);
+    assert_eq!(inner.reads(), 4);
     // Across windows, and after a restart.
     let again = cached(folder.path(), &inner, CACHE_BYTES);
     let range = WINDOW_BYTES - 5..2 * WINDOW_BYTES + 5;
     let got = read(&again, key, range.clone()).await.unwrap();
     assert_eq!(got, content.slice(range.start as usize..range.end as usize));
-    assert_eq!(inner.reads.load(Ordering::Relaxed), 4);
+    assert_eq!(inner.reads(), 4);
 }
 
 #[tokio::test]
@@ -172,7 +87,7 @@ async fn a_damaged_window_is_noticed_and_fetched_anew() {
     }
     let store = cached(folder.path(), &inner, CACHE_BYTES);
     assert_eq!(read(&store, key, 0..length).await.unwrap(), content);
-    assert_eq!(inner.reads.load(Ordering::Relaxed), 8);
+    assert_eq!(inner.reads(), 8);
 }
 
 #[tokio::test]
@@ -189,11 +104,57 @@ async fn it_stays_within_its_bytes_and_keeps_what_was_used_last() {
         read(&store, *key, 0..content.len() as u64).await.unwrap();
         assert!(store.windows.disk.bytes() <= bytes_max);
     }
-    let before = inner.reads.load(Ordering::Relaxed);
+    let before = inner.reads();
     let (last, content) = &objects[3];
     let fresh = cached(folder.path(), &inner, bytes_max);
     read(&fresh, *last, 0..content.len() as u64).await.unwrap();
-    assert_eq!(inner.reads.load(Ordering::Relaxed), before, "what was used last is gone");
+    assert_eq!(inner.reads(), before, "what was used last is gone");
     fresh.delete(&[*last]).await.unwrap();
     assert!(matches!(fresh.get(*last, 0..1).await, Err(StoreError::NotFound(_))));
+}
+
+/// A client that takes no more bytes leaves its reader where it is, at any point.
+#[tokio::test]
+async fn a_reader_that_stands_still_holds_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = storage(folder.path());
+    let store = cached(folder.path(), &inner, CACHE_BYTES);
+    let (key, content) = object(&store, 3).await;
+    let length = content.len() as u64;
+    let whole = async |what: &str| {
+        let read = timeout(DEADLINE, read(&store, key, 0..length)).await;
+        assert!(read.expect(what).unwrap() == content);
+    };
+    // Polled once, where it has to find out the length.
+    let mut first = store.get(key, 0..length);
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    whole("it waits for whoever asked for the length").await;
+    store.forget(key).await;
+    // Polled until storage was asked for the first window.
+    let shut = inner.gate.acquire().await.unwrap();
+    let (before, mut second) = (inner.reads(), store.get(key, 0..length));
+    let begun = timeout(DEADLINE, async {
+        while inner.reads() == before {
+            assert!(futures::poll!(second.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+    });
+    begun.await.unwrap();
+    drop(shut);
+    whole("it waits for whoever reads the same window").await;
+    assert_eq!(inner.reads(), before + 4, "the first window was read twice");
+}
+
+#[tokio::test]
+async fn what_an_object_of_another_length_left_in_the_cache_is_not_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = storage(folder.path());
+    let key = ObjectKey::Pack(PackId::of(b"sealed once, and once not"));
+    for (content, from) in [(&b"short"[..], 0), (b"and a longer one", 9), (b"short again", 2)] {
+        inner.put(key, &KeyOwner::Cluster, Bytes::from_static(content)).await.unwrap();
+        // As after a restart: another node has stored the object, and this one was not told.
+        let store = cached(folder.path(), &inner, CACHE_BYTES);
+        let got = read(&store, key, from..content.len() as u64).await.unwrap();
+        assert_eq!(got, content[from as usize..]);
+    }
 }

@@ -4,19 +4,25 @@
 //! order: write the partial file, sync it, rename it to its key, sync the key's folder. A partial
 //! file that a crash left behind is removed at the next start once it is old.
 //!
-//! A multipart upload is one partial file that parts are written into at their offsets, so that
-//! completing it copies nothing.
+//! Invariant: no thread waits for whoever reads or writes an object. There are few (tokio's pool for
+//! blocking calls), the cluster's log needs them, too, and a client may stand still for as long as
+//! it likes.
+
+mod multipart;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::stream::{self, Stream, StreamExt};
+use moka::sync::Cache;
 use shoal_content::{ObjectKey, Timestamp};
 use shoal_metadata::KeyOwner;
 use tracing::instrument;
@@ -30,10 +36,10 @@ use super::{
 pub const RESERVE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// A partial file untouched for so long belongs to nobody: uploads expire sooner.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
-/// The pieces that a read streams, in bytes.
-const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces read ahead of a slow reader.
-const PIECES_AHEAD_MAX: usize = 4;
+/// The pieces that a read streams, in bytes; each takes a call to another thread.
+const PIECE_BYTES: usize = 512 * 1024;
+/// Pieces of one reader that are read, or wait for it: one comes while it is busy with another.
+const PIECES_AHEAD: usize = 2;
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -41,6 +47,10 @@ pub struct FolderStore {
     objects: PathBuf,
     partial: PathBuf,
     reserve_bytes: u64,
+    /// Names the files that it alone writes parts to; another one after each start.
+    process: Uuid,
+    /// Multipart uploads that began here.
+    begun: Cache<Uuid, ()>,
 }
 
 impl FolderStore {
@@ -53,6 +63,8 @@ impl FolderStore {
             objects: folder.join("objects"),
             partial: folder.join("partial"),
             reserve_bytes,
+            process: Uuid::new_v4(),
+            begun: Cache::new(multipart::BEGUN_MAX),
         };
         store.prepare().map_err(|error| StoreError::Folder { doing: "opening it", error })?;
         Ok(store)
@@ -63,9 +75,9 @@ impl FolderStore {
         fs::create_dir_all(&self.partial)?;
         for entry in fs::read_dir(&self.partial)? {
             let entry = entry?;
-            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+            let age = SystemTime::now().duration_since(self.changed(&entry)?);
             if age.is_ok_and(|age| age > PARTIAL_AGE_MAX) {
-                fs::remove_file(entry.path())?;
+                remove(&entry.path())?;
             }
         }
         Ok(())
@@ -75,10 +87,14 @@ impl FolderStore {
         self.objects.join(key.to_string())
     }
 
-    fn partial_path(&self, multipart: &str) -> Result<PathBuf, StoreError> {
-        // The name comes back from the metadata, but a path is never made of unchecked text.
-        let id = Uuid::try_parse(multipart).map_err(|_| StoreError::Multipart)?;
-        Ok(self.partial.join(id.simple().to_string()))
+    /// When a partial file was last written, or what it belongs to: a multipart upload may go on in
+    /// another one.
+    fn changed(&self, entry: &fs::DirEntry) -> io::Result<SystemTime> {
+        let own = entry.metadata()?.modified()?;
+        let name = entry.file_name();
+        let upload = self.partial.join(multipart::upload_of(&name.to_string_lossy()));
+        let whole = fs::metadata(upload).and_then(|metadata| metadata.modified());
+        Ok(whole.map_or(own, |whole| whole.max(own)))
     }
 
     /// Refuses before the reserve is touched.
@@ -107,14 +123,19 @@ impl FolderStore {
         }
     }
 
-    /// Syncs `partial` and moves it to its key.
-    fn publish(&self, partial: &Path, file: &File, key: ObjectKey) -> io::Result<()> {
+    /// Syncs `file`, and makes the folder of its key; gives its path.
+    fn settle(&self, file: &File, key: ObjectKey) -> io::Result<PathBuf> {
         file.sync_all()?;
         let path = self.path(key);
-        let folder = path.parent().unwrap_or(&self.objects);
-        make_folder(folder, &self.objects)?;
+        make_folder(path.parent().unwrap_or(&self.objects), &self.objects)?;
+        Ok(path)
+    }
+
+    /// Syncs `partial` and moves it to its key.
+    fn publish(&self, partial: &Path, file: &File, key: ObjectKey) -> io::Result<()> {
+        let path = self.settle(file, key)?;
         fs::rename(partial, &path)?;
-        File::open(folder)?.sync_all()
+        File::open(path.parent().unwrap_or(&self.objects))?.sync_all()
     }
 
     fn put_now(&self, key: ObjectKey, bytes: &[u8]) -> Result<(), StoreError> {
@@ -132,39 +153,6 @@ impl FolderStore {
         })
     }
 
-    fn put_part_now(&self, multipart: &str, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.ensure_space(bytes.len() as u64)?;
-        let path = self.partial_path(multipart)?;
-        let file = OpenOptions::new().write(true).open(&path).map_err(missing_multipart)?;
-        direct::write_at(&path, &file, bytes, offset).map_err(self.failed("writing a part"))?;
-        // A part is acknowledged to the metadata, so it must be there after a crash.
-        file.sync_data().map_err(self.failed("syncing a part"))
-    }
-
-    fn complete_now(
-        &self,
-        key: ObjectKey,
-        multipart: &str,
-        length: u64,
-    ) -> Result<Completion, StoreError> {
-        let path = self.partial_path(multipart)?;
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path(key).exists() => {
-                return Ok(Completion::Before);
-            }
-            opened => opened.map_err(missing_multipart)?,
-        };
-        let failed = self.failed("publishing an object");
-        let metadata = file.metadata().map_err(&failed)?;
-        if metadata.len() < length {
-            return Err(StoreError::Multipart);
-        }
-        // A part that was sent again, shorter, may have left bytes behind the end.
-        file.set_len(length).map_err(&failed)?;
-        self.publish(&path, &file, key).map_err(failed)?;
-        Ok(Completion::Now)
-    }
-
     /// Partial files count by their last change: they may be of a `put` under way.
     fn abort_stale_now(
         &self,
@@ -175,19 +163,14 @@ impl FolderStore {
         let mut dropped = 0;
         for entry in fs::read_dir(&self.partial).map_err(&failed)? {
             let entry = entry.map_err(&failed)?;
-            let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) else {
+            let Ok(changed) = self.changed(&entry) else {
                 // It was published or dropped since the folder was read.
                 continue;
             };
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if timestamp(changed) < before && !named.contains(&name) {
-                match fs::remove_file(entry.path()) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    removed => {
-                        removed.map_err(&failed)?;
-                        dropped += 1;
-                    }
-                }
+            let name = entry.file_name();
+            let is_named = named.contains(multipart::upload_of(&name.to_string_lossy()));
+            if timestamp(changed) < before && !is_named {
+                dropped += u64::from(remove(&entry.path()).map_err(&failed)?);
             }
         }
         Ok(dropped)
@@ -264,10 +247,11 @@ fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::from_millis(since.as_millis() as u64)
 }
 
-fn missing_multipart(error: io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::NotFound => StoreError::Multipart,
-        _ => StoreError::Folder { doing: "opening a multipart upload", error },
+/// Whether the file was there until now.
+fn remove(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true),
     }
 }
 
@@ -287,22 +271,19 @@ fn make_folder(folder: &Path, root: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// Reads `range` in pieces and hands them to `send` until it is told to stop.
-fn stream(mut file: File, range: Range<u64>, send: impl Fn(io::Result<Bytes>) -> bool) {
-    let mut left = range.end - range.start;
-    if let Err(error) = file.seek(SeekFrom::Start(range.start)) {
-        send(Err(error));
-        return;
-    }
-    while left > 0 {
-        let mut piece = vec![0; left.min(PIECE_BYTES as u64) as usize];
-        let read = file.read_exact(&mut piece).map(|()| Bytes::from(piece));
-        left -= left.min(PIECE_BYTES as u64);
-        let ended = read.is_err();
-        if !send(read) || ended {
-            return;
-        }
-    }
+/// The bytes of `range`, of which all are in the file.
+fn pieces(file: File, range: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+    let (file, end) = (Arc::new(file), range.end);
+    let pieces = stream::iter(range.step_by(PIECE_BYTES)).map(move |start| {
+        let file = Arc::clone(&file);
+        let length = (end - start).min(PIECE_BYTES as u64) as usize;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = vec![0; length];
+            file.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
+        });
+        async move { read.await.map_err(io::Error::other)? }
+    });
+    pieces.buffered(PIECES_AHEAD)
 }
 
 #[async_trait]
@@ -314,17 +295,7 @@ impl BlobStore for FolderStore {
 
     #[instrument(name = "storage.begin", level = "debug", skip_all)]
     async fn begin(&self, _: ObjectKey, _: &KeyOwner) -> Result<String, StoreError> {
-        self.blocking(|store| {
-            store.ensure_space(0)?;
-            let id = Uuid::new_v4().simple().to_string();
-            let created = File::create_new(store.partial.join(&id)).and_then(|file| {
-                file.sync_all()?;
-                File::open(&store.partial)?.sync_all()
-            });
-            created.map_err(store.failed("beginning a multipart upload"))?;
-            Ok(id)
-        })
-        .await
+        self.blocking(Self::begin_now).await
     }
 
     #[instrument(name = "storage.put_part", level = "debug", skip_all)]
@@ -337,8 +308,8 @@ impl BlobStore for FolderStore {
         bytes: Bytes,
     ) -> Result<StoredPart, StoreError> {
         let (multipart, length) = (multipart.to_owned(), bytes.len() as u64);
-        self.blocking(move |store| store.put_part_now(&multipart, offset, &bytes)).await?;
-        Ok(StoredPart { number, tag: format!("{offset}"), length })
+        let put = self.blocking(move |store| store.put_part_now(&multipart, offset, &bytes));
+        Ok(StoredPart { number, tag: put.await?.to_string(), length })
     }
 
     #[instrument(name = "storage.complete", level = "debug", skip_all)]
@@ -348,16 +319,8 @@ impl BlobStore for FolderStore {
         multipart: &str,
         parts: &[StoredPart],
     ) -> Result<Completion, StoreError> {
-        let mut end = 0;
-        for part in parts {
-            // The tag is the part's offset: parts must follow each other without a gap.
-            if part.tag.parse() != Ok(end) {
-                return Err(StoreError::Multipart);
-            }
-            end += part.length;
-        }
-        let multipart = multipart.to_owned();
-        self.blocking(move |store| store.complete_now(key, &multipart, end)).await
+        let (multipart, parts) = (multipart.to_owned(), parts.to_vec());
+        self.blocking(move |store| store.complete_now(key, &multipart, &parts)).await
     }
 
     async fn abort_stale(
@@ -371,13 +334,7 @@ impl BlobStore for FolderStore {
 
     async fn abort(&self, _: ObjectKey, multipart: &str) -> Result<(), StoreError> {
         let multipart = multipart.to_owned();
-        self.blocking(move |store| match fs::remove_file(store.partial_path(&multipart)?) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(store.failed("aborting a multipart upload")(error))
-            }
-            _ => Ok(()),
-        })
-        .await
+        self.blocking(move |store| store.abort_now(&multipart)).await
     }
 
     #[instrument(name = "storage.get", level = "debug", skip_all)]
@@ -396,13 +353,8 @@ impl BlobStore for FolderStore {
                 Ok(file)
             })
             .await?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(PIECES_AHEAD_MAX);
-        tokio::task::spawn_blocking(move || {
-            stream(file, range, |piece| sender.blocking_send(piece).is_ok());
-        });
-        let pieces = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let wrap = |error| StoreError::Folder { doing: "reading an object", error };
-        Ok(pieces.map(move |piece| piece.map_err(wrap)).boxed())
+        Ok(pieces(file, range).map(move |piece| piece.map_err(wrap)).boxed())
     }
 
     #[instrument(name = "storage.length", level = "debug", skip_all)]
@@ -426,12 +378,7 @@ impl BlobStore for FolderStore {
         let keys = keys.to_vec();
         self.blocking(move |store| {
             for key in keys {
-                match fs::remove_file(store.path(key)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(store.failed("deleting an object")(error));
-                    }
-                    _ => {}
-                }
+                remove(&store.path(key)).map_err(store.failed("deleting an object"))?;
             }
             Ok(())
         })
@@ -499,5 +446,32 @@ mod tests {
         let key = ObjectKey::Pack(shoal_content::PackId::of(b"x"));
         let error = store.abort(key, "../objects").await.unwrap_err();
         assert!(matches!(error, StoreError::Multipart));
+    }
+    /// As clients leave them that take nothing more; the pool has no more threads than this one.
+    #[test]
+    fn readers_that_stand_still_hold_no_thread() {
+        const LENGTH: usize = 8 << 20;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().max_blocking_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = FolderStore::open(folder.path(), 0).unwrap();
+            let content: Bytes = (0..LENGTH).map(|at| (at / 5) as u8).collect::<Vec<_>>().into();
+            let key = ObjectKey::Pack(shoal_content::PackId::of(&content));
+            store.put(key, &KeyOwner::Cluster, content.clone()).await.unwrap();
+            let mut readers = Vec::new();
+            for _ in 0..8 {
+                let begun = async {
+                    let mut pieces = store.get(key, 0..LENGTH as u64).await.unwrap();
+                    (pieces.next().await.unwrap().unwrap(), pieces)
+                };
+                let begun = tokio::time::timeout(Duration::from_secs(20), begun).await;
+                readers.push(begun.expect("a reader waits for those that stand still"));
+            }
+            for (first, pieces) in readers {
+                let rest: Vec<Bytes> = pieces.map(Result::unwrap).collect().await;
+                assert!([&first[..], &rest.concat()[..]].concat() == content);
+            }
+        });
     }
 }

@@ -23,7 +23,6 @@ mod verified;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::{Extensions, StatusCode, header, request};
@@ -40,7 +39,7 @@ use super::problem::Problem;
 use super::rates::Asking;
 use crate::state::App;
 use given::Given;
-use password::{Attempt, Checked};
+use password::{Attempt, Checked, crowded};
 
 pub use foreign::account as foreign_account;
 pub use groups::follow;
@@ -56,8 +55,6 @@ pub(crate) mod fuzzed {
     pub use super::token::holds;
 }
 
-/// When somebody may come again who found too many waiting.
-const CROWDED_RETRY: Duration = Duration::from_secs(1);
 /// The answer where a password is right and not enough.
 pub const CODE_NEEDED: &str = "second_factor_needed";
 /// What a personal token begins with.
@@ -177,7 +174,8 @@ pub async fn check_password(
 }
 
 /// Whether a person who is logged in has given the own password once more. A personal token is none:
-/// whoever has found one must not be able to become its owner.
+/// whoever has found one must not be able to become its owner. Nor is the password of somebody else,
+/// whom a directory calls so by now.
 ///
 /// # Errors
 /// As of [`first_factor`].
@@ -189,9 +187,9 @@ pub async fn own_password(
     password: Zeroizing<String>,
 ) -> Result<(), Problem> {
     match first_factor(app, view, client, name, password).await? {
-        Principal::User { token: None, .. } => Ok(()),
+        Principal::User { name: found, token: None, .. } if found == name => Ok(()),
         _ => Err(Problem {
-            message: "this needs the password; a token does not do".into(),
+            message: "this needs the account's own password; a token does not do".into(),
             ..Problem::unauthorized()
         }),
     }
@@ -237,9 +235,10 @@ pub async fn first_factor(
     let user = query.user(name)?;
     let stored = user.as_ref().map(|user| user.password_hash.clone());
     let source = app.services.audit.source().unwrap_or_default();
-    let attempt = Attempt { app: app.clone(), client, name: name.to_owned(), source };
-    let there = app.directory.check(&attempt, view, user.as_ref(), &password);
-    if let Some(User { name, role, .. }) = Box::pin(there).await? {
+    let (typed, counted) = (name.to_owned(), false);
+    let mut attempt = Attempt { app: app.clone(), client, name: typed, source, counted };
+    let there = app.directory.check(&mut attempt, view, user.as_ref(), &password);
+    if let Some(User { name, role, .. }) = barred(app, Box::pin(there).await)? {
         return Ok(Principal::User { name, role, token: None, session: None });
     }
     // Whoever the directory does not let in is wrong here, too, in the same time as others.
@@ -247,13 +246,7 @@ pub async fn first_factor(
         Checked::Right => true,
         Checked::Wrong => false,
         Checked::Barred(problem) => return barred(app, Err(problem)),
-        Checked::Crowded => {
-            let text = "too many passwords are being checked; try again in a moment";
-            return Err(Problem {
-                retry_after: Some(CROWDED_RETRY),
-                ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
-            });
-        }
+        Checked::Crowded => return Err(crowded()),
     };
     match user {
         Some(user) if right => {

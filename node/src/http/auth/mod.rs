@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::{Extensions, StatusCode, header, request};
+use axum::http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, header, request};
 use shoal_content::{NodeId, PeerId, Timestamp};
 use shoal_metadata::{
     Action, PersonalToken, Query, Read, Robot, RobotName, Scope, User, UserRole, What, Who,
@@ -55,6 +55,8 @@ pub(crate) mod fuzzed {
     pub use super::token::holds;
 }
 
+/// What a browser says of the page that has it send a request (Fetch Metadata Request Headers).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The answer where a password is right and not enough.
 pub const CODE_NEEDED: &str = "second_factor_needed";
 /// What a personal token begins with.
@@ -403,6 +405,23 @@ fn robots_token(
     }
 }
 
+/// A browser adds a name and a password that were typed in once to whatever any page has it send.
+///
+/// # Errors
+/// 403 where it says that a page from elsewhere has it change something so.
+fn check_site(parts: &request::Parts) -> Result<(), Problem> {
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    match parts.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes) {
+        Some(b"cross-site" | b"same-site") => Err(Problem::forbidden(
+            "a page of another site may change nothing here by a name and a password, which a \
+             browser adds by itself; log in, and bring the token as Authorization: Bearer",
+        )),
+        _ => Ok(()),
+    }
+}
+
 async fn credentials(
     app: &App,
     view: &View,
@@ -415,7 +434,11 @@ async fn credentials(
         return Ok(Known::default());
     };
     let given = Given::parse(value.to_str().unwrap_or_default());
-    match given.ok_or_else(Problem::unauthorized)? {
+    let given = given.ok_or_else(Problem::unauthorized)?;
+    if matches!(given, Given::Basic { .. }) {
+        check_site(parts)?;
+    }
+    match given {
         Given::Basic { name, password } if token::is_ours(&password) => {
             robots_token(app, view, from, &name, &password)
         }

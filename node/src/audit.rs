@@ -5,13 +5,15 @@
 //! and goes into the trail with one command a second.
 //!
 //! What can be lost: a node that falls takes along what it noted since its last command, which is
-//! [`FLUSH_INTERVAL`] of notes while there is a leader; notes beyond [`NOTES_MAX`] are only counted,
-//! and the trail says how many. A node that begins again without having ended says so in the trail,
+//! [`FLUSH_INTERVAL`] of notes while there is a leader; notes beyond [`NOTES_MAX`], and refusals beyond
+//! [`REFUSALS_OF_ONE_MAX`], with which somebody could displace what others do, are only counted, and
+//! the trail says how many. A node that begins again without having ended says so in the trail,
 //! with the time of its last word.
 //!
 //! Crash order of an archive: the object, then the command that lets the entries go. A crash
 //! between leaves an object that no row names, for the scrub.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ use crate::store::{self, BlobStore, StoreError};
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Notes that wait.
 const NOTES_MAX: usize = 20_000;
+/// Refusals of one account among them, or of one address where nobody is known.
+const REFUSALS_OF_ONE_MAX: u32 = 200;
 /// The longest archive that is read back.
 const ARCHIVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -60,11 +64,36 @@ pub enum Error {
 #[derive(Debug, Default)]
 struct Pending {
     notes: Vec<AuditNote>,
+    /// Refusals since the last batch was made up, by whom they met.
+    refused: HashMap<String, u32>,
     lost: u64,
     /// The number of the next batch.
     batch: u64,
     /// A batch that was proposed, and whose answer did not come.
     sent: Option<AuditBatch>,
+}
+
+impl Pending {
+    /// Says whether there was room.
+    fn take(&mut self, note: AuditNote) -> bool {
+        let room = self.notes.len() < NOTES_MAX && self.has_room_for_refusal(&note);
+        match room {
+            true => self.notes.push(note),
+            false => self.lost += 1,
+        }
+        room
+    }
+
+    fn has_room_for_refusal(&mut self, note: &AuditNote) -> bool {
+        if note.result == AuditResult::Done {
+            return true;
+        }
+        let AuditSource { who, from, .. } = &note.source;
+        let whose = if who.is_empty() { from } else { who };
+        let count = self.refused.entry(whose.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count <= REFUSALS_OF_ONE_MAX
+    }
 }
 
 #[derive(Debug)]
@@ -142,11 +171,7 @@ impl Audit {
     ) {
         let (at, action, target) = (clock::now(), action.to_owned(), target.into());
         let note = AuditNote { at, source, action, target, result, count: 1 };
-        let mut pending = self.inner.pending.lock();
-        if pending.notes.len() < NOTES_MAX {
-            pending.notes.push(note);
-        } else {
-            pending.lost += 1;
+        if !self.inner.pending.lock().take(note) {
             self.inner.lost.inc();
         }
     }
@@ -226,6 +251,7 @@ impl Audit {
             return None;
         }
         let notes = folded(pending.notes.drain(..count).collect());
+        pending.refused.clear();
         let lost = std::mem::take(&mut pending.lost);
         let batch = AuditBatch {
             node: self.inner.node,
@@ -317,4 +343,31 @@ impl Audit {
 /// What a command is called in the trail and what it is done to.
 pub fn named<R: Read>(query: Query<'_, R>, command: &Command) -> Option<(&'static str, String)> {
     shoal_metadata::audited(query, command).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(who: &str, from: &str, result: AuditResult) -> AuditNote {
+        let source = AuditSource { who: who.into(), from: from.into(), ..AuditSource::default() };
+        let (at, action, target) = (Timestamp::from_millis(1), "a.b".into(), "c".into());
+        AuditNote { at, source, action, target, result, count: 1 }
+    }
+
+    #[test]
+    fn refusals_of_one_leave_room_for_what_others_do() {
+        let refused = || AuditResult::Refused("forbidden".into());
+        let mut pending = Pending::default();
+        let mut taken = |who: &str, from: &str| {
+            (0..NOTES_MAX).filter(|_| pending.take(note(who, from, refused()))).count()
+        };
+        let most = REFUSALS_OF_ONE_MAX as usize;
+        assert_eq!((taken("eve", "10.0.0.1"), taken("eve", "10.0.0.2")), (most, 0));
+        // Where nobody is known, the address is; and others are others.
+        assert_eq!((taken("", "10.0.0.1"), taken("bob", "10.0.0.1")), (most, most));
+        assert!(pending.take(note("eve", "10.0.0.1", AuditResult::Done)));
+        assert_eq!(pending.notes.len(), 3 * most + 1);
+        assert_eq!(pending.lost, (4 * NOTES_MAX - 3 * most) as u64);
+    }
 }

@@ -1,9 +1,10 @@
 //! Agents: how they enrol, and how people see and remove them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use shoal_api::{AgentInfo, CertificateRequest, CertificateResponse, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
@@ -96,9 +97,11 @@ pub(super) fn issue(
 /// certificate, even where the token's last use was the first time.
 pub async fn enrol(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     Body(request): Body<EnrolRequest>,
 ) -> Result<Json<EnrolResponse>, Problem> {
     let token = Brought::parse(&request.token)?;
+    token.check(&app, client, JoinRole::Agent).await?;
     check_name(&request.name)?;
     let role = match request.role.as_str() {
         "host" => AgentRole::Host,

@@ -5,7 +5,7 @@
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use shoal_content::PeerId;
+use shoal_content::{PeerId, RepositoryName, Timestamp};
 use shoal_metadata::{Action, Denial, Scope, What, Who};
 use shoal_raft::View;
 
@@ -61,14 +61,50 @@ impl Caller {
         self.principal.ensure_account()
     }
 
+    /// What may be done with something that is about an image: by who made it at `made` whatever
+    /// changes it, as long as that account may still have the image; by others what they may do with
+    /// the image.
+    ///
     /// # Errors
-    /// 403 where the caller came with a token that lacks the scope.
+    /// Where the caller may not do that.
+    pub fn permit_about(
+        &self,
+        image: &RepositoryName,
+        (by, made): (&str, Timestamp),
+        action: Action,
+    ) -> Result<(), Problem> {
+        let what = What::Repository(image);
+        if self.has_made(by, made)? && self.permit(Action::Pull, what).is_ok() {
+            return match action {
+                Action::Pull | Action::List => Ok(()),
+                _ => self.scope(Scope::Write),
+            };
+        }
+        self.permit(action, what)
+    }
+
+    /// Whether the caller has made what `by` made at `made`: not an earlier account of its name.
+    ///
+    /// # Errors
+    /// Where the rows cannot be read.
+    pub fn has_made(&self, by: &str, made: Timestamp) -> Result<bool, Problem> {
+        Ok(self.principal.name() == by && self.view.query().was_there(by, made)?)
+    }
+
+    /// # Errors
+    /// 403 where the caller came with a token that lacks the scope, or is a robot that does.
     pub fn scope(&self, scope: Scope) -> Result<(), Problem> {
-        match self.who() {
-            Who::User { scopes: Some(scopes), .. } if !scopes.contains(&scope) => {
-                Err(Problem::forbidden(Denial::Scope(scope).to_string()))
+        let has = match self.who() {
+            Who::User { scopes: Some(scopes), .. } => scopes.contains(&scope),
+            Who::Robot(robot) => {
+                let row = self.view.query().robot(&robot)?;
+                row.is_some_and(|row| row.scopes.contains(&scope))
             }
-            _ => Ok(()),
+            _ => true,
+        };
+        match has {
+            true => Ok(()),
+            false => Err(Problem::forbidden(Denial::Scope(scope).to_string())),
         }
     }
 
@@ -80,6 +116,18 @@ impl Caller {
         match &self.principal {
             Principal::User { name, .. } => Ok(name),
             _ => Err(Problem::forbidden("only a person may do this")),
+        }
+    }
+
+    /// The person itself, and nothing that acts for it.
+    ///
+    /// # Errors
+    /// 403 for everyone else.
+    pub fn itself(&self) -> Result<&str, Problem> {
+        let name = self.person()?;
+        match &self.principal {
+            Principal::User { token: None, .. } => Ok(name),
+            _ => Err(Problem::forbidden("log in for that; a token does not do")),
         }
     }
 }

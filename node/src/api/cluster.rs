@@ -9,10 +9,11 @@
 //! as often as it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, LevelRaised, NodeStatus};
 use shoal_content::{DeploymentId, NodeId};
@@ -99,9 +100,11 @@ pub async fn upgrade(State(app): State<App>, _caller: Admin) -> Result<Json<Leve
 /// The token is the authentication.
 pub async fn join(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     Body(request): Body<JoinRequest>,
 ) -> Result<Json<JoinResponse>, Problem> {
     let token = Brought::parse(&request.token)?;
+    token.check(&app, client, JoinRole::Node).await?;
     check_name(&request.name)?;
     for address in
         [&request.raft_address, &request.peer_address, &request.discovery_address, &request.api_url]

@@ -13,7 +13,7 @@ use shoal_api::{CreateDeployment, Deadline, Deployment, RetryDeployment};
 use shoal_content::{DeploymentId, Labels, PeerId, Pin, Timestamp};
 use shoal_metadata::{
     self as metadata, Action, Agent, Command, DeploymentOrder, DeploymentPlan, Query as Metadata,
-    Read, What,
+    Read,
 };
 use uuid::Uuid;
 
@@ -163,12 +163,10 @@ fn unknown(id: DeploymentId) -> Problem {
     missing("deployment_not_found", format!("there is no deployment {id}"))
 }
 
-/// Whoever gave an order may do all with it; others what they may do with its image.
+/// Whoever gave an order may do all with it that its image may be had for still; others what they
+/// may do with the image.
 fn may(caller: &Caller, row: &metadata::Deployment, action: Action) -> Result<(), Problem> {
-    if row.created_by == caller.principal.name() {
-        return Ok(());
-    }
-    caller.permit(action, What::Repository(&row.image))
+    caller.permit_about(&row.image, (row.created_by.as_str(), row.created_at), action)
 }
 
 fn permitted(caller: &Caller, id: DeploymentId, action: Action) -> Result<(), Problem> {

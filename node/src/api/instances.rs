@@ -192,7 +192,8 @@ pub async fn put(
 fn check_own(caller: &Caller, row: &metadata::Instance) -> Result<(), Problem> {
     let hidden = |_| no_instance(&row.name);
     let image = existing(caller, row.image, Action::List).map_err(hidden)?;
-    if caller.account()? == row.owner {
+    caller.account()?;
+    if caller.has_made(&row.owner, row.updated_at)? {
         return caller.scope(Scope::Write);
     }
     caller

@@ -13,14 +13,12 @@ use serde::Deserialize;
 use shoal_api::{AccountExport, Deletion, Hidden};
 use shoal_content::{AccountName, ProjectName};
 use shoal_metadata::{AuditFilter, Command, Fault, Grantee, Owner, Place, Query, Read, Scope};
-use zeroize::Zeroizing;
 
 use super::caller::Caller;
 use super::input::Body;
 use super::problem::{missing, unavailable};
 use super::{audit, identities, passkeys, personal_tokens, second_factor, session, users};
 use crate::clock::{now, rfc3339};
-use crate::http::auth::own_password;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -30,7 +28,7 @@ const ENTRIES_MAX: usize = 1000;
 const LOOKS_MAX: usize = 50_000;
 const SCAN_ROWS: usize = 500;
 
-/// `POST /api/v1/user/deletion`. Whoever has a password gives it.
+/// `POST /api/v1/user/deletion`. Whoever has a password, here or at a directory, gives it.
 #[derive(Deserialize, JsonSchema)]
 pub struct Leave {
     #[serde(default)]
@@ -53,11 +51,7 @@ pub async fn leave(
 ) -> Result<(StatusCode, Json<Deletion>), Problem> {
     let user = caller.person()?.to_owned();
     caller.scope(Scope::Admin)?;
-    let row = caller.view.query().user(&user)?.ok_or_else(Problem::unauthorized)?;
-    if row.password_hash.0.starts_with(b"$") {
-        let given = request.current_password.map(|given| given.0).unwrap_or_default();
-        own_password(&app, &caller.view, Some(client.ip()), &user, Zeroizing::new(given)).await?;
-    }
+    users::check_password(&app, &caller, client, &user, request.current_password).await?;
     drop(caller);
     let grace = app.config.accounts.deletion_grace_seconds;
     let due = now().plus_millis(grace.saturating_mul(1000));
@@ -97,7 +91,9 @@ pub async fn export(caller: Caller) -> Result<Json<AccountExport>, Problem> {
     let owned_projects = owned(query, &name)?;
     let identities = query.identities_of(&name)?.into_iter().map(identities::shown).collect();
     let deletion = deletion(query, &name)?;
-    let filter = AuditFilter { who: Some(name), ..AuditFilter::default() };
+    // What is before is of somebody who had the name.
+    let since = Some(user.created_at);
+    let filter = AuditFilter { who: Some(name), since, ..AuditFilter::default() };
     let view = caller.view.clone();
     let page =
         tokio::task::spawn_blocking(move || view.query().audit(&filter, ENTRIES_MAX, LOOKS_MAX));

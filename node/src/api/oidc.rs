@@ -4,7 +4,7 @@
 //! What has to be remembered while somebody is at the issuer goes along in a sealed cookie, so that
 //! any node may hear the end of what another has begun. A browser gets its session as the answer; a
 //! program begins with a port on its own machine and a challenge, and gets a ticket there, which is
-//! worth nothing without what the challenge was made of.
+//! worth nothing without what the challenge was made of, and gives one session.
 //!
 //! Invariants: the answer of an issuer is taken only by the browser that was sent there (`state`),
 //! once for each question (`nonce` or the verifier, and the issuer's own code); nobody is sent anywhere but to the
@@ -34,7 +34,7 @@ use crate::config::Protocol;
 use crate::http::auth::github::{self, Unknown};
 use crate::http::auth::issuer::{Description, Keys, Person, Rejected, read_answer};
 use crate::http::auth::sealed::{open, seal, seconds};
-use crate::http::auth::session::{agent_of, begin_session};
+use crate::http::auth::session::{SESSION_ID_BYTES, agent_of, begin_session, session_id};
 use crate::http::auth::{follow, foreign_account};
 use crate::http::problem::{Problem, chain};
 use crate::state::App;
@@ -97,6 +97,7 @@ fn random() -> String {
 
 const OF_COOKIE: &str = "shoal 2026 oidc cookie";
 const OF_TICKET: &str = "shoal 2026 oidc ticket";
+const OF_SESSION: &str = "shoal 2026 oidc session";
 
 fn callback(app: &App) -> String {
     format!("{}/api/v1/auth/oidc/callback", app.config.api_url())
@@ -204,21 +205,27 @@ pub async fn end(
         let headers = [(header::LOCATION, target), clear];
         return Ok((StatusCode::FOUND, headers).into_response());
     }
-    let answer = begun(&app, &user, client, &headers).await?;
+    let answer = begun(&app, session_id(), &user, client, &headers).await?;
     Ok(([clear], answer).into_response())
 }
 
 async fn begun(
     app: &App,
+    id: String,
     user: &metadata::User,
     client: SocketAddr,
     headers: &HeaderMap,
 ) -> Result<Json<LoginResponse>, Problem> {
     let means = LoginMeans::Issuer(app.config.oidc.issuer.clone());
+    let begun = begin_session(app, id, user, means, Some(client.ip()), agent_of(headers)).await?;
     app.services.audit.note("session.login", user.name.clone(), AuditResult::Done);
-    let begun = begin_session(app, user, means, Some(client.ip()), agent_of(headers)).await?;
     let expires_at = rfc3339(Timestamp::from_millis(begun.expires.saturating_mul(1000)));
     Ok(Json(LoginResponse { token: begun.token, expires_at }))
+}
+
+/// What the session of a ticket is called by, at whichever node: so it begins no other one.
+fn session_of(ticket: &str) -> String {
+    hex::encode(&blake3::derive_key(OF_SESSION, ticket.as_bytes())[..SESSION_ID_BYTES])
 }
 
 /// A program's ticket for a session.
@@ -239,7 +246,11 @@ pub async fn redeem(
     let user = view.query().user(&ticket.user)?.ok_or_else(over)?;
     drop(view);
     crate::http::noted::note_user(|| user.name.clone());
-    begun(&app, &user, client, &headers).await
+    let id = session_of(&request.ticket);
+    begun(&app, id, &user, client, &headers).await.map_err(|problem| match problem.status {
+        StatusCode::CONFLICT => over(),
+        _ => problem,
+    })
 }
 
 /// Who comes back with `code`.

@@ -12,20 +12,19 @@ use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use shoal_api::{
-    BeginPasskeyLogin, CurrentPassword, Hidden, LoginResponse, Passkey, PasskeyChallenge,
-    PasskeyLogin, RegisterPasskey, UpdatePasskey,
+    BeginPasskeyLogin, CurrentPassword, LoginResponse, Passkey, PasskeyChallenge, PasskeyLogin,
+    RegisterPasskey, UpdatePasskey,
 };
-use shoal_metadata::{self as metadata, Action, Command, Refusal, Scope, Subject, What};
+use shoal_metadata::{self as metadata, Action, Command, Refusal, Subject, What};
 use shoal_raft::ProposeError;
-use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use super::session::{answer, begun, from_seconds};
+use super::users::check_password;
 use crate::clock::{now, rfc3339};
 use crate::http::auth::passkey::{Asked, Awaited, ask, ask_for_new, made, party, take_passkey};
-use crate::http::auth::{Principal, own_password};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -100,43 +99,13 @@ pub async fn list_of(
     listed(&caller, &user)
 }
 
-/// The person itself, and nothing that acts for it.
-fn person(caller: &Caller) -> Result<String, Problem> {
-    let name = caller.person()?.to_owned();
-    caller.scope(Scope::Admin)?;
-    match &caller.principal {
-        Principal::User { token: None, .. } => Ok(name),
-        _ => Err(Problem::forbidden("log in for that; a token does not do")),
-    }
-}
-
-/// That it is not somebody at an open browser. Who logs in at another issuer has no password that
-/// could be asked for.
-async fn check_password(
-    app: &App,
-    caller: &Caller,
-    client: SocketAddr,
-    user: &str,
-    given: Option<Hidden>,
-) -> Result<(), Problem> {
-    let row = caller.view.query().user(user)?.ok_or_else(Problem::unauthorized)?;
-    let directory = app.config.ldap.issuer();
-    let identities = caller.view.query().identities_of(user)?;
-    let of_directory = identities.iter().any(|identity| identity.issuer == directory);
-    if !row.password_hash.0.starts_with(b"$") && !of_directory {
-        return Ok(());
-    }
-    let given = Zeroizing::new(given.map(|given| given.0).unwrap_or_default());
-    own_password(app, &caller.view, Some(client.ip()), user, given).await
-}
-
 pub async fn begin(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
     caller: Caller,
     Body(request): Body<CurrentPassword>,
 ) -> Result<Json<PasskeyChallenge>, Problem> {
-    let user = person(&caller)?;
+    let user = caller.itself()?.to_owned();
     party(&app.config)?;
     check_password(&app, &caller, client, &user, request.current_password).await?;
     let query = caller.view.query();
@@ -173,7 +142,7 @@ pub async fn register(
     caller: Caller,
     Body(request): Body<RegisterPasskey>,
 ) -> Result<(StatusCode, Json<Passkey>), Problem> {
-    let user = person(&caller)?;
+    let user = caller.itself()?.to_owned();
     drop(caller);
     let RegisterPasskey { challenge, name, second_factor, credential } = request;
     let made = made(&app, &user, &challenge, credential)?;
@@ -204,7 +173,7 @@ pub async fn update(
     Path(id): Path<String>,
     Body(request): Body<UpdatePasskey>,
 ) -> Result<Json<Passkey>, Problem> {
-    let user = person(&caller)?;
+    let user = caller.itself()?.to_owned();
     let UpdatePasskey { name, second_factor, current_password } = request;
     let row = caller.view.query().passkey(&user, &id)?.ok_or_else(none)?;
     if second_factor.is_some() {
@@ -229,7 +198,7 @@ pub async fn remove(
     Path(id): Path<String>,
     Body(request): Body<CurrentPassword>,
 ) -> Result<StatusCode, Problem> {
-    let user = person(&caller)?;
+    let user = caller.itself()?.to_owned();
     if caller.view.query().passkey(&user, &id)?.is_none() {
         return Err(none());
     }

@@ -19,7 +19,8 @@ use super::input::{Body, Path};
 use super::problem::missing;
 use crate::clock::{now, rfc3339};
 use crate::http::auth::session::{
-    Begun, agent_of, begin_session, confirmed, go_on, issue_ticket, read_ticket, take_code,
+    Begun, agent_of, begin_session, confirmed, go_on, issue_ticket, read_ticket, session_id,
+    take_code,
 };
 use crate::http::auth::{Principal, first_factor, issue_token, view_with};
 use crate::http::problem::Problem;
@@ -84,7 +85,8 @@ pub(super) async fn begun(
 ) -> Result<Begun, Problem> {
     crate::http::noted::note_user(|| user.name.clone());
     app.services.audit.note("session.login", user.name.clone(), AuditResult::Done);
-    begin_session(app, user, means, Some(client.ip()), agent_of(headers)).await
+    let (id, agent) = (session_id(), agent_of(headers));
+    begin_session(app, id, user, means, Some(client.ip()), agent).await
 }
 
 /// The second step.

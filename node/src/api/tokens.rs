@@ -4,6 +4,7 @@
 //! Invariant: only the BLAKE3 of the secret is kept, and nothing of a token is logged but its id.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,12 +12,13 @@ use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use shoal_api::{CreateJoinToken, JoinTokenCreated, JoinTokenInfo};
-use shoal_metadata::{Command, JoinRole, JoinToken};
+use shoal_metadata::{Command, JoinRole, JoinToken, Refusal};
 use zeroize::Zeroizing;
 
 use super::caller::Admin;
 use super::input::{Body, Path};
 use crate::clock::{now, rfc3339};
+use crate::http::auth::wrong_token;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -43,7 +45,7 @@ impl Brought {
     /// # Errors
     /// 403, as for every other token that is no good.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let refused = || Problem::from(shoal_metadata::Refusal::JoinToken);
+        let refused = || Problem::from(Refusal::JoinToken);
         let parts: Vec<&str> = text.trim().split('.').collect();
         match parts.as_slice() {
             [PREFIX, _, id, secret] if text.len() <= TOKEN_TEXT_BYTES_MAX && !id.is_empty() => {
@@ -52,6 +54,32 @@ impl Brought {
             }
             _ => Err(refused()),
         }
+    }
+
+    /// That there is such a token, before anything is signed or proposed for whoever brings it. One
+    /// that there is not counts like every other wrong token.
+    ///
+    /// # Errors
+    /// 403 for every token that is no good, and for who has brought too many of them.
+    pub async fn check(
+        &self,
+        app: &App,
+        client: SocketAddr,
+        role: JoinRole,
+    ) -> Result<(), Problem> {
+        let client = Some(client.ip());
+        app.lockout.check_address(app.raft.local().query(), client)?;
+        let known = app.raft.local().query().join_token(&self.id)?;
+        let row = match known {
+            Some(row) => Some(row),
+            // This node may not have heard of it yet.
+            None => app.view().await?.query().join_token(&self.id)?,
+        };
+        if row.is_some_and(|row| self.is_of(&row, role)) {
+            return Ok(());
+        }
+        wrong_token(app, client);
+        Err(Refusal::JoinToken.into())
     }
 
     /// Whether a row's token is this one and still holds, whatever uses are left: for a joiner

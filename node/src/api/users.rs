@@ -16,7 +16,8 @@ use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
 use crate::http::auth::session::are_known;
-use crate::http::auth::{Principal, hash_password, own_password};
+use crate::http::auth::{Principal, own_password};
+use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -56,8 +57,13 @@ fn unknown(name: &str) -> Problem {
     missing("user_not_found", format!("there is no user {name}"))
 }
 
+/// The row as it is by now.
+async fn current(app: &App, name: &str) -> Result<metadata::User, Problem> {
+    app.view().await?.query().user(name)?.ok_or_else(|| unknown(name))
+}
+
 /// Hashed where it is good enough.
-async fn hashed(name: &str, password: &Hidden) -> Result<Secret, Problem> {
+async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Problem> {
     let text = Zeroizing::new(password.0.clone());
     let refused = |text: String| Problem::bad_request("password_invalid", text);
     let length = text.chars().count();
@@ -69,12 +75,53 @@ async fn hashed(name: &str, password: &Hidden) -> Result<Secret, Problem> {
     if few || text.to_lowercase().contains(&name.to_lowercase()) {
         return Err(refused("the password is too easy to guess; choose another one".to_owned()));
     }
-    let hash = tokio::task::spawn_blocking(move || hash_password(&text)).await;
-    match hash {
-        Ok(Ok(hash)) => Ok(hash),
-        Ok(Err(error)) => Err(Problem::internal(&std::io::Error::other(error.to_string()))),
-        Err(error) => Err(Problem::internal(&error)),
+    let client = noted::current().and_then(|noted| noted.client);
+    app.accounts.hash(client, text).await
+}
+
+/// Whether there is a password here.
+fn has_password(row: &metadata::User) -> bool {
+    row.password_hash.0.starts_with(b"$")
+}
+
+/// That it is not somebody at an open browser. Who logs in at another issuer has no password that
+/// could be asked for.
+///
+/// # Errors
+/// As of [`own_password`].
+pub(super) async fn check_password(
+    app: &App,
+    caller: &Caller,
+    client: SocketAddr,
+    user: &str,
+    given: Option<Hidden>,
+) -> Result<(), Problem> {
+    let row = caller.view.query().user(user)?.ok_or_else(Problem::unauthorized)?;
+    let directory = app.config.ldap.issuer();
+    let identities = caller.view.query().identities_of(user)?;
+    let of_directory = identities.iter().any(|identity| identity.issuer == directory);
+    if !has_password(&row) && !of_directory {
+        return Ok(());
     }
+    let given = Zeroizing::new(given.map(|given| given.0).unwrap_or_default());
+    own_password(app, &caller.view, Some(client.ip()), user, given).await
+}
+
+/// Gives the account another password, and changes nothing else of a row that others may change
+/// meanwhile. All its sessions end but `keep`.
+async fn put_password(
+    app: &App,
+    user: String,
+    password_hash: Secret,
+    keep: Option<String>,
+) -> Result<(), Problem> {
+    let change = if are_known(app) {
+        Command::ChangePassword { user, password_hash, keep }
+    } else {
+        Command::PutUser(metadata::User { password_hash, ..current(app, &user).await? })
+    };
+    app.propose(change).await?;
+    Ok(())
 }
 
 pub async fn list(caller: Caller) -> Result<Json<Vec<User>>, Problem> {
@@ -107,7 +154,7 @@ pub async fn create(
     let password = request.password.as_ref().or(made.as_ref());
     let password =
         password.ok_or_else(|| Problem::bad_request("password_invalid", "no password"))?;
-    let password_hash = hashed(&name, password).await?;
+    let password_hash = hashed(&app, &name, password).await?;
     let row = metadata::User { name, password_hash, role, created_at: now() };
     let user = shown(&row);
     app.propose(Command::CreateUser(row)).await.map_err(|error| match error {
@@ -125,16 +172,21 @@ pub async fn update(
     Path(name): Path<String>,
     Body(request): Body<UpdateUser>,
 ) -> Result<Json<User>, Problem> {
-    let row = app.view().await?.query().user(&name)?;
-    let mut row = row.ok_or_else(|| unknown(&name))?;
-    if let Some(role) = &request.role {
-        row.role = role_of(role)?;
+    current(&app, &name).await?;
+    let role = request.role.as_deref().map(role_of).transpose()?;
+    let password_hash = match &request.password {
+        Some(password) => Some(hashed(&app, &name, password).await?),
+        None => None,
+    };
+    // Of a row that is read only now: the hash took its time.
+    if let Some(role) = role {
+        let changed = metadata::User { role, ..current(&app, &name).await? };
+        app.propose(Command::PutUser(changed)).await?;
     }
-    if let Some(password) = &request.password {
-        row.password_hash = hashed(&name, password).await?;
+    if let Some(password_hash) = password_hash {
+        put_password(&app, name.clone(), password_hash, None).await?;
     }
-    app.propose(Command::PutUser(row.clone())).await?;
-    Ok(Json(shown(&row)))
+    Ok(Json(shown(&current(&app, &name).await?)))
 }
 
 pub async fn change_password(
@@ -145,6 +197,11 @@ pub async fn change_password(
 ) -> Result<StatusCode, Problem> {
     let name = caller.person()?.to_owned();
     caller.scope(metadata::Scope::Admin)?;
+    let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
+    if !has_password(&row) {
+        let text = "the account has no password here; change it where you log in";
+        return Err(conflict("password_elsewhere", text));
+    }
     let current = Zeroizing::new(request.current_password.0);
     let checked = own_password(&app, &caller.view, Some(client.ip()), &name, current).await;
     checked.map_err(|problem| match problem.status {
@@ -153,18 +210,13 @@ pub async fn change_password(
         }
         _ => problem,
     })?;
-    let password_hash = hashed(&name, &request.new_password).await?;
+    let password_hash = hashed(&app, &name, &request.new_password).await?;
     let keep = match &caller.principal {
         Principal::User { session, .. } => session.clone(),
         _ => None,
     };
-    let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
     drop(caller);
-    let change = match are_known(&app) {
-        true => Command::ChangePassword { user: name, password_hash, keep },
-        false => Command::PutUser(metadata::User { password_hash, ..row }),
-    };
-    app.propose(change).await?;
+    put_password(&app, name, password_hash, keep).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

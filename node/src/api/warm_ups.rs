@@ -1,14 +1,14 @@
 //! Policies that keep a tag on hosts: made, listed, removed. Carrying them out is `deploy`'s.
 //!
-//! Whoever may pull a tag may order it onto hosts, once or always; who made a policy, or manages the
-//! image, may end it.
+//! Whoever may pull a tag may order it onto hosts, once or always; who made a policy and may pull its
+//! image still, or manages the image, may end it.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{CreateWarmUp, WarmUp};
 use shoal_content::{AccountName, ImageReference, Labels, Pin};
-use shoal_metadata::{self as metadata, Action, Command, Query as Metadata, Read, Refusal, What};
+use shoal_metadata::{self as metadata, Action, Command, Query as Metadata, Read, Refusal};
 use shoal_raft::ProposeError;
 
 use super::brought::brought;
@@ -26,12 +26,10 @@ fn unknown(name: &AccountName) -> Problem {
     missing("warm_up_not_found", format!("there is no warm-up policy {name}"))
 }
 
-/// Whoever made a policy may do all with it; others what they may do with its image.
+/// Whoever made a policy may do all with it while its image may be had; others what they may do with
+/// the image.
 fn may(caller: &Caller, row: &metadata::WarmUp, action: Action) -> Result<(), Problem> {
-    if row.created_by == caller.principal.name() {
-        return Ok(());
-    }
-    caller.permit(action, What::Repository(&row.image))
+    caller.permit_about(&row.image, (row.created_by.as_str(), row.created_at), action)
 }
 
 fn permitted(

@@ -61,15 +61,15 @@ pub fn named<R: Read>(
         Ok(robot) => Who::Robot(robot),
         Err(_) => Who::User { name: by.clone(), scopes: None },
     };
-    // What is public anyone may pull, also who has no account any more.
-    let is_there = match &who {
-        Who::User { name, .. } => query.user(name)?.is_some(),
+    // What is public anyone may pull, also who has no account any more; and the name may be another's.
+    let holds = match &who {
         Who::Robot(robot) => {
             let row = query.robot(robot)?;
             row.is_some_and(|row| row.expires_at.is_none_or(|expires| expires > now))
         }
-        _ => false,
+        _ => true,
     };
+    let is_there = holds && query.was_there(by, policy.created_at)?;
     if !is_there || !permission(query, &who, Action::Pull, What::Repository(name))?.is_allowed() {
         return Err(Trouble::Forbidden(by.clone(), name.to_string()));
     }

@@ -63,12 +63,11 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let mut response = noted::within(Arc::clone(&noted), next.run(request).instrument(span)).await;
     line.status = response.status();
     telemetry::answered(&line.span, line.status);
-    // What somebody may not do is as telling as what is done.
-    if line.status == StatusCode::FORBIDDEN {
-        let what = format!("{} {}", line.method, line.path);
+    // What somebody may not do is as telling as what is done; who is nobody could fill the trail.
+    if line.status == StatusCode::FORBIDDEN && noted.user.get().is_some() {
         let forbidden = AuditResult::Refused("forbidden".to_owned());
         let source = app.services.audit.source_of(&noted);
-        app.services.audit.note_as(source, "request.deny", what, forbidden);
+        app.services.audit.note_as(source, "request.deny", line.target(), forbidden);
     }
     let length = response.headers().get(header::CONTENT_LENGTH);
     line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -122,6 +121,18 @@ struct Line {
 }
 
 impl Line {
+    /// What was asked for, as the audit trail calls it: nothing of a path that its sender may choose
+    /// freely.
+    fn target(&self) -> String {
+        let Self { method, noted, .. } = self;
+        let route = self.route.as_deref().unwrap_or("unknown");
+        match noted.image_name.get() {
+            Some(name) if route.starts_with("/v2") => format!("{method} /v2/{name}"),
+            _ if route.starts_with("/v2") => format!("{method} /v2"),
+            _ => format!("{method} {route}"),
+        }
+    }
+
     fn write(&self, sent: u64, whole: bool) {
         let text = |value: Option<&String>| value.cloned().unwrap_or_default();
         let failed = self.status.is_client_error() || self.status.is_server_error();

@@ -16,6 +16,7 @@ pub mod problem;
 mod prompt;
 pub mod rates;
 pub mod routes;
+mod safeguards;
 mod server;
 pub mod signature;
 mod silence;

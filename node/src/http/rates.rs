@@ -13,6 +13,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
+use shoal_metadata::Suspect;
 
 use super::problem::Problem;
 use crate::config;
@@ -24,10 +25,18 @@ const PLACES_MAX: usize = 50_000;
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Asking {
+    /// Of IPv6, its network.
     Address(IpAddr),
     Principal(String),
     /// Whoever has no place of its own.
     Others,
+}
+
+impl Asking {
+    /// As whom the lock-out knows it: whoever has a whole network has one rate.
+    pub fn address(client: IpAddr) -> Self {
+        Self::Address(Suspect::network(client))
+    }
 }
 
 #[derive(Debug)]
@@ -114,7 +123,7 @@ pub async fn slow_down(State(app): State<App>, request: Request, next: Next) -> 
     let (registry, counted) =
         (path.starts_with("/v2"), path.starts_with("/v2") || path.starts_with("/api"));
     if let Some(client) = client.filter(|client| counted && !app.lockout.is_exempt(*client))
-        && let Err(wait) = app.rates.count(Asking::Address(client.to_canonical()))
+        && let Err(wait) = app.rates.count(Asking::address(client))
     {
         app.metrics.slowed_down("address");
         let problem = Problem::too_often(wait);
@@ -152,6 +161,16 @@ mod tests {
         // Others are others, and an address is none of them.
         assert!(rates.count_at(Asking::Principal("bob".into()), 0).is_ok());
         assert!(rates.count_at(Asking::Address([10, 0, 0, 1].into()), 0).is_ok());
+    }
+
+    #[test]
+    fn who_has_a_whole_network_has_one_rate() {
+        let rates = rates(1, 1);
+        let address = |text: &str| Asking::address(text.parse().unwrap());
+        let passed = |text| (0..10).filter(|_| rates.count_at(address(text), 0).is_ok()).count();
+        assert_eq!((passed("2001:db8::1"), passed("2001:db8::2")), (2, 0));
+        assert_eq!((passed("2001:db8:0:1::1"), passed("10.0.0.1"), passed("10.0.0.2")), (2, 2, 2));
+        assert_eq!(passed("::ffff:10.0.0.1"), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::leftover::read_leftover;
 use super::problem::{Problem, chain};
 use super::rates::slow_down;
 use super::routes::{Routes, get};
+use super::safeguards::guard;
 use super::silence::bound_silence;
 use crate::api;
 use crate::registry;
@@ -52,6 +53,7 @@ pub fn router(app: App) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
+    let router = router.layer(from_fn_with_state(app.clone(), guard));
     let router = router.layer(from_fn_with_state(app.clone(), observe));
     let router = router.layer(from_fn_with_state(app.clone(), see_through));
     router.layer(from_fn_with_state(app.clone(), say_goodbye)).with_state(app)

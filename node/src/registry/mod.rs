@@ -156,6 +156,9 @@ async fn handle(
         Err(_) if asker.principal.is_none() => return Err(token::challenge(&parts, None, false)),
         Err(error) => return Err(error),
     };
+    if let Some(repository) = route.repository() {
+        noted::note_image_name(repository.as_str());
+    }
     let hidden = match access::check(&asker, &route, &parts.method) {
         Ok(()) => false,
         Err(access::Refused::Nothing) => true,
@@ -190,9 +193,6 @@ async fn handle(
     // A snapshot must not outlive a long upload.
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
     let view = Some(view).filter(|_| reads);
-    if let Some(repository) = route.repository() {
-        noted::note_image_name(repository.as_str());
-    }
     noted::note_action(route.action(&parts.method));
     let query = pairs.iter().cloned().collect();
     let client = client(&parts);

@@ -145,6 +145,43 @@ async fn a_join_is_not_to_be_had_by_a_token_that_is_nearly_right() -> Result<()>
     node.server.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_elsewhere_changes_nothing_by_the_password_that_a_browser_keeps() -> Result<()> {
+    let node = Node::start().await?;
+    push_image(&node, "shop/app", "v1", b"layer").await?;
+    let manifest = "/v2/shop/app/manifests/v1";
+    let sent = |method: Method, path: &str, site: &str| {
+        let request = node.http.request(method, format!("{}{path}", node.url));
+        request.header("sec-fetch-site", site)
+    };
+    let by_password = async |method: Method, path: &str, site: &str| {
+        let request = sent(method, path, site).basic_auth("admin", Some(node.password()));
+        anyhow::Ok(request.send().await?.status())
+    };
+    for site in ["cross-site", "same-site"] {
+        for (method, path) in [
+            (Method::POST, "/api/v1/auth/logout"),
+            (Method::DELETE, "/api/v1/users/nobody"),
+            (Method::POST, "/v2/shop/app/blobs/uploads/"),
+            (Method::DELETE, manifest),
+        ] {
+            let status = by_password(method, path, site).await?;
+            ensure!(status == StatusCode::FORBIDDEN, "{path} from {site}: {status}");
+        }
+        // Nothing of what is read can be seen by such a page; and no browser adds a token.
+        for path in ["/api/v1/projects", manifest] {
+            ensure!(by_password(Method::GET, path, site).await? == StatusCode::OK, "{path}");
+        }
+        let bearer = sent(Method::DELETE, "/api/v1/users/nobody", site).bearer_auth(node.token());
+        expect(&bearer.send().await?, StatusCode::NOT_FOUND)?;
+    }
+    for site in ["same-origin", "none"] {
+        let status = by_password(Method::POST, "/v2/shop/app/blobs/uploads/", site).await?;
+        ensure!(status == StatusCode::ACCEPTED, "{site}: {status}");
+    }
+    node.server.stop().await
+}
+
 /// Sends a request line as it stands: a client's library would tidy it up.
 async fn raw(address: SocketAddr, path: &str, token: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;

@@ -5,7 +5,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
 use shoal_metadata::AuditPhase;
+use shoal_p2p::identity::KeyPair;
 
+use super::members::try_enrol;
 use super::node::Node;
 use super::v2::{expect, push_image};
 use super::wait::until;
@@ -40,6 +42,13 @@ async fn what_is_done_pulled_and_refused_is_told_with_who_and_from_where() -> Re
     }
     let deleted = alice(Method::DELETE, "shop/app/manifests/v1").send().await?;
     expect(&deleted, StatusCode::FORBIDDEN)?;
+    let typed = node.http.delete(format!("{}/api/v1/users/typed-by-alice", node.url));
+    let typed = typed.basic_auth("alice", Some("correct-horse-7")).send().await?;
+    expect(&typed, StatusCode::FORBIDDEN)?;
+    // Of nobody there could be any number; and a token that is none is not even proposed.
+    let token = format!("shoal-join-v1.x.{}.guessed", "0".repeat(20));
+    let guess = try_enrol(&node, &KeyPair::generate()?, "host-1", &token).await?;
+    expect(&guess, StatusCode::FORBIDDEN)?;
     let twice = node.request(Method::POST, "projects").json(&json!({ "name": "lab" }));
     expect(&twice.try_clone().context("a request")?.send().await?, StatusCode::CREATED)?;
     let gone = node.request(Method::DELETE, "organizations/none").send().await?;
@@ -58,8 +67,12 @@ async fn what_is_done_pulled_and_refused_is_told_with_who_and_from_where() -> Re
     let pushed = search(&node, "action=image.push&target=shop/app:v1").await?;
     ensure!(pushed.len() == 1 && pushed[0].who == "admin", "{pushed:?}");
     let refused = search(&node, "result=refused&who=alice").await?;
-    ensure!(refused[0].action == "request.deny", "{refused:?}");
-    ensure!(refused[0].target == "DELETE /v2/shop/app/manifests/v1", "{refused:?}");
+    ensure!(refused.iter().all(|entry| entry.action == "request.deny"), "{refused:?}");
+    let targets: Vec<&str> = refused.iter().map(|entry| entry.target.as_str()).collect();
+    ensure!(targets == ["DELETE /api/v1/users/{user}", "DELETE /v2/shop/app"], "{targets:?}");
+    let denied = search(&node, "action=request").await?;
+    ensure!(denied.len() == 2, "{denied:?}");
+    ensure!(search(&node, "action=agent").await?.is_empty());
     let refused = search(&node, "result=refused&action=organization").await?;
     ensure!(refused.len() == 1 && refused[0].reason.is_some(), "{refused:?}");
     let logins = search(&node, "action=session.login&result=refused").await?;
@@ -88,6 +101,7 @@ async fn what_is_done_pulled_and_refused_is_told_with_who_and_from_where() -> Re
     // No secret is in it.
     let text = serde_json::to_string(&whole)?;
     ensure!(!text.contains("correct-horse-7") && !text.contains("not-hers"));
+    ensure!(!text.contains("typed-by-alice"));
     node.server.stop().await
 }
 

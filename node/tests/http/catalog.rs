@@ -270,6 +270,20 @@ async fn a_stranger_cannot_keep_a_public_image_from_being_removed() -> Result<()
         problem(refused, StatusCode::FORBIDDEN).await?;
     }
     delete(&node, "instances/vm-1", StatusCode::NO_CONTENT).await?;
+    // Nor by a robot that only reads.
+    for (name, scopes, status) in [
+        ("reads", &["repo:read"][..], StatusCode::FORBIDDEN),
+        ("writes", &["repo:read", "repo:write"][..], StatusCode::OK),
+    ] {
+        let wanted = json!({ "name": name, "scopes": scopes });
+        let robot: Value = node.call(Method::POST, "projects/open/robots", &wanted).await?;
+        let (name, secret) = (robot["name"].as_str(), robot["secret"].as_str());
+        let url = format!("{}/api/v1/instances/vm-2", node.url);
+        let put = node.http.put(url).basic_auth(name.context("a name")?, secret);
+        let answer = put.json(&run).send().await?;
+        ensure!(answer.status() == status, "{name:?}: {}", answer.status());
+    }
+    delete(&node, "instances/vm-2", StatusCode::NO_CONTENT).await?;
 
     // Whoever administers another image of the name has no right to the one that was deleted.
     let first = create_image(&node, "open/vm").await?;

@@ -83,5 +83,18 @@ async fn web_pages_call_only_from_where_they_may() -> Result<()> {
     let closed = Node::start().await?;
     let answer = closed.v2(Method::GET, "").header("origin", CONSOLE).send().await?;
     ensure!(answer.headers().get("access-control-allow-origin").is_none());
+    // And what a browser is shown, it does nothing else with.
+    for path in ["/health", "/nowhere", "/v2/", "/api/v1/openapi.json", "/api/docs"] {
+        let answer = closed.http.get(format!("{}{path}", closed.url)).send().await?;
+        for (name, wanted) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
+        ] {
+            let found: Vec<_> = answer.headers().get_all(name).iter().collect();
+            ensure!(found == [wanted], "{path}: {name} is {found:?}");
+        }
+        ensure!(!answer.headers().contains_key("strict-transport-security"), "{path}");
+    }
     closed.server.stop().await
 }

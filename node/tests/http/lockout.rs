@@ -8,7 +8,9 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{Block, ClusterStatus};
 use shoal_node::unblocking;
+use shoal_p2p::identity::KeyPair;
 
+use super::members::try_enrol;
 use super::node::{Node, problem, read};
 use super::v2::expect;
 use super::wait::until;
@@ -194,6 +196,16 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
         ensure!(status == 401 || status == 403, "{status}");
     }
     is_answered(StatusCode::FORBIDDEN, "twenty tokens").await?;
+    unblock(&node).await?;
+    is_answered(StatusCode::OK, "let in once more").await?;
+    let key = KeyPair::generate()?;
+    for number in 0..20 {
+        let token = format!("shoal-join-v1.x.{number:020x}.guessed");
+        let refused = try_enrol(&node, &key, "host-1", &token).await?;
+        let refused = problem(refused, StatusCode::FORBIDDEN).await?;
+        ensure!(["join_token", "locked"].contains(&refused.code.as_str()), "{refused:?}");
+    }
+    is_answered(StatusCode::FORBIDDEN, "twenty join tokens").await?;
     unblock(&node).await?;
     // One that has expired is no guess; and the block ends by itself, which it says.
     let blocks: Vec<Block> = read(node.request(Method::GET, "blocks").send().await?).await?;

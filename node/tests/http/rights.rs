@@ -7,8 +7,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::Permission;
 
+use super::members::Agent;
 use super::node::{Node, problem, read};
 use super::v2::{expect, push_blob, push_image, sha256};
+use super::wait::level_raised;
 
 const PASSWORD: &str = "correct-horse-7";
 
@@ -412,6 +414,11 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     let request = json!({ "current_password": token["token"], "new_password": "another-horse-8" });
     let found = dave.api(Method::PUT, "user/password").json(&request).send().await?;
     problem(found, StatusCode::UNAUTHORIZED).await?;
+    // Nor does it make another one, that would outlive it.
+    let bearer = token["token"].as_str().context("a token")?;
+    let more = node.http.post(format!("{}/api/v1/user/tokens", node.url)).bearer_auth(bearer);
+    let more = more.json(&json!({ "name": "more", "scopes": ["repo:read"] })).send().await?;
+    expect(&more, StatusCode::FORBIDDEN)?;
     let request = json!({ "current_password": token["token"] });
     for path in ["user/deletion", "user/second-factor"] {
         let found = dave.api(Method::POST, path).json(&request).send().await?;
@@ -443,9 +450,81 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     expect(&erin.api(Method::GET, "users").send().await?, StatusCode::OK)?;
     expect(&erin.api(Method::DELETE, "users/dave").send().await?, StatusCode::FORBIDDEN)?;
 
+    // Who gets a password keeps the role that is given meanwhile.
+    for (role, password) in [("admin", "first-horse-9"), ("user", "second-horse-9")] {
+        let set = |body: Value| node.request(Method::PATCH, "users/dave").json(&body).send();
+        let (password, role_too) =
+            (set(json!({ "password": password })), set(json!({ "role": role })));
+        for answer in futures::future::try_join_all([password, role_too]).await? {
+            expect(&answer, StatusCode::OK)?;
+        }
+        let found: Value = node.get("users/dave").await?;
+        ensure!(found["role"] == role, "{found}");
+    }
+
     expect(&node.request(Method::DELETE, "users/dave").send().await?, StatusCode::NO_CONTENT)?;
     expect(&dave.api(Method::GET, "auth/me").send().await?, StatusCode::UNAUTHORIZED)?;
     let last = node.request(Method::DELETE, "users/admin").send().await?;
     ensure!(problem(last, StatusCode::CONFLICT).await?.code == "last_admin");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gave_an_order_has_it_within_its_rights_and_nobody_of_the_name_after_it() -> Result<()>
+{
+    let node = Node::start().await?;
+    level_raised(&node).await?;
+    push_image(&node, "shop/app", "v1", b"layer").await?;
+    Agent::enrol(&node, "host-1").await?;
+    let alice = Person::new(&node, "alice").await?;
+    let member = "projects/shop/members/user:alice";
+    put_member(&node, member, "guest").await?;
+    let order = json!({ "reference": "shop/app:v1", "hosts": ["host-1"] });
+    let order: Value =
+        read(alice.api(Method::POST, "deployments").json(&order).send().await?).await?;
+    let order = format!("deployments/{}", order["id"].as_str().context("an id")?);
+    let pause = format!("{order}/pause");
+    let policy = json!({ "name": "base", "reference": "shop/app:v1", "selector": "room=12" });
+    let policy = alice.api(Method::POST, "warm-ups").json(&policy).send().await?;
+    expect(&policy, StatusCode::CREATED)?;
+    let token = json!({ "name": "reads", "scopes": ["repo:read"] });
+    let token: Value =
+        read(alice.api(Method::POST, "user/tokens").json(&token).send().await?).await?;
+    let reads = Person::with(&node, "alice", token["token"].as_str().context("a token")?);
+    // The order is shown and held up, the policy is shown and ended.
+    let tries = async |who: &Person<'_>| -> Result<[u16; 4]> {
+        let mut statuses = [0; 4];
+        for (status, (method, path)) in statuses.iter_mut().zip([
+            (Method::GET, order.as_str()),
+            (Method::POST, pause.as_str()),
+            (Method::GET, "warm-ups/base"),
+            (Method::DELETE, "warm-ups/base"),
+        ]) {
+            *status = who.api(method, path).send().await?.status().as_u16();
+        }
+        Ok(statuses)
+    };
+    ensure!(tries(&reads).await? == [200, 403, 200, 403], "{:?}", tries(&reads).await?);
+    // What may not be had any more is not there, nor what was ordered of it.
+    let left = node.request(Method::DELETE, member).send().await?;
+    expect(&left, StatusCode::NO_CONTENT)?;
+    ensure!(tries(&alice).await? == [404; 4], "{:?}", tries(&alice).await?);
+    let listed: Value = read(alice.api(Method::GET, "deployments").send().await?).await?;
+    ensure!(listed == json!([]), "{listed}");
+    put_member(&node, member, "guest").await?;
+    let export: Value = read(alice.api(Method::GET, "user/export").send().await?).await?;
+    ensure!(export["audit"].to_string().contains("deployment.create"), "{export}");
+    let policy: Value = node.get("warm-ups/base").await?;
+    ensure!(policy["trouble"].is_null(), "{policy}");
+
+    // Another alice has none of it.
+    expect(&node.request(Method::DELETE, "users/alice").send().await?, StatusCode::NO_CONTENT)?;
+    let other = Person::new(&node, "alice").await?;
+    put_member(&node, member, "guest").await?;
+    ensure!(tries(&other).await? == [200, 403, 200, 403], "{:?}", tries(&other).await?);
+    let export: Value = read(other.api(Method::GET, "user/export").send().await?).await?;
+    ensure!(!export["audit"].to_string().contains("deployment.create"), "{export}");
+    let policy: Value = node.get("warm-ups/base").await?;
+    ensure!(policy["trouble"].is_string(), "{policy}");
     node.server.stop().await
 }

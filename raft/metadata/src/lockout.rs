@@ -125,15 +125,19 @@ impl Suspect {
         Self::Account(format!("#{}", &blake3::hash(name.as_bytes()).to_hex()[..32]))
     }
 
-    /// Of IPv6, a whole /64: whoever has one address of it has all.
     pub fn address(address: IpAddr) -> Self {
+        Self::Address(Self::network(address))
+    }
+
+    /// Of IPv6, a whole /64: whoever has one address of it has all.
+    pub fn network(address: IpAddr) -> IpAddr {
         const HOST_BITS: u32 = 64;
-        Self::Address(match address.to_canonical() {
+        match address.to_canonical() {
             IpAddr::V4(address) => IpAddr::V4(address),
             IpAddr::V6(address) => {
                 IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> HOST_BITS << HOST_BITS))
             }
-        })
+        }
     }
 }
 

@@ -377,3 +377,24 @@ fn tokens_are_counted_noted_and_forgotten() {
     assert_eq!(world.refuses(remove), Refusal::NotFound(Subject::Token));
     assert_eq!(world.query().personal_token(&[1; 32]).unwrap(), None);
 }
+
+#[test]
+fn a_name_that_is_given_again_was_not_there_before() {
+    let mut world = populated();
+    let was_there =
+        |world: &World, name: &str, millis: u64| world.query().was_there(name, at(millis)).unwrap();
+    assert!(was_there(&world, "guest", 1) && was_there(&world, "guest", 50));
+    assert!(!was_there(&world, "nobody", 50));
+    world.accepts(Command::RemoveUser { name: "guest".into() });
+    assert!(!was_there(&world, "guest", 50));
+    let again = User { created_at: at(70), ..user("guest", UserRole::User) };
+    world.accepts(Command::CreateUser(again));
+    assert!(!was_there(&world, "guest", 69) && was_there(&world, "guest", 70));
+    let name = "robot$priv+ci";
+    assert!(!was_there(&world, name, 70));
+    let made = Robot { created_at: at(80), ..robot(name, &[Scope::Read]) };
+    world.accepts(Command::PutRobot(made));
+    // Another secret makes no other robot.
+    world.accepts(Command::PutRobot(Robot { created_at: at(90), ..robot(name, &[Scope::Read]) }));
+    assert!(!was_there(&world, name, 79) && was_there(&world, name, 80));
+}

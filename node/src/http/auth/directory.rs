@@ -8,9 +8,13 @@
 //! before anything is sent, since a server takes it for an anonymous bind (RFC 4513, 5.1.2); passwords
 //! travel under TLS or on loopback; referrals are not followed; a check as a whole has an end. An
 //! account is known by the directory's own identifier, so that an entry which is named like an
-//! account here does not get it.
+//! account here does not get it. A directory takes a name in many spellings: a wrong password counts
+//! for the account that they all mean, and for it the lock-out is asked before a password is tried.
+//! Sessions end where the identifier is gone, not where a name finds nothing: anybody may type one.
 //! Non-goal: people who are gone and never ask again; their sessions end by themselves.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +24,14 @@ use moka::future::Cache;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use shoal_metadata::{Command, Query, Read, User};
+use shoal_metadata::{Command, Query, Read, Suspect, User};
 use shoal_raft::View;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::foreign::account;
+use super::foreign::{account, called};
 use super::groups::follow;
 use super::password::Attempt;
 use crate::config::{DN, Ldap, USER, mapped};
@@ -44,6 +48,9 @@ const GROUPS_MAX: i32 = 1000;
 /// LDAP's result codes (RFC 4511, appendix A).
 const SUCCESS: u32 = 0;
 const SIZE_LIMIT_EXCEEDED: u32 = 4;
+const NO_SUCH_OBJECT: u32 = 32;
+/// The attribute of which there is none, for who wants none (RFC 4511, 4.5.1.8).
+const NO_ATTRIBUTES: &str = "1.1";
 
 /// Why a directory could not be asked.
 #[derive(Debug, Error)]
@@ -84,8 +91,22 @@ struct Entry {
 enum Said {
     Right(Entry),
     Wrong,
+    /// The password was not tried.
+    Barred(Problem),
     /// Nobody is called so, or several are.
     Nobody,
+    /// Nobody is called so, and whoever was before is there no more.
+    Gone,
+}
+
+/// What a directory is asked.
+struct Question {
+    settings: Arc<Ldap>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    attempt: Attempt,
+    password: Zeroizing<String>,
+    /// By which it knew whoever has sessions here under the name that was typed.
+    subjects: Vec<String>,
 }
 
 /// The directory of the settings, if there is one.
@@ -94,7 +115,7 @@ pub struct Directory {
     settings: Option<Arc<Ldap>>,
     tls: Option<Arc<rustls::ClientConfig>>,
     places: Arc<Semaphore>,
-    /// Keyed BLAKE3 of name and password, with the subject.
+    /// Keyed BLAKE3 of name, password and network, with the subject.
     right: Cache<[u8; 32], String>,
     key: [u8; 32],
 }
@@ -134,10 +155,11 @@ impl Directory {
     /// account here that is called so; one with a password of its own is none of the directory's.
     ///
     /// # Errors
-    /// Where the directory cannot be asked, or its entry cannot have an account here.
+    /// Where the directory cannot be asked, or its entry cannot have an account here; 403 where that
+    /// account is locked.
     pub(super) async fn check(
         &self,
-        attempt: &Attempt,
+        attempt: &mut Attempt,
         view: &View,
         user: Option<&User>,
         password: &Zeroizing<String>,
@@ -148,32 +170,43 @@ impl Directory {
         if own || password.is_empty() || name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Ok(None);
         }
-        let issuer = settings.issuer();
-        let key = self.key(name, password);
+        let (issuer, query) = (settings.issuer(), view.query());
+        let key = self.key(name, password, attempt.client);
         if let Some(subject) = self.right.get(&key).await
-            && let Some(user) = known(view.query(), &issuer, &subject)?
+            && let Some(user) = known(query, &issuer, &subject)?
         {
+            attempt.app.lockout.check_account(query, &user.name)?;
             return Ok(Some(user));
         }
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return Ok(None) };
         // Those before may have failed too often.
         attempt.is_let_in()?;
-        let asking = ask(settings.clone(), self.tls.clone(), name.to_owned(), password.clone());
+        let question = Question {
+            settings: settings.clone(),
+            tls: self.tls.clone(),
+            attempt: attempt.clone(),
+            password: password.clone(),
+            subjects: subjects(query, user, &issuer)?,
+        };
         // In a task of its own: what a server sends may be anything.
-        let said = tokio::spawn(asking).await.unwrap_or(Err(Failure::Senseless));
+        let said = tokio::spawn(question.ask()).await.unwrap_or(Err(Failure::Senseless));
         drop(place);
-        let entry = match said {
-            Ok(Said::Right(entry)) => entry,
-            Ok(Said::Wrong) => return Ok(None),
-            Ok(Said::Nobody) => {
-                self.end_sessions(&attempt.app, view, user, &issuer).await?;
+        let entry = match said.map_err(|failure| away(&failure))? {
+            Said::Right(entry) => entry,
+            Said::Wrong => {
+                attempt.counted = true;
                 return Ok(None);
             }
-            Err(failure) => return Err(away(&failure)),
+            Said::Barred(problem) => return Err(problem),
+            Said::Nobody => return Ok(None),
+            Said::Gone => {
+                end_sessions(&attempt.app, user).await?;
+                return Ok(None);
+            }
         };
         let app = &attempt.app;
         let (wanted, create) = (entry.account.as_str(), settings.create_accounts);
-        let user = account(app, view.query(), &issuer, &entry.subject, wanted, create).await?;
+        let user = account(app, query, &issuer, &entry.subject, wanted, create).await?;
         let groups: Vec<&str> = entry.groups.iter().map(String::as_str).collect();
         let places = mapped(&settings.groups).unwrap_or_default();
         let user = follow(app, user, &groups, &settings.admin_groups, places).await?;
@@ -181,32 +214,38 @@ impl Directory {
         Ok(Some(user))
     }
 
-    /// Who is gone from the directory has no sessions here any more.
-    async fn end_sessions(
-        &self,
-        app: &App,
-        view: &View,
-        user: Option<&User>,
-        issuer: &str,
-    ) -> Result<(), Problem> {
-        let Some(user) = user else { return Ok(()) };
-        let query = view.query();
-        let of_directory = query.identities_of(&user.name)?.iter().any(|one| one.issuer == issuer);
-        if !of_directory || query.sessions(&user.name)?.is_empty() {
-            return Ok(());
-        }
-        info!(user = user.name, "gone from the directory; the sessions end");
-        app.propose(Command::EndSessions { user: user.name.clone(), keep: None }).await?;
-        Ok(())
-    }
-
-    fn key(&self, name: &str, password: &str) -> [u8; 32] {
+    /// What was right for one network is asked about again for another: what is remembered while the
+    /// directory is away must tell nobody elsewhere that a guess is right.
+    fn key(&self, name: &str, password: &str, client: Option<IpAddr>) -> [u8; 32] {
+        let network = client.map(|client| Suspect::network(client).to_string());
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        for part in [name, password] {
+        for part in [name, password, network.as_deref().unwrap_or_default()] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         *hasher.finalize().as_bytes()
     }
+}
+
+/// By which the directory knows the user, where there are sessions that would end with it.
+fn subjects<R: Read>(
+    query: Query<'_, R>,
+    user: Option<&User>,
+    issuer: &str,
+) -> Result<Vec<String>, Problem> {
+    let Some(user) = user else { return Ok(Vec::new()) };
+    if query.sessions(&user.name)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let identities = query.identities_of(&user.name)?.into_iter();
+    Ok(identities.filter(|one| one.issuer == issuer).map(|one| one.subject).collect())
+}
+
+/// Who is gone from the directory has no sessions here any more.
+async fn end_sessions(app: &App, user: Option<&User>) -> Result<(), Problem> {
+    let Some(user) = user else { return Ok(()) };
+    info!(user = user.name, "gone from the directory; the sessions end");
+    app.propose(Command::EndSessions { user: user.name.clone(), keep: None }).await?;
+    Ok(())
 }
 
 fn known<R: Read>(
@@ -224,79 +263,151 @@ fn away(failure: &Failure) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "directory_away", text)
 }
 
-async fn ask(
-    settings: Arc<Ldap>,
-    tls: Option<Arc<rustls::ClientConfig>>,
-    name: String,
-    password: Zeroizing<String>,
-) -> Result<Said, Failure> {
-    let seconds = settings.timeout_seconds;
-    let asking = bind_as(&settings, tls, &name, &password);
-    let said = tokio::time::timeout(Duration::from_secs(seconds), asking).await;
-    said.unwrap_or(Err(Failure::Late(seconds)))
+impl Question {
+    async fn ask(self) -> Result<Said, Failure> {
+        let seconds = self.settings.timeout_seconds;
+        let said = tokio::time::timeout(Duration::from_secs(seconds), self.bound()).await;
+        said.unwrap_or(Err(Failure::Late(seconds)))
+    }
+
+    async fn bound(&self) -> Result<Said, Failure> {
+        let settings = &*self.settings;
+        let mut ldap = self.connected().await?;
+        let name = self.attempt.name.as_str();
+        let filter = fill(&settings.user_filter, name, "");
+        let wanted = [settings.account_attribute.as_str(), settings.subject_attribute.as_str()];
+        let wanted: Vec<&str> = wanted.into_iter().filter(|name| !name.is_empty()).collect();
+        let found = search(&mut ldap, &settings.user_base, &filter, &wanted, 2).await?;
+        let [entry] = found.as_slice() else {
+            if found.len() > 1 {
+                warn!(filter, "several entries of the directory fit one name; nobody is let in");
+                return Ok(Said::Nobody);
+            }
+            let gone = are_gone(&mut ldap, settings, &self.subjects).await?;
+            return Ok(if gone { Said::Gone } else { Said::Nobody });
+        };
+        // An entry without a name of its own would be bound anonymously.
+        if entry.dn.is_empty() {
+            return Err(Failure::Senseless);
+        }
+        let lacks = |name: &str| Failure::Lacks(name.to_owned());
+        let account = first(entry, &settings.account_attribute)
+            .ok_or_else(|| lacks(&settings.account_attribute))?;
+        let subject = match settings.subject_attribute.as_str() {
+            "" => entry.dn.to_lowercase(),
+            name => first(entry, name).ok_or_else(|| lacks(name))?,
+        };
+        let here = match self.admitted(&subject, &account) {
+            Ok(here) => here,
+            Err(problem) => return Ok(Said::Barred(problem)),
+        };
+        let mut groups = Vec::new();
+        if !settings.group_base.is_empty() {
+            let filter = fill(&settings.group_filter, name, &entry.dn);
+            let wanted = [settings.group_attribute.as_str()];
+            let found =
+                search(&mut ldap, &settings.group_base, &filter, &wanted, GROUPS_MAX).await?;
+            groups.extend(found.iter().filter_map(|entry| first(entry, &settings.group_attribute)));
+        }
+        let bound = ldap.simple_bind(&entry.dn, &self.password).await?;
+        // Here, where it counts whether or not its sender still waits for the answer.
+        if bound.rc != SUCCESS {
+            self.attempt.failed_for(&here);
+        }
+        // The other end may be gone already, and so is the connection then.
+        let _ = ldap.unbind().await;
+        Ok(if bound.rc == SUCCESS {
+            Said::Right(Entry { subject, account, groups })
+        } else {
+            Said::Wrong
+        })
+    }
+
+    /// Bound as who searches, where that is somebody.
+    async fn connected(&self) -> Result<ldap3::Ldap, Failure> {
+        let settings = &*self.settings;
+        let mut to = LdapConnSettings::new().set_starttls(settings.starttls);
+        if let Some(tls) = &self.tls {
+            to = to.set_config(Arc::clone(tls));
+        }
+        let (connection, mut ldap) = LdapConnAsync::with_settings(to, &settings.url).await?;
+        // It ends with `ldap`, of which it is the other end.
+        tokio::spawn(async move {
+            if let Err(error) = connection.drive().await {
+                warn!(%error, "a connection to the directory ended");
+            }
+        });
+        if !settings.bind_dn.is_empty() {
+            let secret = searchers_password(settings).await?;
+            let bound = ldap.simple_bind(&settings.bind_dn, &secret).await?;
+            if bound.rc != SUCCESS {
+                let doing = "binding as bind_dn";
+                return Err(Failure::Refused { doing, code: bound.rc, text: bound.text });
+            }
+        }
+        Ok(ldap)
+    }
+
+    /// What the account of an entry is called here, or would be, where a password may be tried for it.
+    fn admitted(&self, subject: &str, account: &str) -> Result<String, Problem> {
+        let app = &self.attempt.app;
+        let view = app.raft.local();
+        let name = match known(view.query(), &self.settings.issuer(), subject)? {
+            Some(user) => user.name,
+            None => called(account),
+        };
+        app.lockout.check_account(view.query(), &name)?;
+        Ok(name)
+    }
 }
 
-async fn bind_as(
+/// Whether nobody is there any more whom the directory knew by these.
+async fn are_gone(
+    ldap: &mut ldap3::Ldap,
     settings: &Ldap,
-    tls: Option<Arc<rustls::ClientConfig>>,
-    name: &str,
-    password: &str,
-) -> Result<Said, Failure> {
-    let mut to = LdapConnSettings::new().set_starttls(settings.starttls);
-    if let Some(tls) = tls {
-        to = to.set_config(tls);
-    }
-    let (connection, mut ldap) = LdapConnAsync::with_settings(to, &settings.url).await?;
-    // It ends with `ldap`, of which it is the other end.
-    tokio::spawn(async move {
-        if let Err(error) = connection.drive().await {
-            warn!(%error, "a connection to the directory ended");
-        }
-    });
-    if !settings.bind_dn.is_empty() {
-        let secret = searchers_password(settings).await?;
-        let bound = ldap.simple_bind(&settings.bind_dn, &secret).await?;
-        if bound.rc != SUCCESS {
-            let doing = "binding as bind_dn";
-            return Err(Failure::Refused { doing, code: bound.rc, text: bound.text });
+    subjects: &[String],
+) -> Result<bool, Failure> {
+    for subject in subjects {
+        if is_there(ldap, settings, subject).await? {
+            return Ok(false);
         }
     }
-    let filter = fill(&settings.user_filter, name, "");
-    let wanted = [settings.account_attribute.as_str(), settings.subject_attribute.as_str()];
-    let wanted: Vec<&str> = wanted.into_iter().filter(|name| !name.is_empty()).collect();
-    let found = search(&mut ldap, &settings.user_base, &filter, &wanted, 2).await?;
-    let [entry] = found.as_slice() else {
-        if found.len() > 1 {
-            warn!(filter, "several entries of the directory fit one name; nobody is let in");
+    Ok(!subjects.is_empty())
+}
+
+/// Whether somebody is there under whatever name, and is let in by the filter otherwise.
+async fn is_there(ldap: &mut ldap3::Ldap, settings: &Ldap, subject: &str) -> Result<bool, Failure> {
+    let anyone = settings.user_filter.replace(USER, "*");
+    let (base, scope, filter) = match settings.subject_attribute.as_str() {
+        "" => (subject, Scope::Base, anyone),
+        name => {
+            let filter = format!("(&{anyone}{})", by_subject(name, subject));
+            (settings.user_base.as_str(), Scope::Subtree, filter)
         }
-        return Ok(Said::Nobody);
     };
-    // An entry without a name of its own would be bound anonymously.
-    if entry.dn.is_empty() {
-        return Err(Failure::Senseless);
+    ldap.with_search_options(SearchOptions::new().sizelimit(1));
+    let answer = ldap.search(base, scope, &filter, vec![NO_ATTRIBUTES.to_owned()]).await?;
+    let ldap3::SearchResult(entries, end) = answer;
+    match end.rc {
+        SUCCESS | SIZE_LIMIT_EXCEEDED => {
+            Ok(entries.iter().any(|entry| !entry.is_ref() && !entry.is_intermediate()))
+        }
+        NO_SUCH_OBJECT if scope == Scope::Base => Ok(false),
+        code => Err(Failure::Refused { doing: "a search", code, text: end.text }),
     }
-    let lacks = |name: &str| Failure::Lacks(name.to_owned());
-    let account = first(entry, &settings.account_attribute)
-        .ok_or_else(|| lacks(&settings.account_attribute))?;
-    let subject = match settings.subject_attribute.as_str() {
-        "" => entry.dn.to_lowercase(),
-        name => first(entry, name).ok_or_else(|| lacks(name))?,
-    };
-    let mut groups = Vec::new();
-    if !settings.group_base.is_empty() {
-        let filter = fill(&settings.group_filter, name, &entry.dn);
-        let wanted = [settings.group_attribute.as_str()];
-        let found = search(&mut ldap, &settings.group_base, &filter, &wanted, GROUPS_MAX).await?;
-        groups.extend(found.iter().filter_map(|entry| first(entry, &settings.group_attribute)));
+}
+
+/// What finds the entry with that identifier, which may be written for bytes that are no text (see
+/// [`first`]).
+fn by_subject(attribute: &str, subject: &str) -> String {
+    let text = format!("({attribute}={})", ldap3::ldap_escape(subject));
+    let Ok(bytes) = hex::decode(subject) else { return text };
+    let mut escaped = String::new();
+    for byte in bytes {
+        // A text takes whatever is written to it.
+        let _ = write!(escaped, "\\{byte:02x}");
     }
-    let bound = ldap.simple_bind(&entry.dn, password).await?;
-    // The other end may be gone already, and so is the connection then.
-    let _ = ldap.unbind().await;
-    Ok(if bound.rc == SUCCESS {
-        Said::Right(Entry { subject, account, groups })
-    } else {
-        Said::Wrong
-    })
+    format!("(|{text}({attribute}={escaped}))")
 }
 
 async fn searchers_password(settings: &Ldap) -> Result<Zeroizing<String>, Failure> {
@@ -368,6 +479,14 @@ fn fill(filter: &str, user: &str, dn: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_identifier_is_looked_for_as_text_and_as_the_bytes_that_it_may_stand_for() {
+        let found = |subject| by_subject("objectGUID", subject);
+        assert_eq!(found("5c6a-7f"), "(objectGUID=5c6a-7f)");
+        assert_eq!(found("x)(uid=*"), "(objectGUID=x\\29\\28uid=\\2a)");
+        assert_eq!(found("00ff2a"), "(|(objectGUID=00ff2a)(objectGUID=\\00\\ff\\2a))");
+    }
 
     #[test]
     fn what_is_typed_stays_a_value_in_the_filter() {

@@ -77,6 +77,11 @@ fn scopes(claims: &Claims) -> BTreeSet<Scope> {
     permissions.iter().filter_map(scope).map(|(_, scope)| *scope).collect()
 }
 
+/// What an account is called that is made for who is called `wanted` elsewhere.
+pub fn called(wanted: &str) -> String {
+    wanted.split('@').next().unwrap_or_default().to_lowercase()
+}
+
 /// The account that the subject is here. One who comes for the first time gets one called
 /// `wanted`, where that is allowed and nobody has it.
 ///
@@ -103,8 +108,7 @@ pub async fn account<R: Read>(
             "nobody here is known by this issuer's subject; an administrator links accounts",
         ));
     }
-    let name = wanted.split('@').next().unwrap_or_default().to_lowercase();
-    let name: AccountName = name
+    let name: AccountName = called(wanted)
         .parse()
         .map_err(|_| unknown("the issuer's name for you is no name for an account here"))?;
     let row = User {

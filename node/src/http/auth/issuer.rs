@@ -3,13 +3,15 @@
 //! Invariants: only RS256 and ES256 are taken, each with a key of its own kind, so that neither
 //! `none` nor a public key used as a secret gets through; issuer, audience and end are always
 //! checked; keys are fetched at most once in [`REFETCH_INTERVAL`] for each issuer, however many
-//! tokens name a key that is not there; an issuer that is away leaves the keys that were known.
+//! tokens name a key that is not there, and for tokens only that say to be its; an issuer that is away
+//! leaves the keys that were known, and one that is slow holds up nobody whose key is among them.
 //! Non-goal: who somebody is here; see `foreign`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{
     AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse,
@@ -68,8 +70,19 @@ pub enum Rejected {
 
 #[derive(Debug, Default)]
 struct Kept {
-    keys: Option<(Arc<JwkSet>, Instant)>,
-    tried: Option<Instant>,
+    /// With the time at which they were fetched.
+    keys: Mutex<Option<(Arc<JwkSet>, Instant)>>,
+    /// When they were asked for last; held while they are.
+    tried: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl Kept {
+    /// Those that are no older.
+    fn known(&self, age_max: Duration) -> Option<Arc<JwkSet>> {
+        let keys = self.keys.lock();
+        let young = keys.as_ref().filter(|(_, fetched)| fetched.elapsed() < age_max);
+        young.map(|(set, _)| Arc::clone(set))
+    }
 }
 
 /// Who came back from a login.
@@ -87,7 +100,7 @@ pub struct Person {
 pub struct Issuers {
     http: reqwest::Client,
     refetch: Duration,
-    kept: Mutex<HashMap<Keys, Arc<tokio::sync::Mutex<Kept>>>>,
+    kept: Mutex<HashMap<Keys, Arc<Kept>>>,
     /// Of the issuers in the settings.
     described: Mutex<HashMap<String, (Description, Instant)>>,
 }
@@ -189,6 +202,12 @@ impl Issuers {
         if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
             return Err(Rejected::Invalid);
         }
+        // Nobody is asked for the keys of another one; what the token says is believed further below.
+        let said = insecure_decode_claims::<Map<String, Value>>(token);
+        let said = said.map_err(|_| Rejected::Invalid)?;
+        if said.get("iss").and_then(Value::as_str) != Some(issuer) {
+            return Err(Rejected::Invalid);
+        }
         let key = self.key(keys, header.kid.as_deref(), header.alg).await?;
         let mut validation = Validation::new(header.alg);
         validation.set_issuer(&[issuer]);
@@ -217,30 +236,37 @@ impl Issuers {
         algorithm: Algorithm,
     ) -> Result<DecodingKey, Rejected> {
         let kept = Arc::clone(self.kept.lock().entry(keys.clone()).or_default());
-        // Those who wait here all need the same answer.
-        let mut kept = kept.lock().await;
-        let is_fresh = |kept: &Kept| {
-            kept.keys.as_ref().is_some_and(|(_, fetched)| fetched.elapsed() < KEYS_TTL)
-        };
-        if is_fresh(&kept)
-            && let Some((set, _)) = &kept.keys
-            && let Some(key) = pick(set, kid, algorithm)
-        {
+        let known = |age_max| kept.known(age_max).and_then(|set| pick(&set, kid, algorithm));
+        if let Some(key) = known(KEYS_TTL) {
             return Ok(key);
         }
-        if kept.tried.is_none_or(|tried| tried.elapsed() >= self.refetch) {
-            kept.tried = Some(Instant::now());
+        let mut tried = match kept.tried.try_lock() {
+            Ok(tried) => tried,
+            // While somebody else asks, a key that is due to be asked for again does.
+            Err(_) => match known(KEYS_STALE_MAX) {
+                Some(key) => return Ok(key),
+                // Those who wait here all need the same answer.
+                None => kept.tried.lock().await,
+            },
+        };
+        if let Some(key) = known(KEYS_TTL) {
+            return Ok(key);
+        }
+        if tried.is_none_or(|tried| tried.elapsed() >= self.refetch) {
+            *tried = Some(Instant::now());
             match self.fetch(keys).await {
                 Ok(set) => {
                     info!(?keys, count = set.keys.len(), "an issuer's keys were fetched");
-                    kept.keys = Some((Arc::new(set), Instant::now()));
+                    *kept.keys.lock() = Some((Arc::new(set), Instant::now()));
                 }
                 Err(why) => warn!(?keys, why, "an issuer's keys cannot be fetched"),
             }
+            // Those who have waited do not ask again because it took so long.
+            *tried = Some(Instant::now());
         }
-        let known = kept.keys.as_ref().filter(|(_, at)| at.elapsed() < KEYS_STALE_MAX);
-        let (set, _) = known.ok_or(Rejected::Away)?;
-        pick(set, kid, algorithm).ok_or(Rejected::Invalid)
+        drop(tried);
+        let set = kept.known(KEYS_STALE_MAX).ok_or(Rejected::Away)?;
+        pick(&set, kid, algorithm).ok_or(Rejected::Invalid)
     }
 
     async fn fetch(&self, keys: &Keys) -> Result<JwkSet, String> {
@@ -387,12 +413,15 @@ mod tests {
         assert!(!found(None, Algorithm::ES256));
     }
 
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
     use axum::http::StatusCode;
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use serde_json::json;
+    use tokio::sync::Notify;
 
     fn signed(key: &EcdsaKeyPair, kid: &str, issuer: &str) -> String {
         let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -443,5 +472,52 @@ mod tests {
         let token = signed(&new, "new", "i");
         let unknown = issuers.verify(&nobody, "i", "us", &token).await;
         assert_eq!(unknown.map(drop), Err(Rejected::Away));
+    }
+
+    #[tokio::test]
+    async fn a_slow_issuer_holds_up_nobody_whose_key_is_known() {
+        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+        let (key, other) = (
+            EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(),
+            EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(),
+        );
+        // The first answer comes, further ones never do.
+        let (fetches, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (count, begins, known) = (Arc::clone(&fetches), Arc::clone(&begun), set(&key, "known"));
+        let answer = move || {
+            let (begins, known) = (Arc::clone(&begins), known.clone());
+            let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                if !is_first {
+                    begins.notify_one();
+                    std::future::pending::<()>().await;
+                }
+                axum::Json(known)
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let keys = Keys::At(format!("http://{}/jwks", listener.local_addr().unwrap()));
+        let router = axum::Router::new().route("/jwks", axum::routing::get(answer));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let issuers = Issuers { refetch: Duration::ZERO, ..Issuers::new().unwrap() };
+        let issuers = Arc::new(issuers);
+        let good = signed(&key, "known", "i");
+        assert!(issuers.verify(&keys, "i", "us", &good).await.is_ok());
+        // What says to be another one's is no reason to ask.
+        let foreign = signed(&other, "unknown", "somebody else");
+        let refused = issuers.verify(&keys, "i", "us", &foreign).await;
+        assert_eq!(refused.map(drop), Err(Rejected::Invalid));
+        assert_eq!(fetches.load(Ordering::Relaxed), 1);
+
+        let (asking, there) = (Arc::clone(&issuers), keys.clone());
+        let unknown = signed(&other, "unknown", "i");
+        let waits =
+            tokio::spawn(async move { asking.verify(&there, "i", "us", &unknown).await.map(drop) });
+        begun.notified().await;
+        let soon = Duration::from_secs(5);
+        let heard = tokio::time::timeout(soon, issuers.verify(&keys, "i", "us", &good)).await;
+        assert!(heard.unwrap().is_ok());
+        assert!(!waits.is_finished());
+        waits.abort();
     }
 }

@@ -23,10 +23,9 @@ mod verified;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::{Extensions, StatusCode, header, request};
+use axum::http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, header, request};
 use shoal_content::{NodeId, PeerId, Timestamp};
 use shoal_metadata::{
     Action, PersonalToken, Query, Read, Robot, RobotName, Scope, User, UserRole, What, Who,
@@ -40,7 +39,7 @@ use super::problem::Problem;
 use super::rates::Asking;
 use crate::state::App;
 use given::Given;
-use password::{Attempt, Checked};
+use password::{Attempt, Checked, crowded};
 
 pub use foreign::account as foreign_account;
 pub use groups::follow;
@@ -56,8 +55,8 @@ pub(crate) mod fuzzed {
     pub use super::token::holds;
 }
 
-/// When somebody may come again who found too many waiting.
-const CROWDED_RETRY: Duration = Duration::from_secs(1);
+/// What a browser says of the page that has it send a request (Fetch Metadata Request Headers).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The answer where a password is right and not enough.
 pub const CODE_NEEDED: &str = "second_factor_needed";
 /// What a personal token begins with.
@@ -177,7 +176,8 @@ pub async fn check_password(
 }
 
 /// Whether a person who is logged in has given the own password once more. A personal token is none:
-/// whoever has found one must not be able to become its owner.
+/// whoever has found one must not be able to become its owner. Nor is the password of somebody else,
+/// whom a directory calls so by now.
 ///
 /// # Errors
 /// As of [`first_factor`].
@@ -189,9 +189,9 @@ pub async fn own_password(
     password: Zeroizing<String>,
 ) -> Result<(), Problem> {
     match first_factor(app, view, client, name, password).await? {
-        Principal::User { token: None, .. } => Ok(()),
+        Principal::User { name: found, token: None, .. } if found == name => Ok(()),
         _ => Err(Problem {
-            message: "this needs the password; a token does not do".into(),
+            message: "this needs the account's own password; a token does not do".into(),
             ..Problem::unauthorized()
         }),
     }
@@ -237,9 +237,10 @@ pub async fn first_factor(
     let user = query.user(name)?;
     let stored = user.as_ref().map(|user| user.password_hash.clone());
     let source = app.services.audit.source().unwrap_or_default();
-    let attempt = Attempt { app: app.clone(), client, name: name.to_owned(), source };
-    let there = app.directory.check(&attempt, view, user.as_ref(), &password);
-    if let Some(User { name, role, .. }) = Box::pin(there).await? {
+    let (typed, counted) = (name.to_owned(), false);
+    let mut attempt = Attempt { app: app.clone(), client, name: typed, source, counted };
+    let there = app.directory.check(&mut attempt, view, user.as_ref(), &password);
+    if let Some(User { name, role, .. }) = barred(app, Box::pin(there).await)? {
         return Ok(Principal::User { name, role, token: None, session: None });
     }
     // Whoever the directory does not let in is wrong here, too, in the same time as others.
@@ -247,13 +248,7 @@ pub async fn first_factor(
         Checked::Right => true,
         Checked::Wrong => false,
         Checked::Barred(problem) => return barred(app, Err(problem)),
-        Checked::Crowded => {
-            let text = "too many passwords are being checked; try again in a moment";
-            return Err(Problem {
-                retry_after: Some(CROWDED_RETRY),
-                ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
-            });
-        }
+        Checked::Crowded => return Err(crowded()),
     };
     match user {
         Some(user) if right => {
@@ -410,6 +405,23 @@ fn robots_token(
     }
 }
 
+/// A browser adds a name and a password that were typed in once to whatever any page has it send.
+///
+/// # Errors
+/// 403 where it says that a page from elsewhere has it change something so.
+fn check_site(parts: &request::Parts) -> Result<(), Problem> {
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    match parts.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes) {
+        Some(b"cross-site" | b"same-site") => Err(Problem::forbidden(
+            "a page of another site may change nothing here by a name and a password, which a \
+             browser adds by itself; log in, and bring the token as Authorization: Bearer",
+        )),
+        _ => Ok(()),
+    }
+}
+
 async fn credentials(
     app: &App,
     view: &View,
@@ -422,7 +434,11 @@ async fn credentials(
         return Ok(Known::default());
     };
     let given = Given::parse(value.to_str().unwrap_or_default());
-    match given.ok_or_else(Problem::unauthorized)? {
+    let given = given.ok_or_else(Problem::unauthorized)?;
+    if matches!(given, Given::Basic { .. }) {
+        check_site(parts)?;
+    }
+    match given {
         Given::Basic { name, password } if token::is_ours(&password) => {
             robots_token(app, view, from, &name, &password)
         }

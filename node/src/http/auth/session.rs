@@ -22,6 +22,8 @@ use crate::state::App;
 
 /// Between the two steps of a login.
 pub const TICKET_TTL: Duration = Duration::from_secs(300);
+/// Of a session's id, before encoding.
+pub const SESSION_ID_BYTES: usize = 8;
 /// What somebody may type as a code, in bytes.
 const CODE_BYTES_MAX: usize = 64;
 
@@ -49,12 +51,18 @@ pub fn are_known(app: &App) -> bool {
     app.raft.local().query().level().is_ok_and(|level| level >= needed)
 }
 
+/// What a new session is called by.
+pub fn session_id() -> String {
+    hex::encode(rand::random::<[u8; SESSION_ID_BYTES]>())
+}
+
 /// Begins a session of the user's.
 ///
 /// # Errors
-/// Where it cannot be proposed.
+/// Where it cannot be proposed; 409 where the user has one of that id.
 pub async fn begin_session(
     app: &App,
+    id: String,
     user: &User,
     means: LoginMeans,
     client: Option<IpAddr>,
@@ -67,7 +75,7 @@ pub async fn begin_session(
         let settings = &app.config.sessions;
         let at = now();
         let row = Session {
-            id: hex::encode(rand::random::<[u8; 8]>()),
+            id,
             user: user.name.clone(),
             created_at: at,
             expires_at: at.plus_millis(settings.lifetime_seconds.saturating_mul(1000)),

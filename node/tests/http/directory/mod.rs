@@ -114,6 +114,21 @@ async fn people_log_in_with_their_passwords_and_groups_of_a_directory() -> Resul
     let renamed = session(&node, "alicia", "another").await?;
     let found: Value = read(me(&node, &renamed).await?).await?;
     ensure!(found["username"] == "alice", "another account for the same entry: {found}");
+    // Who types the name that an entry had ends nothing of whose it is.
+    expect(&login(&node, "alice", "a guess").await?, StatusCode::UNAUTHORIZED)?;
+    expect(&me(&node, &renamed).await?, StatusCode::OK)?;
+    // Nor is the password of somebody who has that name there now the one that is asked for here.
+    directory.add("carl", &people(), "carls secret")?;
+    session(&node, "carl", "carls secret").await?;
+    directory.change(&format!(
+        "dn: {}\nchangetype: modrdn\nnewrdn: uid=alice\ndeleteoldrdn: 1\n",
+        dn("carl")
+    ))?;
+    let carls = json!({ "current_password": "carls secret" });
+    let begun = node.http.post(format!("{}/api/v1/user/second-factor", node.url)).json(&carls);
+    let begun = begun.bearer_auth(&renamed).send().await?;
+    expect(&begun, StatusCode::UNAUTHORIZED)?;
+    directory.change(&format!("dn: {}\nchangetype: delete\n", dn("alice")))?;
     directory.change(&format!("dn: {}\nchangetype: delete\n", dn("alicia")))?;
     expect(&login(&node, "alicia", "another").await?, StatusCode::UNAUTHORIZED)?;
     expect(&login(&node, "alice", "another").await?, StatusCode::UNAUTHORIZED)?;
@@ -122,6 +137,25 @@ async fn people_log_in_with_their_passwords_and_groups_of_a_directory() -> Resul
     directory.add("alice", &people(), "of another alice")?;
     let other = problem(login(&node, "alice", "of another alice").await?, StatusCode::CONFLICT);
     ensure!(other.await?.code == "account_taken");
+
+    // Nobody leaves the directory for a password here, nor goes without the one there.
+    let bob = session(&node, "bob", "bobs: secret").await?;
+    let sent = |method: Method, path: &str, body: Value| {
+        let request = node.http.request(method, format!("{}/api/v1/{path}", node.url));
+        request.bearer_auth(&bob).json(&body).send()
+    };
+    let change = json!({ "current_password": "bobs: secret", "new_password": "another-horse-8" });
+    let refused = sent(Method::PUT, "user/password", change).await?;
+    ensure!(problem(refused, StatusCode::CONFLICT).await?.code == "password_elsewhere");
+    for (given, status) in [
+        (json!({}), StatusCode::UNAUTHORIZED),
+        (json!({ "current_password": "a guess" }), StatusCode::UNAUTHORIZED),
+        (json!({ "current_password": "bobs: secret" }), StatusCode::ACCEPTED),
+    ] {
+        expect(&sent(Method::POST, "user/deletion", given).await?, status)?;
+    }
+    let stays = sent(Method::DELETE, "user/deletion", json!({})).await?;
+    expect(&stays, StatusCode::NO_CONTENT)?;
 
     // Without the directory, those who have a password here go on.
     directory.stop();
@@ -181,6 +215,25 @@ async fn nobody_gets_in_past_the_directory() -> Result<()> {
     ensure!(last == StatusCode::FORBIDDEN, "not locked: {last}");
     let locked = login(&node, "alice", "alices secret").await?;
     ensure!(problem(locked, StatusCode::FORBIDDEN).await?.code == "locked");
+    // For the account, however its name is written.
+    directory.add("carol", &people(), "carols secret")?;
+    let written = |number: usize| -> String {
+        let letter = |(at, letter): (usize, char)| match number >> at & 1 {
+            1 => letter.to_ascii_uppercase(),
+            _ => letter,
+        };
+        "carol".chars().enumerate().map(letter).collect()
+    };
+    let mut statuses = Vec::new();
+    for number in 1..13 {
+        let answer = login(&node, &written(number), &format!("guess {number}")).await?;
+        statuses.push(answer.status().as_u16());
+    }
+    ensure!(statuses[..10] == [401; 10] && statuses[10..] == [403; 2], "{statuses:?}");
+    for name in ["carol", "CAROL"] {
+        let locked = login(&node, name, "carols secret").await?;
+        ensure!(problem(locked, StatusCode::FORBIDDEN).await?.code == "locked", "{name}");
+    }
     node.server.stop().await
 }
 

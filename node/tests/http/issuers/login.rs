@@ -151,6 +151,9 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
     expect(&me(&node, ticket).await?, StatusCode::UNAUTHORIZED)?;
     let session: Value = read(redeem(verifier).await?).await?;
     expect(&me(&node, session["token"].as_str().context("a token")?).await?, StatusCode::OK)?;
+    // It was spent with that.
+    let again = problem(redeem(verifier).await?, StatusCode::UNAUTHORIZED).await?;
+    ensure!(again.code == "oidc_failed", "{again:?}");
     node.server.stop().await
 }
 

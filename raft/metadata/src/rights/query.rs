@@ -1,6 +1,6 @@
 //! Questions about rights: who is a member of what, and who may act for whom.
 
-use shoal_content::{AccountName, ProjectName, RepositoryName};
+use shoal_content::{AccountName, ProjectName, RepositoryName, Timestamp};
 
 use super::{
     Grantee, Group, Organization, OrganizationRole, PersonalToken, Place, Project, Right, Robot,
@@ -144,6 +144,16 @@ impl<R: Read> Query<'_, R> {
             Some(Right::Organization(role)) => Ok(Some(role)),
             _ => Ok(None),
         }
+    }
+
+    /// Whether the account of that name was there already at `at`: a name may be given again, and
+    /// what was done under it before is not its new bearer's.
+    pub fn was_there(&self, name: &str, at: Timestamp) -> Result<bool, Fault> {
+        let since = match name.parse::<RobotName>() {
+            Ok(robot) => self.robot(&robot)?.map(|robot| robot.created_at),
+            Err(_) => self.user(name)?.map(|user| user.created_at),
+        };
+        Ok(since.is_some_and(|since| since <= at))
     }
 
     pub fn robot(&self, name: &RobotName) -> Result<Option<Robot>, Fault> {

@@ -71,9 +71,11 @@ pub fn own() -> Subject {
         notes: vec![
             put("/api/v1/user/password", "Changes the own password")
                 .about("Ends the other sessions.")
-                .refuses(400, "password_invalid"),
+                .refuses(400, "password_invalid")
+                .refuses(409, "password_elsewhere"),
             get("/api/v1/user/tokens", "Lists the own tokens"),
             post("/api/v1/user/tokens", "Makes a token; its text is shown this once")
+                .about("For who is logged in, or gives the password: a token makes none.")
                 .status(201)
                 .refuses(400, "name_invalid scope_invalid ttl_invalid")
                 .refuses(409, "exists"),

@@ -78,7 +78,7 @@ pub fn agents() -> Subject {
             get("/api/v1/agents", "Lists the agents"),
             post("/api/v1/agents/enrol", "Enrols an agent by a join token")
                 .refuses(400, "name_invalid role_invalid labels_invalid request_invalid")
-                .refuses(403, "join_token")
+                .refuses(403, "join_token locked")
                 .refuses(409, "agent_exists"),
             delete("/api/v1/agents/{agent}", "Removes an agent, by name or id")
                 .refuses(404, "agent_not_found not_found"),
@@ -115,7 +115,7 @@ pub fn cluster() -> Subject {
             get("/api/v1/cluster", "Shows the nodes and who leads"),
             post("/api/v1/cluster/join", "Takes a node in by a join token")
                 .refuses(400, "name_invalid address_invalid request_invalid")
-                .refuses(403, "join_token")
+                .refuses(403, "join_token locked")
                 .refuses(409, "node_exists node_too_old"),
             post("/api/v1/cluster/upgrade", "Raises the level to what every node knows")
                 .refuses(409, "node_too_old"),

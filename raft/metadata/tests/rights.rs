@@ -110,7 +110,7 @@ fn who(text: &str) -> Who {
 /// Rows: who; columns: the image `x` of `pub`, `org`, `priv`, `own`, and of no project.
 const REPOSITORIES: &str = "
     admin              PLUDMA PLUDMA PLUDMA PLUDMA PLUDMA
-    auditor            PLrrrA rLrrrA rLrrrA rLrrrA rLUrrA
+    auditor            PLrrrA rLrrrA rLrrrA rLrrrA rLrrrA
     owner              PLrrrr hhhhhh hhhhhh PLUDMA hhUhhh
     boss               PLUDMA PLUDMA PLUDMA hhhhhh hhUhhh
     member             PLrrrr PLrrrr hhhhhh hhhhhh hhUhhh

@@ -753,7 +753,7 @@ pub enum Refusal {
     LastOwner,
     #[error("such a right cannot be had there")]
     WrongRight,
-    #[error("the project came to be in the meantime, and is not yours")]
+    #[error("in the meantime the project came to be somebody else's, or your right to it ended")]
     NotYours,
     /// By the project's policy.
     #[error("{repository}:{name} is immutable by its project's policy, and so is what it names")]

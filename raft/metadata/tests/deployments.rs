@@ -137,6 +137,34 @@ fn a_pause_stops_all_and_what_was_said_before_it_counts_no_more() {
 }
 
 #[test]
+fn who_was_removed_while_it_was_in_line_takes_nobodys_place() {
+    let removed = HostState::Failed { reason: "the agent was removed".into() };
+    let mut world = with_agents(4);
+    world.accepts(order(1, &[1, 2, 3, 4], parallel(1)));
+    let first = told(&world, 4)[0];
+    let others: Vec<u8> = (1..=4).filter(|host| *host != first).collect();
+    for host in &others[..2] {
+        world.accepts(Command::RemoveAgent(peer(*host)));
+    }
+    world.accepts(report(first, 0, DONE));
+    assert_eq!(told(&world, 4), [others[2]]);
+    world.accepts(report(others[2], 0, DONE));
+    assert!(others[..2].iter().all(|host| state(&world, *host) == removed));
+
+    // While it was held up, too.
+    let mut world = with_agents(2);
+    world.accepts(order(1, &[1, 2], parallel(1)));
+    let pause = |paused| Command::PauseDeployment { id: deployment_id(1), paused };
+    world.accepts(pause(true));
+    for host in [1, 2] {
+        world.accepts(Command::RemoveAgent(peer(host)));
+    }
+    world.accepts(pause(false));
+    assert!([1, 2].iter().all(|host| state(&world, *host) == removed));
+    assert!(matches!(world.refuses(pause(true)), Refusal::DeploymentState(_)), "it is over");
+}
+
+#[test]
 fn a_retry_is_for_those_that_failed_and_are_there() {
     let mut world = with_agents(3);
     world.accepts(order(1, &[1, 2, 3], DeploymentPlan::default()));

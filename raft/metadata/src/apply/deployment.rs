@@ -16,7 +16,7 @@ use crate::command::{Event, Refusal, Response, Subject};
 use crate::deployment::{DeploymentOrder, DeploymentPlan};
 use crate::key;
 use crate::record::{Deployment, HostState};
-use crate::table::{Read, Table};
+use crate::table::{Fault, Read, Table};
 
 /// The most hosts of one order.
 const HOSTS_MAX: usize = 10_000;
@@ -29,6 +29,8 @@ impl<R: Read> Step<'_, R> {
         if self.query().deployment(id)?.is_some() {
             return Err(Refusal::Exists(Subject::Deployment).into());
         }
+/// Why a host failed that is a member no more.
+pub(super) const REMOVED: &str = "the agent was removed";
         if hosts.len() > HOSTS_MAX {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
@@ -58,7 +60,7 @@ impl<R: Read> Step<'_, R> {
             self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
         }
         self.rows.mark(Table::DeploymentTimes, key::deployment_time(self.at, id));
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_deployment(&deployment);
         Ok(Response::Done)
     }
@@ -94,18 +96,27 @@ impl<R: Read> Step<'_, R> {
         Ok((found.ok_or(Refusal::NotFound(Subject::Deployment))?, plan.unwrap_or_default()))
     }
 
-    /// Lets as many begin as may.
-    fn admit(&mut self, deployment: &mut Deployment, plan: &DeploymentPlan) {
+    /// Lets as many begin as may. Whose turn comes and who is a member no more has failed: nobody
+    /// would come back to give its place to the next one.
+    fn admit(&mut self, deployment: &mut Deployment, plan: &DeploymentPlan) -> Result<(), Fault> {
         if deployment.cancelled || plan.paused {
-            return;
+            return Ok(());
         }
         let at_work = deployment.hosts.values().filter(|state| state.is_at_work()).count();
-        let room = match plan.parallel {
+        let mut room = match plan.parallel {
             Some(most) => (most as usize).saturating_sub(at_work),
             None => usize::MAX,
         };
         let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
-        for (host, state) in queued.take(room) {
+        for (host, state) in queued {
+            if room == 0 {
+                break;
+            }
+            if !self.rows.has(Table::Agents, &key::peer(*host))? {
+                *state = HostState::Failed { reason: REMOVED.to_owned() };
+                continue;
+            }
+            room -= 1;
             *state = HostState::Waiting;
             let pending = key::pending(*host, deployment.id);
             match plan.attempt(*host) {
@@ -157,6 +168,7 @@ impl<R: Read> Step<'_, R> {
         state: HostState,
     ) -> Result<(), Stop> {
         let pending = key::pending(peer, deployment.id);
+        Ok(())
         if state.is_at_work() && !deployment.cancelled {
             if !self.rows.has(Table::PendingDeployments, &pending)? {
                 self.rows.mark(Table::PendingDeployments, pending);
@@ -168,7 +180,7 @@ impl<R: Read> Step<'_, R> {
         deployment.hosts.insert(peer, state);
         if ended && deployment.hosts.values().any(|state| *state == HostState::Queued) {
             let plan = self.query().deployment_plan(deployment.id)?.unwrap_or_default();
-            self.admit(&mut deployment, &plan);
+            self.admit(&mut deployment, &plan)?;
         }
         self.put_deployment(&deployment);
         Ok(())
@@ -205,7 +217,7 @@ impl<R: Read> Step<'_, R> {
             plan.attempt_again(*host);
             self.rows.remove(Table::PendingDeployments, key::pending(*host, id));
         }
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_plan(id, &plan);
         self.put_deployment(&deployment);
         Ok(Response::Done)
@@ -244,7 +256,7 @@ impl<R: Read> Step<'_, R> {
             self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(new, id));
         }
         plan.deadline = kept;
-        self.enlist(deployment, plan, again);
+        self.enlist(deployment, plan, again)?;
         Ok(Response::Done)
     }
 
@@ -267,7 +279,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
         if !hosts.is_empty() {
-            self.enlist(deployment, plan, hosts);
+            self.enlist(deployment, plan, hosts)?;
         }
         Ok(Response::Done)
     }
@@ -278,13 +290,13 @@ impl<R: Read> Step<'_, R> {
         mut deployment: Deployment,
         mut plan: DeploymentPlan,
         hosts: BTreeSet<PeerId>,
-    ) {
+    ) -> Result<(), Fault> {
         for host in hosts {
             if deployment.hosts.insert(host, HostState::Queued).is_some() {
                 plan.attempt_again(host);
             }
         }
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_plan(deployment.id, &plan);
         self.put_deployment(&deployment);
     }
@@ -323,3 +335,4 @@ fn check_under_way(deployment: &Deployment) -> Result<(), Stop> {
     }
     Ok(())
 }
+        Ok(())

@@ -165,6 +165,51 @@ fn who_was_removed_while_it_was_in_line_takes_nobodys_place() {
 }
 
 #[test]
+fn the_last_thousand_orders_stay_and_before_them_what_goes_on_or_a_policy_goes_by() {
+    let mut world = with_agents(1);
+    let late = DeploymentPlan { deadline: Some(at(1_000_000)), ..DeploymentPlan::default() };
+    world.accepts(order(1, &[1], late));
+    world.accepts(report(1, 0, DONE));
+    // Nobody has ended this one.
+    world.accepts(order(2, &[1], DeploymentPlan::default()));
+    world.accepts(Command::CreateWarmUp(warm_up("base", "vm")));
+    world.accepts(Command::RunWarmUp {
+        name: account("base"),
+        expected: None,
+        id: deployment_id(3),
+        digest: digest(20),
+        hosts: peers(&[1]),
+    });
+    world.accepts(order(4, &[1], DeploymentPlan::default()));
+    for number in [3, 4] {
+        world.accepts(Command::CancelDeployment { id: deployment_id(number) });
+    }
+    let over = world.query().deployment(deployment_id(4)).unwrap().unwrap();
+    let mut writes = Writes::new();
+    for number in 1_000..2_000u64 {
+        let (id, created_at) = (deployment_id(number), at(number));
+        let row = encode_row(&Deployment { id, created_at, ..over.clone() });
+        let id = id.as_uuid().as_bytes();
+        let time = [&(u64::MAX - number).to_be_bytes()[..], id].concat();
+        writes.insert((Table::Deployments, id.to_vec()), Some(row));
+        writes.insert((Table::DeploymentTimes, time), Some(Vec::new()));
+    }
+    world.rows.commit(writes);
+    world.now = 2_000;
+    world.accepts(order(5_000, &[1], DeploymentPlan::default()));
+    let there = |number| world.query().deployment(deployment_id(number)).unwrap().is_some();
+    for number in [2, 3, 1_001, 1_999, 5_000] {
+        assert!(there(number), "{number} is gone");
+    }
+    for number in [1, 4, 1_000] {
+        assert!(!there(number), "{number} stayed");
+    }
+    assert_eq!(world.query().deployments(5_000).unwrap().len(), 1_002);
+    assert_eq!(world.query().deployment_plan(deployment_id(1)).unwrap(), None);
+    assert_eq!(world.query().passed_deadlines(at(u64::MAX), 9).unwrap(), []);
+}
+
+#[test]
 fn a_retry_is_for_those_that_failed_and_are_there() {
     let mut world = with_agents(3);
     world.accepts(order(1, &[1, 2, 3], DeploymentPlan::default()));

@@ -245,8 +245,8 @@ fn a_manifest_is_taken_with_all_it_refers_to_or_not_at_all() {
     index.references.insert(Reference::Manifest { digest: digest(10), size: 4 });
     index.subject = Some(digest(10));
     world.accepts(put(index));
-    let referrers = world.query().referrers(image_id(1), &digest(10)).unwrap();
-    assert_eq!(referrers.len(), 1);
+    let referrers = world.query().referrers_after(image_id(1), &digest(10), None, 9).unwrap();
+    assert_eq!(referrers, [digest(11)]);
     let image = world.query().image(image_id(1)).unwrap().unwrap();
     assert_eq!((image.latest, image.next_sequence), (Some(digest(11)), 3));
     let versions = world.query().versions(image_id(1)).unwrap();

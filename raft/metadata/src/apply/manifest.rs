@@ -236,14 +236,13 @@ impl<R: Read> Step<'_, R> {
 
     /// After versions were dropped: the image's row says what is the latest of those that are left.
     pub(super) fn end_removal(&mut self, mut image: Image) -> Result<(), Fault> {
-        let latest = match &image.latest {
-            Some(latest) => self.query().version(image.id, latest)?,
-            None => None,
+        let is_there = match &image.latest {
+            Some(latest) => self.rows.has(Table::Versions, &key::image_digest(image.id, latest))?,
+            None => false,
         };
-        if latest.is_none() && image.kind == ImageKind::Disk && self.keeps_catalog()? {
-            let left = self.query().versions(image.id)?;
-            image.latest = latest_of(&left).map(|version| version.digest.clone());
-        } else if latest.is_none() {
+        if !is_there && image.kind == ImageKind::Disk && self.keeps_catalog()? {
+            image.latest = latest_of(self.query(), image.id)?;
+        } else if !is_there {
             let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
             image.latest = match newest.first() {
                 Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,

@@ -261,6 +261,20 @@ fn a_manifest_is_taken_with_all_it_refers_to_or_not_at_all() {
 }
 
 #[test]
+fn long_annotations_stay_in_the_manifest_alone() {
+    let mut world = World::founded();
+    for (manifest, bytes, kept) in
+        [(10, ANNOTATIONS_KEPT_BYTES_MAX, 1), (11, ANNOTATIONS_KEPT_BYTES_MAX + 1, 0)]
+    {
+        let annotations = [("k".to_owned(), "v".repeat(bytes - 1))].into();
+        let put = PutManifest { annotations, ..container("a", 1, manifest, &[]) };
+        world.accepts(Command::PutManifest(put));
+        let version = world.query().version(image_id(1), &digest(manifest)).unwrap().unwrap();
+        assert_eq!(version.annotations.len(), kept, "{bytes} bytes");
+    }
+}
+
+#[test]
 fn tags_move_and_come_in_pages() {
     let mut world = World::founded();
     world.accepts(Command::PutManifest(container("a", 1, 10, &[])));

@@ -3,12 +3,16 @@
 //! Invariant: a version and its indexes (id, sequence, number, subject, tags) come and go in one
 //! command, and so do its holds on blobs (a container's) and objects (a disk's).
 
+use std::collections::BTreeMap;
+
 use shoal_content::{Digest, ImageId, ProjectName, RepositoryName};
 
 use super::image::Place;
 use super::{Step, Stop};
 use crate::catalog::latest_of;
-use crate::command::{Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject};
+use crate::command::{
+    ANNOTATIONS_KEPT_BYTES_MAX, Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
+};
 use crate::key;
 use crate::quota::Content;
 use crate::record::{DiskUploadState, Image, ImageKind, Reference, Upload, UploadPurpose, Version};
@@ -159,7 +163,7 @@ impl<R: Read> Step<'_, R> {
             digest: put.digest,
             media_type: put.media_type,
             artifact_type: put.artifact_type,
-            annotations: put.annotations,
+            annotations: kept(put.annotations),
             subject: put.subject,
             references: put.references,
             disk: put.disk,
@@ -301,6 +305,12 @@ impl<R: Read> Step<'_, R> {
         }
         self.await_no_more(image, digest)
     }
+}
+
+/// Of a manifest's annotations, what its version's row has.
+fn kept(annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > ANNOTATIONS_KEPT_BYTES_MAX { BTreeMap::new() } else { annotations }
 }
 
 /// What a quota of single images goes by. What an index lists was looked at when it was pushed.

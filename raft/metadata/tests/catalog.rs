@@ -109,6 +109,35 @@ fn a_rollback_moves_the_tag_and_what_is_latest_in_one_step() {
 }
 
 #[test]
+fn a_disk_is_published_only_while_who_uploaded_it_may_push() {
+    let mut world = with_disk();
+    let (ci, alice) = ("robot$zedge+ci", Grantee::User(account("alice")));
+    world.accepts(Command::CreateUser(user("alice", UserRole::User)));
+    world.accepts(Command::PutRobot(robot(ci, &[Scope::Write])));
+    let by = |owner: &str, manifest, number| match publish_disk("zedge/vm", 1, manifest, number) {
+        Command::PublishDisk { put, compressed_bytes } => {
+            let put = PutManifest { owner: owner.into(), ..put };
+            Command::PublishDisk { put, compressed_bytes }
+        }
+        other => other,
+    };
+    assert_eq!(world.refuses(by("alice", 20, "1.0.0")), Refusal::NotYours);
+    let place = Place::Project("zedge".parse().unwrap());
+    let right = Right::Project(ProjectRole::Developer);
+    world.accepts(Command::PutRight { place: place.clone(), grantee: alice.clone(), right });
+    world.accepts(by("alice", 20, "1.0.0"));
+    world.accepts(by(ci, 21, "1.0.1"));
+    world.accepts(Command::RemoveRight { place, grantee: alice });
+    assert_eq!(world.refuses(by("alice", 22, "1.0.2")), Refusal::NotYours);
+    world.accepts(Command::RemoveUser { name: "alice".into() });
+    world.accepts(Command::RemoveRobot(ci.parse().unwrap()));
+    for owner in ["alice", ci] {
+        assert_eq!(world.refuses(by(owner, 22, "1.0.2")), Refusal::NotYours);
+    }
+    assert_eq!(latest(&world), "1.0.1");
+}
+
+#[test]
 fn a_version_that_an_instance_runs_stays_and_the_refusal_names_it() {
     let mut world = with_disk();
     for (manifest, number) in [(20, "1.0.0"), (21, "1.0.1")] {

@@ -98,6 +98,8 @@ impl<R: Read> Step<'_, R> {
         };
         let before = self.query().image_by_name(&put.repository)?.and_then(|image| image.latest);
         let becomes_latest = put.tags.iter().any(|tag| tag.as_str() == LATEST)
+        // Whoever began the upload had the right then; reading the disk may have taken hours.
+        self.check_pusher(&put.repository, &put.owner)?;
             || match &before {
                 Some(latest) => {
                     let image = self.image_named(&put.repository)?;

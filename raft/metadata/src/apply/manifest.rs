@@ -9,7 +9,6 @@ use shoal_content::{Digest, ImageId, ProjectName, RepositoryName};
 
 use super::image::Place;
 use super::{Step, Stop};
-use crate::catalog::latest_of;
 use crate::command::{
     ANNOTATIONS_KEPT_BYTES_MAX, Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
 };
@@ -245,7 +244,7 @@ impl<R: Read> Step<'_, R> {
             None => false,
         };
         if !is_there && image.kind == ImageKind::Disk && self.keeps_catalog()? {
-            image.latest = latest_of(self.query(), image.id)?;
+            self.choose_latest(&mut image)?;
         } else if !is_there {
             let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
             image.latest = match newest.first() {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use shoal_content::{ImageId, NodeId, Timestamp};
-use shoal_metadata::{COMMAND_VERSION, Command, ImageKind, ImageProfile};
+use shoal_metadata::{COMMAND_VERSION, Command, ImageKind, ImageProfile, Secret, User, UserRole};
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role, peer_of};
 use shoal_raft::{Config, Raft, Transport};
 use tokio::net::TcpListener;
@@ -71,6 +71,13 @@ pub async fn run(member: Member) -> Result<()> {
         }
         // As a cluster's nodes do once all of them run the same program.
         raft.propose(now()?, Command::RaiseLevel { to: COMMAND_VERSION }).await?;
+        let bench = User {
+            name: "bench".to_owned(),
+            password_hash: Secret(Vec::new()),
+            role: UserRole::Admin,
+            created_at: now()?,
+        };
+        raft.propose(now()?, Command::PutUser(bench)).await?;
     }
     let listener = TcpListener::bind(member.front).await.context("the front")?;
     let put = move |key, value| {

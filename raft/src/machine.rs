@@ -286,6 +286,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::harness::put_admin;
     use crate::proposal::Entry;
 
     type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
@@ -321,6 +322,7 @@ mod tests {
         let exists = Applied::Answer(Err(Refusal::Exists(Subject::Image)));
         {
             let store = Store::open(folder.path()).unwrap();
+            apply_entries(&store, vec![proposed(0, 9, &put_admin())], COMMAND_VERSION).unwrap();
             // Twice in one batch, and a third that only looks the same.
             let batch = vec![
                 proposed(1, 10, &create()),
@@ -409,7 +411,7 @@ mod tests {
     fn busy_commands() -> Vec<Command> {
         let repository = |number: u128| format!("library/image-{number}").parse().unwrap();
         let digest = |number: u128| Digest::sha256([number as u8; 32]);
-        let mut commands = Vec::new();
+        let mut commands = vec![put_admin()];
         for number in 0..60u128 {
             let (image, blob) = (number % 7, number % 11);
             let uuid = format!("{:032x}", number + 1);

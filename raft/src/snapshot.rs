@@ -109,7 +109,7 @@ mod tests {
     use shoal_metadata::Table;
 
     use super::*;
-    use crate::harness::{Authority, Home, Member, create_image, eventually};
+    use crate::harness::{Authority, Home, Member, create_image, eventually, put_admin};
     use crate::proposal::{LogId, Vote};
     use crate::restore::Restoring;
     use crate::store::{decode, encode};
@@ -158,6 +158,7 @@ mod tests {
         let first = sizeable(&mut home, &authority);
         assert_eq!(contents(&first.read()).0, ROWS);
         assert!(first.raft.status().last_applied >= Some(7000));
+        first.propose(put_admin()).unwrap();
 
         let stop = Arc::new(AtomicBool::new(false));
         let (raft, stopped) = (first.raft.clone(), stop.clone());
@@ -296,6 +297,7 @@ mod tests {
         assert_eq!(second.raft.local().query().image_count().unwrap(), 0);
         assert!(!second.raft.is_initialized());
 
+        first.propose(put_admin()).unwrap();
         first.propose(create_image(1)).unwrap();
         first.add(&second);
         assert!(second.metric("shoal_raft_snapshot_files_resumed_total") >= 1.0);

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use prometheus_client::registry::Registry;
 use shoal_benches::report::{Report, Run, measure};
 use shoal_content::{ClusterId, ImageId, NodeId, Timestamp};
-use shoal_metadata::{Command, ImageKind, ImageProfile, Table};
+use shoal_metadata::{Command, ImageKind, ImageProfile, Secret, Table, User, UserRole};
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role, peer_of};
 use shoal_raft::{Config, Raft, Restoring, Transport};
 
@@ -83,6 +83,13 @@ async fn write(arguments: &Arguments, snapshot_after: u64) -> Result<(Run, u64)>
     let raft = Raft::start(config, endpoint, &mut registry).await?;
     // The first read waits until it leads.
     raft.read().await?;
+    let admin = User {
+        name: "admin".to_owned(),
+        password_hash: Secret(Vec::new()),
+        role: UserRole::Admin,
+        created_at: Timestamp::from_millis(0),
+    };
+    raft.propose(Timestamp::from_millis(0), Command::PutUser(admin)).await.context("a user")?;
     let (run, ()) = measure(async || {
         let writes = (0..arguments.writes).map(|number| {
             let raft = raft.clone();

@@ -17,6 +17,9 @@ use thiserror::Error;
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The most references of one manifest.
 pub const REFERENCES_MAX: usize = 16 * 1024;
+/// The longest artifact type, in bytes. A media type has at most 255 (RFC 6838, 4.2), and what is
+/// said behind it.
+const ARTIFACT_TYPE_BYTES_MAX: usize = 1024;
 
 /// The media types of manifests.
 pub mod media_type {
@@ -90,6 +93,8 @@ pub enum ManifestError {
     Digest { text: String, error: DigestError },
     #[error("the manifest has more than {REFERENCES_MAX} references")]
     TooManyReferences,
+    #[error("the artifact type is longer than {ARTIFACT_TYPE_BYTES_MAX} bytes")]
+    ArtifactType,
 }
 
 /// The fields that matter, of both kinds. A field that stands twice is refused.
@@ -185,11 +190,15 @@ pub fn parse_manifest(header: Option<&str>, bytes: &[u8]) -> Result<ParsedManife
     }
     let config_type = document.config.and_then(|config| config.media_type);
     let said = |text: &String| !text.is_empty();
+    let artifact_type = document.artifact_type.filter(said).or(match kind {
+        ManifestKind::Image => config_type,
+        ManifestKind::Index => None,
+    });
+    if artifact_type.as_ref().is_some_and(|text| text.len() > ARTIFACT_TYPE_BYTES_MAX) {
+        return Err(ManifestError::ArtifactType);
+    }
     Ok(ParsedManifest {
-        artifact_type: document.artifact_type.filter(said).or(match kind {
-            ManifestKind::Image => config_type,
-            ManifestKind::Index => None,
-        }),
+        artifact_type,
         annotations: document.annotations.unwrap_or_default(),
         media_type,
         kind,

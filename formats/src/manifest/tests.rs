@@ -152,6 +152,11 @@ fn size_and_count_are_bounded() {
         .collect();
     let many = json!({"schemaVersion": 2, "manifests": children});
     assert_eq!(parse(&many), Err(ManifestError::TooManyReferences));
+    let mut wordy = image();
+    wordy["artifactType"] = json!("x".repeat(ARTIFACT_TYPE_BYTES_MAX));
+    assert!(parse(&wordy).is_ok());
+    wordy["artifactType"] = json!("x".repeat(ARTIFACT_TYPE_BYTES_MAX + 1));
+    assert_eq!(parse(&wordy), Err(ManifestError::ArtifactType));
 }
 
 proptest! {

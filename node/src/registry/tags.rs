@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
-use shoal_formats::media_type;
-use shoal_metadata::{Fault, Query, Read, Version, Visible};
+use shoal_formats::{media_type, parse_manifest};
+use shoal_metadata::{ANNOTATIONS_KEPT_BYTES_MAX, Fault, Query, Read, Version, Visible};
 
 use super::answers::{Catalogue, ReferrersIndex, TagList};
 use super::{Answer, Asked, RegistryError, image, text_header};
@@ -151,9 +151,10 @@ fn some_referrers<R: Read>(
                 return Ok(Referrers { manifests, last: after });
             }
             let missing = Fault::Contradiction("a referrer is not there");
-            let version = query.version(image, &digest)?.ok_or(missing)?;
+            let mut version = query.version(image, &digest)?.ok_or(missing)?;
             read += version.manifest_bytes;
             if filter.is_none() || version.artifact_type.as_ref() == filter {
+                complete(query, &mut version)?;
                 let descriptor = descriptor(&version);
                 bytes += descriptor.to_string().len();
                 // The next page begins with it, unless it is too long for any.
@@ -172,6 +173,18 @@ fn some_referrers<R: Read>(
             return Ok(Referrers { manifests, last: after });
         }
     }
+}
+
+/// Gives a version the annotations that are too long for its row, and stand in its manifest alone.
+fn complete<R: Read>(query: Query<'_, R>, version: &mut Version) -> Result<(), Fault> {
+    if version.annotations.is_empty()
+        && version.manifest_bytes > ANNOTATIONS_KEPT_BYTES_MAX as u64
+        && let Some(bytes) = query.manifest(version.image, &version.digest)?
+        && let Ok(parsed) = parse_manifest(Some(&version.media_type), &bytes)
+    {
+        version.annotations = parsed.annotations;
+    }
+    Ok(())
 }
 
 fn descriptor(version: &Version) -> Value {

@@ -447,6 +447,9 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     let role = json!({ "role": "auditor" });
     let _erin: Value = node.call(Method::PATCH, "users/erin", &role).await?;
     ensure!(erin.tries("shop/app").await? == [403, 200, 403, 403]);
+    expect(&erin.pushes("erins/app", "hers").await?, StatusCode::FORBIDDEN)?;
+    let image = erin.api(Method::POST, "images").json(&json!({ "name": "erins/vm" }));
+    expect(&image.send().await?, StatusCode::FORBIDDEN)?;
     expect(&erin.api(Method::GET, "users").send().await?, StatusCode::OK)?;
     expect(&erin.api(Method::DELETE, "users/dave").send().await?, StatusCode::FORBIDDEN)?;
 

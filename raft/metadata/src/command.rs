@@ -47,6 +47,10 @@ pub const FIRST_LEVEL: u8 = 1;
 /// The longest manifest, in bytes (notes: at least 4 MiB must be accepted).
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// The longest annotations that a version's row has, in bytes of keys and values. Longer ones are
+/// in the manifest alone, so that no row is as long as that.
+pub const ANNOTATIONS_KEPT_BYTES_MAX: usize = 64 * 1024;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// The first command of a cluster's life; refused ever after.
@@ -753,7 +757,7 @@ pub enum Refusal {
     LastOwner,
     #[error("such a right cannot be had there")]
     WrongRight,
-    #[error("the project came to be in the meantime, and is not yours")]
+    #[error("in the meantime the project came to be somebody else's, or your right to it ended")]
     NotYours,
     /// By the project's policy.
     #[error("{repository}:{name} is immutable by its project's policy, and so is what it names")]

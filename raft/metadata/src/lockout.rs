@@ -24,7 +24,8 @@ use crate::transaction::{decoded, row};
 
 /// Rows of failures; with one more, those that end first go.
 pub const SUSPICIONS_MAX: u64 = 100_000;
-/// Blocks; beyond, no further ones are made until some end.
+/// Blocks; of one more, the one that ends first goes, which may be that itself. Those without an
+/// end stay.
 pub const BLOCKS_MAX: u64 = 100_000;
 /// Different failures of one command.
 pub const FAILURES_MAX: usize = 10_000;

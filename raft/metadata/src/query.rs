@@ -238,11 +238,6 @@ impl<'a, R: Read> Query<'a, R> {
         digests.iter().rev().map(|digest| self.present(image, digest)).collect()
     }
 
-    /// The versions that were pushed last, at most `limit`.
-    pub fn versions_up_to(&self, image: ImageId, limit: usize) -> Result<Vec<Version>, Fault> {
-        self.versions_before(image, None, limit)
-    }
-
     /// A page of an image's versions, the newest first, of those before the sequence `before`.
     pub fn versions_before(
         &self,
@@ -258,13 +253,23 @@ impl<'a, R: Read> Query<'a, R> {
         rows.iter().map(|(_, bytes)| self.present(image, &digest(bytes)?)).collect()
     }
 
-    /// The versions whose subject is `subject`, by digest.
-    pub fn referrers(&self, image: ImageId, subject: &Digest) -> Result<Vec<Version>, Fault> {
-        let prefix = key::image_digest(image, subject);
-        let rows = self.rows(Table::Referrers, &prefix)?;
-        rows.iter()
-            .map(|(key, _)| self.present(image, &key::read_digest(key, prefix.len())?))
-            .collect()
+    /// Looks at an image's versions, the newest first, until `look` finds something. One is held at
+    /// a time: a row may be megabytes long, and an image may have any number of them.
+    pub(crate) fn find_version<T>(
+        &self,
+        image: ImageId,
+        mut look: impl FnMut(Version) -> Result<Option<T>, Fault>,
+    ) -> Result<Option<T>, Fault> {
+        let mut pages = Pages::of(Table::VersionSequences, &key::image(image));
+        while let Some(page) = pages.next_page(self.read)? {
+            for (_, bytes) in page {
+                let digest: Digest = decoded(Table::VersionSequences, &bytes)?;
+                if let Some(found) = look(self.present(image, &digest)?)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// A version whose file has this digest.
@@ -277,7 +282,7 @@ impl<'a, R: Read> Query<'a, R> {
         }
     }
 
-    /// A page of their digests, of those after `after`.
+    /// A page of the digests of the versions whose subject is `subject`, of those after `after`.
     pub fn referrers_after(
         &self,
         image: ImageId,
@@ -524,6 +529,29 @@ pub(crate) fn all_rows(read: &impl Read, table: Table, prefix: &[u8]) -> Result<
         if last {
             return Ok(rows);
         }
+    }
+}
+
+/// The rows under a prefix, page by page. Whoever changes rows in between loses none by it, and
+/// what was removed is not read past again.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    table: Table,
+    prefix: Vec<u8>,
+    from: Vec<u8>,
+}
+
+impl Pages {
+    pub fn of(table: Table, prefix: &[u8]) -> Self {
+        Self { table, prefix: prefix.to_vec(), from: prefix.to_vec() }
+    }
+
+    /// `None` at the end.
+    pub fn next_page(&mut self, read: &impl Read) -> Result<Option<Rows>, Fault> {
+        let page = read.scan(self.table, &self.from, &self.prefix, SCAN_ROWS)?;
+        let Some((last, _)) = page.last() else { return Ok(None) };
+        self.from = key::after(last.clone());
+        Ok(Some(page))
     }
 }
 

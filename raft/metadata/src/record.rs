@@ -179,6 +179,7 @@ pub struct Version {
     pub digest: Digest,
     pub media_type: String,
     pub artifact_type: Option<String>,
+    /// None of them, where they are longer than [`crate::ANNOTATIONS_KEPT_BYTES_MAX`].
     pub annotations: BTreeMap<String, String>,
     /// The manifest that this one is about (OCI `subject`); it need not exist.
     pub subject: Option<Digest>,

@@ -106,8 +106,90 @@ fn a_rollback_moves_the_tag_and_what_is_latest_in_one_step() {
     assert!(matches!(world.refuses(back("stable", 20)), Refusal::Immutable { .. }));
     // Once the latest is removed, the highest number is.
     world.accepts(Command::DeleteManifest { repository: name("zedge/vm"), digest: digest(22) });
-    let image = world.query().image(image_id(1)).unwrap().unwrap();
-    assert_eq!(image.latest, Some(digest(21)));
+    assert_eq!(latest(&world), "1.0.1");
+}
+
+#[test]
+fn the_latest_version_has_its_tag_again_after_either_went() {
+    let mut world = with_disk();
+    let numbers = ["1.0.0", "2.0.0", "nightly", "1.5.0", "1.4.0"];
+    for (at, number) in numbers.into_iter().enumerate() {
+        world.accepts(publish_disk("zedge/vm", 1, 20 + at as u8, number));
+    }
+    assert_eq!(latest(&world), "1.5.0");
+    let repository = || name("zedge/vm");
+    let delete =
+        |manifest| Command::DeleteManifest { repository: repository(), digest: digest(manifest) };
+    for (manifest, left) in [(23, "1.4.0"), (24, "nightly"), (22, "2.0.0")] {
+        world.accepts(delete(manifest));
+        assert_eq!(latest(&world), left);
+    }
+    // Deleted by hand, the tag is away until something is published, be it an older number.
+    let untag = || Command::DeleteTag { repository: repository(), tag: tag("latest") };
+    let image = |world: &World| world.query().image(image_id(1)).unwrap().unwrap();
+    let named = |world: &World| world.query().tag(image_id(1), &tag("latest")).unwrap();
+    world.accepts(untag());
+    assert_eq!((image(&world).latest, named(&world)), (Some(digest(21)), None));
+    world.accepts(publish_disk("zedge/vm", 1, 30, "1.0.1"));
+    assert_eq!(latest(&world), "2.0.0");
+    // Or until the version goes that had it.
+    world.accepts(untag());
+    world.accepts(delete(21));
+    assert_eq!(latest(&world), "1.0.1");
+    for manifest in [30, 20] {
+        world.accepts(delete(manifest));
+    }
+    assert_eq!((image(&world).latest, named(&world)), (None, None));
+    check(&world);
+}
+
+#[test]
+fn a_latest_that_is_immutable_stays_and_disks_are_published_all_the_same() {
+    let mut world = with_disk();
+    let immutable = vec![selection("**", "latest")];
+    world.accepts(set_policy("zedge", PolicyRules { immutable, ..PolicyRules::default() }));
+    for (manifest, number) in [(20, "1.0.0"), (21, "1.0.1")] {
+        world.accepts(publish_disk("zedge/vm", 1, manifest, number));
+        assert_eq!(latest(&world), "1.0.0");
+    }
+    // Who asks for the tag is told.
+    let Command::PublishDisk { mut put, compressed_bytes } =
+        publish_disk("zedge/vm", 1, 22, "1.0.2")
+    else {
+        unreachable!()
+    };
+    put.tags = vec![tag("latest")];
+    let refused = world.refuses(Command::PublishDisk { put, compressed_bytes });
+    assert!(matches!(refused, Refusal::Immutable { .. }), "{refused}");
+}
+
+#[test]
+fn a_disk_is_published_only_while_who_uploaded_it_may_push() {
+    let mut world = with_disk();
+    let (ci, alice) = ("robot$zedge+ci", Grantee::User(account("alice")));
+    world.accepts(Command::CreateUser(user("alice", UserRole::User)));
+    world.accepts(Command::PutRobot(robot(ci, &[Scope::Write])));
+    let by = |owner: &str, manifest, number| match publish_disk("zedge/vm", 1, manifest, number) {
+        Command::PublishDisk { put, compressed_bytes } => {
+            let put = PutManifest { owner: owner.into(), ..put };
+            Command::PublishDisk { put, compressed_bytes }
+        }
+        other => other,
+    };
+    assert_eq!(world.refuses(by("alice", 20, "1.0.0")), Refusal::NotYours);
+    let place = Place::Project("zedge".parse().unwrap());
+    let right = Right::Project(ProjectRole::Developer);
+    world.accepts(Command::PutRight { place: place.clone(), grantee: alice.clone(), right });
+    world.accepts(by("alice", 20, "1.0.0"));
+    world.accepts(by(ci, 21, "1.0.1"));
+    world.accepts(Command::RemoveRight { place, grantee: alice });
+    assert_eq!(world.refuses(by("alice", 22, "1.0.2")), Refusal::NotYours);
+    world.accepts(Command::RemoveUser { name: "alice".into() });
+    world.accepts(Command::RemoveRobot(ci.parse().unwrap()));
+    for owner in ["alice", ci] {
+        assert_eq!(world.refuses(by(owner, 22, "1.0.2")), Refusal::NotYours);
+    }
+    assert_eq!(latest(&world), "1.0.1");
 }
 
 /// A disk of that number, with these tags.

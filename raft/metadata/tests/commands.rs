@@ -245,8 +245,8 @@ fn a_manifest_is_taken_with_all_it_refers_to_or_not_at_all() {
     index.references.insert(Reference::Manifest { digest: digest(10), size: 4 });
     index.subject = Some(digest(10));
     world.accepts(put(index));
-    let referrers = world.query().referrers(image_id(1), &digest(10)).unwrap();
-    assert_eq!(referrers.len(), 1);
+    let referrers = world.query().referrers_after(image_id(1), &digest(10), None, 9).unwrap();
+    assert_eq!(referrers, [digest(11)]);
     let image = world.query().image(image_id(1)).unwrap().unwrap();
     assert_eq!((image.latest, image.next_sequence), (Some(digest(11)), 3));
     let versions = world.query().versions(image_id(1)).unwrap();
@@ -258,6 +258,20 @@ fn a_manifest_is_taken_with_all_it_refers_to_or_not_at_all() {
     assert_eq!(image.latest, Some(digest(10)));
     let gone = Command::DeleteManifest { repository: name("a"), digest: digest(11) };
     assert_eq!(world.refuses(gone), Refusal::NotFound(Subject::Version));
+}
+
+#[test]
+fn long_annotations_stay_in_the_manifest_alone() {
+    let mut world = World::founded();
+    for (manifest, bytes, kept) in
+        [(10, ANNOTATIONS_KEPT_BYTES_MAX, 1), (11, ANNOTATIONS_KEPT_BYTES_MAX + 1, 0)]
+    {
+        let annotations = [("k".to_owned(), "v".repeat(bytes - 1))].into();
+        let put = PutManifest { annotations, ..container("a", 1, manifest, &[]) };
+        world.accepts(Command::PutManifest(put));
+        let version = world.query().version(image_id(1), &digest(manifest)).unwrap().unwrap();
+        assert_eq!(version.annotations.len(), kept, "{bytes} bytes");
+    }
 }
 
 #[test]

@@ -137,6 +137,79 @@ fn a_pause_stops_all_and_what_was_said_before_it_counts_no_more() {
 }
 
 #[test]
+fn who_was_removed_while_it_was_in_line_takes_nobodys_place() {
+    let removed = HostState::Failed { reason: "the agent was removed".into() };
+    let mut world = with_agents(4);
+    world.accepts(order(1, &[1, 2, 3, 4], parallel(1)));
+    let first = told(&world, 4)[0];
+    let others: Vec<u8> = (1..=4).filter(|host| *host != first).collect();
+    for host in &others[..2] {
+        world.accepts(Command::RemoveAgent(peer(*host)));
+    }
+    world.accepts(report(first, 0, DONE));
+    assert_eq!(told(&world, 4), [others[2]]);
+    world.accepts(report(others[2], 0, DONE));
+    assert!(others[..2].iter().all(|host| state(&world, *host) == removed));
+
+    // While it was held up, too.
+    let mut world = with_agents(2);
+    world.accepts(order(1, &[1, 2], parallel(1)));
+    let pause = |paused| Command::PauseDeployment { id: deployment_id(1), paused };
+    world.accepts(pause(true));
+    for host in [1, 2] {
+        world.accepts(Command::RemoveAgent(peer(host)));
+    }
+    world.accepts(pause(false));
+    assert!([1, 2].iter().all(|host| state(&world, *host) == removed));
+    assert!(matches!(world.refuses(pause(true)), Refusal::DeploymentState(_)), "it is over");
+}
+
+#[test]
+fn the_last_thousand_orders_stay_and_before_them_what_goes_on_or_a_policy_goes_by() {
+    let mut world = with_agents(1);
+    let late = DeploymentPlan { deadline: Some(at(1_000_000)), ..DeploymentPlan::default() };
+    world.accepts(order(1, &[1], late));
+    world.accepts(report(1, 0, DONE));
+    // Nobody has ended this one.
+    world.accepts(order(2, &[1], DeploymentPlan::default()));
+    world.accepts(Command::CreateWarmUp(warm_up("base", "vm")));
+    world.accepts(Command::RunWarmUp {
+        name: account("base"),
+        expected: None,
+        id: deployment_id(3),
+        digest: digest(20),
+        hosts: peers(&[1]),
+    });
+    world.accepts(order(4, &[1], DeploymentPlan::default()));
+    for number in [3, 4] {
+        world.accepts(Command::CancelDeployment { id: deployment_id(number) });
+    }
+    let over = world.query().deployment(deployment_id(4)).unwrap().unwrap();
+    let mut writes = Writes::new();
+    for number in 1_000..2_000u64 {
+        let (id, created_at) = (deployment_id(number), at(number));
+        let row = encode_row(&Deployment { id, created_at, ..over.clone() });
+        let id = id.as_uuid().as_bytes();
+        let time = [&(u64::MAX - number).to_be_bytes()[..], id].concat();
+        writes.insert((Table::Deployments, id.to_vec()), Some(row));
+        writes.insert((Table::DeploymentTimes, time), Some(Vec::new()));
+    }
+    world.rows.commit(writes);
+    world.now = 2_000;
+    world.accepts(order(5_000, &[1], DeploymentPlan::default()));
+    let there = |number| world.query().deployment(deployment_id(number)).unwrap().is_some();
+    for number in [2, 3, 1_001, 1_999, 5_000] {
+        assert!(there(number), "{number} is gone");
+    }
+    for number in [1, 4, 1_000] {
+        assert!(!there(number), "{number} stayed");
+    }
+    assert_eq!(world.query().deployments(5_000).unwrap().len(), 1_002);
+    assert_eq!(world.query().deployment_plan(deployment_id(1)).unwrap(), None);
+    assert_eq!(world.query().passed_deadlines(at(u64::MAX), 9).unwrap(), []);
+}
+
+#[test]
 fn a_retry_is_for_those_that_failed_and_are_there() {
     let mut world = with_agents(3);
     world.accepts(order(1, &[1, 2, 3], DeploymentPlan::default()));

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use shoal_metadata::*;
+use world::counting::Counting;
 use world::*;
 
 const MINUTE: u64 = 60_000;
@@ -38,6 +39,20 @@ fn failed(of: impl IntoIterator<Item = (Failure, u32)>) -> Command {
 
 fn is_blocked(world: &World, who: &Suspect) -> bool {
     world.query().block(who, at(world.now)).unwrap().is_some()
+}
+
+/// Of these names, one wrong password each, from an address that is never blocked.
+fn unknown(names: std::ops::Range<u32>) -> impl Iterator<Item = (Failure, u32)> {
+    names.map(|number| {
+        let account = Suspect::account(&format!("user-{number}"));
+        (Failure::Password { account, address: None }, 1)
+    })
+}
+
+/// As if there were so many rows.
+fn pretend(world: &mut World, count: &str, rows: u64) {
+    let key = (Table::Counts, count.as_bytes().to_vec());
+    world.rows.commit([(key, Some(encode_row(&rows)))].into());
 }
 
 fn count(world: &World, table: Table) -> usize {
@@ -120,11 +135,7 @@ fn wrong_tokens_block_an_address_for_a_while_and_no_account() {
 fn what_is_over_is_forgotten_and_a_flood_has_a_bound() {
     let mut world = World::founded();
     for batch in 0..20 {
-        let names = (0..100).map(|number| {
-            let account = Suspect::account(&format!("user-{batch}-{number}"));
-            (Failure::Password { account, address: None }, 1)
-        });
-        world.accepts(failed(names));
+        world.accepts(failed(unknown(batch * 100..batch * 100 + 100)));
     }
     world.accepts(failed([(password("alice", 1), 10)]));
     assert_eq!(count(&world, Table::Suspicions), 2001);
@@ -137,6 +148,63 @@ fn what_is_over_is_forgotten_and_a_flood_has_a_bound() {
     }
     let many = (0..=FAILURES_MAX).map(|number| (password(&number.to_string(), 1), 1));
     assert!(matches!(world.refuses(failed(many)), Refusal::Limit(_)));
+}
+
+#[test]
+fn of_too_many_who_failed_those_are_forgotten_whose_time_is_over_first_whoever_is_blocked() {
+    let mut world = World::founded();
+    // Many blocks that end before any of the failures does.
+    let address = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        Suspect::address([10, 1, high, low].into())
+    };
+    let tokens = (0..2_500).map(|number| (Failure::Token { address: address(number) }, 100));
+    world.accepts(failed(tokens));
+    let fails = |name: &str| {
+        let failure = Failure::Password { account: Suspect::account(name), address: None };
+        let rules = LockoutRules { account_window_ms: HOUR, ..rules() };
+        Command::NoteFailures { failures: [(failure, 1)].into(), rules }
+    };
+    world.accepts(fails("alice"));
+    world.accepts(fails("bob"));
+    pretend(&mut world, "suspicions", SUSPICIONS_MAX);
+    world.accepts(fails("carol"));
+    let known = |name| world.query().password_failures(&Suspect::account(name), at(0)).unwrap();
+    assert_eq!(["alice", "bob", "carol"].map(known), [0, 1, 1]);
+    assert_eq!(count(&world, Table::Blocks), 2_500);
+}
+
+#[test]
+fn one_more_where_there_are_too_many_costs_a_few_rows() {
+    let mut world = World::founded();
+    world.accepts(failed(unknown(0..5_000)));
+    pretend(&mut world, "suspicions", SUSPICIONS_MAX);
+    let counting = Counting::of(&world.rows);
+    let mut transaction = Transaction::new(&counting);
+    let more = failed(unknown(5_000..5_500));
+    apply(&mut transaction, at(world.now + 1), more).unwrap().unwrap();
+    let read = counting.read.get();
+    assert!(read < 500 * 100, "{read} rows");
+}
+
+#[test]
+fn of_too_many_blocks_the_one_that_ends_first_goes() {
+    let mut world = World::founded();
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(Suspect::account);
+    world.accepts(failed([(password("alice", 1), 10)]));
+    pretend(&mut world, "blocks", BLOCKS_MAX);
+    // This one would end before alice's.
+    world.accepts(failed([(Failure::Token { address: address(3) }, 100)]));
+    assert!(is_blocked(&world, &alice) && !is_blocked(&world, &address(3)));
+    world.accepts(failed([(password("bob", 2), 10)]));
+    assert!(!is_blocked(&world, &alice) && is_blocked(&world, &bob));
+    let many = (0..100).map(|number| (password(&format!("user-{number}"), 7), 1));
+    world.accepts(failed(many));
+    assert!(!is_blocked(&world, &bob) && is_blocked(&world, &address(7)));
+    // Without an end it stays.
+    world.accepts(failed([(password("carol", 2), 10)]));
+    assert!(!is_blocked(&world, &carol) && is_blocked(&world, &address(7)));
+    assert_eq!(count(&world, Table::Blocks), 1);
 }
 
 proptest! {

@@ -182,6 +182,35 @@ fn a_session_reserves_what_it_announced_until_it_ends() {
 }
 
 #[test]
+fn what_is_reserved_never_comes_near_the_end_of_its_number() {
+    let mut world = World::founded();
+    world.accepts(create_image(1, "vm", ImageKind::Disk));
+    let begin = |number, bytes| {
+        let mut upload = disk_upload(number, 1, &format!("1.{number}"));
+        if let UploadPurpose::Disk { total_bytes, part_bytes, .. } = &mut upload.purpose {
+            (*total_bytes, *part_bytes) = (bytes, u64::MAX / 5_000);
+        }
+        Command::BeginUpload(upload)
+    };
+    let most = i64::MAX as u64;
+    assert!(matches!(world.refuses(begin(1, u64::MAX)), Refusal::Limit(_)));
+    world.accepts(begin(1, most));
+    for bytes in [1, u64::MAX] {
+        assert!(matches!(world.refuses(begin(2, bytes)), Refusal::Limit(_)), "{bytes}");
+    }
+    world.accepts(Command::BeginUpload(blob_upload(3, "shop/a")));
+    let reserve = |bytes| Command::ReserveUpload { upload: upload_id(3), bytes };
+    assert!(matches!(world.refuses(reserve(1)), Refusal::Limit(_)));
+    world.accepts(Command::AbortUpload { upload: upload_id(1) });
+    // What a session has reserved before does not count twice.
+    for bytes in [most - 1, most] {
+        world.accepts(reserve(bytes));
+    }
+    assert_eq!(used(&world, "cluster").reserved_bytes, most);
+    assert!(matches!(world.refuses(begin(2, 1)), Refusal::Limit(_)));
+}
+
+#[test]
 fn owners_and_groups_pay_for_what_their_members_own() {
     let mut world = World::founded();
     world.accepts(Command::CreateUser(user("alice", UserRole::User)));

@@ -110,7 +110,7 @@ fn who(text: &str) -> Who {
 /// Rows: who; columns: the image `x` of `pub`, `org`, `priv`, `own`, and of no project.
 const REPOSITORIES: &str = "
     admin              PLUDMA PLUDMA PLUDMA PLUDMA PLUDMA
-    auditor            PLrrrA rLrrrA rLrrrA rLrrrA rLUrrA
+    auditor            PLrrrA rLrrrA rLrrrA rLrrrA rLrrrA
     owner              PLrrrr hhhhhh hhhhhh PLUDMA hhUhhh
     boss               PLUDMA PLUDMA PLUDMA hhhhhh hhUhhh
     member             PLrrrr PLrrrr hhhhhh hhhhhh hhUhhh
@@ -225,14 +225,46 @@ fn a_robot_may_be_held_to_some_repositories() {
 }
 
 #[test]
-fn the_first_image_makes_its_project_and_nobody_else_gets_in() {
+fn an_auditor_changes_nothing_whatever_it_was_given() {
     let mut world = populated();
-    let by = |number, name: &str, owner: &str| match create_image(number, name, ImageKind::Disk) {
+    let admin = Right::Project(ProjectRole::Admin);
+    give(&mut world, Place::Project("priv".parse().unwrap()), "auditor", admin);
+    // The image of the project `own`.
+    give(&mut world, Place::Image(image_id(103)), "auditor", Right::Image(Access::Admin));
+    for repository in ["priv/x", "own/x"] {
+        let repository: RepositoryName = repository.parse().unwrap();
+        let letters = letters(&world, &who("auditor"), What::Repository(&repository));
+        assert_eq!(letters, "PLrrrA", "{repository}");
+    }
+}
+
+/// Makes an image on somebody's behalf.
+fn by(number: u64, name: &str, owner: &str) -> Command {
+    match create_image(number, name, ImageKind::Disk) {
         Command::CreateImage { id, name, kind, profile, .. } => {
             Command::CreateImage { id, name, kind, profile, owner: owner.into() }
         }
         other => other,
-    };
+    }
+}
+
+#[test]
+fn no_project_comes_to_be_for_who_is_gone_or_may_make_none() {
+    let mut world = populated();
+    world.accepts(Command::RemoveUser { name: "stranger".into() });
+    world.accepts(Command::RemoveRobot("robot$priv+all".parse().unwrap()));
+    for owner in ["stranger", "robot$priv+all", "robot$new+all", "auditor", ""] {
+        assert_eq!(world.refuses(by(1, "new/a", owner)), Refusal::NotYours, "{owner}");
+    }
+    assert_eq!(world.refuses(by(1, "priv/a", "robot$priv+all")), Refusal::NotYours);
+    let made = Command::CreateProject(project("new", Owner::User("stranger".into())));
+    assert_eq!(world.refuses(made), Refusal::NotFound(Subject::User));
+    assert_eq!(world.query().project(&"new".parse().unwrap()).unwrap(), None);
+}
+
+#[test]
+fn the_first_image_makes_its_project_and_nobody_else_gets_in() {
+    let mut world = populated();
     world.accepts(by(1, "new/a", "stranger"));
     let project = world.query().project(&"new".parse().unwrap()).unwrap().unwrap();
     assert_eq!(project.owner, Owner::User("stranger".into()));

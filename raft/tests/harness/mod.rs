@@ -16,7 +16,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use shoal_content::{ImageId, NodeId, PeerId, RepositoryName, Timestamp, Zone};
-use shoal_metadata::{Command, ImageKind, ImageProfile, Node, Response};
+use shoal_metadata::{Command, ImageKind, ImageProfile, Node, Response, Secret, User, UserRole};
 use shoal_raft::{Config, ProposeError, Raft, Transport, View};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -253,6 +253,7 @@ impl Member {
     pub fn bootstrap(&self) {
         let address = self.address.to_string();
         self.run(|raft| async move { raft.bootstrap(address).await }).unwrap();
+        self.propose(put_admin()).unwrap();
     }
 
     pub fn add(&self, member: &Self) {
@@ -286,6 +287,16 @@ impl Member {
 
 pub fn image_name(number: u64) -> RepositoryName {
     format!("library/image-{number}").parse().unwrap()
+}
+
+/// Who makes the images; without an account nobody could.
+pub fn put_admin() -> Command {
+    Command::PutUser(User {
+        name: "admin".into(),
+        password_hash: Secret(b"hash".to_vec()),
+        role: UserRole::Admin,
+        created_at: Timestamp::from_millis(0),
+    })
 }
 
 pub fn create_image(number: u64) -> Command {

@@ -87,6 +87,8 @@ async fn a_list_longer_than_a_manifest_may_be_comes_in_pages() -> Result<()> {
             ensure!(body.len() <= 4 << 20, "{} bytes", body.len());
             let index: Value = serde_json::from_slice(&body)?;
             for one in index["manifests"].as_array().into_iter().flatten() {
+                // However long they are.
+                ensure!(one["annotations"]["number"].is_string());
                 ensure!(found.insert(one["digest"].as_str().unwrap_or_default().to_owned()));
             }
             pages += 1;

@@ -2,7 +2,8 @@
 //! version of a disk is the latest.
 //!
 //! Invariant: a disk image's latest version is the one that its tag `latest` names, since both move
-//! in one command.
+//! in one command. Somebody may delete that tag: then the version stays the latest without it until
+//! another one is published, or it goes; with that the tag is there again.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use shoal_content::{AccountName, Digest, ImageId, NodeId, TagName, Timestamp, Up
 
 use super::{Step, Stop};
 use crate::catalog::{
-    Deprecation, DownloadBatch, ImageCounters, ImageNote, LATEST, UploadNote, VersionNote, is_later,
+    Deprecation, DownloadBatch, ImageCounters, ImageNote, LATEST, UploadNote, VersionNote,
+    is_later, latest_of,
 };
 use crate::command::{PutManifest, Refusal, Response, Subject};
 use crate::key;
@@ -96,18 +98,12 @@ impl<R: Read> Step<'_, R> {
         let Some(number) = put.disk.as_ref().map(|disk| disk.number.clone()) else {
             return Err(Refusal::WrongKind(ImageKind::Container).into());
         };
+        // Whoever began the upload had the right then; reading the disk may have taken hours.
+        self.check_pusher(&put.repository, &put.owner)?;
         let before = self.query().image_by_name(&put.repository)?.and_then(|image| image.latest);
-        let becomes_latest = put.tags.iter().any(|tag| tag.as_str() == LATEST)
-            || match &before {
-                Some(latest) => {
-                    let image = self.image_named(&put.repository)?;
-                    let latest = self.query().version(image.id, latest)?;
-                    let old = latest.as_ref().and_then(|version| version.disk.as_ref());
-                    old.is_none_or(|old| is_later(&number, &old.number))
-                }
-                None => true,
-            };
-        if becomes_latest && put.tags.iter().all(|tag| tag.as_str() != LATEST) {
+        let is_asked_for = put.tags.iter().any(|tag| tag.as_str() == LATEST);
+        let becomes_latest = is_asked_for || self.is_latest_by_number(&put, &number)?;
+        if becomes_latest && !is_asked_for {
             put.tags.push(latest_tag()?);
         }
         let (repository, digest) = (put.repository.clone(), put.digest.clone());
@@ -116,6 +112,11 @@ impl<R: Read> Step<'_, R> {
         let mut image = self.image_named(&repository)?;
         image.latest = if becomes_latest { Some(digest.clone()) } else { before };
         self.put_image(&image);
+        if let Some(latest) = &image.latest
+            && self.query().tag(image.id, &latest_tag()?)?.is_none()
+        {
+            self.move_tag(&image, latest_tag()?, latest)?;
+        }
         if matches!(response, Response::Version { created: true, .. }) {
             let said = match upload {
                 Some(upload) => self.query().upload_note(upload)?.unwrap_or_default(),
@@ -132,6 +133,37 @@ impl<R: Read> Step<'_, R> {
             self.rows.put(Table::VersionNotes, key::image_digest(image.id, &digest), &note);
         }
         Ok(response)
+    }
+
+    /// Whether a disk that is published now is the latest by its number. It is not where that would
+    /// move the tag `latest` although a policy holds it where it is: nobody has asked for it.
+    fn is_latest_by_number(&self, put: &PutManifest, number: &str) -> Result<bool, Fault> {
+        let Some(image) = self.query().image_by_name(&put.repository)? else { return Ok(true) };
+        let Some(latest) = &image.latest else { return Ok(true) };
+        let named = self.query().tag(image.id, &latest_tag()?)?;
+        if named.is_some_and(|named| named != put.digest)
+            && self.immutability(&image.name)?.holds(LATEST)
+        {
+            return Ok(false);
+        }
+        let latest = self.query().version(image.id, latest)?;
+        let old = latest.as_ref().and_then(|version| version.disk.as_ref());
+        Ok(old.is_none_or(|old| is_later(number, &old.number)))
+    }
+
+    /// After the latest version of a disk went: the highest number of those that are left gets its
+    /// tag.
+    pub(super) fn choose_latest(&mut self, image: &mut Image) -> Result<(), Fault> {
+        let tag = latest_tag()?;
+        if let Some(named) = self.query().tag(image.id, &tag)? {
+            image.latest = Some(named);
+            return Ok(());
+        }
+        image.latest = latest_of(self.query(), image.id)?;
+        if let Some(latest) = image.latest.clone() {
+            self.move_tag(image, tag, &latest)?;
+        }
+        Ok(())
     }
 
     /// After a tag was moved by hand.

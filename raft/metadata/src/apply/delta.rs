@@ -25,11 +25,7 @@ impl<R: Read> Step<'_, R> {
         let image = self.live_image(of.image)?;
         match self.query().delta(&of)?.map(|row| row.state) {
             None => {
-                let versions = self.query().versions(image.id)?;
-                let has = |recipe| {
-                    versions.iter().filter_map(|v| v.disk.as_ref()).any(|d| d.recipe == recipe)
-                };
-                if of.old == of.new || !has(of.old) || !has(of.new) {
+                if of.old == of.new || !self.has_recipes(image.id, [of.old, of.new].into())? {
                     return Err(Refusal::NotFound(Subject::Version).into());
                 }
                 self.make_room_for_delta(image.id)?;
@@ -115,11 +111,27 @@ impl<R: Read> Step<'_, R> {
             return Ok(());
         }
         // The same content may have been published under another number.
-        let versions = self.query().versions(image)?;
-        if versions.iter().filter_map(|v| v.disk.as_ref()).any(|disk| disk.recipe == recipe) {
+        if self.has_recipes(image, [recipe].into())? {
             return Ok(());
         }
         deltas.iter().try_for_each(|row| self.drop_delta(row))
+    }
+
+    /// Before all of the image's versions go, so that none of them is looked at for each bundle.
+    pub(super) fn drop_all_deltas(&mut self, image: ImageId) -> Result<(), Fault> {
+        let deltas = self.query().deltas(image)?;
+        deltas.iter().try_for_each(|row| self.drop_delta(row))
+    }
+
+    /// Whether the image has versions of all these contents.
+    fn has_recipes(&self, image: ImageId, mut left: BTreeSet<RecipeId>) -> Result<bool, Fault> {
+        let found = self.query().find_version(image, |version| {
+            if let Some(disk) = version.disk {
+                left.remove(&disk.recipe);
+            }
+            Ok(left.is_empty().then_some(()))
+        })?;
+        Ok(found.is_some())
     }
 
     fn make_room_for_delta(&mut self, image: ImageId) -> Result<(), Stop> {

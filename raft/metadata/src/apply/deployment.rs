@@ -3,6 +3,8 @@
 //! Who may begin is decided here, from the rows alone: whenever a host comes to its end, the next
 //! one in the order of their ids is let begin. So a limit holds whoever leads.
 //!
+//! An order that has ended stays to be looked at until [`DEPLOYMENTS_KEPT`] came after it.
+//!
 //! Invariants: the index of pending deployments has a host's order exactly while the host waits or
 //! runs and the order is not cancelled; of a deployment that is paused no host does; never more
 //! hosts are at work than `parallel` has it.
@@ -15,13 +17,20 @@ use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::deployment::{DeploymentOrder, DeploymentPlan};
 use crate::key;
+use crate::query::all_rows;
 use crate::record::{Deployment, HostState};
-use crate::table::{Read, Table};
+use crate::table::{Fault, Read, Table};
 
 /// The most hosts of one order.
 const HOSTS_MAX: usize = 10_000;
+/// Deployments that are kept in any case; of those before, what has not ended is, too.
+const DEPLOYMENTS_KEPT: usize = 1_000;
+/// Of those before, one command looks at so many.
+const OLD_LOOKED_AT: usize = 64;
 /// Why a host failed that was not through in time.
 const LATE: &str = "late: it was not done by the deadline";
+/// Why a host failed that is a member no more.
+pub(super) const REMOVED: &str = "the agent was removed";
 
 impl<R: Read> Step<'_, R> {
     pub(super) fn create_deployment(&mut self, order: DeploymentOrder) -> Result<Response, Stop> {
@@ -58,9 +67,46 @@ impl<R: Read> Step<'_, R> {
             self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
         }
         self.rows.mark(Table::DeploymentTimes, key::deployment_time(self.at, id));
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_deployment(&deployment);
+        self.drop_old_deployments()?;
         Ok(Response::Done)
+    }
+
+    /// Drops what has ended of the deployments before the last ones, but for what a policy goes by.
+    fn drop_old_deployments(&mut self) -> Result<(), Fault> {
+        let times = all_rows(&self.rows, Table::DeploymentTimes, b"")?;
+        let old = times.get(DEPLOYMENTS_KEPT..).unwrap_or_default();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let policies = self.query().warm_ups()?;
+        let named: BTreeSet<DeploymentId> =
+            policies.into_iter().filter_map(|policy| policy.deployment).collect();
+        // Some may never end: so that they hide no others, each command begins elsewhere.
+        let first = (self.at.as_millis() % old.len() as u64) as usize;
+        for (time, _) in old.iter().cycle().skip(first).take(old.len().min(OLD_LOOKED_AT)) {
+            let id = DeploymentId::from_bytes(key::read_id(time, key::TIME_BYTES)?);
+            let missing = Fault::Contradiction("an index names no deployment");
+            let deployment = self.query().deployment(id)?.ok_or(missing)?;
+            if has_ended(&deployment) && !named.contains(&id) {
+                self.rows.remove(Table::DeploymentTimes, time.clone());
+                self.drop_deployment(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away one that has ended; its place among the times is the caller's.
+    fn drop_deployment(&mut self, id: DeploymentId) -> Result<(), Fault> {
+        let plan = self.query().deployment_plan(id)?.unwrap_or_default();
+        if let Some(deadline) = plan.deadline {
+            self.rows.remove(Table::DeploymentDeadlines, key::deployment_deadline(deadline, id));
+        }
+        for table in [Table::Deployments, Table::DeploymentPlans] {
+            self.rows.remove(table, key::deployment(id));
+        }
+        Ok(())
     }
 
     fn check_deadline(&self, deadline: Option<Timestamp>) -> Result<(), Stop> {
@@ -94,18 +140,27 @@ impl<R: Read> Step<'_, R> {
         Ok((found.ok_or(Refusal::NotFound(Subject::Deployment))?, plan.unwrap_or_default()))
     }
 
-    /// Lets as many begin as may.
-    fn admit(&mut self, deployment: &mut Deployment, plan: &DeploymentPlan) {
+    /// Lets as many begin as may. Whose turn comes and who is a member no more has failed: nobody
+    /// would come back to give its place to the next one.
+    fn admit(&mut self, deployment: &mut Deployment, plan: &DeploymentPlan) -> Result<(), Fault> {
         if deployment.cancelled || plan.paused {
-            return;
+            return Ok(());
         }
         let at_work = deployment.hosts.values().filter(|state| state.is_at_work()).count();
-        let room = match plan.parallel {
+        let mut room = match plan.parallel {
             Some(most) => (most as usize).saturating_sub(at_work),
             None => usize::MAX,
         };
         let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
-        for (host, state) in queued.take(room) {
+        for (host, state) in queued {
+            if room == 0 {
+                break;
+            }
+            if !self.rows.has(Table::Agents, &key::peer(*host))? {
+                *state = HostState::Failed { reason: REMOVED.to_owned() };
+                continue;
+            }
+            room -= 1;
             *state = HostState::Waiting;
             let pending = key::pending(*host, deployment.id);
             match plan.attempt(*host) {
@@ -113,6 +168,7 @@ impl<R: Read> Step<'_, R> {
                 attempt => self.rows.put(Table::PendingDeployments, pending, &attempt),
             }
         }
+        Ok(())
     }
 
     /// A host that is done stays done: a late report changes nothing.
@@ -168,7 +224,7 @@ impl<R: Read> Step<'_, R> {
         deployment.hosts.insert(peer, state);
         if ended && deployment.hosts.values().any(|state| *state == HostState::Queued) {
             let plan = self.query().deployment_plan(deployment.id)?.unwrap_or_default();
-            self.admit(&mut deployment, &plan);
+            self.admit(&mut deployment, &plan)?;
         }
         self.put_deployment(&deployment);
         Ok(())
@@ -205,7 +261,7 @@ impl<R: Read> Step<'_, R> {
             plan.attempt_again(*host);
             self.rows.remove(Table::PendingDeployments, key::pending(*host, id));
         }
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_plan(id, &plan);
         self.put_deployment(&deployment);
         Ok(Response::Done)
@@ -244,7 +300,7 @@ impl<R: Read> Step<'_, R> {
             self.rows.mark(Table::DeploymentDeadlines, key::deployment_deadline(new, id));
         }
         plan.deadline = kept;
-        self.enlist(deployment, plan, again);
+        self.enlist(deployment, plan, again)?;
         Ok(Response::Done)
     }
 
@@ -267,7 +323,7 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
         if !hosts.is_empty() {
-            self.enlist(deployment, plan, hosts);
+            self.enlist(deployment, plan, hosts)?;
         }
         Ok(Response::Done)
     }
@@ -278,15 +334,16 @@ impl<R: Read> Step<'_, R> {
         mut deployment: Deployment,
         mut plan: DeploymentPlan,
         hosts: BTreeSet<PeerId>,
-    ) {
+    ) -> Result<(), Fault> {
         for host in hosts {
             if deployment.hosts.insert(host, HostState::Queued).is_some() {
                 plan.attempt_again(host);
             }
         }
-        self.admit(&mut deployment, &plan);
+        self.admit(&mut deployment, &plan)?;
         self.put_plan(deployment.id, &plan);
         self.put_deployment(&deployment);
+        Ok(())
     }
 
     pub(super) fn pass_deadlines(&mut self, limit: u32) -> Result<Response, Stop> {
@@ -314,11 +371,16 @@ fn state(text: &str) -> Stop {
     Refusal::DeploymentState(text.to_owned()).into()
 }
 
+/// Nobody works on it any more.
+fn has_ended(deployment: &Deployment) -> bool {
+    deployment.cancelled || deployment.hosts.values().all(HostState::has_ended)
+}
+
 fn check_under_way(deployment: &Deployment) -> Result<(), Stop> {
     if deployment.cancelled {
         return Err(state("it was cancelled"));
     }
-    if deployment.hosts.values().all(HostState::has_ended) {
+    if has_ended(deployment) {
         return Err(state("it is over"));
     }
     Ok(())

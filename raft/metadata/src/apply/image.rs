@@ -8,9 +8,10 @@ use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
-use crate::query::all_rows;
+use crate::query::Pages;
 use crate::record::{Image, ImageKind, ImageProfile};
 use crate::table::{Fault, Read, Table};
+use crate::transaction::decoded;
 
 /// A repository that something is pushed to, with what its row needs where this makes it.
 pub(super) struct Place {
@@ -125,13 +126,15 @@ impl<R: Read> Step<'_, R> {
         let image = self.query().image(id)?.ok_or(Refusal::NotFound(Subject::Image))?;
         self.check_image_goes(&image)?;
         self.check_image_unused(id)?;
-        for version in self.query().versions(id)? {
-            self.drop_version(&image.name, &version)?;
-        }
+        self.drop_all_deltas(id)?;
+        self.drop_all_versions(&image)?;
         let prefix = key::image(id);
         let project = image.name.project();
-        for (key, _) in all_rows(&self.rows, Table::BlobLinks, &prefix)? {
-            self.unlink(id, &project, &key::read_digest(&key, prefix.len())?)?;
+        let mut links = Pages::of(Table::BlobLinks, &prefix);
+        while let Some(page) = links.next_page(&self.rows)? {
+            for (key, _) in page {
+                self.unlink(id, &project, &key::read_digest(&key, prefix.len())?)?;
+            }
         }
         self.drop_rights_at(&crate::rights::Place::Image(id))?;
         if self.query().deletion(&image)?.is_none() {
@@ -140,6 +143,20 @@ impl<R: Read> Step<'_, R> {
         self.drop_image_extras(&image)?;
         self.rows.remove(Table::Images, prefix);
         Ok(Response::Done)
+    }
+
+    /// One after another: a row may be megabytes long, and an image may have any number of them.
+    fn drop_all_versions(&mut self, image: &Image) -> Result<(), Fault> {
+        let mut pages = Pages::of(Table::VersionSequences, &key::image(image.id));
+        while let Some(page) = pages.next_page(&self.rows)? {
+            for (_, bytes) in page {
+                let digest: Digest = decoded(Table::VersionSequences, &bytes)?;
+                let missing = Fault::Contradiction("an index names no version");
+                let version = self.query().version(image.id, &digest)?.ok_or(missing)?;
+                self.drop_version(&image.name, &version)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn put_tag(

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use shoal_content::Timestamp;
-
 use super::{Step, Stop};
 use crate::command::{Refusal, Response, Subject};
 use crate::key;
@@ -19,6 +17,9 @@ const SUSPICIONS_COUNT: &[u8] = b"suspicions";
 const BLOCKS_COUNT: &[u8] = b"blocks";
 /// Rows whose time is over that one command forgets.
 const FORGOTTEN_MAX: usize = 2000;
+/// Of the index of ends, the rows of the first page that is read, and of the longest.
+const ENDS_AT_ONCE: usize = 32;
+const ENDS_AT_ONCE_MAX: usize = 1024;
 
 /// What adds up to a block.
 struct Rule {
@@ -28,6 +29,15 @@ struct Rule {
     /// `None` is without an end.
     block_ms: Option<u64>,
     reason: BlockReason,
+}
+
+/// How far one command has looked through the index of ends for somebody to be forgotten: what lies
+/// before is of the other kind, or gone. What the command itself puts there the next one finds; it
+/// puts fewer than there are.
+#[derive(Default)]
+struct Looked {
+    failures: Vec<u8>,
+    blocks: Vec<u8>,
 }
 
 impl<R: Read> Step<'_, R> {
@@ -60,19 +70,22 @@ impl<R: Read> Step<'_, R> {
             block_ms: Some(rules.token_block_ms),
             reason: BlockReason::Tokens,
         };
-        self.forget_suspicions(FORGOTTEN_MAX)?;
+        self.forget_ended()?;
+        let mut looked = Looked::default();
         for (failure, count) in failures {
             match failure {
                 Failure::Password { account, address } => {
-                    self.suspect(account, &passwords, None, *count)?;
+                    self.suspect(account, &passwords, None, *count, &mut looked)?;
                     if let Some(address) = address {
                         let tried = blake3::hash(&key::suspect(account));
                         let tried = tried.as_bytes()[..8].try_into().map(u64::from_be_bytes);
                         let tried = tried.map_err(|_| Fault::Contradiction("a hash's length"))?;
-                        self.suspect(address, &accounts, Some(tried), 1)?;
+                        self.suspect(address, &accounts, Some(tried), 1, &mut looked)?;
                     }
                 }
-                Failure::Token { address } => self.suspect(address, &tokens, None, *count)?,
+                Failure::Token { address } => {
+                    self.suspect(address, &tokens, None, *count, &mut looked)?;
+                }
             }
         }
         Ok(Response::Done)
@@ -85,6 +98,7 @@ impl<R: Read> Step<'_, R> {
         rule: &Rule,
         tried: Option<u64>,
         count: u32,
+        looked: &mut Looked,
     ) -> Result<(), Fault> {
         let limit = rule.limit.clamp(1, TIMES_MAX);
         // Who is blocked tries in vain.
@@ -99,7 +113,7 @@ impl<R: Read> Step<'_, R> {
                 old
             }
             None => {
-                self.make_room()?;
+                self.make_room(&mut looked.failures)?;
                 self.add(SUSPICIONS_COUNT, 1)?;
                 Suspicion::default()
             }
@@ -119,7 +133,8 @@ impl<R: Read> Step<'_, R> {
             self.rows.remove(Table::Suspicions, key);
             self.add(SUSPICIONS_COUNT, -1)?;
             let until = rule.block_ms.map(|for_ms| self.at.plus_millis(for_ms));
-            return self.block(who, Block { since: self.at, until, reason: rule.reason });
+            let block = Block { since: self.at, until, reason: rule.reason };
+            return self.block(who, block, &mut looked.blocks);
         }
         now.ends = self.at.plus_millis(rule.window_ms);
         self.rows.mark(Table::SuspicionEnds, key::ends(now.ends, &key));
@@ -127,12 +142,17 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
-    fn block(&mut self, who: &Suspect, block: Block) -> Result<(), Fault> {
+    fn block(&mut self, who: &Suspect, block: Block, from: &mut Vec<u8>) -> Result<(), Fault> {
         let key = key::suspect(who);
         match row::<Block>(&self.rows, Table::Blocks, &key)? {
             Some(old) => self.unmark_block(&old, &key),
-            None if self.counted(BLOCKS_COUNT)? >= BLOCKS_MAX => return Ok(()),
-            None => self.add(BLOCKS_COUNT, 1)?,
+            None => {
+                let is_full = self.counted(BLOCKS_COUNT)? >= BLOCKS_MAX;
+                if is_full && !self.end_another(&block, from)? {
+                    return Ok(());
+                }
+                self.add(BLOCKS_COUNT, 1)?;
+            }
         }
         if let Some(until) = block.until {
             let marked = key::join(&[&[key::BLOCKED], &key]);
@@ -149,39 +169,76 @@ impl<R: Read> Step<'_, R> {
         }
     }
 
-    /// Whoever ends first is forgotten, where there are too many.
-    fn make_room(&mut self) -> Result<(), Fault> {
+    /// Whoever's failures end first is forgotten, where there are too many.
+    fn make_room(&mut self, from: &mut Vec<u8>) -> Result<(), Fault> {
         if self.counted(SUSPICIONS_COUNT)? < SUSPICIONS_MAX {
             return Ok(());
         }
-        let end = Timestamp::from_millis(u64::MAX);
-        self.forget_before(end, 1, false)
+        match self.first_end(false, from)? {
+            Some(marked) => self.forget(marked),
+            None => Ok(()),
+        }
     }
 
-    fn forget_suspicions(&mut self, most: usize) -> Result<(), Fault> {
-        self.forget_before(self.at, most, true)
+    /// Ends the block that ends first, unless `block` would be that itself, or all are without an
+    /// end; gives whether it did.
+    fn end_another(&mut self, block: &Block, from: &mut Vec<u8>) -> Result<bool, Fault> {
+        let Some(marked) = self.first_end(true, from)? else { return Ok(false) };
+        let first = marked.get(..key::TIME_BYTES).unwrap_or_default();
+        if block.until.is_some_and(|until| key::time(until).as_slice() <= first) {
+            return Ok(false);
+        }
+        self.forget(marked)?;
+        Ok(true)
     }
 
-    /// Forgets rows that end at or before `end`, the first first; blocks with them, if wanted.
-    fn forget_before(&mut self, end: Timestamp, most: usize, blocks: bool) -> Result<(), Fault> {
-        let mut forgotten = 0;
-        // Blocks that are passed over lie behind: they end later than the failures around them.
-        for (marked, _) in self.rows.scan(Table::SuspicionEnds, b"", b"", FORGOTTEN_MAX)? {
-            let (time, key) = marked.split_at_checked(key::TIME_BYTES).unwrap_or((&marked, &[]));
-            if forgotten == most || time > key::time(end).as_slice() {
-                break;
+    /// The first block in the index of ends, or the first failures, from `from` on, which is moved
+    /// there.
+    fn first_end(&self, blocks: bool, from: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Fault> {
+        let is_wanted =
+            |marked: &[u8]| (marked.get(key::TIME_BYTES) == Some(&key::BLOCKED)) == blocks;
+        let mut limit = ENDS_AT_ONCE;
+        loop {
+            let page = self.rows.scan(Table::SuspicionEnds, from, b"", limit)?;
+            if let Some((found, _)) = page.iter().find(|(marked, _)| is_wanted(marked)) {
+                from.clone_from(found);
+                return Ok(Some(found.clone()));
             }
-            let (table, counted, key) = match key.split_first() {
-                Some((&key::BLOCKED, _)) if !blocks => continue,
-                Some((&key::BLOCKED, key)) => (Table::Blocks, BLOCKS_COUNT, key.to_vec()),
-                _ => (Table::Suspicions, SUSPICIONS_COUNT, key.to_vec()),
-            };
-            self.rows.remove(Table::SuspicionEnds, marked);
-            self.rows.remove(table, key);
-            self.add(counted, -1)?;
-            forgotten += 1;
+            let Some((last, _)) = page.last() else { return Ok(None) };
+            *from = key::after(last.clone());
+            limit = (limit * 2).min(ENDS_AT_ONCE_MAX);
+        }
+    }
+
+    /// Forgets rows whose time is over, the first ones first.
+    fn forget_ended(&mut self) -> Result<(), Fault> {
+        let now = key::time(self.at);
+        let (mut from, mut forgotten) = (Vec::new(), 0);
+        while forgotten < FORGOTTEN_MAX {
+            let page = self.rows.scan(Table::SuspicionEnds, &from, b"", ENDS_AT_ONCE)?;
+            let Some((last, _)) = page.last() else { break };
+            from = key::after(last.clone());
+            for (marked, _) in page {
+                if marked.get(..key::TIME_BYTES) > Some(now.as_slice()) {
+                    return Ok(());
+                }
+                self.forget(marked)?;
+                forgotten += 1;
+            }
         }
         Ok(())
+    }
+
+    /// Takes a row of the index of ends away, with what it is the end of.
+    fn forget(&mut self, marked: Vec<u8>) -> Result<(), Fault> {
+        let key = marked.get(key::TIME_BYTES..).unwrap_or_default();
+        let (table, counted, key) = match key.split_first() {
+            Some((&key::BLOCKED, key)) => (Table::Blocks, BLOCKS_COUNT, key.to_vec()),
+            _ => (Table::Suspicions, SUSPICIONS_COUNT, key.to_vec()),
+        };
+        self.rows.remove(Table::SuspicionEnds, marked);
+        self.rows.remove(table, key);
+        self.add(counted, -1)
     }
 
     fn counted(&self, name: &[u8]) -> Result<u64, Fault> {

@@ -3,12 +3,15 @@
 //! Invariant: a version and its indexes (id, sequence, number, subject, tags) come and go in one
 //! command, and so do its holds on blobs (a container's) and objects (a disk's).
 
+use std::collections::BTreeMap;
+
 use shoal_content::{Digest, ImageId, ProjectName, RepositoryName};
 
 use super::image::Place;
 use super::{Step, Stop};
-use crate::catalog::latest_of;
-use crate::command::{Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject};
+use crate::command::{
+    ANNOTATIONS_KEPT_BYTES_MAX, Event, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
+};
 use crate::key;
 use crate::quota::Content;
 use crate::record::{DiskUploadState, Image, ImageKind, Reference, Upload, UploadPurpose, Version};
@@ -160,7 +163,7 @@ impl<R: Read> Step<'_, R> {
             digest: put.digest,
             media_type: put.media_type,
             artifact_type: put.artifact_type,
-            annotations: put.annotations,
+            annotations: kept(put.annotations),
             subject: put.subject,
             references: put.references,
             disk: put.disk,
@@ -240,14 +243,13 @@ impl<R: Read> Step<'_, R> {
 
     /// After versions were dropped: the image's row says what is the latest of those that are left.
     pub(super) fn end_removal(&mut self, mut image: Image) -> Result<(), Fault> {
-        let latest = match &image.latest {
-            Some(latest) => self.query().version(image.id, latest)?,
-            None => None,
+        let is_there = match &image.latest {
+            Some(latest) => self.rows.has(Table::Versions, &key::image_digest(image.id, latest))?,
+            None => false,
         };
-        if latest.is_none() && image.kind == ImageKind::Disk && self.keeps_catalog()? {
-            let left = self.query().versions(image.id)?;
-            image.latest = latest_of(&left).map(|version| version.digest.clone());
-        } else if latest.is_none() {
+        if !is_there && image.kind == ImageKind::Disk && self.keeps_catalog()? {
+            self.choose_latest(&mut image)?;
+        } else if !is_there {
             let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
             image.latest = match newest.first() {
                 Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,
@@ -309,6 +311,12 @@ impl<R: Read> Step<'_, R> {
         }
         self.await_no_more(image, digest)
     }
+}
+
+/// Of a manifest's annotations, what its version's row has.
+fn kept(annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > ANNOTATIONS_KEPT_BYTES_MAX { BTreeMap::new() } else { annotations }
 }
 
 /// What a quota of single images goes by. What an index lists was looked at when it was pushed.

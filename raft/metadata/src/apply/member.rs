@@ -5,6 +5,7 @@
 
 use shoal_content::{AccountName, NodeId, PeerId, Timestamp};
 
+use super::deployment::REMOVED;
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
@@ -230,12 +231,12 @@ impl<R: Read> Step<'_, R> {
         self.remove_agent(peer)
     }
 
-    /// What the agent still had to do counts as failed.
+    /// What the agent still had to do counts as failed; where it was in line, that shows when its
+    /// turn comes.
     pub(super) fn remove_agent(&mut self, peer: PeerId) -> Result<Response, Stop> {
         let agent = self.query().agent(peer)?.ok_or(Refusal::NotFound(Subject::Agent))?;
         for deployment in self.query().pending_deployments(peer)? {
-            let reason = "the agent was removed".to_owned();
-            self.set_host(deployment, peer, HostState::Failed { reason })?;
+            self.set_host(deployment, peer, HostState::Failed { reason: REMOVED.to_owned() })?;
         }
         let named: Option<PeerId> = row(&self.rows, Table::AgentNames, agent.name.as_bytes())?;
         if named == Some(peer) {

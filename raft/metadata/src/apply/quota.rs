@@ -23,6 +23,9 @@ use crate::rights::Owner;
 use crate::table::{Fault, Read, Table};
 use crate::transaction::decoded;
 
+/// What all sessions together may reserve, so that no account comes near the end of its number.
+const RESERVED_BYTES_MAX: u64 = i64::MAX as u64;
+
 /// What a command adds to accounts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Change {
@@ -140,9 +143,15 @@ impl<R: Read> Step<'_, R> {
         upload: UploadId,
         project: &ProjectName,
         bytes: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Stop> {
         if !self.counting()? {
             return Ok(());
+        }
+        let others = self.query().account(&Payer::Cluster)?.reserved_bytes;
+        let others = others.saturating_sub(self.query().reserved(upload)?);
+        if others.saturating_add(bytes) > RESERVED_BYTES_MAX {
+            let limit = format!("{RESERVED_BYTES_MAX} bytes of all uploads under way");
+            return Err(Refusal::Limit(limit).into());
         }
         self.release_reservation(upload)?;
         if bytes > 0 {

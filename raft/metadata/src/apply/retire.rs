@@ -93,33 +93,30 @@ impl<R: Read> Step<'_, R> {
     /// Whether nothing that stays is reached from the version by going to the indexes that list it,
     /// to what it is about, and to what is about it.
     fn is_unneeded(&self, version: &Version, looks: &mut Looks) -> Result<bool, Stop> {
+        let image = version.image;
         let mut seen = BTreeSet::from([version.digest.clone()]);
-        let mut left = vec![version.clone()];
-        while let Some(version) = left.pop() {
-            let digest = &version.digest;
-            if looks.unneeded.contains(digest) {
+        let mut left = vec![version.digest.clone()];
+        while let Some(digest) = left.pop() {
+            if looks.unneeded.contains(&digest) {
                 continue;
             }
+            // One row at a time: it may be megabytes long. A subject need not be there.
+            let Some(version) = self.query().version(image, &digest)? else { continue };
             looks.count += 1;
-            let image = version.image;
             let stays = looks.count > LOOKS_MAX
-                || self.query().is_tagged(image, digest)?
-                || self.is_used(image, digest)?
+                || self.query().is_tagged(image, &digest)?
+                || self.is_used(image, &digest)?
                 || self.query().quiet_since(&version)? > looks.quiet_before;
             if stays {
                 return Ok(false);
             }
-            let mut next = self.query().parents(image, digest)?;
-            next.extend(version.subject.clone());
-            let referrers = self.query().referrers(image, digest)?;
-            next.extend(referrers.into_iter().map(|referrer| referrer.digest));
-            for digest in next {
-                if seen.insert(digest.clone())
-                    && let Some(version) = self.query().version(image, &digest)?
-                {
-                    left.push(version);
-                }
+            let referrers = self.query().referrers_after(image, &digest, None, LOOKS_MAX + 1)?;
+            if referrers.len() > LOOKS_MAX {
+                return Ok(false);
             }
+            let parents = self.query().parents(image, &digest)?;
+            let next = parents.into_iter().chain(version.subject).chain(referrers);
+            left.extend(next.filter(|digest| seen.insert(digest.clone())));
         }
         // Whatever was reached reaches no more than this.
         looks.unneeded.extend(seen);

@@ -109,6 +109,12 @@ impl<R: Read> Step<'_, R> {
             return Err(Refusal::Exists(Subject::Project).into());
         }
         self.check_owner(project)?;
+        if let Owner::User(owner) = &project.owner
+            && !owner.is_empty()
+            && self.query().user(owner)?.is_none()
+        {
+            return Err(Refusal::NotFound(Subject::User).into());
+        }
         self.put_project(project)?;
         Ok(Response::Done)
     }
@@ -145,15 +151,15 @@ impl<R: Read> Step<'_, R> {
     }
 
     /// The project that a new image is made in. Where there is none it comes to be, private and
-    /// the owner's; where there is one, the owner must be let in now: somebody else may have made
-    /// it since the request was looked at.
+    /// the owner's.
     pub(super) fn enter_project(
         &mut self,
         repository: &RepositoryName,
         owner: &str,
     ) -> Result<(), Stop> {
+        self.check_pusher(repository, owner)?;
         let name = repository.project();
-        let Some(project) = self.query().project(&name)? else {
+        if self.query().project(&name)?.is_none() {
             self.put_project(&Project {
                 name,
                 owner: Owner::User(owner.to_owned()),
@@ -162,11 +168,17 @@ impl<R: Read> Step<'_, R> {
                 created_at: self.at,
                 updated_at: self.at,
             })?;
-            return Ok(());
-        };
-        if project.owner == Owner::User(owner.to_owned()) {
-            return Ok(());
         }
+        Ok(())
+    }
+
+    /// Whether an account may push there now. Since the request was looked at, somebody else may
+    /// have made the project, and the account, or its right, may be gone.
+    pub(super) fn check_pusher(
+        &self,
+        repository: &RepositoryName,
+        owner: &str,
+    ) -> Result<(), Stop> {
         let who = match owner.parse::<RobotName>() {
             Ok(robot) => Who::Robot(robot),
             Err(_) => Who::User { name: owner.to_owned(), scopes: None },

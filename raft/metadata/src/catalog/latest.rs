@@ -3,26 +3,17 @@
 //! A repair of an old line (1.0.9 after 2.0.0) is not the latest for having come last. Where one of
 //! two numbers has no order (`nightly`), the one that came later is the newer.
 
-use std::cmp::Ordering;
+use shoal_content::{Digest, ImageId, VersionNumber};
 
-use shoal_content::VersionNumber;
-
+use crate::query::Query;
 use crate::record::Version;
+use crate::table::{Fault, Read};
 
 /// The tag that follows the latest version of a disk.
 pub(crate) const LATEST: &str = "latest";
 
 fn number(version: &Version) -> Option<VersionNumber<'_>> {
     VersionNumber::parse(&version.disk.as_ref()?.number)
-}
-
-/// The order of two versions of one image.
-fn order(one: &Version, other: &Version) -> Ordering {
-    let by_number = match (number(one), number(other)) {
-        (Some(one), Some(other)) => one.cmp(&other),
-        _ => Ordering::Equal,
-    };
-    by_number.then_with(|| one.sequence.cmp(&other.sequence))
 }
 
 /// Whether a version of number `new` that comes now is newer than one of number `old`.
@@ -41,8 +32,20 @@ pub fn newest_first(versions: &mut [Version]) {
     });
 }
 
-/// The one that is the latest of those that are left.
-pub(crate) fn latest_of(versions: &[Version]) -> Option<&Version> {
-    // A fold: the order is not transitive where numbers without one are among them.
-    versions.iter().reduce(|latest, one| if order(one, latest).is_gt() { one } else { latest })
+/// The one that is the latest of those that are left: the same as if they had come now, one after
+/// another.
+pub(crate) fn latest_of<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+) -> Result<Option<Digest>, Fault> {
+    let mut latest: Option<Version> = None;
+    query.find_version(image, |version| {
+        // What came before one without order is older than that, whatever its number.
+        let is_unordered = number(&version).is_none();
+        if latest.as_ref().is_none_or(|latest| number(&version) > number(latest)) {
+            latest = Some(version);
+        }
+        Ok(is_unordered.then_some(()))
+    })?;
+    Ok(latest.map(|version| version.digest))
 }

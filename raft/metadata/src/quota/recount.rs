@@ -89,7 +89,7 @@ fn add_image<R: Read>(
         let blob = query.blob(&digest)?.ok_or(missing)?;
         hold(Content::Digest(digest), blob.size);
     }
-    for version in query.versions(image.id)? {
+    query.find_version::<()>(image.id, |version| {
         for reference in version.references {
             if let Reference::Blob { digest, size } = reference {
                 hold(Content::Digest(digest), size);
@@ -99,7 +99,8 @@ fn add_image<R: Read>(
         if let Some(disk) = version.disk {
             hold(Content::Recipe(disk.recipe), disk.content_bytes);
         }
-    }
+        Ok(None)
+    })?;
     Ok(())
 }
 

@@ -16,13 +16,15 @@ use super::query::NameUse;
 use super::{Keep, PolicyRules, RetentionRule, days_before, untagged};
 use crate::command::Retire;
 use crate::query::Query;
-use crate::record::{Image, ImageKind, Version};
+use crate::record::{Image, ImageKind, Reference, Version};
 use crate::table::{Fault, Read};
 
 /// The most names of one repository: what has more is left alone, and said.
 pub const NAMES_JUDGED_MAX: usize = 100_000;
 /// The most versions of one repository.
 pub const VERSIONS_JUDGED_MAX: usize = 200_000;
+/// The most manifests that the indexes of one repository list, together.
+const LISTED_JUDGED_MAX: usize = 1_000_000;
 
 /// Why a repository was not judged.
 #[derive(Debug, Error)]
@@ -30,7 +32,8 @@ pub enum JudgeError {
     #[error("the metadata cannot be read")]
     Fault(#[from] Fault),
     #[error(
-        "the repository has more than {NAMES_JUDGED_MAX} names or {VERSIONS_JUDGED_MAX} versions"
+        "the repository has more than {NAMES_JUDGED_MAX} names or {VERSIONS_JUDGED_MAX} versions, \
+         or its indexes list more than {LISTED_JUDGED_MAX}"
     )]
     TooLarge,
 }
@@ -156,19 +159,29 @@ pub fn judge<R: Read>(
     Ok(Judgement { image, repository, judged_at: now, quiet_before, names, untagged })
 }
 
-/// By digest.
+/// By digest, and without what judging does not need: all of them are held at once, and one alone
+/// may be megabytes long.
 fn versions<R: Read>(
     query: Query<'_, R>,
     image: &Image,
 ) -> Result<BTreeMap<Digest, Version>, JudgeError> {
-    let mut versions = BTreeMap::new();
-    for version in query.versions_up_to(image.id, VERSIONS_JUDGED_MAX + 1)? {
+    let (mut versions, mut listed) = (BTreeMap::new(), 0);
+    let too_large = query.find_version(image.id, |mut version| {
+        version.annotations.clear();
+        version.artifact_type = None;
+        version.references.retain(|reference| matches!(reference, Reference::Manifest { .. }));
+        if let Some(disk) = &mut version.disk {
+            disk.objects.clear();
+        }
+        listed += version.references.len();
         versions.insert(version.digest.clone(), version);
+        let too_large = versions.len() > VERSIONS_JUDGED_MAX || listed > LISTED_JUDGED_MAX;
+        Ok(too_large.then_some(JudgeError::TooLarge))
+    })?;
+    match too_large {
+        Some(error) => Err(error),
+        None => Ok(versions),
     }
-    if versions.len() > VERSIONS_JUDGED_MAX {
-        return Err(JudgeError::TooLarge);
-    }
-    Ok(versions)
 }
 
 fn numbers<R: Read>(

@@ -250,6 +250,10 @@ fn user_may<R: Read>(
         Decision::Refused(Denial::Hidden) if user.role == UserRole::Auditor => {
             Decision::Refused(Denial::Role)
         }
+        // An auditor changes nothing, whatever it owns or is a member of.
+        Decision::Allowed(_) if user.role == UserRole::Auditor && !action.reads() => {
+            Decision::Refused(Denial::Role)
+        }
         decision => decision,
     })
 }

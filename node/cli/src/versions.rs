@@ -8,7 +8,7 @@ use shoal_api::{
 };
 use shoal_content::{ImageReference, InstanceName, TagName};
 
-use crate::arguments::ImageCommand;
+use crate::arguments::{BuildInfo, ImageCommand};
 use crate::client::{Client, escaped};
 use crate::error::Error;
 use crate::images::{existing, resolve, tag_list};
@@ -20,21 +20,23 @@ const PAGES_MAX: u64 = 1_000;
 
 pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) -> Result<(), Error> {
     match command {
-        ImageCommand::Versions { name } => list(client, name, screen).await,
+        ImageCommand::Versions { name, status } => {
+            list(client, name, status.as_deref(), screen).await
+        }
         ImageCommand::Version { name, version } => {
             let path = path(&existing(client, name).await?, version);
             let detail: VersionDetail = client.get(path).await?;
             screen.show(&detail, || sentence(&detail))
         }
-        ImageCommand::Promote { name, version, number, changelog } => {
+        ImageCommand::Promote { name, version, number, new } => {
             let image = existing(client, name).await?;
             let request = CreateVersion {
                 version: number.clone(),
                 manifest_digest: None,
                 from: Some(version.clone()),
-                tags: Vec::new(),
-                changelog: changelog.clone(),
-                build_info: None,
+                tags: new.tags.clone(),
+                changelog: new.changelog.clone(),
+                build_info: BuildInfo::joined(&new.build_info),
             };
             let path = format!("api/v1/images/{}/versions", image.id);
             let made: VersionDetail = client.call(Method::POST, path, &request).await?;
@@ -43,6 +45,13 @@ pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) ->
         ImageCommand::Changelog { name, version, text } => {
             let path = path(&existing(client, name).await?, version);
             let request = UpdateVersion { changelog: Some(text.clone()), build_info: None };
+            let detail: VersionDetail = client.call(Method::PUT, path, &request).await?;
+            screen.show(&detail, || format!("Changed {name} {}.", detail.version.version))
+        }
+        ImageCommand::BuildInfo { name, version, info } => {
+            let path = path(&existing(client, name).await?, version);
+            let build_info = BuildInfo::joined(info);
+            let request = UpdateVersion { changelog: None, build_info };
             let detail: VersionDetail = client.call(Method::PUT, path, &request).await?;
             screen.show(&detail, || format!("Changed {name} {}.", detail.version.version))
         }
@@ -96,11 +105,17 @@ fn path(image: &Image, version: &str) -> String {
     format!("api/v1/images/{}/versions/{}", image.id, escaped(version))
 }
 
-async fn list(client: &Client, name: &str, screen: Screen) -> Result<(), Error> {
+async fn list(
+    client: &Client,
+    name: &str,
+    status: Option<&str>,
+    screen: Screen,
+) -> Result<(), Error> {
     let image = existing(client, name).await?;
+    let filter = status.map(|status| format!("&status={status}")).unwrap_or_default();
     let mut all = Vec::new();
     for number in 1..=PAGES_MAX {
-        let query = format!("page={number}&page_size={PAGE_SIZE}");
+        let query = format!("page={number}&page_size={PAGE_SIZE}{filter}");
         let path = format!("api/v1/images/{}/versions?{query}", image.id);
         let page: Page<Version> = client.get(path).await?;
         all.extend(page.data);

@@ -1,5 +1,6 @@
 //! Real clients against one node, over TLS that they check: podman, buildah, skopeo and oras push
-//! and pull; and the command `shoal` adds, replaces and removes nodes, and keeps storage clean.
+//! and pull; and the command `shoal` describes and fills images, adds, replaces and removes nodes,
+//! and keeps storage clean.
 
 use std::fs;
 use std::path::Path;
@@ -161,6 +162,58 @@ fn oras_pushes_and_pulls_artifacts_and_pulls_disks() -> Result<()> {
         ensure!(fs::read(target.join(folder).join(name))? == content, "{folder}/{name} differs");
     }
     sample::ensure_same_disk(&disk, &target.join("disk/disk-1.0.0.qcow2"), "qcow2")
+}
+
+#[test]
+fn the_operator_describes_fills_and_finds_images() -> Result<()> {
+    let scene = Scene::set()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let create = ["image", "create", "lab/vm", "--os", "linux", "--min-memory", "4096"];
+    let words = ["--label", "team=blue", "--annotation", "wiki=here"];
+    let made = operator.json(&[&create[..], &words].concat())?;
+    ensure!(made["status"] == "pending" && made["labels"]["team"] == "blue", "{made}");
+    let disk = scene.folder.join("disk.raw");
+    fs::write(&disk, vec![7_u8; 3 << 20])?;
+    let path = disk.display().to_string();
+    let upload = |words: &[&str]| {
+        operator.json(&[&["image", "upload", &path, "lab/vm:v1", "--version"], words].concat())
+    };
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    ensure!(upload(&["0.9.0", "--checksum", &wrong]).is_err(), "it is another file");
+    let words = ["--tag", "stable", "--changelog", "first", "--build-info", "by=ci"];
+    let done = upload(&[&["1.0.0"], &words[..]].concat())?;
+    ensure!(done["sent_bytes"] == 3 << 20 && done["there_bytes"] == 0, "{done}");
+    ensure!(done["content_size_bytes"].is_u64() && done["added_size_bytes"].is_u64(), "{done}");
+    let version = operator.json(&["image", "version", "lab/vm", "stable"])?;
+    ensure!(version["changelog"] == "first" && version["build_info"]["by"] == "ci", "{version}");
+    let version = operator.json(&["image", "build-info", "lab/vm", "v1", "by=hand"])?;
+    ensure!(version["build_info"]["by"] == "hand", "{version}");
+    let found = operator.json(&["image", "resolve", "lab/vm:stable"])?;
+    ensure!(found["version"] == "1.0.0" && found["tag"] == "stable", "{found}");
+
+    operator.run(&["image", "edit", "lab/vm", "--format", "raw", "--recommended-cpu", "4"])?;
+    let shown = operator.json(&["image", "show", "lab/vm"])?;
+    ensure!(shown["format"] == "raw" && shown["recommended_cpu_cores"] == 4, "{shown}");
+    ensure!(shown["min_memory_mb"] == 4096 && shown["os_type"] == "linux", "{shown}");
+    for (filter, count) in [
+        (&["--os", "linux", "--kind", "disk", "--owner", "admin"][..], 1),
+        (&["--os", "windows"], 0),
+        (&["--annotation", "wiki=here", "--label", "team=blue"], 1),
+        (&["--status", "pending"], 0),
+        (&["--format", "raw", "--visibility", "private"], 1),
+    ] {
+        let found = operator.json(&[&["image", "list"], filter].concat())?;
+        ensure!(found.as_array().map(Vec::len) == Some(count), "{filter:?}: {found}");
+    }
+    let page = operator.json(&["image", "list", "--page", "2", "--page-size", "1"])?;
+    ensure!(page["pagination"]["total_count"] == 1 && page["data"][0].is_null(), "{page}");
+
+    let id = done["upload_id"].as_str().context("an id")?;
+    let status = operator.json(&["image", "upload-status", "lab/vm", id])?;
+    ensure!(status["status"] == "active", "{status}");
+    operator.run(&["image", "upload-abort", "lab/vm", id, "--yes"])?;
+    ensure!(operator.run(&["image", "upload-status", "lab/vm", id]).is_err(), "it is gone");
+    Ok(())
 }
 
 #[test]

@@ -305,6 +305,17 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
+/// What narrows a list, to be put behind its page: those that are given.
+pub fn filter<'a>(given: impl IntoIterator<Item = (&'a str, &'a Option<String>)>) -> String {
+    let mut text = String::new();
+    for (key, value) in given {
+        if let Some(value) = value {
+            text += &format!("&{key}={}", escaped(value));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU32;
@@ -383,5 +394,7 @@ mod tests {
     #[test]
     fn escapes_what_would_change_a_path() {
         assert_eq!(escaped("a/b:c d@é"), "a%2Fb%3Ac%20d%40%C3%A9");
+        let given = [("image", &Some("a/b".to_owned())), ("by", &None), ("q", &Some("x&y".into()))];
+        assert_eq!(filter(given), "&image=a%2Fb&q=x%26y");
     }
 }

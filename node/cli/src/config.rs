@@ -187,11 +187,7 @@ impl Config {
 /// Writes a file that only its owner can read: whole or not at all.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER_MODE)
-        .create(folder)
-        .map_err(Error::file("making", folder))?;
+    make_folder(folder)?;
     let write = || {
         let mut file = tempfile::Builder::new()
             .prefix(".shoal-")
@@ -203,6 +199,13 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
         Ok(())
     };
     write().map_err(Error::file("writing", path))
+}
+
+/// Makes a folder that only its owner can look into, with those above it, where it is not there.
+pub fn make_folder(folder: &Path) -> Result<(), Error> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(FOLDER_MODE);
+    builder.create(folder).map_err(Error::file("making", folder))
 }
 
 fn default_path() -> Result<PathBuf, Error> {

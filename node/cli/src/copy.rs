@@ -123,18 +123,21 @@ pub async fn copy(
         source,
         content: Content::Download(disk),
         reference: &target,
+        context: &arguments.to,
         image: described(&target, image),
         number: Some(arguments.number.clone().unwrap_or(found.version)),
         format: Some(FORMAT),
         chunk_size: None,
         parallel: arguments.parallel,
+        tags: &[],
+        checksum: None,
         changelog: &version.changelog,
         build_info: match version.build_info {
             Some(serde_json::Value::Object(info)) => Some(info),
             _ => None,
         },
     };
-    carry_out(order, &other, &place, screen).await
+    carry_out(&order, &other, &place, screen).await
 }
 
 /// How long the file is, and what its bytes are bound to.

@@ -2,26 +2,27 @@
 //!
 //! Order: bytes into `FILE.part`, checked and synced, then renamed to `FILE`. The entity tag that
 //! the part belongs to lies beside it in `FILE.part.etag`; `If-Range` makes the node send all of it
-//! where the content is another by now. Invariant: `FILE` is whole or not there.
+//! where the content is another by now. Invariants: `FILE` is whole or not there; one call at a time
+//! writes to its part.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use indicatif::ProgressBar;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 use shoal_content::ImageReference;
 use tokio::time::Instant;
 
+use crate::alone::open_alone;
 use crate::arguments::Download;
 use crate::client::{Client, Request, next_piece};
 use crate::error::Error;
 use crate::images::resolve;
-use crate::screen::{Screen, bytes, rate, seconds};
+use crate::screen::{Progress, Screen, bytes, per_second, rate, seconds};
 
 /// How often a broken download is taken up again without any bytes between.
 const RESUMES_MAX: u32 = 5;
@@ -35,6 +36,8 @@ struct Part {
     etag_path: PathBuf,
     file: File,
     length: u64,
+    /// Of its bytes, those that this call got.
+    came: u64,
 }
 
 impl Part {
@@ -45,11 +48,12 @@ impl Part {
             PathBuf::from(name)
         };
         let path = beside(".part");
-        let mut options = OpenOptions::new();
-        options.create(true).append(true);
-        let file = options.open(&path).map_err(Error::file("opening", &path))?;
+        let Some(file) = open_alone(&path)? else {
+            let reason = format!("another call writes {}", path.display());
+            return Err(Error::Failed { what: "the download".into(), reason });
+        };
         let length = file.metadata().map_err(Error::file("opening", &path))?.len();
-        Ok(Self { etag_path: beside(".part.etag"), path, file, length })
+        Ok(Self { etag_path: beside(".part.etag"), path, file, length, came: 0 })
     }
 
     /// What the bytes so far belong to.
@@ -60,7 +64,7 @@ impl Part {
 
     fn restart(&mut self, etag: Option<&HeaderValue>) -> Result<(), Error> {
         self.file.set_len(0).map_err(Error::file("emptying", &self.path))?;
-        self.length = 0;
+        (self.length, self.came) = (0, 0);
         let etag = etag.and_then(|etag| etag.to_str().ok()).unwrap_or_default();
         fs::write(&self.etag_path, etag).map_err(Error::file("writing", &self.etag_path))
     }
@@ -68,6 +72,7 @@ impl Part {
     fn append(&mut self, piece: &[u8]) -> Result<(), Error> {
         self.file.write_all(piece).map_err(Error::file("writing", &self.path))?;
         self.length += piece.len() as u64;
+        self.came += piece.len() as u64;
         Ok(())
     }
 
@@ -128,7 +133,7 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
         found.image_id, found.version_id
     );
     let begun = Instant::now();
-    let length = tokio::select! {
+    let (length, came) = tokio::select! {
         result = fetch(client, &path, &output, screen) => result?,
         _ = tokio::signal::ctrl_c() => {
             let text = format!("stopped; the same command again goes on with {}", output.display());
@@ -136,13 +141,18 @@ pub async fn download(arguments: &Download, client: &Client, screen: Screen) -> 
         }
     };
     let shown = serde_json::json!({
-        "file": output, "bytes": length, "format": format, "version": found.version,
-        "manifest_digest": found.manifest_digest,
+        "file": output, "bytes": length, "received_bytes": came, "format": format,
+        "version": found.version, "manifest_digest": found.manifest_digest,
     });
     screen.show(&shown, || {
         let took = begun.elapsed();
-        let speed = rate((length as f64 / took.as_secs_f64().max(0.001)) as u64);
-        format!("{}: {} in {} ({speed})", output.display(), bytes(length), seconds(took))
+        let speed = rate(per_second(came, took));
+        let there = match length.saturating_sub(came) {
+            0 => String::new(),
+            there => format!("; {} were there from an earlier call", bytes(there)),
+        };
+        let (came, took) = (bytes(came), seconds(took));
+        format!("{}: {came} in {took} ({speed}){there}", output.display())
     })
 }
 
@@ -168,20 +178,25 @@ fn default_output(reference: &ImageReference, extension: &str) -> PathBuf {
     PathBuf::from(format!("{name}-{pin}.{extension}"))
 }
 
-/// Fetches `path` into `output`; gives its length.
-async fn fetch(client: &Client, path: &str, output: &Path, screen: Screen) -> Result<u64, Error> {
+/// Fetches `path` into `output`; gives its length, and how much of it came now.
+async fn fetch(
+    client: &Client,
+    path: &str,
+    output: &Path,
+    screen: Screen,
+) -> Result<(u64, u64), Error> {
     let mut part = Part::open(output)?;
-    let bar = screen.byte_bar("downloading", 0);
+    let mut progress = screen.progress("downloading", 0);
     let mut failures = 0;
     loop {
         let before = part.length;
-        let error = match round(client, path, &mut part, &bar).await {
+        let error = match round(client, path, &mut part, &mut progress).await {
             Ok(etag) => {
-                bar.finish_and_clear();
+                drop(progress);
                 part.verify(etag.as_ref())?;
-                let length = part.length;
+                let ends = (part.length, part.came);
                 part.publish(output)?;
-                return Ok(length);
+                return Ok(ends);
             }
             Err(error @ (Error::Unreachable(_) | Error::Answer(_))) => error,
             Err(error) => return Err(error),
@@ -199,7 +214,7 @@ async fn round(
     client: &Client,
     path: &str,
     part: &mut Part,
-    bar: &ProgressBar,
+    progress: &mut Progress,
 ) -> Result<Option<HeaderValue>, Error> {
     let mut request = Request::get(path);
     if let (Some(etag), 1..) = (part.etag(), part.length) {
@@ -226,12 +241,10 @@ async fn round(
         part.restart(etag.as_ref())?;
     }
     let whole = part.length + content_length(&response)?;
-    bar.set_length(whole);
-    bar.set_position(part.length);
-    bar.reset_eta();
+    progress.begin(part.length, whole);
     while let Some(piece) = next_piece(&mut response).await? {
         part.append(&piece)?;
-        bar.set_position(part.length);
+        progress.set(part.length);
     }
     if part.length != whole {
         return Err(Error::Answer(format!("it ended after {} of {whole} bytes", part.length)));

@@ -1,23 +1,25 @@
-//! Listing, showing, editing, deleting and restoring images.
+//! Making, listing, showing, editing, deleting and restoring images.
+
+use std::collections::BTreeMap;
 
 use comfy_table::Cell;
 use reqwest::Method;
-use shoal_api::{Image, ImageDetail, Page, Resolution, UpdateImage};
-use shoal_content::{ImageReference, RepositoryName, TagName};
+use shoal_api::{CreateImage, Image, ImageDetail, Page, Resolution, UpdateImage};
+use shoal_content::{ImageReference, Labels, RepositoryName, TagName};
 
-use crate::arguments::{EditImage, ImageCommand, ListImages};
-use crate::client::{Body, Client, Request, escaped};
+use crate::arguments::{EditImage, ImageCommand, ListImages, NewImage, PAGE_SIZE_MAX, Visibility};
+use crate::client::{Body, Client, Request, escaped, filter};
 use crate::config::Config;
 use crate::error::Error;
 use crate::screen::{Screen, bytes, confirm, state, table};
+use crate::upload::begun;
 use crate::{copy, download, import, projects, upload, versions};
 
-const PAGE_SIZE: u64 = 100;
-/// A million images; a list that never ends is a fault of the node.
+/// More than a node looks at for one list; a list that never ends is a fault of the node.
 const PAGES_MAX: u64 = 10_000;
 
-async fn page(client: &Client, query: &str, page: u64) -> Result<Page<Image>, Error> {
-    client.get(format!("api/v1/images?page={page}&page_size={PAGE_SIZE}{query}")).await
+async fn page(client: &Client, query: &str, page: u64, size: u64) -> Result<Page<Image>, Error> {
+    client.get(format!("api/v1/images?page={page}&page_size={size}{query}")).await
 }
 
 pub async fn image(
@@ -29,8 +31,19 @@ pub async fn image(
     match command {
         ImageCommand::Upload(upload) => upload::upload(upload, client, config, screen).await,
         ImageCommand::Import(order) => import::import(order, client, screen).await,
+        ImageCommand::UploadStatus { name, upload } => {
+            begun::status(client, name, *upload, screen).await
+        }
+        ImageCommand::UploadAbort { name, upload, yes } => {
+            begun::abort(client, name, *upload, *yes, screen).await
+        }
+        ImageCommand::Create(new) => create(new, client, screen).await,
         ImageCommand::List(wanted) => list(wanted, client, screen).await,
         ImageCommand::Show { name } => show(client, name, screen).await,
+        ImageCommand::Resolve { reference } => {
+            let found = resolve(client, reference).await?;
+            screen.show(&found, || resolved(&found))
+        }
         ImageCommand::Edit(edit) => self::edit(edit, client, screen).await,
         ImageCommand::Delete { name, purge, yes } => {
             delete(client, name, *purge, *yes, screen).await
@@ -51,7 +64,7 @@ pub async fn image(
 async fn all(client: &Client, query: &str) -> Result<Vec<Image>, Error> {
     let mut all = Vec::new();
     for number in 1..=PAGES_MAX {
-        let page = page(client, query, number).await?;
+        let page = page(client, query, number, PAGE_SIZE_MAX).await?;
         all.extend(page.data);
         if number >= page.pagination.total_pages {
             break;
@@ -61,44 +74,119 @@ async fn all(client: &Client, query: &str) -> Result<Vec<Image>, Error> {
 }
 
 async fn list(wanted: &ListImages, client: &Client, screen: Screen) -> Result<(), Error> {
-    let mut query = format!("&sort={}", escaped(&wanted.sort));
-    let labels = wanted.label.as_ref().map(|labels| {
-        let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
-        pairs.collect::<Vec<_>>().join(",")
-    });
-    let given =
-        [("q", &wanted.query), ("labels", &labels), ("type", &wanted.image_type)].into_iter();
-    for (key, value) in given.filter_map(|(key, value)| Some((key, value.as_ref()?))) {
-        query.push_str(&format!("&{key}={}", escaped(value)));
+    let filters = filters(wanted);
+    if wanted.page.is_none() && wanted.page_size.is_none() {
+        let all = all(client, &filters).await?;
+        return screen.show(&all, || image_table(&all));
     }
-    for (key, is_wanted) in [("deleted", wanted.deleted), ("starred", wanted.starred)] {
-        if is_wanted {
-            query.push_str(&format!("&{key}=true"));
-        }
-    }
-    let all = all(client, &query).await?;
-    screen.show(&all, || {
-        let mut rows = table(&["NAME", "KIND", "STATUS", "LATEST", "SIZE", "TAGS", "UPDATED"]);
-        for image in &all {
-            rows.add_row([
-                Cell::new(&image.name),
-                Cell::new(&image.kind),
-                state(&image.status),
-                Cell::new(image.latest_version.as_deref().unwrap_or("-")),
-                Cell::new(bytes(image.total_size_bytes)),
-                Cell::new(tag_list(&image.tags)),
-                Cell::new(&image.updated_at),
-            ]);
-        }
-        rows.to_string()
+    let size = wanted.page_size.unwrap_or(PAGE_SIZE_MAX);
+    let page = page(client, &filters, wanted.page.unwrap_or(1), size).await?;
+    screen.show(&page, || {
+        let (rows, at) = (image_table(&page.data), &page.pagination);
+        format!("{rows}\npage {} of {}, {} images", at.page, at.total_pages, at.total_count)
     })
+}
+
+/// Which images are wanted, in which order.
+fn filters(wanted: &ListImages) -> String {
+    let (labels, annotations) = (pairs(&wanted.labels), pairs(&wanted.annotations));
+    let visibility = wanted.visibility.map(|one| one.as_str().to_owned());
+    let sort = Some(wanted.sort.clone());
+    let yes = |is_wanted: bool| is_wanted.then(|| "true".to_owned());
+    let (deleted, starred) = (yes(wanted.deleted), yes(wanted.starred));
+    filter([
+        ("sort", &sort),
+        ("q", &wanted.query),
+        ("name", &wanted.name),
+        ("kind", &wanted.kind),
+        ("type", &wanted.image_type),
+        ("os_type", &wanted.os_type),
+        ("architecture", &wanted.architecture),
+        ("format", &wanted.format),
+        ("status", &wanted.status),
+        ("owner", &wanted.owner),
+        ("visibility", &visibility),
+        ("labels", &labels),
+        ("annotations", &annotations),
+        ("deleted", &deleted),
+        ("starred", &starred),
+    ])
+}
+
+/// All of them as one; the later counts where two have one key.
+fn joined(given: &[Labels]) -> BTreeMap<String, String> {
+    let all = given.iter().flat_map(|labels| labels.iter());
+    all.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// As a list is asked for them.
+fn pairs(given: &[Labels]) -> Option<String> {
+    let all = joined(given).into_iter().map(|(key, value)| format!("{key}={value}"));
+    let all: Vec<String> = all.collect();
+    (!all.is_empty()).then(|| all.join(","))
+}
+
+fn image_table(images: &[Image]) -> String {
+    let mut rows = table(&["NAME", "KIND", "STATUS", "LATEST", "SIZE", "TAGS", "UPDATED"]);
+    for image in images {
+        rows.add_row([
+            Cell::new(&image.name),
+            Cell::new(&image.kind),
+            state(&image.status),
+            Cell::new(image.latest_version.as_deref().unwrap_or("-")),
+            Cell::new(bytes(image.total_size_bytes)),
+            Cell::new(tag_list(&image.tags)),
+            Cell::new(&image.updated_at),
+        ]);
+    }
+    rows.to_string()
+}
+
+async fn create(new: &NewImage, client: &Client, screen: Screen) -> Result<(), Error> {
+    let made: Image = client.call(Method::POST, "api/v1/images", &described(new)).await?;
+    let name = &made.name;
+    if let Some(wanted) = new.visibility.map(Visibility::as_str)
+        && wanted != made.visibility
+    {
+        let (project, is) = (name.project(), &made.visibility);
+        screen.remark(&format!(
+            "The project {project} was there already, and is {is}; 'shoal project set {project} \
+             --visibility {wanted}' changes that."
+        ));
+    }
+    screen.show(&made, || {
+        format!("Made {name} ({}); 'shoal image upload FILE {name}:TAG' fills it.", made.id)
+    })
+}
+
+fn described(new: &NewImage) -> CreateImage {
+    let said = new.profile.clone();
+    CreateImage {
+        name: new.name.clone(),
+        display_name: said.display_name.unwrap_or_default(),
+        description: said.description.unwrap_or_default(),
+        image_type: said.image_type.unwrap_or_default(),
+        os_type: said.os_type.unwrap_or_default(),
+        os_version: said.os_version.unwrap_or_default(),
+        architecture: said.architecture.unwrap_or_default(),
+        format: said.format.map(|format| format.as_str().to_owned()).unwrap_or_default(),
+        visibility: new.visibility.map(|one| one.as_str().to_owned()).unwrap_or_default(),
+        min_cpu_cores: said.min_cpu_cores.unwrap_or_default(),
+        min_memory_mb: said.min_memory_mb.unwrap_or_default(),
+        min_disk_gb: said.min_disk_gb.unwrap_or_default(),
+        recommended_cpu_cores: said.recommended_cpu_cores.unwrap_or_default(),
+        recommended_memory_mb: said.recommended_memory_mb.unwrap_or_default(),
+        recommended_disk_gb: said.recommended_disk_gb.unwrap_or_default(),
+        labels: joined(&said.labels),
+        annotations: joined(&said.annotations),
+    }
 }
 
 /// The image of this very name, if there is one.
 pub async fn find(client: &Client, name: &RepositoryName) -> Result<Option<Image>, Error> {
     let query = format!("&name={}", escaped(name.as_str()));
     for number in 1..=PAGES_MAX {
-        let page = page(client, &query, number).await?;
+        let page = page(client, &query, number, PAGE_SIZE_MAX).await?;
         if let Some(image) = page.data.into_iter().find(|image| image.name == *name) {
             return Ok(Some(image));
         }
@@ -123,6 +211,7 @@ async fn show(client: &Client, name: &str, screen: Screen) -> Result<(), Error> 
     let image = existing(client, name).await?;
     let detail: ImageDetail = client.get(format!("api/v1/images/{}", image.id)).await?;
     screen.show(&detail, || {
+        let said = profile(&detail);
         let rows = versions::version_table(&detail.versions);
         let image = &detail.image;
         let stars = match image.star_count {
@@ -130,7 +219,7 @@ async fn show(client: &Client, name: &str, screen: Screen) -> Result<(), Error> 
             stars => format!(", {stars} stars"),
         };
         format!(
-            "{} ({}, {}), {}, owner {}, {} downloads{stars}\n{rows}",
+            "{} ({}, {}), {}, owner {}, {} downloads{stars}\n{said}{rows}",
             image.name,
             image.kind,
             image.visibility,
@@ -141,29 +230,79 @@ async fn show(client: &Client, name: &str, screen: Screen) -> Result<(), Error> 
     })
 }
 
+/// What is said of an image, a line for each thing that is.
+fn profile(detail: &ImageDetail) -> String {
+    let image = &detail.image;
+    let system = [&image.os_type, &image.os_version, &image.architecture].map(String::as_str);
+    let system: Vec<&str> = system.into_iter().filter(|text| !text.is_empty()).collect();
+    let all = |map: &BTreeMap<String, String>| {
+        map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+    };
+    let ImageDetail { min_cpu_cores, min_memory_mb, min_disk_gb, .. } = *detail;
+    let ImageDetail { recommended_cpu_cores, recommended_memory_mb, recommended_disk_gb, .. } =
+        *detail;
+    let lines = [
+        ("called", image.display_name.clone()),
+        ("about", image.description.clone()),
+        ("type", image.image_type.clone()),
+        ("system", system.join(" ")),
+        ("needs", machine(min_cpu_cores, min_memory_mb, min_disk_gb)),
+        ("better", machine(recommended_cpu_cores, recommended_memory_mb, recommended_disk_gb)),
+        ("labels", all(&image.labels)),
+        ("annotations", all(&image.annotations)),
+    ];
+    let lines = lines.into_iter().filter(|(_, text)| !text.is_empty());
+    lines.map(|(what, text)| format!("{what}: {text}\n")).collect()
+}
+
+/// What of a machine is asked for.
+fn machine(cpu_cores: u32, memory_mb: u64, disk_gb: u64) -> String {
+    let parts = [
+        (u64::from(cpu_cores), "processors"),
+        (memory_mb, "MB of memory"),
+        (disk_gb, "GB of disk"),
+    ];
+    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+    parts.map(|(count, what)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+}
+
 pub fn tag_list(tags: &[TagName]) -> String {
     tags.iter().map(TagName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 async fn edit(edit: &EditImage, client: &Client, screen: Screen) -> Result<(), Error> {
-    let image = existing(client, &edit.name).await?;
-    let request = UpdateImage {
-        display_name: edit.display_name.clone(),
-        description: edit.description.clone(),
-        image_type: edit.image_type.clone(),
-        os_type: edit.os_type.clone(),
-        os_version: edit.os_version.clone(),
-        architecture: edit.architecture.clone(),
-        labels: edit.labels.clone().map(Into::into),
-        annotations: edit.annotations.clone().map(Into::into),
-        ..UpdateImage::default()
-    };
+    let request = changed(edit);
     if request == UpdateImage::default() {
         return Err(Error::Usage("nothing is to be changed; --help says what can be".into()));
     }
+    let image = existing(client, &edit.name).await?;
     let path = format!("api/v1/images/{}", image.id);
     let detail: ImageDetail = client.call(Method::PUT, path, &request).await?;
     screen.show(&detail, || format!("Changed {}.", image.name))
+}
+
+fn changed(edit: &EditImage) -> UpdateImage {
+    let said = edit.profile.clone();
+    let all = |given: &[Labels]| (!given.is_empty()).then(|| joined(given));
+    UpdateImage {
+        display_name: said.display_name,
+        description: said.description,
+        image_type: said.image_type,
+        os_type: said.os_type,
+        os_version: said.os_version,
+        architecture: said.architecture,
+        format: said.format.map(|format| format.as_str().to_owned()),
+        min_cpu_cores: said.min_cpu_cores,
+        min_memory_mb: said.min_memory_mb,
+        min_disk_gb: said.min_disk_gb,
+        recommended_cpu_cores: said.recommended_cpu_cores,
+        recommended_memory_mb: said.recommended_memory_mb,
+        recommended_disk_gb: said.recommended_disk_gb,
+        labels: all(&said.labels),
+        annotations: all(&said.annotations),
+        // It is the project's: `project set` changes it.
+        visibility: None,
+    }
 }
 
 async fn delete(
@@ -218,3 +357,15 @@ async fn star(client: &Client, name: &str, starred: bool, screen: Screen) -> Res
 pub async fn resolve(client: &Client, reference: &ImageReference) -> Result<Resolution, Error> {
     client.get(format!("api/v1/resolve?reference={}", escaped(&reference.to_string()))).await
 }
+
+fn resolved(found: &Resolution) -> String {
+    let Resolution { image, version, manifest_digest, status, .. } = found;
+    let text = format!("{image} version {version} ({status}), {manifest_digest}");
+    match &found.deprecation {
+        Some(deprecation) => format!("{text}\ndeprecated: {}", deprecation.message),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use reqwest::Method;
 use shoal_api::{ImportVersion, UploadStatus};
-use shoal_content::Pin;
 use tokio::time::Instant;
 
-use crate::arguments::Import;
+use crate::arguments::{BuildInfo, Import};
 use crate::client::Client;
 use crate::error::Error;
+use crate::resume::path_of;
 use crate::screen::Screen;
 use crate::upload;
 
@@ -22,30 +22,46 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const STALL_MAX: Duration = Duration::from_secs(900);
 
 pub async fn import(order: &Import, client: &Client, screen: Screen) -> Result<(), Error> {
+    let tags = upload::tags_of(&order.reference, &order.new.tags)?;
     let image = upload::image(client, &order.reference).await?;
-    let tags = match &order.reference.pin {
-        Pin::Tag(tag) if tag.as_str() != "latest" => vec![tag.clone()],
-        Pin::Tag(_) => Vec::new(),
-        Pin::Digest(_) => {
-            return Err(Error::Usage("a digest is known only afterwards; give NAME:TAG".into()));
-        }
-    };
     let request = ImportVersion {
         version: order.number.clone(),
         url: order.url.clone(),
         checksum: order.checksum.clone(),
         format: order.format.map(|format| format.as_str().to_owned()),
         tags,
-        changelog: order.changelog.clone(),
-        build_info: None,
+        changelog: order.new.changelog.clone(),
+        build_info: BuildInfo::joined(&order.new.build_info),
     };
     let path = format!("api/v1/images/{}/versions/import", image.id);
-    let mut status: UploadStatus = client.call(Method::POST, path, &request).await?;
-    let path = format!("api/v1/images/{}/versions/upload/{}", image.id, status.upload_id);
+    let begun: UploadStatus = client.call(Method::POST, path, &request).await?;
+    let follow = format!("shoal image upload-status {} {}", order.reference.name, begun.upload_id);
     if order.detach {
-        return screen.show(&status, || format!("Ordered; GET /{path} says how far it is."));
+        return screen.show(&begun, || format!("Ordered; '{follow}' says how far it is."));
     }
-    let bar = screen.byte_bar("importing", status.total_size_bytes);
+    let path = path_of(image.id, begun.upload_id);
+    let status = tokio::select! {
+        ended = watch(begun, &path, client, screen) => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            let text = format!("stopped; the nodes go on, and '{follow}' says how far they are");
+            return Err(Error::Interrupted(text));
+        }
+    };
+    screen.show(&status, || {
+        let digest = status.manifest_digest.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{} is version {} ({digest}).", order.reference.name, order.number)
+    })
+}
+
+/// Follows an import until it is a version.
+async fn watch(
+    begun: UploadStatus,
+    path: &str,
+    client: &Client,
+    screen: Screen,
+) -> Result<UploadStatus, Error> {
+    let mut progress = screen.progress("importing", begun.total_size_bytes);
+    let mut status = begun;
     let (mut seen, mut moved) = ((0, None), Instant::now());
     loop {
         let failure = match status.status.as_str() {
@@ -55,20 +71,15 @@ pub async fn import(order: &Import, client: &Client, screen: Screen) -> Result<(
             _ => String::new(),
         };
         if !failure.is_empty() {
-            bar.finish_and_clear();
             return Err(Error::Failed { what: "the import".into(), reason: failure });
         }
         let position = (status.received_bytes, status.processed_bytes);
         if position != seen {
             (seen, moved) = (position, Instant::now());
         }
-        bar.set_position(status.received_bytes);
+        progress.set(status.received_bytes);
         tokio::time::sleep(POLL_INTERVAL).await;
-        status = client.get(path.as_str()).await?;
+        status = client.get(path).await?;
     }
-    bar.finish_and_clear();
-    screen.show(&status, || {
-        let digest = status.manifest_digest.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{} is version {} ({digest}).", order.reference.name, order.number)
-    })
+    Ok(status)
 }

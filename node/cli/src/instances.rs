@@ -3,13 +3,14 @@
 use comfy_table::Cell;
 use reqwest::Method;
 use shoal_api::{Instance, Page, RegisterInstance};
-use shoal_content::Pin;
+use shoal_content::{InstanceName, Pin};
 
 use crate::arguments::InstanceCommand;
-use crate::client::{Client, escaped};
+use crate::client::{Client, escaped, filter};
 use crate::error::Error;
 use crate::screen::{Screen, state, table};
 
+const PATH: &str = "api/v1/instances";
 const PAGE_SIZE: u64 = 500;
 /// More than a cluster keeps; a list that never ends is a fault of the node.
 const PAGES_MAX: u64 = 10_000;
@@ -20,35 +21,49 @@ pub async fn instance(
     screen: Screen,
 ) -> Result<(), Error> {
     match command {
-        InstanceCommand::Register { id, reference } => {
+        InstanceCommand::Register { id, reference, new } => {
             let (image_tag_used, image_digest) = match &reference.pin {
                 Pin::Tag(tag) => (Some(tag.clone()), None),
                 Pin::Digest(digest) => (None, Some(digest.clone())),
             };
             let request = RegisterInstance {
+                id: new.then(|| id.clone()),
                 image: Some(reference.name.clone()),
                 image_tag_used,
                 image_digest,
                 ..RegisterInstance::default()
             };
-            let path = format!("api/v1/instances/{}", escaped(id.as_str()));
-            let made: Instance = client.call(Method::PUT, path, &request).await?;
+            let made: Instance = if *new {
+                client.call(Method::POST, PATH, &request).await?
+            } else {
+                client.call(Method::PUT, path(id), &request).await?
+            };
             screen.show(&made, || sentence(&made))
         }
-        InstanceCommand::List { image, deprecated } => {
-            list(client, image.as_deref(), *deprecated, screen).await
+        InstanceCommand::List { image, number, deprecated, by } => {
+            let status = deprecated.then(|| "deprecated".to_owned());
+            let filter = filter([
+                ("image", image),
+                ("version", number),
+                ("version_status", &status),
+                ("registered_by", by),
+            ]);
+            list(client, &filter, screen).await
         }
         InstanceCommand::Show { id } => {
-            let path = format!("api/v1/instances/{}", escaped(id.as_str()));
-            let found: Instance = client.get(path).await?;
+            let found: Instance = client.get(path(id)).await?;
             screen.show(&found, || sentence(&found))
         }
         InstanceCommand::Remove { id } => {
-            client.delete(format!("api/v1/instances/{}", escaped(id.as_str()))).await?;
+            client.delete(path(id)).await?;
             let shown = serde_json::json!({ "removed": id });
             screen.show(&shown, || format!("{id} is not registered any more."))
         }
     }
+}
+
+fn path(id: &InstanceName) -> String {
+    format!("{PATH}/{}", escaped(id.as_str()))
 }
 
 fn sentence(instance: &Instance) -> String {
@@ -60,20 +75,11 @@ fn sentence(instance: &Instance) -> String {
     }
 }
 
-async fn list(
-    client: &Client,
-    image: Option<&str>,
-    deprecated: bool,
-    screen: Screen,
-) -> Result<(), Error> {
-    let mut filter = image.map(|name| format!("&image={}", escaped(name))).unwrap_or_default();
-    if deprecated {
-        filter.push_str("&version_status=deprecated");
-    }
+async fn list(client: &Client, filter: &str, screen: Screen) -> Result<(), Error> {
     let mut all = Vec::new();
     for number in 1..=PAGES_MAX {
         let query = format!("page={number}&page_size={PAGE_SIZE}{filter}");
-        let page: Page<Instance> = client.get(format!("api/v1/instances?{query}")).await?;
+        let page: Page<Instance> = client.get(format!("{PATH}?{query}")).await?;
         all.extend(page.data);
         if number >= page.pagination.total_pages {
             break;

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
+mod alone;
 mod arguments;
 mod audit;
 mod backup;

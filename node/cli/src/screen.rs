@@ -1,10 +1,10 @@
 //! What people and programs see: tables or one JSON document, sizes, rates, bars.
 //!
 //! Invariant: with `--json`, standard output carries one document and nothing else; bars and
-//! remarks go to standard error, bars only to a terminal.
+//! remarks go to standard error, bars only to a terminal. A log gets a line now and then instead.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,6 +14,8 @@ use crate::error::Error;
 
 /// How often bars are drawn, per second.
 const DRAW_RATE_HZ: u8 = 8;
+/// How often it is said how far something is, where there is no bar.
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How this call shows its results.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +65,13 @@ impl Screen {
         spinner
     }
 
+    /// Something of `total` bytes that goes on for long.
+    pub fn progress(self, label: &'static str, total: u64) -> Progress {
+        let bar = self.byte_bar(label, total);
+        let lines = Lines::new(label, total, Instant::now());
+        Progress { bar, screen: self, is_drawn: self.bars(), lines }
+    }
+
     /// A bar over `bytes` bytes with rate and rest.
     pub fn byte_bar(self, label: &str, bytes: u64) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(bytes), self.draw_target());
@@ -70,6 +79,81 @@ impl Screen {
         bar.set_prefix(label.to_owned());
         bar
     }
+}
+
+/// How far something is: a bar on a terminal, else a line now and then. The bar goes with it.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    screen: Screen,
+    /// Whether anybody sees the bar.
+    is_drawn: bool,
+    lines: Lines,
+}
+
+impl Progress {
+    /// It begins here, with so much of it there already: the rate is that of what comes now.
+    pub fn begin(&mut self, position: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(position);
+        self.bar.reset_eta();
+        self.lines.total = total;
+        self.lines.from = position;
+        self.lines.begun = Instant::now();
+    }
+
+    pub fn set(&mut self, position: u64) {
+        self.bar.set_position(position);
+        if self.is_drawn {
+            return;
+        }
+        if let Some(line) = self.lines.due(position, Instant::now()) {
+            self.screen.remark(&line);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// What a log is told, and when. Gets the time as an argument.
+#[derive(Debug)]
+struct Lines {
+    label: &'static str,
+    total: u64,
+    from: u64,
+    begun: Instant,
+    said: Instant,
+}
+
+impl Lines {
+    fn new(label: &'static str, total: u64, now: Instant) -> Self {
+        Self { label, total, from: 0, begun: now, said: now }
+    }
+
+    fn due(&mut self, position: u64, now: Instant) -> Option<String> {
+        if now.saturating_duration_since(self.said) < LINE_INTERVAL {
+            return None;
+        }
+        self.said = now;
+        let came = position.saturating_sub(self.from);
+        Some(format!(
+            "{}: {} of {} ({} %), {}",
+            self.label,
+            bytes(position),
+            bytes(self.total),
+            percent(position, self.total),
+            rate(per_second(came, now.saturating_duration_since(self.begun)))
+        ))
+    }
+}
+
+/// So many bytes in that time, as bytes per second.
+pub fn per_second(bytes: u64, elapsed: Duration) -> u64 {
+    (bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64
 }
 
 /// Writes to standard output.
@@ -161,6 +245,17 @@ mod tests {
         let text = table.to_string();
         assert!(text.contains("STATE") && text.contains("failed"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+
+    #[test]
+    fn a_log_is_told_now_and_then_how_far_it_is_and_how_fast() {
+        let begun = Instant::now();
+        let mut lines = Lines::new("uploading", 4 << 30, begun);
+        lines.from = 1 << 30;
+        assert_eq!(lines.due(1 << 30, begun + LINE_INTERVAL / 2), None);
+        let line = lines.due(2 << 30, begun + LINE_INTERVAL * 2).unwrap();
+        assert_eq!(line, "uploading: 2.00 GiB of 4.00 GiB (50 %), 17.07 MiB/s");
+        assert_eq!(lines.due(3 << 30, begun + LINE_INTERVAL * 2), None, "it was just said");
     }
 
     #[test]

@@ -1,74 +1,48 @@
-//! Uploads a disk in parts, several at once, and goes on where an earlier call stopped.
+//! Uploads a disk, and goes on where an earlier call stopped.
 //!
-//! Order: the image, the session (remembered before the first part goes out), the parts, then
-//! `complete`. Invariant: at most `parallel` parts are in memory. Which parts are safe is what the
-//! node says.
+//! Order: the image, the session (remembered before the first part goes out), the parts, a look
+//! whether the file is still what it was, then `complete`. Invariants: one call at a time sends a
+//! file to a name; a session is forgotten only where nothing can come of it any more.
+
+pub mod begun;
+mod sending;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use indicatif::ProgressBar;
 use reqwest::Method;
-use reqwest::header::HeaderValue;
-use sha2::{Digest, Sha256};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use shoal_api::{
-    CreateImage, Image, InitUpload, Page, Resolution, UploadStarted, UploadStatus, Version,
+    CreateImage, Image, InitUpload, Layer, Page, Resolution, UploadManifest, UploadStarted,
+    UploadStatus, Version, VersionDetail,
 };
-use shoal_content::{ImageReference, Pin, TagName};
+use shoal_content::{Digest, ImageReference, Pin, RepositoryName, TagName};
 use shoal_formats::Format;
 use tokio::time::Instant;
 
-use crate::arguments::Upload;
-use crate::client::{Body, Client, Request};
+use crate::arguments::{BuildInfo, Upload};
+use crate::client::{Client, Request};
 use crate::config::Config;
-use crate::copy::RemoteDisk;
 use crate::error::Error;
 use crate::images;
 use crate::resume::{Place, Session, Source};
-use crate::screen::{Screen, bytes, rate, seconds};
+use crate::screen::{Screen, bytes, per_second, rate, seconds};
+
+pub use sending::Content;
+use sending::{Sender, received_bytes};
 
 const MIB: u64 = 1 << 20;
-const CHECKSUM_HEADER: &str = "x-shoal-checksum";
-/// How often a node is asked whether it has read the disk: at first, and later.
-const POLL_FIRST: Duration = Duration::from_millis(100);
-const POLL_MAX: Duration = Duration::from_secs(2);
-/// A node that shows no progress with a disk for so long is waited for no more.
-const PROCESSING_STALL_MAX: Duration = Duration::from_secs(900);
-const BAR_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Where the bytes of an upload come from.
-pub enum Content<'a> {
-    File(Arc<File>),
-    Download(RemoteDisk<'a>),
-}
-
-impl Content<'_> {
-    async fn read(&self, start: u64, length: u64, path: &Path) -> Result<Vec<u8>, Error> {
-        let file = match self {
-            Self::Download(disk) => return disk.read(start, length).await,
-            Self::File(file) => file.clone(),
-        };
-        let read = tokio::task::spawn_blocking(move || {
-            let mut part = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
-            file.read_exact_at(&mut part, start)?;
-            Ok(part)
-        });
-        let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        read.map_err(Error::file("reading", path))
-    }
-}
 
 /// What is to be uploaded, and as what.
 pub struct Order<'a> {
     pub source: Source,
     pub content: Content<'a>,
     pub reference: &'a ImageReference,
+    /// What the cluster that it goes to is called here.
+    pub context: &'a str,
     /// What is said of the image, where this makes it.
     pub image: CreateImage,
     /// The version's number; one more than the latest if missing.
@@ -77,16 +51,71 @@ pub struct Order<'a> {
     /// In MiB.
     pub chunk_size: Option<u64>,
     pub parallel: u16,
+    /// Besides that of the reference.
+    pub tags: &'a [TagName],
+    /// Of the whole file.
+    pub checksum: Option<Digest>,
     pub changelog: &'a str,
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// What one upload needs at every step.
-struct Sender<'a> {
-    client: &'a Client,
-    content: Content<'a>,
-    session: Session,
-    screen: Screen,
+impl Order<'_> {
+    /// What is ordered besides file, name and number, which a session that goes on must agree with.
+    fn fingerprint(&self) -> String {
+        let said = serde_json::json!({
+            "tags": self.tags,
+            "checksum": self.checksum,
+            "format": self.format.map(Format::as_str),
+            "changelog": self.changelog,
+            "build_info": self.build_info,
+        });
+        hex::encode(Sha256::digest(said.to_string()))
+    }
+
+    /// Whether a session that is remembered was begun for this.
+    fn is_of(&self, session: &Session) -> bool {
+        self.number.as_ref().is_none_or(|number| *number == session.version)
+            && session.order.as_ref().is_none_or(|order| *order == self.fingerprint())
+    }
+
+    /// What to do once it was stopped.
+    fn advice(&self, session: Option<&Session>) -> String {
+        let again =
+            format!("the same command again sends only what is missing ({})", self.reference);
+        let Some(Session { upload, .. }) = session else { return again };
+        let (context, name) = (self.context, &self.reference.name);
+        format!(
+            "{again}, 'shoal --context {context} image upload-abort {name} {upload}' gives it up"
+        )
+    }
+}
+
+/// How an upload ended well.
+#[derive(Debug)]
+enum Ended {
+    /// An earlier call had made the version.
+    Already(Resolution),
+    Now(Outcome),
+}
+
+/// An upload that has become a version, and what that took.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    status: UploadStatus,
+    /// For the parts that were sent.
+    #[serde(skip)]
+    took: Duration,
+    /// Over the network, by this call.
+    sent_bytes: u64,
+    /// Of the file, by earlier calls.
+    there_bytes: u64,
+    /// Of the disk, without what is zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_size_bytes: Option<u64>,
+    /// What storage did not have yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    added_size_bytes: Option<u64>,
 }
 
 pub async fn upload(
@@ -105,15 +134,18 @@ pub async fn upload(
         source,
         content: Content::File(Arc::new(file)),
         reference: &arguments.reference,
-        image: undescribed(&arguments.reference),
+        context: config.name(),
+        image: undescribed(&arguments.reference.name),
         number: arguments.number.clone(),
         format: arguments.format,
         chunk_size: arguments.chunk_size,
         parallel: arguments.parallel,
-        changelog: &arguments.changelog,
-        build_info: None,
+        tags: &arguments.new.tags,
+        checksum: arguments.checksum.clone(),
+        changelog: &arguments.new.changelog,
+        build_info: BuildInfo::joined(&arguments.new.build_info),
     };
-    carry_out(order, client, &place, screen).await
+    carry_out(&order, client, &place, screen).await
 }
 
 /// The tag that an upload is to get.
@@ -127,68 +159,152 @@ pub fn tag_of(reference: &ImageReference) -> Result<&TagName, Error> {
     }
 }
 
+/// The tags that a new version is to get: `latest`, which goes to the highest number by itself, only
+/// where it is among `more`.
+pub fn tags_of(reference: &ImageReference, more: &[TagName]) -> Result<Vec<TagName>, Error> {
+    let first = tag_of(reference)?;
+    let is_named = first.as_str() != "latest" && !more.contains(first);
+    Ok(is_named.then_some(first).into_iter().chain(more).cloned().collect())
+}
+
 /// Sends what is missing, and waits until it is a version.
 pub async fn carry_out(
-    order: Order<'_>,
+    order: &Order<'_>,
     client: &Client,
     place: &Place,
     screen: Screen,
 ) -> Result<(), Error> {
-    let number = order.number.as_deref();
-    if let Some(done) = finished(client, place, &order.source, order.reference, number).await? {
-        return screen.show(&done, || {
+    let _held = place.hold()?;
+    let is_whole = AtomicBool::new(false);
+    let work = Box::pin(finish(order, client, place, screen, &is_whole));
+    let ended = tokio::select! {
+        ended = work => ended,
+        _ = tokio::signal::ctrl_c() => {
+            let goes_on = is_whole.load(Ordering::Relaxed);
+            let text = if goes_on { "the cluster goes on reading the disk; " } else { "" };
+            Err(Error::Interrupted(format!("stopped; {text}")))
+        }
+    };
+    // What is still remembered can be gone on with.
+    let left = place.load(&order.source).filter(|session| session.finished.is_none());
+    match ended {
+        Ok(Ended::Already(done)) => screen.show(&done, || {
             format!(
                 "{} is this disk already: version {}, {}. Nothing was uploaded.",
                 order.reference, done.version, done.manifest_digest
             )
-        });
+        }),
+        Ok(Ended::Now(outcome)) => screen.show(&outcome, || sentence(&outcome, order.reference)),
+        Err(Error::Interrupted(text)) => {
+            Err(Error::Interrupted(text + &order.advice(left.as_ref())))
+        }
+        Err(error) => {
+            if left.is_some() {
+                screen.remark(&format!("What was sent is kept; {}.", order.advice(left.as_ref())));
+            }
+            Err(error)
+        }
     }
-    let (session, status) = match resumed(client, place, &order.source).await? {
+}
+
+async fn finish(
+    order: &Order<'_>,
+    client: &Client,
+    place: &Place,
+    screen: Screen,
+    is_whole: &AtomicBool,
+) -> Result<Ended, Error> {
+    if let Some(done) = finished(client, place, order).await? {
+        return Ok(Ended::Already(done));
+    }
+    let (session, there) = match resumed(client, place, order).await? {
         Some(found) => {
-            let (done, all) = (found.1.received_chunks.len(), found.1.total_chunks);
-            screen.remark(&format!(
-                "Going on with an earlier upload: {done} of {all} parts are there."
-            ));
+            screen.remark(&found_again(&found.1));
             found
         }
-        None => started(client, &order, place).await?,
+        None => started(client, order, place).await?,
     };
-    let Order { reference, parallel, content, .. } = order;
-    let sender = Sender { client, content, session, screen };
+    let sender = Sender { client, content: &order.content, session, screen };
+    let (sent_bytes, took) = send(&sender, &there, order, place).await?;
+    is_whole.store(true, Ordering::Relaxed);
+    let status = sender.complete().await?;
+    let session = sender.session;
+    if status.status == "failed" {
+        place.clear()?;
+        let reason = status.failure.unwrap_or_else(|| "the node does not say why".into());
+        return Err(Error::Failed { what: "reading the disk".into(), reason });
+    }
+    match status.manifest_digest.clone() {
+        Some(finished) => {
+            place.save(&Session { finished: Some(finished), ..session.clone() })?;
+        }
+        None => place.clear()?,
+    }
+    let made = made(client, &session, &status).await;
+    Ok(Ended::Now(Outcome {
+        took,
+        sent_bytes,
+        there_bytes: status.total_size_bytes.saturating_sub(sent_bytes),
+        content_size_bytes: made.as_ref().map(|version| version.content_size_bytes),
+        added_size_bytes: made.as_ref().map(|version| version.added_size_bytes),
+        status,
+    }))
+}
+
+/// Sends the parts of a session that still takes some; gives how much, and how long that took.
+async fn send(
+    sender: &Sender<'_>,
+    there: &UploadStatus,
+    order: &Order<'_>,
+    place: &Place,
+) -> Result<(u64, Duration), Error> {
+    if there.status != "receiving" {
+        return Ok((0, Duration::ZERO));
+    }
     let begun = Instant::now();
-    let again = format!("the same command again sends only what is missing ({reference})");
-    tokio::select! {
-        result = sender.send_missing(&status, usize::from(parallel)) => result?,
-        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(format!("stopped; {again}"))),
+    let sent = sender.send_missing(there, usize::from(order.parallel)).await?;
+    let took = begun.elapsed();
+    if let Err(error) = sender.check_unwritten() {
+        give_up(sender.client, &sender.session, place).await?;
+        return Err(error);
     }
-    let finished = tokio::select! {
-        result = sender.complete() => result,
-        _ = tokio::signal::ctrl_c() => {
-            let text = format!("stopped; the cluster goes on reading the disk, and {again}");
-            return Err(Error::Interrupted(text));
-        }
-    };
-    // A session that ended in failure cannot be gone on with.
-    match &finished {
-        Ok(UploadStatus { manifest_digest: Some(digest), .. }) => {
-            place.save(&Session { finished: Some(digest.clone()), ..sender.session.clone() })?;
-        }
-        Err(Error::Unreachable(_)) => {}
-        _ => place.clear()?,
+    Ok((sent, took))
+}
+
+fn found_again(status: &UploadStatus) -> String {
+    format!(
+        "Going on with an earlier upload: {} of {} parts ({} of {}) are there.",
+        status.received_chunks.len(),
+        status.total_chunks,
+        bytes(received_bytes(status)),
+        bytes(status.total_size_bytes)
+    )
+}
+
+/// The version that came of it, as far as a node shows it: nothing depends on that any more.
+async fn made(client: &Client, session: &Session, status: &UploadStatus) -> Option<Version> {
+    let id = status.version_id?;
+    let path = format!("api/v1/images/{}/versions/{id}", session.image);
+    client.get::<VersionDetail>(path).await.ok().map(|detail| detail.version)
+}
+
+fn sentence(outcome: &Outcome, reference: &ImageReference) -> String {
+    let Outcome { status, took, .. } = outcome;
+    let number = status.version.as_deref().unwrap_or_default();
+    let digest = status.manifest_digest.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut text = format!(
+        "{reference} version {number}, {digest}\nSent {} in {} ({})",
+        bytes(outcome.sent_bytes),
+        seconds(*took),
+        rate(per_second(outcome.sent_bytes, *took))
+    );
+    if outcome.there_bytes > 0 {
+        text += &format!("; {} were there from an earlier call", bytes(outcome.there_bytes));
     }
-    let finished = finished?;
-    screen.show(&finished, || {
-        let took = begun.elapsed();
-        let size = sender.session.source.bytes;
-        format!(
-            "{reference} version {}, {} in {} ({}), {}",
-            finished.version.as_deref().unwrap_or(&sender.session.version),
-            bytes(size),
-            seconds(took),
-            rate((size as f64 / took.as_secs_f64().max(0.001)) as u64),
-            finished.manifest_digest.as_ref().map(ToString::to_string).unwrap_or_default()
-        )
-    })
+    if let (Some(all), Some(new)) = (outcome.content_size_bytes, outcome.added_size_bytes) {
+        text += &format!("; of {} of content, {} were new to storage", bytes(all), bytes(new));
+    }
+    text + "."
 }
 
 /// Refuses here what the node would refuse after the whole file had gone over the network.
@@ -204,14 +320,13 @@ fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
 async fn finished(
     client: &Client,
     place: &Place,
-    source: &Source,
-    reference: &ImageReference,
-    number: Option<&str>,
+    order: &Order<'_>,
 ) -> Result<Option<Resolution>, Error> {
-    let Some(Session { finished: Some(digest), .. }) = place.load(source) else { return Ok(None) };
-    match images::resolve(client, reference).await {
+    let session = place.load(&order.source).filter(|session| order.is_of(session));
+    let Some(Session { finished: Some(digest), .. }) = session else { return Ok(None) };
+    match images::resolve(client, order.reference).await {
         Ok(found) => {
-            let is_asked_for = number.is_none_or(|number| number == found.version);
+            let is_asked_for = order.number.as_ref().is_none_or(|number| *number == found.version);
             Ok(Some(found).filter(|found| is_asked_for && found.manifest_digest == digest))
         }
         // Deleted, or not to be seen any more: an upload says what is wrong.
@@ -223,25 +338,39 @@ async fn finished(
 async fn resumed(
     client: &Client,
     place: &Place,
-    source: &Source,
+    order: &Order<'_>,
 ) -> Result<Option<(Session, UploadStatus)>, Error> {
-    let Some(session) = place.load(source).filter(|session| session.finished.is_none()) else {
-        return Ok(None);
-    };
+    let is_open = |session: &Session| session.finished.is_none() && order.is_of(session);
+    let Some(session) = place.load(&order.source).filter(is_open) else { return Ok(None) };
     // A session outlives its image for a while, but nothing can come of it.
     match client.send(&Request::get(format!("api/v1/images/{}", session.image))).await {
         Ok(_) => {}
-        Err(Error::Refused { status: 404 | 410, .. }) => return Ok(None),
+        Err(Error::Refused { status: 403 | 404 | 410, .. }) => return Ok(None),
         Err(error) => return Err(error),
     }
-    match client.get::<UploadStatus>(upload_path(&session)).await {
-        Ok(status) if status.status != "failed" && status.total_size_bytes == source.bytes => {
+    match client.get::<UploadStatus>(session.path()).await {
+        Ok(status)
+            if status.status != "failed" && status.total_size_bytes == order.source.bytes =>
+        {
             Ok(Some((session, status)))
         }
-        // It failed or expired: from the start.
-        Ok(_) | Err(Error::Refused { status: 404 | 410, .. }) => Ok(None),
+        // It failed, expired, or was begun by somebody whom one was before: from the start.
+        Ok(_) | Err(Error::Refused { status: 403 | 404 | 410, .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Ends a session that nothing is to come of, and forgets it.
+async fn give_up(client: &Client, session: &Session, place: &Place) -> Result<(), Error> {
+    // One that is read by now becomes a version, as was said when it was stopped; and one that
+    // cannot be ended ends by itself in a day.
+    let path = session.path();
+    if let Ok(status) = client.get::<UploadStatus>(path.as_str()).await
+        && status.status == "receiving"
+    {
+        let _ = client.delete(path).await;
+    }
+    place.clear()
 }
 
 async fn started(
@@ -249,41 +378,50 @@ async fn started(
     order: &Order<'_>,
     place: &Place,
 ) -> Result<(Session, UploadStatus), Error> {
-    let tag = tag_of(order.reference)?;
     let source = order.source.clone();
+    let tags = tags_of(order.reference, order.tags)?;
+    // Of the file as it was, or of another order: it would hold its room for a day.
+    if let Some(old) = place.last().filter(|session| session.finished.is_none()) {
+        give_up(client, &old, place).await?;
+    }
     let image = image_as(client, &order.image).await?;
     let version = match &order.number {
         Some(number) => number.clone(),
         None => next_version(highest(client, &image).await?.as_deref()),
     };
+    let whole = order.checksum.clone().map(|digest| UploadManifest {
+        format: None,
+        layers: vec![Layer { digest, size: source.bytes }],
+    });
     let request = InitUpload {
         version: version.clone(),
         total_size_bytes: source.bytes,
         chunk_size_bytes: order.chunk_size.map(|mib| mib * MIB),
         format: order.format.map(|format| format.as_str().to_owned()),
-        tags: if tag.as_str() == "latest" { Vec::new() } else { vec![tag.clone()] },
-        manifest: None,
+        tags,
+        manifest: whole,
         changelog: order.changelog.to_owned(),
         build_info: order.build_info.clone(),
     };
     let path = format!("api/v1/images/{}/versions/upload/init", image.id);
     let begun: UploadStarted = client.call(Method::POST, path, &request).await?;
     let (image, upload) = (image.id, begun.upload_id);
-    let session = Session { source, image, upload, version, finished: None };
+    let fingerprint = Some(order.fingerprint());
+    let session = Session { source, image, upload, version, order: fingerprint, finished: None };
     place.save(&session)?;
-    let status = client.get(upload_path(&session)).await?;
+    let status = client.get(session.path()).await?;
     Ok((session, status))
 }
 
 /// The image, made where it is not there.
 pub async fn image(client: &Client, reference: &ImageReference) -> Result<Image, Error> {
-    image_as(client, &undescribed(reference)).await
+    image_as(client, &undescribed(&reference.name)).await
 }
 
 /// An image of which nothing is said.
-fn undescribed(reference: &ImageReference) -> CreateImage {
+fn undescribed(name: &RepositoryName) -> CreateImage {
     CreateImage {
-        name: reference.name.clone(),
+        name: name.clone(),
         display_name: String::new(),
         description: String::new(),
         image_type: String::new(),
@@ -338,123 +476,6 @@ fn next_version(latest: Option<&str>) -> String {
     match last.parse::<u64>() {
         Ok(number) if number < u64::MAX => format!("{head}{}", number + 1),
         _ => format!("{latest}.1"),
-    }
-}
-
-fn upload_path(session: &Session) -> String {
-    format!("api/v1/images/{}/versions/upload/{}", session.image, session.upload)
-}
-
-/// The parts that the node does not have, in order.
-fn missing(status: &UploadStatus) -> Vec<u32> {
-    let received: std::collections::BTreeSet<_> = status.received_chunks.iter().collect();
-    (0..status.total_chunks).filter(|index| !received.contains(index)).collect()
-}
-
-/// Where part `index` begins and how long it is.
-fn part_range(index: u32, status: &UploadStatus) -> (u64, u64) {
-    let start = u64::from(index) * status.chunk_size;
-    (start, status.chunk_size.min(status.total_size_bytes.saturating_sub(start)))
-}
-
-impl Sender<'_> {
-    async fn send_missing(&self, status: &UploadStatus, parallel: usize) -> Result<(), Error> {
-        if status.status != "receiving" {
-            return Ok(());
-        }
-        let missing = missing(status);
-        let length = |index: &u32| part_range(*index, status).1;
-        let there = status.total_size_bytes - missing.iter().map(length).sum::<u64>();
-        let sent = Arc::new(AtomicU64::new(0));
-        let bar = self.screen.byte_bar("uploading", status.total_size_bytes);
-        bar.set_position(there);
-        // The rate is that of this call, not of the one that stopped.
-        bar.reset_eta();
-        let sent_now = sent.clone();
-        let parts = futures::stream::iter(missing)
-            .map(|index| self.send_part(index, status, &sent))
-            .buffer_unordered(parallel)
-            .try_collect::<Vec<()>>();
-        drawn(&bar, move || there + sent_now.load(Ordering::Relaxed), parts).await?;
-        bar.finish_and_clear();
-        Ok(())
-    }
-
-    async fn send_part(
-        &self,
-        index: u32,
-        status: &UploadStatus,
-        sent: &Arc<AtomicU64>,
-    ) -> Result<(), Error> {
-        let (start, length) = part_range(index, status);
-        let part = self.content.read(start, length, &self.session.source.path).await?;
-        let hashed = tokio::task::spawn_blocking(move || {
-            (format!("sha256:{}", hex::encode(Sha256::digest(&part))), Bytes::from(part))
-        });
-        let hashed = hashed.await.map_err(std::io::Error::other);
-        let (checksum, part) = hashed.map_err(Error::file("hashing", &self.session.source.path))?;
-        let path = format!("{}/chunks/{index}", upload_path(&self.session));
-        let mut request = Request::new(Method::PUT, path, Body::Part(&part, sent));
-        let value = HeaderValue::from_str(&checksum).map_err(|e| Error::Answer(e.to_string()))?;
-        request.headers.insert(CHECKSUM_HEADER, value);
-        self.client.send(&request).await.map(drop)
-    }
-
-    /// Asks for the version, and waits until the disk has been read.
-    async fn complete(&self) -> Result<UploadStatus, Error> {
-        let path = upload_path(&self.session);
-        let none = serde_json::json!({});
-        let mut status: UploadStatus =
-            match self.client.call(Method::POST, format!("{path}/complete"), &none).await {
-                // The session says what became of it, also where only that answer was lost.
-                Err(refused @ Error::Refused { .. }) => {
-                    let status: Result<UploadStatus, Error> = self.client.get(path.as_str()).await;
-                    status.ok().filter(|status| status.status == "failed").ok_or(refused)?
-                }
-                status => status?,
-            };
-        let bar = self.screen.byte_bar("reading", status.total_size_bytes);
-        let mut pause = POLL_FIRST;
-        let (mut processed, mut moved) = (None, Instant::now());
-        loop {
-            match status.status.as_str() {
-                "active" => break,
-                "failed" => {
-                    let reason =
-                        status.failure.unwrap_or_else(|| "the node does not say why".into());
-                    return Err(Error::Failed { what: "reading the disk".into(), reason });
-                }
-                _ if moved.elapsed() > PROCESSING_STALL_MAX => {
-                    let reason = "the node shows no progress; look at its log".into();
-                    return Err(Error::Failed { what: "reading the disk".into(), reason });
-                }
-                _ => {}
-            }
-            if status.processed_bytes != processed {
-                (processed, moved) = (status.processed_bytes, Instant::now());
-                bar.set_position(processed.unwrap_or(0));
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
-            status = self.client.get(path.as_str()).await?;
-        }
-        bar.finish_and_clear();
-        Ok(status)
-    }
-}
-
-/// Runs `work` while the bar follows `position`.
-async fn drawn<T>(
-    bar: &ProgressBar,
-    position: impl Fn() -> u64,
-    work: impl Future<Output = T>,
-) -> T {
-    let mut work = std::pin::pin!(work);
-    loop {
-        match tokio::time::timeout(BAR_INTERVAL, work.as_mut()).await {
-            Ok(result) => return result,
-            Err(_) => bar.set_position(position()),
-        }
     }
 }
 

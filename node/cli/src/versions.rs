@@ -9,7 +9,7 @@ use shoal_api::{
 };
 use shoal_content::{ImageReference, InstanceName, TagName};
 
-use crate::arguments::ImageCommand;
+use crate::arguments::{BuildInfo, ImageCommand};
 use crate::client::{Client, escaped};
 use crate::error::Error;
 use crate::images::{existing, resolve, tag_list};
@@ -21,21 +21,23 @@ const PAGES_MAX: u64 = 1_000;
 
 pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) -> Result<(), Error> {
     match command {
-        ImageCommand::Versions { name } => list(client, name, screen).await,
+        ImageCommand::Versions { name, status } => {
+            list(client, name, status.as_deref(), screen).await
+        }
         ImageCommand::Version { name, version } => {
             let path = path(&existing(client, name).await?, version);
             let detail: VersionDetail = client.get(path).await?;
             screen.show(&detail, || sentence(&detail))
         }
-        ImageCommand::Promote { name, version, number, changelog } => {
+        ImageCommand::Promote { name, version, number, new } => {
             let image = existing(client, name).await?;
             let request = CreateVersion {
                 version: number.clone(),
                 manifest_digest: None,
                 from: Some(version.clone()),
-                tags: Vec::new(),
-                changelog: changelog.clone(),
-                build_info: None,
+                tags: new.tags.clone(),
+                changelog: new.changelog.clone(),
+                build_info: BuildInfo::joined(&new.build_info),
             };
             let path = format!("api/v1/images/{}/versions", image.id);
             let made: VersionDetail = client.call(Method::POST, path, &request).await?;
@@ -44,6 +46,13 @@ pub async fn version(command: &ImageCommand, client: &Client, screen: Screen) ->
         ImageCommand::Changelog { name, version, text } => {
             let path = path(&existing(client, name).await?, version);
             let request = UpdateVersion { changelog: Some(text.clone()), build_info: None };
+            let detail: VersionDetail = client.call(Method::PUT, path, &request).await?;
+            screen.show(&detail, || format!("Changed {name} {}.", detail.version.version))
+        }
+        ImageCommand::BuildInfo { name, version, info } => {
+            let path = path(&existing(client, name).await?, version);
+            let build_info = BuildInfo::joined(info);
+            let request = UpdateVersion { changelog: None, build_info };
             let detail: VersionDetail = client.call(Method::PUT, path, &request).await?;
             screen.show(&detail, || format!("Changed {name} {}.", detail.version.version))
         }
@@ -97,17 +106,25 @@ fn path(image: &Image, version: &str) -> String {
     format!("api/v1/images/{}/versions/{}", image.id, escaped(version))
 }
 
-async fn list(client: &Client, name: &str, screen: Screen) -> Result<(), Error> {
+async fn list(
+    client: &Client,
+    name: &str,
+    status: Option<&str>,
+    screen: Screen,
+) -> Result<(), Error> {
     let image = existing(client, name).await?;
-    let all: Vec<Version> = pages(client, &format!("api/v1/images/{}/versions", image.id)).await?;
+    let filter = status.map(|status| format!("?status={status}")).unwrap_or_default();
+    let path = format!("api/v1/images/{}/versions{filter}", image.id);
+    let all: Vec<Version> = pages(client, &path).await?;
     screen.show(&all, || version_table(&all))
 }
 
 /// All of a list that comes in pages.
 async fn pages<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Vec<T>, Error> {
     let mut all = Vec::new();
+    let joint = if path.contains('?') { '&' } else { '?' };
     for number in 1..=PAGES_MAX {
-        let page = format!("{path}?page={number}&page_size={PAGE_SIZE}");
+        let page = format!("{path}{joint}page={number}&page_size={PAGE_SIZE}");
         let page: Page<T> = client.get(page).await?;
         all.extend(page.data);
         if number >= page.pagination.total_pages {

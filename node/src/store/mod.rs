@@ -264,7 +264,6 @@ pub async fn read(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use prometheus_client::registry::Registry;
     use shoal_content::PackId;

@@ -59,8 +59,8 @@ pub enum Command {
     Context(ContextCommand),
     /// Nodes, leader and agents
     Status,
-    /// Images: upload, list, show, download, tag, delete
-    #[command(subcommand)]
+    /// Images: create, upload, list, show, edit, download, tag, delete
+    #[command(subcommand, after_help = IMAGES)]
     Image(ImageCommand),
     /// Disk images as files on this machine, without a cluster: info, map, check, convert, compare
     #[command(subcommand, after_help = DISKS)]

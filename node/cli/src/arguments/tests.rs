@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 
-use shoal_content::Priority;
+use shoal_content::{Priority, TagName};
 use shoal_formats::{Format, Target};
 
 use super::*;
@@ -72,6 +72,59 @@ fn an_upload_takes_a_version_of_its_own() {
     assert_eq!(upload.format, Some(Format::Raw));
     assert!(parse("shoal image upload f a:v --parallel 0").is_err());
     assert!(parse("shoal image upload f A:v").is_err());
+}
+
+#[test]
+fn a_new_version_gets_tags_words_and_how_it_was_built() {
+    let line = "shoal image upload f zedge/a:v1 --tag stable --tag beta --changelog faster \
+                --build-info commit=4f2c --build-info {\"n\":1}";
+    let Command::Image(ImageCommand::Upload(upload)) = parse(line).unwrap().command else {
+        panic!("not an upload")
+    };
+    let tags: Vec<&str> = upload.new.tags.iter().map(TagName::as_str).collect();
+    assert_eq!((tags, upload.new.changelog.as_str()), (vec!["stable", "beta"], "faster"));
+    let built = serde_json::to_value(BuildInfo::joined(&upload.new.build_info)).unwrap();
+    assert_eq!(built, serde_json::json!({ "commit": "4f2c", "n": 1 }));
+    assert_eq!(BuildInfo::joined(&[]), None);
+    for bad in ["--tag .x", "--build-info commit", "--build-info =x", "--build-info {"] {
+        assert!(parse(&format!("shoal image upload f a:v {bad}")).is_err(), "{bad}");
+    }
+    let line = "shoal image import https://h/f a:v --version 1 --tag stable --build-info by=ci";
+    assert!(parse(line).is_ok());
+    assert!(parse("shoal image promote a v1 --as 2 --tag stable --changelog x").is_ok());
+    assert!(parse("shoal image build-info a v1 by=ci").is_ok());
+    assert!(parse("shoal image build-info a v1").is_err());
+}
+
+#[test]
+fn an_upload_that_was_begun_is_looked_at_and_ended_by_its_id() {
+    let id = format!("upload-{}", "0".repeat(32));
+    let line = format!("shoal image upload-abort zedge/a {id} --yes");
+    let Command::Image(ImageCommand::UploadAbort { name, upload, yes }) =
+        parse(&line).unwrap().command
+    else {
+        panic!("nothing is ended")
+    };
+    assert_eq!((name.as_str(), upload.to_string(), yes), ("zedge/a", id.clone(), true));
+    assert!(parse(&format!("shoal image upload-status zedge/a {id}")).is_ok());
+    assert!(parse("shoal image upload-status zedge/a 7").is_err());
+}
+
+#[test]
+fn lists_are_narrowed_and_have_pages() {
+    let line = "shoal image list --kind disk --os linux --arch aarch64 --owner bob --page 2 \
+                --page-size 500 --label a=b,c=d --label e=f --annotation g=h --visibility private";
+    assert!(parse(line).is_ok());
+    for bad in ["--kind floppy", "--page 0", "--page-size 501", "--status gone", "--label a"] {
+        assert!(parse(&format!("shoal image list {bad}")).is_err(), "{bad}");
+    }
+    assert!(parse("shoal image create Zedge").is_err());
+    assert!(parse("shoal image create a --format qed").is_err());
+    assert!(parse("shoal image edit a --min-cpu none").is_err());
+    assert!(parse("shoal image versions a --status deprecated").is_ok());
+    assert!(parse("shoal image resolve a:v1").is_ok());
+    assert!(parse("shoal instance list --version 1").is_err(), "of which image?");
+    assert!(parse("shoal instance list --image a --version 1 --by bob").is_ok());
 }
 
 #[test]

@@ -91,7 +91,8 @@ async fn goes_on_after_the_connection_broke_and_gets_no_byte_twice() {
     let client = serve(origin.clone()).await;
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("disk.raw");
-    assert_eq!(fetch(&client, "disk", &output, SCREEN).await.unwrap(), content.len() as u64);
+    let whole = content.len() as u64;
+    assert_eq!(fetch(&client, "disk", &output, SCREEN).await.unwrap(), (whole, whole));
     assert_eq!(fs::read(&output).unwrap(), content);
     assert_eq!(origin.requests.load(Ordering::Relaxed), 2);
     let again = origin.sent.load(Ordering::Relaxed) - content.len() as u64;
@@ -109,7 +110,8 @@ async fn goes_on_with_what_an_earlier_call_left() {
     let output = folder.path().join("disk.raw");
     fs::write(folder.path().join("disk.raw.part"), &origin.content[..2_000_000]).unwrap();
     fs::write(folder.path().join("disk.raw.part.etag"), &origin.etag).unwrap();
-    fetch(&client, "disk", &output, SCREEN).await.unwrap();
+    let ends = fetch(&client, "disk", &output, SCREEN).await.unwrap();
+    assert_eq!(ends, (3_000_000, 1_000_000), "its length, and what came now");
     assert_eq!(fs::read(&output).unwrap(), origin.content);
     assert_eq!(origin.sent.load(Ordering::Relaxed), 1_000_000);
 }
@@ -140,6 +142,22 @@ async fn wrong_bytes_never_get_the_files_name() {
     let refused = fetch(&client, "disk", &output, SCREEN).await.unwrap_err();
     assert!(refused.to_string().contains("SHA-256"), "{refused}");
     assert!(!output.exists());
+}
+
+#[tokio::test]
+async fn two_calls_do_not_write_one_file() {
+    let content = content();
+    let origin = Arc::new(Origin { etag: digest_etag(&content), content, ..Default::default() });
+    let client = serve(origin.clone()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("disk.raw");
+    let other = Part::open(&output).unwrap();
+    let refused = fetch(&client, "disk", &output, SCREEN).await.unwrap_err();
+    assert!(refused.to_string().contains("another call"), "{refused}");
+    assert_eq!(origin.requests.load(Ordering::Relaxed), 0);
+    drop(other);
+    fetch(&client, "disk", &output, SCREEN).await.unwrap();
+    assert_eq!(fs::read(&output).unwrap(), origin.content);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use shoal_content::Timestamp;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// How far the clocks of two nodes may be apart where rows of both are compared, in milliseconds.
+pub const CLOCKS_APART_MS: u64 = 60_000;
+
 /// The time now.
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

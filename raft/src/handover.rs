@@ -45,7 +45,8 @@ pub async fn hand_over(shared: &Shared) -> Result<Option<u64>, Error> {
     Err(Error::Unavailable("no other voter took the leadership over".into()))
 }
 
-/// The other voters, those first that have most of the log; none where another one leads.
+/// The other voters, those first that have most of the log, and of equal ones those that come next
+/// after this: so that each has its turn where nobody is better. None where another one leads.
 fn candidates(core: &Core, me: u64) -> Vec<u64> {
     let metrics = core.engine.metrics();
     let metrics = metrics.borrow_watched();
@@ -58,6 +59,6 @@ fn candidates(core: &Core, me: u64) -> Vec<u64> {
     };
     let voters = metrics.membership_config.membership().voter_ids();
     let mut others: Vec<u64> = voters.filter(|voter| *voter != me).collect();
-    others.sort_by_key(|voter| std::cmp::Reverse(matched(*voter)));
+    others.sort_by_key(|voter| (std::cmp::Reverse(matched(*voter)), *voter < me, *voter));
     others
 }

@@ -385,6 +385,7 @@ mod tests {
         let run = |size: usize| {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(folder.path()).unwrap();
+            apply_entries(&store, vec![proposed(0, 9, &put_admin())], COMMAND_VERSION).unwrap();
             let made = apply_entries(&store, vec![proposed(1, 10, &create())], COMMAND_VERSION);
             let made = made.unwrap().0;
             let late: Vec<Entry> = (edge - 2..edge + 2)

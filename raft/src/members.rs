@@ -50,7 +50,13 @@ async fn change(shared: &Shared, wanted: &Change) -> Result<(), Error> {
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     let mut last = "no leader is known".to_owned();
     loop {
-        match timeout_at(deadline, attempt(shared, wanted)).await {
+        let tried = tokio::select! {
+            tried = timeout_at(deadline, attempt(shared, wanted)) => tried,
+            () = shared.stopped.cancelled() => {
+                return Err(Error::Unavailable("this node stops".to_owned()));
+            }
+        };
+        match tried {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Failure::Membership(reason))) => return Err(Error::Membership(reason)),
             Ok(Err(failure)) => last = failure.to_string(),
@@ -63,7 +69,16 @@ async fn change(shared: &Shared, wanted: &Change) -> Result<(), Error> {
 }
 
 async fn attempt(shared: &Shared, wanted: &Change) -> Result<(), Failure> {
-    let leader = shared.core()?.leader(shared.me());
+    let core = shared.core()?;
+    let leader = core.leader(shared.me());
+    if let Change::Remove(id) = wanted
+        && *id == shared.me()
+        && leader != Leader::Me
+        && matches!(check_not_retired(&core, *id), Err(Failure::Membership(_)))
+    {
+        // Whoever leads sees to it, and answers nobody who was removed.
+        return Ok(());
+    }
     let called = match (&leader, wanted) {
         (Leader::Me, Change::Add(new)) => return add_here(shared, new).await,
         (Leader::Me, Change::Remove(id)) => return remove_here(shared, *id).await,

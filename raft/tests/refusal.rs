@@ -138,11 +138,13 @@ fn a_leader_without_room_lets_another_one_lead() {
     // Less than the reserve is free, and more than half of it: it can follow, and not lead.
     let full = home.start_with(&authority, |config| config.disk_reserve_bytes = free / 2 * 3);
     let roomy = other.start(&authority);
-    full.bootstrap();
+    let address = full.address.to_string();
+    full.run(|raft| async move { raft.bootstrap(address).await }).unwrap();
     // Alone it leads all the same.
     assert_eq!(full.propose(create_image(1)), Err(ProposeError::Storage("disk full".into())));
     full.add(&roomy);
     let members = [full, roomy];
     eventually("the other one leads", || (leader(&members) == 1).then_some(()));
+    members[1].propose(harness::put_admin()).unwrap();
     members[0].propose(create_image(2)).unwrap();
 }

@@ -1,29 +1,34 @@
 //! How much may be held, and how much is.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// `PUT /api/v1/quotas/OF`: what may be held at most, each by one of its names; `null`, or nothing,
 /// is any amount. A field that is no limit is refused: it would be taken for one that holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PutQuota {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_bytes: Option<u64>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Option<u64>>,
     /// Another name for `max_bytes`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_storage_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_images: Option<u64>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_storage_bytes: Option<Option<u64>>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_images: Option<Option<u64>>,
     /// Another name for `max_images`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_image_count: Option<u64>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_image_count: Option<Option<u64>>,
     /// Of a single version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_image_bytes: Option<u64>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_image_bytes: Option<Option<u64>>,
     /// Another name for `max_image_bytes`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_image_size_bytes: Option<u64>,
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub max_image_size_bytes: Option<Option<u64>>,
+}
+
+/// A `null` is said, unlike nothing: it takes away the limit that was shown by another name, too.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// What may be held at most, by all its names; `null` is any amount.

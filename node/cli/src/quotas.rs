@@ -25,9 +25,9 @@ pub async fn quota(command: &QuotaCommand, client: &Client, screen: Screen) -> R
             let old: Quota = client.get(&path).await?;
             let old = old.set.unwrap_or_default();
             let limits = PutQuota {
-                max_bytes: changed(old.max_bytes, *bytes),
-                max_images: changed(old.max_images, *images),
-                max_image_bytes: changed(old.max_image_bytes, *image_bytes),
+                max_bytes: Some(changed(old.max_bytes, *bytes)),
+                max_images: Some(changed(old.max_images, *images)),
+                max_image_bytes: Some(changed(old.max_image_bytes, *image_bytes)),
                 ..PutQuota::default()
             };
             let quota: Quota = client.call(Method::PUT, path, &limits).await?;

@@ -387,7 +387,7 @@ async fn started(
     let image = image_as(client, &order.image).await?;
     let version = match &order.number {
         Some(number) => number.clone(),
-        None => next_version(highest(client, &image).await?.as_deref()),
+        None => next_free(highest(client, &image).await?.as_deref(), &image.tags, &tags),
     };
     let whole = order.checksum.clone().map(|digest| UploadManifest {
         format: None,
@@ -466,6 +466,20 @@ async fn highest(client: &Client, image: &Image) -> Result<Option<String>, Error
         Err(Error::Answer(_)) => Ok(Some(latest.clone())),
         Err(error) => Err(error),
     }
+}
+
+/// The next number that is no tag of another version.
+fn next_free(highest: Option<&str>, there: &[TagName], own: &[TagName]) -> String {
+    let others: Vec<&str> =
+        there.iter().filter(|tag| !own.contains(tag)).map(TagName::as_str).collect();
+    let is_taken = |number: &str| {
+        others.iter().any(|tag| *tag == number || tag.strip_prefix('v') == Some(number))
+    };
+    let mut number = next_version(highest);
+    while is_taken(&number) {
+        number = next_version(Some(&number));
+    }
+    number
 }
 
 /// `1.0.0`, or the last one with its last number one higher.

@@ -9,6 +9,7 @@ use shoal_content::{PeerId, RepositoryName, Timestamp};
 use shoal_metadata::{Action, Denial, Scope, What, Who};
 use shoal_raft::View;
 
+use crate::clock::CLOCKS_APART_MS;
 use crate::http::auth::{Asker, Principal};
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
@@ -88,6 +89,7 @@ impl Caller {
     /// # Errors
     /// Where the rows cannot be read.
     pub fn has_made(&self, by: &str, made: Timestamp) -> Result<bool, Problem> {
+        let made = made.plus_millis(CLOCKS_APART_MS);
         Ok(self.principal.name() == by && self.view.query().was_there(by, made)?)
     }
 

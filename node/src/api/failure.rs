@@ -14,6 +14,8 @@ const UNFIT: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
 const CODES: &[(StatusCode, &str)] = &[
     (StatusCode::NOT_FOUND, "image_not_found"),
     (StatusCode::CONFLICT, "version_exists"),
+    (StatusCode::CONFLICT, "in_use"),
+    (StatusCode::FORBIDDEN, "forbidden"),
     (StatusCode::FORBIDDEN, "quota_exceeded"),
     (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
     (UNFIT, "checksum_mismatch"),

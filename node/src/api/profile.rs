@@ -76,11 +76,14 @@ pub fn changed(
     request: UpdateImage,
     by: String,
 ) -> Result<(ImageProfile, ImageNote), Problem> {
-    let format = request.format.map(|text| format(&text, kind)).transpose()?;
+    // What it was before there were rules for it may be sent back with the rest.
+    let new_format = request.format.filter(|text| *text != old.format);
+    let format = new_format.map(|text| format(&text, kind)).transpose()?;
+    let new_type = request.image_type.filter(|text| *text != old.image_type);
     let profile = ImageProfile {
         display_name: request.display_name.unwrap_or(old.display_name),
         description: request.description.unwrap_or(old.description),
-        image_type: request.image_type.map(image_type).transpose()?.unwrap_or(old.image_type),
+        image_type: new_type.map(image_type).transpose()?.unwrap_or(old.image_type),
         os_type: request.os_type.unwrap_or(old.os_type),
         os_version: request.os_version.unwrap_or(old.os_version),
         architecture: request.architecture.unwrap_or(old.architecture),

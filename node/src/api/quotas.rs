@@ -114,17 +114,20 @@ pub async fn show(caller: Caller, Path(of): Path<String>) -> Result<Json<Quota>,
     Ok(Json(shown(query, &of, row)?))
 }
 
-/// A limit by one of its names, or by both alike: what was shown may be sent back.
+/// A limit by one of its names, or by both alike: what was shown may be sent back. No name at all is
+/// no limit.
 fn limit(
-    (name, own): (&str, Option<u64>),
-    (other_name, other): (&str, Option<u64>),
+    (name, own): (&str, Option<Option<u64>>),
+    (other_name, other): (&str, Option<Option<u64>>),
 ) -> Result<Option<u64>, Problem> {
     match (own, other) {
         (Some(own), Some(other)) if own != other => {
+            let said = |limit: Option<u64>| limit.map_or("null".to_owned(), |one| one.to_string());
+            let (own, other) = (said(own), said(other));
             let text = format!("{name} is {own} and {other_name} {other}, but they are one limit");
             Err(Problem::bad_request("quota_invalid", text))
         }
-        _ => Ok(own.or(other)),
+        _ => Ok(own.or(other).flatten()),
     }
 }
 

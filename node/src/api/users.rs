@@ -17,7 +17,6 @@ use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
 use crate::http::auth::session::are_known;
 use crate::http::auth::{Principal, own_password};
-use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -75,12 +74,12 @@ async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Prob
     if few || text.to_lowercase().contains(&name.to_lowercase()) {
         return Err(refused("the password is too easy to guess; choose another one".to_owned()));
     }
-    let client = noted::current().and_then(|noted| noted.client);
-    app.accounts.hash(client, text).await
+    // Whoever comes so far is known, and waits in turn with everybody.
+    app.accounts.hash(None, text).await
 }
 
 /// Whether there is a password here.
-fn has_password(row: &metadata::User) -> bool {
+pub(super) fn has_password(row: &metadata::User) -> bool {
     row.password_hash.0.starts_with(b"$")
 }
 

@@ -143,12 +143,16 @@ impl Disks {
         };
         let length = export.len();
         let mut pieces = Box::pin(exported(origin.clone(), recipe, export, 0..length));
-        let mut hasher = Sha256::new();
+        let (mut hasher, mut done) = (Sha256::new(), 0);
         while let Some(piece) = pieces.next().await {
             if running.lost.load(Ordering::Relaxed) {
                 return Err(Failure::Lost);
             }
-            hasher.update(piece.map_err(|error| Failure::Passing(chain(&error)))?);
+            let piece = piece.map_err(|error| Failure::Passing(chain(&error)))?;
+            hasher.update(&piece);
+            // Who waits sees that it goes on.
+            done += piece.len() as u64;
+            running.processed_bytes.store(done, Ordering::Relaxed);
         }
         Ok(Some(DiskFile { digest: Digest::sha256(hasher.finalize().into()), length }))
     }
@@ -268,6 +272,12 @@ impl Disks {
             Err(ProposeError::Refused(refusal @ Refusal::Quota(_))) => {
                 Err(Failure::Refused(format!("quota_exceeded: {refusal}")))
             }
+            Err(ProposeError::Refused(refusal @ Refusal::NotYours)) => {
+                Err(Failure::Refused(format!("forbidden: {refusal}")))
+            }
+            Err(ProposeError::Refused(refusal @ Refusal::InUse { .. })) => {
+                Err(Failure::Refused(format!("in_use: {refusal}")))
+            }
             Err(ProposeError::Refused(refusal)) => Err(Failure::Refused(refusal.to_string())),
             Err(error) => Err(Failure::Passing(error.to_string())),
         }
@@ -348,6 +358,7 @@ fn compare(
             read.map_err(|error| Failure::Passing(chain(&error)))?;
             hasher.update(&buffer[..count]);
             at += count as u64;
+            running.processed_bytes.store(at, Ordering::Relaxed);
         }
         let found = Digest::sha256(hasher.finalize().into());
         if found != *wanted {

@@ -17,9 +17,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
-use shoal_content::{
-    Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId, SourceObject,
-};
+use shoal_content::{Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
 use shoal_formats::{ChunkError, decode_chunk};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -30,14 +28,13 @@ pub use limits::keep_limits;
 pub use peers::{PeersError, follow_members, serve_peers};
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
-use crate::store::{self, BlobStore, StoreError};
+use crate::store::{BlobStore, StoreError};
 
 /// What cached recipes take together, about.
 const RECIPE_CACHE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// What cached chunks take together, decoded.
 const CHUNK_CACHE_BYTES_MAX: u64 = 96 * 1024 * 1024;
-/// Chunks that are looked up at once, also for those who have gone. Past that, each is read from
-/// storage by itself.
+/// Chunks that are looked up at once, also for those who have gone; more wait.
 const LOOKUPS_MAX: usize = 256;
 /// A decoded chunk entry and an extent, in memory.
 const CHUNK_ENTRY_BYTES: usize = 80;
@@ -148,13 +145,14 @@ impl Origin {
     pub async fn chunk(&self, id: RecipeId, recipe: &Recipe, index: u32) -> Result<Bytes, Error> {
         let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
         let object = recipe.objects()[chunk.object as usize];
-        // Never waited for: whoever is next in a line and stands still holds up all behind.
-        let Ok(place) = Arc::clone(&self.lookups).try_acquire_owned() else {
-            return self.read_alone(&chunk, object).await;
-        };
+        if let Some(content) = self.chunks.get(&(id, index)).await {
+            return Ok(content);
+        }
+        let lookups = Arc::clone(&self.lookups);
         let (windows, chunks) = (self.windows.clone(), self.chunks.clone());
         let looked_up = async move {
-            let _place = place;
+            // A task's turn: whoever stands still among the askers holds up none of those behind.
+            let _place = lookups.acquire_owned().await.map_err(|_| Error::Interrupted)?;
             let read = async {
                 let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
                 decoded(&chunk, &stored.map_err(Error::Store)?)
@@ -165,12 +163,6 @@ impl Origin {
         // Others wait for it, too, so that it goes on whether or not it is asked for again here.
         let ended = tokio::spawn(looked_up.in_current_span()).await;
         ended.map_err(|_| Error::Interrupted)?
-    }
-
-    /// A chunk that nobody else waits for.
-    async fn read_alone(&self, chunk: &Chunk, object: SourceObject) -> Result<Bytes, Error> {
-        let range = chunk.at..chunk.at.saturating_add(u64::from(chunk.stored()));
-        decoded(chunk, &store::read(self.store.as_ref(), object.key, range).await?)
     }
 }
 

@@ -193,12 +193,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_are_looked_up_at_once_are_read_by_themselves() {
+    async fn what_is_at_hand_is_given_however_many_are_looked_up() {
         let (_folder, store, origin) = origin();
         let (id, recipe) = stored(store.as_ref()).await;
-        let _all = origin.lookups.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
-        for index in 0..CHUNKS {
-            assert!(origin.chunk(id, &recipe, index).await.unwrap() == content(index));
-        }
+        assert!(origin.chunk(id, &recipe, 0).await.unwrap() == content(0));
+        let all = origin.lookups.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
+        assert!(origin.chunk(id, &recipe, 0).await.unwrap() == content(0));
+        let next = origin.chunk(id, &recipe, 1);
+        let mut next = std::pin::pin!(next);
+        assert!(futures::poll!(next.as_mut()).is_pending(), "it waits for its turn");
+        drop(all);
+        assert!(next.await.unwrap() == content(1));
     }
 }

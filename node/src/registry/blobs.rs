@@ -156,6 +156,7 @@ async fn of_disk<'a>(
     if *digest == Digest::sha256(Sha256::digest(EMPTY).into()) {
         return Ok(Content::Empty);
     }
+    let length = version.as_ref().and_then(Version::file).map(|(_, length)| length);
     let disk = version.and_then(|version| version.disk).ok_or_else(RegistryError::blob_unknown)?;
     let recipe = asked.app.services.origin.recipe(disk.recipe).await.map_err(Problem::from)?;
     let recipe = recipe.ok_or_else(|| {
@@ -163,7 +164,8 @@ async fn of_disk<'a>(
         RegistryError::blob_unknown()
     })?;
     let export = tokio::task::spawn_blocking(move || Export::new(file_target(), recipe)).await;
-    let export = export.ok().and_then(Result::ok).ok_or_else(RegistryError::blob_unknown)?;
+    let export = export.ok().and_then(Result::ok).filter(|export| Some(export.len()) == length);
+    let export = export.ok_or_else(RegistryError::blob_unknown)?;
     Ok(Content::Written(disk.recipe, export))
 }
 

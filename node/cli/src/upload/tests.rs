@@ -520,4 +520,7 @@ fn the_next_version_counts_on() {
     assert_eq!(next_version(Some("1.0.9")), "1.0.10");
     assert_eq!(next_version(Some("7")), "8");
     assert_eq!(next_version(Some("stable")), "stable.1");
+    let tags = ["v1.0.1", "1.0.2", "stable"].map(|tag| tag.parse::<TagName>().unwrap());
+    assert_eq!(next_free(Some("1.0.0"), &tags, &[]), "1.0.3", "those are tags of others");
+    assert_eq!(next_free(Some("1.0.0"), &tags, &tags[..1]), "1.0.1", "and this moves along");
 }

@@ -29,6 +29,9 @@ const HASHES_AT_ONCE_MAX: usize = 2;
 /// who guesses does not hold up those elsewhere who know.
 const WAITING_OF_ONE_MAX: usize = 8;
 const WAITING_MAX: usize = 256;
+/// How often a place is asked for, and the pause between.
+const ADMISSION_TRIES: usize = 20;
+const ADMISSION_PAUSE: Duration = Duration::from_millis(50);
 /// When somebody may come again who found too many waiting.
 const CROWDED_RETRY: Duration = Duration::from_secs(1);
 
@@ -75,7 +78,7 @@ impl Accounts {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         let key = *hasher.finalize().as_bytes();
-        let Some((place, was_right)) = self.admit(attempt.client, &key) else {
+        let Some((place, was_right)) = self.admitted(attempt.client, &key).await else {
             return Checked::Crowded;
         };
         if known && was_right {
@@ -119,6 +122,19 @@ impl Accounts {
     fn admit(&self, client: Option<IpAddr>, key: &[u8; 32]) -> Option<(Place, bool)> {
         let place = Place::take(&self.waiting, client)?;
         Some((place, self.verified.contains_key(key)))
+    }
+
+    /// The same, a moment later if need be: those before from one network are soon done. A right
+    /// password waits as long as a wrong one.
+    async fn admitted(&self, client: Option<IpAddr>, key: &[u8; 32]) -> Option<(Place, bool)> {
+        for _ in 0..ADMISSION_TRIES {
+            let admitted = self.admit(client, key);
+            if admitted.is_some() {
+                return admitted;
+            }
+            tokio::time::sleep(ADMISSION_PAUSE).await;
+        }
+        self.admit(client, key)
     }
 
     /// A hash of a new password, made in turn with those that are checked.

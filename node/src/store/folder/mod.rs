@@ -64,7 +64,12 @@ impl FolderStore {
             partial: folder.join("partial"),
             reserve_bytes,
             process: Uuid::new_v4(),
-            begun: Cache::new(multipart::BEGUN_MAX),
+            // Those that other nodes end must not crowd out new ones.
+            begun: Cache::builder()
+                .max_capacity(multipart::BEGUN_MAX)
+                .time_to_live(PARTIAL_AGE_MAX)
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
         };
         store.prepare().map_err(|error| StoreError::Folder { doing: "opening it", error })?;
         Ok(store)

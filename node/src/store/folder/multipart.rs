@@ -171,15 +171,21 @@ impl FolderStore {
         let id = parse(multipart)?;
         let runs = runs(parts)?;
         let (own, whole) = (self.own(id), self.upload_file(id, None));
-        if !whole.exists() {
-            return self.taken(key, id);
-        }
         let path = self.upload_file(id, own);
         let failed = self.failed("publishing an object");
+        if !whole.try_exists().map_err(&failed)? {
+            return self.taken(key, id);
+        }
         let file = OpenOptions::new().write(true).create(own.is_some()).truncate(false).open(&path);
         let file = file.map_err(missing)?;
         for run in runs.iter().filter(|run| run.process != own) {
-            self.copy(id, run, &file)?;
+            match self.copy(id, run, &file) {
+                // Published by another node, just now.
+                Err(StoreError::Multipart) if !whole.try_exists().map_err(&failed)? => {
+                    return self.taken(key, id);
+                }
+                copied => copied?,
+            }
         }
         let length = runs.last().map_or(0, |run| run.range.end);
         if file.metadata().map_err(&failed)?.len() < length {
@@ -207,11 +213,11 @@ impl FolderStore {
 
     /// Somebody else has completed or dropped the upload.
     fn taken(&self, key: ObjectKey, id: Uuid) -> Result<Completion, StoreError> {
+        // Looked at before anything goes: parts that were acknowledged may lie there.
+        let there = self.path(key).try_exists().map_err(self.failed("looking an object up"))?;
         let _ = remove(&self.upload_file(id, Some(self.process)));
-        match self.path(key).exists() {
-            true => Ok(Completion::Before),
-            false => Err(StoreError::Multipart),
-        }
+        self.begun.invalidate(&id);
+        if there { Ok(Completion::Before) } else { Err(StoreError::Multipart) }
     }
 
     /// Copies what lies in another process's file.

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use shoal_formats::BlobCutter;
 
-use super::intake::Hash;
+use super::hash::Hash;
 use super::parts::{PARTS_MAX, PartSchedule};
 use crate::store::{ByteStream, StoreError, StoredPart};
 

@@ -12,6 +12,7 @@ mod blobs;
 mod body;
 mod checkpoint;
 mod error;
+mod hash;
 mod intake;
 mod manifests;
 mod parts;
@@ -50,7 +51,7 @@ pub(crate) mod fuzzed {
         encode_long as encode_long_checkpoint,
     };
     #[cfg(test)]
-    pub use super::intake::Hash;
+    pub use super::hash::Hash;
     pub use super::range::{Wanted, content_range, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use sha2::{Digest as _, Sha256, Sha512};
+
 use super::*;
 use crate::store::disturbed::DisturbedStore;
 use crate::store::{self, FolderStore};

@@ -4,31 +4,30 @@
 //! so that nobody who holds some waits for more. Senders may be slow while there is enough for all.
 //! While others wait, what has had its room for [`HELD_MAX`] is given up, as much as they want; its
 //! client sends it again. So senders who are just not slow enough to be cut off can hold all room
-//! together no longer than that, and who waits for [`WAIT_MAX`] is better off at another node.
+//! together no longer than that, and who waits for [`WAIT_MAX`] is better off at another node (see
+//! `contention`).
 //!
 //! Turns: one part is stored by one request at a time at a node, and none of a session while it is
 //! being claimed to be read. Whoever has a turn looks at the session anew before it stores, so that
 //! what is recorded of a part is what lies under its key. Non-goal: clients that send one part with
 //! different bytes to two nodes at the same moment; which of them is stored last is not known.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
-use parking_lot::Mutex;
 use shoal_content::UploadId;
 use tokio::sync::{
-    Mutex as AsyncMutex, MutexGuard, Notify, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore,
+    Mutex as AsyncMutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore,
     SemaphorePermit,
 };
-use tokio::time::Instant;
 
 use super::problem::unavailable;
 use crate::http::pace::Pace;
 use crate::http::problem::Problem;
+use crate::registry::contention::{self, Contention};
 
 const MIB: u64 = 1024 * 1024;
 /// What the parts that are being received take together.
@@ -52,67 +51,16 @@ static SESSIONS: LazyLock<Vec<RwLock<()>>> =
 struct Room {
     /// In MiB.
     free: Semaphore,
-    demand: Mutex<Demand>,
-    /// Told whenever somebody begins to wait.
-    waits: Notify,
-    held_max: Duration,
-    wait_max: Duration,
-}
-
-/// What is wanted by those who wait, and what is being given up for them; in MiB.
-#[derive(Debug, Default)]
-struct Demand {
-    wanted: u64,
-    given_up: u64,
-}
-
-impl Demand {
-    /// Whether something that has been held for long enough is to be given up, too; it counts from
-    /// then on.
-    fn takes(&mut self, units: u32) -> bool {
-        let takes = self.wanted > self.given_up;
-        if takes {
-            self.given_up += u64::from(units);
-        }
-        takes
-    }
+    contention: Arc<Contention>,
 }
 
 /// Room for one part, which is free again when this is dropped.
-#[derive(Debug)]
-pub struct Held<'a> {
-    room: &'a Room,
-    units: u32,
-    since: Instant,
-    is_given_up: AtomicBool,
-    _permit: SemaphorePermit<'a>,
-}
-
-/// Somebody who waits.
-struct Waiting<'a> {
-    room: &'a Room,
-    units: u32,
-}
-
-impl<'a> Waiting<'a> {
-    fn begin(room: &'a Room, units: u32) -> Self {
-        room.demand.lock().wanted += u64::from(units);
-        room.waits.notify_waiters();
-        Self { room, units }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.room.demand.lock().wanted -= u64::from(self.units);
-    }
-}
+pub type Held<'a> = contention::Held<SemaphorePermit<'a>>;
 
 impl Room {
     fn new(bytes: u64, held_max: Duration, wait_max: Duration) -> Self {
         let free = Semaphore::new((bytes / MIB) as usize);
-        let (demand, waits) = (Mutex::default(), Notify::new());
-        Self { free, demand, waits, held_max, wait_max }
+        Self { free, contention: Contention::new(held_max, wait_max) }
     }
 
     /// `None` where there was none for too long.
@@ -120,39 +68,9 @@ impl Room {
         let units = bytes.div_ceil(MIB).max(1) as u32;
         let permit = match self.free.try_acquire_many(units) {
             Ok(permit) => permit,
-            Err(_) => {
-                let _waiting = Waiting::begin(self, units);
-                let waited = tokio::time::timeout(self.wait_max, self.free.acquire_many(units));
-                waited.await.ok()?.ok()?
-            }
+            Err(_) => self.contention.wait(units, self.free.acquire_many(units)).await?.ok()?,
         };
-        let (since, is_given_up) = (Instant::now(), AtomicBool::new(false));
-        Some(Held { room: self, units, since, is_given_up, _permit: permit })
-    }
-}
-
-impl Held<'_> {
-    /// Returns when the room has to be given up.
-    async fn is_wanted(&self) {
-        tokio::time::sleep_until(self.since + self.room.held_max).await;
-        loop {
-            // Whoever begins to wait after the look wakes this one all the same.
-            let another = self.room.waits.notified();
-            let takes = self.room.demand.lock().takes(self.units);
-            if takes {
-                self.is_given_up.store(true, Ordering::Relaxed);
-                return;
-            }
-            another.await;
-        }
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if self.is_given_up.load(Ordering::Relaxed) {
-            self.room.demand.lock().given_up -= u64::from(self.units);
-        }
+        Some(self.contention.hold(units, permit))
     }
 }
 
@@ -245,18 +163,6 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(30);
 
-    #[test]
-    fn as_much_is_given_up_as_is_wanted_and_no_more() {
-        let mut demand = Demand::default();
-        assert!(!demand.takes(64), "nobody waits");
-        demand.wanted = 65;
-        assert!(demand.takes(64) && demand.takes(64));
-        assert!(!demand.takes(64), "two parts make room for 65 MiB");
-        // Both are free again, and who waited has got what it wanted.
-        demand = Demand { wanted: demand.wanted - 65, given_up: demand.given_up - 128 };
-        assert!(!demand.takes(64));
-    }
-
     #[tokio::test]
     async fn room_that_was_held_for_long_goes_to_who_waits_for_it() {
         let room = Room::new(2 * MIB, SHORT, LONG);
@@ -271,8 +177,6 @@ mod tests {
         assert!(third.is_some());
         // One part was enough.
         assert!(tokio::time::timeout(SHORT * 3, quick.is_wanted()).await.is_err());
-        let demand = room.demand.lock();
-        assert_eq!((demand.wanted, demand.given_up), (0, 0));
     }
 
     #[tokio::test]
@@ -280,7 +184,6 @@ mod tests {
         let room = Room::new(MIB, LONG, SHORT);
         let held = room.take(MIB).await.unwrap();
         assert!(room.take(MIB).await.is_none());
-        assert_eq!(room.demand.lock().wanted, 0);
         drop(held);
         assert!(room.take(MIB).await.is_some());
     }

@@ -15,6 +15,8 @@ use crate::store::StoreError;
 
 /// When whoever has too many uploads open may look again: one of them may have ended.
 const UPLOADS_RETRY_AFTER_SECONDS: &str = "60";
+/// When whoever found no room here may look again: who is slow has lost it by then.
+const ROOM_RETRY_AFTER_SECONDS: &str = "60";
 
 /// An answer of `/v2` that is no success.
 #[derive(Debug, Clone)]
@@ -74,6 +76,13 @@ impl RegistryError {
         Self::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", message)
     }
 
+    /// There is no room here, or none any more. Docker sends the blob again; told
+    /// `TOOMANYREQUESTS`, it would give the push up.
+    pub fn crowded(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+            .with(header::RETRY_AFTER, ROOM_RETRY_AFTER_SECONDS)
+    }
+
     /// In the words of a problem that its asker can do something about.
     #[must_use]
     pub fn saying(self, problem: &Problem) -> Self {
@@ -105,7 +114,7 @@ impl IntoResponse for RegistryError {
         let mut response = (self.status, Json(body)).into_response();
         response.headers_mut().extend(self.headers);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, 1.into());
+            response.headers_mut().entry(header::RETRY_AFTER).or_insert(1.into());
         }
         response
     }
@@ -197,9 +206,24 @@ impl From<IntakeError> for RegistryError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
             }
             IntakeError::Checkpoint | IntakeError::Torn => Problem::internal(&error).into(),
+            IntakeError::Crowded => Self::crowded(error.to_string()),
             IntakeError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", error.to_string())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_no_room_hears_when_to_come_again() {
+        for (error, after) in [(IntakeError::Crowded, "60"), (IntakeError::Stopping, "1")] {
+            let response = RegistryError::from(error).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()[header::RETRY_AFTER], after);
         }
     }
 }

@@ -13,10 +13,11 @@
 //! top comes what is known of each blob's chunks: 32 bytes for 256 KiB, and several times as much
 //! for a moment when its recipe is made. Nothing is copied at the end. A multipart upload that no
 //! row will name is aborted. What is published has the digest that was asked for, or is deleted
-//! again.
+//! again. Where there is no room, all that was taken before can be kept.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -30,6 +31,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::checkpoint::{self, Restored};
+use super::contention::{self, Contention};
 use super::hash::Hash;
 use super::parts::{PARTS_MAX, PartSchedule};
 use crate::store::{BlobStore, Completion, StoreError, StoredPart};
@@ -64,23 +66,75 @@ pub enum IntakeError {
     Checkpoint,
     #[error("bytes of the upload did not reach storage")]
     Torn,
+    #[error("the node takes in as much as it has room for; try again, or at another node")]
+    Crowded,
     #[error("the node is stopping")]
     Stopping,
+}
+
+/// Memory of one kind, in units, and who gives way where it is scarce.
+#[derive(Debug, Clone)]
+struct Lane {
+    free: Arc<Semaphore>,
+    contention: Arc<Contention>,
+}
+
+type Held = contention::Held<OwnedSemaphorePermit>;
+
+impl Lane {
+    fn new(units: usize, fill_max: Duration, wait_max: Duration) -> Self {
+        let free = Arc::new(Semaphore::new(units));
+        Self { free, contention: Contention::new(fill_max, wait_max) }
+    }
+
+    /// # Errors
+    /// [`IntakeError::Crowded`] where others have all of it for too long.
+    async fn take(&self, units: u32) -> Result<Held, IntakeError> {
+        let permit = match Arc::clone(&self.free).try_acquire_many_owned(units) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let turn = Arc::clone(&self.free).acquire_many_owned(units);
+                let permit = self.contention.wait(units, turn).await.ok_or(IntakeError::Crowded)?;
+                permit.map_err(|_| IntakeError::Stopping)?
+            }
+        };
+        Ok(self.contention.hold(units, permit))
+    }
+}
+
+/// How long a client may keep room while others wait for it, and how long these wait.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    fill_max: Duration,
+    /// For a long part.
+    long_fill_max: Duration,
+    wait_max: Duration,
+}
+
+impl Patience {
+    /// Who sends 140 KiB/s fills a part in time, and the longest one with 2.2 MiB/s. Who had the
+    /// room at first has lost it before the wait is over, also where storage is slow.
+    const STANDARD: Self = Self {
+        fill_max: Duration::from_secs(60),
+        long_fill_max: Duration::from_secs(120),
+        wait_max: Duration::from_secs(180),
+    };
 }
 
 /// The node's budget for uploads, and the order of their requests.
 ///
 /// Who holds little may wait for room for a part, who holds a short part for room for a long one,
-/// and who fills the part that is due waits for nothing: so everyone gets a turn.
+/// and who fills the part that is due waits for its client alone, which is cut off where it is slow
+/// and others wait: so everyone gets a turn, or hears after a while that there is none.
 #[derive(Debug, Clone)]
 pub struct Intake {
     schedule: PartSchedule,
-    small: Arc<Semaphore>,
-    parts: Arc<Semaphore>,
+    small: Lane,
+    parts: Lane,
     /// In units of the first parts' length.
-    long: Arc<Semaphore>,
+    long: Lane,
     /// Who copies the beginning of a long part.
-    copies: Arc<Semaphore>,
+    copies: Lane,
     turns: Arc<Mutex<HashMap<UploadId, Weak<AsyncMutex<()>>>>>,
 }
 
@@ -89,19 +143,20 @@ pub type Turn = Arc<OwnedMutexGuard<()>>;
 
 impl Default for Intake {
     fn default() -> Self {
-        Self::new(PartSchedule::STANDARD)
+        Self::new(PartSchedule::STANDARD, Patience::STANDARD)
     }
 }
 
 impl Intake {
-    fn new(schedule: PartSchedule) -> Self {
+    fn new(schedule: PartSchedule, patience: Patience) -> Self {
         let longest = schedule.longest_bytes.div_ceil(schedule.first_bytes) as usize;
+        let Patience { fill_max, long_fill_max, wait_max } = patience;
         Self {
             schedule,
-            small: Arc::new(Semaphore::new(SMALL_MAX)),
-            parts: Arc::new(Semaphore::new(PARTS_HELD_MAX)),
-            long: Arc::new(Semaphore::new(LONG_PARTS_HELD_MAX * longest)),
-            copies: Arc::new(Semaphore::new(1)),
+            small: Lane::new(SMALL_MAX, fill_max, wait_max),
+            parts: Lane::new(PARTS_HELD_MAX, fill_max, wait_max),
+            long: Lane::new(LONG_PARTS_HELD_MAX * longest, long_fill_max, wait_max),
+            copies: Lane::new(1, long_fill_max, wait_max),
             turns: Arc::default(),
         }
     }
@@ -128,23 +183,21 @@ impl Intake {
         Arc::new(lock.lock_owned().await)
     }
 
-    async fn admit(
-        budget: &Arc<Semaphore>,
-        units: u32,
-    ) -> Result<OwnedSemaphorePermit, IntakeError> {
-        Arc::clone(budget).acquire_many_owned(units).await.map_err(|_| IntakeError::Stopping)
+    /// Room for little.
+    async fn admit_small(&self) -> Result<Room, IntakeError> {
+        Ok(Room { bytes: SMALL_BYTES, held: Some(self.small.take(1).await?) })
     }
 
     /// Room for the part that starts at `start`.
     async fn admit_part(&self, start: u64) -> Result<Room, IntakeError> {
         let bytes = self.schedule.part_bytes(start);
-        let permit = if self.schedule.is_short(start) {
-            Self::admit(&self.parts, 1).await?
+        let held = if self.schedule.is_short(start) {
+            self.parts.take(1).await?
         } else {
             let units = bytes.div_ceil(self.schedule.first_bytes);
-            Self::admit(&self.long, units as u32).await?
+            self.long.take(units as u32).await?
         };
-        Ok(Room { bytes: bytes as usize, permit: Some(permit) })
+        Ok(Room { bytes: bytes as usize, held: Some(held) })
     }
 }
 
@@ -152,7 +205,7 @@ impl Intake {
 #[derive(Debug, Default)]
 struct Room {
     bytes: usize,
-    permit: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
 }
 
 /// See the module's documentation.
@@ -252,8 +305,7 @@ impl BlobWriter {
         writer.multipart = multipart;
         let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
         writer.room = if length <= SMALL_BYTES as u64 {
-            let permit = Some(Intake::admit(&intake.small, 1).await?);
-            Room { bytes: SMALL_BYTES, permit }
+            intake.admit_small().await?
         } else {
             // The part began before the offset, and so is no longer than this.
             intake.admit_part(offset).await?
@@ -294,25 +346,39 @@ impl BlobWriter {
         self.hash.algorithm() == wanted.algorithm() && self.hash.clone().digest() == *wanted
     }
 
-    /// Takes the next bytes; waits while storage is slower than the client.
+    /// Returns when the client should be told to come again later: it fills a part slowly, and
+    /// others wait for the room. Nothing is lost by that: what was taken can be kept.
+    pub async fn is_wanted(&self) {
+        match &self.room.held {
+            Some(held) => held.is_wanted().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the next bytes; waits while storage is slower than the client, or all room is taken.
     ///
     /// # Errors
-    /// See [`IntakeError`].
+    /// See [`IntakeError`]. Where there was no room, some of the bytes may have been taken.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), IntakeError> {
         self.intake.check_length(self.offset().saturating_add(bytes.len() as u64))?;
-        self.tear()?;
-        self.hash.update(&bytes);
-        self.cutter.update(&bytes);
         while !bytes.is_empty() {
+            if self.torn {
+                return Err(IntakeError::Torn);
+            }
             let part = self.intake.schedule.part_bytes(self.flushed) as usize;
-            let piece = bytes.split_to(bytes.len().min(part - self.buffer.len()));
-            self.make_room(self.buffer.len() + piece.len()).await?;
+            let length = bytes.len().min(part - self.buffer.len());
+            // Before anything knows of the piece: it is left out whole, or not at all.
+            self.make_room(self.buffer.len() + length).await?;
+            self.tear()?;
+            let piece = bytes.split_to(length);
+            self.hash.update(&piece);
+            self.cutter.update(&piece);
             self.buffer.extend_from_slice(&piece);
             if self.buffer.len() == part {
                 self.send().await?;
             }
+            self.torn = false;
         }
-        self.torn = false;
         Ok(())
     }
 
@@ -327,11 +393,16 @@ impl BlobWriter {
             return Ok(());
         }
         if bytes <= SMALL_BYTES && self.part_numbers == 0 {
-            let permit = Some(Intake::admit(&self.intake.small, 1).await?);
-            self.room = Room { bytes: SMALL_BYTES, permit };
+            self.room = self.intake.admit_small().await?;
             return Ok(());
         }
-        self.room = self.intake.admit_part(self.flushed).await?;
+        let room = tokio::select! {
+            biased;
+            room = self.intake.admit_part(self.flushed) => room?,
+            // Short blobs do not wait behind those who wait for parts.
+            () = self.is_wanted() => return Err(IntakeError::Crowded),
+        };
+        self.room = room;
         self.buffer.reserve(self.room.bytes - self.buffer.len());
         Ok(())
     }
@@ -356,13 +427,13 @@ impl BlobWriter {
         };
         self.part_numbers += 1;
         let part = std::mem::take(&mut self.buffer).freeze();
-        let permit = std::mem::take(&mut self.room).permit;
+        let held = std::mem::take(&mut self.room).held;
         let (store, turn) = (Arc::clone(&self.store), Arc::clone(&self.turn));
         let (number, offset) = (self.part_numbers, self.flushed);
         self.flushed += part.len() as u64;
         // The part goes on where its request is dropped: until then nobody else gets the turn.
         self.on_their_way.push_back(tokio::spawn(async move {
-            let _held = (permit, turn);
+            let _held = (held, turn);
             store.put_part(multipart.object, &multipart.id, number, offset, part).await
         }));
         Ok(())
@@ -407,7 +478,7 @@ impl BlobWriter {
             if short { checkpoint::encode } else { checkpoint::encode_long };
         let _copy = match short {
             true => None,
-            false => Some(Intake::admit(&self.intake.copies, 1).await?),
+            false => Some(self.intake.copies.take(1).await?),
         };
         let bytes = encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
         let bytes = bytes.map_err(|_| IntakeError::Checkpoint)?;

@@ -11,6 +11,7 @@ mod answers;
 mod blobs;
 mod body;
 mod checkpoint;
+pub(crate) mod contention;
 mod error;
 mod hash;
 mod intake;

@@ -487,8 +487,9 @@ pub async fn publish(
     Ok(())
 }
 
-/// Hands the body to the writer, as it comes. A body that comes too slowly is cut off: it holds
-/// memory that other uploads wait for. What came is kept, and the client may go on from there.
+/// Hands the body to the writer, as it comes. A body that comes too slowly is cut off, the sooner
+/// where other uploads wait for the memory that it holds. What came is kept, and the client may go
+/// on from there.
 async fn take(
     app: &App,
     writer: &mut BlobWriter,
@@ -500,6 +501,7 @@ async fn take(
     loop {
         let piece = tokio::select! {
             piece = pace.within(pieces.next()) => piece.map_err(|_| too_slow())?,
+            () = writer.is_wanted() => return Err(gives_way()),
             () = app.drain.cut() => return Err(stopping()),
         };
         let Some(piece) = piece else { return Ok(()) };
@@ -518,6 +520,12 @@ fn stopping() -> RegistryError {
     let message = "the node is stopping; go on from where the session stands, at any node";
     RegistryError::new(StatusCode::SERVICE_UNAVAILABLE, "BLOB_UPLOAD_INVALID", message)
         .with(header::RETRY_AFTER, "1")
+}
+
+fn gives_way() -> RegistryError {
+    let message = "the body comes slowly while others wait for its room; go on later from where \
+                   the session stands, or at another node";
+    RegistryError::crowded(message)
 }
 
 fn too_slow() -> RegistryError {

@@ -9,6 +9,8 @@ use crate::store::disturbed::DisturbedStore;
 use crate::store::{self, FolderStore};
 
 const UNDER: KeyOwner = KeyOwner::Cluster;
+const SHORT: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(60);
 
 fn content(seed: &str, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
@@ -197,8 +199,8 @@ async fn any_number_of_writers_shares_the_budget_and_all_come_through() {
     while let Some(size) = writers.join_next().await {
         assert_eq!(size.unwrap(), bytes.len() as u64);
     }
-    assert_eq!(intake.parts.available_permits(), PARTS_HELD_MAX);
-    assert_eq!(intake.small.available_permits(), SMALL_MAX);
+    assert_eq!(intake.parts.free.available_permits(), PARTS_HELD_MAX);
+    assert_eq!(intake.small.free.available_permits(), SMALL_MAX);
 }
 
 /// As the standard one, only smaller: parts of 1,000 bytes up to 4,000, then growing to 5,000.
@@ -210,10 +212,14 @@ const TINY: PartSchedule = PartSchedule {
     blob_bytes_max: 60_000,
 };
 
+fn tiny() -> Intake {
+    Intake::new(TINY, Patience::STANDARD)
+}
+
 #[tokio::test]
 async fn parts_grow_with_the_blob_wherever_its_requests_end() {
     let (_folder, store) = folder_store();
-    let (intake, session) = (Intake::new(TINY), session());
+    let (intake, session) = (tiny(), session());
     let bytes = content("long", TINY.blob_bytes_max as usize);
     // In the middle of short parts and of long ones, and on a cut of each.
     let ends = [500, 1_000, 4_300, 9_999, 30_000, 30_001, 59_999, bytes.len()];
@@ -242,16 +248,15 @@ async fn parts_grow_with_the_blob_wherever_its_requests_end() {
     let written = writer.finish(&digest(&bytes)).await.unwrap().unwrap();
     let stored = store::read(store.as_ref(), written.object, 0..written.size).await.unwrap();
     assert!(stored == bytes);
-    for (budget, all) in [(&intake.long, 10), (&intake.parts, PARTS_HELD_MAX), (&intake.copies, 1)]
-    {
-        assert_eq!(budget.available_permits(), all);
+    for (lane, all) in [(&intake.long, 10), (&intake.parts, PARTS_HELD_MAX), (&intake.copies, 1)] {
+        assert_eq!(lane.free.available_permits(), all);
     }
 }
 
 #[tokio::test]
 async fn a_blob_that_is_longer_than_any_may_be_is_refused_at_once() {
     let (_folder, store) = folder_store();
-    let intake = Intake::new(TINY);
+    let intake = tiny();
     let most = TINY.blob_bytes_max;
     intake.check_length(most).unwrap();
     assert!(matches!(intake.check_length(most + 1), Err(IntakeError::TooLong(at)) if at == most));
@@ -266,7 +271,7 @@ async fn a_blob_that_is_longer_than_any_may_be_is_refused_at_once() {
 #[tokio::test]
 async fn long_blobs_share_their_own_room_and_all_come_through() {
     let (_folder, store) = folder_store();
-    let intake = Intake::new(TINY);
+    let intake = tiny();
     let bytes = content("crowd", 40_000);
     let mut writers = tokio::task::JoinSet::new();
     for _ in 0..12 {
@@ -285,13 +290,13 @@ async fn long_blobs_share_their_own_room_and_all_come_through() {
     while let Some(size) = writers.join_next().await {
         assert_eq!(size.unwrap(), bytes.len() as u64);
     }
-    assert_eq!(intake.long.available_permits(), 10);
+    assert_eq!(intake.long.free.available_permits(), 10);
 }
 
 #[tokio::test]
 async fn a_checkpoint_that_was_cut_off_or_is_of_another_place_is_none() {
     let (_folder, store) = folder_store();
-    let (intake, session) = (Intake::new(TINY), session());
+    let (intake, session) = (tiny(), session());
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(content("cut", 20_123)).await.unwrap();
@@ -323,7 +328,7 @@ async fn a_part_that_fails_leaves_the_session_where_it_stood() {
     let folder = tempfile::tempdir().unwrap();
     let disturbed = DisturbedStore::open(folder.path());
     let store: Arc<dyn BlobStore> = disturbed.clone();
-    let (intake, session, bytes) = (Intake::new(TINY), session(), content("failing", 20_000));
+    let (intake, session, bytes) = (tiny(), session(), content("failing", 20_000));
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(bytes.slice(..5_500)).await.unwrap();
@@ -358,7 +363,7 @@ async fn a_part_that_fails_leaves_the_session_where_it_stood() {
 #[tokio::test]
 async fn a_blob_that_is_closed_once_more_is_the_one_that_is_there() {
     let (_folder, store) = folder_store();
-    let (intake, session, bytes) = (Intake::new(TINY), session(), content("again", 7_300));
+    let (intake, session, bytes) = (tiny(), session(), content("again", 7_300));
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(bytes.slice(..7_200)).await.unwrap();
@@ -378,4 +383,108 @@ async fn a_blob_that_is_closed_once_more_is_the_one_that_is_there() {
     assert!(matches!(other, Err(IntakeError::Store(StoreError::Multipart))), "{other:?}");
     let stored = store::read(store.as_ref(), object, 0..bytes.len() as u64).await.unwrap();
     assert!(stored == bytes);
+}
+
+/// An intake of which other uploads hold the room for all parts, each with so much of its first.
+async fn crowded(
+    store: &Arc<dyn BlobStore>,
+    (fill_max, wait_max): (Duration, Duration),
+    first: &Bytes,
+) -> (Intake, Vec<BlobWriter>) {
+    let patience = Patience { fill_max, long_fill_max: fill_max, wait_max };
+    let intake = Intake::new(PartSchedule::STANDARD, patience);
+    let mut holders = Vec::new();
+    for _ in 0..PARTS_HELD_MAX {
+        let mut writer = begin(&intake, store).await;
+        writer.write(first.clone()).await.unwrap();
+        holders.push(writer);
+    }
+    assert_eq!(intake.parts.free.available_permits(), 0);
+    (intake, holders)
+}
+
+async fn begin(intake: &Intake, store: &Arc<dyn BlobStore>) -> BlobWriter {
+    let turn = intake.turn(session()).await;
+    BlobWriter::begin(intake, Arc::clone(store), UNDER, turn, Algorithm::Sha256)
+}
+
+#[tokio::test]
+async fn one_slow_client_gives_way_to_who_waits_and_goes_on_where_it_was() {
+    let (_folder, store) = folder_store();
+    let bytes = content("slow", SMALL_BYTES + 1_000);
+    let first = bytes.slice(..SMALL_BYTES + 1);
+    let (intake, mut slow) = crowded(&store, (SHORT, LONG), &first).await;
+    let kept = tokio::time::timeout(SHORT * 3, slow[0].is_wanted()).await;
+    assert!(kept.is_err(), "nobody waits, and it is cut off");
+    let mut quick = begin(&intake, &store).await;
+    let whole = bytes.clone();
+    let quick = tokio::spawn(async move {
+        quick.write(whole.clone()).await.unwrap();
+        quick.finish(&digest(&whole)).await.unwrap().unwrap().size
+    });
+    let wanted = slow.iter().map(|writer| Box::pin(writer.is_wanted()));
+    let ((), which, others) = futures::future::select_all(wanted).await;
+    drop(others);
+    let mut gives_way = slow.swap_remove(which);
+    let (checkpoint, multipart) = gives_way.checkpoint().await.unwrap();
+    gives_way.named();
+    assert_eq!(quick.await.unwrap(), bytes.len() as u64);
+    for writer in &slow {
+        let kept = tokio::time::timeout(SHORT, writer.is_wanted()).await;
+        assert!(kept.is_err(), "room for one part was wanted");
+    }
+    let (turn, offset) = (intake.turn(session()).await, first.len());
+    let resumed =
+        resume(&intake, Arc::clone(&store), turn, checkpoint, multipart, offset as u64).await;
+    let mut resumed = resumed.unwrap();
+    resumed.write(bytes.slice(offset..)).await.unwrap();
+    assert_eq!(resumed.finish(&digest(&bytes)).await.unwrap().unwrap().size, bytes.len() as u64);
+    drop(slow);
+    assert_eq!(intake.parts.free.available_permits(), PARTS_HELD_MAX);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_room_for_ever_and_what_came_before_is_kept() {
+    let (_folder, store) = folder_store();
+    let bytes = content("late", SMALL_BYTES + 1_000);
+    let first = bytes.slice(..SMALL_BYTES + 1);
+    let (intake, holders) = crowded(&store, (LONG, SHORT), &first).await;
+    let mut late = begin(&intake, &store).await;
+    late.write(bytes.slice(..SMALL_BYTES)).await.unwrap();
+    let refused = late.write(bytes.slice(SMALL_BYTES..)).await;
+    assert!(matches!(refused, Err(IntakeError::Crowded)), "{refused:?}");
+    assert!(!late.is_torn() && late.offset() == SMALL_BYTES as u64);
+    let (checkpoint, multipart) = late.checkpoint().await.unwrap();
+    late.named();
+    let resumed = async || {
+        let (store, turn) = (Arc::clone(&store), intake.turn(session()).await);
+        resume(&intake, store, turn, checkpoint, multipart.clone(), SMALL_BYTES as u64).await
+    };
+    let refused = resumed().await;
+    assert!(matches!(refused, Err(IntakeError::Crowded)), "{refused:?}");
+    drop(holders);
+    let mut resumed = resumed().await.unwrap();
+    resumed.write(bytes.slice(SMALL_BYTES..)).await.unwrap();
+    assert_eq!(resumed.finish(&digest(&bytes)).await.unwrap().unwrap().size, bytes.len() as u64);
+}
+
+#[tokio::test]
+async fn a_short_blob_does_not_wait_behind_all_who_wait_for_parts() {
+    let (_folder, store) = folder_store();
+    let bytes = content("queue", SMALL_BYTES + 1);
+    let (intake, _holders) = crowded(&store, (SHORT, LONG), &bytes).await;
+    let mut queue = tokio::task::JoinSet::new();
+    for _ in 0..SMALL_MAX {
+        let mut writer = begin(&intake, &store).await;
+        writer.write(bytes.slice(..1)).await.unwrap();
+        let rest = bytes.slice(1..);
+        queue.spawn(async move { writer.write(rest).await });
+    }
+    assert_eq!(intake.small.free.available_permits(), 0);
+    let mut short = begin(&intake, &store).await;
+    short.write(Bytes::from_static(b"{}")).await.unwrap();
+    assert_eq!(short.finish(&digest(b"{}")).await.unwrap().unwrap().size, 2);
+    let gave_way = queue.join_next().await.unwrap().unwrap();
+    assert!(matches!(gave_way, Err(IntakeError::Crowded)), "{gave_way:?}");
+    assert!(queue.try_join_next().is_none(), "one place was wanted");
 }

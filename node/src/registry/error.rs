@@ -79,7 +79,7 @@ impl RegistryError {
     /// There is no room here, or none any more. Docker sends the blob again; told
     /// `TOOMANYREQUESTS`, it would give the push up.
     pub fn crowded(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "BLOB_UPLOAD_INVALID", message)
             .with(header::RETRY_AFTER, ROOM_RETRY_AFTER_SECONDS)
     }
 

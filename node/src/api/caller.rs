@@ -6,7 +6,7 @@
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use shoal_content::{PeerId, RepositoryName, Timestamp};
-use shoal_metadata::{Action, Denial, Scope, What, Who};
+use shoal_metadata::{Action, Denial, Scope, UserRole, What, Who};
 use shoal_raft::View;
 
 use crate::clock::CLOCKS_APART_MS;
@@ -62,6 +62,20 @@ impl Caller {
         self.principal.ensure_account()
     }
 
+    /// To be asked before what is not a matter of rights in a place: a new project, an order to
+    /// hosts.
+    ///
+    /// # Errors
+    /// 403 for an auditor, who changes nothing, whatever it may pull or own.
+    pub fn changes(&self) -> Result<(), Problem> {
+        match self.principal {
+            Principal::User { role: UserRole::Auditor, .. } => {
+                Err(Problem::forbidden(Denial::Role.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What may be done with something that is about an image: by who made it at `made` whatever
     /// changes it, as long as that account may still have the image; by others what they may do with
     /// the image.
@@ -78,7 +92,7 @@ impl Caller {
         if self.has_made(by, made)? && self.permit(Action::Pull, what).is_ok() {
             return match action {
                 Action::Pull | Action::List => Ok(()),
-                _ => self.scope(Scope::Write),
+                _ => self.changes().and_then(|()| self.scope(Scope::Write)),
             };
         }
         self.permit(action, what)

@@ -136,11 +136,14 @@ pub async fn delta(
     let view = app.view().await?;
     let (image, version) = resolved(&view, &Who::Agent, &reference, Action::Pull)?;
     let Some(disk) = version.disk else { return Ok(Json(DeltaAnswer::None)) };
-    let versions = view.query().versions(image.id)?;
-    let of_image = |recipe: &RecipeId| {
-        versions.iter().any(|version| version.disk.as_ref().is_some_and(|d| d.recipe == *recipe))
-    };
-    let held: Vec<RecipeId> = held.into_iter().filter(of_image).collect();
+    let named: BTreeSet<RecipeId> = held.iter().copied().collect();
+    let mut of_image = BTreeSet::new();
+    view.query().find_version(image.id, |version| {
+        let recipe = version.disk.map(|disk| disk.recipe);
+        of_image.extend(recipe.filter(|recipe| named.contains(recipe)));
+        Ok((of_image.len() == named.len()).then_some(()))
+    })?;
+    let held: Vec<RecipeId> = held.into_iter().filter(|recipe| of_image.contains(recipe)).collect();
     drop(view);
     let wait = Duration::from_millis(wait_ms);
     let offer = app.services.deltas.offer(image.id, disk.recipe, &held, wait).await?;

@@ -97,6 +97,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<Project>), Problem> {
     let visibility = visibility_of(&request.visibility)?;
     caller.scope(metadata::Scope::Admin)?;
+    caller.changes()?;
     let name = request.name;
     let exists = || conflict("project_exists", format!("there is a project {name} already"));
     let owner = match request.organization {

@@ -1,7 +1,7 @@
 //! Policies that keep a tag on hosts: made, listed, removed. Carrying them out is `deploy`'s.
 //!
-//! Whoever may pull a tag may order it onto hosts, once or always; who made a policy and may pull its
-//! image still, or manages the image, may end it.
+//! Whoever may pull a tag may order it onto hosts, once or always, but an auditor; who made a policy
+//! and may pull its image still, or manages the image, may end it.
 
 use axum::Json;
 use axum::extract::State;
@@ -78,6 +78,7 @@ pub async fn create(
     Body(request): Body<CreateWarmUp>,
 ) -> Result<(StatusCode, Json<WarmUp>), Problem> {
     let created_by = caller.account()?;
+    caller.changes()?;
     let caller = brought(&app, caller, &request.reference).await?;
     let (image, _) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
     let Pin::Tag(tag) = request.reference.pin else {

@@ -1,7 +1,8 @@
 //! One disk: opened over its parts, cut, packed, and published.
 //!
 //! Invariants: nothing is published before every pack and the recipe are safe in storage, and
-//! nothing of which one of them was not seen there just before; see `collection`.
+//! nothing of which one of them was not seen there just before; see `collection`. What is read are
+//! the parts as they were acknowledged; see `source`.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -26,11 +27,11 @@ use shoal_raft::ProposeError;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::dedup::{Known, known_chunks};
+use super::dedup::{Known, VERSIONS_MAX, known_chunks};
 use super::export::exported;
 use super::manifest::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE, file_target};
 use super::packs::PackUploads;
-use super::source::PartsSource;
+use super::source::{PartsSource, Uploaded};
 use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
@@ -78,12 +79,11 @@ struct Order {
     image: Image,
     number: String,
     tags: Vec<TagName>,
-    total_bytes: u64,
-    part_bytes: u64,
+    uploaded: Uploaded,
     hint: Option<Format>,
     /// What the file is to be, one after another.
     layers: Vec<(Digest, u64)>,
-    /// Of the newest versions.
+    /// Of the newest versions, at most [`VERSIONS_MAX`].
     recipes: Vec<RecipeId>,
 }
 
@@ -97,29 +97,31 @@ impl Order {
 impl Disks {
     pub(super) async fn ingest(&self, id: UploadId, entry: &Arc<Running>) -> Result<(), Failure> {
         let order = self.order(id).await?;
-        let known = known_chunks(&self.inner.origin, &order.recipes).await;
-        let runtime = tokio::runtime::Handle::current();
         let store = Arc::clone(&self.inner.store);
-        let source = || {
-            let (store, runtime) = (Arc::clone(&store), runtime.clone());
-            PartsSource::new(store, runtime, id, order.total_bytes, order.part_bytes)
-        };
-        if !order.layers.is_empty() {
-            let source = source();
-            let (layers, running) = (order.layers.clone(), Arc::clone(entry));
-            let compared = tokio::task::spawn_blocking(move || compare(&source, &layers, &running));
-            compared.await.map_err(|error| Failure::Passing(error.to_string()))??;
-        }
-        let source = source();
+        let known = known_chunks(&self.inner.origin, &store, &order.recipes).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let (uploaded, running) = (order.uploaded.clone(), Arc::clone(entry));
+        let source = PartsSource::new(Arc::clone(&store), runtime.clone(), uploaded, running);
         let sink = PackUploads::new(store, order.under(), runtime);
-        let (hint, running) = (order.hint, Arc::clone(entry));
+        let (layers, hint, running) = (order.layers.clone(), order.hint, Arc::clone(entry));
         let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {
             FreeSpace::Keep
         } else {
             FreeSpace::Zero
         };
         let ingest = DiskIngest::new(sink).free_space(free_space);
-        let cut = tokio::task::spawn_blocking(move || cut(source, hint, &known, ingest, &running));
+        let cut = tokio::task::spawn_blocking(move || {
+            let observed = source.observed();
+            let cut = compare(&source, &layers, &running)
+                .and_then(|()| cut(source, hint, &known, ingest, &running));
+            // Whatever a format's reader made of that.
+            match observed.damaged() {
+                Some(part) => Err(Failure::Refused(format!(
+                    "checksum_mismatch: part {part} is not what was acknowledged; upload it anew"
+                ))),
+                None => cut,
+            }
+        });
         let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
         let recipe = self.store_recipe(&cut.recipe, &order.under()).await?;
         let file = self.file(recipe, entry).await?;
@@ -162,22 +164,25 @@ impl Disks {
         let view = self.inner.raft.read().await.map_err(|error| passing(&error))?;
         let query = view.query();
         let upload = query.upload(id).map_err(|error| passing(&error))?.ok_or(Failure::Lost)?;
-        let UploadPurpose::Disk { image, number, tags, total_bytes, part_bytes, format, .. } =
-            upload.purpose.clone()
+        let UploadPurpose::Disk {
+            image, number, tags, total_bytes, part_bytes, format, parts, ..
+        } = upload.purpose.clone()
         else {
             return Err(Failure::Lost);
         };
         let gone = || Failure::Refused("image_not_found: the image was deleted meanwhile".into());
         let note = query.upload_note(id).map_err(|error| passing(&error))?.unwrap_or_default();
         let image = query.live_image(image).map_err(|error| passing(&error))?.ok_or_else(gone)?;
-        let versions = query.versions(image.id).map_err(|error| passing(&error))?;
-        let mut versions: Vec<_> =
-            versions.iter().filter_map(|v| Some((v.sequence, v.disk.as_ref()?.recipe))).collect();
-        versions.sort_unstable_by_key(|version| std::cmp::Reverse(version.0));
-        let recipes = versions.into_iter().map(|(_, recipe)| recipe).collect();
+        let mut recipes = Vec::new();
+        let newest = query.find_version(image.id, |version| {
+            recipes.extend(version.disk.map(|disk| disk.recipe));
+            Ok((recipes.len() >= VERSIONS_MAX).then_some(()))
+        });
+        newest.map_err(|error| passing(&error))?;
         let hint = format.and_then(|format| format.parse().ok());
         let layers = note.layers;
-        Ok(Order { upload, image, number, tags, total_bytes, part_bytes, hint, layers, recipes })
+        let uploaded = Uploaded { upload: id, total_bytes, part_bytes, parts };
+        Ok(Order { upload, image, number, tags, uploaded, hint, layers, recipes })
     }
 
     async fn store_recipe(&self, recipe: &Recipe, under: &KeyOwner) -> Result<RecipeId, Failure> {
@@ -358,7 +363,6 @@ fn compare(
             read.map_err(|error| Failure::Passing(chain(&error)))?;
             hasher.update(&buffer[..count]);
             at += count as u64;
-            running.processed_bytes.store(at, Ordering::Relaxed);
         }
         let found = Digest::sha256(hasher.finalize().into());
         if found != *wanted {
@@ -377,6 +381,7 @@ fn cut(
     ingest: DiskIngest<PackUploads>,
     running: &Running,
 ) -> Result<Cut, Failure> {
+    let observed = source.observed();
     let mut disk = open(Box::new(source), hint).map_err(|error| {
         if error.is_retryable() {
             Failure::Passing(chain(&error))
@@ -386,6 +391,7 @@ fn cut(
     })?;
     let mut look_up = |id| known.get(&id).copied();
     let mut progress = |progress: shoal_formats::IngestProgress| {
+        observed.begin_cut();
         running.processed_bytes.store(progress.bytes_done, Ordering::Relaxed);
         if running.lost.load(Ordering::Relaxed) {
             ControlFlow::Break(())

@@ -8,6 +8,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use shoal_api::{ChunkReceived, Image, ImageDetail, Page, Resolution, UploadStarted, UploadStatus};
 use shoal_content::{ImageId, ObjectKey, UploadId};
+use shoal_metadata::KeyOwner;
 
 use super::document::contract::answered;
 use super::node::{Node, problem, read, run};
@@ -325,6 +326,52 @@ async fn a_part_that_comes_when_the_disk_is_read_is_not_stored() -> Result<()> {
     ensure!(store.length(key).await?.is_none(), "it was stored all the same");
     let back = download(&node, image, "1", "raw").await?;
     ensure!(back == vec![7; PART], "other bytes came back");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_storage_has_otherwise_than_it_came_is_not_published() -> Result<()> {
+    let node = Node::start().await?;
+    let file = make_disk(node.path(), "rotten", 2)?;
+    let image = create_image(&node, "zedge/rotten").await?;
+    let session = begin(&node, image, &file, "1").await?;
+    for index in 0..session.parts.len() {
+        put(&node, &session, index).await?;
+    }
+    let upload: UploadId = session.path.rsplit('/').next().context("no id")?.parse()?;
+    let mut other = session.parts[2].clone();
+    other[MIB / 2] ^= 1;
+    let key = ObjectKey::UploadPart { upload, part: 2 };
+    let store = node.server.app().store.clone();
+    store.put(key, &KeyOwner::Cluster, other.into()).await?;
+    let status = finish(&node, &session).await?;
+    let failure = status.failure.clone().unwrap_or_default();
+    ensure!(status.status == "failed", "{status:?}");
+    ensure!(failure.starts_with("checksum_mismatch: part 2 "), "{failure}");
+    let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
+    ensure!(detail.versions.is_empty(), "{:?}", detail.versions);
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_storage_has_lost_of_one_version_is_stored_anew_with_the_next() -> Result<()> {
+    let node = Node::start().await?;
+    let (first, second) = (make_disk(node.path(), "lost", 2)?, make_disk(node.path(), "new", 3)?);
+    let image = create_image(&node, "zedge/lost").await?;
+    let status = upload(&node, image, &first, "1").await?;
+    ensure!(status.status == "active", "{status:?}");
+    let store = node.server.app().store.clone();
+    let objects = store.list("", None, 1000).await?.into_iter().map(|object| object.key);
+    let packs: Vec<ObjectKey> =
+        objects.filter(|object| matches!(object, ObjectKey::Pack(_))).collect();
+    ensure!(!packs.is_empty(), "no packs");
+    store.delete(&packs).await?;
+    let status = upload(&node, image, &second, "2").await?;
+    ensure!(status.status == "active", "{status:?}");
+    let back = node.path().join("back.raw");
+    std::fs::write(&back, download(&node, image, "2", "raw").await?)?;
+    let (second, back) = (second.to_string_lossy(), back.to_string_lossy());
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &second, &back])?;
     node.server.stop().await
 }
 

@@ -448,8 +448,19 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     let _erin: Value = node.call(Method::PATCH, "users/erin", &role).await?;
     ensure!(erin.tries("shop/app").await? == [403, 200, 403, 403]);
     expect(&erin.pushes("erins/app", "hers").await?, StatusCode::FORBIDDEN)?;
-    let image = erin.api(Method::POST, "images").json(&json!({ "name": "erins/vm" }));
-    expect(&image.send().await?, StatusCode::FORBIDDEN)?;
+    // Nor does it change what hosts do, also with what everyone may pull, or make a place of its own.
+    let open = json!({ "name": "fair", "visibility": "public" });
+    let _open: Value = node.call(Method::POST, "projects", &open).await?;
+    push_image(&node, "fair/app", "v1", b"layer").await?;
+    for (path, body) in [
+        ("images", json!({ "name": "erins/vm" })),
+        ("projects", json!({ "name": "erins" })),
+        ("deployments", json!({ "reference": "fair/app:v1" })),
+        ("warm-ups", json!({ "name": "e", "reference": "fair/app:v1", "selector": "room=1" })),
+    ] {
+        let answer = erin.api(Method::POST, path).json(&body).send().await?;
+        expect(&answer, StatusCode::FORBIDDEN).with_context(|| path.to_owned())?;
+    }
     expect(&erin.api(Method::GET, "users").send().await?, StatusCode::OK)?;
     expect(&erin.api(Method::DELETE, "users/dave").send().await?, StatusCode::FORBIDDEN)?;
 

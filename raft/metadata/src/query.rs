@@ -232,7 +232,8 @@ impl<'a, R: Read> Query<'a, R> {
         }
     }
 
-    /// All versions of an image, by sequence.
+    /// All versions of an image, by sequence: for tests and other small states. A row may be
+    /// megabytes long; see [`Self::find_version`] and [`Self::newest_versions`].
     pub fn versions(&self, image: ImageId) -> Result<Vec<Version>, Fault> {
         let digests: Vec<Digest> = self.all(Table::VersionSequences, &key::image(image))?;
         digests.iter().rev().map(|digest| self.present(image, digest)).collect()
@@ -253,9 +254,9 @@ impl<'a, R: Read> Query<'a, R> {
         rows.iter().map(|(_, bytes)| self.present(image, &digest(bytes)?)).collect()
     }
 
-    /// Looks at an image's versions, the newest first, until `look` finds something. One is held at
-    /// a time: a row may be megabytes long, and an image may have any number of them.
-    pub(crate) fn find_version<T>(
+    /// Looks at an image's versions, the one that came last first, until `look` finds something. One
+    /// is held at a time: a row may be megabytes long, and an image may have thousands of them.
+    pub fn find_version<T>(
         &self,
         image: ImageId,
         mut look: impl FnMut(Version) -> Result<Option<T>, Fault>,

@@ -2,7 +2,7 @@
 
 mod world;
 
-use shoal_content::NodeId;
+use shoal_content::{NodeId, ObjectKey, PackId};
 use shoal_metadata::*;
 use world::counts::check;
 use world::*;
@@ -54,6 +54,36 @@ fn the_latest_version_is_the_highest_number_and_not_the_last_push() {
     assert_eq!(numbers, expected);
     let digests: Vec<_> = versions.iter().map(|version| version.digest.clone()).collect();
     assert_eq!(world.query().newest_versions(image_id(1)).unwrap(), digests);
+}
+
+#[test]
+fn an_image_has_so_many_versions_as_one_command_can_let_go_of() {
+    let mut world = with_disk();
+    for number in 0..25 {
+        world.accepts(publish_disk("zedge/vm", 1, number, &format!("1.0.{number}")));
+    }
+    // One that lives in as many objects as any may.
+    let Command::PublishDisk { mut put, .. } = publish_disk("zedge/vm", 1, 100, "2.0.0") else {
+        unreachable!()
+    };
+    if let Some(disk) = &mut put.disk {
+        let packs = (0..100_000u32).map(|n| ObjectKey::Pack(PackId::of(&n.to_be_bytes())));
+        disk.objects = packs.collect();
+    }
+    let large = Command::PublishDisk { put: put.clone(), compressed_bytes: 7 };
+    let refusal = world.refuses(large.clone());
+    assert!(matches!(&refusal, Refusal::Limit(text) if text.starts_with("20 ")), "{refusal}");
+    assert!(matches!(world.refuses(Command::PutManifest(put)), Refusal::Limit(_)));
+    world.accepts(publish_disk("zedge/vm", 1, 25, "1.0.25"));
+    // Those count that there are, not those that there were.
+    for number in 0..7 {
+        let (repository, digest) = (name("zedge/vm"), digest(number));
+        world.accepts(Command::DeleteManifest { repository, digest });
+    }
+    let outcome = world.propose(large);
+    assert!(outcome.is_ok(), "{:?}", outcome.err());
+    assert_eq!(latest(&world), "2.0.0");
+    check(&world);
 }
 
 #[test]

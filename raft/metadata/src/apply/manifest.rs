@@ -14,7 +14,9 @@ use crate::command::{
 };
 use crate::key;
 use crate::quota::Content;
-use crate::record::{DiskUploadState, Image, ImageKind, Reference, Upload, UploadPurpose, Version};
+use crate::record::{
+    Disk, DiskUploadState, Image, ImageKind, Reference, Upload, UploadPurpose, Version,
+};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
 
@@ -23,6 +25,14 @@ const TAGS_PER_MANIFEST_MAX: usize = 64;
 
 /// The most objects one disk version lives in: 100,000 packs of 32 MiB are 3 TiB.
 const OBJECTS_PER_VERSION_MAX: usize = 100_000;
+
+/// The most versions of one disk image: one command lets go of all of them when the image goes.
+const DISK_VERSIONS_MAX: usize = 10_000;
+
+/// The most references to objects that the versions of a disk image would have together, if each
+/// lived in as many as the one that comes. That command releases them one by one; and a version of
+/// content that is there costs its maker one short request, whatever it refers to.
+const DISK_REFERENCES_MAX: usize = 2_000_000;
 
 impl<R: Read> Step<'_, R> {
     pub(super) fn put_manifest(&mut self, put: PutManifest) -> Result<Response, Stop> {
@@ -107,6 +117,9 @@ impl<R: Read> Step<'_, R> {
         if self.rows.has(Table::VersionIds, &key::version(put.version))? {
             return Err(taken);
         }
+        if let (Some(disk), Some(image)) = (&put.disk, image) {
+            self.check_version_count(image, disk)?;
+        }
         for reference in &put.references {
             self.check_reference(reference, image)?;
         }
@@ -117,6 +130,22 @@ impl<R: Read> Step<'_, R> {
             && self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))?
         {
             return Err(taken);
+        }
+        Ok(())
+    }
+
+    fn check_version_count(&self, image: &Image, disk: &Disk) -> Result<(), Stop> {
+        let objects = disk.objects.len();
+        let most = disk_versions_max(objects);
+        // No more than this have ever come, so that they are counted of few images only.
+        if image.next_sequence <= most as u64 {
+            return Ok(());
+        }
+        let prefix = key::image(image.id);
+        let there = self.rows.scan(Table::VersionSequences, &prefix, &prefix, most)?.len();
+        if there >= most {
+            let text = format!("{most} versions of an image whose disks live in {objects} objects");
+            return Err(Refusal::Limit(text).into());
         }
         Ok(())
     }
@@ -313,6 +342,11 @@ impl<R: Read> Step<'_, R> {
     }
 }
 
+/// The most versions of an image where one comes that lives in so many objects.
+fn disk_versions_max(objects: usize) -> usize {
+    DISK_VERSIONS_MAX.min(DISK_REFERENCES_MAX / objects.max(1))
+}
+
 /// Of a manifest's annotations, what its version's row has.
 fn kept(annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -342,4 +376,15 @@ pub(super) fn check_bounds(put: &PutManifest) -> Result<(), Refusal> {
         return Err(Refusal::Limit(format!("{OBJECTS_PER_VERSION_MAX} objects of one version")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_objects_a_disk_lives_in_the_fewer_versions_there_may_be() {
+        let most = [0, 1, 200, 201, 2_000, OBJECTS_PER_VERSION_MAX].map(disk_versions_max);
+        assert_eq!(most, [10_000, 10_000, 10_000, 9_950, 1_000, 20]);
+    }
 }

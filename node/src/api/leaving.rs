@@ -28,7 +28,7 @@ const ENTRIES_MAX: usize = 1000;
 const LOOKS_MAX: usize = 50_000;
 const SCAN_ROWS: usize = 500;
 
-/// `POST /api/v1/user/deletion`. Whoever has a password here gives it.
+/// `POST /api/v1/user/deletion`. Whoever has a password, here or at a directory that can be asked by the account's name, gives it.
 #[derive(Deserialize, JsonSchema)]
 pub struct Leave {
     #[serde(default)]
@@ -51,9 +51,10 @@ pub async fn leave(
 ) -> Result<(StatusCode, Json<Deletion>), Problem> {
     let user = caller.person()?.to_owned();
     caller.scope(Scope::Admin)?;
-    // A directory may know people by other names than they have here, and must let them go.
+    // A directory that knows people by other names than they have here could not be asked, and must
+    // let them go.
     let row = caller.view.query().user(&user)?.ok_or_else(Problem::unauthorized)?;
-    if users::has_password(&row) {
+    if users::has_password(&row) || app.config.ldap.finds_by_account() {
         users::check_password(&app, &caller, client, &user, request.current_password).await?;
     }
     drop(caller);

@@ -82,6 +82,12 @@ impl std::fmt::Debug for Ldap {
 }
 
 impl Ldap {
+    /// Whether people are found there by what their accounts are called here, and not by an address
+    /// or the like.
+    pub fn finds_by_account(&self) -> bool {
+        self.user_filter.contains(&format!("({}={USER})", self.account_attribute))
+    }
+
     pub(super) fn check(&self) -> Option<(&'static str, &'static str)> {
         if self.url.is_empty() {
             return None;

@@ -28,7 +28,8 @@ const ENTRIES_MAX: usize = 1000;
 const LOOKS_MAX: usize = 50_000;
 const SCAN_ROWS: usize = 500;
 
-/// `POST /api/v1/user/deletion`. Whoever has a password, here or at a directory that can be asked by the account's name, gives it.
+/// `POST /api/v1/user/deletion`. Whoever has a password gives it, here or at a directory that can be
+/// asked by the account's name.
 #[derive(Deserialize, JsonSchema)]
 pub struct Leave {
     #[serde(default)]

@@ -32,7 +32,7 @@ use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
-use crate::http::{Certificates, Drain, Listening, router};
+use crate::http::{Certificates, Drain, Listening, Readiness, router};
 use crate::keys::{self, Keyring};
 use crate::leaving;
 use crate::level;
@@ -328,6 +328,7 @@ impl Server {
             upstreams,
             metrics,
             drain: Drain::default(),
+            readiness: Readiness::default(),
             services,
             config,
             lineage: member.lineage,

@@ -13,11 +13,11 @@ use crate::audit::named;
 use crate::clock;
 use crate::config::Config;
 use crate::encryption::{DataKeys, Vault, VaultError};
-use crate::http::Drain;
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
 use crate::http::rates::Rates;
+use crate::http::{Drain, Readiness};
 use crate::keys::Keyring;
 use crate::metrics::Metrics;
 use crate::registry::Intake;
@@ -52,6 +52,7 @@ pub struct Parts {
     pub upstreams: Upstreams,
     pub metrics: Metrics,
     pub drain: Drain,
+    pub readiness: Readiness,
     /// What `/api/v1` works with.
     pub services: Services,
     /// Which life of a restored cluster this is.

@@ -1,11 +1,14 @@
 //! Ends deleted images for good once they were kept long enough.
 //!
-//! Invariant: only the leader looks, and the command looks again. What cannot go – its project has
+//! Invariant: only the leader looks, and looks again right before each command: the command itself
+//! ends an image whether it is deleted or not, and one that was restored meanwhile stays. (A restore
+//! in the moment between that look and the command still loses.) What cannot go – its project has
 //! made it immutable since – stays, and is tried again at the next look.
 
 use std::time::Duration;
 
-use shoal_metadata::{AuditSource, Command};
+use shoal_content::ImageId;
+use shoal_metadata::{AuditSource, Command, DeletedImage};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -64,25 +67,50 @@ impl Trash {
     /// # Errors
     /// Where the metadata do not answer.
     pub async fn empty(&self) -> Result<usize, Error> {
-        let before = clock::now().as_millis().saturating_sub(self.keep.as_millis() as u64);
-        let mut due = Vec::new();
-        {
-            let view = self.raft.read().await?;
-            let mut after = None;
-            loop {
-                let from = after.as_ref().map(|(name, id)| (name, *id));
-                let rows = view.query().deleted_images(from, SCAN_ROWS)?;
-                let last = rows.len() < SCAN_ROWS;
-                after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
-                let old = rows.iter().filter(|(_, deletion)| deletion.at.as_millis() <= before);
-                due.extend(old.map(|(image, _)| image.id));
-                if last {
-                    break;
-                }
+        self.end(self.due().await?).await
+    }
+
+    /// What was deleted long enough ago.
+    ///
+    /// # Errors
+    /// Where the metadata do not answer.
+    pub async fn due(&self) -> Result<Vec<ImageId>, Error> {
+        let view = self.raft.read().await?;
+        let (mut due, mut after) = (Vec::new(), None);
+        loop {
+            let from = after.as_ref().map(|(name, id)| (name, *id));
+            let rows = view.query().deleted_images(from, SCAN_ROWS)?;
+            let last = rows.len() < SCAN_ROWS;
+            after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
+            due.extend(rows.iter().filter(|(_, row)| self.is_old(row)).map(|(image, _)| image.id));
+            if last {
+                return Ok(due);
             }
         }
+    }
+
+    fn is_old(&self, deletion: &DeletedImage) -> bool {
+        let before = clock::now().as_millis().saturating_sub(self.keep.as_millis() as u64);
+        deletion.at.as_millis() <= before
+    }
+
+    /// Whether it is deleted, and was long enough ago, as of now.
+    async fn is_due(&self, id: ImageId) -> Result<bool, Error> {
+        let view = self.raft.read().await?;
+        let Some(image) = view.query().image(id)? else { return Ok(false) };
+        Ok(view.query().deletion(&image)?.is_some_and(|deletion| self.is_old(&deletion)))
+    }
+
+    /// Ends those of the images that are due still; says how many.
+    ///
+    /// # Errors
+    /// Where the metadata do not answer.
+    pub async fn end(&self, images: Vec<ImageId>) -> Result<usize, Error> {
         let mut gone = 0;
-        for id in due {
+        for id in images {
+            if !self.is_due(id).await? {
+                continue;
+            }
             let source = AuditSource { who: "cluster".to_owned(), ..AuditSource::default() };
             let command = Box::new(Command::DeleteImage { id });
             match self.raft.propose(clock::now(), Command::Audited { source, command }).await {

@@ -129,11 +129,15 @@ impl Acme {
         let nothing = Command::PutAcmeChallenges { answers: [].into() };
         let cleared = self.raft.propose(clock::now(), nothing).await;
         let certificate = ordered?;
-        cleared?;
         let valid_until = clock::rfc3339(certificate.valid_until);
         let put = Command::PutHttpCertificate(certificate);
         self.raft.propose(clock::now(), put).await?;
         info!(names = ?self.names, valid_until, "a certificate was issued");
+        // Servers issue few a week: what was issued is kept first, whatever became of the answers.
+        if let Err(error) = cleared {
+            let error = crate::http::problem::chain(&error);
+            warn!(error, "answers to challenges stay until the next order");
+        }
         Ok(FOLLOW_INTERVAL)
     }
 }

@@ -1,7 +1,8 @@
 //! What every request passes through: its id, its metrics, and its line in the access log.
 //!
 //! The line is written when the answer has been sent whole, or was broken off, and counts the bytes
-//! that were taken from it. With `log.format = "json"` it is one flat JSON object; its target is
+//! that were taken from it; or where the client left before there was one, which is a status of
+//! [`CLIENT_LEFT`]. With `log.format = "json"` it is one flat JSON object; its target is
 //! [`TARGET`], by which it can be filtered (`log.filter = "info,shoal::access=off"`).
 
 use std::net::SocketAddr;
@@ -30,6 +31,8 @@ const TARGET: &str = "shoal::access";
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A request id of a client's is taken over if it is no longer than this.
 const REQUEST_ID_BYTES_MAX: usize = 64;
+/// No answer's: nginx has made it known.
+const CLIENT_LEFT: u16 = 499;
 /// Of a path, this much is logged.
 const PATH_BYTES_MAX: usize = 512;
 
@@ -47,6 +50,8 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let trace_id = telemetry::adopt(&span, request.headers()).unwrap_or_else(|| noted.id.clone());
     telemetry::describe(&span, request.method(), route.as_deref(), &path);
     let mut line = Line {
+        app: app.clone(),
+        labels: RequestLabels::new(request.method().as_str(), request.uri().path()),
         started: Instant::now(),
         trace_id,
         noted: Arc::clone(&noted),
@@ -55,28 +60,27 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
         path,
         route,
         span: span.clone(),
-        status: StatusCode::OK,
+        status: None,
         length: None,
+        sent: 0,
+        whole: false,
     };
-    let labels = RequestLabels::new(line.method.as_str(), request.uri().path());
     let under_way = UnderWay::begin(&app);
     let mut response = noted::within(Arc::clone(&noted), next.run(request).instrument(span)).await;
-    line.status = response.status();
-    telemetry::answered(&line.span, line.status);
+    let status = response.status();
+    line.answered(status);
     // What somebody may not do is as telling as what is done; who is nobody could fill the trail.
-    if line.status == StatusCode::FORBIDDEN && noted.user.get().is_some() {
+    if status == StatusCode::FORBIDDEN && noted.user.get().is_some() {
         let forbidden = AuditResult::Refused("forbidden".to_owned());
         let source = app.services.audit.source_of(&noted);
         app.services.audit.note_as(source, "request.deny", line.target(), forbidden);
     }
     let length = response.headers().get(header::CONTENT_LENGTH);
     line.length = length.and_then(|value| value.to_str().ok()?.parse().ok());
-    app.metrics.answered(labels, line.status.as_u16(), line.started.elapsed().as_secs_f64());
-    let is_download = noted.download.get().is_some() && line.status.is_success();
+    let is_download = noted.download.get().is_some() && status.is_success();
     let downloaded = is_download.then(|| app.metrics.download_bytes.clone());
     response.headers_mut().insert(REQUEST_ID, id);
-    response
-        .map(|inner| Body::new(Logged { inner, sent: 0, downloaded, line, _under_way: under_way }))
+    response.map(|inner| Body::new(Logged { inner, downloaded, line, _under_way: under_way }))
 }
 
 /// A request until its answer has been sent.
@@ -104,8 +108,10 @@ pub fn check_trace_parent(bytes: &[u8]) {
     assert!(trace.is_none_or(|id| id.len() == 32));
 }
 
-/// What the line will say.
+/// What the line will say. It is written when this is dropped.
 struct Line {
+    app: App,
+    labels: RequestLabels,
     started: Instant,
     trace_id: String,
     noted: Arc<Noted>,
@@ -113,14 +119,37 @@ struct Line {
     method: Method,
     path: String,
     route: Option<String>,
-    status: StatusCode,
+    /// `None` until there is an answer.
+    status: Option<StatusCode>,
     /// Lasts until the answer has been sent.
     span: Span,
     /// The answer's Content-Length.
     length: Option<u64>,
+    sent: u64,
+    /// Whether nothing of the answer is missing.
+    whole: bool,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.status.is_none()
+            && let Ok(left) = StatusCode::from_u16(CLIENT_LEFT)
+        {
+            self.answered(left);
+        }
+        self.write();
+    }
 }
 
 impl Line {
+    /// Counts the answer.
+    fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        telemetry::answered(&self.span, status);
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.app.metrics.answered(self.labels, status.as_u16(), seconds);
+    }
+
     /// What was asked for, as the audit trail calls it: nothing of a path that its sender may choose
     /// freely.
     fn target(&self) -> String {
@@ -133,13 +162,14 @@ impl Line {
         }
     }
 
-    fn write(&self, sent: u64, whole: bool) {
+    fn write(&self) {
         let text = |value: Option<&String>| value.cloned().unwrap_or_default();
-        let failed = self.status.is_client_error() || self.status.is_server_error();
-        let status = match (failed, whole) {
-            (true, _) => "failure",
-            (false, true) => "success",
-            (false, false) => "aborted",
+        let http_status = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
+        let status = match http_status {
+            CLIENT_LEFT => "aborted",
+            400.. => "failure",
+            _ if self.whole => "success",
+            _ => "aborted",
         };
         let action = self.noted.action.get().cloned();
         let action = action.unwrap_or_else(|| action_of(&self.method, self.route.as_deref()));
@@ -155,10 +185,10 @@ impl Line {
             client_ip = self.client.map(|client| client.ip().to_string()).unwrap_or_default(),
             duration_ms = self.started.elapsed().as_millis() as u64,
             status,
-            http_status = self.status.as_u16(),
+            http_status,
             method = %self.method,
             path = self.path,
-            bytes_sent = sent,
+            bytes_sent = self.sent,
             "answered"
         );
     }
@@ -179,10 +209,9 @@ fn action_of(method: &Method, route: Option<&str>) -> String {
     fixed.fold(verb.to_owned(), |action, part| format!("{action}_{}", part.replace('-', "_")))
 }
 
-/// A body that writes the line when it is done with.
+/// A body that ends with the line when it is done with.
 struct Logged {
     inner: Body,
-    sent: u64,
     /// Counts what is sent, where that is an image's content.
     downloaded: Option<Counter>,
     line: Line,
@@ -202,7 +231,7 @@ impl HttpBody for Logged {
             && let Some(data) = frame.data_ref()
         {
             let length = data.len() as u64;
-            self.sent += length;
+            self.line.sent += length;
             if let Some(counter) = &self.downloaded {
                 counter.inc_by(length);
             }
@@ -223,10 +252,9 @@ impl Drop for Logged {
     fn drop(&mut self) {
         // A HEAD takes nothing of its body. What has no known length and was not seen to end was
         // left by the client.
-        let whole = self.line.method == Method::HEAD
+        self.line.whole = self.line.method == Method::HEAD
             || self.inner.is_end_stream()
-            || self.line.length.is_some_and(|length| self.sent >= length);
-        self.line.write(self.sent, whole);
+            || self.line.length.is_some_and(|length| self.line.sent >= length);
     }
 }
 

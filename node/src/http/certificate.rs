@@ -248,11 +248,7 @@ fn files(config: &Config) -> Option<(PathBuf, PathBuf)> {
 fn names(config: &Config) -> Vec<String> {
     let http = &config.http;
     let mut names = http.names.clone();
-    let url = config.api_url();
-    let authority =
-        url.split("://").last().unwrap_or_default().split('/').next().unwrap_or_default();
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    names.push(host.trim_matches(['[', ']']).to_owned());
+    names.push(host_of(&config.api_url()).to_owned());
     if !http.listen.ip().is_unspecified() {
         names.push(http.listen.ip().to_string());
     }
@@ -263,10 +259,38 @@ fn names(config: &Config) -> Vec<String> {
     names
 }
 
+/// Without the brackets that an IPv6 address has in a URL.
+fn host_of(url: &str) -> &str {
+    let authority =
+        url.split("://").last().unwrap_or_default().split('/').next().unwrap_or_default();
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    }
+}
+
 /// What changes when a file does, for both files.
 fn state(certificate: &Path, key: &Path) -> [Option<(SystemTime, u64)>; 2] {
     [certificate, key].map(|path| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_found_with_a_port_and_without() {
+        for (url, host) in [
+            ("https://node.example", "node.example"),
+            ("https://node.example:8443/path", "node.example"),
+            ("https://192.0.2.1:8443", "192.0.2.1"),
+            ("https://[2001:db8::1]", "2001:db8::1"),
+            ("https://[2001:db8::1]:8443/", "2001:db8::1"),
+        ] {
+            assert_eq!(host_of(url), host, "{url}");
+        }
+    }
 }

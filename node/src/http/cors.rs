@@ -43,7 +43,8 @@ pub fn layer(cors: &Cors) -> Option<CorsLayer> {
     };
     let headers = match parsed::<HeaderName>(&cors.allowed_headers) {
         Some(list) => AllowHeaders::list(list),
-        None => AllowHeaders::any(),
+        // Browsers do not count `Authorization` among what `*` stands for.
+        None => AllowHeaders::mirror_request(),
     };
     let layer = CorsLayer::new().allow_origin(origins).allow_methods(methods);
     Some(layer.allow_headers(headers).expose_headers(EXPOSED).max_age(MAX_AGE))
@@ -75,4 +76,30 @@ pub fn check(cors: &Cors) -> Option<(&'static str, String)> {
     }
     let text = bad(&cors.allowed_headers, |text| text.parse::<HeaderName>().is_ok());
     text.map(|text| ("allowed_headers", format!("{text} is no header")))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::Request;
+    use axum::routing::get;
+    use tower_service::Service;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_page_may_bring_a_token_where_any_header_is_allowed() {
+        let cors = Cors { allowed_origins: vec![ANY.to_owned()], ..Cors::default() };
+        let cors = layer(&cors).unwrap();
+        let mut router: Router = Router::new().route("/", get(|| async {})).layer(cors);
+        let request = Request::options("/")
+            .header(header::ORIGIN, "https://page.example")
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET")
+            .header(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,x-other")
+            .body(Body::empty())
+            .unwrap();
+        let answer = router.call(request).await.unwrap();
+        assert_eq!(answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS], "authorization,x-other");
+    }
 }

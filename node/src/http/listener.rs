@@ -7,9 +7,11 @@
 //! A connection that has just come is given a moment: its request may be under way, and whoever
 //! sent it could not know. A request that was taken in is answered, within the deadline.
 //!
-//! Invariant: at most [`CONNECTIONS_MAX`] connections are open at one listener; one more is closed
-//! at once, which a client sees and may try again elsewhere.
+//! Invariants: at most [`CONNECTIONS_MAX`] connections are open at one listener; one more is closed
+//! at once, which a client sees and may try again elsewhere. A connection that has not asked for
+//! anything within [`FIRST_REQUEST_TIMEOUT`] is closed, whatever it has sent.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -41,10 +43,20 @@ use super::prompt::Prompt;
 
 /// Connections at one listener: thousands of agents hold one each for their orders.
 const CONNECTIONS_MAX: usize = 16 * 1024;
-/// From a request's first byte to the end of its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// From the handshake's end to the end of the first request's headers; longer than the wait for the
+/// first byte (see `prompt`).
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(35);
+/// From one HTTP/1.1 answer to the end of the next request's headers: hyper has one timer for the
+/// silence between them and for the headers. Proxies keep idle connections for a minute, and answer
+/// 502 where the other end closes first. The first request has a shorter time of its own.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// Requests at once on one HTTP/2 connection.
-const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// Of one request's body, sent and not yet read.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// The same of all requests of a connection: an upload that waits for room takes none of what the
+/// others may send.
+const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION_MAX * STREAM_WINDOW_BYTES;
 /// An HTTP/2 client that is silent is asked, and given up when it does not answer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -102,6 +114,7 @@ impl Listening {
             phases: phases.clone(),
             connections: connections.clone(),
             places: Arc::new(Semaphore::new(connections_max)),
+            first_request_timeout: FIRST_REQUEST_TIMEOUT,
             in_the_clear: tls.is_none(),
         };
         let task = match tls {
@@ -149,6 +162,8 @@ fn builder() -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     builder
@@ -182,6 +197,7 @@ struct Serving {
     connections: TaskTracker,
     /// A connection holds one while it is open.
     places: Arc<Semaphore>,
+    first_request_timeout: Duration,
     in_the_clear: bool,
 }
 
@@ -250,9 +266,16 @@ impl Serving {
             router.clone().call(request)
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
+        let first_request = timeout(self.first_request_timeout, asked.cancelled());
+        let silent = async {
+            if first_request.await.is_ok() {
+                pending::<()>().await;
+            }
+        };
         // How a connection ended is nobody's concern: its requests have their lines in the log.
         tokio::select! {
             _ = &mut connection => return,
+            () = silent => return,
             () = self.phases.ending.cancelled() => {}
         }
         tokio::select! {
@@ -298,6 +321,37 @@ mod tests {
         while ask().await.is_none() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn who_sends_something_and_asks_for_nothing_is_shown_out() {
+        const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(100);
+        let serve = |sent: &'static [u8]| async move {
+            let (near, mut far) = tokio::io::duplex(1024);
+            far.write_all(sent).await.unwrap();
+            let serving = Serving {
+                router: Router::new().route("/", get(|| async { "here" })),
+                builder: Arc::new(builder()),
+                phases: Phases::default(),
+                connections: TaskTracker::new(),
+                places: Arc::new(Semaphore::new(1)),
+                first_request_timeout: FIRST_REQUEST_TIMEOUT,
+                in_the_clear: true,
+            };
+            let address = SocketAddr::from(([127, 0, 0, 1], 1));
+            (tokio::spawn(serving.serve(near, address)), far)
+        };
+        // A letter that both protocols begin with, headers without an end, and a whole preface.
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        for sent in [&b"P"[..], b"GET / HTTP/1.1\r\nhost: x\r\n", preface] {
+            let (served, _far) = serve(sent).await;
+            timeout(HEADER_TIMEOUT / 3, served).await.expect("it is closed").unwrap();
+        }
+        let (served, mut far) = serve(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let mut first = [0; 12];
+        far.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        assert!(timeout(FIRST_REQUEST_TIMEOUT * 3, served).await.is_err(), "who asked may be idle");
     }
 
     #[tokio::test]

@@ -1,7 +1,5 @@
 //! The HTTP server's routes, and what every request passes through.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -9,7 +7,6 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::warn;
 
 use super::access::observe;
 use super::auth::Principal;
@@ -17,17 +14,15 @@ use super::cors;
 use super::drain::say_goodbye;
 use super::forwarded::see_through;
 use super::leftover::read_leftover;
-use super::problem::{Problem, chain};
+use super::problem::Problem;
 use super::rates::slow_down;
+use super::readiness::READY_TIMEOUT;
 use super::routes::{Routes, get};
 use super::safeguards::guard;
 use super::silence::bound_silence;
 use crate::api;
 use crate::registry;
 use crate::state::App;
-
-/// How long storage is waited for before a node says that it is not ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a node answers to.
 pub fn routes() -> Routes {
@@ -92,13 +87,9 @@ async fn ready(State(app): State<App>) -> Response {
             return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
         }
     }
-    let failed = match timeout(READY_TIMEOUT, app.store.probe()).await {
-        Ok(Ok(())) => return "ready\n".into_response(),
-        Ok(Err(error)) => chain(&error),
-        Err(_) => format!("no answer in {} s", READY_TIMEOUT.as_secs()),
-    };
-    // Anyone may ask: what exactly is wrong is the operator's to know.
-    warn!(error = failed, "storage is not ready");
+    if app.readiness.storage_answers(app.store.probe()).await {
+        return "ready\n".into_response();
+    }
     (StatusCode::SERVICE_UNAVAILABLE, "storage does not answer; the log says more\n")
         .into_response()
 }

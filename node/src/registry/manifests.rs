@@ -106,10 +106,11 @@ async fn brought(
 ) -> Result<(View, Option<String>), RegistryError> {
     let upstreams = &asked.app.upstreams;
     let Some(upstream) = upstreams.of(repository) else { return Ok((asked.view().await?, None)) };
+    // What is known may have come after the asker was let in: the view of then would lack it.
     match upstreams.bring(&asked.app, upstream, repository, pin, asked.forwarded()).await? {
-        Brought::Known => Ok((asked.view().await?, None)),
+        Brought::Known => Ok((asked.app.raft.local(), None)),
         Brought::Looked => Ok((asked.app.view().await?, None)),
-        Brought::Stale(notice) => Ok((asked.view().await?, Some(notice))),
+        Brought::Stale(notice) => Ok((asked.app.raft.local(), Some(notice))),
     }
 }
 

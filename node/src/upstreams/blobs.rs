@@ -123,11 +123,11 @@ impl Upstreams {
             return give(app, &blob, writer).await;
         }
         upstream.standing.miss();
-        let turn = app.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
+        let turn = self.intake.turn(UploadId::from_uuid(Uuid::now_v7())).await;
         let algorithm = wanted.digest.algorithm();
         let under = KeyOwner::Project(wanted.repository.project());
         let store = Arc::clone(&app.store);
-        let mut blob = BlobWriter::begin(&app.intake, store, under, turn, algorithm);
+        let mut blob = BlobWriter::begin(&self.intake, store, under, turn, algorithm);
         let mut in_vain = 0;
         loop {
             let begun = blob.offset();

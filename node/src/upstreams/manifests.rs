@@ -152,9 +152,8 @@ impl Asked<'_> {
             let path = format!("/v2/{}/manifests/{digest}", self.repository);
             match self.all.siblings.open(&keeper.api_url, &path, HeaderMap::new()).await {
                 Ok(response) if response.status() == StatusCode::OK => return Ok(()),
-                Ok(response) if response.status() == StatusCode::NOT_FOUND => {
-                    return Err(Error::Unknown(self.upstream.name.to_string()));
-                }
+                // It may not have asked: its rows, settings and what it remembers are its own. What the
+                // upstream says then is remembered here, too.
                 Ok(response) => {
                     debug!(node = %keeper.id, status = %response.status(), "asked in vain")
                 }

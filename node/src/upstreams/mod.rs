@@ -9,7 +9,7 @@
 //! A tag is looked up again when it was not for a while; an upstream that does not answer, or takes
 //! no more requests, leaves what is known as it is, and who asks is told so. Of all who ask for the
 //! same at a node one asks the upstream, and of all nodes one: which, follows from the digest
-//! (rendezvous hashing); the others ask that node, and the upstream only where it does not answer.
+//! (rendezvous hashing); the others ask that node, and the upstream only where it does not give it.
 //!
 //! Invariants: nothing is given before the asker was let in here; nothing is kept whose digest is
 //! another; nobody can push to such a project; what is remembered is bounded.
@@ -47,6 +47,7 @@ pub use whole::Lacking;
 
 use crate::config;
 use crate::deploy::Siblings;
+use crate::registry::Intake;
 use crate::state::App;
 use client::Client;
 use flight::Flights;
@@ -108,6 +109,9 @@ pub struct Upstreams {
     node: NodeId,
     siblings: Siblings,
     flights: Flights,
+    /// Room for what comes, beside that of uploads and bounded as theirs is (`INTAKE_BYTES_MAX`): an
+    /// upstream that is slow to fill a part keeps nobody from pushing.
+    intake: Intake,
 }
 
 impl Upstreams {
@@ -156,7 +160,7 @@ impl Upstreams {
                 .map_err(|source| SetupError::Folder { path: folder.clone(), source })?;
         }
         let flights = Flights::new(folder, Arc::new(Semaphore::new(FLIGHTS_MAX)));
-        Ok(Self { all: Arc::new(all), names: Arc::new(names), node, siblings, flights })
+        Ok(Self { all: Arc::new(all), names: Arc::new(names), node, siblings, flights, intake: Intake::default() })
     }
 
     /// By name.

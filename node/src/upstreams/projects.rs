@@ -1,7 +1,9 @@
 //! The projects of upstreams: made where they are missing, and people's from then on.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shoal_content::ProjectName;
 use shoal_metadata::{
     Command, Keep, Owner, Pattern, PolicyRules, Project, Refusal, RetentionRule, Selection,
     UserRole, command_version,
@@ -18,9 +20,10 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Makes the projects that are missing, until it is dropped.
 pub async fn keep_projects(app: App) {
+    let mut bare = BTreeSet::new();
     loop {
         for upstream in app.upstreams.all() {
-            if let Err(problem) = make(&app, upstream).await {
+            if let Err(problem) = keep(&app, upstream, &mut bare).await {
                 warn!(upstream = %upstream.name, error = problem.message,
                     "the project of an upstream cannot be made yet");
             }
@@ -29,7 +32,25 @@ pub async fn keep_projects(app: App) {
     }
 }
 
-async fn make(app: &App, upstream: &Upstream) -> Result<(), Problem> {
+/// `bare` are those that this node has made, or may have, and that have no policy by it yet.
+async fn keep(
+    app: &App,
+    upstream: &Upstream,
+    bare: &mut BTreeSet<ProjectName>,
+) -> Result<(), Problem> {
+    make(app, upstream, bare).await?;
+    if bare.contains(&upstream.name) {
+        set_policy(app, upstream).await?;
+        bare.remove(&upstream.name);
+    }
+    Ok(())
+}
+
+async fn make(
+    app: &App,
+    upstream: &Upstream,
+    bare: &mut BTreeSet<ProjectName>,
+) -> Result<(), Problem> {
     let view = app.raft.local();
     let query = view.query();
     let level = query.level()?;
@@ -48,16 +69,30 @@ async fn make(app: &App, upstream: &Upstream) -> Result<(), Problem> {
         created_at: now,
         updated_at: now,
     };
+    // Noted before: a command whose answer is lost may have been applied.
+    let is_first = bare.insert(upstream.name.clone());
     match app.propose(Command::CreateProject(project)).await {
         Ok(_) => info!(project = %upstream.name, "the project of an upstream was made"),
-        // Another node was quicker.
-        Err(ProposeError::Refused(Refusal::Exists(_))) => return Ok(()),
+        Err(ProposeError::Refused(refusal)) => {
+            if is_first {
+                bare.remove(&upstream.name);
+            }
+            // Another node was quicker, or this one at its last try.
+            if !matches!(refusal, Refusal::Exists(_)) {
+                return Err(ProposeError::Refused(refusal).into());
+            }
+        }
         Err(error) => return Err(error.into()),
     }
-    if settings.keep_days == 0 {
+    Ok(())
+}
+
+/// Sets the policy of a project that has none.
+async fn set_policy(app: &App, upstream: &Upstream) -> Result<(), Problem> {
+    let days = upstream.settings.keep_days;
+    if days == 0 {
         return Ok(());
     }
-    let days = settings.keep_days;
     let everything = Selection { repositories: Pattern::everything(), tags: Pattern::everything() };
     let keep = Keep::PulledWithin { days };
     let rules = PolicyRules {
@@ -67,6 +102,9 @@ async fn make(app: &App, upstream: &Upstream) -> Result<(), Problem> {
         immutable: Vec::new(),
     };
     let (project, by) = (upstream.name.clone(), upstream.owner());
-    app.propose(Command::SetPolicy { project, rules, expected: Some(0), by }).await?;
-    Ok(())
+    match app.propose(Command::SetPolicy { project, rules, expected: Some(0), by }).await {
+        // People have set one already, or removed the project again.
+        Ok(_) | Err(ProposeError::Refused(Refusal::PolicyChanged | Refusal::NotFound(_))) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -348,6 +348,12 @@ async fn a_deleted_image_can_be_restored_until_it_is_gone_for_good() -> Result<(
         shoal_node::trash::Trash::new(raft.clone(), std::time::Duration::from_secs(3600), keep);
     ensure!(patient.empty().await? == 0);
     let trash = shoal_node::trash::Trash::new(raft, keep, keep);
+    // What is restored after it was found due stays.
+    let due = trash.due().await?;
+    ensure!(due.len() == 1, "{due:?}");
+    let _back: Image = node.call(Method::POST, &restore, &json!({})).await?;
+    ensure!(trash.end(due).await? == 0);
+    delete(&node, &path, StatusCode::NO_CONTENT).await?;
     ensure!(trash.empty().await? == 1);
     let missing = node.request(Method::POST, &restore).send().await?;
     problem(missing, StatusCode::NOT_FOUND).await?;

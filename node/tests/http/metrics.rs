@@ -1,10 +1,15 @@
 //! `/metrics` of a real node: the names that dashboards are made of, and that they tell the truth.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
+use shoal_content::UploadId;
+use uuid::Uuid;
 
 use super::node::Node;
 use super::v2::push_blob;
+use super::wait::until;
 
 static LAYER: [u8; 70_000] = [7; 70_000];
 
@@ -112,5 +117,24 @@ async fn the_names_are_these_and_the_values_are_true() -> Result<()> {
     ensure!(value(&text, "shoal_images")? == 1.0);
     ensure!(value(&text, "image_storage_total_bytes")? == (1_u64 << 50) as f64);
     ensure!(value(&text, "image_storage_used_bytes")? > 70_000.0);
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_before_the_answer_is_counted() -> Result<()> {
+    let node = Node::start().await?;
+    let id = Uuid::now_v7();
+    // As long as another request of the session is under way, this one waits.
+    let turn = node.server.app().intake.turn(UploadId::from_uuid(id)).await;
+    let append = node.v2(Method::PATCH, &format!("team/app/blobs/uploads/{id}"));
+    let left = append.timeout(Duration::from_secs(2)).send().await;
+    ensure!(left.is_err_and(|error| error.is_timeout()));
+    until("the request that nobody waits for", async || {
+        let text = scrape(&node).await?;
+        let left = value(&text, "shoal_http_answers_total{status=\"499\"}").ok();
+        Ok((left == Some(1.0)).then_some(()))
+    })
+    .await?;
+    drop(turn);
     node.server.stop().await
 }

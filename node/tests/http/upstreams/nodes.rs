@@ -78,6 +78,25 @@ async fn of_all_nodes_one_asks_and_what_one_began_another_ends() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_chosen_node_does_not_give_the_asked_one_asks_for_itself() -> Result<()> {
+    let origin = origin(&layer(10)).await?;
+    let tap = Tap::on(&origin, "127.0.0.1").await?;
+    let one = cache(&origin, &tap, |_| ()).await?;
+    // It has not been told of the upstream.
+    let _two = one.join("two").await?;
+    until("two members", async || {
+        Ok((one.server.app().raft.status().voters.len() == 2).then_some(()))
+    })
+    .await?;
+    // Of so many digests it is chosen for some.
+    for number in 0..10 {
+        push_image(&origin, "team/app", "v1", &[number]).await?;
+        expect(&anonymous(&one, MANIFEST).await?, StatusCode::OK)?;
+    }
+    Ok(())
+}
+
 /// What the node has asked upstreams for.
 fn misses(node: &Node) -> u64 {
     node.server.app().upstreams.all().map(|upstream| upstream.shown().misses).sum()

@@ -309,7 +309,7 @@ impl<R: Read> Step<'_, R> {
         id: DeploymentId,
         hosts: BTreeSet<PeerId>,
     ) -> Result<Response, Stop> {
-        let (deployment, plan) = self.deployment_and_plan(id)?;
+        let (mut deployment, mut plan) = self.deployment_and_plan(id)?;
         if deployment.cancelled {
             return Err(state("it was cancelled; order it anew"));
         }
@@ -320,12 +320,33 @@ impl<R: Read> Step<'_, R> {
         let hosts: BTreeSet<PeerId> = hosts.into_iter().filter(wanted).collect();
         let added = hosts.iter().filter(|host| !deployment.hosts.contains_key(host)).count();
         if deployment.hosts.len() + added > HOSTS_MAX {
+            self.drop_gone(&mut deployment, &mut plan)?;
+        }
+        if deployment.hosts.len() + added > HOSTS_MAX {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
         if !hosts.is_empty() {
             self.enlist(deployment, plan, hosts)?;
         }
         Ok(Response::Done)
+    }
+
+    /// Makes room: what has ended at agents that are no members any more is not shown any more. A
+    /// policy may outlive thousands of them.
+    fn drop_gone(
+        &self,
+        deployment: &mut Deployment,
+        plan: &mut DeploymentPlan,
+    ) -> Result<(), Fault> {
+        let mut gone = BTreeSet::new();
+        for (host, state) in &deployment.hosts {
+            if state.has_ended() && !self.rows.has(Table::Agents, &key::peer(*host))? {
+                gone.insert(*host);
+            }
+        }
+        deployment.hosts.retain(|host, _| !gone.contains(host));
+        plan.attempts.retain(|host, _| !gone.contains(host));
+        Ok(())
     }
 
     /// Puts hosts in line, those that were there before for another attempt.

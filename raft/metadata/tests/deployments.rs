@@ -128,6 +128,22 @@ fn never_more_hosts_are_at_work_than_may_be_and_the_next_begins_when_one_ends() 
 }
 
 #[test]
+fn each_order_begins_at_a_host_of_its_own() {
+    let mut world = with_agents(4);
+    world.accepts(order(3, &[1, 2, 3, 4], parallel(1)));
+    let at_work = |world: &World| {
+        let row = world.query().deployment(deployment_id(3)).unwrap().unwrap();
+        row.hosts.into_iter().find(|(_, state)| state.is_at_work()).map(|(host, _)| host)
+    };
+    for host in [3, 4, 1, 2].map(peer) {
+        assert_eq!(at_work(&world), Some(host));
+        let deployment = deployment_id(3);
+        world.accepts(Command::ReportAttempt { deployment, peer: host, attempt: 0, state: DONE });
+    }
+    assert_eq!(at_work(&world), None);
+}
+
+#[test]
 fn a_pause_stops_all_and_what_was_said_before_it_counts_no_more() {
     let mut world = with_agents(3);
     world.accepts(order(1, &[1, 2, 3], parallel(2)));

@@ -1,7 +1,8 @@
 //! Deployments: orders to hosts, and what the hosts have come to.
 //!
 //! Who may begin is decided here, from the rows alone: whenever a host comes to its end, the next
-//! one in the order of their ids is let begin. So a limit holds whoever leads.
+//! one in the order of their ids is let begin, from a place on that each deployment has for itself:
+//! else the same few hosts would go first each time. So a limit holds whoever leads.
 //!
 //! An order that has ended stays to be looked at until [`DEPLOYMENTS_KEPT`] came after it.
 //!
@@ -151,8 +152,13 @@ impl<R: Read> Step<'_, R> {
             Some(most) => (most as usize).saturating_sub(at_work),
             None => usize::MAX,
         };
-        let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
-        for (host, state) in queued {
+        let first = first_place(deployment.id);
+        let (before, from): (Vec<_>, Vec<_>) = deployment
+            .hosts
+            .iter_mut()
+            .filter(|(_, state)| **state == HostState::Queued)
+            .partition(|(host, _)| **host < first);
+        for (host, state) in from.into_iter().chain(before) {
             if room == 0 {
                 break;
             }
@@ -386,6 +392,16 @@ impl<R: Read> Step<'_, R> {
         }
         Ok(Response::Done)
     }
+}
+
+/// Where in the order of ids the hosts of a deployment begin. A new id ends in what is random, so
+/// that is what the place begins with.
+fn first_place(id: DeploymentId) -> PeerId {
+    let mut place = [0; 32];
+    for (at, byte) in id.as_uuid().as_bytes().iter().rev().enumerate() {
+        place[at] = *byte;
+    }
+    PeerId::from_public_key(place)
 }
 
 fn state(text: &str) -> Stop {

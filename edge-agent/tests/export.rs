@@ -219,6 +219,30 @@ fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
 }
 
 #[test]
+fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    for target in [Target::Raw, Target::Qcow2] {
+        let output = folder.path().join("disk");
+        let mut dropped = Ok(());
+        let written = export::disk(&cache, &entry, target, &output, &mut |_| {
+            if entry.contains(0) {
+                dropped = cache.drop_corrupt(&entry, [0]);
+            }
+            ControlFlow::Continue(())
+        });
+        dropped?;
+        ensure!(matches!(written, Err(export::Error::Corrupt { .. })), "{written:?}");
+        ensure!(!output.exists());
+        let (offset, length) = parts[0];
+        cache.write_chunk(&entry, 0, &guest[offset as usize..(offset + length) as usize])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn content_that_the_disk_does_not_give_back_is_dropped_like_wrong_content() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cache = cache(&folder.path().join("cache"))?;

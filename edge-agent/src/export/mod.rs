@@ -5,7 +5,8 @@
 //! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
 //! system can.
 //!
-//! Invariant: nothing is copied whose hash was not compared in this export (see `verification`).
+//! Invariant: nothing is copied whose hash was not compared in this export (see `verification`), nor
+//! kept where the entry changed meanwhile: what somebody else found wrong has become a hole.
 //! What is wrong is dropped from the cache and the output is not written: fetched again, it will be.
 //!
 //! Blocks on the disk. The caller holds a lease on the recipe.
@@ -113,6 +114,8 @@ pub fn disk(
     output: &Path,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
+    // Before anything is hashed.
+    let changes = entry.watch();
     let loaded = entry.load()?;
     let beside = Beside::create(output)?;
     let (written, corrupt) = verification::verified(&loaded, |verification| {
@@ -124,6 +127,11 @@ pub fn disk(
         return Err(Error::Corrupt { chunks });
     }
     written?;
+    // A chunk may have been dropped between its hash and its copy.
+    if changes.has_changed().unwrap_or(true) {
+        let (held, all) = entry.count();
+        return Err(Error::Corrupt { chunks: (all - held).max(1) as usize });
+    }
     beside.finish()
 }
 

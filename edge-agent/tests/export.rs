@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -214,6 +214,24 @@ fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
         if target == Target::Raw {
             ensure!(fs::read(&output)? == guest);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_replaced_hands_its_mode_on() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let output = folder.path().join("disk.raw");
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for mode in [0o600, 0o640] {
+        fs::write(&output, "older")?;
+        fs::set_permissions(&output, fs::Permissions::from_mode(mode))?;
+        export::disk(&cache, &entry, Target::Raw, &output, go_on)?;
+        let written = fs::metadata(&output)?;
+        ensure!(written.len() == 64 * MIB && written.mode() & 0o777 == mode, "{written:?}");
     }
     Ok(())
 }

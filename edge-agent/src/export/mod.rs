@@ -17,7 +17,7 @@ mod verification;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -68,7 +68,25 @@ impl Beside {
             OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).map_err(
                 |source| Error::Io { doing: "creating", path: temporary.clone(), source },
             )?;
-        Ok(Self { temporary, output: output.to_owned(), file, finished: false })
+        let this = Self { temporary, output: output.to_owned(), file, finished: false };
+        this.take_rights().map_err(this.error("keeping owner and mode of"))?;
+        Ok(this)
+    }
+
+    /// Those of the file that it is to replace: a hypervisor that has the old one has to read the
+    /// new one, and nobody else. A link is replaced itself.
+    fn take_rights(&self) -> io::Result<()> {
+        let found = match fs::symlink_metadata(&self.output) {
+            Ok(found) if found.is_file() => found,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
+        };
+        let own = self.file.metadata()?;
+        if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
+            fchown(&self.file, Some(found.uid()), Some(found.gid()))?;
+        }
+        // Last, since another owner can cost a file some of its mode.
+        self.file.set_permissions(found.permissions())
     }
 
     pub fn file(&self) -> &File {

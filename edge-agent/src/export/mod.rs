@@ -83,7 +83,11 @@ impl Beside {
         };
         let own = self.file.metadata()?;
         if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
-            fchown(&self.file, Some(found.uid()), Some(found.gid()))?;
+            match fchown(&self.file, Some(found.uid()), Some(found.gid())) {
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                // Who may not give files away, on a network share for instance, keeps it.
+                _ => {}
+            }
         }
         // Last, since another owner can cost a file some of its mode.
         self.file.set_permissions(found.permissions())

@@ -61,7 +61,7 @@ impl Keeper {
             return;
         }
         info!(keys = keys.len(), "the cluster's ticket keys are known");
-        self.last.lock().clone_from(&list);
+        *self.last.lock() = list;
         let this = self.clone();
         tokio::spawn(async move {
             let _turn = this.turn.lock().await;

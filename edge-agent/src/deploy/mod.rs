@@ -3,8 +3,8 @@
 //! An order that comes again while it is carried out changes nothing; one that comes again after
 //! its end is carried out again, which costs little since the chunks are here, and reported again.
 //! So a lost report mends itself when the order stream opens anew, which is asked for where the end
-//! could not be reported. An order that comes as another
-//! attempt is begun anew, and reports say which attempt they are of.
+//! could not be reported. An order that comes as another attempt is begun anew, and reports say
+//! which attempt they are of.
 //!
 //! Of several orders those of the highest priority go first; a lower one that was under way lets go
 //! of the swarm, keeps what it has, and goes on when they are through (see `turns`).

@@ -45,11 +45,13 @@ pub struct Keeper {
     swarm: Swarm,
     folder: Arc<DataFolder>,
     last: Arc<Mutex<Vec<TicketKeyInfo>>>,
+    /// One list at a time is handed on.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Keeper {
     pub fn new(swarm: Swarm, folder: Arc<DataFolder>) -> Self {
-        Self { swarm, folder, last: Arc::default() }
+        Self { swarm, folder, last: Arc::default(), turn: Arc::default() }
     }
 
     /// A list without a key changes nothing: it comes of a node that knows no others yet.
@@ -59,10 +61,14 @@ impl Keeper {
             return;
         }
         info!(keys = keys.len(), "the cluster's ticket keys are known");
-        self.last.lock().clone_from(&list);
-        let (swarm, folder) = (self.swarm.clone(), self.folder.clone());
+        *self.last.lock() = list;
+        let this = self.clone();
         tokio::spawn(async move {
-            swarm.set_ticket_keys(keys).await;
+            let _turn = this.turn.lock().await;
+            // Whichever of two comes last, what is handed on is what was told last.
+            let list = this.last.lock().clone();
+            this.swarm.set_ticket_keys(parsed(&list)).await;
+            let folder = Arc::clone(&this.folder);
             if let Some(Err(error)) = blocking(move || folder.save_ticket_keys(&list)).await {
                 warn!(%error, "the ticket keys could not be kept");
             }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -214,6 +214,48 @@ fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
         if target == Target::Raw {
             ensure!(fs::read(&output)? == guest);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_replaced_hands_its_mode_on() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let output = folder.path().join("disk.raw");
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for mode in [0o600, 0o640] {
+        fs::write(&output, "older")?;
+        fs::set_permissions(&output, fs::Permissions::from_mode(mode))?;
+        export::disk(&cache, &entry, Target::Raw, &output, go_on)?;
+        let written = fs::metadata(&output)?;
+        ensure!(written.len() == 64 * MIB && written.mode() & 0o777 == mode, "{written:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    for target in [Target::Raw, Target::Qcow2] {
+        let output = folder.path().join("disk");
+        let mut dropped = Ok(());
+        let written = export::disk(&cache, &entry, target, &output, &mut |_| {
+            if entry.contains(0) {
+                dropped = cache.drop_corrupt(&entry, [0]);
+            }
+            ControlFlow::Continue(())
+        });
+        dropped?;
+        ensure!(matches!(written, Err(export::Error::Corrupt { .. })), "{written:?}");
+        ensure!(!output.exists());
+        let (offset, length) = parts[0];
+        cache.write_chunk(&entry, 0, &guest[offset as usize..(offset + length) as usize])?;
     }
     Ok(())
 }

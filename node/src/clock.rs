@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// How far the clocks of two nodes may be apart where rows of both are compared, in milliseconds.
-pub const CLOCKS_APART_MS: u64 = 60_000;
+pub const CLOCKS_APART_MS: u64 = 2_000;
 
 /// The time now.
 pub fn now() -> Timestamp {

@@ -2,8 +2,9 @@
 //!
 //! An order that comes again while it is carried out changes nothing; one that comes again after
 //! its end is carried out again, which costs little since the chunks are here, and reported again.
-//! So a lost report mends itself when the order stream opens anew. An order that comes as another
-//! attempt is begun anew, and reports say which attempt they are of.
+//! So a lost report mends itself when the order stream opens anew, which is asked for where the end
+//! could not be reported. An order that comes as another attempt is begun anew, and reports say
+//! which attempt they are of.
 //!
 //! Of several orders those of the highest priority go first; a lower one that was under way lets go
 //! of the swarm, keeps what it has, and goes on when they are through (see `turns`).
@@ -22,7 +23,7 @@ use shoal_api::{NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, Transf
 use shoal_content::{DeploymentId, ImageReference, PeerId, Priority};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::fetch::{self, Fetched, Fetcher, Patience};
 use crate::limits;
@@ -129,8 +130,12 @@ impl Deployments {
         desk.turns.enter(deployment, order.priority);
         let this = self.clone();
         let task = tokio::spawn(async move {
-            this.carry_out(order).await;
+            let is_known = this.carry_out(order).await;
             this.stop(|id, running| id == deployment && running.attempt == attempt);
+            // Only now: an order that comes while it is under way is none.
+            if !is_known {
+                this.fetcher.nodes.reopen_orders();
+            }
         });
         desk.running.insert(deployment, Running { attempt, task: task.abort_handle() });
         self.at_work.send_replace(desk.turns.at_work());
@@ -151,11 +156,12 @@ impl Deployments {
         self.at_work.send_replace(turns.at_work());
     }
 
-    async fn carry_out(&self, order: Order) {
+    /// Whether there is nothing left to be said of it to the nodes.
+    async fn carry_out(&self, order: Order) -> bool {
         let Order { deployment, reference, attempt, .. } = &order;
         let mut at_work = self.at_work.subscribe();
         if at_work.wait_for(|at_work| at_work.contains(deployment)).await.is_err() {
-            return;
+            return true;
         }
         info!(%deployment, %reference, attempt, "deployment started");
         let tracked = self.transfers.start(reference.to_string(), Purpose::Deployment);
@@ -164,7 +170,7 @@ impl Deployments {
             let mut reporting = std::pin::pin!(self.report_while_running(&order, &tracked));
             tokio::select! {
                 outcome = &mut fetching => outcome,
-                () = &mut reporting => return,
+                () = &mut reporting => return true,
             }
         };
         let progress = match outcome {
@@ -175,7 +181,7 @@ impl Deployments {
                 tracked.failed(&text)
             }
         };
-        self.report_end(&order, &tracked, progress).await;
+        self.report_end(&order, &tracked, progress).await
     }
 
     /// Fetches in its turns, to the end.
@@ -206,7 +212,7 @@ impl Deployments {
             let progress = changes.borrow_and_update().clone();
             let progress = TransferProgress { line_bytes_per_second, ..progress };
             if let Err(error) = self.fetcher.nodes.report(&report(order, tracked, progress)).await {
-                tracing::debug!(deployment = %order.deployment, %error, "a report was lost");
+                debug!(deployment = %order.deployment, %error, "a report was lost");
             }
             tokio::time::sleep(REPORT_INTERVAL).await;
             if changes.changed().await.is_err() {
@@ -215,7 +221,13 @@ impl Deployments {
         }
     }
 
-    async fn report_end(&self, order: &Order, tracked: &Tracked, progress: TransferProgress) {
+    /// Whether a node took it, or knows of no such order; whatever else one says may be that node's.
+    async fn report_end(
+        &self,
+        order: &Order,
+        tracked: &Tracked,
+        progress: TransferProgress,
+    ) -> bool {
         let deployment = order.deployment;
         let line_bytes_per_second = limits::line(&self.limits);
         let progress = TransferProgress { line_bytes_per_second, ..progress };
@@ -224,18 +236,20 @@ impl Deployments {
             match self.fetcher.nodes.report(&report).await {
                 Ok(()) => {
                     info!(%deployment, state = report.progress.state, "deployment ended");
-                    return;
+                    return true;
                 }
-                Err(error) if error.is_retryable() => {
-                    tokio::time::sleep(FINAL_REPORT_PAUSE).await;
+                Err(error) if error.is_not_found() => {
+                    warn!(%deployment, %error, "no node takes the end of a deployment");
+                    return true;
                 }
                 Err(error) => {
-                    warn!(%deployment, %error, "no node takes the end of a deployment");
-                    return;
+                    debug!(%deployment, %error, "the end of a deployment is reported again");
+                    tokio::time::sleep(FINAL_REPORT_PAUSE).await;
                 }
             }
         }
         warn!(%deployment, "the end of a deployment could not be reported; the order comes again");
+        false
     }
 }
 

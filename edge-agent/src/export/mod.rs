@@ -5,7 +5,8 @@
 //! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
 //! system can.
 //!
-//! Invariant: nothing is copied whose hash was not compared in this export (see `verification`).
+//! Invariant: nothing is copied whose hash was not compared in this export (see `verification`), nor
+//! kept where the entry changed meanwhile: what somebody else found wrong has become a hole.
 //! What is wrong is dropped from the cache and the output is not written: fetched again, it will be.
 //!
 //! Blocks on the disk. The caller holds a lease on the recipe.
@@ -16,7 +17,7 @@ mod verification;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -67,7 +68,29 @@ impl Beside {
             OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).map_err(
                 |source| Error::Io { doing: "creating", path: temporary.clone(), source },
             )?;
-        Ok(Self { temporary, output: output.to_owned(), file, finished: false })
+        let this = Self { temporary, output: output.to_owned(), file, finished: false };
+        this.take_rights().map_err(this.error("keeping owner and mode of"))?;
+        Ok(this)
+    }
+
+    /// Those of the file that it is to replace: a hypervisor that has the old one has to read the
+    /// new one, and nobody else. A link is replaced itself.
+    fn take_rights(&self) -> io::Result<()> {
+        let found = match fs::symlink_metadata(&self.output) {
+            Ok(found) if found.is_file() => found,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
+        };
+        let own = self.file.metadata()?;
+        if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
+            match fchown(&self.file, Some(found.uid()), Some(found.gid())) {
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                // Who may not give files away, on a network share for instance, keeps it.
+                _ => {}
+            }
+        }
+        // Last, since another owner can cost a file some of its mode.
+        self.file.set_permissions(found.permissions())
     }
 
     pub fn file(&self) -> &File {
@@ -113,6 +136,8 @@ pub fn disk(
     output: &Path,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
+    // Before anything is hashed.
+    let changes = entry.watch();
     let loaded = entry.load()?;
     let beside = Beside::create(output)?;
     let (written, corrupt) = verification::verified(&loaded, |verification| {
@@ -124,6 +149,11 @@ pub fn disk(
         return Err(Error::Corrupt { chunks });
     }
     written?;
+    // A chunk may have been dropped between its hash and its copy.
+    if changes.has_changed().unwrap_or(true) {
+        let (held, all) = entry.count();
+        return Err(Error::Corrupt { chunks: (all - held).max(1) as usize });
+    }
     beside.finish()
 }
 

@@ -28,6 +28,7 @@ use shoal_api::{
 use shoal_content::{ClusterId, Digest, ImageReference};
 use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tracing::{Instrument, Span, debug, debug_span};
 
 use crate::metrics::AgentMetrics;
@@ -99,6 +100,8 @@ pub struct NodeClient {
     configured: Vec<String>,
     /// Their URLs; the one that answered last stands first.
     urls: RwLock<Vec<String>>,
+    /// Has the order stream opened anew.
+    reopen: Notify,
     metrics: AgentMetrics,
 }
 
@@ -120,6 +123,7 @@ impl NodeClient {
             cluster,
             configured: configured.iter().map(|url| url.trim_end_matches('/').into()).collect(),
             urls: RwLock::default(),
+            reopen: Notify::new(),
             metrics,
         };
         client.set_nodes(nodes);
@@ -141,6 +145,11 @@ impl NodeClient {
             urls.swap(0, at);
         }
         *current = urls;
+    }
+
+    /// Has a node say again which orders are pending.
+    pub fn reopen_orders(&self) {
+        self.reopen.notify_one();
     }
 
     /// Where the next request goes first.

@@ -2,7 +2,8 @@
 //!
 //! A stream that ends, errs or stays silent for [`SILENCE_MAX`] is opened at the next node, after
 //! a pause that grows with jitter and starts again once a stream has spoken. Nothing is lost by
-//! that: on opening, a node sends the node list and every order that is still pending.
+//! that: on opening, a node sends the node list and every order that is still pending. So it is
+//! opened anew, too, where no node took the end of an order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,13 @@ async fn stream(
     let mut spoke = false;
     let mut buffer = Vec::new();
     loop {
-        let part = match tokio::time::timeout(SILENCE_MAX, response.chunk()).await {
+        let part = tokio::select! {
+            part = tokio::time::timeout(SILENCE_MAX, response.chunk()) => part,
+            () = client.reopen.notified() => {
+                return Err((unreachable("its orders are asked for again".into()), spoke));
+            }
+        };
+        let part = match part {
             Err(_) => return Err((unreachable("the order stream fell silent".into()), spoke)),
             Ok(Err(error)) => return Err((unreachable(chain(&error)), spoke)),
             Ok(Ok(None)) => return Err((unreachable("the order stream ended".into()), spoke)),

@@ -28,6 +28,7 @@ use super::problem::{crowded, missing};
 use super::shown::{kind_name, number};
 use crate::clock::now;
 use crate::delta::Offer;
+use crate::deploy::Reported;
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
 use crate::state::App;
@@ -44,7 +45,9 @@ const BLOBS_MAX: usize = 20_000;
 const HELD_MAX: usize = 64;
 /// Senders that one report names.
 const SENDERS_MAX: usize = 4096;
-/// The longest reason that is replicated.
+/// What names one: a peer id, or what a person called it.
+const SENDER_BYTES_MAX: usize = 128;
+/// The longest reason that is kept.
 const REASON_CHARS_MAX: usize = 1000;
 
 pub async fn resolve(
@@ -251,13 +254,16 @@ pub async fn progress(
     Body(report): Body<ProgressReport>,
 ) -> Result<StatusCode, Problem> {
     let ProgressReport { deployment, attempt, progress, .. } = report;
-    let senders = progress.bytes_by_peer.len() + progress.bytes_by_node.len();
-    if senders > SENDERS_MAX {
-        let text = format!("a report names at most {SENDERS_MAX} senders");
-        return Err(Problem::bad_request("report_too_long", text));
-    }
+    let progress = bounded(progress)?;
     let unknown = || missing("deployment_not_found", "this agent has no such deployment");
-    let peer: PeerId = caller.peer;
+    let (peer, board) = (caller.peer, &app.services.board);
+    let record = |progress: TransferProgress| {
+        board.record(deployment, peer, Reported { progress, heard_at: now(), attempt });
+    };
+    if progress.state == "running" && goes_on(&app, peer, deployment, attempt)? {
+        record(progress);
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let local = standing(app.raft.local().query(), deployment, peer)?;
     let standing = match local {
         // That it goes on is said again; an end is said once, and this node may be behind.
@@ -265,17 +271,57 @@ pub async fn progress(
         _ => standing(app.view().await?.query(), deployment, peer)?.ok_or_else(unknown)?,
     };
     let next = next_state(&standing, attempt, &progress)?;
+    let is_running = progress.state == "running";
     // What an attempt that is over says is no news, but that the version is there.
-    if attempt == standing.attempt || progress.state == "done" {
-        app.services.board.record(deployment, peer, progress, now());
+    let is_news = attempt == standing.attempt || progress.state == "done";
+    let mut news = is_news.then_some(progress);
+    // Before the row has an end: whoever watches looks no more then.
+    if (!is_running || next.is_none())
+        && let Some(progress) = news.take()
+    {
+        record(progress);
     }
-    let Some(state) = next else { return Ok(StatusCode::NO_CONTENT) };
-    app.propose(match standing.planned {
-        true => Command::ReportAttempt { deployment, peer, attempt, state },
-        false => Command::ReportHost { deployment, peer, state },
-    })
-    .await?;
+    if let Some(state) = next {
+        app.propose(match standing.planned {
+            true => Command::ReportAttempt { deployment, peer, attempt, state },
+            false => Command::ReportHost { deployment, peer, state },
+        })
+        .await?;
+    }
+    // That it began is replicated first: once it is on the board, the row is not looked at.
+    if let Some(progress) = news {
+        record(progress);
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// A report as it may be kept: a long reason is cut.
+fn bounded(progress: TransferProgress) -> Result<TransferProgress, Problem> {
+    let too_long = |text: String| Err(Problem::bad_request("report_too_long", text));
+    let (by_peer, by_node) = (&progress.bytes_by_peer, &progress.bytes_by_node);
+    if by_peer.len() + by_node.len() > SENDERS_MAX {
+        return too_long(format!("a report names at most {SENDERS_MAX} senders"));
+    }
+    if by_peer.keys().chain(by_node.keys()).any(|name| name.len() > SENDER_BYTES_MAX) {
+        return too_long(format!("a sender's name has at most {SENDER_BYTES_MAX} bytes"));
+    }
+    let cut = |reason: String| reason.chars().take(REASON_CHARS_MAX).collect();
+    Ok(TransferProgress { last_error: progress.last_error.map(cut), ..progress })
+}
+
+/// Whether the host is known here to be at this attempt, and told of it still. Every host says so
+/// each second: the row, which has all of them, is not read for that.
+fn goes_on(
+    app: &App,
+    peer: PeerId,
+    deployment: DeploymentId,
+    attempt: u32,
+) -> Result<bool, Problem> {
+    if !app.services.board.is_running(deployment, peer, attempt) {
+        return Ok(false);
+    }
+    let pending = app.raft.local().query().pending_attempt(peer, deployment)?;
+    Ok(pending == Some(attempt))
 }
 
 /// What the rows have of a host in a deployment.
@@ -342,6 +388,19 @@ mod tests {
 
     fn progress(state: &str) -> TransferProgress {
         TransferProgress { state: state.into(), bytes_local: 4, ..TransferProgress::default() }
+    }
+
+    #[test]
+    fn a_report_is_kept_within_bounds() {
+        let long = TransferProgress { last_error: Some("ä".repeat(5000)), ..progress("running") };
+        let kept = bounded(long).unwrap();
+        assert_eq!(kept.last_error.unwrap().chars().count(), REASON_CHARS_MAX);
+        let named = |bytes| TransferProgress {
+            bytes_by_peer: BTreeMap::from([("n".repeat(bytes), 1)]),
+            ..progress("running")
+        };
+        assert_eq!(bounded(named(SENDER_BYTES_MAX)).unwrap(), named(SENDER_BYTES_MAX));
+        assert!(bounded(named(SENDER_BYTES_MAX + 1)).is_err());
     }
 
     #[test]

@@ -20,6 +20,9 @@ const DEPLOYMENTS_MAX: usize = 1024;
 pub struct Reported {
     pub progress: TransferProgress,
     pub heard_at: Timestamp,
+    /// Which attempt of the host it is about.
+    #[serde(default)]
+    pub attempt: u32,
 }
 
 /// The reports of one deployment, by host.
@@ -45,13 +48,7 @@ pub struct Board {
 
 impl Board {
     /// Keeps a report. The caller has checked that the host is part of the deployment.
-    pub fn record(
-        &self,
-        deployment: DeploymentId,
-        host: PeerId,
-        progress: TransferProgress,
-        now: Timestamp,
-    ) {
+    pub fn record(&self, deployment: DeploymentId, host: PeerId, reported: Reported) {
         let mut entries = self.entries.lock();
         entries.turn += 1;
         let turn = entries.turn;
@@ -64,7 +61,16 @@ impl Board {
         }
         let entry = entries.deployments.entry(deployment).or_default();
         entry.touched = turn;
-        entry.reports.insert(host, Reported { progress, heard_at: now });
+        entry.reports.insert(host, reported);
+    }
+
+    /// Whether the host's last word here was that it is at this attempt.
+    pub fn is_running(&self, deployment: DeploymentId, host: PeerId, attempt: u32) -> bool {
+        let entries = self.entries.lock();
+        let entry = entries.deployments.get(&deployment);
+        entry.and_then(|entry| entry.reports.get(&host)).is_some_and(|reported| {
+            reported.attempt == attempt && reported.progress.state == "running"
+        })
     }
 
     /// What this node has heard.
@@ -74,10 +80,13 @@ impl Board {
     }
 }
 
-/// Adds `other` to `reports`: of two reports of a host, one that says it ended counts, else the one
-/// heard later.
+/// Adds `other` to `reports`: of two reports of a host, one that says it is done counts, which is
+/// for good; else that of the later attempt; of one attempt, that it ended, else the one heard later.
 pub fn merge(reports: &mut Reports, other: Reports) {
-    let rank = |report: &Reported| (report.progress.state != "running", report.heard_at);
+    let rank = |report: &Reported| {
+        let state = report.progress.state.as_str();
+        (state == "done", report.attempt, state != "running", report.heard_at)
+    };
     for (host, report) in other {
         match reports.get(&host) {
             Some(known) if rank(known) >= rank(&report) => {}
@@ -98,20 +107,18 @@ mod tests {
         DeploymentId::from_uuid(Uuid::from_u128(number))
     }
 
-    fn progress(state: &str, bytes_done: u64) -> TransferProgress {
-        TransferProgress { state: state.into(), bytes_done, ..TransferProgress::default() }
-    }
-
-    fn at(millis: u64) -> Timestamp {
-        Timestamp::from_millis(millis)
+    fn said(state: &str, bytes_done: u64, at: u64, attempt: u32) -> Reported {
+        let state = state.to_owned();
+        let progress = TransferProgress { state, bytes_done, ..TransferProgress::default() };
+        Reported { progress, heard_at: Timestamp::from_millis(at), attempt }
     }
 
     #[test]
     fn the_end_of_a_transfer_outlives_a_later_word_from_elsewhere() {
         let host = PeerId::from_public_key([1; 32]);
         let (here, there) = (Board::default(), Board::default());
-        here.record(deployment(1), host, progress("done", 9), at(5));
-        there.record(deployment(1), host, progress("running", 3), at(8));
+        here.record(deployment(1), host, said("done", 9, 5, 0));
+        there.record(deployment(1), host, said("running", 3, 8, 0));
         let mut merged = there.reports(deployment(1));
         merge(&mut merged, here.reports(deployment(1)));
         assert_eq!(merged[&host].progress.state, "done");
@@ -120,14 +127,31 @@ mod tests {
     }
 
     #[test]
+    fn another_attempt_counts_more_than_the_end_of_the_one_before() {
+        let host = PeerId::from_public_key([1; 32]);
+        let (before, after) = (said("failed", 9, 5, 0), said("running", 3, 4, 1));
+        for (first, second) in [(&before, &after), (&after, &before)] {
+            let mut merged = Reports::from([(host, first.clone())]);
+            merge(&mut merged, Reports::from([(host, second.clone())]));
+            assert_eq!(merged[&host], after);
+        }
+        let board = Board::default();
+        board.record(deployment(1), host, before);
+        assert!(!board.is_running(deployment(1), host, 0));
+        board.record(deployment(1), host, after);
+        assert!(board.is_running(deployment(1), host, 1));
+        assert!(!board.is_running(deployment(1), host, 2));
+    }
+
+    #[test]
     fn forgets_what_was_reported_longest_ago() {
         let board = Board::default();
         let host = PeerId::from_public_key([1; 32]);
         for number in 0..DEPLOYMENTS_MAX as u128 {
-            board.record(deployment(number), host, progress("running", 1), at(1));
+            board.record(deployment(number), host, said("running", 1, 1, 0));
         }
-        board.record(deployment(0), host, progress("running", 2), at(2));
-        board.record(deployment(u128::MAX), host, progress("running", 1), at(3));
+        board.record(deployment(0), host, said("running", 2, 2, 0));
+        board.record(deployment(u128::MAX), host, said("running", 1, 3, 0));
         assert!(board.reports(deployment(1)).is_empty());
         assert_eq!(board.reports(deployment(0))[&host].progress.bytes_done, 2);
     }

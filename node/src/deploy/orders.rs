@@ -5,7 +5,8 @@
 //! so that nothing falls between.
 //!
 //! Invariants: at most [`ORDER_STREAMS_MAX`] streams are open at a node; a slow agent holds back
-//! only its own stream; a stream whose agent was removed ends.
+//! only its own stream; a stream whose agent was removed ends, and so does every stream of a node
+//! that does not hear any more what is decided: its agents then ask another one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
+use rand::RngExt;
 use shoal_api::{NodeAddress, OrderMessage, TicketKeyInfo};
 use shoal_content::{DeploymentId, ImageReference, PeerId, Pin, Timestamp};
 use shoal_metadata::{Event, Fault, HostState, Query, Read};
@@ -21,17 +23,24 @@ use shoal_p2p::TicketKey;
 use shoal_raft::{Raft, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::keys::Keyring;
 
-/// Streams open at one node.
-pub const ORDER_STREAMS_MAX: usize = 4096;
+/// Streams open at one node: every agent of a large cluster may be at the one node that is left.
+pub const ORDER_STREAMS_MAX: usize = 12_288;
 /// Messages that wait for a slow agent.
 const QUEUE: usize = 64;
 /// An agent takes a stream for dead that is silent for 25 s.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a stream makes sure that its node hears what is decided, on the average.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+/// An election is over before. With a ping's interval it is less than the agent waits in silence.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(8);
+/// Agents that are removed one after another are told of together, and not to all agents at once.
+const GATHERING_MAX: Duration = Duration::from_secs(3);
 
 /// Hands out order streams, and knows which agents listen. Clones share it.
 #[derive(Debug, Clone)]
@@ -120,6 +129,7 @@ impl OrderDesk {
             ring,
             sent: HashMap::new(),
             expelled: self.expelled.subscribe(),
+            tell_at: None,
             sender,
         };
         tokio::spawn(async move {
@@ -144,11 +154,19 @@ struct OrderStream {
     /// With the attempt that the agent was told to make.
     sent: HashMap<DeploymentId, u32>,
     expelled: watch::Receiver<Option<Arc<BTreeSet<PeerId>>>>,
+    /// When the agent is told of a list that it does not know.
+    tell_at: Option<Instant>,
     sender: mpsc::Sender<OrderMessage>,
 }
 
-/// The stream is at its end: nobody listens, or the agent is no member any more.
+/// The stream is at its end: nobody listens, the agent is no member, or the node is cut off.
 struct End;
+
+/// Somewhere about [`CHECK_INTERVAL`] from now, so that streams that began together do not stay so.
+fn next_check() -> Instant {
+    let share = rand::rng().random_range(0.5..1.5);
+    Instant::now() + CHECK_INTERVAL.mul_f64(share)
+}
 
 impl OrderStream {
     async fn run(mut self, current: View, mut events: tokio::sync::broadcast::Receiver<Event>) {
@@ -158,7 +176,9 @@ impl OrderStream {
         drop(current);
         let mut pings = tokio::time::interval(PING_INTERVAL);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut check_at = next_check();
         loop {
+            let tell_at = self.tell_at;
             let step = tokio::select! {
                 () = self.sender.closed() => return,
                 _ = pings.tick() => self.send(OrderMessage::Ping).await,
@@ -168,14 +188,38 @@ impl OrderStream {
                     Err(RecvError::Closed) => return,
                 },
                 Ok(()) = self.expelled.changed() => {
+                    self.gather();
+                    Ok(())
+                }
+                () = sleep_until(tell_at.unwrap_or(check_at)), if tell_at.is_some() => {
                     let view = self.raft.local();
                     self.send_cluster(&view).await
+                }
+                () = sleep_until(check_at) => {
+                    check_at = next_check();
+                    self.check_current().await
                 }
             };
             if step.is_err() {
                 return;
             }
         }
+    }
+
+    /// Lets a little time pass before the agent is told of another list.
+    fn gather(&mut self) {
+        let share = rand::rng().random_range(0.0..1.0);
+        self.tell_at.get_or_insert_with(|| Instant::now() + GATHERING_MAX.mul_f64(share));
+    }
+
+    /// Whether this node still hears what is decided: an agent would wait here in vain.
+    async fn check_current(&self) -> Result<(), End> {
+        let read = timeout(CHECK_TIMEOUT, self.raft.read()).await;
+        if matches!(read, Ok(Ok(_))) {
+            return Ok(());
+        }
+        debug!(agent = %self.agent, "an order stream ends: this node is cut off");
+        Err(End)
     }
 
     async fn send(&self, message: OrderMessage) -> Result<(), End> {
@@ -209,6 +253,7 @@ impl OrderStream {
         if let Err(error) = self.ring.refresh(query) {
             return self.broken(&error);
         }
+        self.tell_at = None;
         let expelled = self.expelled.borrow_and_update().clone();
         let expelled = expelled.map(|expelled| expelled.iter().copied().collect());
         let ticket_keys = ticket_keys(&self.ring);

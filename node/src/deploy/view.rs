@@ -191,8 +191,8 @@ mod tests {
             bytes_by_peer: BTreeMap::from([(peer(9).to_string(), 5)]),
             ..TransferProgress::default()
         };
-        let reports =
-            Reports::from([(peer(1), Reported { progress, heard_at: Timestamp::from_millis(1) })]);
+        let heard_at = Timestamp::from_millis(1);
+        let reports = Reports::from([(peer(1), Reported { progress, heard_at, attempt: 0 })]);
         let names = Names(HashMap::from([(peer(9), "host-9".to_owned())]));
         let shown = viewed(&row(&[(1, HostState::Waiting)]), &reports, &names);
         assert_eq!(shown.hosts[0].state, "running");

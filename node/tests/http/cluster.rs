@@ -5,10 +5,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentInfo, ClusterStatus, Deployment, Resolution};
 use shoal_node::server::Server;
+use tokio::time::timeout;
 
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
-use super::node::Node;
+use super::node::{DEADLINE, Node};
 use super::orders::{orders, report};
 use super::wait::until;
 
@@ -63,7 +64,15 @@ async fn any_node_does_anything_and_the_leader_may_go() -> Result<()> {
     report(&third, &agent, made.id, "done", 100).await?;
     let shown: Deployment = second.get(&path).await.context("the end at another node")?;
     ensure!(shown.state == "done", "{shown:?}");
-    third.server.stop().await
+
+    // Alone, the second does not hear any more what is decided: its agents look elsewhere.
+    let mut stream = orders(&second, &agent).await?;
+    third.server.stop().await?;
+    let ended = async {
+        while stream.next().await?.is_some() {}
+        anyhow::Ok(())
+    };
+    timeout(DEADLINE, ended).await.context("the order stream goes on")?
 }
 
 #[tokio::test(flavor = "multi_thread")]

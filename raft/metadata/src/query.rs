@@ -487,6 +487,13 @@ impl<'a, R: Read> Query<'a, R> {
         rows.iter().map(|(key, _)| self.ordered(key, key::TIME_BYTES)).collect()
     }
 
+    /// The ids of [`Self::deployments`], for whoever reads the rows one by one: each may be large.
+    pub fn newest_deployments(&self, limit: usize) -> Result<Vec<DeploymentId>, Fault> {
+        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
+        let id = |key: &[u8]| key::read_id(key, key::TIME_BYTES).map(DeploymentId::from_bytes);
+        rows.iter().map(|(key, _)| id(key)).collect()
+    }
+
     /// Those that `peer` has not come to an end with, by id.
     pub fn pending_deployments(&self, peer: PeerId) -> Result<Vec<Deployment>, Fault> {
         let prefix = key::peer(peer);

@@ -131,6 +131,7 @@ fn a_deployment_is_pending_until_each_host_has_come_to_an_end() {
     world.accepts(order(2, "vm", &[1, 2]));
     let newest: Vec<_> = world.query().deployments(1).unwrap().iter().map(|d| d.id).collect();
     assert_eq!(newest, [deployment_id(2)]);
+    assert_eq!(world.query().newest_deployments(1).unwrap(), newest);
 
     let report =
         |host, state| Command::ReportHost { deployment: deployment_id(1), peer: peer(host), state };

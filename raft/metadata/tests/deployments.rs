@@ -60,6 +60,22 @@ fn plan(world: &World) -> DeploymentPlan {
     world.query().deployment_plan(deployment_id(1)).unwrap().unwrap_or_default()
 }
 
+/// Brings a deployment to the most hosts that one may have, with such as are no agents.
+fn fill(world: &mut World, state: &HostState) {
+    let mut row = world.query().deployment(deployment_id(1)).unwrap().unwrap();
+    for number in (0..10_000u32).rev() {
+        if row.hosts.len() == 10_000 {
+            break;
+        }
+        let mut public = [255; 32];
+        public[..4].copy_from_slice(&number.to_be_bytes());
+        row.hosts.insert(PeerId::from_public_key(public), state.clone());
+    }
+    let id = row.id.as_uuid().as_bytes().to_vec();
+    let writes = Writes::from([((Table::Deployments, id), Some(encode_row(&row)))]);
+    world.rows.commit(writes);
+}
+
 /// Whom an order stream would tell, which has to be whoever is at work.
 fn told(world: &World, agents: u8) -> Vec<u8> {
     let is_told = |host: &u8| {
@@ -109,6 +125,22 @@ fn never_more_hosts_are_at_work_than_may_be_and_the_next_begins_when_one_ends() 
     world.accepts(Command::RemoveAgent(peer(at_work[0])));
     assert!(matches!(state(&world, at_work[0]), HostState::Failed { .. }));
     assert_eq!(told(&world, 5).len(), 2);
+}
+
+#[test]
+fn each_order_begins_at_a_host_of_its_own() {
+    let mut world = with_agents(4);
+    world.accepts(order(3, &[1, 2, 3, 4], parallel(1)));
+    let at_work = |world: &World| {
+        let row = world.query().deployment(deployment_id(3)).unwrap().unwrap();
+        row.hosts.into_iter().find(|(_, state)| state.is_at_work()).map(|(host, _)| host)
+    };
+    for host in [3, 4, 1, 2].map(peer) {
+        assert_eq!(at_work(&world), Some(host));
+        let deployment = deployment_id(3);
+        world.accepts(Command::ReportAttempt { deployment, peer: host, attempt: 0, state: DONE });
+    }
+    assert_eq!(at_work(&world), None);
 }
 
 #[test]
@@ -267,6 +299,22 @@ fn a_deadline_ends_what_is_not_done_and_a_retry_sets_another() {
     world.accepts(order(2, &[1], by(400)));
     world.accepts(Command::CancelDeployment { id: deployment_id(2) });
     assert_eq!(world.query().passed_deadlines(at(u64::MAX), 9).unwrap(), []);
+}
+
+#[test]
+fn hosts_that_are_agents_no_more_leave_their_place_to_others() {
+    let extend = |host| Command::ExtendDeployment { id: deployment_id(1), hosts: peers(&[host]) };
+    let mut world = with_agents(3);
+    world.accepts(order(1, &[1], DeploymentPlan::default()));
+    world.accepts(report(1, 0, DONE));
+    fill(&mut world, &DONE);
+    world.accepts(extend(2));
+    let row = world.query().deployment(deployment_id(1)).unwrap().unwrap();
+    assert_eq!(row.hosts.into_keys().collect::<BTreeSet<_>>(), peers(&[1, 2]));
+    assert_eq!(told(&world, 2), [2]);
+    // Whoever is in line still has its end shown when its turn comes.
+    fill(&mut world, &HostState::Queued);
+    assert!(matches!(world.refuses(extend(3)), Refusal::Limit(_)));
 }
 
 #[test]

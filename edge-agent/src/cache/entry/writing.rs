@@ -135,9 +135,9 @@ impl Entry {
             j.append_dropped(index).map_err(|e| Error::io("dropping a chunk", &path, e))
         });
         state.stale |= dropped.is_err();
-        self.release(&state, &loaded, index);
-        drop(state);
+        // Before the hole is there: whoever copies the content sees that it was not let be.
         self.bump();
+        self.release(&state, &loaded, index);
         dropped
     }
 }

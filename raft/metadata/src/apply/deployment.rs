@@ -1,7 +1,8 @@
 //! Deployments: orders to hosts, and what the hosts have come to.
 //!
 //! Who may begin is decided here, from the rows alone: whenever a host comes to its end, the next
-//! one in the order of their ids is let begin. So a limit holds whoever leads.
+//! one in the order of their ids is let begin, from a place on that each deployment has for itself:
+//! else the same few hosts would go first each time. So a limit holds whoever leads.
 //!
 //! An order that has ended stays to be looked at until [`DEPLOYMENTS_KEPT`] came after it.
 //!
@@ -151,8 +152,13 @@ impl<R: Read> Step<'_, R> {
             Some(most) => (most as usize).saturating_sub(at_work),
             None => usize::MAX,
         };
-        let queued = deployment.hosts.iter_mut().filter(|(_, state)| **state == HostState::Queued);
-        for (host, state) in queued {
+        let first = first_place(deployment.id);
+        let (before, from): (Vec<_>, Vec<_>) = deployment
+            .hosts
+            .iter_mut()
+            .filter(|(_, state)| **state == HostState::Queued)
+            .partition(|(host, _)| **host < first);
+        for (host, state) in from.into_iter().chain(before) {
             if room == 0 {
                 break;
             }
@@ -309,7 +315,7 @@ impl<R: Read> Step<'_, R> {
         id: DeploymentId,
         hosts: BTreeSet<PeerId>,
     ) -> Result<Response, Stop> {
-        let (deployment, plan) = self.deployment_and_plan(id)?;
+        let (mut deployment, mut plan) = self.deployment_and_plan(id)?;
         if deployment.cancelled {
             return Err(state("it was cancelled; order it anew"));
         }
@@ -320,12 +326,33 @@ impl<R: Read> Step<'_, R> {
         let hosts: BTreeSet<PeerId> = hosts.into_iter().filter(wanted).collect();
         let added = hosts.iter().filter(|host| !deployment.hosts.contains_key(host)).count();
         if deployment.hosts.len() + added > HOSTS_MAX {
+            self.drop_gone(&mut deployment, &mut plan)?;
+        }
+        if deployment.hosts.len() + added > HOSTS_MAX {
             return Err(Refusal::Limit(format!("{HOSTS_MAX} hosts of one deployment")).into());
         }
         if !hosts.is_empty() {
             self.enlist(deployment, plan, hosts)?;
         }
         Ok(Response::Done)
+    }
+
+    /// Makes room: what has ended at agents that are no members any more is not shown any more. A
+    /// policy may outlive thousands of them.
+    fn drop_gone(
+        &self,
+        deployment: &mut Deployment,
+        plan: &mut DeploymentPlan,
+    ) -> Result<(), Fault> {
+        let mut gone = BTreeSet::new();
+        for (host, state) in &deployment.hosts {
+            if state.has_ended() && !self.rows.has(Table::Agents, &key::peer(*host))? {
+                gone.insert(*host);
+            }
+        }
+        deployment.hosts.retain(|host, _| !gone.contains(host));
+        plan.attempts.retain(|host, _| !gone.contains(host));
+        Ok(())
     }
 
     /// Puts hosts in line, those that were there before for another attempt.
@@ -365,6 +392,16 @@ impl<R: Read> Step<'_, R> {
         }
         Ok(Response::Done)
     }
+}
+
+/// Where in the order of ids the hosts of a deployment begin. A new id ends in what is random, so
+/// that is what the place begins with.
+fn first_place(id: DeploymentId) -> PeerId {
+    let mut place = [0; 32];
+    for (at, byte) in id.as_uuid().as_bytes().iter().rev().enumerate() {
+        place[at] = *byte;
+    }
+    PeerId::from_public_key(place)
 }
 
 fn state(text: &str) -> Stop {

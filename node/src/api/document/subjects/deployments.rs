@@ -9,7 +9,10 @@ pub fn deployments() -> Subject {
         name: "Deployments",
         about: "One order: this version, on those hosts.",
         notes: vec![
-            get("/api/v1/deployments", "Lists the orders that the asker may see"),
+            get("/api/v1/deployments", "Lists the orders that the asker may see").about(
+                "The newest first: 200 at most, and as many of them as have 50,000 hosts together, \
+                    but always one.",
+            ),
             post("/api/v1/deployments", "Orders a version onto hosts")
                 .status(201)
                 .refuses(

@@ -160,7 +160,14 @@ impl Upstreams {
                 .map_err(|source| SetupError::Folder { path: folder.clone(), source })?;
         }
         let flights = Flights::new(folder, Arc::new(Semaphore::new(FLIGHTS_MAX)));
-        Ok(Self { all: Arc::new(all), names: Arc::new(names), node, siblings, flights, intake: Intake::default() })
+        Ok(Self {
+            all: Arc::new(all),
+            names: Arc::new(names),
+            node,
+            siblings,
+            flights,
+            intake: Intake::default(),
+        })
     }
 
     /// By name.

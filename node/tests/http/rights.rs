@@ -10,7 +10,7 @@ use shoal_api::Permission;
 use super::members::Agent;
 use super::node::{Node, problem, read};
 use super::v2::{expect, push_blob, push_image, sha256};
-use super::wait::level_raised;
+use super::wait::{level_raised, until};
 
 const PASSWORD: &str = "correct-horse-7";
 

@@ -211,8 +211,9 @@ fn the_operator_describes_fills_and_finds_images() -> Result<()> {
     let id = done["upload_id"].as_str().context("an id")?;
     let status = operator.json(&["image", "upload-status", "lab/vm", id])?;
     ensure!(status["status"] == "active", "{status}");
-    operator.run(&["image", "upload-abort", "lab/vm", id, "--yes"])?;
-    ensure!(operator.run(&["image", "upload-status", "lab/vm", id]).is_err(), "it is gone");
+    let aborted = operator.run(&["image", "upload-abort", "lab/vm", id, "--yes"]);
+    let refused = aborted.err().context("a version is deleted, and no upload any more")?;
+    ensure!(format!("{refused:#}").contains("has become version 1.0.0"), "{refused:#}");
     Ok(())
 }
 

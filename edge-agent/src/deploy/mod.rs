@@ -238,7 +238,7 @@ impl Deployments {
                     info!(%deployment, state = report.progress.state, "deployment ended");
                     return true;
                 }
-                Err(error) if error.is_not_found() => {
+                Err(error) if error.is_not_found() || error.is_malformed() => {
                     warn!(%deployment, %error, "no node takes the end of a deployment");
                     return true;
                 }

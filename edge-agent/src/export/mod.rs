@@ -17,13 +17,14 @@ mod verification;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use shoal_content::{Recipe, RecipeKind};
 use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
+use tracing::debug;
 use uuid::Uuid;
 
 use crate::cache::{self, Cache, Entry, Loaded};
@@ -82,15 +83,15 @@ impl Beside {
             _ => return Ok(()),
         };
         let own = self.file.metadata()?;
-        if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
-            match fchown(&self.file, Some(found.uid()), Some(found.gid())) {
-                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-                // Who may not give files away, on a network share for instance, keeps it.
-                _ => {}
-            }
+        let differs = (own.uid(), own.gid()) != (found.uid(), found.gid());
+        // Who may not give files away, on a network share for instance, makes one as any other: of
+        // the old one's mode alone, whoever reads it could be shut out.
+        if differs && let Err(error) = fchown(&self.file, Some(found.uid()), Some(found.gid())) {
+            debug!(path = %self.output.display(), %error, "the owner of a replaced file is not kept");
+            return Ok(());
         }
         // Last, since another owner can cost a file some of its mode.
-        self.file.set_permissions(found.permissions())
+        self.file.set_permissions(fs::Permissions::from_mode(found.mode() & 0o777))
     }
 
     pub fn file(&self) -> &File {

@@ -80,6 +80,11 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404 | 403, .. })
     }
+
+    /// Whether a node said that what it was sent is nothing it can ever take.
+    pub fn is_malformed(&self) -> bool {
+        matches!(self, Self::Refused { status: 400 | 413 | 422, .. })
+    }
 }
 
 /// What a node answers somebody else, whose question is passed on.

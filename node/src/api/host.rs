@@ -46,7 +46,7 @@ const HELD_MAX: usize = 64;
 /// Senders that one report names.
 const SENDERS_MAX: usize = 4096;
 /// What names one: a peer id, or what a person called it.
-const SENDER_BYTES_MAX: usize = 128;
+const SENDER_BYTES_MAX: usize = 1024;
 /// The longest reason that is kept.
 const REASON_CHARS_MAX: usize = 1000;
 

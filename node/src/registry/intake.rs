@@ -112,13 +112,17 @@ struct Patience {
 }
 
 impl Patience {
-    /// Who sends 140 KiB/s fills a part in time, and the longest one with 2.2 MiB/s. Who had the
-    /// room at first has lost it before the wait is over, also where storage is slow.
+    /// Who sends 46 KiB/s fills a part in time, so that those behind one line of 4 Mbit/s go on
+    /// however many they are. Who had the room at first has lost it long before the wait is over,
+    /// also where storage is slow.
     const STANDARD: Self = Self {
-        fill_max: Duration::from_secs(60),
-        long_fill_max: Duration::from_secs(120),
-        wait_max: Duration::from_secs(180),
+        fill_max: Duration::from_secs(180),
+        long_fill_max: Duration::from_secs(360),
+        wait_max: Duration::from_secs(900),
     };
+
+    /// Of what a node fetches itself: nobody could be told to come again.
+    const UNBOUNDED: Self = Self { wait_max: Duration::from_secs(24 * 60 * 60), ..Self::STANDARD };
 }
 
 /// The node's budget for uploads, and the order of their requests.
@@ -148,6 +152,11 @@ impl Default for Intake {
 }
 
 impl Intake {
+    /// For what the node itself brings in, apart from what is pushed to it.
+    pub fn of_fetches() -> Self {
+        Self::new(PartSchedule::STANDARD, Patience::UNBOUNDED)
+    }
+
     fn new(schedule: PartSchedule, patience: Patience) -> Self {
         let longest = schedule.longest_bytes.div_ceil(schedule.first_bytes) as usize;
         let Patience { fill_max, long_fill_max, wait_max } = patience;

@@ -166,7 +166,7 @@ impl Upstreams {
             node,
             siblings,
             flights,
-            intake: Intake::default(),
+            intake: Intake::of_fetches(),
         })
     }
 

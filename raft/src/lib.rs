@@ -10,7 +10,7 @@
 //!
 //! Reading: [`Raft::read`] and [`Raft::local`] give a [`View`], a frozen state of the tables. It is
 //! `Send + 'static`, cheap to clone and to keep for a request, and blocks only for RocksDB:
-//! ```ignore
+//! ```text
 //! let view = raft.read().await?;
 //! let image = view.query().image_by_name(&name)?;
 //! ```

@@ -149,13 +149,13 @@ async fn remote(client: &Client, path: String) -> Result<(RemoteDisk<'_>, u64), 
     Ok((RemoteDisk { client, path, etag }, bytes))
 }
 
-/// An image of which the same is said; who may see it is the other cluster's to say.
 /// Nodes of an earlier version kept whatever they were told.
 fn known_type(text: String) -> String {
     let is_known = ["os_base", "application", "snapshot"].contains(&text.as_str());
     if is_known { text } else { String::new() }
 }
 
+/// An image of which the same is said; who may see it is the other cluster's to say.
 fn described(target: &ImageReference, detail: ImageDetail) -> CreateImage {
     let image = detail.image;
     CreateImage {
@@ -166,7 +166,7 @@ fn described(target: &ImageReference, detail: ImageDetail) -> CreateImage {
         os_type: image.os_type,
         os_version: image.os_version,
         architecture: image.architecture,
-        // The same.
+        // As with the type.
         format: image.format.parse::<Target>().map(|one| one.to_string()).unwrap_or_default(),
         visibility: String::new(),
         min_cpu_cores: detail.min_cpu_cores,

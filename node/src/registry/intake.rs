@@ -8,16 +8,17 @@
 //! the session at its last offset; the client sends the rest again.
 //!
 //! Invariants: no two writers ever write under one key, unless one goes on where the other ended,
-//! and then within one multipart upload, whose completion names each part's tag. All writers of a
-//! node together hold [`INTAKE_BYTES_MAX`] of the bytes that come; whoever comes later waits. On
-//! top comes what is known of each blob's chunks: 32 bytes for 256 KiB, and several times as much
+//! and then within one multipart upload, whose completion names each part's tag. All writers of an
+//! intake together hold [`INTAKE_BYTES_MAX`] of the bytes that come; whoever comes later waits. What a
+//! node fetches from upstreams has an intake of its own. On top comes what is known of each blob's chunks: 32 bytes for 256 KiB, and several times as much
 //! for a moment when its recipe is made. Nothing is copied at the end. A multipart upload that no
 //! row will name is aborted. What is published has the digest that was asked for, or is deleted
 //! again. Where there is no room, all that was taken before can be kept.
 
+mod lane;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -25,16 +26,16 @@ use shoal_content::{Algorithm, Digest, ObjectKey, Recipe, UploadId};
 use shoal_formats::BlobCutter;
 use shoal_metadata::{KeyOwner, Multipart};
 use thiserror::Error;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::checkpoint::{self, Restored};
-use super::contention::{self, Contention};
 use super::hash::Hash;
 use super::parts::{PARTS_MAX, PartSchedule};
 use crate::store::{BlobStore, Completion, StoreError, StoredPart};
+use lane::{Held, Lane, Patience};
 
 /// Bytes of a part, but for those of very long blobs (see `parts`).
 const PART_BYTES: usize = PartSchedule::STANDARD.first_bytes as usize;
@@ -70,59 +71,6 @@ pub enum IntakeError {
     Crowded,
     #[error("the node is stopping")]
     Stopping,
-}
-
-/// Memory of one kind, in units, and who gives way where it is scarce.
-#[derive(Debug, Clone)]
-struct Lane {
-    free: Arc<Semaphore>,
-    contention: Arc<Contention>,
-}
-
-type Held = contention::Held<OwnedSemaphorePermit>;
-
-impl Lane {
-    fn new(units: usize, fill_max: Duration, wait_max: Duration) -> Self {
-        let free = Arc::new(Semaphore::new(units));
-        Self { free, contention: Contention::new(fill_max, wait_max) }
-    }
-
-    /// # Errors
-    /// [`IntakeError::Crowded`] where others have all of it for too long.
-    async fn take(&self, units: u32) -> Result<Held, IntakeError> {
-        let permit = match Arc::clone(&self.free).try_acquire_many_owned(units) {
-            Ok(permit) => permit,
-            Err(_) => {
-                let turn = Arc::clone(&self.free).acquire_many_owned(units);
-                let permit = self.contention.wait(units, turn).await.ok_or(IntakeError::Crowded)?;
-                permit.map_err(|_| IntakeError::Stopping)?
-            }
-        };
-        Ok(self.contention.hold(units, permit))
-    }
-}
-
-/// How long a client may keep room while others wait for it, and how long these wait.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    fill_max: Duration,
-    /// For a long part.
-    long_fill_max: Duration,
-    wait_max: Duration,
-}
-
-impl Patience {
-    /// Who sends 46 KiB/s fills a part in time, so that those behind one line of 4 Mbit/s go on
-    /// however many they are. Who had the room at first has lost it long before the wait is over,
-    /// also where storage is slow.
-    const STANDARD: Self = Self {
-        fill_max: Duration::from_secs(180),
-        long_fill_max: Duration::from_secs(360),
-        wait_max: Duration::from_secs(900),
-    };
-
-    /// Of what a node fetches itself: nobody could be told to come again.
-    const UNBOUNDED: Self = Self { wait_max: Duration::from_secs(24 * 60 * 60), ..Self::STANDARD };
 }
 
 /// The node's budget for uploads, and the order of their requests.

@@ -1,6 +1,7 @@
 //! What comes in, on a store in a folder.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256, Sha512};
 

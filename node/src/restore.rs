@@ -285,12 +285,14 @@ pub async fn restore(
 
     let (file, directory) = (plan.file.to_owned(), staged.clone());
     let (restoring, sealed) = blocking(move || write_rows(&file, &directory)).await?;
-    let vault = Vault::new(&config.encryption)?;
+    let masters = encryption::masters(&config.encryption).await.map_err(encryption::Error::from)?;
+    let seals = config.encryption.seal;
+    let vault = Vault::new(masters.clone(), seals);
     vault.unlock_with(Query::new(&sealed).first_cluster_key()?).await?;
     let authority = authority(&sound.cluster, &vault)?;
     let start = |what| move |error| Error::Start { what, reason: format!("{error:#}") };
     let store = open_store(&home).await.map_err(start("storage"))?;
-    let store = encryption::restored(&config.encryption, sealed, store).await?;
+    let store = encryption::restored(masters, seals, sealed, store).await?;
     let put = match plan.objects {
         Some(folder) => put_objects(plan.file, folder, store.as_ref()).await?,
         None => 0,

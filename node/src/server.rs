@@ -25,7 +25,7 @@ use crate::audit::Audit;
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
-use crate::encryption::{self, DataKeys, Keyless, Shredder, Vault};
+use crate::encryption::{self, DataKeys, Keyless, MasterKeys, Shredder, Vault};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
@@ -82,6 +82,7 @@ struct Ground<'a> {
     /// Where the cluster is yet to be founded.
     founding: Option<Founding>,
     founded: Founded<'a>,
+    masters: Option<MasterKeys>,
     stores: Stores,
     credentials: Credentials,
     raft: Raft,
@@ -184,6 +185,7 @@ impl Server {
     }
 
     async fn begin(config: Config, founded: Founded<'_>) -> Result<Self> {
+        let masters = encryption::masters(&config.encryption).await?;
         let home = Arc::new(Home::open(&config.node.data_dir)?);
         let member = home.member()?;
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
@@ -205,6 +207,7 @@ impl Server {
             member,
             founding,
             founded,
+            masters,
             stores,
             credentials,
             raft: raft.clone(),
@@ -221,11 +224,13 @@ impl Server {
 
     /// Where this fails, Raft and what is in `begun` are the caller's to end.
     async fn begin_on(ground: Ground<'_>, begun: &mut Begun) -> Result<Self> {
-        let Ground { config, home, member, founding, founded, stores, credentials, .. } = ground;
+        let Ground { config, home, member, founding, founded, masters, stores, .. } = ground;
         let (raft, mut registry, cache_reads) = (ground.raft, ground.registry, ground.cache_reads);
+        let credentials = ground.credentials;
         let Begun { swarm: begun_swarm, tasks } = begun;
         let id = member.id();
-        let vault = Vault::new(&config.encryption)?;
+        let seals = config.encryption.seal;
+        let vault = Vault::new(masters.clone(), seals);
         // These rows may be old: what cannot be opened by them is looked at again with the leader's.
         if let Err(error) = vault.unlock(&raft).await {
             warn!("the cluster's data key cannot be opened yet: {error}");
@@ -238,7 +243,7 @@ impl Server {
         }
         let keys = read_keys(&raft, &vault).await?;
         home.note_begun(&member)?;
-        let encryption = encryption::open(&config.encryption, &raft, id).await?;
+        let encryption = encryption::open(masters, seals, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));
         let store = match &encryption {
             None => stores,

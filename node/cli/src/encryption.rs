@@ -71,7 +71,9 @@ fn said(status: &EncryptionStatus) -> String {
     let nodes: Vec<String> = status.waiting_for.iter().map(u64::to_string).collect();
     let nodes = nodes.join(", ");
     let mut lines = vec![match status.state.as_str() {
-        "off" => "Objects are stored as they are: [encryption] has no master_key_file.".to_owned(),
+        "off" => "Objects are stored as they are: [encryption] has no master_key_file and no \
+                  kms_command."
+            .to_owned(),
         "waiting" => format!("Nothing is sealed before these nodes have the master key: {nodes}."),
         "reading" => "What is sealed can be read; new objects are stored as they are.".to_owned(),
         _ => "Objects are sealed.".to_owned(),

@@ -10,10 +10,11 @@ use serde::Deserialize;
 use shoal_api::{DataKeyInfo, EncryptionRotated, EncryptionStatus, RotateEncryption};
 use shoal_content::ProjectName;
 use shoal_metadata::{DataKey, DataKeyState, KeyOwner, Query, Read};
+use tracing::warn;
 
 use super::caller::Admin;
 use super::input::{Body, Query as Asked};
-use super::problem::conflict;
+use super::problem::{conflict, unavailable};
 use crate::clock::rfc3339;
 use crate::encryption::{DataKeys, Error, rotate_data_key, rotate_master_key};
 use crate::http::problem::Problem;
@@ -139,7 +140,10 @@ pub async fn rotate(
     _caller: Admin,
     Body(request): Body<RotateEncryption>,
 ) -> Result<Json<EncryptionRotated>, Problem> {
-    let off = || conflict("encryption_off", "this node has no [encryption] master_key_file");
+    let off = || {
+        let text = "this node has no [encryption] master_key_file and no kms_command";
+        conflict("encryption_off", text)
+    };
     let keys = app.encryption.as_ref().ok_or_else(off)?;
     let data_keys = match request.project {
         None => rotate_master_key(&app, keys).await?,
@@ -161,6 +165,11 @@ impl From<Error> for Problem {
             Error::Propose(error) => error.into(),
             Error::Read(error) => error.into(),
             Error::Store(error) => error.into(),
+            Error::Master(error) if error.is_retryable() => {
+                warn!(%error, "the master key cannot be had");
+                let text = "the key service does not answer; the node's log says why";
+                unavailable(text)
+            }
             Error::NotSealing(_) => conflict("encryption_off", error.to_string()),
             Error::NoMaster(_) | Error::OtherMaster { .. } => {
                 conflict("master_key_missing", error.to_string())

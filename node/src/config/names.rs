@@ -69,7 +69,15 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("keys", &["rotate_days"]),
     (
         "encryption",
-        &["master_key_file", "previous_master_key_files", "seal", "shred_after_seconds"],
+        &[
+            "master_key_file",
+            "previous_master_key_files",
+            "kms_command",
+            "previous_kms_command",
+            "kms_timeout_seconds",
+            "seal",
+            "shred_after_seconds",
+        ],
     ),
     ("sessions", &["lifetime_seconds", "per_person"]),
     ("accounts", &["deletion_grace_seconds"]),

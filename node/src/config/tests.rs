@@ -133,9 +133,36 @@ fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
 fn an_old_master_key_stands_beside_a_new_one() {
     let old = "[encryption]\nprevious_master_key_files = [\"/etc/shoal/old\"]\n";
     assert!(matches!(load(old), Err(Error::Value { key: "previous_master_key_files", .. })));
+    let old_kms = "[encryption]\nprevious_kms_command = [\"/usr/lib/shoal/old\"]\n";
+    assert!(matches!(load(old_kms), Err(Error::Value { key: "previous_kms_command", .. })));
     let both = load(&format!("{old}master_key_file = \"/etc/shoal/new\"\n")).unwrap();
     assert!(both.encryption.seal);
     assert_eq!(Config::default().encryption.master_key_file, None, "off unless somebody wants it");
+}
+
+#[test]
+fn either_a_file_or_a_program_wraps_and_the_other_one_opens() {
+    let kms = "kms_command = [\"/usr/lib/shoal/kms\", \"--key\", \"shoal\"]\n";
+    let file = "master_key_file = \"/etc/shoal/master-key\"\n";
+    let said = |lines: String| {
+        load(&format!("[encryption]\n{lines}")).map_err(|error| match error {
+            Error::Value { key, .. } => key,
+            error => panic!("{error}"),
+        })
+    };
+    let from_file = format!("{kms}previous_master_key_files = [\"/etc/shoal/master-key\"]\n");
+    assert_eq!(said(from_file).unwrap().encryption.kms_command.len(), 3);
+    said(format!("{file}previous_{kms}")).unwrap();
+    said(format!("{kms}previous_{kms}")).unwrap();
+    for (lines, key) in [
+        (format!("{file}{kms}"), "kms_command"),
+        (kms.replace("/usr/lib/shoal/", ""), "kms_command"),
+        (format!("{file}previous_kms_command = [\"kms\"]\n"), "previous_kms_command"),
+        (format!("{kms}kms_timeout_seconds = 0\n"), "kms_timeout_seconds"),
+        (format!("{kms}kms_timeout_seconds = 61\n"), "kms_timeout_seconds"),
+    ] {
+        assert_eq!(said(lines.clone()).unwrap_err(), key, "{lines}");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Master keys: what wraps data keys, and is never among the metadata.
 //!
-//! A key in a file is one kind; a service that holds keys and never gives them out is another
-//! implementation of [`MasterKey`].
+//! A key in a file is one kind; a service that holds keys and never gives them out is the other (see
+//! `kms`). Which of them has wrapped a row its id says, so that a node that has several opens what any
+//! of them has wrapped: rotation goes from any of them to any other.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,14 +10,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::RwLock;
 use shoal_content::DataKeyId;
+use shoal_metadata::MASTER_KEYS_MAX;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::Error;
+use super::kms::Kms;
+use super::program::KmsError;
 use crate::config;
 use crate::store::sealed::{KEY_BYTES, KeyBytes, unwrap, wrap};
 
@@ -45,12 +52,23 @@ pub enum MasterKeyError {
     Form(PathBuf),
     #[error("the data key {0} does not open with the master key that it names: it is damaged")]
     Damaged(DataKeyId),
-    /// A service that did not answer.
-    #[error("the master key {id} cannot be asked: {reason}")]
-    Unavailable { id: String, reason: String },
+    #[error(transparent)]
+    Kms(#[from] KmsError),
 }
 
-/// Wraps data keys. What was wrapped for one data key opens as no other.
+impl MasterKeyError {
+    /// Whether trying again may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Kms(error) => error.is_retryable(),
+            Self::File { .. } | Self::Open(_) | Self::Form(_) | Self::Damaged(_) => false,
+        }
+    }
+}
+
+/// Wraps data keys. What was wrapped for one data key opens as no other, and what was wrapped is known
+/// to open again before it is given out. A call ends in bounded time, whatever becomes of a service;
+/// that the same key has opened something before makes the next call cheap.
 #[async_trait]
 pub trait MasterKey: Send + Sync + fmt::Debug {
     /// Names it among all others, and says nothing of it.
@@ -99,7 +117,8 @@ fn parse(text: &str) -> Option<KeyBytes> {
     <[u8; KEY_BYTES]>::try_from(&bytes[..]).ok().map(Zeroizing::new)
 }
 
-fn purpose(id: DataKeyId) -> Vec<u8> {
+/// What a data key is wrapped for.
+pub(super) fn purpose(id: DataKeyId) -> Vec<u8> {
     format!("data key: {id}").into_bytes()
 }
 
@@ -120,42 +139,119 @@ impl MasterKey for FileKey {
     }
 }
 
-/// Those that this node has: first the one that wraps, then those that only open.
+/// Where master keys come from.
+#[derive(Debug)]
+enum Source {
+    File(Arc<dyn MasterKey>),
+    Kms(Arc<Kms>),
+}
+
+type Keys = Arc<[Arc<dyn MasterKey>]>;
+
+/// Those that this node has: first the one that wraps, then those that only open. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct MasterKeys(Arc<[Arc<dyn MasterKey>]>);
+pub struct MasterKeys(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sources: Vec<Source>,
+    /// At least one.
+    keys: RwLock<Keys>,
+}
 
 impl MasterKeys {
     /// `None` where the settings name none.
     ///
     /// # Errors
-    /// Where a file holds no key, or others may read it.
-    pub fn read(settings: &config::Encryption) -> Result<Option<Self>, MasterKeyError> {
-        let Some(first) = &settings.master_key_file else { return Ok(None) };
-        let files = [first].into_iter().chain(&settings.previous_master_key_files);
-        let keys: Result<Vec<Arc<dyn MasterKey>>, MasterKeyError> =
-            files.map(|file| Ok(Arc::new(FileKey::read(file)?) as Arc<dyn MasterKey>)).collect();
-        Ok(Some(Self(keys?.into())))
+    /// Where a file holds no key, or others may read it; where a service does not say what its keys
+    /// are.
+    pub async fn read(settings: &config::Encryption) -> Result<Option<Self>, MasterKeyError> {
+        if settings.master_key_file.is_none() && settings.kms_command.is_empty() {
+            return Ok(None);
+        }
+        let limit = Duration::from_secs(settings.kms_timeout_seconds);
+        let kms = |command: &[String]| Source::Kms(Arc::new(Kms::new(command, limit)));
+        let mut sources = Vec::new();
+        if !settings.kms_command.is_empty() {
+            sources.push(kms(&settings.kms_command));
+        }
+        for file in settings.master_key_file.iter().chain(&settings.previous_master_key_files) {
+            sources.push(Source::File(Arc::new(FileKey::read(file)?)));
+        }
+        if !settings.previous_kms_command.is_empty() {
+            sources.push(kms(&settings.previous_kms_command));
+        }
+        let keys = keys_of(&sources).await?;
+        Ok(Some(Self(Arc::new(Inner { sources, keys: RwLock::new(keys) }))))
     }
 
-    pub fn newest(&self) -> &dyn MasterKey {
-        &*self.0[0]
+    /// Asks services for their keys again: there may be a new one. Files stay what they were.
+    ///
+    /// # Errors
+    /// Where one does not say what its keys are; then those from before count.
+    pub async fn refresh(&self) -> Result<(), MasterKeyError> {
+        let keys = keys_of(&self.0.sources).await?;
+        *self.0.keys.write() = keys;
+        Ok(())
+    }
+
+    fn keys(&self) -> Keys {
+        Arc::clone(&self.0.keys.read())
+    }
+
+    pub fn newest(&self) -> Arc<dyn MasterKey> {
+        Arc::clone(&self.keys()[0])
     }
 
     /// The one of that id.
     ///
     /// # Errors
     /// Where this node does not have it.
-    pub fn find(&self, id: &str) -> Result<&dyn MasterKey, Error> {
-        let found = self.0.iter().find(|key| key.id() == id);
-        found.map(|key| &**key).ok_or_else(|| Error::OtherMaster {
+    pub fn find(&self, id: &str) -> Result<Arc<dyn MasterKey>, Error> {
+        let found = self.keys().iter().find(|key| key.id() == id).cloned();
+        found.ok_or_else(|| Error::OtherMaster {
             wanted: id.to_owned(),
             has: self.ids().into_iter().collect::<Vec<_>>().join(", "),
         })
     }
 
+    /// Of the first ones, as many as a node says that it has: of a service, versions of long ago are
+    /// left out, which open all the same.
     pub fn ids(&self) -> BTreeSet<String> {
-        self.0.iter().map(|key| key.id().to_owned()).collect()
+        self.keys().iter().take(MASTER_KEYS_MAX).map(|key| key.id().to_owned()).collect()
     }
+
+    /// Sees whether the newest one wraps, and opens what it has wrapped.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub async fn prove(&self) -> Result<(), MasterKeyError> {
+        let id = DataKeyId::from_uuid(Uuid::new_v4());
+        let key = Zeroizing::new(rand::random::<[u8; KEY_BYTES]>());
+        let newest = self.newest();
+        let wrapped = newest.wrap(id, &key).await?;
+        match newest.unwrap(id, &wrapped).await? == key {
+            true => Ok(()),
+            false => Err(MasterKeyError::Damaged(id)),
+        }
+    }
+}
+
+/// Each once, in the order of where they come from.
+async fn keys_of(sources: &[Source]) -> Result<Keys, MasterKeyError> {
+    let mut keys: Vec<Arc<dyn MasterKey>> = Vec::new();
+    for source in sources {
+        let more = match source {
+            Source::File(key) => vec![Arc::clone(key)],
+            Source::Kms(kms) => kms.keys().await?,
+        };
+        for key in more {
+            if keys.iter().all(|other| other.id() != key.id()) {
+                keys.push(key);
+            }
+        }
+    }
+    Ok(keys.into())
 }
 
 #[cfg(test)]

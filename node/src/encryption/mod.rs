@@ -1,4 +1,5 @@
-//! Encryption at rest: data keys by project, wrapped by a master key that only the nodes have.
+//! Encryption at rest: data keys by project, wrapped by a master key that only the nodes have, or a
+//! service that they ask.
 //!
 //! Sealing begins when every node has said that it has the master key: then the leader makes the
 //! cluster's own data key, and from then on no node starts that cannot open what is there. Until
@@ -13,7 +14,9 @@
 //! (`shoal-metadata`, `encryption`).
 
 mod keys;
+mod kms;
 mod master;
+mod program;
 mod rotation;
 mod shredding;
 mod vault;
@@ -26,7 +29,7 @@ use shoal_content::NodeId;
 use shoal_metadata::{Command, KeyOwner, Memory, Refusal, command_version};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use crate::clock::now;
@@ -35,6 +38,7 @@ use crate::store::{BlobStore, SealedStore, StoreError};
 
 pub use keys::DataKeys;
 pub use master::{MasterKey, MasterKeyError, MasterKeys};
+pub use program::KmsError;
 pub use rotation::{rotate_data_key, rotate_master_key};
 pub use shredding::Shredder;
 pub use vault::{Vault, VaultError};
@@ -43,6 +47,11 @@ pub use vault::{Vault, VaultError};
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How often a node without a master key looks whether sealing has begun.
 const KEYLESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a service is asked whether it has a new key.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a node that starts waits for a service that does not answer, and between two calls.
+const SERVICE_DEADLINE: Duration = Duration::from_secs(120);
+const SERVICE_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -50,12 +59,13 @@ pub enum Error {
     Master(#[from] MasterKeyError),
     #[error(
         "objects of this cluster are sealed, and this node has no master key: set [encryption] \
-         master_key_file to the file of {0}"
+         master_key_file to the file of {0}, or kms_command to the program of its service (kms-…)"
     )]
     NoMaster(String),
     #[error(
         "data keys of this cluster are wrapped by the master key {wanted}, and this node has {has}: \
-         name its file in [encryption] master_key_file or previous_master_key_files"
+         name its file in [encryption] master_key_file or previous_master_key_files, or the program \
+         of its service (kms-…) in kms_command or previous_kms_command"
     )]
     OtherMaster { wanted: String, has: String },
     #[error(
@@ -75,17 +85,34 @@ pub enum Error {
     Store(#[from] StoreError),
 }
 
+/// The master keys that the settings name. A service that is away is waited for, as storage is.
+///
+/// # Errors
+/// Where there is one that cannot be used, or a service does not come back in time.
+pub async fn masters(settings: &config::Encryption) -> Result<Option<MasterKeys>, MasterKeyError> {
+    let deadline = Instant::now() + SERVICE_DEADLINE;
+    loop {
+        match MasterKeys::read(settings).await {
+            Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                warn!(%error, "the master key cannot be had yet");
+                sleep(SERVICE_INTERVAL).await;
+            }
+            read => return read,
+        }
+    }
+}
+
 /// The keys of a node that seals, or reads what others have sealed; `None` where nothing is sealed
-/// and the settings name no master key.
+/// and the settings name no master key. `seals` is that new objects are to be sealed.
 ///
 /// # Errors
 /// Where what is sealed could not be read by this node, or others might think that it could.
 pub async fn open(
-    settings: &config::Encryption,
+    masters: Option<MasterKeys>,
+    seals: bool,
     raft: &Raft,
     node: NodeId,
 ) -> Result<Option<DataKeys>, Error> {
-    let masters = MasterKeys::read(settings)?;
     take_back(raft, node, masters.as_ref().map(MasterKeys::ids).unwrap_or_default()).await?;
     // From here on sealing does not begin before this node has said that it has the key.
     let begun = raft.read().await?.query().master_key()?;
@@ -93,7 +120,7 @@ pub async fn open(
         (None, None) => Ok(None),
         (Some(wanted), None) => Err(Error::NoMaster(wanted)),
         (_, Some(masters)) => {
-            let keys = DataKeys::of_cluster(raft.clone(), masters, settings.seal);
+            let keys = DataKeys::of_cluster(raft.clone(), masters, seals);
             keys.check().await?;
             Ok(Some(keys))
         }
@@ -144,14 +171,15 @@ impl Keyless {
 /// # Errors
 /// Where its objects are sealed, and this node could not read them.
 pub async fn restored(
-    settings: &config::Encryption,
+    masters: Option<MasterKeys>,
+    seals: bool,
     rows: Memory,
     store: Arc<dyn BlobStore>,
 ) -> Result<Arc<dyn BlobStore>, Error> {
     let wanted = shoal_metadata::Query::new(&rows).master_key()?;
     let Some(wanted) = wanted else { return Ok(store) };
-    let masters = MasterKeys::read(settings)?.ok_or(Error::NoMaster(wanted))?;
-    let keys = DataKeys::of_backup(rows, masters, settings.seal);
+    let masters = masters.ok_or(Error::NoMaster(wanted))?;
+    let keys = DataKeys::of_backup(rows, masters, seals);
     keys.check().await?;
     Ok(Arc::new(SealedStore::new(Arc::clone(&store), store, Arc::new(keys))))
 }
@@ -161,18 +189,40 @@ pub async fn restored(
 pub async fn keep(raft: Raft, keys: DataKeys, vault: Vault, node: NodeId) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut waits = false;
+    let (mut waits, mut is_away) = (false, false);
+    let mut refreshed = Instant::now();
     loop {
         ticks.tick().await;
         keys.forget_destroyed();
+        if refreshed.elapsed() >= REFRESH_INTERVAL {
+            is_away = refresh(keys.masters(), is_away).await;
+            refreshed = Instant::now();
+        }
         match look(&raft, &keys, &vault, node).await {
             Ok(()) => waits = false,
+            Err(Error::Master(error)) if !waits => {
+                warn!(%error, "the data keys cannot be looked at now");
+                waits = true;
+            }
             // It comes again: what is missing is said once.
             Err(Error::Propose(ProposeError::Refused(refusal))) if !waits => {
                 warn!(%refusal, "nothing is sealed yet");
                 waits = true;
             }
             Err(error) => debug!(%error, "the data keys cannot be looked at now"),
+        }
+    }
+}
+
+/// Says once that a service is away; gives whether it is.
+async fn refresh(masters: &MasterKeys, was_away: bool) -> bool {
+    match masters.refresh().await {
+        Ok(()) => false,
+        Err(error) => {
+            if !was_away {
+                warn!(%error, "what keys the service has cannot be seen; those from before count");
+            }
+            true
         }
     }
 }

@@ -10,20 +10,22 @@ use shoal_metadata::{Command, KeyOwner, Secret};
 use tracing::info;
 
 use super::keys::{PAGE_KEYS, wrapped};
-use super::{DataKeys, Error};
+use super::{DataKeys, Error, MasterKey};
 use crate::state::App;
 
-/// Has the node's newest master key wrap every data key; gives how many it had not.
+/// Has the node's newest master key wrap every data key; gives how many it had not. A service is asked
+/// for its newest one first.
 ///
 /// # Errors
 /// Where a node has not said that it has that master key; what was wrapped stays so.
 pub async fn rotate_master_key(app: &App, keys: &DataKeys) -> Result<u64, Error> {
+    keys.masters().refresh().await?;
     let newest = keys.masters().newest();
     let mut rotated = 0;
     // One that is made meanwhile may come before the place where the look is, until the cluster's
     // own key is wrapped anew.
     loop {
-        let round = wrap_all(app, keys).await?;
+        let round = wrap_all(app, keys, &*newest).await?;
         rotated += round;
         if round == 0 {
             break;
@@ -35,8 +37,7 @@ pub async fn rotate_master_key(app: &App, keys: &DataKeys) -> Result<u64, Error>
     Ok(rotated)
 }
 
-async fn wrap_all(app: &App, keys: &DataKeys) -> Result<u64, Error> {
-    let newest = keys.masters().newest();
+async fn wrap_all(app: &App, keys: &DataKeys, newest: &dyn MasterKey) -> Result<u64, Error> {
     let (mut after, mut count): (Option<DataKeyId>, u64) = (None, 0);
     loop {
         let page = app.raft.read().await?.query().data_keys(after, PAGE_KEYS)?;

@@ -21,7 +21,6 @@ use zeroize::Zeroizing;
 
 use super::keys::wrapped;
 use super::{Error, MasterKeys};
-use crate::config;
 use crate::store::sealed::{KeyBytes, unwrap, wrap};
 
 /// No key begins like this: PEM begins with a dash, DER with 0x30, JSON with a brace; what is random
@@ -61,11 +60,9 @@ fn is_sealed(secret: &Secret) -> bool {
 }
 
 impl Vault {
-    /// # Errors
-    /// Where a file that the settings name holds no master key.
-    pub fn new(settings: &config::Encryption) -> Result<Self, Error> {
-        let masters = MasterKeys::read(settings)?;
-        Ok(Self { masters, seals: settings.seal, key: Arc::default() })
+    /// `seals` is that new secrets are to be sealed.
+    pub fn new(masters: Option<MasterKeys>, seals: bool) -> Self {
+        Self { masters, seals, key: Arc::default() }
     }
 
     /// Opens the cluster's data key by the rows of this node, if there is one and it was not opened

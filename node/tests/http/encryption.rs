@@ -22,11 +22,11 @@ use super::node::{DEADLINE, Node, problem};
 use super::v2::{expect, open_upload, push_blob, push_image, sha256};
 use super::wait::until;
 
-const STATUS: &str = "cluster/encryption";
+pub const STATUS: &str = "cluster/encryption";
 const MIB: usize = 1024 * 1024;
 
 /// A master key in a file of its own.
-fn master_key(folder: &Path, seed: u8) -> Result<PathBuf> {
+pub fn master_key(folder: &Path, seed: u8) -> Result<PathBuf> {
     let path = folder.join(format!("master-{seed}"));
     if path.exists() {
         return Ok(path);
@@ -36,7 +36,7 @@ fn master_key(folder: &Path, seed: u8) -> Result<PathBuf> {
     Ok(path)
 }
 
-async fn sealing(node: &Node) -> Result<()> {
+pub async fn sealing(node: &Node) -> Result<()> {
     until("the beginning of sealing", async || {
         let status: EncryptionStatus = node.get(STATUS).await?;
         Ok((status.state == "on").then_some(()))
@@ -56,7 +56,7 @@ async fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Result<Node> 
 }
 
 /// Text that nothing else has.
-fn content(length: usize) -> Vec<u8> {
+pub fn content(length: usize) -> Vec<u8> {
     b"what only its owner should read; ".iter().copied().cycle().take(length).collect()
 }
 
@@ -81,7 +81,7 @@ fn files_with(folder: &Path, needle: &[u8]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-async fn pull(node: &Node, repository: &str, content: &[u8]) -> Result<()> {
+pub async fn pull(node: &Node, repository: &str, content: &[u8]) -> Result<()> {
     let path = format!("{repository}/blobs/{}", sha256(content));
     let whole = node.v2(Method::GET, &path).send().await?;
     expect(&whole, StatusCode::OK)?;

@@ -23,6 +23,7 @@ mod hostile;
 mod imports;
 mod issuers;
 mod keys;
+mod kms;
 mod limits;
 mod lockout;
 mod logins;

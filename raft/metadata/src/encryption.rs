@@ -34,7 +34,7 @@ pub const KEY_BATCH_MAX: usize = 1000;
 /// Of the id of a master key.
 pub const MASTER_KEY_ID_BYTES_MAX: usize = 256;
 /// Master keys that one node has.
-pub(crate) const MASTER_KEYS_MAX: usize = 16;
+pub const MASTER_KEYS_MAX: usize = 16;
 
 /// Whose key an object is sealed with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -51,7 +51,7 @@ pub use delta::{
 pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
 pub use encryption::{
     DATA_KEY_BYTES_MAX, DATA_KEYS_PER_OWNER_MAX, DataKey, DataKeyState, HandedKey, KEY_BATCH_MAX,
-    KeyOwner, MASTER_KEY_ID_BYTES_MAX,
+    KeyOwner, MASTER_KEY_ID_BYTES_MAX, MASTER_KEYS_MAX,
 };
 pub use keys::{
     KeyPurpose, SIGNATURES_LIVE_MS, SIGNING_KEY_BYTES_MAX, SIGNING_KEYS_MAX, SigningKey,

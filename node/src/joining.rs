@@ -13,6 +13,7 @@ use shoal_p2p::identity::{self, AuthorityPin};
 use thiserror::Error;
 
 use crate::config::Config;
+use crate::encryption::{self, MasterKeyError};
 use crate::home::{self, Home, Member};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,6 +25,8 @@ pub enum Error {
     Home(#[from] home::Error),
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    #[error("the master key cannot be used, without which this node could not run")]
+    Master(#[source] MasterKeyError),
     #[error("{url} could not be asked")]
     Request { url: String, source: reqwest::Error },
     #[error("{url} refused ({code}): {message}")]
@@ -37,6 +40,7 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Error> {
+    encryption::prove(&config.encryption).await.map_err(Error::Master)?;
     let home = Home::open(&config.node.data_dir)?;
     if home.member()?.is_some() {
         return Err(home::Error::Exists(home.folder().into()).into());

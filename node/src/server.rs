@@ -135,6 +135,8 @@ pub fn found(config: &Config) -> BoxFuture<'_, Result<Zeroizing<String>>> {
 }
 
 async fn found_here(config: &Config) -> Result<Zeroizing<String>> {
+    // A cluster that could not be run afterwards is none that anybody wants.
+    encryption::prove(&config.encryption).await?;
     let home = Home::open(&config.node.data_dir)?;
     let founding = Founding::begin(&home)?;
     let member = founding.first_member();
@@ -188,6 +190,9 @@ impl Server {
         let masters = encryption::masters(&config.encryption).await?;
         let home = Arc::new(Home::open(&config.node.data_dir)?);
         let member = home.member()?;
+        if let (None, Some(masters)) = (&member, &masters) {
+            masters.prove().await?;
+        }
         let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
         let member = match (member, &founding) {
             (Some(member), _) => member,

@@ -102,6 +102,18 @@ pub async fn masters(settings: &config::Encryption) -> Result<Option<MasterKeys>
     }
 }
 
+/// Sees whether the master key that the settings name can be used, before a node becomes a member of
+/// anything. Nothing is waited for.
+///
+/// # Errors
+/// Where it cannot.
+pub async fn prove(settings: &config::Encryption) -> Result<(), MasterKeyError> {
+    match MasterKeys::read(settings).await? {
+        Some(masters) => masters.prove().await,
+        None => Ok(()),
+    }
+}
+
 /// The keys of a node that seals, or reads what others have sealed; `None` where nothing is sealed
 /// and the settings name no master key. `seals` is that new objects are to be sealed.
 ///

@@ -483,6 +483,7 @@ pub fn audited<R: Read>(
         Command::EndSession { user, id } => ("session.end", format!("{user} {id}")),
         Command::EndSessions { user, .. } => ("session.end", user.clone()),
         Command::ChangePassword { user, .. } => ("user.update", user.clone()),
+        Command::RecoverAdministrator { user, .. } => ("user.recover", user.clone()),
         Command::LinkIdentity { identity, create } => {
             let Identity { issuer, subject, user, .. } = identity;
             let action = if create.is_some() { "user.create" } else { "identity.link" };

@@ -633,6 +633,12 @@ pub enum Command {
     SealSecrets {
         secrets: BTreeMap<SecretPlace, SealedSecret>,
     },
+    /// Gives an administrator who has lost the way in another password, and takes away all that it
+    /// logged in with before. Nobody else's account is opened so.
+    RecoverAdministrator {
+        user: String,
+        password_hash: Secret,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -382,6 +382,7 @@ fn catalog_samples() -> Vec<Command> {
             )]
             .into(),
         },
+        Command::RecoverAdministrator { user: "u".into(), password_hash: Secret(vec![1, 2]) },
     ]
 }
 

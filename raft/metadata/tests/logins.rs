@@ -99,6 +99,64 @@ fn sessions_go_with_their_user_its_password_and_their_number() {
 }
 
 #[test]
+fn an_administrator_who_is_let_in_again_has_a_new_password_and_no_factor() {
+    let mut world = World::founded();
+    for (name, role) in [("a", UserRole::Admin), ("a2", UserRole::Admin), ("u", UserRole::Auditor)]
+    {
+        world.accepts(Command::PutUser(user(name, role)));
+        let (begun, confirmed) = (Secret(vec![1]), [[7; 32]].into());
+        world.accepts(Command::BeginSecondFactor { user: name.into(), secret: begun });
+        let confirm =
+            Command::ConfirmSecondFactor { user: name.into(), step: 5, recovery: confirmed };
+        world.accepts(confirm);
+        let session = session(name, "s", LoginMeans::PasswordAndCode);
+        world.accepts(Command::BeginSession { session, limit: 2 });
+    }
+    world.accepts(Command::AddPasskey { passkey: passkey("a", "p", 7), owner: passkey_owner(0) });
+    world.accepts(Command::LeaveLater { user: "a".into(), due: at(9000) });
+    let rules = LockoutRules {
+        account_failures: 1,
+        account_window_ms: 1000,
+        account_block_ms: 60_000,
+        address_accounts: 100,
+        address_window_ms: 1000,
+        token_failures: 100,
+        token_window_ms: 1000,
+        token_block_ms: 1000,
+    };
+    let account = Suspect::account("a");
+    let failure = Failure::Password { account: account.clone(), address: None };
+    world.accepts(Command::NoteFailures { failures: [(failure, 1)].into(), rules });
+    assert!(world.query().block(&account, at(world.now)).unwrap().is_some());
+
+    let recover = |name: &str| Command::RecoverAdministrator {
+        user: name.into(),
+        password_hash: Secret(b"new".to_vec()),
+    };
+    world.accepts(recover("a"));
+    let query = world.query();
+    let row = query.user("a").unwrap().unwrap();
+    assert_eq!((row.role, row.password_hash.0), (UserRole::Admin, b"new".to_vec()));
+    assert!(
+        !query.needs_second_factor("a").unwrap() && query.second_factor("a").unwrap().is_none()
+    );
+    assert!(query.passkeys("a").unwrap().is_empty() && query.sessions("a").unwrap().is_empty());
+    assert!(query.leaving("a").unwrap().is_none());
+    assert!(query.block(&account, at(world.now)).unwrap().is_none());
+    // What was asked before its passkey was made is still over.
+    assert_eq!(query.passkey_owner("a").unwrap(), Some(passkey_owner(1)));
+    // Nobody else's.
+    assert!(query.needs_second_factor("a2").unwrap());
+    assert_eq!(query.sessions("a2").unwrap().len(), 1);
+    for name in ["u", "nobody"] {
+        assert_eq!(world.refuses(recover(name)), Refusal::NotFound(Subject::User), "{name}");
+    }
+    assert!(world.query().needs_second_factor("u").unwrap());
+    // Nothing is missing where nothing was there.
+    world.accepts(recover("a"));
+}
+
+#[test]
 fn an_identity_is_one_accounts_and_goes_with_it() {
     let mut world = World::founded();
     let create = |name: &str| Command::LinkIdentity {

@@ -10,11 +10,12 @@ use shoal_content::{AccountName, ProjectName, Timestamp};
 use super::{Step, Stop};
 use crate::command::{Refusal, Response, Subject};
 use crate::key;
+use crate::lockout::Suspect;
 use crate::login::{
     IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, Proof, RECOVERY_CODES_MAX,
     SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
 };
-use crate::record::{Secret, User};
+use crate::record::{Secret, User, UserRole};
 use crate::rights::{RobotName, WORKLOAD_RULES_MAX, WorkloadRule};
 use crate::table::{Fault, Read, Table};
 
@@ -287,6 +288,27 @@ impl<R: Read> Step<'_, R> {
         row.password_hash = password_hash;
         self.drop_sessions_of(user, keep)?;
         self.rows.put(Table::Users, user.as_bytes(), &row);
+        Ok(Response::Done)
+    }
+
+    /// With the factors and sessions from before goes a lock that wrong passwords have brought, and
+    /// the wish that the account be removed. Its tokens, rights and links to other issuers stay.
+    pub(super) fn recover_administrator(
+        &mut self,
+        user: &str,
+        password_hash: Secret,
+    ) -> Result<Response, Stop> {
+        let row = self.query().user(user)?.filter(|row| row.role == UserRole::Admin);
+        let row = row.ok_or(Refusal::NotFound(Subject::User))?;
+        match self.unblock(&Suspect::account(user)) {
+            Ok(_) | Err(Stop::Refused(Refusal::NotFound(Subject::Block))) => {}
+            Err(stop) => return Err(stop),
+        }
+        self.rows.remove(Table::SecondFactors, user.as_bytes());
+        self.rows.remove(Table::Leavings, user.as_bytes());
+        self.drop_all_passkeys(user)?;
+        self.drop_sessions_of(user, None)?;
+        self.rows.put(Table::Users, user.as_bytes(), &User { password_hash, ..row });
         Ok(Response::Done)
     }
 }

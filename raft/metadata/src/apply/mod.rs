@@ -347,6 +347,9 @@ impl<R: Read> Step<'_, R> {
             }
             Command::NoteMasterKeys { node, masters } => self.note_master_keys(node, &masters),
             Command::SealSecrets { secrets } => self.seal_secrets(secrets),
+            Command::RecoverAdministrator { user, password_hash } => {
+                self.recover_administrator(&user, password_hash)
+            }
         }
     }
 }

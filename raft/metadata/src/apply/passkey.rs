@@ -157,11 +157,17 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::Passkeys, key::session(&passkey.user, &passkey.id));
     }
 
-    /// When the user is removed.
-    pub(super) fn drop_passkeys_of(&mut self, user: &str) -> Result<(), Fault> {
+    /// How many the user has ever had is still known: no question from before the last is one again.
+    pub(super) fn drop_all_passkeys(&mut self, user: &str) -> Result<(), Fault> {
         for passkey in self.query().passkeys(user)? {
             self.drop_passkey(&passkey);
         }
+        Ok(())
+    }
+
+    /// When the user is removed.
+    pub(super) fn drop_passkeys_of(&mut self, user: &str) -> Result<(), Fault> {
+        self.drop_all_passkeys(user)?;
         self.rows.remove(Table::PasskeyOwners, user.as_bytes());
         Ok(())
     }

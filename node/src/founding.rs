@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::home::{self, Home, Member};
 use crate::http::auth::hash_password;
 
-/// Letters and digits of the first password: 119 bits.
+/// Letters and digits of a password that is made up: 119 bits.
 const PASSWORD_CHARACTERS: usize = 20;
 pub const ADMIN: &str = "admin";
 
@@ -45,6 +45,11 @@ impl std::fmt::Debug for Founding {
     }
 }
 
+/// A password for an administrator, to be shown once.
+pub fn made_up_password() -> Zeroizing<String> {
+    Zeroizing::new(Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARACTERS))
+}
+
 impl Founding {
     /// Makes the authority and this node's certificate.
     ///
@@ -58,8 +63,7 @@ impl Founding {
         let authority = Authority::create(&cluster)?;
         let certificate = authority.issue(&home.key().csr_pem()?, Role::Node)?;
         home.save_certificates(&certificate, authority.certificate_pem())?;
-        let password = Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARACTERS);
-        Ok(Self { cluster, authority, password: Zeroizing::new(password) })
+        Ok(Self { cluster, authority, password: made_up_password() })
     }
 
     fn member(cluster: ClusterId) -> Member {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use shoal_api::AccountRecovered;
 use shoal_node::config::Config;
 use shoal_node::joining;
 use shoal_node::restore::{Plan, Restored};
@@ -46,6 +47,9 @@ enum Commands {
     Join(Join),
     /// Let somebody in again who is locked out, with this node's own key: account:NAME or address:IP
     Unblock(Unblock),
+    /// Give an administrator who has lost the way in another password, and print it, with this node's
+    /// own key: its second factor, passkeys and sessions end
+    RecoverAdmin(RecoverAdmin),
     /// Check the settings and print them as they are in force
     Config(Settings),
 }
@@ -53,6 +57,15 @@ enum Commands {
 #[derive(Debug, Args)]
 struct Unblock {
     who: String,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Args)]
+struct RecoverAdmin {
+    /// Of the administrator's account
+    #[arg(default_value = shoal_node::founding::ADMIN)]
+    name: String,
     #[command(flatten)]
     settings: Settings,
 }
@@ -139,6 +152,11 @@ fn main() -> ExitCode {
             println!("{who} is let in again");
             Ok(())
         }
+        Commands::RecoverAdmin(RecoverAdmin { name, settings }) => {
+            let config = settings.load()?;
+            show_recovered(&runtime.block_on(unblocking::recover_administrator(&config, &name))?);
+            Ok(())
+        }
         Commands::Config(settings) => {
             print!("{}", toml::to_string_pretty(&settings.load()?)?);
             Ok(())
@@ -189,6 +207,24 @@ fn show_restored(restored: &Restored) {
         );
     }
     println!("users, passwords and agents are those of the backup; start it with: shoal-node run");
+}
+
+/// To standard output and nowhere else.
+fn show_recovered(recovered: &AccountRecovered) {
+    println!("The administrator logs in with this password from now on, shown this once:");
+    println!("user:     {}", recovered.username);
+    println!("password: {}", recovered.password.0);
+    let factor = if recovered.second_factor_removed { "the second factor, " } else { "" };
+    println!(
+        "removed: {factor}{} passkeys; ended: {} sessions",
+        recovered.passkeys_removed, recovered.sessions_ended
+    );
+    if recovered.tokens_kept > 0 {
+        println!(
+            "{} personal tokens go on; 'shoal access-token list' shows them",
+            recovered.tokens_kept
+        );
+    }
 }
 
 /// To standard output and nowhere else.

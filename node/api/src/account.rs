@@ -50,6 +50,20 @@ pub struct UserCreated {
     pub password: Option<Hidden>,
 }
 
+/// `POST /api/v1/users/{user}/recovery`: how an administrator logs in from now on, and what is over.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AccountRecovered {
+    pub username: String,
+    /// Shown this once.
+    pub password: Hidden,
+    /// Whether there was one.
+    pub second_factor_removed: bool,
+    pub passkeys_removed: u64,
+    pub sessions_ended: u64,
+    /// Personal tokens, which go on.
+    pub tokens_kept: u64,
+}
+
 /// What is to change; the rest stays.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateUser {

@@ -43,6 +43,11 @@ pub struct Host {
 #[derive(Debug)]
 pub struct Sibling;
 
+/// A node and nobody else, for what its owner does on its machine: whoever can read its key could do
+/// anything to the cluster.
+#[derive(Debug)]
+pub struct MemberNode;
+
 impl Caller {
     pub fn who(&self) -> Who {
         self.principal.who()
@@ -198,6 +203,17 @@ impl FromRequestParts<App> for Sibling {
     }
 }
 
+impl FromRequestParts<App> for MemberNode {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        match Principal::from_request_parts(parts, app).await? {
+            Principal::Node(_) => Ok(Self),
+            _ => Err(Problem::forbidden("this is done on a node's own machine, by shoal-node")),
+        }
+    }
+}
+
 macro_rules! lets_in {
     ($($name:ty: $access:ident)*) => {
         $(impl Argument for $name {
@@ -208,4 +224,12 @@ macro_rules! lets_in {
     };
 }
 
-lets_in! { Caller: Known Reader: Known Principal: Known Admin: Admin Host: Host Sibling: Sibling }
+lets_in! {
+    Caller: Known
+    Reader: Known
+    Principal: Known
+    Admin: Admin
+    Host: Host
+    Sibling: Sibling
+    MemberNode: Node
+}

@@ -39,6 +39,7 @@ mod profile;
 mod projects;
 mod quotas;
 mod reception;
+mod recovery;
 mod second_factor;
 mod services;
 mod session;
@@ -190,6 +191,7 @@ fn people() -> Routes {
         )
         .route("/api/v1/users/{user}/second-factor", delete(second_factor::remove_of))
         .route("/api/v1/users/{user}/passkeys", get(passkeys::list_of).delete(passkeys::remove_of))
+        .route("/api/v1/users/{user}/recovery", post(recovery::recover))
         .route("/api/v1/user/password", put(users::change_password))
         .route("/api/v1/user/export", get(leaving::export))
         .route(

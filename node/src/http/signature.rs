@@ -29,6 +29,8 @@ pub enum Access {
     Admin,
     Host,
     Sibling,
+    /// A node, by its own key.
+    Node,
 }
 
 /// What is answered when all is well.

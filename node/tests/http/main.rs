@@ -39,6 +39,7 @@ mod ports;
 mod profiles;
 mod program;
 mod quotas;
+mod recovery;
 mod retention;
 mod rights;
 mod scrub;

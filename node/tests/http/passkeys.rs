@@ -32,7 +32,7 @@ fn text(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// With one passkey.
-struct Authenticator {
+pub struct Authenticator {
     key: EcdsaKeyPair,
     id: Vec<u8>,
     handle: Vec<u8>,
@@ -125,7 +125,7 @@ impl Authenticator {
 }
 
 /// Reached by a name, from a console at another port.
-fn named(config: &mut Config) {
+pub fn named(config: &mut Config) {
     config.http.url = Some(format!("https://localhost:{}", config.http.listen.port()));
     config.cors.allowed_origins = vec![PAGE.to_owned()];
 }
@@ -183,7 +183,7 @@ fn registration(begun: &Value, authenticator: &Authenticator, name: &str) -> Val
 }
 
 /// A new passkey, and its id.
-async fn register(node: &Node, session: &str, name: &str) -> Result<(Authenticator, String)> {
+pub async fn register(node: &Node, session: &str, name: &str) -> Result<(Authenticator, String)> {
     let begun = begin(node, session).await?;
     let authenticator = Authenticator::new(&begun["options"])?;
     let request = registration(&begun, &authenticator, name);
@@ -203,7 +203,7 @@ async fn end(
     send(node, Method::POST, "auth/passkey/answer", None, &request).await
 }
 
-async fn login(
+pub async fn login(
     node: &Node,
     request: &Value,
     authenticator: &Authenticator,

@@ -203,7 +203,7 @@ impl One<'_> {
             Access::Open => json!([]),
             Access::Known => json!([{ "bearer": [] }, { "basic": [] }, { "machine": [] }]),
             Access::Admin => json!([{ "bearer": [] }, { "basic": [] }]),
-            Access::Host => json!([{ "machine": [] }]),
+            Access::Host | Access::Node => json!([{ "machine": [] }]),
             Access::Sibling => json!([{ "machine": [] }, { "bearer": [] }, { "basic": [] }]),
         }
     }

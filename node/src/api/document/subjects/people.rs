@@ -90,6 +90,14 @@ pub fn users() -> Subject {
                 .refuses(404, "user_not_found"),
             delete("/api/v1/users/{user}/passkeys", "Removes all passkeys of who has lost them")
                 .refuses(404, "passkey_not_found"),
+            post("/api/v1/users/{user}/recovery", "Lets an administrator in again who has lost all")
+                .about(
+                    "For `shoal-node recover-admin` on a node's machine. The account gets a password \
+                     that is made up, and shown this once; its second factor, its passkeys, its sessions \
+                     and a lock of it end.",
+                )
+                .refuses(404, "user_not_found not_found")
+                .refuses(409, "not_administrator"),
         ],
     }
 }

@@ -1,9 +1,9 @@
 //! Writes what the cache holds to where a hypervisor wants it.
 //!
 //! Write order: a file beside the output, synced, renamed over it, the folder synced. A crash
-//! leaves the old output or the new one, and at worst a file beside whose name says what it is.
-//! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
-//! system can.
+//! leaves the old output or the new one, and at worst a file beside, which the next export to that
+//! output removes (see `beside`). Holes stay holes. A raw disk is copied inside the kernel, which
+//! shares the blocks where the file system can.
 //!
 //! Invariant: nothing is copied whose hash was not compared in this export (see `verification`), nor
 //! kept where the entry changed meanwhile: what somebody else found wrong has become a hole.
@@ -27,7 +27,7 @@ use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
 
 use crate::cache::{self, Cache, Entry, Loaded};
-pub use beside::Beside;
+pub use beside::{Beside, check};
 use verification::Verification;
 
 /// One call to the kernel moves no more: a cancel is heard, and the rest is hashed meanwhile.
@@ -46,6 +46,12 @@ pub enum Error {
     Corrupt { chunks: usize },
     #[error("the output {0} has no folder")]
     NoFolder(PathBuf),
+    #[error("the output {path} is {what}; give the name of a file, which is made or replaced")]
+    NoFile { path: PathBuf, what: &'static str },
+    #[error(
+        "the output {0} is open in a virtual machine that writes to it; stop that first, or write to another file"
+    )]
+    InUse(PathBuf),
     #[error("the export was cancelled")]
     Cancelled,
 }
@@ -181,7 +187,8 @@ fn copy_step(
             length as usize,
         );
         match copied {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // Some file systems say so where they cannot, too; the read below knows the end.
+            Ok(0) => *in_kernel = false,
             Ok(moved) => return Ok(moved as u64),
             // Between file systems, or one that cannot: bytes then pass through here.
             Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {

@@ -8,7 +8,7 @@ mod disks;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -259,6 +259,29 @@ fn whoever_asked_hears_of_all_that_leaves() -> Result<()> {
     fs::write(entry.folder().join("recipe"), b"?")?;
     ensure!(cache.open_entry(anew, &recipes[2].1)?.held().is_empty());
     ensure!(removals.try_recv() == Ok(anew) && removals.try_recv().is_err());
+    Ok(())
+}
+
+#[test]
+fn what_leaves_gives_back_what_was_counted_for_it_and_nobody_else_reads_what_stays() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let cache = open(folder.path(), u64::MAX)?;
+    ensure!(fs::metadata(folder.path())?.permissions().mode() & 0o777 == 0o700);
+    let (first, second) = (recipe(50, 3), recipe(51, 3));
+    for (seed, recipe) in [(50, &first), (51, &second)] {
+        let entry = cache.open_entry(id(recipe), recipe)?;
+        fill(&cache, &entry, seed, 0..3)?;
+        entry.complete()?;
+    }
+    let entry = cache.entry(id(&first)).context("it is gone")?;
+    cache.drop_corrupt(&entry, [1])?;
+    // Its files take more than anybody counted.
+    fs::write(entry.folder().join("journal"), vec![0; 1 << 20])?;
+    let freed = cache.remove_unleased(id(&first))?;
+    ensure!(freed >= 2 * CHUNK_BYTES as u64 && freed < 1 << 20, "{freed}");
+    let kept = cache.entry(id(&second)).context("it is gone")?.counted_bytes();
+    ensure!(cache.used_bytes() == kept, "{} for {kept}", cache.used_bytes());
     Ok(())
 }
 

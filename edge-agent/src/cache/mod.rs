@@ -23,10 +23,11 @@ mod upkeep;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -49,6 +50,8 @@ use space::Space;
 
 /// Unsynced chunks wait for a checkpoint no longer than this.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
+/// The part of a file's mode that is not its owner's.
+const OTHERS: u32 = 0o077;
 
 /// What can go wrong with the cache.
 #[derive(Debug, Error)]
@@ -131,6 +134,8 @@ struct Inner {
     metrics: CacheMetrics,
     /// Who hears of what leaves.
     removals: Mutex<Option<mpsc::UnboundedSender<RecipeId>>>,
+    /// When it was last said that checkpoints fail.
+    complained: Mutex<Option<Instant>>,
     /// The process ends: what copies or hashes much breaks off.
     stopping: AtomicBool,
 }
@@ -168,6 +173,7 @@ impl Cache {
         let context = |error| Error::io("opening the cache", folder, error);
         let trash = folder.join("trash");
         fs::create_dir_all(&trash).map_err(context)?;
+        keep_private(folder);
         let mut left = Vec::new();
         for found in fs::read_dir(&trash).map_err(context)? {
             left.push(found.map_err(context)?.path());
@@ -186,7 +192,7 @@ impl Cache {
             let Ok(id) = name.parse::<RecipeId>() else { continue };
             match Entry::recover(&path, id, slots.fetch_add(1, Ordering::Relaxed)) {
                 Ok(entry) => {
-                    used_bytes += entry.disk_bytes();
+                    used_bytes += entry.counted_bytes();
                     entries.insert(id, Arc::new(entry));
                 }
                 Err(error) => {
@@ -217,6 +223,7 @@ impl Cache {
             space,
             metrics,
             removals: Mutex::default(),
+            complained: Mutex::default(),
             stopping: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(inner)))
@@ -319,7 +326,7 @@ impl Cache {
         let entry = Arc::new(made.inspect_err(|_| self.0.space.forget())?);
         self.0.by_slot.write().insert(slot, id);
         self.0.entries.write().insert(id, entry.clone());
-        reserved.settle(entry.disk_bytes());
+        reserved.settle(&entry, entry.disk_bytes());
         self.0.metrics.recipes.inc();
         if pinned {
             entry.set_pinned(true)?;
@@ -361,7 +368,7 @@ impl Cache {
         let content = entry.read(index)?;
         if was_held && content.is_none() {
             self.0.metrics.corrupt.inc();
-            self.shrink(entry.chunk_bytes(index)?);
+            self.discharge(entry, entry.chunk_bytes(index)?);
         }
         Ok(content)
     }
@@ -379,7 +386,7 @@ impl Cache {
             warn!(recipe = %entry.id(), chunk = index, "cached content does not check; dropped");
             entry.drop_chunk(index)?;
             self.0.metrics.corrupt.inc();
-            self.shrink(entry.chunk_bytes(index)?);
+            self.discharge(entry, entry.chunk_bytes(index)?);
         }
         Ok(())
     }
@@ -392,7 +399,7 @@ impl Cache {
         let reserved = self.admit(entry.chunk_bytes(index)?)?;
         match entry.write(index, content, &mut |bytes| self.make_room(bytes)) {
             Ok(bytes) => {
-                reserved.settle(bytes);
+                reserved.settle(entry, bytes);
                 Ok(())
             }
             Err(error) => {
@@ -406,6 +413,20 @@ impl Cache {
                 Err(error)
             }
         }
+    }
+}
+
+/// What is in it is for those whom a node lets have it, not for whoever has a login on this host.
+fn keep_private(folder: &Path) {
+    let keep = || -> io::Result<()> {
+        let mode = fs::metadata(folder)?.permissions().mode();
+        match mode & OTHERS {
+            0 => Ok(()),
+            _ => fs::set_permissions(folder, fs::Permissions::from_mode(mode & !OTHERS & 0o7777)),
+        }
+    };
+    if let Err(error) = keep() {
+        warn!(path = %folder.display(), %error, "others on this host may read the cache");
     }
 }
 

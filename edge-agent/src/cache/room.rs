@@ -1,11 +1,14 @@
 //! Room for what comes: counted before it is written, and made by eviction.
 //!
-//! Invariants: what is counted is what stands, or is about to; nothing that is leased or pinned goes.
+//! Invariants: what is counted is what stands, or is about to; an entry gives back what was counted for
+//! it, no more and no less; nothing that is leased or pinned goes.
 //! Non-goal: which of the others goes first (see `eviction`).
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use shoal_content::{Recipe, RecipeId};
 use tracing::{info, warn};
@@ -24,11 +27,16 @@ pub(super) struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// `bytes` were really taken.
-    pub(super) fn settle(mut self, bytes: u64) {
+    /// `bytes` were really taken, by `entry`.
+    pub(super) fn settle(mut self, entry: &Entry, bytes: u64) {
         let reserved = std::mem::take(&mut self.bytes);
         self.cache.grow(bytes.saturating_sub(reserved));
         self.cache.shrink(reserved.saturating_sub(bytes));
+        entry.count_more(bytes);
+        if entry.is_removed() {
+            // Whoever removed it may not have seen these.
+            self.cache.discharge(entry, u64::MAX);
+        }
     }
 }
 
@@ -111,57 +119,69 @@ impl Cache {
         free.map(|entry| Candidate {
             recipe: entry.id(),
             used: entry.used(),
-            bytes: entry.disk_bytes(),
+            bytes: entry.counted_bytes(),
         })
         .collect()
     }
 
     /// Frees about `wanted` bytes; gives what came free.
     pub(super) fn evict(&self, wanted: u64) -> u64 {
-        let mut freed = 0;
-        for recipe in eviction::choose(self.candidates(), wanted) {
-            match self.remove_unleased(recipe) {
-                Ok(bytes) => {
+        let (mut freed, mut slots) = (0, HashSet::new());
+        for recipe in eviction::choose(self.candidates(), wanted, SystemTime::now()) {
+            let Some(entry) = self.entry(recipe) else { continue };
+            match self.remove_if_unleased(&entry) {
+                Ok(Some(bytes)) => {
                     info!(%recipe, bytes, "evicted from the cache");
                     freed += bytes;
+                    slots.insert(entry.slot());
                     self.0.metrics.evictions.inc();
                 }
+                Ok(None) => {}
                 Err(error) => warn!(%recipe, %error, "eviction failed"),
             }
         }
+        self.0.index.lock().remove_slots(&slots);
         freed
     }
 
     /// Removes a recipe that nobody uses. Gives the bytes that came free: 0 where it is in use.
     pub fn remove_unleased(&self, recipe: RecipeId) -> Result<u64, Error> {
         let Some(entry) = self.entry(recipe) else { return Ok(0) };
+        let freed = self.remove_if_unleased(&entry)?;
+        if freed.is_some() {
+            self.0.index.lock().remove_slots(&HashSet::from([entry.slot()]));
+        }
+        Ok(freed.unwrap_or(0))
+    }
+
+    /// The same, but for the index: that holds hints, and looking through it takes long.
+    fn remove_if_unleased(&self, entry: &Entry) -> Result<Option<u64>, Error> {
         // Under the lock, so that no lease is taken between the look and the removal.
         let leases = self.0.leases.lock();
-        if leases.contains_key(&recipe) {
-            return Ok(0);
+        if leases.contains_key(&entry.id()) {
+            return Ok(None);
         }
-        let (bytes, gone) = self.detach(&entry)?;
+        let (bytes, gone) = self.detach(entry)?;
         drop(leases);
         self.clear_away(&gone);
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 
     /// Removes an entry that is of no use to anybody, leased or not.
     pub(super) fn take_away(&self, entry: &Entry) -> Result<(), Error> {
         let (_, gone) = self.detach(entry)?;
+        self.0.index.lock().remove_slots(&HashSet::from([entry.slot()]));
         self.clear_away(&gone);
         Ok(())
     }
 
-    /// Takes an entry out of everything that knows it, and its folder into the trash: its bytes,
-    /// and where the folder is now.
+    /// Takes an entry out of everything that knows it, but for the index, and its folder into the
+    /// trash: its bytes, and where the folder is now.
     fn detach(&self, entry: &Entry) -> Result<(u64, PathBuf), Error> {
-        let bytes = entry.disk_bytes();
         let gone = entry.remove(&self.0.trash)?;
         self.0.entries.write().remove(&entry.id());
         self.0.by_slot.write().remove(&entry.slot());
-        self.0.index.lock().remove_slot(entry.slot());
-        self.shrink(bytes);
+        let bytes = self.discharge(entry, u64::MAX);
         self.0.metrics.recipes.dec();
         if let Some(listener) = &*self.0.removals.lock() {
             // Nobody listens any more when the process ends.
@@ -178,7 +198,25 @@ impl Cache {
         self.0.space.forget();
     }
 
-    pub(super) fn shrink(&self, bytes: u64) {
+    /// Counts `bytes` less for `entry`, as far as they were counted; gives how many that is.
+    pub(super) fn discharge(&self, entry: &Entry, bytes: u64) -> u64 {
+        let counted = entry.count_less(bytes);
+        self.shrink(counted);
+        counted
+    }
+
+    /// Counts for `entry` what its files take, where that may be something else than was counted.
+    pub(super) fn recount(&self, entry: &Entry) {
+        let now = entry.disk_bytes();
+        let before = entry.count_anew(now);
+        self.grow(now.saturating_sub(before));
+        self.shrink(before.saturating_sub(now));
+        if entry.is_removed() {
+            self.discharge(entry, u64::MAX);
+        }
+    }
+
+    fn shrink(&self, bytes: u64) {
         let used = &self.0.used_bytes;
         let _ = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
             Some(now.saturating_sub(bytes))

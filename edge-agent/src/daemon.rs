@@ -8,7 +8,7 @@
 //! which are hashed at the next start.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::addresses::{Addresses, members};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, certificate, limits, offers, status, ticket_keys};
+use crate::{advertise, blocking, certificate, limits, offers, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -63,8 +63,10 @@ pub enum Error {
     Listen { what: &'static str, address: String, source: std::io::Error },
     #[error("the mirror's certificate cannot be used: {0}")]
     MirrorCertificate(std::io::Error),
-    #[error("the peer address cannot be told: {0}; set peer.advertise")]
-    Advertise(String),
+    #[error(
+        "nothing leads from {0} to a node or anywhere else; set peer.advertise, or peer.listen"
+    )]
+    Advertise(SocketAddr),
 }
 
 /// Runs until `stop` turns true.
@@ -101,7 +103,7 @@ pub async fn run(
     .await?;
     swarm.set_expelled(folder.expelled());
     let (nodes, lists) = watch::channel(known.clone());
-    let mut addresses = Addresses::new(swarm.clone(), lists);
+    let mut addresses = Addresses::new(swarm.clone(), lists, config.peer.listen);
     addresses.look_up().await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
@@ -438,26 +440,12 @@ fn zone(config: &Config, enrolment: &Enrolment) -> Zone {
     if *configured == Zone::default() { enrolment.zone.clone() } else { configured.clone() }
 }
 
-/// The address that peers are told: as configured, else by which this host reaches a node.
+/// The address that peers are told.
 async fn advertised(config: &Config, known: &[NodeAddress]) -> Result<SocketAddr, Error> {
     if let Some(address) = config.peer.advertise {
         return Ok(address);
     }
-    let listen = config.peer.listen;
-    if !listen.ip().is_unspecified() {
-        return Ok(listen);
-    }
-    for node in known {
-        let found = tokio::net::lookup_host(&node.peer_address).await;
-        let Some(address) = found.ok().and_then(|mut found| found.next()) else { continue };
-        // Connecting a UDP socket sends nothing; it only chooses the route.
-        let local = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))
-            .and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
-        if let Ok(local) = local {
-            return Ok(SocketAddr::new(local.ip(), listen.port()));
-        }
-    }
-    Err(Error::Advertise("no node is known whose address this host reaches".into()))
+    advertise::found(config.peer.listen, known).await.ok_or(Error::Advertise(config.peer.listen))
 }
 
 fn fixed(text: &str, what: &str) -> Result<[u8; 32], Error> {

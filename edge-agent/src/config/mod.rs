@@ -147,7 +147,7 @@ pub struct Nodes {
 pub struct Peer {
     pub listen: SocketAddr,
     /// What other peers are told to dial; where missing, `listen`, or for an unspecified address
-    /// the one that this host reaches the nodes from.
+    /// the one that this host reaches the nodes from, or anything else where their names lead nowhere.
     pub advertise: Option<SocketAddr>,
 }
 

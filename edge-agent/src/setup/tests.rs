@@ -25,6 +25,7 @@ fn upstream(name: &str, aliases: &[&str]) -> Upstream {
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         url: None,
         public: true,
+        gone: false,
     }
 }
 

@@ -92,6 +92,7 @@ impl Cache {
         if self.0.index.lock().is_full() {
             return;
         }
+        let was_loaded = entry.is_loaded();
         let Ok(loaded) = entry.load() else { return };
         for chunk in entry.held().iter() {
             let Some(found) = loaded.places.chunk(chunk) else { continue };
@@ -101,7 +102,10 @@ impl Cache {
             }
         }
         drop(loaded);
-        self.tend();
+        // All of them in memory at once would be too many.
+        if !was_loaded {
+            entry.unload();
+        }
     }
 
     /// Hashes what is in doubt of `entry` since the start, and holds what checks; gives how many

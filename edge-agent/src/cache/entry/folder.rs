@@ -165,6 +165,10 @@ impl Entry {
         Ok(loaded)
     }
 
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.lock().is_some()
+    }
+
     /// Chunks of the loaded recipe, 0 where nothing is loaded or it is in use.
     pub fn unloadable_chunks(&self) -> usize {
         let slot = self.loaded.lock();

@@ -532,6 +532,26 @@ fn the_trash_of_a_process_that_ended_is_emptied_and_in_nobodys_way() -> Result<(
 }
 
 #[test]
+fn what_a_start_cannot_read_for_now_is_not_thrown_away() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(52, 2);
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 52, 0..2)?;
+    entry.complete()?;
+    let (path, aside) = (entry.folder().join("recipe"), folder.path().join("aside"));
+    drop((entry, cache));
+    // A link to itself is an error that says nothing of a loss.
+    fs::rename(&path, &aside)?;
+    symlink(&path, &path)?;
+    ensure!(open(folder.path(), u64::MAX).is_err());
+    fs::rename(&aside, &path)?;
+    let cache = open(folder.path(), u64::MAX)?;
+    ensure!(cache.entry(id(&recipe)).is_some_and(|entry| entry.is_complete()));
+    Ok(())
+}
+
+#[test]
 fn thousands_of_entries_open_without_hashing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cache = open(folder.path(), u64::MAX)?;

@@ -24,9 +24,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -50,6 +51,8 @@ use space::Space;
 
 /// Unsynced chunks wait for a checkpoint no longer than this.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
+/// Entries that are found again at once.
+const RECOVERED_AT_ONCE: usize = 8;
 /// The part of a file's mode that is not its owner's.
 const OTHERS: u32 = 0o077;
 
@@ -96,6 +99,17 @@ impl Error {
     /// Whether the cache is too small for it, be it for now or for good.
     pub fn lacks_room(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::TooLarge { .. })
+    }
+
+    /// Whether what an entry held is lost, and not only out of this process's reach.
+    fn means_loss(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                let gone = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+                gone.contains(&source.kind()) || is_unreadable(source)
+            }
+            error => error.is_damaged(),
+        }
     }
 
     /// Whether making the entry anew mends it.
@@ -178,9 +192,7 @@ impl Cache {
         for found in fs::read_dir(&trash).map_err(context)? {
             left.push(found.map_err(context)?.path());
         }
-        let mut entries = HashMap::new();
-        let mut used_bytes = 0;
-        let slots = AtomicU32::new(0);
+        let mut folders = Vec::new();
         for found in fs::read_dir(folder).map_err(context)? {
             let path = found.map_err(context)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -190,17 +202,26 @@ impl Cache {
                 continue;
             }
             let Ok(id) = name.parse::<RecipeId>() else { continue };
-            match Entry::recover(&path, id, slots.fetch_add(1, Ordering::Relaxed)) {
+            folders.push((path, id));
+        }
+        let mut entries = HashMap::new();
+        let mut used_bytes = 0;
+        let slots = AtomicU32::new(0);
+        for (at, recovered) in recover(&folders, &slots) {
+            let (path, id) = &folders[at];
+            match recovered {
                 Ok(entry) => {
                     used_bytes += entry.counted_bytes();
-                    entries.insert(id, Arc::new(entry));
+                    entries.insert(*id, Arc::new(entry));
                 }
-                Err(error) => {
+                Err(error) if error.means_loss() => {
                     warn!(recipe = %id, %error, "a damaged cache entry is removed");
                     let gone = trash.join(format!("{id}-{}", Uuid::new_v4().simple()));
-                    fs::rename(&path, &gone).map_err(context)?;
+                    fs::rename(path, &gone).map_err(context)?;
                     left.push(gone);
                 }
+                // Of this process, it may be, and not of the entry.
+                Err(error) => return Err(error),
             }
         }
         info!(recipes = entries.len(), bytes = used_bytes, "cache opened");
@@ -416,6 +437,30 @@ impl Cache {
     }
 }
 
+/// Finds entries again, several at once: with thousands of them it is the disk that is waited for.
+/// Gives each with its place among `folders`.
+fn recover(
+    folders: &[(PathBuf, RecipeId)],
+    slots: &AtomicU32,
+) -> Vec<(usize, Result<Entry, Error>)> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut recovered = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, id)) = folders.get(at) else { return recovered };
+            let slot = slots.fetch_add(1, Ordering::Relaxed);
+            recovered.push((at, Entry::recover(path, *id, slot)));
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = RECOVERED_AT_ONCE.min(folders.len());
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.flat_map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
+}
+
 /// What is in it is for those whom a node lets have it, not for whoever has a login on this host.
 fn keep_private(folder: &Path) {
     let keep = || -> io::Result<()> {
@@ -433,7 +478,9 @@ fn keep_private(folder: &Path) {
 /// Whether the disk does not give back what was written to it. That is as good as wrong bytes: what
 /// is lost is fetched again.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::EIO as i32)
+    // The others are those of file systems and disks that know more.
+    let lost = [Errno::EIO, Errno::EUCLEAN, Errno::EBADMSG, Errno::ENODATA];
+    error.raw_os_error().is_some_and(|number| lost.contains(&Errno::from_raw(number)))
 }
 
 /// Makes a rename or a new file in `path`'s folder durable.

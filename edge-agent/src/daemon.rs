@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
 use shoal_content::{PeerId, RecipeId, Zone};
@@ -185,9 +186,12 @@ impl Parts {
             let config = &self.config.mirror;
             let tls = match (&config.certificate_file, &config.key_file) {
                 (Some(certificate), Some(key)) => {
-                    let loaded =
-                        axum_server::tls_rustls::RustlsConfig::from_pem_file(certificate, key);
-                    Some(loaded.await.map_err(Error::MirrorCertificate)?)
+                    let loaded = RustlsConfig::from_pem_file(certificate, key).await;
+                    let loaded = loaded.map_err(Error::MirrorCertificate)?;
+                    let files = (certificate.clone(), key.clone());
+                    let hangups = self.limit_settings.clone();
+                    background.spawn(read_again(loaded.clone(), files, hangups));
+                    Some(loaded)
                 }
                 _ => None,
             };
@@ -462,10 +466,25 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<std::net::TcpLi
     listener.into_std().map_err(failed)
 }
 
+/// Reads the mirror's certificate anew whenever the settings are; one that cannot be used changes
+/// nothing.
+async fn read_again(
+    tls: RustlsConfig,
+    (certificate, key): (PathBuf, PathBuf),
+    mut hangups: watch::Receiver<config::Limits>,
+) {
+    while hangups.changed().await.is_ok() {
+        match tls.reload_from_pem_file(&certificate, &key).await {
+            Ok(()) => info!("the mirror's certificate was read anew"),
+            Err(error) => warn!(%error, "the mirror's certificate stays as it was"),
+        }
+    }
+}
+
 fn serve(
     tasks: &mut JoinSet<()>,
     listener: std::net::TcpListener,
-    tls: Option<axum_server::tls_rustls::RustlsConfig>,
+    tls: Option<RustlsConfig>,
     router: axum::Router,
     drain: &axum_server::Handle<SocketAddr>,
 ) -> Result<(), Error> {

@@ -74,6 +74,8 @@ pub enum Error {
     OldMirrors { path: PathBuf, key: String },
     #[error("{0} was changed since it was set up; take back what was changed, or edit it by hand")]
     Changed(PathBuf),
+    #[error("{path} leads out of {root}, so it is none of that image's files")]
+    Outside { path: PathBuf, root: PathBuf },
     #[error("{0} is no text, and is left alone")]
     NoText(PathBuf),
     #[error("{doing} {path} failed")]

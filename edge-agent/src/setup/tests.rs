@@ -156,6 +156,20 @@ fn a_link_stays_one_and_its_file_keeps_its_owner_and_its_mode() {
 }
 
 #[test]
+fn no_link_leads_out_of_an_image_that_is_being_prepared() {
+    let (root, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(host.path(), "docker/daemon.json", "{}\n");
+    fs::create_dir_all(root.path().join("etc/docker")).unwrap();
+    let (file, folder) = (host.path().join("docker/daemon.json"), host.path().join("docker"));
+    symlink(file, root.path().join("etc/docker/daemon.json")).unwrap();
+    symlink(folder, root.path().join("etc/containers")).unwrap();
+    for engine in [Engine::Docker, Engine::Podman] {
+        let refused = facts().plan(engine, root.path());
+        assert!(matches!(refused, Err(Error::Outside { .. })), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_somebody_changed_since_is_left_alone() {
     let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     facts().plan(Engine::Podman, root.path()).unwrap().carry_out(data.path()).unwrap();

@@ -96,9 +96,10 @@ impl Beside {
     /// # Errors
     /// Also where a virtual machine was started on the output meanwhile.
     pub fn finish(mut self) -> Result<(), Error> {
+        self.file.sync_all().map_err(self.error("writing"))?;
+        // Only now: a sync of so much takes long.
         check(&self.output)?;
         let publish = || -> io::Result<()> {
-            self.file.sync_all()?;
             fs::rename(&self.temporary, &self.output)?;
             cache::sync_parent(&self.output)
         };

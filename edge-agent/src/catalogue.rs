@@ -5,7 +5,8 @@
 //! that cannot be written is known until the process ends.
 //!
 //! Invariants: a resolution is kept as the node gave it, tickets included, so what it allows ends
-//! when they expire; at most [`IMAGES_MAX`] are kept, the least recently resolved go first.
+//! when they expire; at most [`IMAGES_MAX`] are kept, and [`BYTES_MAX`] of them, but for the last
+//! one; the least recently resolved go first.
 //! Non-goal: chunks; a name here says nothing of what the cache holds.
 
 use std::collections::HashMap;
@@ -27,6 +28,10 @@ use crate::nodes::chain;
 
 /// The most references that are remembered.
 const IMAGES_MAX: usize = 4096;
+/// The most memory that they take, in bytes: manifests are long where somebody wants them to be.
+const BYTES_MAX: usize = 32 << 20;
+/// What a blob takes besides its ticket: names and numbers.
+const BLOB_BYTES: usize = 256;
 
 /// A reference and what it last meant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +47,14 @@ impl Known {
     pub fn recipes(&self) -> Vec<RecipeId> {
         let disk = self.resolution.disk.iter().map(|disk| disk.recipe);
         disk.chain(self.resolution.blobs.iter().map(|blob| blob.recipe)).collect()
+    }
+
+    /// About what it takes in memory.
+    fn bytes(&self) -> usize {
+        let AgentResolution { manifest, manifests, blobs, .. } = &self.resolution;
+        let manifests: usize = manifests.iter().map(|one| one.content.len() + BLOB_BYTES).sum();
+        let blobs: usize = blobs.iter().map(|blob| blob.ticket.len() + BLOB_BYTES).sum();
+        self.reference.len() + manifest.len() + manifests + blobs + BLOB_BYTES
     }
 }
 
@@ -82,7 +95,11 @@ impl Catalogue {
                 Err(error) => warn!(%error, "an image's record is left out"),
             }
         }
-        Ok(Self { folder: folder.to_owned(), images: Arc::new(RwLock::new(images)) })
+        let catalogue = Self { folder: folder.to_owned(), images: Arc::new(RwLock::new(images)) };
+        if let Err(error) = catalogue.shrink(BYTES_MAX) {
+            warn!(%error, "an image's record cannot be removed");
+        }
+        Ok(catalogue)
     }
 
     /// Remembers what `reference` means now, across the next start where the disk takes it. Blocks on
@@ -93,7 +110,7 @@ impl Catalogue {
         let resolved_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let known = Arc::new(Known { reference: reference.clone(), resolved_at, resolution });
         self.images.write().insert(reference.clone(), known.clone());
-        let kept = [write_json(&self.file(&reference), &*known), self.shrink()];
+        let kept = [write_json(&self.file(&reference), &*known), self.shrink(BYTES_MAX)];
         for error in kept.into_iter().filter_map(Result::err) {
             let error = chain(&error);
             warn!(reference, error, "an image will be unknown after a restart");
@@ -101,15 +118,28 @@ impl Catalogue {
         known
     }
 
-    fn shrink(&self) -> Result<(), Error> {
+    /// Forgets the oldest while there are too many, or they take more than `bytes_max`.
+    fn shrink(&self, bytes_max: usize) -> Result<(), Error> {
         let oldest = {
             let images = self.images.read();
-            if images.len() <= IMAGES_MAX {
+            let mut bytes: usize = images.values().map(|known| known.bytes()).sum();
+            if images.len() <= IMAGES_MAX && bytes <= bytes_max {
                 return Ok(());
             }
-            images.values().min_by_key(|known| known.resolved_at).map(|k| k.reference.clone())
+            let mut all: Vec<_> = images.values().collect();
+            all.sort_unstable_by_key(|known| known.resolved_at);
+            let mut oldest = Vec::new();
+            // The last one was asked for just now.
+            for known in &all[..all.len() - 1] {
+                if all.len() - oldest.len() <= IMAGES_MAX && bytes <= bytes_max {
+                    break;
+                }
+                bytes -= known.bytes();
+                oldest.push(known.reference.clone());
+            }
+            oldest
         };
-        oldest.map_or(Ok(()), |reference| self.forget(&reference).map(drop))
+        oldest.iter().try_for_each(|reference| self.forget(reference).map(drop))
     }
 
     /// Forgets a reference; gives what it meant.
@@ -258,6 +288,30 @@ mod tests {
 
         catalogue.forget(&reference.to_string()).unwrap().unwrap();
         assert!(Catalogue::open(folder.path()).unwrap().find(&reference).is_none());
+    }
+
+    #[test]
+    fn the_oldest_go_where_they_take_too_much_and_the_last_one_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        let reference = |number: u64| format!("demo/app:v{number}");
+        for number in 0..4 {
+            let mut long = resolution("demo/app", 1);
+            long.manifest = "x".repeat(10_000);
+            catalogue.remember(&reference(number).parse().unwrap(), long);
+            // In this order, however fast the clock goes.
+            let mut images = catalogue.images.write();
+            let known = images.get_mut(&reference(number)).unwrap();
+            Arc::make_mut(known).resolved_at = number;
+        }
+        let left = |bytes_max| {
+            catalogue.shrink(bytes_max).unwrap();
+            catalogue.all().iter().map(|known| known.reference.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(100_000).len(), 4);
+        assert_eq!(left(25_000), [reference(2), reference(3)]);
+        assert_eq!(left(0), [reference(3)]);
+        assert_eq!(Catalogue::open(folder.path()).unwrap().all().len(), 1);
     }
 
     #[test]

@@ -50,7 +50,7 @@ SETTINGS
     wait_seconds = 20                # at most so long for one that is being made
     [mirror]
     enabled = true                   listen = \"127.0.0.1:5055\"
-    certificate_file, key_file       # needed for another address than loopback
+    certificate_file, key_file       # for another address than loopback; read anew at SIGHUP
     rights_seconds = 30              # a node's word on who may pull holds so long (at most 60),
     rights_offline_seconds = 3600    # and so long while no node answers
     upstreams = []                   # other registries, pulled through the cluster; else nodes say

@@ -8,11 +8,12 @@
 //! which are hashed at the next start.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum_server::tls_rustls::RustlsConfig;
 use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
 use shoal_content::{PeerId, RecipeId, Zone};
@@ -37,7 +38,7 @@ use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::addresses::{Addresses, members};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{blocking, certificate, limits, offers, status, ticket_keys};
+use crate::{advertise, blocking, certificate, limits, offers, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -63,8 +64,10 @@ pub enum Error {
     Listen { what: &'static str, address: String, source: std::io::Error },
     #[error("the mirror's certificate cannot be used: {0}")]
     MirrorCertificate(std::io::Error),
-    #[error("the peer address cannot be told: {0}; set peer.advertise")]
-    Advertise(String),
+    #[error(
+        "nothing leads from {0} to a node or anywhere else; set peer.advertise, or peer.listen"
+    )]
+    Advertise(SocketAddr),
 }
 
 /// Runs until `stop` turns true.
@@ -101,7 +104,7 @@ pub async fn run(
     .await?;
     swarm.set_expelled(folder.expelled());
     let (nodes, lists) = watch::channel(known.clone());
-    let mut addresses = Addresses::new(swarm.clone(), lists);
+    let mut addresses = Addresses::new(swarm.clone(), lists, config.peer.listen);
     addresses.look_up().await;
     let downloads = Downloads::new(cache.clone(), swarm.clone());
     downloads.set_nodes(&known);
@@ -183,9 +186,12 @@ impl Parts {
             let config = &self.config.mirror;
             let tls = match (&config.certificate_file, &config.key_file) {
                 (Some(certificate), Some(key)) => {
-                    let loaded =
-                        axum_server::tls_rustls::RustlsConfig::from_pem_file(certificate, key);
-                    Some(loaded.await.map_err(Error::MirrorCertificate)?)
+                    let loaded = RustlsConfig::from_pem_file(certificate, key).await;
+                    let loaded = loaded.map_err(Error::MirrorCertificate)?;
+                    let files = (certificate.clone(), key.clone());
+                    let hangups = self.limit_settings.clone();
+                    background.spawn(read_again(loaded.clone(), files, hangups));
+                    Some(loaded)
                 }
                 _ => None,
             };
@@ -438,26 +444,12 @@ fn zone(config: &Config, enrolment: &Enrolment) -> Zone {
     if *configured == Zone::default() { enrolment.zone.clone() } else { configured.clone() }
 }
 
-/// The address that peers are told: as configured, else by which this host reaches a node.
+/// The address that peers are told.
 async fn advertised(config: &Config, known: &[NodeAddress]) -> Result<SocketAddr, Error> {
     if let Some(address) = config.peer.advertise {
         return Ok(address);
     }
-    let listen = config.peer.listen;
-    if !listen.ip().is_unspecified() {
-        return Ok(listen);
-    }
-    for node in known {
-        let found = tokio::net::lookup_host(&node.peer_address).await;
-        let Some(address) = found.ok().and_then(|mut found| found.next()) else { continue };
-        // Connecting a UDP socket sends nothing; it only chooses the route.
-        let local = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))
-            .and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
-        if let Ok(local) = local {
-            return Ok(SocketAddr::new(local.ip(), listen.port()));
-        }
-    }
-    Err(Error::Advertise("no node is known whose address this host reaches".into()))
+    advertise::found(config.peer.listen, known).await.ok_or(Error::Advertise(config.peer.listen))
 }
 
 fn fixed(text: &str, what: &str) -> Result<[u8; 32], Error> {
@@ -474,10 +466,25 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<std::net::TcpLi
     listener.into_std().map_err(failed)
 }
 
+/// Reads the mirror's certificate anew whenever the settings are; one that cannot be used changes
+/// nothing.
+async fn read_again(
+    tls: RustlsConfig,
+    (certificate, key): (PathBuf, PathBuf),
+    mut hangups: watch::Receiver<config::Limits>,
+) {
+    while hangups.changed().await.is_ok() {
+        match tls.reload_from_pem_file(&certificate, &key).await {
+            Ok(()) => info!("the mirror's certificate was read anew"),
+            Err(error) => warn!(%error, "the mirror's certificate stays as it was"),
+        }
+    }
+}
+
 fn serve(
     tasks: &mut JoinSet<()>,
     listener: std::net::TcpListener,
-    tls: Option<axum_server::tls_rustls::RustlsConfig>,
+    tls: Option<RustlsConfig>,
     router: axum::Router,
     drain: &axum_server::Handle<SocketAddr>,
 ) -> Result<(), Error> {

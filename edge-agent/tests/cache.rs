@@ -8,7 +8,7 @@ mod disks;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -263,6 +263,29 @@ fn whoever_asked_hears_of_all_that_leaves() -> Result<()> {
 }
 
 #[test]
+fn what_leaves_gives_back_what_was_counted_for_it_and_nobody_else_reads_what_stays() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let cache = open(folder.path(), u64::MAX)?;
+    ensure!(fs::metadata(folder.path())?.permissions().mode() & 0o777 == 0o700);
+    let (first, second) = (recipe(50, 3), recipe(51, 3));
+    for (seed, recipe) in [(50, &first), (51, &second)] {
+        let entry = cache.open_entry(id(recipe), recipe)?;
+        fill(&cache, &entry, seed, 0..3)?;
+        entry.complete()?;
+    }
+    let entry = cache.entry(id(&first)).context("it is gone")?;
+    cache.drop_corrupt(&entry, [1])?;
+    // Its files take more than anybody counted.
+    fs::write(entry.folder().join("journal"), vec![0; 1 << 20])?;
+    let freed = cache.remove_unleased(id(&first))?;
+    ensure!(freed >= 2 * CHUNK_BYTES as u64 && freed < 1 << 20, "{freed}");
+    let kept = cache.entry(id(&second)).context("it is gone")?.counted_bytes();
+    ensure!(cache.used_bytes() == kept, "{} for {kept}", cache.used_bytes());
+    Ok(())
+}
+
+#[test]
 fn what_breaks_off_at_the_end_is_done_after_the_next_start() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (first, longer) = (recipe(44, 10), recipe(44, 15));
@@ -505,6 +528,26 @@ fn the_trash_of_a_process_that_ended_is_emptied_and_in_nobodys_way() -> Result<(
     cache.settle();
     let left = fs::read_dir(folder.path().join("trash"))?.count();
     ensure!(left == 0, "{left} things are left");
+    Ok(())
+}
+
+#[test]
+fn what_a_start_cannot_read_for_now_is_not_thrown_away() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(52, 2);
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 52, 0..2)?;
+    entry.complete()?;
+    let (path, aside) = (entry.folder().join("recipe"), folder.path().join("aside"));
+    drop((entry, cache));
+    // A link to itself is an error that says nothing of a loss.
+    fs::rename(&path, &aside)?;
+    symlink(&path, &path)?;
+    ensure!(open(folder.path(), u64::MAX).is_err());
+    fs::rename(&aside, &path)?;
+    let cache = open(folder.path(), u64::MAX)?;
+    ensure!(cache.entry(id(&recipe)).is_some_and(|entry| entry.is_complete()));
     Ok(())
 }
 

@@ -237,6 +237,74 @@ fn a_file_that_is_replaced_hands_its_mode_on() -> Result<()> {
 }
 
 #[test]
+fn only_files_are_replaced_and_none_that_a_machine_writes_to() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let outputs = folder.path().join("out");
+    fs::create_dir(&outputs)?;
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let (device, to_folder) = (outputs.join("device"), outputs.join("to-folder"));
+    symlink("/dev/null", &device)?;
+    symlink(folder.path(), &to_folder)?;
+    for output in [&device, &to_folder, &outputs] {
+        let refused = export::disk(&cache, &entry, Target::Raw, output, go_on);
+        ensure!(matches!(refused, Err(export::Error::NoFile { .. })), "{refused:?}");
+    }
+    ensure!(fs::symlink_metadata(&device)?.is_symlink(), "it was replaced");
+
+    let output = outputs.join("disk.raw");
+    fs::write(&output, "in use")?;
+    let machine = fs::File::open(&output)?;
+    // As QEMU does: what it may do to an image is a byte from 100 on, that it may write the second.
+    for (byte, stands) in [(100, false), (101, true)] {
+        let lock = nix::libc::flock {
+            l_type: nix::libc::F_RDLCK as nix::libc::c_short,
+            l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+            l_start: byte,
+            l_len: 1,
+            l_pid: 0,
+        };
+        fs::write(&output, "in use")?;
+        let machine = if stands { fs::File::open(&output)? } else { machine.try_clone()? };
+        nix::fcntl::fcntl(&machine, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock))?;
+        let written = export::disk(&cache, &entry, Target::Raw, &output, go_on);
+        ensure!(matches!(written, Err(export::Error::InUse(_))) == stands, "{byte}: {written:?}");
+        ensure!((fs::metadata(&output)?.len() == 6) == stands, "{byte}");
+    }
+    ensure!(fs::read_dir(&outputs)?.count() == 3, "something was left beside");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_export_left_goes_with_the_next_one_and_what_is_being_written_stays() -> Result<()>
+{
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let output = folder.path().join("disk.raw");
+    let beside = |name: &str| folder.path().join(name);
+    let left = beside(&format!(".disk.raw.{}.partial", "0".repeat(32)));
+    let others = [
+        beside(&format!(".other.raw.{}.partial", "0".repeat(32))),
+        beside(".disk.raw.notes.partial"),
+    ];
+    for path in others.iter().chain([&left]) {
+        fs::write(path, "left")?;
+    }
+    let under_way = export::Beside::create(&output)?;
+    ensure!(!left.exists(), "it is left for good");
+    let go_on = &mut |_| ControlFlow::Continue(());
+    export::disk(&cache, &entry, Target::Raw, &output, go_on)?;
+    ensure!(others.iter().all(|path| path.exists()), "somebody else's file is gone");
+    under_way.finish()?;
+    ensure!(fs::metadata(&output)?.len() == 0, "what was under way is not in place");
+    Ok(())
+}
+
+#[test]
 fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cache = cache(&folder.path().join("cache"))?;

@@ -17,9 +17,12 @@ pub struct Candidate {
 }
 
 /// The recipes to remove so that at least `wanted` bytes come free, oldest use first; all of them
-/// where even that is too little.
-pub fn choose(mut candidates: Vec<Candidate>, wanted: u64) -> Vec<RecipeId> {
-    candidates.sort_unstable_by_key(|candidate| (candidate.used, candidate.recipe));
+/// where even that is too little. A use that lies ahead of `now` was before the clock was set, so before
+/// all that was used since: it is not the latest for ever.
+pub fn choose(mut candidates: Vec<Candidate>, wanted: u64, now: SystemTime) -> Vec<RecipeId> {
+    candidates.sort_unstable_by_key(|candidate| {
+        (candidate.used <= now, candidate.used, candidate.recipe)
+    });
     let mut freed = 0u64;
     let mut chosen = Vec::new();
     for candidate in candidates {
@@ -47,9 +50,14 @@ mod tests {
         };
         let all =
             vec![candidate(b"new", 1, 50), candidate(b"old", 9, 50), candidate(b"mid", 5, 50)];
-        assert_eq!(choose(all.clone(), 0), []);
-        assert_eq!(choose(all.clone(), 50), [RecipeId::of(b"old")]);
-        assert_eq!(choose(all.clone(), 51), [RecipeId::of(b"old"), RecipeId::of(b"mid")]);
-        assert_eq!(choose(all, 1000).len(), 3);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(choose(all.clone(), 0, now), []);
+        assert_eq!(choose(all.clone(), 50, now), [RecipeId::of(b"old")]);
+        assert_eq!(choose(all.clone(), 51, now), [RecipeId::of(b"old"), RecipeId::of(b"mid")]);
+        assert_eq!(choose(all.clone(), 1000, now).len(), 3);
+        // The clock was set back: what was used before that goes before what was used since.
+        let set_back = now - Duration::from_secs(7);
+        let first = [RecipeId::of(b"mid"), RecipeId::of(b"new"), RecipeId::of(b"old")];
+        assert_eq!(choose(all, 1000, set_back), first);
     }
 }

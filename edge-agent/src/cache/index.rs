@@ -4,7 +4,7 @@
 //! from a place hashes what was read. Memory is bounded by the number of places; when it is full,
 //! new places are not remembered until old ones go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use shoal_content::ChunkId;
 
@@ -41,8 +41,11 @@ impl ChunkIndex {
         self.places.len() >= self.max
     }
 
-    pub fn remove_slot(&mut self, slot: u32) {
-        self.places.retain(|_, place| place.slot != slot);
+    /// Looks through all of it, once for all of them.
+    pub fn remove_slots(&mut self, slots: &HashSet<u32>) {
+        if !slots.is_empty() {
+            self.places.retain(|_, place| !slots.contains(&place.slot));
+        }
     }
 }
 
@@ -68,7 +71,7 @@ mod tests {
         assert_eq!(index.find(&ids[2]), None);
         index.insert(&ids[0], Place { slot: 9, chunk: 1 });
         assert_eq!(index.find(&ids[0]), Some(Place { slot: 9, chunk: 1 }));
-        index.remove_slot(9);
+        index.remove_slots(&HashSet::from([9]));
         assert_eq!(index.find(&ids[0]), None);
         assert!(index.find(&ids[1]).is_some());
     }

@@ -15,6 +15,7 @@ mod held;
 mod index;
 mod journal;
 mod place;
+mod room;
 mod space;
 mod store;
 mod upkeep;
@@ -22,10 +23,12 @@ mod upkeep;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -42,14 +45,16 @@ pub use space::Limits;
 
 use crate::config;
 use crate::metrics::CacheMetrics;
-use eviction::Candidate;
 use index::{ChunkIndex, Place};
+use room::EVICTION_STEP_BYTES;
 use space::Space;
 
 /// Unsynced chunks wait for a checkpoint no longer than this.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
-/// Made free at once when there is too little, so that eviction does not run for every chunk.
-const EVICTION_STEP_BYTES: u64 = 64 << 20;
+/// Entries that are found again at once.
+const RECOVERED_AT_ONCE: usize = 8;
+/// The part of a file's mode that is not its owner's.
+const OTHERS: u32 = 0o077;
 
 /// What can go wrong with the cache.
 #[derive(Debug, Error)]
@@ -96,6 +101,17 @@ impl Error {
         matches!(self, Self::Full { .. } | Self::TooLarge { .. })
     }
 
+    /// Whether what an entry held is lost, and not only out of this process's reach.
+    fn means_loss(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                let gone = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+                gone.contains(&source.kind()) || is_unreadable(source)
+            }
+            error => error.is_damaged(),
+        }
+    }
+
     /// Whether making the entry anew mends it.
     pub fn is_damaged(&self) -> bool {
         matches!(self, Self::Damaged { .. })
@@ -132,30 +148,10 @@ struct Inner {
     metrics: CacheMetrics,
     /// Who hears of what leaves.
     removals: Mutex<Option<mpsc::UnboundedSender<RecipeId>>>,
+    /// When it was last said that checkpoints fail.
+    complained: Mutex<Option<Instant>>,
     /// The process ends: what copies or hashes much breaks off.
     stopping: AtomicBool,
-}
-
-/// Room that is counted as used; what is not settled is given back.
-#[derive(Debug)]
-struct Reserved<'a> {
-    cache: &'a Cache,
-    bytes: u64,
-}
-
-impl Reserved<'_> {
-    /// `bytes` were really taken.
-    fn settle(mut self, bytes: u64) {
-        let reserved = std::mem::take(&mut self.bytes);
-        self.cache.grow(bytes.saturating_sub(reserved));
-        self.cache.shrink(reserved.saturating_sub(bytes));
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.cache.shrink(self.bytes);
-    }
 }
 
 /// A handle; clones share one cache.
@@ -191,13 +187,12 @@ impl Cache {
         let context = |error| Error::io("opening the cache", folder, error);
         let trash = folder.join("trash");
         fs::create_dir_all(&trash).map_err(context)?;
+        keep_private(folder);
         let mut left = Vec::new();
         for found in fs::read_dir(&trash).map_err(context)? {
             left.push(found.map_err(context)?.path());
         }
-        let mut entries = HashMap::new();
-        let mut used_bytes = 0;
-        let slots = AtomicU32::new(0);
+        let mut folders = Vec::new();
         for found in fs::read_dir(folder).map_err(context)? {
             let path = found.map_err(context)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -207,17 +202,26 @@ impl Cache {
                 continue;
             }
             let Ok(id) = name.parse::<RecipeId>() else { continue };
-            match Entry::recover(&path, id, slots.fetch_add(1, Ordering::Relaxed)) {
+            folders.push((path, id));
+        }
+        let mut entries = HashMap::new();
+        let mut used_bytes = 0;
+        let slots = AtomicU32::new(0);
+        for (at, recovered) in recover(&folders, &slots) {
+            let (path, id) = &folders[at];
+            match recovered {
                 Ok(entry) => {
-                    used_bytes += entry.disk_bytes();
-                    entries.insert(id, Arc::new(entry));
+                    used_bytes += entry.counted_bytes();
+                    entries.insert(*id, Arc::new(entry));
                 }
-                Err(error) => {
+                Err(error) if error.means_loss() => {
                     warn!(recipe = %id, %error, "a damaged cache entry is removed");
                     let gone = trash.join(format!("{id}-{}", Uuid::new_v4().simple()));
-                    fs::rename(&path, &gone).map_err(context)?;
+                    fs::rename(path, &gone).map_err(context)?;
                     left.push(gone);
                 }
+                // Of this process, it may be, and not of the entry.
+                Err(error) => return Err(error),
             }
         }
         info!(recipes = entries.len(), bytes = used_bytes, "cache opened");
@@ -240,6 +244,7 @@ impl Cache {
             space,
             metrics,
             removals: Mutex::default(),
+            complained: Mutex::default(),
             stopping: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(inner)))
@@ -342,7 +347,7 @@ impl Cache {
         let entry = Arc::new(made.inspect_err(|_| self.0.space.forget())?);
         self.0.by_slot.write().insert(slot, id);
         self.0.entries.write().insert(id, entry.clone());
-        reserved.settle(entry.disk_bytes());
+        reserved.settle(&entry, entry.disk_bytes());
         self.0.metrics.recipes.inc();
         if pinned {
             entry.set_pinned(true)?;
@@ -384,7 +389,7 @@ impl Cache {
         let content = entry.read(index)?;
         if was_held && content.is_none() {
             self.0.metrics.corrupt.inc();
-            self.shrink(entry.chunk_bytes(index)?);
+            self.discharge(entry, entry.chunk_bytes(index)?);
         }
         Ok(content)
     }
@@ -402,45 +407,9 @@ impl Cache {
             warn!(recipe = %entry.id(), chunk = index, "cached content does not check; dropped");
             entry.drop_chunk(index)?;
             self.0.metrics.corrupt.inc();
-            self.shrink(entry.chunk_bytes(index)?);
+            self.discharge(entry, entry.chunk_bytes(index)?);
         }
         Ok(())
-    }
-
-    /// Says before anything is fetched whether all of `recipe` can be kept: everything at every
-    /// place, beside what cannot be evicted. Asks the disk for its room.
-    pub fn check_room(&self, id: RecipeId, recipe: &Recipe) -> Result<(), Error> {
-        let held = self.entry(id).map(|entry| entry.written());
-        let (mut whole, mut rest) = (0u64, 0u64);
-        for extent in recipe.extents() {
-            let length = u64::from(recipe.chunks()[extent.chunk as usize].length);
-            whole += length;
-            if !held.as_ref().is_some_and(|held| held.contains(extent.chunk)) {
-                rest += length;
-            }
-        }
-        let limits = self.limits();
-        if rest == 0 {
-            return Ok(());
-        }
-        if whole > limits.high {
-            return Err(Error::TooLarge { need: whole, room: limits.high });
-        }
-        let candidates = self.candidates();
-        let others = candidates.iter().filter(|candidate| candidate.recipe != id);
-        let evictable: u64 = others.map(|candidate| candidate.bytes).sum();
-        let kept = self.used_bytes().saturating_sub(evictable);
-        let over = kept.saturating_add(rest).saturating_sub(limits.high);
-        let lacking = self.0.space.would_miss(rest)?.saturating_sub(evictable);
-        self.fits(over.max(lacking))
-    }
-
-    fn fits(&self, missing: u64) -> Result<(), Error> {
-        if missing == 0 {
-            return Ok(());
-        }
-        self.0.metrics.full.inc();
-        Err(Error::Full { missing, path: self.0.folder.clone() })
     }
 
     /// Takes a verified chunk. Blocks on the disk.
@@ -451,7 +420,7 @@ impl Cache {
         let reserved = self.admit(entry.chunk_bytes(index)?)?;
         match entry.write(index, content, &mut |bytes| self.make_room(bytes)) {
             Ok(bytes) => {
-                reserved.settle(bytes);
+                reserved.settle(entry, bytes);
                 Ok(())
             }
             Err(error) => {
@@ -466,128 +435,52 @@ impl Cache {
             }
         }
     }
+}
 
-    /// Makes sure that `bytes` more fit, by eviction where they do not, and counts them as used.
-    fn admit(&self, bytes: u64) -> Result<Reserved<'_>, Error> {
-        let _one = self.0.admission.lock();
-        let limits = self.limits();
-        let wanted = self.used_bytes().saturating_add(bytes);
-        if wanted > limits.high {
-            // Nothing is given up for what would not fit even then.
-            let freeable = self.candidates().iter().map(|candidate| candidate.bytes).sum::<u64>();
-            self.fits(wanted.saturating_sub(freeable).saturating_sub(limits.high))?;
-            self.evict(wanted.saturating_sub(limits.low));
+/// Finds entries again, several at once: with thousands of them it is the disk that is waited for.
+/// Gives each with its place among `folders`.
+fn recover(
+    folders: &[(PathBuf, RecipeId)],
+    slots: &AtomicU32,
+) -> Vec<(usize, Result<Entry, Error>)> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut recovered = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, id)) = folders.get(at) else { return recovered };
+            let slot = slots.fetch_add(1, Ordering::Relaxed);
+            recovered.push((at, Entry::recover(path, *id, slot)));
         }
-        self.fits(self.used_bytes().saturating_add(bytes).saturating_sub(limits.high))?;
-        self.make_room(bytes)?;
-        self.grow(bytes);
-        Ok(Reserved { cache: self, bytes })
-    }
+    };
+    std::thread::scope(|scope| {
+        let threads = RECOVERED_AT_ONCE.min(folders.len());
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.flat_map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
+}
 
-    /// Makes sure that the file system takes `bytes` more, by eviction where it does not.
-    fn make_room(&self, bytes: u64) -> Result<(), Error> {
-        let mut missing = self.0.space.missing(bytes)?;
-        if missing > 0 && self.evict(missing.saturating_add(EVICTION_STEP_BYTES)) > 0 {
-            missing = self.0.space.missing(bytes)?;
+/// What is in it is for those whom a node lets have it, not for whoever has a login on this host.
+fn keep_private(folder: &Path) {
+    let keep = || -> io::Result<()> {
+        let mode = fs::metadata(folder)?.permissions().mode();
+        match mode & OTHERS {
+            0 => Ok(()),
+            _ => fs::set_permissions(folder, fs::Permissions::from_mode(mode & !OTHERS & 0o7777)),
         }
-        self.fits(missing)
-    }
-
-    /// What may be evicted now.
-    fn candidates(&self) -> Vec<Candidate> {
-        let leases = self.0.leases.lock();
-        let entries = self.0.entries.read();
-        let free = entries.values().filter(|entry| {
-            !leases.contains_key(&entry.id()) && !entry.is_pinned() && !entry.has_doubtful()
-        });
-        free.map(|entry| Candidate {
-            recipe: entry.id(),
-            used: entry.used(),
-            bytes: entry.disk_bytes(),
-        })
-        .collect()
-    }
-
-    /// Frees about `wanted` bytes; gives what came free.
-    fn evict(&self, wanted: u64) -> u64 {
-        let mut freed = 0;
-        for recipe in eviction::choose(self.candidates(), wanted) {
-            match self.remove_unleased(recipe) {
-                Ok(bytes) => {
-                    info!(%recipe, bytes, "evicted from the cache");
-                    freed += bytes;
-                    self.0.metrics.evictions.inc();
-                }
-                Err(error) => warn!(%recipe, %error, "eviction failed"),
-            }
-        }
-        freed
-    }
-
-    /// Removes a recipe that nobody uses. Gives the bytes that came free: 0 where it is in use.
-    pub fn remove_unleased(&self, recipe: RecipeId) -> Result<u64, Error> {
-        let Some(entry) = self.entry(recipe) else { return Ok(0) };
-        // Under the lock, so that no lease is taken between the look and the removal.
-        let leases = self.0.leases.lock();
-        if leases.contains_key(&recipe) {
-            return Ok(0);
-        }
-        let (bytes, gone) = self.detach(&entry)?;
-        drop(leases);
-        self.clear_away(&gone);
-        Ok(bytes)
-    }
-
-    /// Removes an entry that is of no use to anybody, leased or not.
-    fn take_away(&self, entry: &Entry) -> Result<(), Error> {
-        let (_, gone) = self.detach(entry)?;
-        self.clear_away(&gone);
-        Ok(())
-    }
-
-    /// Takes an entry out of everything that knows it, and its folder into the trash: its bytes,
-    /// and where the folder is now.
-    fn detach(&self, entry: &Entry) -> Result<(u64, PathBuf), Error> {
-        let bytes = entry.disk_bytes();
-        let gone = entry.remove(&self.0.trash)?;
-        self.0.entries.write().remove(&entry.id());
-        self.0.by_slot.write().remove(&entry.slot());
-        self.0.index.lock().remove_slot(entry.slot());
-        self.shrink(bytes);
-        self.0.metrics.recipes.dec();
-        if let Some(listener) = &*self.0.removals.lock() {
-            // Nobody listens any more when the process ends.
-            let _ = listener.send(entry.id());
-        }
-        Ok((bytes, gone))
-    }
-
-    /// Deletes something in the trash; what cannot be deleted waits for the next start.
-    fn clear_away(&self, gone: &Path) {
-        if let Err(error) = fs::remove_dir_all(gone) {
-            warn!(path = %gone.display(), %error, "the cache's trash cannot be emptied");
-        }
-        self.0.space.forget();
-    }
-
-    fn shrink(&self, bytes: u64) {
-        let used = &self.0.used_bytes;
-        let _ = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-            Some(now.saturating_sub(bytes))
-        });
-        self.0.metrics.bytes.set(self.used_bytes().cast_signed());
-    }
-
-    fn grow(&self, bytes: u64) {
-        let now = self.0.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.0.metrics.bytes.set(now.cast_signed());
+    };
+    if let Err(error) = keep() {
+        warn!(path = %folder.display(), %error, "others on this host may read the cache");
     }
 }
 
 /// Whether the disk does not give back what was written to it. That is as good as wrong bytes: what
 /// is lost is fetched again.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::EIO as i32)
+    // The others are those of file systems and disks that know more.
+    let lost = [Errno::EIO, Errno::EUCLEAN, Errno::EBADMSG, Errno::ENODATA];
+    error.raw_os_error().is_some_and(|number| lost.contains(&Errno::from_raw(number)))
 }
 
 /// Makes a rename or a new file in `path`'s folder durable.

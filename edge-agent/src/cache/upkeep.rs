@@ -4,27 +4,38 @@
 //! did not finish; the next start takes it up again.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use shoal_content::RecipeId;
 use tracing::warn;
 
 use super::index::Place;
 use super::{Cache, Entry, Error};
+use crate::nodes::chain;
 
 /// Entries that keep their recipe in memory and their content open while idle.
 const LOADED_ENTRIES_MAX: usize = 256;
 /// Chunks of idle loaded recipes, in sum: about 60 bytes of memory each.
 const LOADED_CHUNKS_MAX: usize = 2_000_000;
+/// Checkpoints that fail are spoken of once in so long.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Cache {
     /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk.
     pub fn tend(&self) {
         let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
+        let mut failed = None;
         for entry in &entries {
             let outcome = if entry.has_unsynced() { entry.sync() } else { entry.save_used() };
             if let Err(error) = outcome {
-                warn!(recipe = %entry.id(), %error, "a cache checkpoint failed");
                 self.0.space.forget();
+                // What could not be synced is held no more.
+                self.recount(entry);
+                failed = Some((entry.id(), error));
             }
+        }
+        if let Some((recipe, error)) = failed {
+            self.complain(recipe, &error);
         }
         let mut loaded: Vec<_> =
             entries.iter().map(|entry| (entry.unloadable_chunks(), entry)).collect();
@@ -36,6 +47,16 @@ impl Cache {
             if at >= LOADED_ENTRIES_MAX || kept > LOADED_CHUNKS_MAX {
                 entry.unload();
             }
+        }
+    }
+
+    /// Says now and then that checkpoints fail: they are tried several times a second, and the log may
+    /// stand on the very disk that is full or broken.
+    fn complain(&self, recipe: RecipeId, error: &Error) {
+        let mut last = self.0.complained.lock();
+        if last.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
+            *last = Some(Instant::now());
+            warn!(%recipe, error = chain(error), "cache checkpoints fail");
         }
     }
 
@@ -71,6 +92,7 @@ impl Cache {
         if self.0.index.lock().is_full() {
             return;
         }
+        let was_loaded = entry.is_loaded();
         let Ok(loaded) = entry.load() else { return };
         for chunk in entry.held().iter() {
             let Some(found) = loaded.places.chunk(chunk) else { continue };
@@ -80,7 +102,10 @@ impl Cache {
             }
         }
         drop(loaded);
-        self.tend();
+        // All of them in memory at once would be too many.
+        if !was_loaded {
+            entry.unload();
+        }
     }
 
     /// Hashes what is in doubt of `entry` since the start, and holds what checks; gives how many
@@ -89,7 +114,12 @@ impl Cache {
     /// # Errors
     /// Also [`Error::Stopping`]; it is all in doubt then as before.
     pub fn verify(&self, entry: &Entry) -> Result<u32, Error> {
-        entry.verify_doubtful(&mut || self.go_on())
+        if !entry.has_doubtful() {
+            return Ok(0);
+        }
+        let lost = entry.verify_doubtful(&mut || self.go_on())?;
+        self.recount(entry);
+        Ok(lost)
     }
 
     /// From now on nothing more is copied or hashed for long, and what is under way breaks off after

@@ -147,7 +147,7 @@ pub struct Nodes {
 pub struct Peer {
     pub listen: SocketAddr,
     /// What other peers are told to dial; where missing, `listen`, or for an unspecified address
-    /// the one that this host reaches the nodes from.
+    /// the one that this host reaches the nodes from, or anything else where their names lead nowhere.
     pub advertise: Option<SocketAddr>,
 }
 
@@ -212,7 +212,8 @@ impl Default for Delta {
 pub struct Mirror {
     pub enabled: bool,
     pub listen: SocketAddr,
-    /// PEM chain; with `key_file` the mirror speaks HTTPS, without them plain HTTP on loopback.
+    /// PEM chain; with `key_file` the mirror speaks HTTPS, without them plain HTTP on loopback. Both
+    /// are read anew at SIGHUP.
     pub certificate_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
     /// How long a node's word holds that somebody may pull from a repository.

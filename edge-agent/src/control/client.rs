@@ -13,6 +13,10 @@ use super::{LINE_BYTES_MAX, Line, Request};
 pub enum Error {
     #[error("no agent answers at {path}; is 'shoal-agent run' running, with the same --config?")]
     NotRunning { path: PathBuf, source: std::io::Error },
+    #[error(
+        "only its owner may talk to the agent at {path}; run this as root, or as whoever runs it"
+    )]
+    Denied { path: PathBuf, source: std::io::Error },
     #[error("the agent went away before it had answered")]
     Closed,
     #[error("talking to the agent failed")]
@@ -31,7 +35,7 @@ pub async fn ask(
 ) -> Result<Line, Error> {
     let stream = UnixStream::connect(socket)
         .await
-        .map_err(|source| Error::NotRunning { path: socket.to_owned(), source })?;
+        .map_err(|source| unanswered(socket.to_owned(), source))?;
     let (read, mut write) = stream.into_split();
     let mut line = serde_json::to_vec(request).map_err(Error::Answer)?;
     line.push(b'\n');
@@ -50,5 +54,12 @@ pub async fn ask(
             Line::Progress { .. } => each(&line),
             line => return Ok(line),
         }
+    }
+}
+
+fn unanswered(path: PathBuf, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::PermissionDenied => Error::Denied { path, source },
+        _ => Error::NotRunning { path, source },
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,10 +61,20 @@ impl std::fmt::Debug for Control {
 
 /// Makes the socket, for its owner only. A socket file that a killed agent left is replaced: the
 /// data folder's lock says that nobody listens on it.
+///
+/// # Errors
+/// Where the path cannot be used, also because something else than a socket is there.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something else than a socket is there",
+            ));
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(_) => {}
     }
     // Between the two calls the folder's own permissions (0700) keep others out.
     let listener = UnixListener::bind(path)?;
@@ -151,6 +161,11 @@ impl Control {
             Ok(format) => format,
             Err(message) => return failed(&tracked, message),
         };
+        if let Some(output) = &output
+            && let Err(message) = check_output(output).await
+        {
+            return failed(&tracked, message);
+        }
         let mut fetches = 0;
         loop {
             fetches += 1;
@@ -362,6 +377,16 @@ fn failed(tracked: &Tracked, message: String) -> Line {
     Line::Error { message }
 }
 
+/// Whether there is any use in fetching for `output`. A folder may be meant for a container image.
+async fn check_output(output: &Path) -> Result<(), String> {
+    let output = output.to_owned();
+    let checked = crate::blocking(move || match output.is_dir() {
+        true => Ok(()),
+        false => export::check(&output),
+    });
+    checked.await.unwrap_or(Ok(())).map_err(|error| chain(&error))
+}
+
 /// What is asked for, else what the output's name says, else qcow2.
 fn chosen_format(format: Option<&str>, output: Option<&Path>) -> Result<Target, String> {
     if let Some(text) = format {
@@ -394,6 +419,20 @@ async fn send(write: &mut OwnedWriteHalf, line: &Line) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_is_replaced_and_a_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        drop(bind(&path).unwrap());
+        drop(bind(&path).unwrap());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody's").unwrap();
+        assert!(bind(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+    }
 
     #[test]
     fn the_outputs_name_decides_and_a_format_that_cannot_be_written_is_refused() {

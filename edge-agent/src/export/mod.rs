@@ -1,9 +1,9 @@
 //! Writes what the cache holds to where a hypervisor wants it.
 //!
 //! Write order: a file beside the output, synced, renamed over it, the folder synced. A crash
-//! leaves the old output or the new one, and at worst a file beside whose name says what it is.
-//! Holes stay holes. A raw disk is copied inside the kernel, which shares the blocks where the file
-//! system can.
+//! leaves the old output or the new one, and at worst a file beside, which the next export to that
+//! output removes (see `beside`). Holes stay holes. A raw disk is copied inside the kernel, which
+//! shares the blocks where the file system can.
 //!
 //! Invariant: nothing is copied whose hash was not compared in this export (see `verification`), nor
 //! kept where the entry changed meanwhile: what somebody else found wrong has become a hole.
@@ -11,23 +11,23 @@
 //!
 //! Blocks on the disk. The caller holds a lease on the recipe.
 
+mod beside;
 pub mod layout;
 mod verification;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use shoal_content::{Recipe, RecipeKind};
 use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
-use tracing::debug;
-use uuid::Uuid;
 
 use crate::cache::{self, Cache, Entry, Loaded};
+pub use beside::{Beside, check};
 use verification::Verification;
 
 /// One call to the kernel moves no more: a cancel is heard, and the rest is hashed meanwhile.
@@ -46,83 +46,14 @@ pub enum Error {
     Corrupt { chunks: usize },
     #[error("the output {0} has no folder")]
     NoFolder(PathBuf),
+    #[error("the output {path} is {what}; give the name of a file, which is made or replaced")]
+    NoFile { path: PathBuf, what: &'static str },
+    #[error(
+        "the output {0} is open in a virtual machine that writes to it; stop that first, or write to another file"
+    )]
+    InUse(PathBuf),
     #[error("the export was cancelled")]
     Cancelled,
-}
-
-/// A file that becomes `output` when it is finished, and vanishes when it is not.
-#[derive(Debug)]
-pub struct Beside {
-    temporary: PathBuf,
-    output: PathBuf,
-    file: File,
-    finished: bool,
-}
-
-impl Beside {
-    pub fn create(output: &Path) -> Result<Self, Error> {
-        let folder = output.parent().ok_or_else(|| Error::NoFolder(output.to_owned()))?;
-        let name = output.file_name().ok_or_else(|| Error::NoFolder(output.to_owned()))?;
-        let unique = Uuid::new_v4().simple();
-        let temporary = folder.join(format!(".{}.{unique}.partial", name.to_string_lossy()));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).map_err(
-                |source| Error::Io { doing: "creating", path: temporary.clone(), source },
-            )?;
-        let this = Self { temporary, output: output.to_owned(), file, finished: false };
-        this.take_rights().map_err(this.error("keeping owner and mode of"))?;
-        Ok(this)
-    }
-
-    /// Those of the file that it is to replace: a hypervisor that has the old one has to read the
-    /// new one, and nobody else. A link is replaced itself.
-    fn take_rights(&self) -> io::Result<()> {
-        let found = match fs::symlink_metadata(&self.output) {
-            Ok(found) if found.is_file() => found,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => return Ok(()),
-        };
-        let own = self.file.metadata()?;
-        let differs = (own.uid(), own.gid()) != (found.uid(), found.gid());
-        // Who may not give files away, on a network share for instance, makes one as any other: of
-        // the old one's mode alone, whoever reads it could be shut out.
-        if differs && let Err(error) = fchown(&self.file, Some(found.uid()), Some(found.gid())) {
-            debug!(path = %self.output.display(), %error, "the owner of a replaced file is not kept");
-            return Ok(());
-        }
-        // Last, since another owner can cost a file some of its mode.
-        self.file.set_permissions(fs::Permissions::from_mode(found.mode() & 0o777))
-    }
-
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub fn error(&self, doing: &'static str) -> impl Fn(io::Error) -> Error + use<> {
-        let path = self.output.clone();
-        move |source| Error::Io { doing, path: path.clone(), source }
-    }
-
-    /// Syncs, and puts the file in place.
-    pub fn finish(mut self) -> Result<(), Error> {
-        let publish = || -> io::Result<()> {
-            self.file.sync_all()?;
-            fs::rename(&self.temporary, &self.output)?;
-            cache::sync_parent(&self.output)
-        };
-        publish().map_err(self.error("writing"))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing else can be done about it, and its name says what it is.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
 }
 
 /// Writes a complete disk entry as `target` to `output`. `progress` hears the share done, from 0
@@ -178,8 +109,8 @@ fn write(
 ) -> Result<(), Error> {
     let recipe = loaded.places.recipe();
     if target == Target::Raw && recipe.kind() == RecipeKind::Disk {
-        beside.file.set_len(recipe.length()).map_err(beside.error("sizing"))?;
-        return copy_runs(loaded, verification, &beside.file, progress, &beside.error("writing"));
+        beside.file().set_len(recipe.length()).map_err(beside.error("sizing"))?;
+        return copy_runs(loaded, verification, beside.file(), progress, &beside.error("writing"));
     }
     let refused = |source| match source {
         ExportError::Cancelled => Error::Cancelled,
@@ -191,7 +122,7 @@ fn write(
         verification.wait(offset, buffer.len() as u64)?;
         loaded.content.read_exact_at(buffer, offset)
     };
-    write_file(&export, &beside.file, &mut content, &mut |step| {
+    write_file(&export, beside.file(), &mut content, &mut |step| {
         progress(step.bytes_done as f64 / step.bytes_total.max(1) as f64)
     })
     .map_err(refused)
@@ -256,7 +187,8 @@ fn copy_step(
             length as usize,
         );
         match copied {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // Some file systems say so where they cannot, too; the read below knows the end.
+            Ok(0) => *in_kernel = false,
             Ok(moved) => return Ok(moved as u64),
             // Between file systems, or one that cannot: bytes then pass through here.
             Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {

@@ -101,7 +101,7 @@ pub async fn serve(
                 warn!(%name, %digest, error = why, "a blob is passed on and not kept");
                 let passed = passed::serve(&mirror, caller, &name, &digest, head, headers).await;
                 return passed.map_err(|error| match error {
-                    Error::Unavailable(nodes) => Error::NoSource(format!("{why}; {nodes}")),
+                    Error::NoSource(nodes) => Error::NoSource(format!("{why}; {nodes}")),
                     error => error,
                 });
             }

@@ -27,7 +27,7 @@ pub enum Error {
     Range { length: u64 },
     #[error("no node answers, and what is known here gives no right to this any more: {0}")]
     Unavailable(String),
-    #[error("the blob cannot be had for now: {0}")]
+    #[error("it cannot be had for now: {0}")]
     NoSource(String),
     #[error("this needs a login that may have it")]
     Unauthorized,

@@ -73,7 +73,12 @@ async fn find(
         Err(error) => error,
     };
     if !error.is_retryable() {
-        return Err(Error::UnknownManifest);
+        return Err(match error.is_not_found() {
+            true => Error::UnknownManifest,
+            // The node has something against this agent: a clock that is wrong, a removal. The log is
+            // to hear of it.
+            false => Error::NoSource(error.to_string()),
+        });
     }
     let known = match &pin {
         Pin::Tag(_) => fetcher.catalogue.find(&reference),

@@ -199,7 +199,7 @@ fn target(mirror: &Mirror, front: Front, request: &Request) -> Result<Target, Er
     let name = |text: &str| {
         let name = text.parse::<RepositoryName>().map_err(|_| Error::UnknownName)?;
         match front {
-            Front::Cluster => Ok(mirror.upstreams.meant(namespace, name)),
+            Front::Cluster => mirror.upstreams.meant(namespace, name).ok_or(Error::UnknownName),
             Front::Hub if namespace.is_some_and(|other| other != DOCKER_HUB) => {
                 Err(Error::UnknownName)
             }

@@ -42,7 +42,7 @@ pub async fn serve(
     let method = if head { Method::HEAD } else { Method::GET };
     let range = headers.get(header::RANGE);
     let opened = mirror.fetcher.nodes.open_for(method, &path, caller.authorization(), range).await;
-    let answer = opened.map_err(|error| Error::Unavailable(error.to_string()))?;
+    let answer = opened.map_err(|error| Error::NoSource(error.to_string()))?;
     let mut response = Response::builder().status(answer.status());
     match answer.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
@@ -60,7 +60,7 @@ pub async fn serve(
             return Err(Error::Range { length: length.unwrap_or(0) });
         }
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => return Err(Error::UnknownBlob),
-        status => return Err(Error::Unavailable(format!("a node answers {status}"))),
+        status => return Err(Error::NoSource(format!("a node answers {status}"))),
     }
     for name in [
         header::LOCATION,

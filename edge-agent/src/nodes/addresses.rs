@@ -1,5 +1,7 @@
 //! Where the nodes' peer ports are: the names in the present list, looked up again and again.
 //!
+//! Of a name's addresses, those count that the peer port can send to.
+//!
 //! Invariants: one task tells the swarm, so what is looked up last counts; a node that is still in
 //! the list and whose name leads nowhere for now stays where it was. Non-goal: who the nodes are;
 //! a node says so with the orders.
@@ -18,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::advertise::is_within_reach;
 use crate::blocking;
 use crate::enrolment::DataFolder;
 
@@ -32,19 +35,22 @@ type ByPeer = BTreeMap<PeerId, SocketAddr>;
 pub struct Addresses {
     swarm: Swarm,
     lists: watch::Receiver<Vec<NodeAddress>>,
+    /// What the peer port is bound to.
+    listen: SocketAddr,
     /// What the swarm was told last.
     told: ByPeer,
 }
 
 impl Addresses {
-    pub fn new(swarm: Swarm, lists: watch::Receiver<Vec<NodeAddress>>) -> Self {
-        Self { swarm, lists, told: ByPeer::new() }
+    /// `listen` is what the peer port is bound to.
+    pub fn new(swarm: Swarm, lists: watch::Receiver<Vec<NodeAddress>>, listen: SocketAddr) -> Self {
+        Self { swarm, lists, listen, told: ByPeer::new() }
     }
 
     /// Looks up the list of now, and tells the swarm where that comes to something else.
     pub async fn look_up(&mut self) {
         let list = self.lists.borrow().clone();
-        let found = found(&list, &self.told).await;
+        let found = found(&list, &self.told, self.listen).await;
         if found == self.told {
             return;
         }
@@ -84,10 +90,11 @@ pub fn members(nodes: &[NodeAddress]) -> Vec<String> {
 }
 
 /// Where each of `list` is. One that was at one of its addresses before is there still.
-async fn found(list: &[NodeAddress], before: &ByPeer) -> ByPeer {
-    let all = join_all(list.iter().map(|node| addresses(&node.peer_address))).await;
+async fn found(list: &[NodeAddress], before: &ByPeer, listen: SocketAddr) -> ByPeer {
+    let all = join_all(list.iter().map(|node| lookup(&node.peer_address))).await;
     let mut found = ByPeer::new();
-    for (node, addresses) in list.iter().zip(all) {
+    for (node, mut addresses) in list.iter().zip(all) {
+        addresses.retain(|address| is_within_reach(listen, *address));
         if addresses.is_empty() {
             warn!(node = %node.id, address = node.peer_address, "a node's address leads nowhere");
         }
@@ -98,7 +105,8 @@ async fn found(list: &[NodeAddress], before: &ByPeer) -> ByPeer {
     found
 }
 
-async fn addresses(name: &str) -> Vec<SocketAddr> {
+/// All addresses of HOST:PORT; none where it leads nowhere, or nobody says so in time.
+pub(crate) async fn lookup(name: &str) -> Vec<SocketAddr> {
     match timeout(LOOKUP_TIMEOUT, lookup_host(name)).await {
         Ok(Ok(found)) => found.collect(),
         _ => Vec::new(),
@@ -136,11 +144,17 @@ mod tests {
         let before = by_peer(&[(1, "127.0.0.1:1"), (2, "127.0.0.1:2"), (9, "127.0.0.1:9")]);
         // Without a port, a name leads nowhere at once.
         let list = [node(1, "127.0.0.1:11"), node(2, "nowhere"), node(3, "nowhere")];
-        let found_now = found(&list, &before).await;
+        let listen = "0.0.0.0:5002".parse().unwrap();
+        let found_now = found(&list, &before, listen).await;
         assert_eq!(found_now, by_peer(&[(1, "127.0.0.1:11"), (2, "127.0.0.1:2")]));
         // The name of the third leads somewhere when it is looked up again.
         let list = [node(1, "127.0.0.1:11"), node(2, "nowhere"), node(3, "127.0.0.1:3")];
         let all = by_peer(&[(1, "127.0.0.1:11"), (2, "127.0.0.1:2"), (3, "127.0.0.1:3")]);
-        assert_eq!(found(&list, &found_now).await, all);
+        assert_eq!(found(&list, &found_now, listen).await, all);
+        // What the port cannot send to is no address of a node's.
+        let list = [node(1, "[::1]:11")];
+        assert_eq!(found(&list, &ByPeer::new(), listen).await, ByPeer::new());
+        let both = found(&list, &ByPeer::new(), "[::]:5002".parse().unwrap()).await;
+        assert_eq!(both, by_peer(&[(1, "[::1]:11")]));
     }
 }

@@ -44,6 +44,9 @@ const ROUNDS_DEADLINE: Duration = Duration::from_secs(12);
 const ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// A resolution carries manifests, each at most 4 MiB and base64.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// What a node says of a refusal is read so far, and waited for so long.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Nodes kept in the list; a cluster has five at most.
 const NODES_MAX: usize = 32;
 
@@ -275,7 +278,7 @@ impl NodeClient {
                     self.prefer(&url);
                     return Ok(answer);
                 }
-                Ok(Ok(answer)) => last = refusal(&url, answer.status(), b""),
+                Ok(Ok(answer)) => last = refused(&url, answer).await,
                 Ok(Err(error)) => last = Error::Unreachable { url, message: chain(&error) },
                 Err(_) => {
                     let message = "it takes too long".to_owned();
@@ -415,14 +418,38 @@ async fn answer<T: DeserializeOwned>(
         .map_err(|error| Error::Answer { url: url.to_owned(), message: error.to_string() })
 }
 
-pub(crate) fn refusal(url: &str, status: StatusCode, body: &[u8]) -> Error {
-    let problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem {
+/// What a node says instead, as far as it says so within bounds of time and length.
+pub(crate) async fn refused(url: &str, mut response: reqwest::Response) -> Error {
+    let (status, mut body) = (response.status(), Vec::new());
+    let read = async {
+        while let Ok(Some(part)) = response.chunk().await
+            && body.len() + part.len() <= REFUSAL_BYTES_MAX
+        {
+            body.extend_from_slice(&part);
+        }
+    };
+    // What came in time may do.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, read).await;
+    refusal(url, status, &body)
+}
+
+fn refusal(url: &str, status: StatusCode, body: &[u8]) -> Error {
+    let nothing = || Problem {
         code: "unknown".into(),
         message: status.canonical_reason().unwrap_or("no reason given").to_owned(),
         request_id: None,
         quota: None,
-    });
+    };
+    let problem = serde_json::from_slice(body).ok().or_else(|| of_registry(body));
+    let problem = problem.unwrap_or_else(nothing);
     Error::Refused { url: url.to_owned(), status: status.as_u16(), problem }
+}
+
+/// The same of an answer below `/v2` (distribution-spec, "Errors").
+fn of_registry(body: &[u8]) -> Option<Problem> {
+    let said: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let text = |key: &str| Some(said["errors"][0][key].as_str()?.to_owned());
+    Some(Problem { code: text("code")?, message: text("message")?, request_id: None, quota: None })
 }
 
 /// The error with its causes: reqwest's own text leaves out what happened.
@@ -434,4 +461,22 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_why_whichever_api_it_is_of() {
+        let said = |body: &str| refusal("u", StatusCode::BAD_GATEWAY, body.as_bytes()).to_string();
+        let api = said(r#"{"code":"disk_full","message":"it is full"}"#);
+        assert_eq!(api, "u refused (502, disk_full): it is full");
+        let registry =
+            said(r#"{"errors":[{"code":"UNAVAILABLE","message":"away","detail":null}]}"#);
+        assert_eq!(registry, "u refused (502, UNAVAILABLE): away");
+        for nothing in ["", "<html>", "{\"errors\":[]}"] {
+            assert_eq!(said(nothing), "u refused (502, unknown): Bad Gateway", "{nothing}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use shoal_api::OrderMessage;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Error, NodeClient, chain, refusal};
+use super::{Error, NodeClient, chain, refused};
 
 /// A node sends a ping every 10 s at least.
 const SILENCE_MAX: Duration = Duration::from_secs(25);
@@ -73,10 +73,8 @@ async fn stream(
         Ok(Err(error)) => return Err((unreachable(chain(&error)), false)),
         Ok(Ok(response)) => response,
     };
-    let status = response.status();
-    if !status.is_success() {
-        let body = response.bytes().await.unwrap_or_default();
-        let error = refusal(url, status, &body);
+    if !response.status().is_success() {
+        let error = refused(url, response).await;
         warn!(%url, %error, "the node refuses the order stream");
         return Err((error, false));
     }

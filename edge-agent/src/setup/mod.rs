@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use shoal_content::ProjectName;
 use thiserror::Error;
 
 use crate::config::Config;
@@ -73,6 +74,8 @@ pub enum Error {
     OldMirrors { path: PathBuf, key: String },
     #[error("{0} was changed since it was set up; take back what was changed, or edit it by hand")]
     Changed(PathBuf),
+    #[error("{path} leads out of {root}, so it is none of that image's files")]
+    Outside { path: PathBuf, root: PathBuf },
     #[error("{0} is no text, and is left alone")]
     NoText(PathBuf),
     #[error("{doing} {path} failed")]
@@ -139,9 +142,10 @@ impl Facts {
     }
 
     /// The hosts of other registries by which engines pull, each with the registry. What cannot be
-    /// a host's name is left out: it becomes part of files.
+    /// a host's name, or a project's, is left out: it becomes part of files.
     fn upstream_hosts(&self) -> impl Iterator<Item = (&str, &Upstream)> {
-        let all = self.upstreams.iter();
+        let is_sound = |upstream: &&Upstream| upstream.name.parse::<ProjectName>().is_ok();
+        let all = self.upstreams.iter().filter(is_sound);
         let hosts = all.flat_map(|upstream| upstream.hosts().map(move |host| (host, upstream)));
         hosts.filter(|(host, _)| registry(host).is_ok())
     }
@@ -160,10 +164,20 @@ impl Facts {
         Ok(plan)
     }
 
-    /// The folder `certs.d/HOST:PORT` of docker and podman, with the cluster's authority.
+    /// The folder `certs.d/HOST:PORT` of docker and podman, with the cluster's authority. Who is trusted
+    /// there already still is: a node may show clients a certificate of the operator's.
     fn trust(&self, folder: &str, plan: &mut Plan) -> Result<(), Error> {
+        let ours = &self.authority;
         for registry in &self.registries {
-            plan.write(&format!("{folder}/{registry}/ca.crt"), |_| Ok(self.authority.clone()))?;
+            plan.write(&format!("{folder}/{registry}/ca.crt"), |before| {
+                Ok(match before {
+                    Some(before) if before.contains(ours.trim_end()) => before.to_owned(),
+                    Some(before) if !before.trim_end().is_empty() => {
+                        format!("{}\n{ours}", before.trim_end())
+                    }
+                    _ => ours.clone(),
+                })
+            })?;
         }
         Ok(())
     }

@@ -61,10 +61,24 @@ impl Plan {
         after: impl FnOnce(Option<&str>) -> Result<String, Error>,
     ) -> Result<(), Error> {
         let path = followed(self.path(absolute))?;
+        self.check_inside(&path)?;
         let before = read(&path)?;
         let after = after(before.as_deref())?;
         self.changes.push(Change { path, before, after });
         Ok(())
+    }
+
+    /// Of an image that is being prepared, a link can lead to files of this host.
+    fn check_inside(&self, path: &Path) -> Result<(), Error> {
+        if self.root == Path::new("/") || !self.root.exists() {
+            return Ok(());
+        }
+        let real = |path: &Path| fs::canonicalize(path).map_err(Error::io("looking at", path));
+        let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
+        match real(there)?.starts_with(real(&self.root)?) {
+            true => Ok(()),
+            false => Err(Error::Outside { path: path.to_owned(), root: self.root.clone() }),
+        }
     }
 
     /// Adds a file that is all ours, as its beginning `made` says. One that somebody else wrote is

@@ -25,6 +25,7 @@ fn upstream(name: &str, aliases: &[&str]) -> Upstream {
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         url: None,
         public: true,
+        gone: false,
     }
 }
 
@@ -155,6 +156,20 @@ fn a_link_stays_one_and_its_file_keeps_its_owner_and_its_mode() {
 }
 
 #[test]
+fn no_link_leads_out_of_an_image_that_is_being_prepared() {
+    let (root, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(host.path(), "docker/daemon.json", "{}\n");
+    fs::create_dir_all(root.path().join("etc/docker")).unwrap();
+    let (file, folder) = (host.path().join("docker/daemon.json"), host.path().join("docker"));
+    symlink(file, root.path().join("etc/docker/daemon.json")).unwrap();
+    symlink(folder, root.path().join("etc/containers")).unwrap();
+    for engine in [Engine::Docker, Engine::Podman] {
+        let refused = facts().plan(engine, root.path());
+        assert!(matches!(refused, Err(Error::Outside { .. })), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_somebody_changed_since_is_left_alone() {
     let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     facts().plan(Engine::Podman, root.path()).unwrap().carry_out(data.path()).unwrap();
@@ -198,6 +213,53 @@ fn containerd_keeps_what_its_configuration_says_besides() {
     assert!(matches!(config(&old), Err(Error::OldMirrors { .. })));
     assert!(matches!(config("version = "), Err(Error::Malformed { .. })));
     assert!(matches!(config("[plugins.cri]\n"), Err(Error::Malformed { .. })));
+    assert!(matches!(config("version = 1\n[plugins.cri]\n"), Err(Error::Malformed { .. })));
+    assert!(matches!(config("disabled_plugins = [\"zfs\"]\n"), Err(Error::Malformed { .. })));
+    // As Docker's package has it: with version = 2 containerd would not start any more.
+    let docker = "# Docker's\ndisabled_plugins = [\"cri\"]\n";
+    assert_eq!(config(docker).unwrap(), docker);
+    assert!(root.path().join("etc/containerd/certs.d/10.0.0.1:5000/hosts.toml").exists());
+    let plan = facts().plan(Engine::Containerd, root.path()).unwrap();
+    assert!(plan.advice.iter().any(|text| text.contains("switches CRI off")), "{:?}", plan.advice);
+}
+
+#[test]
+fn what_others_have_said_of_a_registry_still_counts() {
+    let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
+    put(root.path(), "etc/docker/certs.d/10.0.0.1:5000/ca.crt", "operator's");
+    put(root.path(), "etc/docker/certs.d/10.0.0.1:5000/hosts.toml", "# with a header\n");
+    put(
+        root.path(),
+        "etc/containers/registries.conf",
+        "[[registry]]\nlocation = \"docker.io\"\nblocked = true\n",
+    );
+    put(
+        root.path(),
+        "etc/containers/registries.conf.d/60-mine.conf",
+        "registry = [{ prefix = \"images.example\", location = \"elsewhere.example\" }]\n",
+    );
+    put(root.path(), "etc/containers/registries.conf.d/70-not-toml.conf", "[[");
+    let before = files(root.path());
+    for _ in 0..2 {
+        for engine in [Engine::Docker, Engine::Podman] {
+            facts().plan(engine, root.path()).unwrap().carry_out(data.path()).unwrap();
+        }
+        let trusted = read("etc/docker/certs.d/10.0.0.1:5000/ca.crt");
+        assert_eq!(trusted, "operator's\n-----BEGIN CERTIFICATE-----\n");
+        assert_eq!(read("etc/docker/certs.d/10.0.0.1:5000/hosts.toml"), "# with a header\n");
+        let drop_in = read("etc/containers/registries.conf.d/50-shoal.conf");
+        assert!(drop_in.contains("prefix = \"10.0.0.1:5000\""), "{drop_in}");
+        for other in ["docker.io", "images.example"] {
+            assert!(!drop_in.contains(&format!("prefix = \"{other}\"")), "{drop_in}");
+        }
+    }
+    let plan = facts().plan(Engine::Podman, root.path()).unwrap();
+    assert!(plan.advice.iter().any(|text| text.contains("[[registry]] for docker.io")));
+    for engine in [Engine::Docker, Engine::Podman] {
+        Undo::read(data.path(), engine).unwrap().unwrap().carry_out().unwrap();
+    }
+    assert_eq!(files(root.path()), before);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use super::flight::{Progress, Writer};
-use super::{AbsentKey, Error, Upstream, Upstreams};
+use super::{AbsentKey, Error, SPOILT_MAX, Upstream, Upstreams};
 use crate::http::problem::chain;
 use crate::registry::{BlobWriter, Publication, publish};
 use crate::state::App;
@@ -60,7 +60,7 @@ impl Upstreams {
         forwarded: bool,
     ) -> Result<Pieces, Error> {
         upstream.path(&wanted.repository)?;
-        if let Some(error) = upstream.absent.get(&wanted.pin()).filter(Error::is_settled) {
+        if let Some(error) = upstream.refusal(&wanted) {
             return Err(error);
         }
         let keeper = self.keeper(app, &wanted.digest).filter(|_| !forwarded);
@@ -160,8 +160,9 @@ impl Upstreams {
             }
         }
         if !blob.has_digest(&wanted.digest) {
-            return Err(upstream.odd(format!("{} has other content", wanted.digest)));
+            return Err(upstream.spoils(wanted, "other content"));
         }
+        upstream.spoilt.invalidate(&wanted.pin());
         writer.publish(wanted.size);
         // From here on it is this cluster's to fail; who reads has all there is.
         match keep(app, upstream, wanted, blob).await {
@@ -177,6 +178,26 @@ impl Upstreams {
 }
 
 impl Upstream {
+    /// What is remembered of the blob that makes it no use to ask for it now.
+    fn refusal(&self, wanted: &Wanted) -> Option<Error> {
+        let pin = wanted.pin();
+        let absent = self.absent.get(&pin).filter(Error::is_settled);
+        absent.or_else(|| {
+            let (times, error) = self.spoilt.get(&pin)?;
+            (times >= SPOILT_MAX).then_some(error)
+        })
+    }
+
+    /// The blob came and is something else; noted.
+    fn spoils(&self, wanted: &Wanted, what: &str) -> Error {
+        let why = format!("{} has {what}", wanted.digest);
+        let error = Error::Content { name: self.name.to_string(), why };
+        self.standing.note(Err(&error));
+        let times = self.spoilt.get(&wanted.pin()).map_or(0, |(times, _)| times) + 1;
+        self.spoilt.insert(wanted.pin(), (times, error.clone()));
+        error
+    }
+
     async fn open(&self, wanted: &Wanted, from: u64) -> Result<Response, Error> {
         let mut headers = HeaderMap::new();
         if from > 0
@@ -295,8 +316,7 @@ async fn take(
         let offset = blob.offset();
         let end = offset + piece.len() as u64;
         if end > wanted.size {
-            let why = format!("{} is longer than its manifest says", wanted.digest);
-            return Err(upstream.odd(why));
+            return Err(upstream.spoils(wanted, "more than its manifest says"));
         }
         writer.write(offset, piece.clone()).await?;
         blob.write(piece).await?;

@@ -26,6 +26,9 @@ pub enum Error {
     Login { name: String, why: String },
     #[error("{name} answers something odd: {why}")]
     Odd { name: String, why: String },
+    /// All of it came, or more than all.
+    #[error("{name} sends something else: {why}")]
+    Content { name: String, why: String },
     #[error("{0} is not among what may be pulled from there ([upstreams] allow)")]
     Forbidden(String),
     #[error("there is nothing for {wanted} in it, but for {named}")]
@@ -61,7 +64,7 @@ impl Error {
             Self::Limited { .. } => "limited",
             Self::Away { .. } => "away",
             Self::Login { .. } => "login",
-            Self::Odd { .. } => "odd",
+            Self::Odd { .. } | Self::Content { .. } => "odd",
             Self::Forbidden(_) | Self::Platform { .. } | Self::Busy(_) => "refused",
             Self::Unkept { .. } | Self::Here(_) => "here",
         }
@@ -95,7 +98,7 @@ impl From<Error> for RegistryError {
             Error::Away { .. } | Error::Busy(_) | Error::Unkept { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", text)
             }
-            Error::Login { .. } | Error::Odd { .. } => {
+            Error::Login { .. } | Error::Odd { .. } | Error::Content { .. } => {
                 Self::new(StatusCode::BAD_GATEWAY, "UNAVAILABLE", text)
             }
             Error::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "DENIED", text),

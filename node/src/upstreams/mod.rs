@@ -58,6 +58,10 @@ const TAGS_MAX: u64 = 20_000;
 /// What an upstream was found not to have is remembered so long, and so much of it.
 const ABSENT_TTL: Duration = Duration::from_secs(30);
 const ABSENT_MAX: u64 = 10_000;
+/// A blob that came as something else so often in a row is not asked for again for a while: each time
+/// costs all of its bytes, and clients ask on and on. Once may be a line that spoils what it carries.
+const SPOILT_MAX: u32 = 2;
+const SPOILT_TTL: Duration = Duration::from_secs(300);
 /// Who asks for a manifest that just came is behind by less.
 const FETCHED_TTL: Duration = Duration::from_secs(2);
 /// Who asks what an image lacks is behind by less.
@@ -96,6 +100,8 @@ pub struct Upstream {
     /// Single flight, mainly.
     fetched: Cache<(RepositoryName, Digest), ()>,
     absent: moka::sync::Cache<AbsentKey, Error>,
+    /// Blobs that came as something else: how often in a row, and what was wrong the last time.
+    spoilt: moka::sync::Cache<AbsentKey, (u32, Error)>,
     /// What of an image was not here a moment ago: of many hosts that wait for it one looks.
     lacking: Cache<LackingKey, Lacking>,
 }
@@ -150,6 +156,10 @@ impl Upstreams {
                 absent: moka::sync::Cache::builder()
                     .max_capacity(ABSENT_MAX)
                     .time_to_live(ABSENT_TTL)
+                    .build(),
+                spoilt: moka::sync::Cache::builder()
+                    .max_capacity(ABSENT_MAX)
+                    .time_to_live(SPOILT_TTL)
                     .build(),
                 lacking: Cache::builder().max_capacity(TAGS_MAX).time_to_live(LACKING_TTL).build(),
             };

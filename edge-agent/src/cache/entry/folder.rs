@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -91,6 +92,7 @@ impl Entry {
         };
         let entry = Self::assemble(folder, id, slot, replay, None, used);
         entry.state.lock().pinned = folder.join(PIN_FILE).exists();
+        entry.count_more(entry.disk_bytes());
         Ok(entry)
     }
 
@@ -125,6 +127,7 @@ impl Entry {
             state: Mutex::new(state),
             checkpoint: Mutex::new(()),
             changes: watch::Sender::new(0),
+            counted: AtomicU64::new(0),
         }
     }
 
@@ -162,6 +165,10 @@ impl Entry {
         Ok(loaded)
     }
 
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.lock().is_some()
+    }
+
     /// Chunks of the loaded recipe, 0 where nothing is loaded or it is in use.
     pub fn unloadable_chunks(&self) -> usize {
         let slot = self.loaded.lock();
@@ -188,7 +195,9 @@ impl Entry {
     pub fn save_used(&self) -> Result<(), Error> {
         let used = {
             let state = self.state.lock();
-            let since = state.used.duration_since(state.used_saved).unwrap_or_default();
+            // The clock may have been set back.
+            let since = state.used.duration_since(state.used_saved);
+            let since = since.unwrap_or_else(|error| error.duration());
             if state.removed || since.as_secs() < USED_GRAIN_SECS {
                 return Ok(());
             }

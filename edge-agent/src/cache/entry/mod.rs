@@ -17,6 +17,7 @@ mod writing;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -75,6 +76,8 @@ pub struct Entry {
     checkpoint: Mutex<()>,
     /// Counts changes of `held`, for those who wait for a chunk.
     changes: watch::Sender<u64>,
+    /// What the cache counts for it, in bytes.
+    counted: AtomicU64,
 }
 
 impl Entry {
@@ -110,6 +113,31 @@ impl Entry {
 
     pub fn has_doubtful(&self) -> bool {
         !self.state.lock().doubtful.is_empty()
+    }
+
+    pub(in crate::cache) fn is_removed(&self) -> bool {
+        self.state.lock().removed
+    }
+
+    /// What the cache counts for it, in bytes.
+    pub fn counted_bytes(&self) -> u64 {
+        self.counted.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::cache) fn count_more(&self, bytes: u64) {
+        self.counted.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives how many of `bytes` were counted.
+    pub(in crate::cache) fn count_less(&self, bytes: u64) -> u64 {
+        let less = |counted: u64| Some(counted.saturating_sub(bytes));
+        let before = self.counted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        before.unwrap_or(0).min(bytes)
+    }
+
+    /// Gives what was counted before.
+    pub(in crate::cache) fn count_anew(&self, bytes: u64) -> u64 {
+        self.counted.swap(bytes, Ordering::Relaxed)
     }
 
     pub fn contains(&self, index: u32) -> bool {

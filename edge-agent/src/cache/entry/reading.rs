@@ -27,12 +27,13 @@ impl Entry {
             return Ok(0);
         }
         let loaded = self.load()?;
-        let mut good = Vec::new();
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
         for index in doubtful.iter() {
             go_on()?;
             // Every place of it, since an export copies from each.
-            if self.read_verified(&loaded, index, usize::MAX)?.is_some() {
-                good.push(index);
+            match self.read_verified(&loaded, index, usize::MAX)? {
+                Some(_) => good.push(index),
+                None => bad.push(index),
             }
         }
         if !good.is_empty() {
@@ -47,9 +48,12 @@ impl Entry {
         }
         state.doubtful = Held::empty(doubtful.count());
         state.stale = true;
+        for index in &bad {
+            self.release(&state, &loaded, *index);
+        }
         drop(state);
         self.bump();
-        Ok(doubtful.len() - good.len() as u32)
+        Ok(bad.len() as u32)
     }
 
     /// The content of chunk `index`; `None` where it is not held, or was and did not check.

@@ -109,7 +109,7 @@ impl Entry {
 
     /// Gives the blocks of a chunk that is not held back to the file system, where that can; where
     /// not, the next write of the chunk uses them.
-    fn release(&self, state: &State, loaded: &Loaded, index: u32) {
+    pub(super) fn release(&self, state: &State, loaded: &Loaded, index: u32) {
         if state.held.contains(index) || state.writing.contains(&index) {
             return;
         }

@@ -301,7 +301,7 @@ async fn a_manifest_that_is_none_is_refused_soon_with_a_reason_and_within_bounds
 async fn a_blob_that_is_none_is_cut_off_soon_and_leaves_nothing() -> Result<()> {
     // With what is said of it, where that is before the first byte, and the requests it may cost.
     let table = [
-        ("blob-endless", None, "longer than its manifest says", 1),
+        ("blob-endless", None, "more than its manifest says", 1),
         ("blob-long", Some(StatusCode::BAD_GATEWAY), "not as long as its manifest says", 1),
         ("blob-drips", None, "too slowly", 4),
         ("blob-stalls", None, "", 4),

@@ -329,6 +329,24 @@ async fn what_is_not_what_it_is_called_is_refused_and_not_kept() -> Result<()> {
     let ranges = ranges.iter().filter_map(|seen| seen.headers.get("range"));
     ensure!(ranges.count() >= 1, "what broke off was not asked for from where it was");
 
+    // What is always something else costs the upstream two fetches, however many ask.
+    let never = layer(50);
+    push_image(&origin, "team/never", "v1", &never).await?;
+    let manifest = anonymous(&node, "origin.example/team/never/manifests/v1").await?;
+    expect(&manifest, StatusCode::OK)?;
+    tap.blobs(Blobs::Bend);
+    let path = format!("origin.example/team/never/blobs/{}", sha256(&never));
+    for _ in 0..2 {
+        let answer = anonymous(&node, &path).await?;
+        ensure!(answer.bytes().await.is_err(), "a layer with another digest was given whole");
+    }
+    for _ in 0..5 {
+        let refused = anonymous(&node, &path).await?;
+        expect(&refused, StatusCode::BAD_GATEWAY)?;
+        ensure!(refused.text().await?.contains("other content"), "it does not say why");
+    }
+    ensure!(tap.fetches(&sha256(&never)) == 2, "{:?}", tap.seen(&Method::GET, &sha256(&never)));
+
     push_image(&origin, "team/app", "v2", b"other").await?;
     tap.bend_manifests();
     let bent = anonymous(&node, "origin.example/team/app/manifests/v2").await?;

@@ -125,6 +125,7 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::HandOverObjects { .. }
         | Command::DestroyDataKeys { .. }
         | Command::SealSecrets { .. }
+        | Command::StepAuthority(_)
         | Command::NoteMasterKeys { .. }
         | Command::ExpelAgent { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that

@@ -382,6 +382,13 @@ fn catalog_samples() -> Vec<Command> {
             )]
             .into(),
         },
+        Command::StepAuthority(AuthorityStep::Announce {
+            newest: 300,
+            certificate: "c".into(),
+            vouched: "v".into(),
+            key: Secret(vec![1, 2]),
+            hurried: true,
+        }),
     ]
 }
 

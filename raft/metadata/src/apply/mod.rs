@@ -8,6 +8,7 @@
 mod acme;
 mod ancestry;
 mod audit;
+mod authority;
 mod awaited;
 mod blob;
 mod catalog;
@@ -347,6 +348,7 @@ impl<R: Read> Step<'_, R> {
             }
             Command::NoteMasterKeys { node, masters } => self.note_master_keys(node, &masters),
             Command::SealSecrets { secrets } => self.seal_secrets(secrets),
+            Command::StepAuthority(step) => self.step_authority(step),
         }
     }
 }

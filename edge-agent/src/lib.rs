@@ -8,6 +8,7 @@
 //! Invariant: this crate knows nothing of Raft or of the metadata; what it must know of an image a
 //! node tells it, with a ticket for each recipe.
 
+mod authority;
 pub mod cache;
 pub mod catalogue;
 mod certificate;

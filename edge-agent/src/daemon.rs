@@ -38,7 +38,9 @@ use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::addresses::{Addresses, members};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{advertise, blocking, certificate, limits, offers, status, ticket_keys};
+use crate::{
+    advertise, authority, blocking, certificate, limits, offers, status, ticket_keys,
+};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
@@ -300,10 +302,14 @@ impl Parts {
         tasks.spawn(addresses.follow(self.folder.clone()));
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
-        tasks.spawn(self.deployments.clone().serve(orders, self.on_news()));
-        let (swarm, client) = (self.swarm.clone(), self.client.clone());
-        let (folder, enrolment) = (self.folder.clone(), self.enrolment.clone());
-        tasks.spawn(certificate::keep(swarm, client, folder, enrolment));
+        let authority = authority::Keeper::new(
+            self.swarm.clone(),
+            self.client.clone(),
+            self.folder.clone(),
+            self.enrolment.clone(),
+        );
+        tasks.spawn(self.deployments.clone().serve(orders, self.on_news(authority.clone())));
+        tasks.spawn(certificate::keep(self.swarm.clone(), self.client.clone(), authority));
         let (swarm, shown) = (self.swarm.clone(), self.limits_shown.clone());
         tasks.spawn(limits::keep(swarm, self.limit_settings.clone(), shown));
     }
@@ -329,13 +335,16 @@ impl Parts {
     }
 
     /// Spreads what is new to all that use it, and keeps it.
-    fn on_news(&self) -> ClusterChanged {
+    fn on_news(&self, authority: authority::Keeper) -> ClusterChanged {
         let keys = ticket_keys::Keeper::new(self.swarm.clone(), self.folder.clone());
         let (client, swarm, folder) =
             (self.client.clone(), self.swarm.clone(), self.folder.clone());
         let (downloads, nodes) = (self.fetcher.downloads.clone(), self.nodes.clone());
         Box::new(move |news| {
-            let ClusterNews { nodes: list, ticket_keys, expelled } = news;
+            let ClusterNews { nodes: list, ticket_keys, expelled, authorities } = news;
+            if let Some(authorities) = authorities {
+                authority.take(authorities);
+            }
             keys.take(ticket_keys);
             if let Some(expelled) = expelled {
                 expel(&swarm, &folder, expelled.into_iter().collect());

@@ -61,7 +61,9 @@ pub struct Enrolment {
     pub name: String,
     pub zone: Zone,
     pub role: Role,
+    /// With what leads to it from older authorities behind it.
     pub certificate_pem: String,
+    /// The authorities that are believed.
     pub authority_pem: String,
     /// Ed25519, hexadecimal: checks tickets.
     pub ticket_public_key: String,

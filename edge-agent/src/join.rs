@@ -65,7 +65,8 @@ pub async fn join(
         zone: config.agent.zone.clone(),
         role: config.agent.role,
         certificate_pem: response.certificate_pem,
-        authority_pem: response.authority_pem,
+        // While one authority takes the place of another, there are more than the token names, or others.
+        authority_pem: response.believed_pem.unwrap_or(response.authority_pem),
         ticket_public_key: response.ticket_public_key,
         network_key: response.network_key,
     };

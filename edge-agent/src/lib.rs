@@ -9,6 +9,7 @@
 //! node tells it, with a ticket for each recipe.
 
 mod advertise;
+mod authority;
 pub mod cache;
 pub mod catalogue;
 mod certificate;

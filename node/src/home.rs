@@ -167,12 +167,27 @@ impl Home {
     /// # Errors
     /// Where a certificate is missing.
     pub fn credentials(&self) -> Result<Credentials, Error> {
-        let read = |name: &str| {
-            let path = self.folder.join(name);
-            fs::read_to_string(&path).map_err(|source| Error::File { path, source })
-        };
-        let (certificate, authority) = (read("node.pem")?, read("ca.pem")?);
-        Ok(Credentials::new(Arc::clone(&self.key), &certificate, authority)?)
+        let path = self.folder.join("node.pem");
+        let certificate =
+            fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;
+        Ok(Credentials::new(Arc::clone(&self.key), &certificate, self.authorities()?)?)
+    }
+
+    /// The authorities that are believed, PEM.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn authorities(&self) -> Result<String, Error> {
+        let path = self.folder.join("ca.pem");
+        fs::read_to_string(&path).map_err(|source| Error::File { path, source })
+    }
+
+    /// Keeps other ones.
+    ///
+    /// # Errors
+    /// As [`Self::save_certificates`].
+    pub fn save_authorities(&self, pem: &str) -> Result<(), Error> {
+        self.save("ca.pem", pem.as_bytes())
     }
 
     /// Keeps the certificates. The membership follows when the cluster knows of it.
@@ -185,7 +200,7 @@ impl Home {
         authority_pem: &str,
     ) -> Result<(), Error> {
         self.save("node.pem", certificate_pem.as_bytes())?;
-        self.save("ca.pem", authority_pem.as_bytes())
+        self.save_authorities(authority_pem)
     }
 
     /// The first step of a restore, which removes the marker in the end.

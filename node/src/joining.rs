@@ -83,7 +83,9 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
     if !pin.names(&joined.authority_pem) {
         return Err(Error::Authority { url });
     }
-    home.save_certificates(&joined.certificate_pem, &joined.authority_pem)?;
+    // While one authority takes the place of another, there are more than the token names, or others.
+    let believed = joined.believed_pem.as_ref().unwrap_or(&joined.authority_pem);
+    home.save_certificates(&joined.certificate_pem, believed)?;
     let (cluster, lineage) = (joined.cluster, joined.lineage);
     let member = Member { cluster, node: joined.id.number(), lineage };
     home.save_member(&member)?;

@@ -5,6 +5,7 @@
 mod acme;
 pub mod api;
 pub mod audit;
+mod authorities;
 pub mod backup;
 pub mod clock;
 pub mod collection;

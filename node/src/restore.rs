@@ -38,12 +38,12 @@ use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
+use crate::authorities::{self, Held};
 use crate::clock::now;
 use crate::config::Config;
 use crate::encryption::{self, Vault};
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
-use crate::state::{KeysError, authority};
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
 use crate::verification::look;
 
@@ -77,7 +77,7 @@ pub enum Error {
     #[error("{0} is there already; restore into an empty data_dir")]
     NotEmpty(PathBuf),
     #[error(transparent)]
-    Keys(#[from] KeysError),
+    Authorities(#[from] authorities::Error),
     #[error("keys or certificates cannot be used")]
     Identity(#[from] shoal_p2p::identity::Error),
     #[error("the metadata could not be written")]
@@ -188,7 +188,7 @@ fn table(file: &Path, number: u8) -> Result<Table, Error> {
 
 /// Writes the rows that come along; gives nothing that can be started yet.
 ///
-/// Of those that say how objects are sealed there is a copy.
+/// Of those that say how objects are sealed there is a copy, and of the cluster's own.
 fn write_rows(file: &Path, directory: &Path) -> Result<(Restoring, Memory), Error> {
     let mut restoring = Restoring::begin(directory)?;
     let mut keys = Memory::default();
@@ -198,7 +198,8 @@ fn write_rows(file: &Path, directory: &Path) -> Result<(Restoring, Memory), Erro
         let Frame::Rows(rows) = frame else { continue };
         for row in rows {
             let table = table(file, row.table)?;
-            if matches!(table, Table::DataKeys | Table::OwnerDataKeys | Table::HandedKeys) {
+            let opens = matches!(table, Table::DataKeys | Table::OwnerDataKeys | Table::HandedKeys);
+            if opens || table == Table::Cluster {
                 keys.commit([((table, row.key.to_vec()), Some(row.row.to_vec()))].into());
             }
             match carry(table, row.key, row.row)? {
@@ -289,7 +290,7 @@ pub async fn restore(
     let seals = config.encryption.seal;
     let vault = Vault::new(masters.clone(), seals);
     vault.unlock_with(Query::new(&sealed).first_cluster_key()?).await?;
-    let authority = authority(&sound.cluster, &vault)?;
+    let authorities = Held::read(Query::new(&sealed), &vault)?.ok_or(authorities::Error::None)?;
     let start = |what| move |error| Error::Start { what, reason: format!("{error:#}") };
     let store = open_store(&home).await.map_err(start("storage"))?;
     let store = encryption::restored(masters, seals, sealed, store).await?;
@@ -304,8 +305,8 @@ pub async fn restore(
         node: sound.node.number(),
         lineage: Some(Uuid::new_v4().simple().to_string()),
     };
-    let certificate = authority.issue(&home.key().csr_pem()?, Role::Node)?;
-    home.save_certificates(&certificate, authority.certificate_pem())?;
+    let certificate = authorities.issue(&home.key().csr_pem()?, Role::Node)?;
+    home.save_certificates(&certificate, &authorities.believed_pem())?;
     let (node, address, index) = (sound.node, config.raft_address(), sound.head.index);
     blocking(move || Ok(restoring.finish(node, &address, index)?)).await?;
     let failed = |source| Error::File { path: raft_folder.clone(), source };

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::acme::{self, Acme};
 use crate::api::{Services, Upkeep};
 use crate::audit::Audit;
+use crate::authorities::{self, Authorities};
 use crate::collection::{Collector, Timing};
 use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
@@ -263,6 +264,7 @@ impl Server {
             }
         };
         let certificates = Certificates::load(&config, &keys)?;
+        let authorities = keys.authorities.clone();
         registry.register_collector(Box::new(certificates.clone()));
         let seconds = |seconds| Duration::from_secs(seconds);
         let timing = Timing::new(
@@ -286,7 +288,8 @@ impl Server {
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
         let audit = Audit::new(raft.clone(), id, Arc::clone(&store), &config.audit, &mut registry);
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
-        let services = Services::new(&raft, &store, id, &keys, key, upkeep)?;
+        let trust = credentials.trust();
+        let services = Services::new(&raft, &store, id, &keys, (key, trust), upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
@@ -299,8 +302,9 @@ impl Server {
         let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
         *begun_swarm = Some(swarm.clone());
         let renewing = certificates.clone();
-        let (group, opener) = (raft.clone(), vault.clone());
-        tasks.spawn(renewal::keep(group, opener, credentials, Arc::clone(&home), renewing));
+        let (group, folder) = (raft.clone(), Arc::clone(&home));
+        tasks.spawn(renewal::keep(group, id, authorities, credentials, folder, renewing));
+        tasks.spawn(authorities::rotation::keep(raft.clone(), vault.clone()));
         tasks.spawn(follow_members(raft.clone(), swarm.clone(), services.desk.clone()));
         tasks.spawn(keys::follow(raft.clone(), keys.ring.clone(), swarm.clone()));
         tasks.spawn(keys::rotation::keep(raft.clone(), config.keys.clone(), vault.clone()));
@@ -578,7 +582,8 @@ async fn read_keys(raft: &Raft, vault: &Vault) -> Result<Keys> {
                     let first = view.query().first_cluster_key()?;
                     vault.unlock_with(first).await?;
                     let ring = Keyring::read(view.query(), vault.clone())?;
-                    return Ok(Keys::from_row(&row, ring)?);
+                    let authorities = Authorities::read(view.query(), vault.clone())?;
+                    return Ok(Keys::from_row(&row, ring, authorities)?);
                 }
                 None => "the cluster was not founded".to_owned(),
             },

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use shoal_content::{ClusterId, NodeId, Timestamp};
 use shoal_metadata::{AuditResult, Cluster, Command, KeyPurpose, Refusal, Response, SecretPlace};
-use shoal_p2p::identity::{Authority, KeyPair};
+use shoal_p2p::identity::KeyPair;
 use shoal_raft::{ProposeError, Raft, ReadError, View};
 use tracing::instrument;
 
 use crate::api::Services;
 use crate::audit::named;
+use crate::authorities::Authorities;
 use crate::clock;
 use crate::config::Config;
-use crate::encryption::{DataKeys, Vault, VaultError};
+use crate::encryption::{DataKeys, VaultError};
 use crate::http::auth::directory::Directory;
 use crate::http::auth::issuer::Issuers;
 use crate::http::auth::{Accounts, Lockout, TokenUses, Verified};
@@ -63,7 +64,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Keys {
     pub cluster: ClusterId,
-    pub authority: Arc<Authority>,
+    pub authorities: Authorities,
     /// Those that sign.
     pub ring: Keyring,
     /// What is stored or sent to be read here again is sealed with what derives from this one: the
@@ -77,13 +78,17 @@ impl Keys {
     ///
     /// # Errors
     /// Where the cluster's row holds something else than keys, or they cannot be opened.
-    pub fn from_row(row: &Cluster, ring: Keyring) -> Result<Self, KeysError> {
+    pub fn from_row(
+        row: &Cluster,
+        ring: Keyring,
+        authorities: Authorities,
+    ) -> Result<Self, KeysError> {
         let open = |place, secret| ring.vault().open(place, secret);
         let first_token = SecretPlace::Signing(KeyPurpose::Token, 0);
         let network = open(SecretPlace::Network, &row.network_key)?;
         Ok(Self {
             cluster: row.id,
-            authority: Arc::new(authority(row, ring.vault())?),
+            authorities,
             sealing: KeyPair::from_pkcs8_der(&open(first_token, &row.token_key)?)?,
             network: <[u8; 32]>::try_from(&network[..])
                 .map_err(|_| shoal_p2p::identity::Error::Key)?,
@@ -99,16 +104,6 @@ pub enum KeysError {
     Identity(#[from] shoal_p2p::identity::Error),
     #[error(transparent)]
     Sealed(#[from] VaultError),
-}
-
-/// The authority of the cluster whose row this is.
-///
-/// # Errors
-/// Where its key cannot be opened, or is none.
-pub fn authority(row: &Cluster, vault: &Vault) -> Result<Authority, KeysError> {
-    let key = vault.open(SecretPlace::Authority, &row.authority_key)?;
-    let key = std::str::from_utf8(&key).map_err(|_| shoal_p2p::identity::Error::Key)?;
-    Ok(Authority::load(&row.authority_certificate, key)?)
 }
 
 impl std::fmt::Debug for Parts {

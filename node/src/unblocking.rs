@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Method, Response};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use shoal_api::{AccountRecovered, Problem};
-use shoal_p2p::identity::{self, KeyPair};
+use shoal_p2p::identity::{self, KeyPair, Trust};
 
 use crate::clock;
 use crate::config::Config;
@@ -50,10 +48,9 @@ async fn ask(config: &Config, method: Method, path: &[&str]) -> Result<Response>
     // Made by founding or joining; a new one would be nobody's.
     ensure!(folder.join("key").exists(), "the node has no key");
     let key = KeyPair::load_or_create(&folder.join("key"))?;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(&read("ca.pem")?)?)?;
+    let trust = Trust::new(identity::roots([&read("ca.pem")?[..]])?)?;
     let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(identity::member_client(roots)?)
+        .tls_backend_preconfigured(identity::member_client(trust)?)
         .https_only(true)
         .no_proxy()
         .timeout(REQUEST_TIMEOUT)

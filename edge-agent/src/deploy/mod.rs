@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shoal_api::{NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, TransferProgress};
+use shoal_api::{
+    AuthorityNews, NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, TransferProgress,
+};
 use shoal_content::{DeploymentId, ImageReference, PeerId, Priority};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -42,13 +44,16 @@ const YIELDS: &str = "waits for a deployment of a higher priority";
 /// Takes what a node says of the cluster.
 pub type ClusterChanged = Box<dyn Fn(ClusterNews) + Send + Sync>;
 
-/// How the nodes are reached, what tickets are checked with, and who has no part in it any more.
+/// How the nodes are reached, what tickets are checked with, who has no part in it any more, and whom to
+/// believe.
 #[derive(Debug)]
 pub struct ClusterNews {
     pub nodes: Vec<NodeAddress>,
     pub ticket_keys: Vec<TicketKeyInfo>,
     /// Missing where the node does not know.
     pub expelled: Option<Vec<PeerId>>,
+    /// Missing where the node does not know.
+    pub authorities: Option<AuthorityNews>,
 }
 
 /// What is to be carried out.
@@ -98,8 +103,8 @@ impl Deployments {
     pub async fn serve(self, mut orders: mpsc::Receiver<OrderMessage>, changed: ClusterChanged) {
         while let Some(order) = orders.recv().await {
             match order {
-                OrderMessage::Nodes { nodes, ticket_keys, expelled } => {
-                    changed(ClusterNews { nodes, ticket_keys, expelled });
+                OrderMessage::Nodes { nodes, ticket_keys, expelled, authorities } => {
+                    changed(ClusterNews { nodes, ticket_keys, expelled, authorities });
                 }
                 OrderMessage::Deploy { deployment, reference, priority, attempt, .. } => {
                     self.start(Order { deployment, reference, priority, attempt });

@@ -5,12 +5,12 @@
 //! right) is an answer and ends the round.
 //!
 //! Invariant: requests carry a token signed for each of them; nothing is sent to a node whose
-//! certificate does not lead to the cluster's authority.
+//! certificate does not lead to the cluster's authority, or to one that the settings name. Before the
+//! join, `identity::AuthorityPin` decides.
 
 pub mod addresses;
 pub mod orders;
 pub mod token;
-pub mod trust;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use shoal_api::{
     DeltaRequest, EnrolRequest, EnrolResponse, NodeAddress, Problem, ProgressReport, UpstreamInfo,
 };
 use shoal_content::{ClusterId, Digest, ImageReference};
-use shoal_p2p::identity::{self, AuthorityPin, KeyPair};
+use shoal_p2p::identity::{self, AuthorityPin, KeyPair, Trust};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tracing::{Instrument, Span, debug, debug_span};
@@ -103,6 +103,9 @@ pub struct NodeClient {
     http: reqwest::Client,
     /// Without a limit on the whole answer, for the order stream.
     streaming: reqwest::Client,
+    /// The cluster's authorities, and others that the settings name.
+    trust: Trust,
+    others: Vec<Vec<u8>>,
     key: Arc<KeyPair>,
     cluster: ClusterId,
     configured: Vec<String>,
@@ -114,7 +117,8 @@ pub struct NodeClient {
 }
 
 impl NodeClient {
-    /// `configured` URLs are asked first, then those of `nodes`.
+    /// `configured` URLs are asked first, then those of `nodes`. Of the authorities, texts in PEM, the
+    /// first are the cluster's; those after them stay whoever they are.
     pub fn new(
         key: Arc<KeyPair>,
         cluster: ClusterId,
@@ -123,10 +127,15 @@ impl NodeClient {
         nodes: &[NodeAddress],
         metrics: AgentMetrics,
     ) -> Result<Self, Error> {
-        let tls = trust::authorities(authorities)?;
+        let (believed, others) = authorities.split_first().ok_or(identity::Error::Pem)?;
+        let others: Vec<Vec<u8>> = others.iter().map(|pem| pem.to_vec()).collect();
+        let trust = Trust::new(roots(believed, &others)?)?;
+        let tls = identity::member_client(trust.clone())?;
         let client = Self {
             http: http(tls.clone(), Some(REQUEST_TIMEOUT))?,
             streaming: http(tls, None)?,
+            trust,
+            others,
             key,
             cluster,
             configured: configured.iter().map(|url| url.trim_end_matches('/').into()).collect(),
@@ -136,6 +145,14 @@ impl NodeClient {
         };
         client.set_nodes(nodes);
         Ok(client)
+    }
+
+    /// Believes these authorities of the cluster from now on, PEM, and those of the settings.
+    ///
+    /// # Errors
+    /// Where they cannot be read; those before are believed on.
+    pub fn believe(&self, pem: &str) -> Result<(), Error> {
+        Ok(self.trust.replace(roots(pem.as_bytes(), &self.others)?)?)
     }
 
     /// Takes a new list of nodes; the one that answered last stays first where it is still there.
@@ -373,6 +390,11 @@ pub async fn enrol(url: &str, request: &EnrolRequest) -> Result<EnrolResponse, E
         return Err(Error::Answer { url: url.to_owned(), message });
     }
     Ok(response)
+}
+
+fn roots(believed: &[u8], others: &[Vec<u8>]) -> Result<rustls::RootCertStore, identity::Error> {
+    let others = others.iter().map(Vec::as_slice).filter(|pem| !pem.is_empty());
+    identity::roots([believed].into_iter().chain(others))
 }
 
 /// Reads a PEM file of further authorities.

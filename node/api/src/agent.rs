@@ -69,8 +69,13 @@ impl std::fmt::Debug for EnrolRequest {
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EnrolResponse {
     pub cluster: ClusterId,
+    /// May be a chain.
     pub certificate_pem: String,
+    /// The authority that the join token names.
     pub authority_pem: String,
+    /// All that are believed; missing where there is only that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub believed_pem: Option<String>,
     /// Ed25519, hexadecimal: checks tickets. For agents that know one key only; see `ticket_keys`.
     pub ticket_public_key: String,
     /// Those that check tickets now.
@@ -96,6 +101,15 @@ impl std::fmt::Debug for EnrolResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EnrolResponse").field("cluster", &self.cluster).finish_non_exhaustive()
     }
+}
+
+/// Whom agents believe from now on, in place of those before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuthorityNews {
+    /// The authorities, PEM.
+    pub believed_pem: String,
+    /// The one that signs: whoever has another one's certificate asks for one of it.
+    pub signs_pem: String,
 }
 
 /// How agents reach a node.
@@ -274,6 +288,9 @@ pub enum OrderMessage {
         /// knows of none such.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expelled: Option<Vec<PeerId>>,
+        /// Missing where the node knows of one authority only, which stays.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authorities: Option<AuthorityNews>,
     },
     Deploy {
         deployment: DeploymentId,

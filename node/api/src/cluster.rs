@@ -69,8 +69,13 @@ impl std::fmt::Debug for JoinRequest {
 pub struct JoinResponse {
     pub cluster: ClusterId,
     pub id: NodeId,
+    /// May be a chain.
     pub certificate_pem: String,
+    /// The authority that the join token names.
     pub authority_pem: String,
+    /// All that are believed; missing where there is only that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub believed_pem: Option<String>,
     /// Of a cluster that was restored: which of its lives this is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<String>,
@@ -97,6 +102,54 @@ pub struct SigningKeyInfo {
     pub signs_from: String,
     /// When the last that it signed has run out.
     pub believed_until: Option<String>,
+}
+
+/// `GET /api/v1/cluster/authority`: the certificate authorities of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuthorityStatus {
+    /// Oldest first; one, and more while one takes the place of another and for a while after.
+    pub authorities: Vec<AuthorityInfo>,
+    /// Missing where none takes the place of another.
+    pub rotation: Option<AuthorityRotation>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuthorityInfo {
+    /// Counted from 0, which came with the cluster.
+    pub number: u32,
+    /// SHA-256 of its certificate, hexadecimal.
+    pub fingerprint: String,
+    /// `announced` (believed; it will sign), `signs`, `believed` (what it signed still holds), `retired`
+    /// or `distrusted` (others may have its key).
+    pub state: String,
+    /// When it was announced, began to sign, or was retired.
+    pub since: String,
+    /// When its own certificate ends.
+    pub ends_at: String,
+}
+
+/// Another authority takes the place of the one that there is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuthorityRotation {
+    /// Of the new one.
+    pub number: u32,
+    /// What comes next: `sign` (the new one signs) or `retire` (the old one is believed no longer).
+    pub next: String,
+    /// Not before then, so that agents hear of it.
+    pub not_before: String,
+    /// Nodes that have not come so far yet: while there is one, the next step is not taken.
+    pub waits_for: Vec<NodeId>,
+    /// It waits for nodes only.
+    pub hurried: bool,
+}
+
+/// `POST /api/v1/cluster/authority/rotate`: another authority.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RotateAuthority {
+    /// Others may have the old one's key: it is retired as soon as all nodes have the new one, and join
+    /// tokens made under it are good no longer. A rotation that is under way is cut short.
+    #[serde(default)]
+    pub now: bool,
 }
 
 /// `POST /api/v1/cluster/keys/{purpose}/rotate`: a new key, announced for an hour before it signs.

@@ -1,5 +1,7 @@
 //! The cluster's nodes: list, add, remove, replace; and the keys that it signs with.
 
+mod authority;
+
 use std::time::Duration;
 
 use comfy_table::{Cell, Table};
@@ -46,6 +48,7 @@ pub async fn cluster(
         ClusterCommand::RotateKey { purpose, distrust, yes } => {
             rotate_key(client, screen, purpose, *distrust, *yes).await
         }
+        ClusterCommand::Authority(command) => authority::authority(command, client, screen).await,
         ClusterCommand::Add { ttl } => {
             let made = token(client, *ttl).await?;
             screen.show(&made, || how_to_join(&status, &made))

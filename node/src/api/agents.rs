@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use shoal_api::{AgentInfo, CertificateRequest, CertificateResponse, EnrolRequest, EnrolResponse};
 use shoal_content::{Labels, PeerId};
 use shoal_metadata::{Agent, AgentRole, Command, JoinRole, KeyPurpose, Refusal, command_version};
-use shoal_p2p::identity::{Authority, CERTIFICATE_LIFETIME, Role};
+use shoal_p2p::identity::{CERTIFICATE_LIFETIME, Role};
 use shoal_raft::ProposeError;
 use tracing::info;
 
@@ -17,6 +17,7 @@ use super::caller::{Admin, Host, Reader};
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use super::tokens::Brought;
+use crate::authorities::Held;
 use crate::clock::{now, rfc3339};
 use crate::deploy::{node_addresses, ticket_keys};
 use crate::http::problem::Problem;
@@ -74,9 +75,10 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Signs a certificate, and says whose it is.
+/// Signs a certificate, and says whose it is. Behind it stands what makes it good for those who know
+/// an older authority only.
 pub(super) fn issue(
-    authority: &Authority,
+    authorities: &Held,
     csr_pem: &str,
     role: Role,
 ) -> Result<(PeerId, String), Problem> {
@@ -84,7 +86,7 @@ pub(super) fn issue(
         let text = "csr_pem is no certificate request of an Ed25519 key, signed by that key";
         Problem::bad_request("request_invalid", text)
     };
-    let certificate = authority.issue(csr_pem, role).map_err(|_| refused())?;
+    let certificate = authorities.issue(csr_pem, role).map_err(|_| refused())?;
     let (_, pem) =
         x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(|_| refused())?;
     let parsed = pem.parse_x509().map_err(|_| refused())?;
@@ -110,7 +112,8 @@ pub async fn enrol(
     };
     let labels = Labels::try_from(request.labels)
         .map_err(|error| Problem::bad_request("labels_invalid", error.to_string()))?;
-    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Agent)?;
+    let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
+    let (peer, certificate_pem) = issue(&authorities, &request.csr_pem, Role::Agent)?;
     let (id, name) = (token.id.clone(), request.name);
     let agent =
         Agent { peer, name: name.clone(), role, zone: request.zone, labels, enrolled_at: now() };
@@ -138,7 +141,8 @@ pub async fn enrol(
     Ok(Json(EnrolResponse {
         cluster: app.keys.cluster,
         certificate_pem,
-        authority_pem: app.keys.authority.certificate_pem().to_owned(),
+        authority_pem: token.authority_pem(&authorities),
+        believed_pem: Some(authorities.believed_pem()),
         ticket_public_key: hex::encode(signer.public().as_public_key()),
         ticket_keys: ticket_keys(&app.keys.ring),
         network_key: hex::encode(app.keys.network),
@@ -152,7 +156,8 @@ pub async fn renew(
     caller: Host,
     Body(request): Body<CertificateRequest>,
 ) -> Result<Json<CertificateResponse>, Problem> {
-    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Agent)?;
+    let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
+    let (peer, certificate_pem) = issue(&authorities, &request.csr_pem, Role::Agent)?;
     if peer != caller.peer {
         return Err(Problem::bad_request("request_invalid", "csr_pem is of another agent's key"));
     }

@@ -122,7 +122,8 @@ pub async fn join(
         );
         return Err(conflict("node_too_old", text));
     }
-    let (peer, certificate_pem) = issue(&app.keys.authority, &request.csr_pem, Role::Node)?;
+    let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
+    let (peer, certificate_pem) = issue(&authorities, &request.csr_pem, Role::Node)?;
     let mut id = None;
     for _ in 0..ID_RACES_MAX {
         let view = app.view().await?;
@@ -171,7 +172,8 @@ pub async fn join(
         cluster: app.keys.cluster,
         id,
         certificate_pem,
-        authority_pem: app.keys.authority.certificate_pem().to_owned(),
+        authority_pem: token.authority_pem(&authorities),
+        believed_pem: Some(authorities.believed_pem()),
         lineage: app.lineage.clone(),
     }))
 }

@@ -8,6 +8,7 @@
 
 mod agents;
 mod audit;
+mod authority;
 mod backup;
 mod blocks;
 mod brought;
@@ -120,6 +121,8 @@ pub fn router() -> Routes {
         .route("/api/v1/cluster/upgrade", post(cluster::upgrade))
         .route("/api/v1/cluster/keys", get(keys::list))
         .route("/api/v1/cluster/keys/{purpose}/rotate", post(keys::rotate))
+        .route("/api/v1/cluster/authority", get(authority::status))
+        .route("/api/v1/cluster/authority/rotate", post(authority::rotate))
         .route("/api/v1/cluster/encryption", get(encryption::status))
         .route("/api/v1/cluster/encryption/rotate", post(encryption::rotate))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))

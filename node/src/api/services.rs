@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_content::NodeId;
-use shoal_p2p::identity::KeyPair;
+use shoal_p2p::identity::{KeyPair, Trust};
 use shoal_raft::Raft;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -57,21 +57,21 @@ pub struct Upkeep {
 }
 
 impl Services {
-    /// `key` is this node's own.
+    /// `own` is this node's own key, and whom it believes.
     ///
     /// # Errors
-    /// Where the authority's certificate or TLS cannot be used.
+    /// Where TLS cannot be set up.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         raft: &Raft,
         store: &Arc<dyn BlobStore>,
         node: NodeId,
         keys: &Keys,
-        key: Arc<KeyPair>,
+        own: (Arc<KeyPair>, &Trust),
         upkeep: Upkeep,
     ) -> Result<Self, SiblingsError> {
         let Upkeep { collector, scrubber, verifier, pulls, retainer, audit } = upkeep;
-        let siblings = Siblings::new(raft.clone(), node, keys, key)?;
+        let siblings = Siblings::new(raft.clone(), node, keys, own)?;
         let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
         let stopping = CancellationToken::new();

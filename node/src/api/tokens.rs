@@ -13,10 +13,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use shoal_api::{CreateJoinToken, JoinTokenCreated, JoinTokenInfo};
 use shoal_metadata::{Command, JoinRole, JoinToken, Refusal};
+use shoal_p2p::identity::AuthorityPin;
 use zeroize::Zeroizing;
 
 use super::caller::Admin;
 use super::input::{Body, Path};
+use crate::authorities::Held;
 use crate::clock::{now, rfc3339};
 use crate::http::auth::wrong_token;
 use crate::http::problem::Problem;
@@ -33,6 +35,8 @@ const TOKEN_TEXT_BYTES_MAX: usize = 512;
 pub(super) struct Brought {
     pub id: String,
     pub secret_hash: [u8; 32],
+    /// The authority that it was made under.
+    pin: Option<AuthorityPin>,
 }
 
 impl fmt::Debug for Brought {
@@ -46,11 +50,12 @@ impl Brought {
     /// 403, as for every other token that is no good.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refused = || Problem::from(Refusal::JoinToken);
+        let pin = AuthorityPin::of_token(text.trim()).ok();
         let parts: Vec<&str> = text.trim().split('.').collect();
         match parts.as_slice() {
             [PREFIX, _, id, secret] if text.len() <= TOKEN_TEXT_BYTES_MAX && !id.is_empty() => {
                 let secret_hash = *blake3::hash(secret.as_bytes()).as_bytes();
-                Ok(Self { id: (*id).to_owned(), secret_hash })
+                Ok(Self { id: (*id).to_owned(), secret_hash, pin })
             }
             _ => Err(refused()),
         }
@@ -60,7 +65,9 @@ impl Brought {
     /// that there is not counts like every other wrong token.
     ///
     /// # Errors
-    /// 403 for every token that is no good, and for who has brought too many of them.
+    /// 403 for every token that is no good, and for who has brought too many of them. Who brings one that
+    /// names an authority which is not to be trusted any more hears that: whoever has that one's key may
+    /// have read the token, so it is good for nothing, and its bearer has done nothing wrong.
     pub async fn check(
         &self,
         app: &App,
@@ -69,6 +76,12 @@ impl Brought {
     ) -> Result<(), Problem> {
         let client = Some(client.ip());
         app.lockout.check_address(app.raft.local().query(), client)?;
+        let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
+        if self.pin.is_some_and(|pin| authorities.distrusts(pin)) {
+            let text = "the join token was made under an authority of the cluster that is not trusted any \
+                        more; make a new one ('shoal token create', or 'shoal cluster add')";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "join_token_distrusted", text));
+        }
         let known = app.raft.local().query().join_token(&self.id)?;
         let row = match known {
             Some(row) => Some(row),
@@ -80,6 +93,13 @@ impl Brought {
         }
         wrong_token(app, client);
         Err(Refusal::JoinToken.into())
+    }
+
+    /// The authority that the token names, as far as it is known yet, PEM: its bearer knows that one.
+    pub fn authority_pem(&self, authorities: &Held) -> String {
+        let named = self.pin.and_then(|pin| authorities.named(pin));
+        let named = named.map(|one| one.certificate.clone());
+        named.unwrap_or_else(|| authorities.signer().certificate_pem().to_owned())
     }
 
     /// Whether a row's token is this one and still holds, whatever uses are left: for a joiner
@@ -131,7 +151,8 @@ pub async fn create(
     };
     let expires_at = rfc3339(row.expires_at);
     app.propose(Command::CreateJoinToken(row)).await?;
-    let fingerprint = URL_SAFE_NO_PAD.encode(app.keys.authority.fingerprint());
+    let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
+    let fingerprint = URL_SAFE_NO_PAD.encode(authorities.signer().fingerprint());
     let token = format!("{PREFIX}.{fingerprint}.{id}.{}", *secret);
     Ok((StatusCode::CREATED, Json(JoinTokenCreated { id, token, expires_at })))
 }

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::authorities;
 use crate::keys::Keyring;
 
 /// Streams open at one node: every agent of a large cluster may be at the one node that is left.
@@ -243,7 +244,8 @@ impl OrderStream {
         Ok(())
     }
 
-    /// How the nodes are reached, what tickets are checked with, and who has no part in it any more.
+    /// How the nodes are reached, what tickets are checked with, who has no part in it any more, and whom
+    /// to believe.
     async fn send_cluster(&mut self, view: &View) -> Result<(), End> {
         let query = view.query();
         let nodes = match node_addresses(query) {
@@ -256,8 +258,12 @@ impl OrderStream {
         self.tell_at = None;
         let expelled = self.expelled.borrow_and_update().clone();
         let expelled = expelled.map(|expelled| expelled.iter().copied().collect());
+        let authorities = match query.authorities() {
+            Ok(rows) => authorities::news(&rows),
+            Err(error) => return self.broken(&error),
+        };
         let ticket_keys = ticket_keys(&self.ring);
-        self.send(OrderMessage::Nodes { nodes, ticket_keys, expelled }).await
+        self.send(OrderMessage::Nodes { nodes, ticket_keys, expelled, authorities }).await
     }
 
     fn broken(&self, error: &dyn std::error::Error) -> Result<(), End> {
@@ -310,7 +316,9 @@ impl OrderStream {
         let view = self.raft.local();
         match event {
             Event::DeploymentChanged(id) => self.order(&view, id).await,
-            Event::MembersChanged | Event::SigningKeysChanged => self.send_cluster(&view).await,
+            Event::MembersChanged | Event::SigningKeysChanged | Event::AuthoritiesChanged => {
+                self.send_cluster(&view).await
+            }
             Event::AgentsChanged => self.check_member(&view),
             Event::AllChanged => {
                 self.check_member(&view)?;

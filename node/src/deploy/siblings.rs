@@ -10,11 +10,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reqwest::header::HeaderMap;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
 use shoal_content::{ClusterId, NodeId};
-use shoal_p2p::identity::{self, KeyPair};
+use shoal_p2p::identity::{self, KeyPair, Trust};
 use shoal_raft::Raft;
 use thiserror::Error;
 use tracing::debug;
@@ -34,10 +32,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Why the client could not be made.
 #[derive(Debug, Error)]
 pub enum SiblingsError {
-    #[error("the authority's certificate cannot be read")]
-    Authority,
-    #[error("the authority's certificate cannot be trusted")]
-    Roots(#[from] rustls::Error),
     #[error("TLS could not be set up")]
     Tls(#[from] identity::Error),
     #[error("the HTTP client could not be made")]
@@ -63,21 +57,17 @@ impl std::fmt::Debug for Siblings {
 }
 
 impl Siblings {
-    /// The cluster's authority is the only one that is trusted; `key` is this node's own.
+    /// Only whom this node believes at the moment is trusted; the key is this node's own.
     ///
     /// # Errors
-    /// Where the authority's certificate or TLS cannot be used.
+    /// Where TLS cannot be set up.
     pub fn new(
         raft: Raft,
         node: NodeId,
         keys: &Keys,
-        key: Arc<KeyPair>,
+        (key, trust): (Arc<KeyPair>, &Trust),
     ) -> Result<Self, SiblingsError> {
-        let authority = CertificateDer::from_pem_slice(keys.authority.certificate_pem().as_bytes())
-            .map_err(|_| SiblingsError::Authority)?;
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(authority)?;
-        let tls = identity::member_client(roots)?;
+        let tls = identity::member_client(trust.clone())?;
         let builder = || {
             reqwest::Client::builder()
                 .tls_backend_preconfigured(tls.clone())

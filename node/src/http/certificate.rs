@@ -22,10 +22,11 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use shoal_content::Timestamp;
 use shoal_metadata::{HttpCertificate, SecretPlace};
-use shoal_p2p::identity::{self, Authority, is_member};
+use shoal_p2p::identity::{self, is_member};
 use shoal_raft::Raft;
 use tracing::{info, warn};
 
+use crate::authorities::Authorities;
 use crate::clock::now;
 use crate::config::Config;
 use crate::encryption::Vault;
@@ -45,11 +46,18 @@ pub struct Certificates {
 struct Inner {
     provider: Arc<CryptoProvider>,
     names: Vec<String>,
-    authority: Arc<Authority>,
+    authorities: Authorities,
     vault: Vault,
-    cluster: RwLock<Arc<CertifiedKey>>,
+    cluster: RwLock<Cluster>,
     operator: Option<Operator>,
     issued: RwLock<Option<Issued>>,
+}
+
+/// The cluster's own, and which of its authorities has signed it.
+#[derive(Debug)]
+struct Cluster {
+    authority: u32,
+    served: Arc<CertifiedKey>,
 }
 
 /// What an ACME server has issued.
@@ -91,8 +99,8 @@ impl Certificates {
     /// Where the operator's files cannot be used.
     pub fn load(config: &Config, keys: &Keys) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let (names, authority) = (names(config), Arc::clone(&keys.authority));
-        let cluster = RwLock::new(issued_for(&names, &authority, &provider)?);
+        let (names, authorities) = (names(config), keys.authorities.clone());
+        let cluster = RwLock::new(issued_for(&names, &authorities, &provider)?);
         let operator = match files(config) {
             None => None,
             Some((certificate, key)) => {
@@ -101,24 +109,25 @@ impl Certificates {
             }
         };
         let (vault, issued) = (keys.ring.vault().clone(), RwLock::new(None));
-        let inner = Inner { provider, names, authority, vault, cluster, operator, issued };
+        let inner = Inner { provider, names, authorities, vault, cluster, operator, issued };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     fn of_cluster(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.inner.cluster.read())
+        Arc::clone(&self.inner.cluster.read().served)
     }
 
-    /// Makes the cluster's anew, where most of its time is over.
+    /// Makes the cluster's anew, where most of its time is over or another authority signs.
     ///
     /// # Errors
     /// Where it cannot be made; the old one is served on.
     pub fn renew_cluster_if_due(&self) -> Result<()> {
-        if !is_due(&self.of_cluster(), now()) {
+        let Inner { provider, names, authorities, .. } = &*self.inner;
+        let replaced = self.inner.cluster.read().authority != authorities.current().number();
+        if !replaced && !is_due(&self.of_cluster(), now()) {
             return Ok(());
         }
-        let Inner { provider, names, authority, .. } = &*self.inner;
-        *self.inner.cluster.write() = issued_for(names, authority, provider)?;
+        *self.inner.cluster.write() = issued_for(names, authorities, provider)?;
         info!("the cluster's certificate for HTTPS was renewed");
         Ok(())
     }
@@ -213,11 +222,13 @@ fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc
 
 fn issued_for(
     names: &[String],
-    authority: &Authority,
+    authorities: &Authorities,
     provider: &CryptoProvider,
-) -> Result<Arc<CertifiedKey>> {
-    let made = authority.issue_http(names)?;
-    certified(made.chain_pem.as_bytes(), made.key_pem.as_bytes(), provider)
+) -> Result<Cluster> {
+    let held = authorities.current();
+    let made = held.issue_http(names)?;
+    let served = certified(made.chain_pem.as_bytes(), made.key_pem.as_bytes(), provider)?;
+    Ok(Cluster { authority: held.number(), served })
 }
 
 /// See [`identity::is_due`].

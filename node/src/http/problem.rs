@@ -13,6 +13,7 @@ use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
 use super::noted;
+use crate::authorities;
 use crate::keys;
 use crate::store::StoreError;
 
@@ -171,6 +172,12 @@ impl From<Fault> for Problem {
 
 impl From<keys::Error> for Problem {
     fn from(error: keys::Error) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<authorities::Error> for Problem {
+    fn from(error: authorities::Error) -> Self {
         Self::internal(&error)
     }
 }

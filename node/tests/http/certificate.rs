@@ -4,13 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use shoal_content::ClusterId;
 use shoal_node::config::Config;
 use shoal_node::joining;
-use shoal_p2p::identity::{Authority, member_client};
+use shoal_p2p::identity::{Authority, Trust, member_client};
 use tempfile::TempDir;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -50,10 +47,8 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
     let token = node.join_token("node", Some(1)).await?;
     let joined = joining_config(&folder)?;
     joining::join(&joined, &node.url, &token).await?;
-    let mut roots = RootCertStore::empty();
-    let pem = std::fs::read(node.path().join("node/ca.pem"))?;
-    roots.add(CertificateDer::from_pem_slice(&pem)?)?;
-    let member = reqwest::Client::builder().tls_backend_preconfigured(member_client(roots)?);
+    let trust = Trust::of_pem(&std::fs::read_to_string(node.path().join("node/ca.pem"))?)?;
+    let member = reqwest::Client::builder().tls_backend_preconfigured(member_client(trust)?);
     let member = member.no_proxy().build()?;
     ensure!(member.get(format!("{}/health", node.url)).send().await?.status().is_success());
 

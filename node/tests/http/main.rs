@@ -5,6 +5,7 @@
 mod acme;
 mod attacks;
 mod audit;
+mod authority;
 mod backup;
 mod catalog;
 mod certificate;

@@ -9,14 +9,21 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use shoal_content::ClusterId;
+use shoal_content::{ClusterId, Timestamp};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{Error, Role};
+use super::{Error, Role, is_due};
 
 /// How long the authority's own certificate holds.
 const AUTHORITY_DAYS: i64 = 3650;
+/// Authorities that may stand between one and a process's certificate: each has signed the certificate
+/// of the next, and who knows only the first believes the last through them.
+const LATER_MAX: u8 = 4;
+/// Of the hash of an authority's key in its name: two names never meet, in another life of the cluster
+/// either.
+const NAME_BYTES: usize = 8;
 /// How long a process's or a HTTPS certificate holds.
 const LEAF_DAYS: i64 = 397;
 pub const CERTIFICATE_LIFETIME: std::time::Duration =
@@ -40,6 +47,15 @@ impl std::fmt::Debug for Authority {
     }
 }
 
+/// An authority that takes the place of another one.
+#[derive(Debug)]
+pub struct Successor {
+    pub authority: Authority,
+    /// PEM: its key and name, signed by the one before. Behind a certificate of the new authority's it
+    /// makes that good for whoever knows only the old one.
+    pub vouched_pem: String,
+}
+
 /// A certificate chain (leaf first, then the authority) and its private key, both PEM.
 pub struct HttpCertificate {
     pub chain_pem: String,
@@ -59,13 +75,47 @@ impl Authority {
     /// [`Error::Certificate`] where a key or certificate cannot be made.
     pub fn create(cluster: &ClusterId) -> Result<Self, Error> {
         let key = rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params.distinguished_name = common_name(&format!("Shoal {cluster}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        validity(&mut params, AUTHORITY_DAYS);
-        let certificate_pem = params.self_signed(&key)?.pem();
+        let certificate_pem =
+            authority_params(&format!("Shoal {cluster}"))?.self_signed(&key)?.pem();
         Self::load(&certificate_pem, &key.serialize_pem())
+    }
+
+    /// Another one for `cluster`, to take the place of this one, which vouches for it.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`] where a key or certificate cannot be made.
+    pub fn succeed(&self, cluster: &ClusterId) -> Result<Successor, Error> {
+        let key = rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let of_key = digest(&SHA256, key.der_bytes());
+        let name = hex::encode(&of_key.as_ref()[..NAME_BYTES]);
+        let mut params = authority_params(&format!("Shoal {cluster} {name}"))?;
+        let certificate_pem = params.self_signed(&key)?.pem();
+        // Nobody is believed for longer than who vouches.
+        params.not_after = params.not_after.min(self.validity()?.1);
+        let vouched_pem = params.signed_by(&key, &self.issuer)?.pem();
+        let authority = Self::load(&certificate_pem, &key.serialize_pem())?;
+        Ok(Successor { authority, vouched_pem })
+    }
+
+    fn validity(&self) -> Result<(OffsetDateTime, OffsetDateTime), Error> {
+        let (_, parsed) = X509Certificate::from_der(&self.certificate).map_err(|_| Error::Pem)?;
+        let validity = parsed.validity();
+        let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Error::Pem);
+        Ok((moment(validity.not_before.timestamp())?, moment(validity.not_after.timestamp())?))
+    }
+
+    /// Whether two thirds of its time are over, so that another should take its place.
+    ///
+    /// # Errors
+    /// Where its certificate cannot be read.
+    pub fn is_old(&self, now: Timestamp) -> Result<bool, Error> {
+        let (from, until) = self.validity()?;
+        let millis = |moment: OffsetDateTime| {
+            Timestamp::from_millis(u64::try_from(moment.unix_timestamp()).unwrap_or(0) * 1000)
+        };
+        let from = millis(from);
+        // A clock that is behind makes nothing old.
+        Ok(now > from && is_due(from, millis(until), now))
     }
 
     /// # Errors
@@ -124,6 +174,18 @@ impl Authority {
     /// # Errors
     /// [`Error::Certificate`] for a name that is neither.
     pub fn issue_http(&self, names: &[String]) -> Result<HttpCertificate, Error> {
+        self.issue_http_before(names, &self.certificate_pem)
+    }
+
+    /// The same, with other certificates than the authority's own behind it (PEM).
+    ///
+    /// # Errors
+    /// As above.
+    pub fn issue_http_before(
+        &self,
+        names: &[String],
+        behind_pem: &str,
+    ) -> Result<HttpCertificate, Error> {
         let key = rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         // `new` takes what parses as an address for an address.
         let mut params = CertificateParams::new(names.to_vec())?;
@@ -137,7 +199,7 @@ impl Authority {
         validity(&mut params, LEAF_DAYS);
         let leaf = params.signed_by(&key, &self.issuer)?.pem();
         Ok(HttpCertificate {
-            chain_pem: format!("{leaf}{}", self.certificate_pem),
+            chain_pem: format!("{leaf}{behind_pem}"),
             key_pem: Zeroizing::new(key.serialize_pem()),
         })
     }
@@ -148,6 +210,15 @@ pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest(&SHA256, certificate).as_ref());
     bytes
+}
+
+fn authority_params(name: &str) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.distinguished_name = common_name(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(LATER_MAX));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    validity(&mut params, AUTHORITY_DAYS);
+    Ok(params)
 }
 
 fn common_name(name: &str) -> DistinguishedName {

@@ -2,30 +2,34 @@
 //!
 //! Invariant: what is shown was signed by the cluster's authority for this key and role; a new
 //! certificate is shown in every handshake that begins after it was taken, and ends no connection.
+//! Behind it stands what makes it good for those who know an older authority only.
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, SignatureScheme};
 use shoal_content::{PeerId, Timestamp};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::verifier::{ClientGate, ServerGate, role_and_key};
-use super::{Error, KeyPair, Role};
+use super::{Error, KeyPair, Role, Trust};
+
+/// Certificates of one chain: a process's own, and those of authorities behind it.
+const CHAIN_MAX: usize = 8;
 
 /// See the module's documentation. All connections made with it are mutual TLS 1.3. Clones show the
 /// same certificate.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     key: Arc<KeyPair>,
-    authority_pem: String,
+    trust: Trust,
     shown: Arc<Shown>,
 }
 
@@ -57,6 +61,8 @@ impl ResolvesClientCert for Shown {
 }
 
 impl Credentials {
+    /// With the authorities that are believed; `certificate_pem` may be a chain.
+    ///
     /// # Errors
     /// Where a certificate does not parse or does not belong to the key.
     pub fn new(
@@ -65,8 +71,28 @@ impl Credentials {
         authority_pem: String,
     ) -> Result<Self, Error> {
         let current = current(&key, certificate_pem)?;
-        first_certificate(&authority_pem)?;
-        Ok(Self { key, authority_pem, shown: Arc::new(Shown(RwLock::new(current))) })
+        let trust = Trust::of_pem(&authority_pem)?;
+        Ok(Self { key, trust, shown: Arc::new(Shown(RwLock::new(current))) })
+    }
+
+    /// Whom this process believes; what is changed there counts here.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Whether what is shown is the authority's in `pem`, by its name.
+    pub fn is_of(&self, pem: &str) -> bool {
+        let Ok(authority) = first_certificate(pem) else { return false };
+        let current = self.shown.0.read();
+        let Some(shown) = current.certified.cert.first() else { return false };
+        let issuer = X509Certificate::from_der(shown);
+        let subject = X509Certificate::from_der(&authority);
+        match (issuer, subject) {
+            (Ok((_, shown)), Ok((_, authority))) => {
+                shown.issuer().as_raw() == authority.subject().as_raw()
+            }
+            _ => false,
+        }
     }
 
     pub fn peer_id(&self) -> PeerId {
@@ -89,12 +115,11 @@ impl Credentials {
             first.map(|(role, _)| role).ok_or(Error::Peer)
         };
         let before = role(&self.shown.0.read())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let gate = ServerGate::new(self.roots()?, provider, &[before])?;
-        let certificate = new.certified.cert.first().ok_or(Error::Pem)?;
+        let gate = ServerGate::new(self.trust.clone(), &[before]);
+        let (certificate, behind) = new.certified.cert.split_first().ok_or(Error::Pem)?;
         let name = ServerName::try_from(before.server_name())
             .map_err(|error| Error::Setup(error.to_string()))?;
-        gate.verify_server_cert(certificate, &[], &name, &[], UnixTime::now())?;
+        gate.verify_server_cert(certificate, behind, &name, &[], UnixTime::now())?;
         *self.shown.0.write() = new;
         Ok(())
     }
@@ -118,7 +143,7 @@ impl Credentials {
     /// Where TLS cannot be set up.
     pub fn quinn_server(&self, alpn: &[u8], accept: &[Role]) -> Result<quinn::ServerConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let gate = ClientGate::new(self.roots()?, provider.clone(), accept)?;
+        let gate = ClientGate::new(self.trust.clone(), accept);
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(gate))
@@ -140,7 +165,7 @@ impl Credentials {
     /// As [`Self::quinn_server`].
     pub fn quinn_client(&self, alpn: &[u8], expect: &[Role]) -> Result<quinn::ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let gate = ServerGate::new(self.roots()?, provider.clone(), expect)?;
+        let gate = ServerGate::new(self.trust.clone(), expect);
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -153,12 +178,17 @@ impl Credentials {
             QuicClientConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
         Ok(quinn::ClientConfig::new(Arc::new(tls)))
     }
+}
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(first_certificate(&self.authority_pem)?)?;
-        Ok(Arc::new(roots))
-    }
+/// When the first certificate in `pem` ends.
+///
+/// # Errors
+/// [`Error::Pem`] where there is none.
+pub fn ends_at(pem: &str) -> Result<Timestamp, Error> {
+    let certificate = first_certificate(pem)?;
+    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| Error::Pem)?;
+    let seconds = parsed.validity().not_after.timestamp();
+    Ok(Timestamp::from_millis(u64::try_from(seconds).unwrap_or(0) * 1000))
 }
 
 /// Whether a certificate that is valid in between should be replaced: see [`Credentials::is_due`].
@@ -168,8 +198,12 @@ pub fn is_due(from: Timestamp, until: Timestamp, now: Timestamp) -> bool {
 }
 
 fn current(key: &KeyPair, certificate_pem: &str) -> Result<Current, Error> {
-    let certificate = first_certificate(certificate_pem)?;
-    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| Error::Pem)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
+        .take(CHAIN_MAX)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::Pem)?;
+    let certificate = chain.first().ok_or(Error::Pem)?;
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Error::Pem)?;
     let moment = |seconds: i64| Timestamp::from_millis(u64::try_from(seconds).unwrap_or(0) * 1000);
     let validity = parsed.validity();
     let (from, until) =
@@ -177,7 +211,7 @@ fn current(key: &KeyPair, certificate_pem: &str) -> Result<Current, Error> {
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     // The key has to be the certificate's.
-    let certified = CertifiedKey::from_der(vec![certificate], private, &provider)?;
+    let certified = CertifiedKey::from_der(chain, private, &provider)?;
     Ok(Current { certified: Arc::new(certified), from, until })
 }
 
@@ -200,7 +234,7 @@ pub fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, Role), Error> 
 mod tests {
     use shoal_content::ClusterId;
 
-    use super::super::Authority;
+    use super::super::{Authority, Successor};
     use super::*;
 
     fn credentials(authority: &Authority, role: Role) -> Credentials {
@@ -271,7 +305,8 @@ mod tests {
         // A certificate of ours with a key that is not its own does not even make a config.
         let stolen = authority.issue(&node.key.csr_pem().unwrap(), Role::Node).unwrap();
         let thief = Arc::new(KeyPair::generate().unwrap());
-        assert!(Credentials::new(thief, &stolen, node.authority_pem.clone()).is_err());
+        let authority_pem = authority.certificate_pem().to_owned();
+        assert!(Credentials::new(thief, &stolen, authority_pem).is_err());
     }
 
     #[tokio::test]
@@ -304,6 +339,90 @@ mod tests {
             assert_eq!(peer_of(after).unwrap(), peer_of(before).unwrap());
         }
         assert!(before.0.close_reason().is_none() && before.1.close_reason().is_none());
+    }
+
+    /// A certificate of `authority`'s with what makes it good for those who know an older one.
+    fn chain(authority: &Authority, of: &Credentials, role: Role, vouched: &[&str]) -> String {
+        let leaf = authority.issue(&of.key.csr_pem().unwrap(), role).unwrap();
+        format!("{leaf}{}", vouched.concat())
+    }
+
+    fn trust_only(credentials: &Credentials, authorities: &[&Authority]) {
+        let pems = authorities.iter().map(|one| one.certificate_pem().as_bytes());
+        credentials.trust().replace(super::super::roots(pems).unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_authority_takes_the_place_of_the_first_while_both_run() {
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+        let first = authority();
+        let Successor { authority: second, vouched_pem } = first.succeed(&cluster).unwrap();
+        let node = credentials(&first, Role::Node);
+        let agent = credentials(&first, Role::Agent);
+        let ends = Ends::new(&node, &agent);
+        assert!(node.is_of(first.certificate_pem()) && !node.is_of(second.certificate_pem()));
+        // Who has not heard of the second believes it by what the first has signed.
+        node.renew(&chain(&second, &node, Role::Node, &[])).unwrap_err();
+        node.renew(&chain(&second, &node, Role::Node, &[&vouched_pem])).unwrap();
+        assert!(node.is_of(second.certificate_pem()) && !node.is_of(first.certificate_pem()));
+        let before = ends.connect().await.expect("the agent knows the first only");
+        // The other way round it takes more: the agent's own is the first's.
+        trust_only(&node, &[&first, &second]);
+        ends.connect().await.expect("the node believes both");
+        trust_only(&node, &[&second]);
+        assert!(ends.connect().await.is_none(), "the first is believed yet");
+        trust_only(&agent, &[&second]);
+        agent.renew(&chain(&second, &agent, Role::Agent, &[])).unwrap();
+        ends.connect().await.expect("both have changed over");
+        assert!(before.0.close_reason().is_none(), "what was open is cut off");
+    }
+
+    #[tokio::test]
+    async fn who_was_away_for_several_rotations_finds_the_way() {
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+        let (mut last, mut vouched) = (authority(), Vec::new());
+        let agent = credentials(&last, Role::Agent);
+        let node = credentials(&last, Role::Node);
+        let oldest = last.certificate_pem().to_owned();
+        for _ in 0..3 {
+            let next = last.succeed(&cluster).unwrap();
+            vouched.insert(0, next.vouched_pem);
+            last = next.authority;
+        }
+        let vouched: Vec<&str> = vouched.iter().map(String::as_str).collect();
+        node.renew(&chain(&last, &node, Role::Node, &vouched)).unwrap();
+        let ends = Ends::new(&node, &agent);
+        ends.connect().await.expect("one vouches for the next");
+        // Over HTTPS it is the same, also for somebody who has a join token of long ago.
+        let names = ["127.0.0.1".to_owned()];
+        let behind = [&vouched[..], &[oldest.as_str(), last.certificate_pem()]].concat().concat();
+        let http = last.issue_http_before(&names, &behind).unwrap();
+        let shown: Vec<_> = CertificateDer::pem_slice_iter(http.chain_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let verify = |trust: &Trust| {
+            let (leaf, behind) = shown.split_first().unwrap();
+            trust.servers().verify_server_cert(leaf, behind, &name, &[], UnixTime::now())
+        };
+        verify(&Trust::of_pem(&oldest).unwrap()).unwrap();
+        verify(&Trust::of_pem(last.certificate_pem()).unwrap()).unwrap();
+        verify(&Trust::of_pem(self::authority().certificate_pem()).unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn an_authority_is_old_when_two_thirds_of_its_time_are_over() {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        let authority = authority();
+        let end = ends_at(authority.certificate_pem()).unwrap();
+        let before = |days: u64| Timestamp::from_millis(end.as_millis() - days * DAY_MS);
+        assert!(!authority.is_old(before(3650)).unwrap());
+        assert!(!authority.is_old(before(1220)).unwrap());
+        assert!(authority.is_old(before(1214)).unwrap());
+        assert!(!authority.is_old(before(4000)).unwrap(), "a clock that is behind rotates it");
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+        let names = [1, 2].map(|_| authority.succeed(&cluster).unwrap().authority);
+        assert_ne!(names[0].fingerprint(), names[1].fingerprint());
     }
 
     #[test]

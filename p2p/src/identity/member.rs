@@ -9,15 +9,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ClientHello;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
-use super::Error;
+use super::{Error, Trust};
 
 /// `CN=shoal-cluster`, in DER (X.501): a sequence of a set of a sequence of the attribute's object
 /// identifier (2.5.4.3) and its text.
@@ -35,24 +32,23 @@ pub fn is_member(hello: &ClientHello<'_>) -> bool {
     named.iter().any(|name| name.as_ref() == MEMBER_HINT)
 }
 
-/// TLS of a member that trusts `roots`: the cluster's authority, and others that it was told.
+/// TLS of a member that believes as `trust` says when a handshake begins: the cluster's authority, and
+/// others that it was told.
 ///
 /// # Errors
 /// [`Error::Tls`], where the library cannot be set up with them.
-pub fn member_client(roots: RootCertStore) -> Result<ClientConfig, Error> {
+pub fn member_client(trust: Trust) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let usual = usual.build().map_err(|error| rustls::Error::General(error.to_string()))?;
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Member(usual)))
+        .with_custom_certificate_verifier(Arc::new(Member(trust)))
         .with_no_client_auth())
 }
 
 /// The usual check, with the hint.
 #[derive(Debug)]
-struct Member(Arc<WebPkiServerVerifier>);
+struct Member(Trust);
 
 impl ServerCertVerifier for Member {
     fn verify_server_cert(
@@ -63,7 +59,8 @@ impl ServerCertVerifier for Member {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let usual = self.0.servers();
+        usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -72,7 +69,7 @@ impl ServerCertVerifier for Member {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.0.servers().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -81,11 +78,11 @@ impl ServerCertVerifier for Member {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.0.servers().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.0.servers().supported_verify_schemes()
     }
 
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {

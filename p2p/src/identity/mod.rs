@@ -9,6 +9,7 @@ mod authority;
 mod credentials;
 mod member;
 mod pin;
+mod trust;
 mod verifier;
 
 use std::fs::{File, OpenOptions};
@@ -23,10 +24,11 @@ use shoal_content::PeerId;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use authority::{Authority, CERTIFICATE_LIFETIME, HttpCertificate};
-pub use credentials::{Credentials, is_due, peer_of};
+pub use authority::{Authority, CERTIFICATE_LIFETIME, HttpCertificate, Successor};
+pub use credentials::{Credentials, ends_at, is_due, peer_of};
 pub use member::{is_member, member_client};
 pub use pin::AuthorityPin;
+pub use trust::{Trust, roots};
 
 /// What a process is in the cluster; stands in its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

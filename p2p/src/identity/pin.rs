@@ -51,6 +51,20 @@ impl AuthorityPin {
             .is_ok_and(|certificate| fingerprint(&certificate) == self.0)
     }
 
+    /// The one in `pem`.
+    ///
+    /// # Errors
+    /// [`Error::Pem`] where that is no certificate.
+    pub fn of_certificate(pem: &str) -> Result<Self, Error> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Error::Pem)?;
+        Ok(Self(fingerprint(&certificate)))
+    }
+
+    /// The SHA-256 itself.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// TLS that trusts this authority and no other.
     ///
     /// # Errors

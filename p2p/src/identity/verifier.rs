@@ -2,21 +2,13 @@
 //!
 //! The chain and signature checks are rustls's; only the role is added. TLS 1.2 is not offered.
 
-use std::sync::Arc;
-
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::Role;
+use super::{Role, Trust};
 
 /// The role that a certificate's one DNS name says, and its raw Ed25519 key.
 pub(super) fn role_and_key(certificate: &CertificateDer<'_>) -> Option<(Role, [u8; 32])> {
@@ -38,26 +30,21 @@ fn check_role(certificate: &CertificateDer<'_>, accepted: &[Role]) -> Result<(),
 /// Lets clients in.
 #[derive(Debug)]
 pub(super) struct ClientGate {
-    chain: Arc<dyn ClientCertVerifier>,
+    trust: Trust,
     accepted: Vec<Role>,
 }
 
 impl ClientGate {
-    pub(super) fn new(
-        roots: Arc<RootCertStore>,
-        provider: Arc<CryptoProvider>,
-        accepted: &[Role],
-    ) -> Result<Self, super::Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
-            .build()
-            .map_err(|error| super::Error::Setup(error.to_string()))?;
-        Ok(Self { chain, accepted: accepted.to_vec() })
+    pub(super) fn new(trust: Trust, accepted: &[Role]) -> Self {
+        Self { trust, accepted: accepted.to_vec() }
     }
 }
 
 impl ClientCertVerifier for ClientGate {
+    /// None: whoever comes has one certificate to show, whose authority this process may not have
+    /// heard of yet.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -66,7 +53,7 @@ impl ClientCertVerifier for ClientGate {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.trust.clients().verify_client_cert(end_entity, intermediates, now)?;
         check_role(end_entity, &self.accepted)?;
         Ok(verified)
     }
@@ -77,7 +64,7 @@ impl ClientCertVerifier for ClientGate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
+        self.trust.clients().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -86,31 +73,24 @@ impl ClientCertVerifier for ClientGate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
+        self.trust.clients().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.trust.clients().supported_verify_schemes()
     }
 }
 
 /// Accepts servers.
 #[derive(Debug)]
 pub(super) struct ServerGate {
-    chain: Arc<WebPkiServerVerifier>,
+    trust: Trust,
     expected: Vec<Role>,
 }
 
 impl ServerGate {
-    pub(super) fn new(
-        roots: Arc<RootCertStore>,
-        provider: Arc<CryptoProvider>,
-        expected: &[Role],
-    ) -> Result<Self, super::Error> {
-        let chain = WebPkiServerVerifier::builder_with_provider(roots, provider)
-            .build()
-            .map_err(|error| super::Error::Setup(error.to_string()))?;
-        Ok(Self { chain, expected: expected.to_vec() })
+    pub(super) fn new(trust: Trust, expected: &[Role]) -> Self {
+        Self { trust, expected: expected.to_vec() }
     }
 }
 
@@ -130,7 +110,8 @@ impl ServerCertVerifier for ServerGate {
         check_role(end_entity, &self.expected)?;
         let name = ServerName::try_from(role.server_name())
             .map_err(|_| Error::General("a role's name is no DNS name".into()))?;
-        self.chain.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
+        let chain = self.trust.servers();
+        chain.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -139,7 +120,7 @@ impl ServerCertVerifier for ServerGate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
+        self.trust.servers().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -148,10 +129,10 @@ impl ServerCertVerifier for ServerGate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
+        self.trust.servers().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.trust.servers().supported_verify_schemes()
     }
 }

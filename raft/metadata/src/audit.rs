@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 use shoal_content::{NodeId, ObjectKey, Timestamp};
 
+use crate::authority::AuthorityStep;
 use crate::catalog::Instance;
 use crate::codec::encode_row;
 use crate::command::Command;
@@ -336,6 +337,13 @@ pub fn audited<R: Read>(
         Command::RotateSigningKey { purpose, distrusted, .. } => {
             let action = if *distrusted { "key.distrust" } else { "key.rotate" };
             (action, purpose.name().to_owned())
+        }
+        Command::StepAuthority(AuthorityStep::Announce { newest, hurried, .. }) => {
+            let action = if *hurried { "authority.distrust" } else { "authority.rotate" };
+            (action, newest.saturating_add(1).to_string())
+        }
+        Command::StepAuthority(AuthorityStep::Hurry { number }) => {
+            ("authority.distrust", number.to_string())
         }
         Command::MakeDataKey { owner, replaces: Some(_), .. } => {
             ("data_key.rotate", owner.to_string())

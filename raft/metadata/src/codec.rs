@@ -126,6 +126,7 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::DestroyDataKeys { .. }
         | Command::SealSecrets { .. }
         | Command::RecoverAdministrator { .. }
+        | Command::StepAuthority(_)
         | Command::NoteMasterKeys { .. }
         | Command::ExpelAgent { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that

@@ -16,6 +16,7 @@ use shoal_content::{
 use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
+use crate::authority::AuthorityStep;
 use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
@@ -639,6 +640,8 @@ pub enum Command {
         user: String,
         password_hash: Secret,
     },
+    /// Goes on with putting another certificate authority in the place of the one that there is.
+    StepAuthority(AuthorityStep),
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -834,6 +837,7 @@ pub enum Subject {
     SigningKey,
     Passkey,
     DataKey,
+    Authority,
 }
 
 impl std::fmt::Display for Subject {
@@ -870,6 +874,7 @@ impl std::fmt::Display for Subject {
             Self::SigningKey => "signing key",
             Self::Passkey => "passkey",
             Self::DataKey => "data key",
+            Self::Authority => "authority",
         })
     }
 }
@@ -891,4 +896,5 @@ pub enum Event {
     /// A snapshot took the place of all rows: what was observed is to be looked at again, as where
     /// events were missed.
     AllChanged,
+    AuthoritiesChanged,
 }

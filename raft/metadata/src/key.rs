@@ -45,7 +45,20 @@ pub fn signing_keys(purpose: KeyPurpose) -> &'static [u8] {
     }
 }
 
+/// Before a node's id: what it says of authorities.
+const NODE_AUTHORITY: &[u8] = b"authority-of";
+
+/// What a node says of authorities, in the cluster's table.
+pub fn node_authority(id: NodeId) -> Vec<u8> {
+    join(&[NODE_AUTHORITY, &node(id)])
+}
+
+pub fn is_node_authority(key: &[u8]) -> bool {
+    key.starts_with(NODE_AUTHORITY)
+}
+
 /// Rows of the cluster's besides its own, which has no key.
+pub const AUTHORITIES: &[u8] = b"authorities";
 pub const ACME_ACCOUNT: &[u8] = b"acme-account";
 pub const ACME_CHALLENGES: &[u8] = b"acme-challenges";
 pub const HTTP_CERTIFICATE: &[u8] = b"http-certificate";

@@ -12,6 +12,7 @@
 
 mod apply;
 mod audit;
+mod authority;
 mod catalog;
 mod codec;
 mod command;
@@ -38,6 +39,11 @@ pub use apply::{COUNTED_MAX, EXPELLED_MAX, Outcome, PULLS_MAX, RETIRED_MAX, appl
 pub use audit::{
     AUDIT_BATCH_MAX, AuditArchive, AuditBatch, AuditEntry, AuditFilter, AuditFlaw, AuditHash,
     AuditNote, AuditPage, AuditPhase, AuditResult, AuditSource, audited, chained, folded, verify,
+};
+pub use authority::{
+    AUTHORITIES_RETIRED_MAX, AUTHORITY_ANNOUNCED_MS, AUTHORITY_BYTES_MAX, AUTHORITY_OVERLAP_MS,
+    AuthorityNext, AuthorityState, AuthorityStep, ClusterAuthority, NodeAuthority,
+    signing_authority,
 };
 pub use catalog::*;
 pub use codec::{

@@ -66,7 +66,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
                 false => Carried::Instead { table, key: key.to_vec(), row: encode_row(&account) },
             }
         }
-        Table::Cluster if key::is_program(key) => Carried::Dropped,
+        Table::Cluster if key::is_program(key) || key::is_node_authority(key) => Carried::Dropped,
         Table::Deployments => match ended(decoded(table, row)?) {
             None => Carried::AsItIs,
             Some(ended) => Carried::Instead { table, key: key.to_vec(), row: encode_row(&ended) },

@@ -24,7 +24,7 @@ pub const SEALED_AT_ONCE_MAX: usize = 64;
 /// Which secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SecretPlace {
-    /// The private key of the cluster's authority.
+    /// The private key of the authority that came with the cluster.
     Authority,
     /// What members of the discovery network share.
     Network,
@@ -34,6 +34,15 @@ pub enum SecretPlace {
     AcmeAccount,
     /// The private key of the certificate that an ACME server has issued.
     HttpKey,
+    /// The private key of an authority that came later, by its number.
+    LaterAuthority(u32),
+}
+
+impl SecretPlace {
+    /// That of an authority's private key.
+    pub fn of_authority(number: u32) -> Self {
+        if number == 0 { Self::Authority } else { Self::LaterAuthority(number) }
+    }
 }
 
 impl std::fmt::Display for SecretPlace {
@@ -44,6 +53,7 @@ impl std::fmt::Display for SecretPlace {
             Self::Signing(purpose, number) => write!(f, "{} key {number}", purpose.name()),
             Self::AcmeAccount => f.write_str("the ACME account"),
             Self::HttpKey => f.write_str("the HTTPS key"),
+            Self::LaterAuthority(number) => write!(f, "the key of authority {number}"),
         }
     }
 }
@@ -65,11 +75,13 @@ impl<R: Read> Query<'_, R> {
     pub fn secrets(&self) -> Result<Vec<(SecretPlace, Secret)>, Fault> {
         let Some(cluster) = self.cluster()? else { return Ok(Vec::new()) };
         let mut secrets = vec![
-            (SecretPlace::Authority, cluster.authority_key),
             (SecretPlace::Network, cluster.network_key),
             (SecretPlace::Signing(KeyPurpose::Token, 0), cluster.token_key),
             (SecretPlace::Signing(KeyPurpose::Ticket, 0), cluster.ticket_key),
         ];
+        for one in self.authorities()? {
+            secrets.extend(one.key.map(|key| (SecretPlace::of_authority(one.number), key)));
+        }
         for purpose in KeyPurpose::ALL {
             for key in self.signing_keys(purpose)? {
                 let one = (SecretPlace::Signing(purpose, key.number), key.private);

@@ -383,6 +383,13 @@ fn catalog_samples() -> Vec<Command> {
             .into(),
         },
         Command::RecoverAdministrator { user: "u".into(), password_hash: Secret(vec![1, 2]) },
+        Command::StepAuthority(AuthorityStep::Announce {
+            newest: 300,
+            certificate: "c".into(),
+            vouched: "v".into(),
+            key: Secret(vec![1, 2]),
+            hurried: true,
+        }),
     ]
 }
 

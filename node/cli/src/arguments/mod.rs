@@ -183,6 +183,9 @@ pub enum ClusterCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// The authority that signs the certificates of nodes and agents
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
     /// Make a token for one more node, and show what to do on its machine
     Add {
         /// How long the token holds
@@ -204,6 +207,25 @@ pub enum ClusterCommand {
         /// How long the token holds
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuthorityCommand {
+    /// Which authorities there are, and how far one is in taking the place of another
+    Status,
+    /// Put another authority in the place of the one that signs, without anybody noticing: a day later
+    /// it signs, and thirty days after that the old one is believed no longer
+    Rotate {
+        /// Others may have the old one's key: believe it no longer than until all nodes have the new
+        /// one, which takes seconds. Hosts that do not hear of it by then get no chunks of other hosts
+        /// until they have reached a node, and join tokens made before are good for nothing. Cuts a
+        /// rotation short that is under way
+        #[arg(long)]
+        now: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,

@@ -74,6 +74,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::Nodes, key::node(id));
         self.rows.put(Table::RetiredNodes, key::node(id), &node.peer);
         self.rows.remove(Table::Cluster, key::program(id));
+        self.rows.remove(Table::Cluster, key::node_authority(id));
         self.rows.remove(Table::NodeMasterKeys, key::node(id));
         self.events.push(Event::MembersChanged);
         Ok(Response::Done)

@@ -8,6 +8,7 @@
 mod acme;
 mod ancestry;
 mod audit;
+mod authority;
 mod awaited;
 mod blob;
 mod catalog;
@@ -350,6 +351,7 @@ impl<R: Read> Step<'_, R> {
             Command::RecoverAdministrator { user, password_hash } => {
                 self.recover_administrator(&user, password_hash)
             }
+            Command::StepAuthority(step) => self.step_authority(step),
         }
     }
 }

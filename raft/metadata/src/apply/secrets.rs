@@ -48,6 +48,15 @@ impl<R: Read> Step<'_, R> {
                 }
             }
             SecretPlace::Authority | SecretPlace::Network => self.seal_founded(place, secret)?,
+            SecretPlace::LaterAuthority(number) => {
+                if let Some(mut all) = self.query().rotated_authorities()? {
+                    let found = all.iter_mut().find(|one| one.number == number);
+                    let key = found.and_then(|one| one.key.as_mut());
+                    if key.is_some_and(|key| replace(key, secret)) {
+                        self.rows.put(Table::Cluster, key::AUTHORITIES, &all);
+                    }
+                }
+            }
             SecretPlace::Signing(purpose, number) => {
                 if let Some(mut keys) = self.query().rotated_keys(purpose)? {
                     let found = keys.iter_mut().find(|key| key.number == number);
@@ -71,7 +80,9 @@ impl<R: Read> Step<'_, R> {
             SecretPlace::Network => &mut cluster.network_key,
             SecretPlace::Signing(KeyPurpose::Token, _) => &mut cluster.token_key,
             SecretPlace::Signing(KeyPurpose::Ticket, _) => &mut cluster.ticket_key,
-            SecretPlace::AcmeAccount | SecretPlace::HttpKey => return Ok(()),
+            SecretPlace::AcmeAccount | SecretPlace::HttpKey | SecretPlace::LaterAuthority(_) => {
+                return Ok(());
+            }
         };
         if replace(field, secret) {
             self.rows.put(Table::Cluster, b"", &cluster);

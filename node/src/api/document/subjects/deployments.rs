@@ -81,7 +81,7 @@ pub fn agents() -> Subject {
             get("/api/v1/agents", "Lists the agents"),
             post("/api/v1/agents/enrol", "Enrols an agent by a join token")
                 .refuses(400, "name_invalid role_invalid labels_invalid request_invalid")
-                .refuses(403, "join_token locked")
+                .refuses(403, "join_token join_token_distrusted locked")
                 .refuses(409, "agent_exists"),
             delete("/api/v1/agents/{agent}", "Removes an agent, by name or id")
                 .refuses(404, "agent_not_found not_found"),
@@ -118,7 +118,7 @@ pub fn cluster() -> Subject {
             get("/api/v1/cluster", "Shows the nodes and who leads"),
             post("/api/v1/cluster/join", "Takes a node in by a join token")
                 .refuses(400, "name_invalid address_invalid request_invalid")
-                .refuses(403, "join_token locked")
+                .refuses(403, "join_token join_token_distrusted locked")
                 .refuses(409, "node_exists node_too_old"),
             post("/api/v1/cluster/upgrade", "Raises the level to what every node knows")
                 .refuses(409, "node_too_old"),
@@ -131,6 +131,19 @@ pub fn cluster() -> Subject {
                 )
                 .refuses(404, "key_not_found")
                 .refuses(409, "exists"),
+            get("/api/v1/cluster/authority", "Shows the authorities that sign certificates"),
+            post(
+                "/api/v1/cluster/authority/rotate",
+                "Puts another authority in place of the one that signs",
+            )
+            .about(
+                "It signs after a day, once every node believes it; the one before is retired \
+                     thirty days later, once every node shows a certificate of the new one. With \
+                     `now` both come as soon as the nodes are ready, and join tokens of before are \
+                     good no longer: for a key that others may have.",
+            )
+            .refuses(404, "not_found")
+            .refuses(409, "exists level_too_low rotation_under_way"),
             get(
                 "/api/v1/cluster/encryption",
                 "Shows whether objects are sealed, and by which keys",

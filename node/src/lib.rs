@@ -25,6 +25,7 @@ pub mod level;
 pub mod metrics;
 pub mod needed;
 pub mod origin;
+pub mod ownership;
 pub mod pulls;
 pub mod registry;
 pub mod remote;

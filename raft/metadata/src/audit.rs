@@ -363,11 +363,13 @@ pub fn audited<R: Read>(
         }
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
         Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),
-        Command::UpdateImage { id, .. } | Command::DescribeImage { id, .. } => {
-            ("image.update", image(*id)?)
-        }
+        Command::UpdateImage { id, .. }
+        | Command::DescribeImage { id, .. }
+        | Command::RedescribeImage { id, .. } => ("image.update", image(*id)?),
+        // The first of them says it.
+        Command::PurgeImage { id, .. } if query.is_purged(*id)? => return Ok(None),
         // Of one that was deleted before, this is the end.
-        Command::DeleteImage { id } => {
+        Command::DeleteImage { id } | Command::PurgeImage { id, .. } => {
             let deleted = match query.image(*id)? {
                 Some(image) => query.deletion(&image)?.is_some(),
                 None => false,

@@ -126,7 +126,9 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::DestroyDataKeys { .. }
         | Command::SealSecrets { .. }
         | Command::NoteMasterKeys { .. }
-        | Command::ExpelAgent { .. } => 2,
+        | Command::ExpelAgent { .. }
+        | Command::RedescribeImage { .. }
+        | Command::PurgeImage { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -16,7 +16,7 @@ use shoal_content::{
 use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
-use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
+use crate::catalog::{DownloadBatch, ImageDescription, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
 use crate::deployment::{DeploymentOrder, WarmUp};
 use crate::encryption::{HandedKey, KeyOwner};
@@ -633,6 +633,20 @@ pub enum Command {
     SealSecrets {
         secrets: BTreeMap<SecretPlace, SealedSecret>,
     },
+    /// Replaces what is said of an image; refused where that is not `from` any more.
+    RedescribeImage {
+        id: ImageId,
+        from: Box<ImageDescription>,
+        to: Box<ImageDescription>,
+    },
+    /// Ends an image for good, whether it was deleted before or not: from the first of these on it
+    /// has no name and cannot be restored. Each lets versions and what else there is go until
+    /// `rows_max` rows were written; to be sent until the answer says that all is gone.
+    PurgeImage {
+        id: ImageId,
+        by: String,
+        rows_max: u32,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -711,6 +725,10 @@ pub enum Response {
     Retired {
         tags: BTreeSet<TagName>,
         versions: BTreeSet<Digest>,
+    },
+    /// Whether an image that is to be gone for good is.
+    Purged {
+        gone: bool,
     },
 }
 
@@ -792,6 +810,9 @@ pub enum Refusal {
     MasterKeyMissing { node: shoal_content::NodeId, master: String },
     #[error("data keys are wrapped by the master key {0}")]
     OtherMasterKey(String),
+    /// Compare-and-set: it is not what it is to be changed from.
+    #[error("the {0} was changed in the meantime")]
+    Changed(Subject),
 }
 
 /// The kinds of thing that can be missing or there already.

@@ -123,6 +123,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::AuditArchives
         | Table::ImageNotes
         | Table::DeletedImages
+        | Table::PurgedImages
         | Table::VersionNotes
         | Table::Instances
         | Table::VersionInstances

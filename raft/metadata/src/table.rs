@@ -200,11 +200,13 @@ pub enum Table {
     Expelled = 90,
     /// Image, digest of the file that a disk version is pulled as, digest of the version -> nothing.
     DiskFiles = 91,
+    /// Image -> nothing: it is among the deleted and goes for good, some of it with each command.
+    PurgedImages = 92,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 91] = [
+    pub const ALL: [Self; 92] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -296,6 +298,7 @@ impl Table {
         Self::NodeMasterKeys,
         Self::Expelled,
         Self::DiskFiles,
+        Self::PurgedImages,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -382,6 +382,15 @@ fn catalog_samples() -> Vec<Command> {
             )]
             .into(),
         },
+        Command::RedescribeImage {
+            id: image_id(1),
+            from: Box::default(),
+            to: Box::new(ImageDescription {
+                note: ImageNote { updated_by: "o".into(), ..ImageNote::default() },
+                ..ImageDescription::default()
+            }),
+        },
+        Command::PurgeImage { id: image_id(1), by: "o".into(), rows_max: 300 },
     ]
 }
 

@@ -347,6 +347,8 @@ impl<R: Read> Step<'_, R> {
             }
             Command::NoteMasterKeys { node, masters } => self.note_master_keys(node, &masters),
             Command::SealSecrets { secrets } => self.seal_secrets(secrets),
+            Command::RedescribeImage { id, from, to } => self.redescribe_image(id, &from, *to),
+            Command::PurgeImage { id, by, rows_max } => self.purge_image(id, by, rows_max),
         }
     }
 }

@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::catalog::{DownloadBatch, ImageDescription, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
-use crate::deployment::{DeploymentOrder, WarmUp};
+use crate::deployment::{DeploymentOrder, HostReport, WarmUp};
 use crate::encryption::{HandedKey, KeyOwner};
 use crate::keys::KeyPurpose;
 use crate::lockout::{Failure, LockoutRules, Suspect};
@@ -646,6 +646,11 @@ pub enum Command {
         id: ImageId,
         by: String,
         rows_max: u32,
+    },
+    /// Like `ReportAttempt` of many hosts, or `ReportHost` where a deployment has no plan. What is gone
+    /// is passed over.
+    ReportHosts {
+        reports: BTreeMap<DeploymentId, BTreeMap<PeerId, HostReport>>,
     },
 }
 

@@ -349,6 +349,7 @@ impl<R: Read> Step<'_, R> {
             Command::SealSecrets { secrets } => self.seal_secrets(secrets),
             Command::RedescribeImage { id, from, to } => self.redescribe_image(id, &from, *to),
             Command::PurgeImage { id, by, rows_max } => self.purge_image(id, by, rows_max),
+            Command::ReportHosts { reports } => self.report_hosts(reports),
         }
     }
 }

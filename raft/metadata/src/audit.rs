@@ -459,6 +459,10 @@ pub fn audited<R: Read>(
         Command::RemoveRight { place: at, grantee } => {
             ("right.take", format!("{} {grantee}", place(at)?))
         }
+        Command::FollowGroup { organization, group, user, belongs } => {
+            let action = if *belongs { "right.give" } else { "right.take" };
+            (action, format!("group:{organization}/{group} user:{user}"))
+        }
         Command::PutRobot(robot) => ("robot.create", robot.name.to_string()),
         Command::RemoveRobot(name) => ("robot.remove", name.to_string()),
         Command::CreatePersonalToken(token) => {

@@ -652,6 +652,15 @@ pub enum Command {
     ReportHosts {
         reports: BTreeMap<DeploymentId, BTreeMap<PeerId, HostReport>>,
     },
+    /// Has a user be in a group exactly where (`belongs`) the groups that it has elsewhere say so. The
+    /// membership of the organization that this takes is given with it, and ends with the last group;
+    /// one that was given by itself stays.
+    FollowGroup {
+        organization: AccountName,
+        group: AccountName,
+        user: AccountName,
+        belongs: bool,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -202,11 +202,14 @@ pub enum Table {
     DiskFiles = 91,
     /// Image -> nothing: it is among the deleted and goes for good, some of it with each command.
     PurgedImages = 92,
+    /// The key of a right in an organization -> nothing: it was given with a group's, by what the user
+    /// is in elsewhere.
+    MappedMembers = 93,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 92] = [
+    pub const ALL: [Self; 93] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -299,6 +302,7 @@ impl Table {
         Self::Expelled,
         Self::DiskFiles,
         Self::PurgedImages,
+        Self::MappedMembers,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -398,6 +398,12 @@ fn catalog_samples() -> Vec<Command> {
             )]
             .into(),
         },
+        Command::FollowGroup {
+            organization: account("acme"),
+            group: account("dev"),
+            user: account("u"),
+            belongs: true,
+        },
     ]
 }
 

@@ -19,6 +19,7 @@ use shoal_api::NodeAddress;
 use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_p2p::identity::{Credentials, KeyPair};
 use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
+use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -44,6 +45,10 @@ use crate::{
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;
+/// A client whose connection is silent is asked whether it is still there, and given up where it
+/// answers nothing for so long, or takes nothing of what it is to get.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const VANISHED_AFTER: Duration = Duration::from_secs(300);
 
 /// Why the daemon could not run.
 #[derive(Debug, Error)]
@@ -472,7 +477,12 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<std::net::TcpLi
     let failed = |source| Error::Listen { what, address: address.to_string(), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let failed = |source| Error::Listen { what, address: address.to_string(), source };
-    listener.into_std().map_err(failed)
+    // Accepted connections inherit them (tcp(7)).
+    let socket = SockRef::from(&listener);
+    let watched = socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(VANISHED_AFTER)));
+    watched.and_then(|()| listener.into_std()).map_err(failed)
 }
 
 /// Reads the mirror's certificate anew whenever the settings are; one that cannot be used changes

@@ -45,6 +45,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::ownership::{Ownership, OwnershipError};
 use crate::store::{BlobStore, StoreError};
 
 /// Within this time of looking for its objects, a publishing command is proposed.
@@ -113,6 +114,8 @@ pub enum CollectionError {
     Propose(#[from] ProposeError),
     #[error("storage did not answer")]
     Store(#[from] StoreError),
+    #[error("nothing may be deleted from storage")]
+    Ownership(#[from] OwnershipError),
 }
 
 /// What one look did.
@@ -147,6 +150,7 @@ impl From<Collected> for CollectionDone {
 pub struct Collector {
     raft: Raft,
     store: Arc<dyn BlobStore>,
+    ownership: Ownership,
     timing: Timing,
     turn: Arc<tokio::sync::Mutex<()>>,
     status: Arc<Mutex<CollectionStatus>>,
@@ -183,6 +187,7 @@ impl Collector {
     pub fn new(
         raft: Raft,
         store: Arc<dyn BlobStore>,
+        ownership: Ownership,
         timing: Timing,
         registry: &mut Registry,
     ) -> Self {
@@ -201,7 +206,7 @@ impl Collector {
             meters.left.clone(),
         );
         let (turn, status) = Default::default();
-        Self { raft, store, timing, turn, status, meters }
+        Self { raft, store, ownership, timing, turn, status, meters }
     }
 
     /// How far the collection under way at this node is, or what its last one came to.
@@ -275,6 +280,7 @@ impl Collector {
     }
 
     async fn look(&self, done: &mut Collected) -> Result<(), CollectionError> {
+        self.ownership.hold().await?;
         self.end_deletions(done).await?;
         self.unlink_loose(done).await?;
         self.count_due().await?;
@@ -287,6 +293,7 @@ impl Collector {
             if candidates.is_empty() {
                 return Ok(());
             }
+            self.ownership.hold().await?;
             // Before the mark, since there is not much time after it.
             let lengths = self.lengths(&candidates).await;
             let now = clock::now();

@@ -26,6 +26,7 @@ pub mod level;
 pub mod metrics;
 pub mod needed;
 pub mod origin;
+pub mod ownership;
 pub mod pulls;
 pub mod registry;
 pub mod remote;

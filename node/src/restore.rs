@@ -7,14 +7,15 @@
 //! Raft's connections agree on – so that nodes of the old group that still run and have good
 //! certificates cannot talk to it. Other nodes join as they would join any cluster.
 //!
-//! Stop the old nodes before: agents cannot tell the two apart, and both would collect the garbage
-//! of one storage.
+//! Stop the old nodes before: agents cannot tell the two apart. In the storage that they had, they
+//! collect no garbage from then on, and do not start.
 //!
 //! Order: the whole file is read and checked before anything is made. Then a marker; databases in
 //! `raft.restoring`; objects, where they are given, into storage; certificates; `raft.restoring`
-//! becomes `raft`; Raft runs once to register this node; `member.json`, which makes it a member; the
-//! marker goes. Whatever fails before `member.json`, what was made is removed; a crash leaves the
-//! marker, and the next restore clears what it finds beside it.
+//! becomes `raft`; Raft runs once to register this node; storage becomes this life's (see
+//! `ownership`); `member.json`, which makes it a member; the marker goes. Whatever fails before
+//! `member.json`, what was made is removed; a crash leaves the marker, and the next restore clears what
+//! it finds beside it.
 //!
 //! Non-goal: going back within a cluster that runs.
 
@@ -44,6 +45,7 @@ use crate::config::Config;
 use crate::encryption::{self, Vault};
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
+use crate::ownership::{Ownership, OwnershipError};
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
 use crate::verification::look;
 
@@ -88,6 +90,8 @@ pub enum Error {
     Start { what: &'static str, reason: String },
     #[error("storage did not take the objects")]
     Store(#[from] StoreError),
+    #[error("storage cannot be this cluster's")]
+    Ownership(#[from] OwnershipError),
     #[error("what is sealed cannot be read")]
     Encryption(#[from] encryption::Error),
     #[error(
@@ -293,6 +297,13 @@ pub async fn restore(
     let authorities = Held::read(Query::new(&sealed), &vault)?.ok_or(authorities::Error::None)?;
     let start = |what| move |error| Error::Start { what, reason: format!("{error:#}") };
     let store = open_store(&home).await.map_err(start("storage"))?;
+    let member = Member {
+        cluster: sound.cluster.id,
+        node: sound.node.number(),
+        lineage: Some(Uuid::new_v4().simple().to_string()),
+    };
+    let ownership = Ownership::new(Arc::clone(&store), member.cluster, member.lineage.clone());
+    ownership.may_take_over().await?;
     let store = encryption::restored(masters, seals, sealed, store).await?;
     let put = match plan.objects {
         Some(folder) => put_objects(plan.file, folder, store.as_ref()).await?,
@@ -300,11 +311,6 @@ pub async fn restore(
     };
     let missing = count_missing(plan.file, store.as_ref()).await?;
 
-    let member = Member {
-        cluster: sound.cluster.id,
-        node: sound.node.number(),
-        lineage: Some(Uuid::new_v4().simple().to_string()),
-    };
     let certificate = authorities.issue(&home.key().csr_pem()?, Role::Node)?;
     home.save_certificates(&certificate, &authorities.believed_pem())?;
     let (node, address, index) = (sound.node, config.raft_address(), sound.head.index);
@@ -318,6 +324,9 @@ pub async fn restore(
     let registered = register(&raft, &member, &home, config).await;
     raft.shutdown().await;
     registered?;
+    // From now on nodes of the old life delete nothing there. Should this one be cut off here, the next
+    // restore takes over from it.
+    ownership.take_over().await?;
     home.save_member(&member)?;
     cleanup.finished = true;
     remove(&marker);

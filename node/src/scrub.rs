@@ -10,6 +10,7 @@
 //! Damage is logged and counted, and nothing is done about it here.
 //!
 //! Invariant: memory is bounded whatever storage holds; sessions are the only rows read as a whole.
+//! Nothing is adopted or deleted in a storage that is another cluster's (see `ownership`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use tracing::{error, info, warn};
 
 use crate::clock;
 use crate::collection::CollectionError;
+use crate::ownership::Ownership;
 use crate::registry::SESSION_TTL_MS;
 use crate::store::{self, BlobStore, READ_BYTES_MAX, StoreError, StoredObject};
 
@@ -70,6 +72,7 @@ pub struct Scrubber {
 struct Inner {
     raft: Raft,
     store: Arc<dyn BlobStore>,
+    ownership: Ownership,
     limits: Limits,
     status: Mutex<ScrubStatus>,
     adopted: Counter,
@@ -81,6 +84,7 @@ impl Scrubber {
     pub fn new(
         raft: Raft,
         store: Arc<dyn BlobStore>,
+        ownership: Ownership,
         limits: Limits,
         registry: &mut Registry,
     ) -> Self {
@@ -94,7 +98,8 @@ impl Scrubber {
             registry.register(name, help, counter.clone());
         }
         let status = Mutex::new(ScrubStatus::default());
-        let inner = Inner { raft, store, limits, status, adopted, verified_bytes, damaged };
+        let inner =
+            Inner { raft, store, ownership, limits, status, adopted, verified_bytes, damaged };
         Self { inner: Arc::new(inner) }
     }
 
@@ -163,6 +168,7 @@ impl Scrubber {
     /// # Errors
     /// What stopped it; what was done stays done.
     async fn scrub(&self) -> Result<(), CollectionError> {
+        self.inner.ownership.hold().await?;
         let mut sample = Vec::new();
         for prefix in ["blobs/", "packs/", "recipes/"] {
             self.look_through(prefix, &mut sample).await?;
@@ -182,7 +188,7 @@ impl Scrubber {
         prefix: &str,
         sample: &mut Vec<StoredObject>,
     ) -> Result<(), CollectionError> {
-        let Inner { raft, store, limits, adopted, .. } = &*self.inner;
+        let Inner { raft, store, ownership, limits, adopted, .. } = &*self.inner;
         let (mut after, mut seen) = (None, 0);
         let kept_before = sample.len();
         loop {
@@ -206,6 +212,8 @@ impl Scrubber {
                 status.bytes += bytes;
             });
             if !orphans.is_empty() {
+                // Another cluster's are no orphans, and what is adopted is deleted in the end.
+                ownership.hold().await?;
                 let adopt = Command::AdoptObjects { objects: orphans };
                 if let Response::Adopted(count) = raft.propose(clock::now(), adopt).await? {
                     adopted.inc_by(count);
@@ -233,7 +241,7 @@ impl Scrubber {
 
     /// Parts, checkpoints and multipart uploads that no session has.
     async fn drop_leftovers(&self) -> Result<(), CollectionError> {
-        let Inner { store, limits, .. } = &*self.inner;
+        let Inner { store, ownership, limits, .. } = &*self.inner;
         let old = earlier(limits.leftover_age);
         let mut after = None;
         loop {
@@ -244,10 +252,12 @@ impl Scrubber {
             let left = |object: &&StoredObject| object.stored_at <= old && !named.has(&object.key);
             let leftovers: Vec<ObjectKey> =
                 page.iter().filter(left).map(|object| object.key).collect();
+            ownership.hold().await?;
             store.delete(&leftovers).await?;
             self.note(|status| status.leftovers += leftovers.len() as u64);
         }
         let named = self.named_by_sessions().await?;
+        ownership.hold().await?;
         let dropped = store.abort_stale(old, &named.multiparts).await?;
         self.note(|status| status.leftovers += dropped);
         Ok(())

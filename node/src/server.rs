@@ -39,6 +39,7 @@ use crate::leaving;
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
 use crate::origin::{follow_members, keep_limits, serve_peers};
+use crate::ownership::Ownership;
 use crate::pulls::Pulls;
 use crate::registry::Intake;
 use crate::remote::Remote;
@@ -85,6 +86,7 @@ struct Ground<'a> {
     founded: Founded<'a>,
     masters: Option<MasterKeys>,
     stores: Stores,
+    ownership: Ownership,
     credentials: Credentials,
     raft: Raft,
     registry: Registry,
@@ -204,6 +206,9 @@ impl Server {
         let cache_reads = CacheReads::default();
         let stores = open_store(&config, &home, &cache_reads, &mut registry).await;
         let stores = stores.context("storage cannot be opened")?;
+        let behind = Arc::clone(&stores.behind);
+        let ownership = Ownership::new(behind, member.cluster, member.lineage.clone());
+        ownership.look().await?;
         let credentials = home.credentials()?;
         home.check_raft(&member)?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
@@ -215,6 +220,7 @@ impl Server {
             founded,
             masters,
             stores,
+            ownership,
             credentials,
             raft: raft.clone(),
             registry,
@@ -233,6 +239,7 @@ impl Server {
         let Ground { config, home, member, founding, founded, masters, stores, .. } = ground;
         let (raft, mut registry, cache_reads) = (ground.raft, ground.registry, ground.cache_reads);
         let credentials = ground.credentials;
+        let ownership = ground.ownership;
         let Begun { swarm: begun_swarm, tasks } = begun;
         let id = member.id();
         let seals = config.encryption.seal;
@@ -247,6 +254,7 @@ impl Server {
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
+        ownership.hold().await?;
         let keys = read_keys(&raft, &vault).await?;
         home.note_begun(&member)?;
         let encryption = encryption::open(masters, seals, &raft, id).await?;
@@ -271,13 +279,14 @@ impl Server {
             seconds(config.collection.grace_seconds),
             seconds(config.collection.interval_seconds),
         );
-        let collector =
-            Collector::new(raft.clone(), Arc::clone(&store.front), timing, &mut registry);
+        let (group, front) = (raft.clone(), Arc::clone(&store.front));
+        let collector = Collector::new(group, front, ownership.clone(), timing, &mut registry);
         let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
         // What lies in a cache says nothing about storage.
         let Stores { front: store, behind } = store;
         let verifier = Verifier::new(raft.clone(), Arc::clone(&behind));
-        let scrubber = Scrubber::new(raft.clone(), Arc::clone(&behind), limits, &mut registry);
+        let (group, scrubbed) = (raft.clone(), Arc::clone(&behind));
+        let scrubber = Scrubber::new(group, scrubbed, ownership, limits, &mut registry);
         let gauges = StorageGauges::default();
         gauges.register(&mut registry);
         tasks.spawn(gauges.follow(behind, scrubber.clone(), config.storage.capacity_bytes));

@@ -145,7 +145,10 @@ impl App {
         let named = audit.source().and_then(|_| named(self.raft.local().query(), &command));
         let command = if named.is_some() { audit.signed(command) } else { command };
         let answer = self.raft.propose(self.now(), command).await;
-        if let (Err(ProposeError::Refused(refusal)), Some((action, target))) = (&answer, named) {
+        if let (Err(ProposeError::Refused(refusal)), Some((action, target))) = (&answer, named)
+            // Nobody was refused anything: it is put together anew.
+            && !matches!(refusal, Refusal::Changed(_))
+        {
             audit.note(action, target, AuditResult::Refused(refusal.to_string()));
         }
         if let Err(ProposeError::Refused(Refusal::Quota(exceeded))) = &answer {

@@ -3,12 +3,13 @@
 //! Invariant: only the leader looks, and looks again right before each command: the command itself
 //! ends an image whether it is deleted or not, and one that was restored meanwhile stays. (A restore
 //! in the moment between that look and the command still loses.) What cannot go – its project has
-//! made it immutable since – stays, and is tried again at the next look.
+//! made it immutable since – stays, and is tried again at the next look. An image goes in pieces, of
+//! a command each; what somebody else began and did not come to the end of is ended here, too.
 
 use std::time::Duration;
 
 use shoal_content::ImageId;
-use shoal_metadata::{AuditSource, Command, DeletedImage};
+use shoal_metadata::{AuditSource, Command, DeletedImage, Refusal, Response};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -19,6 +20,8 @@ use crate::http::problem::chain;
 
 /// Images that one look reads at once.
 const SCAN_ROWS: usize = 500;
+/// Rows that one command is to write of an image's end: those of some hundred versions.
+pub const PURGE_ROWS: u32 = 5_000;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -70,7 +73,7 @@ impl Trash {
         self.end(self.due().await?).await
     }
 
-    /// What was deleted long enough ago.
+    /// What was deleted long enough ago, or is on its way out already.
     ///
     /// # Errors
     /// Where the metadata do not answer.
@@ -82,7 +85,11 @@ impl Trash {
             let rows = view.query().deleted_images(from, SCAN_ROWS)?;
             let last = rows.len() < SCAN_ROWS;
             after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
-            due.extend(rows.iter().filter(|(_, row)| self.is_old(row)).map(|(image, _)| image.id));
+            for (image, deletion) in rows {
+                if self.is_old(&deletion) || view.query().is_purged(image.id)? {
+                    due.push(image.id);
+                }
+            }
             if last {
                 return Ok(due);
             }
@@ -98,6 +105,9 @@ impl Trash {
     async fn is_due(&self, id: ImageId) -> Result<bool, Error> {
         let view = self.raft.read().await?;
         let Some(image) = view.query().image(id)? else { return Ok(false) };
+        if view.query().is_purged(id)? {
+            return Ok(true);
+        }
         Ok(view.query().deletion(&image)?.is_some_and(|deletion| self.is_old(&deletion)))
     }
 
@@ -111,10 +121,9 @@ impl Trash {
             if !self.is_due(id).await? {
                 continue;
             }
-            let source = AuditSource { who: "cluster".to_owned(), ..AuditSource::default() };
-            let command = Box::new(Command::DeleteImage { id });
-            match self.raft.propose(clock::now(), Command::Audited { source, command }).await {
-                Ok(_) => gone += 1,
+            match self.end_one(id).await {
+                // Whoever began it may have ended it, too.
+                Ok(()) | Err(ProposeError::Refused(Refusal::NotFound(_))) => gone += 1,
                 Err(ProposeError::Refused(refusal)) => {
                     info!(image = %id, %refusal, "a deleted image stays");
                 }
@@ -122,5 +131,18 @@ impl Trash {
             }
         }
         Ok(gone)
+    }
+
+    async fn end_one(&self, id: ImageId) -> Result<(), ProposeError> {
+        let who = "cluster";
+        loop {
+            let source = AuditSource { who: who.to_owned(), ..AuditSource::default() };
+            let piece = Command::PurgeImage { id, by: who.to_owned(), rows_max: PURGE_ROWS };
+            let command = Command::Audited { source, command: Box::new(piece) };
+            let answer = self.raft.propose(clock::now(), command).await?;
+            if answer != (Response::Purged { gone: false }) {
+                return Ok(());
+            }
+        }
     }
 }

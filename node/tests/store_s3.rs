@@ -19,7 +19,7 @@ use shoal_node::server::Server;
 use shoal_node::store::sealed::{DataKey, FoundKey, KEY_BYTES, KeySource};
 use shoal_node::store::{
     BlobStore, PART_BYTES_MIN, S3Settings, S3Store, SealedStore, StoreError, check_conformance,
-    read,
+    check_owner, read,
 };
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -84,6 +84,8 @@ async fn the_s3_store_conforms_on_real_ceph() -> Result<()> {
     let ceph = Ceph::start(folder.path())?;
     let store = S3Store::open(&ceph.settings).await?;
     check_conformance(&store).await?;
+    let owned = S3Settings { bucket: "shoal-owned".into(), ..ceph.settings.clone() };
+    check_owner(&S3Store::open(&owned).await?).await?;
     check_presigned(&store).await?;
     check_redirect(&ceph.settings, folder.path()).await?;
     // The bucket is there by now; a second node opens it as well.
@@ -118,7 +120,8 @@ async fn check_redirect(settings: &S3Settings, folder: &Path) -> Result<()> {
         config.node.data_dir = folder.join(format!("node-{redirected}"));
         config.storage.kind = StorageKind::S3;
         config.storage.endpoint = settings.endpoint.clone();
-        config.storage.bucket = settings.bucket.clone();
+        // Each is a cluster of its own, and has a bucket of its own.
+        config.storage.bucket = format!("{}-{redirected}", settings.bucket);
         config.storage.access_key = settings.access_key.clone();
         config.storage.secret_key = settings.secret_key.as_str().to_owned();
         config.storage.redirect_networks = vec![network.parse()?];

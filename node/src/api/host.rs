@@ -1,6 +1,6 @@
 //! What an enrolled agent asks a node for: content with the right to it, orders, and an ear.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,8 +16,8 @@ use shoal_api::{
 };
 use shoal_content::{DeploymentId, Digest, PeerId, Pin, RecipeId};
 use shoal_metadata::{
-    self as metadata, Action, Command, HostState, KeyPurpose, Query as Metadata, Read, Reference,
-    Version, What, Who, permission,
+    self as metadata, Action, KeyPurpose, Query as Metadata, Read, Reference, Version, What, Who,
+    permission,
 };
 
 use super::brought::{bring, complete};
@@ -28,7 +28,7 @@ use super::problem::{crowded, missing};
 use super::shown::{kind_name, number};
 use crate::clock::now;
 use crate::delta::Offer;
-use crate::deploy::Reported;
+use crate::deploy::{HostChange, REASON_CHARS_MAX, next_state, standing};
 use crate::http::problem::Problem;
 use crate::origin::issue_ticket;
 use crate::state::App;
@@ -47,8 +47,6 @@ const HELD_MAX: usize = 64;
 const SENDERS_MAX: usize = 4096;
 /// What names one: a peer id, or what a person called it.
 const SENDER_BYTES_MAX: usize = 1024;
-/// The longest reason that is kept.
-const REASON_CHARS_MAX: usize = 1000;
 
 pub async fn resolve(
     State(app): State<App>,
@@ -254,44 +252,25 @@ pub async fn progress(
     Body(report): Body<ProgressReport>,
 ) -> Result<StatusCode, Problem> {
     let ProgressReport { deployment, attempt, progress, .. } = report;
-    let progress = bounded(progress)?;
-    let unknown = || missing("deployment_not_found", "this agent has no such deployment");
-    let (peer, board) = (caller.peer, &app.services.board);
-    let record = |progress: TransferProgress| {
-        board.record(deployment, peer, Reported { progress, heard_at: now(), attempt });
-    };
-    if progress.state == "running" && goes_on(&app, peer, deployment, attempt)? {
-        record(progress);
-        return Ok(StatusCode::NO_CONTENT);
+    let (peer, changes) = (caller.peer, &app.services.changes);
+    let change = HostChange { deployment, peer, attempt, progress: bounded(progress)? };
+    if change.progress.state == "running" {
+        if goes_on(&app, peer, deployment, attempt)? {
+            changes.record(change);
+            return Ok(StatusCode::NO_CONTENT);
+        }
+        let known = standing(app.raft.local().query(), deployment, peer)?;
+        if let Some(known) = known
+            && next_state(&known, attempt, &change.progress)?.is_none()
+        {
+            // What an attempt that is over says is no news.
+            if attempt == known.attempt {
+                changes.record(change);
+            }
+            return Ok(StatusCode::NO_CONTENT);
+        }
     }
-    let local = standing(app.raft.local().query(), deployment, peer)?;
-    let standing = match local {
-        // That it goes on is said again; an end is said once, and this node may be behind.
-        Some(standing) if progress.state == "running" => standing,
-        _ => standing(app.view().await?.query(), deployment, peer)?.ok_or_else(unknown)?,
-    };
-    let next = next_state(&standing, attempt, &progress)?;
-    let is_running = progress.state == "running";
-    // What an attempt that is over says is no news, but that the version is there.
-    let is_news = attempt == standing.attempt || progress.state == "done";
-    let mut news = is_news.then_some(progress);
-    // Before the row has an end: whoever watches looks no more then.
-    if (!is_running || next.is_none())
-        && let Some(progress) = news.take()
-    {
-        record(progress);
-    }
-    if let Some(state) = next {
-        app.propose(match standing.planned {
-            true => Command::ReportAttempt { deployment, peer, attempt, state },
-            false => Command::ReportHost { deployment, peer, state },
-        })
-        .await?;
-    }
-    // That it began is replicated first: once it is on the board, the row is not looked at.
-    if let Some(progress) = news {
-        record(progress);
-    }
+    changes.report(change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -324,66 +303,10 @@ fn goes_on(
     Ok(pending == Some(attempt))
 }
 
-/// What the rows have of a host in a deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Standing {
-    state: HostState,
-    attempt: u32,
-    /// Whether the deployment has a plan, which the cluster's level lets be proposed to.
-    planned: bool,
-}
-
-fn standing<R: Read>(
-    query: Metadata<'_, R>,
-    id: DeploymentId,
-    peer: PeerId,
-) -> Result<Option<Standing>, Problem> {
-    let Some(mut row) = query.deployment(id)? else { return Ok(None) };
-    let Some(state) = row.hosts.remove(&peer) else { return Ok(None) };
-    let plan = query.deployment_plan(id)?;
-    let attempt = plan.as_ref().map_or(0, |plan| plan.attempt(peer));
-    Ok(Some(Standing { state, attempt, planned: plan.is_some() }))
-}
-
-/// What is to be replicated of a report, if anything.
-fn next_state(
-    standing: &Standing,
-    attempt: u32,
-    progress: &TransferProgress,
-) -> Result<Option<HostState>, Problem> {
-    let sum = |bytes: &BTreeMap<String, u64>| bytes.values().sum();
-    let next = match progress.state.as_str() {
-        "running" => HostState::Running,
-        "done" => HostState::Done {
-            bytes_from_peers: sum(&progress.bytes_by_peer),
-            bytes_from_nodes: sum(&progress.bytes_by_node),
-            // What did not cross the network: a bundle's own bytes did.
-            bytes_local: progress.bytes_local
-                + progress.bytes_by_delta.saturating_sub(progress.delta_bundle_bytes),
-        },
-        "failed" => {
-            let reason = progress.last_error.as_deref().unwrap_or("the agent gave no reason");
-            HostState::Failed { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
-        }
-        _ => {
-            let text = "state is running, done or failed";
-            return Err(Problem::bad_request("state_invalid", text));
-        }
-    };
-    let changes = match (&standing.state, &next) {
-        (HostState::Done { .. }, _) => false,
-        (_, HostState::Done { .. }) => true,
-        _ if attempt != standing.attempt => false,
-        (HostState::Queued, _) => false,
-        (HostState::Waiting, _) => true,
-        (HostState::Running | HostState::Failed { .. }, HostState::Running) => false,
-        (old, next) => old != next,
-    };
-    Ok(changes.then_some(next))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn progress(state: &str) -> TransferProgress {
@@ -401,26 +324,5 @@ mod tests {
         };
         assert_eq!(bounded(named(SENDER_BYTES_MAX)).unwrap(), named(SENDER_BYTES_MAX));
         assert!(bounded(named(SENDER_BYTES_MAX + 1)).is_err());
-    }
-
-    #[test]
-    fn only_changes_of_state_are_replicated() {
-        let done = HostState::Done { bytes_from_peers: 0, bytes_from_nodes: 0, bytes_local: 4 };
-        let of = |state: &HostState| Standing { state: state.clone(), attempt: 2, planned: true };
-        let next = |state: &HostState, text| next_state(&of(state), 2, &progress(text)).unwrap();
-        assert_eq!(next(&HostState::Waiting, "running"), Some(HostState::Running));
-        assert_eq!(next(&HostState::Running, "running"), None);
-        assert_eq!(next(&HostState::Running, "done"), Some(done.clone()));
-        assert_eq!(next(&done, "done"), None);
-        assert_eq!(next(&done, "failed"), None);
-        let failed = next(&HostState::Running, "failed").unwrap();
-        assert_eq!(next(&failed, "failed"), None);
-        assert_eq!(next(&failed, "done"), Some(done));
-        assert!(next_state(&of(&HostState::Waiting), 2, &progress("odd")).is_err());
-        // Of an attempt before, only the end that is for good counts.
-        let before = |text| next_state(&of(&HostState::Waiting), 1, &progress(text)).unwrap();
-        assert_eq!((before("running"), before("failed")), (None, None));
-        assert_eq!(before("done"), next(&HostState::Queued, "done"));
-        assert_eq!(next(&HostState::Queued, "running"), None);
     }
 }

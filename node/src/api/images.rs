@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{
@@ -10,8 +10,8 @@ use shoal_api::{
 };
 use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageNote, Owner, Refusal, UploadPurpose, Visibility,
-    What, Who,
+    self as metadata, Action, Command, Fault, ImageDescription, ImageNote, Owner, Refusal,
+    Response, UploadPurpose, Visibility, What, Who,
 };
 use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
@@ -22,11 +22,16 @@ use super::problem::{conflict, missing};
 use super::profile::{self, Described};
 use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
+use super::tagged::{EntityTag, Tagged};
 use crate::clock::now;
 use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
 use crate::state::App;
+use crate::trash::PURGE_ROWS;
+
+/// How often a description is put together anew with what others change at the same moment.
+const UPDATE_ATTEMPTS_MAX: usize = 16;
 
 pub async fn create(
     State(app): State<App>,
@@ -128,20 +133,24 @@ pub(super) fn no_image(id: impl std::fmt::Display) -> Problem {
 }
 
 /// `GET /api/v1/images/{id}`: also of a deleted one, for who may restore it.
-pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Json<ImageDetail>, Problem> {
+pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Tagged<ImageDetail>, Problem> {
     let row = match existing(&caller, id, Action::List) {
         Ok(row) => row,
         Err(problem) => deleted(&caller, id).map_err(|_| problem)?,
     };
-    Ok(Json(detail(&caller.view, &row, caller.person().ok())?))
+    Ok(detail(&caller.view, &row, caller.person().ok())?)
 }
 
-/// As `person` sees it.
-fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<ImageDetail, Fault> {
+/// As `person` sees it, with the tag of what is said of it.
+fn detail(
+    view: &View,
+    row: &metadata::Image,
+    person: Option<&str>,
+) -> Result<Tagged<ImageDetail>, Fault> {
     let query = view.query();
     let note = query.image_note(row.id)?;
     let owner = ImageOwner { id: row.owner.clone(), name: row.owner.clone() };
-    Ok(ImageDetail {
+    let detail = ImageDetail {
         image: shown::image_with(query, row, shown::tags(query, row)?, owner)?,
         min_cpu_cores: row.profile.min_cpu_cores,
         min_memory_mb: row.profile.min_memory_mb,
@@ -154,31 +163,47 @@ fn detail(view: &View, row: &metadata::Image, person: Option<&str>) -> Result<Im
             Some(user) => query.is_starred(row.id, user)?,
             None => false,
         },
-    })
+    };
+    let description = ImageDescription { profile: row.profile.clone(), note };
+    Ok(Tagged(EntityTag::of(&description), detail))
 }
 
-/// `PUT /api/v1/images/{id}`. The command says all that is said of the image: of two changes at the
-/// same moment the later one may take the earlier one's back.
+/// `PUT /api/v1/images/{id}`. The command says all that is said of the image, and from what: where
+/// somebody else was quicker, the change is made of what that one said – or refused, where it was
+/// for what `If-Match` names.
 pub async fn update(
     State(app): State<App>,
     caller: Caller,
     Path(id): Path<ImageId>,
+    headers: HeaderMap,
     Body(request): Body<UpdateImage>,
-) -> Result<Json<ImageDetail>, Problem> {
+) -> Result<Tagged<ImageDetail>, Problem> {
     let by = caller.account()?;
-    let row = existing(&caller, id, Action::Push)?;
+    let mut row = existing(&caller, id, Action::Push)?;
     let wanted = wanted_visibility(request.visibility.as_deref().unwrap_or_default())?;
     if let Some(project) = caller.view.query().project(&row.name.project())? {
         check_visibility(&project, wanted)?;
     }
-    let note = caller.view.query().image_note(id)?;
+    let mut note = caller.view.query().image_note(id)?;
     let person = caller.person().ok().map(str::to_owned);
     drop(caller);
-    let (profile, note) = profile::changed(row.kind, row.profile, note, request, by)?;
-    app.propose(Command::DescribeImage { id, profile, note }).await?;
-    let view = app.view().await?;
-    let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
-    Ok(Json(detail(&view, &row, person.as_deref())?))
+    for _ in 0..UPDATE_ATTEMPTS_MAX {
+        let from = ImageDescription { profile: row.profile, note };
+        EntityTag::of(&from).check(&headers)?;
+        let to = profile::changed(row.kind, from.clone(), request.clone(), by.clone())?;
+        let (from, to) = (Box::new(from), Box::new(to));
+        let answer = app.propose(Command::RedescribeImage { id, from, to }).await;
+        let view = app.view().await?;
+        row = view.query().live_image(id)?.ok_or_else(|| no_image(id))?;
+        match answer {
+            Err(ProposeError::Refused(Refusal::Changed(_))) => {
+                note = view.query().image_note(id)?
+            }
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(detail(&view, &row, person.as_deref())?),
+        }
+    }
+    Err(conflict("changed", format!("{id} is changed by others all the time; try again")))
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -202,13 +227,36 @@ pub async fn delete(
     let by = caller.account()?;
     let sessions = sessions_to(&caller, &row)?;
     drop(caller);
-    let delete = if purge { Command::DeleteImage { id } } else { Command::TrashImage { id, by } };
-    app.propose(delete).await?;
+    if purge {
+        end_for_good(&app, id, by).await?;
+    } else {
+        app.propose(Command::TrashImage { id, by }).await?;
+    }
     // What is still being uploaded to it would be found to have no image, a day later perhaps.
     for upload in sessions {
         app.services.disks.abort(upload).await?;
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Piece by piece. Should this node not come to the end of it, the leader does (see `trash`).
+async fn end_for_good(app: &App, id: ImageId, by: String) -> Result<(), Problem> {
+    let mut begun = false;
+    loop {
+        let piece = Command::PurgeImage { id, by: by.clone(), rows_max: PURGE_ROWS };
+        match app.propose(piece).await {
+            Ok(Response::Purged { gone: false }) => begun = true,
+            Ok(_) => return Ok(()),
+            // The leader was quicker.
+            Err(ProposeError::Refused(Refusal::NotFound(_))) if begun => return Ok(()),
+            // Nodes of an earlier version know only how to do it at once.
+            Err(ProposeError::Unsupported { .. }) => {
+                app.propose(Command::DeleteImage { id }).await?;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// `POST /api/v1/images/{id}/restore`.

@@ -47,6 +47,7 @@ mod session;
 mod shown;
 mod stars;
 mod storage;
+mod tagged;
 mod tags;
 mod tokens;
 mod uploads;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use shoal_api::{CreateImage, UpdateImage};
 use shoal_content::Labels;
 use shoal_formats::Target;
-use shoal_metadata::{ImageKind, ImageNote, ImageProfile};
+use shoal_metadata::{ImageDescription, ImageKind, ImageNote, ImageProfile};
 
 use crate::http::problem::Problem;
 
@@ -71,11 +71,11 @@ pub fn described(request: CreateImage) -> Result<Described, Problem> {
 /// As of [`described`], for what is changed.
 pub fn changed(
     kind: ImageKind,
-    old: ImageProfile,
-    note: ImageNote,
+    old: ImageDescription,
     request: UpdateImage,
     by: String,
-) -> Result<(ImageProfile, ImageNote), Problem> {
+) -> Result<ImageDescription, Problem> {
+    let ImageDescription { profile: old, note } = old;
     // What it was before there were rules for it may be sent back with the rest.
     let new_format = request.format.filter(|text| *text != old.format);
     let format = new_format.map(|text| format(&text, kind)).transpose()?;
@@ -104,7 +104,7 @@ pub fn changed(
         annotations: annotations.unwrap_or(note.annotations),
         updated_by: by,
     };
-    Ok((profile, note))
+    Ok(ImageDescription { profile, note })
 }
 
 fn kind_of(format: &str) -> ImageKind {

@@ -12,7 +12,7 @@ use crate::audit::Audit;
 use crate::backup::BackupMaker;
 use crate::collection::Collector;
 use crate::delta::Deltas;
-use crate::deploy::{Board, Gatherer, OrderDesk, Siblings, SiblingsError};
+use crate::deploy::{Board, Gatherer, HostChanges, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
 use crate::origin::Origin;
 use crate::pulls::Pulls;
@@ -30,6 +30,7 @@ pub struct Services {
     pub deltas: Deltas,
     pub origin: Origin,
     pub board: Board,
+    pub changes: HostChanges,
     pub desk: OrderDesk,
     pub gatherer: Gatherer,
     pub siblings: Siblings,
@@ -82,6 +83,7 @@ impl Services {
             origin,
             gatherer: Gatherer::new(board.clone(), desk.clone(), siblings.clone()),
             siblings,
+            changes: HostChanges::new(raft.clone(), board.clone()),
             board,
             desk,
             collector,

@@ -18,6 +18,7 @@ use super::problem::missing;
 use crate::clock::{now, rfc3339};
 use crate::collection::CollectionError;
 use crate::http::problem::Problem;
+use crate::ownership::OwnershipError;
 use crate::state::App;
 
 /// Counting stops here.
@@ -137,7 +138,11 @@ pub async fn collect(
         CollectionError::Read(error) => error.into(),
         CollectionError::Rows(error) => error.into(),
         CollectionError::Propose(error) => error.into(),
-        CollectionError::Store(error) => Problem::from(error),
+        CollectionError::Store(error)
+        | CollectionError::Ownership(OwnershipError::Store(error)) => Problem::from(error),
+        CollectionError::Ownership(error) => {
+            Problem::new(StatusCode::CONFLICT, "storage_not_owned", error.to_string())
+        }
     })?;
     Ok(Json(done.into()))
 }

@@ -7,6 +7,7 @@
 //! Non-goals: HTTP routes (see `api`); carrying out an order (the agent's).
 
 mod board;
+mod changes;
 mod deadlines;
 mod gather;
 pub(crate) mod node_token;
@@ -17,6 +18,7 @@ mod warm_up;
 mod watch;
 
 pub use board::{Board, Reported, Reports};
+pub use changes::{HostChange, HostChanges, REASON_CHARS_MAX, next_state, standing};
 pub use deadlines::keep_deadlines;
 pub use gather::Gatherer;
 pub use orders::{ORDER_STREAMS_MAX, OrderDesk, node_addresses, ticket_keys};

@@ -9,7 +9,8 @@
 //!
 //! Invariants: at most [`CONNECTIONS_MAX`] connections are open at one listener; one more is closed
 //! at once, which a client sees and may try again elsewhere. A connection that has not asked for
-//! anything within [`FIRST_REQUEST_TIMEOUT`] is closed, whatever it has sent.
+//! anything within [`FIRST_REQUEST_TIMEOUT`] is closed, whatever it has sent. Who vanished without a
+//! word is noticed by the kernel, within [`VANISHED_AFTER`] and a little.
 
 use std::future::pending;
 use std::io;
@@ -27,7 +28,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use socket2::{SockFilter, SockRef};
+use socket2::{SockFilter, SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -60,6 +61,12 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION_MAX * STREAM_WINDOW_
 /// An HTTP/2 client that is silent is asked, and given up when it does not answer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Whose connection is silent is asked whether it is still there, and asked again.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// Who answers nothing for so long, or takes nothing of what it is to get, is given up. The kernel
+/// does not tell the two apart, and by itself takes a quarter of an hour for the first.
+const VANISHED_AFTER: Duration = Duration::from_secs(300);
 /// At the end: how long a connection that has not asked for anything yet may take to do so.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(1);
 /// At the end: how long a TCP handshake that has begun may take to end, a round trip.
@@ -106,6 +113,7 @@ impl Listening {
         connections_max: usize,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
+        notice_vanished(&listener)?;
         let address = listener.local_addr()?;
         let (phases, connections) = (Phases::default(), TaskTracker::new());
         let serving = Serving {
@@ -167,6 +175,14 @@ fn builder() -> Builder<TokioExecutor> {
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     builder
+}
+
+/// Of all connections that it takes from now on: they inherit these options (tcp(7)).
+fn notice_vanished(listener: &TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_INTERVAL);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(VANISHED_AFTER))
 }
 
 /// Drops every SYN that comes from now on, by a filter in the kernel (classic BPF, which sees the
@@ -301,6 +317,20 @@ mod tests {
 
     use super::super::leftover::read_leftover;
     use super::*;
+
+    #[tokio::test]
+    async fn connections_are_watched_for_who_vanishes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        notice_vanished(&listener).unwrap();
+        let connect = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(connect, listener.accept());
+        let (stream, _) = accepted.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(client.is_ok() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_INTERVAL);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED_AFTER));
+    }
 
     #[tokio::test]
     async fn a_connection_too_many_is_turned_away_until_one_leaves() {

@@ -214,6 +214,7 @@ impl From<Refusal> for Problem {
                 (StatusCode::PRECONDITION_FAILED, "immutable")
             }
             Refusal::PolicyChanged => (StatusCode::CONFLICT, "policy_changed"),
+            Refusal::Changed(_) => (StatusCode::CONFLICT, "changed"),
             Refusal::Policy(_) => (StatusCode::BAD_REQUEST, "policy_invalid"),
             Refusal::NotYours => (StatusCode::FORBIDDEN, "forbidden"),
             Refusal::Limit(_) => (StatusCode::TOO_MANY_REQUESTS, "limit"),

@@ -133,6 +133,19 @@ impl<P> Held<P> {
             another.await;
         }
     }
+
+    /// Whether it has to be given up now: it was held for long enough, and others wait.
+    pub fn is_wanted_now(&self) -> bool {
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return true;
+        }
+        let takes = self.since.elapsed() >= self.contention.held_max
+            && self.contention.demand.lock().takes(self.units);
+        if takes {
+            self.is_given_up.store(true, Ordering::Relaxed);
+        }
+        takes
+    }
 }
 
 impl<P> Drop for Held<P> {
@@ -200,6 +213,30 @@ mod tests {
         // One was enough.
         assert!(tokio::time::timeout(SHORT * 3, quick.is_wanted()).await.is_err());
         assert_eq!(*contention.demand.lock(), Demand::default());
+    }
+
+    #[tokio::test]
+    async fn who_asks_hears_whether_it_is_to_give_way_now() {
+        let (free, contention) = (Semaphore::new(2), Contention::new(Duration::ZERO, LONG));
+        let hold = || contention.hold(1, free.try_acquire().unwrap());
+        let (first, second) = (hold(), hold());
+        assert!(!first.is_wanted_now(), "nobody waits");
+        let gives_way = async {
+            assert!(first.is_wanted_now());
+            assert!(first.is_wanted_now(), "it was taken back");
+            assert!(!second.is_wanted_now(), "one is enough");
+            drop(first);
+        };
+        let (third, ()) = tokio::join!(contention.wait(1, free.acquire()), gives_way);
+        assert!(third.is_some() && !second.is_wanted_now());
+        let patient = Contention::new(LONG, LONG);
+        let held = patient.hold(1, ());
+        let waits = patient.wait(1, std::future::pending::<()>());
+        tokio::select! {
+            biased;
+            _ = waits => panic!("nothing comes"),
+            () = std::future::ready(()) => assert!(!held.is_wanted_now(), "it was held for a moment"),
+        }
     }
 
     #[tokio::test]

@@ -312,6 +312,29 @@ impl BlobWriter {
         }
     }
 
+    /// Lets go of the room it has, and of the bytes that are in no part: whoever has them elsewhere
+    /// brings them [back](Self::put_back) once there is room [again](Self::take_up), before more is
+    /// written. Gives where they begin; they end at the offset.
+    pub fn lay_down(&mut self) -> u64 {
+        self.torn |= !self.buffer.is_empty();
+        (self.buffer, self.room) = (BytesMut::new(), Room::default());
+        self.flushed
+    }
+
+    /// Waits for room for what was laid down.
+    ///
+    /// # Errors
+    /// [`IntakeError::Crowded`] where it takes too long.
+    pub async fn take_up(&mut self) -> Result<(), IntakeError> {
+        self.make_room((self.offset() - self.flushed) as usize).await
+    }
+
+    /// The next bytes of what was laid down.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        self.torn = self.flushed + self.buffer.len() as u64 != self.offset();
+    }
+
     /// Takes the next bytes; waits while storage is slower than the client, or all room is taken.
     ///
     /// # Errors

@@ -121,6 +121,24 @@ async fn multipart_uploads(store: &dyn BlobStore) -> Result<()> {
     Ok(())
 }
 
+/// What a store must do with its owner, whom nothing removes: run against one that has none.
+///
+/// # Errors
+/// The first thing that does not hold.
+pub async fn check_owner(store: &dyn BlobStore) -> Result<()> {
+    let [first, second] = [&b"the first"[..], b"the second"].map(Bytes::from_static);
+    ensure!(store.owner().await?.is_none(), "an owner of nobody's storage");
+    ensure!(!store.set_owner(Some(&first), second.clone()).await?, "written over nothing");
+    ensure!(store.set_owner(None, first.clone()).await?, "the first one");
+    ensure!(!store.set_owner(None, second.clone()).await?, "written over another one");
+    ensure!(store.owner().await? == Some(first.clone()), "whose it is");
+    ensure!(store.set_owner(Some(&first), second.clone()).await?, "the next one");
+    let late = store.set_owner(Some(&first), first.clone()).await?;
+    ensure!(!late, "written over the next one");
+    ensure!(store.owner().await? == Some(second), "whose it is now");
+    Ok(())
+}
+
 async fn listings(store: &dyn BlobStore) -> Result<()> {
     let session = upload();
     let mut parts: Vec<ObjectKey> =

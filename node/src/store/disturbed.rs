@@ -122,6 +122,14 @@ impl BlobStore for DisturbedStore {
         self.inner.list(prefix, after, limit).await
     }
 
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        self.inner.owner().await
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        self.inner.set_owner(over, owner).await
+    }
+
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.inner.usage().await
     }

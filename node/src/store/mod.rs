@@ -31,7 +31,7 @@ use shoal_metadata::KeyOwner;
 use tracing::warn;
 
 pub use cached::CachedStore;
-pub use conformance::check_conformance;
+pub use conformance::{check_conformance, check_owner};
 pub use error::StoreError;
 pub use folder::{FolderStore, RESERVE_BYTES_DEFAULT};
 pub use s3::{S3Settings, S3Store};
@@ -39,6 +39,10 @@ pub use sealed::SealedStore;
 
 /// S3 refuses a shorter part, unless it is the last; so every implementation may.
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
+/// The object or file that says whose storage it is: the key of no object.
+const OWNER_NAME: &str = "shoal-owner.json";
+/// What is longer says nothing of that.
+const OWNER_BYTES_MAX: u64 = 4096;
 /// The most bytes [`BlobStore::read`] gives at once.
 pub const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -172,6 +176,14 @@ pub trait BlobStore: Send + Sync + std::fmt::Debug {
         after: Option<ObjectKey>,
         limit: usize,
     ) -> Result<Vec<StoredObject>, StoreError>;
+
+    /// What [`Self::set_owner`] wrote last: whose storage it is. Never from a cache, nor sealed.
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError>;
+
+    /// Writes down whose storage it is, where `over` is what is written there so far; gives whether
+    /// it did. Some services do not compare, and an answer may be lost: only [`Self::owner`] tells
+    /// what came of it.
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError>;
 
     /// How full it is; cheap, whatever it holds.
     async fn usage(&self) -> Result<Usage, StoreError>;

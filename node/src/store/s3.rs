@@ -30,7 +30,10 @@ use zeroize::Zeroizing;
 use crate::clock;
 
 use super::bucket_usage::bucket_usage;
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
+use super::{
+    BlobStore, ByteStream, Completion, OWNER_BYTES_MAX, OWNER_NAME, StoreError, StoredObject,
+    StoredPart, Usage,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// From the request to the first byte of its answer; that answer's body may take longer.
@@ -128,6 +131,24 @@ impl S3Store {
             Err(error) if status(&error) != Some(409) => Err(refusal("making the bucket", &error)),
             _ => Ok(()),
         }
+    }
+
+    /// Whose bucket it is, and the tag of the object that says so.
+    async fn read_owner(&self) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
+        let doing = "reading whose bucket it is";
+        let request = self.client.get_object().bucket(&self.bucket).key(OWNER_NAME);
+        let object = match request.send().await {
+            Err(error) if status(&error) == Some(404) => return Ok(None),
+            sent => sent.map_err(|error| refusal(doing, &error))?,
+        };
+        let length = object.content_length.and_then(|length| u64::try_from(length).ok());
+        if length.is_none_or(|length| length > OWNER_BYTES_MAX) {
+            return Ok(Some((Bytes::new(), object.e_tag)));
+        }
+        let tag = object.e_tag.clone();
+        let cut_off = |cause: String| StoreError::Unavailable { doing, cause };
+        let owner = object.body.collect().await.map_err(|error| cut_off(error.to_string()))?;
+        Ok(Some((owner.into_bytes(), tag)))
     }
 }
 
@@ -410,6 +431,32 @@ impl BlobStore for S3Store {
         let signed = request.presigned(presigning).await;
         let signed = signed.map_err(|error| refusal("signing an address", &error))?;
         Ok(Some(signed.uri().to_owned()))
+    }
+
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.read_owner().await?.map(|(owner, _)| owner))
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        let found = self.read_owner().await?;
+        if found.as_ref().map(|(found, _)| found) != over {
+            return Ok(false);
+        }
+        let request = || {
+            let request = self.client.put_object().bucket(&self.bucket).key(OWNER_NAME);
+            request.body(SdkStream::from(owner.clone()))
+        };
+        let compared = match found {
+            None => request().if_none_match("*"),
+            Some((_, tag)) => request().set_if_match(tag),
+        };
+        let sent = match compared.send().await {
+            Err(error) if matches!(status(&error), Some(409 | 412)) => return Ok(false),
+            // A service that compares nothing.
+            Err(error) if status(&error) == Some(501) => request().send().await,
+            sent => sent,
+        };
+        sent.map(|_| true).map_err(|error| refusal("writing whose bucket it is", &error))
     }
 
     async fn usage(&self) -> Result<Usage, StoreError> {

@@ -15,7 +15,7 @@ use shoal_metadata::{Blob, Command, KeyOwner, Who, holder};
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
-use super::flight::{Progress, Writer};
+use super::flight::{Progress, Turn, Writer};
 use super::{AbsentKey, Error, SPOILT_MAX, Upstream, Upstreams};
 use crate::http::problem::chain;
 use crate::registry::{BlobWriter, Publication, publish};
@@ -28,6 +28,11 @@ const RESUME_PAUSE: Duration = Duration::from_millis(250);
 /// What comes at least in the time that an upstream may be silent, and between two breaks. Less is a
 /// stall that hides.
 const PACE_BYTES_MIN: u64 = 64 * 1024;
+/// Whose upstream sends less in so much time gives its turn to others, where they wait for one.
+const CONTENDED_SPAN: Duration = Duration::from_secs(60);
+const CONTENDED_BYTES_MIN: u64 = 2 * 1024 * 1024;
+/// Read at once of what is taken up again.
+const TAKE_UP_BYTES: u64 = 1024 * 1024;
 
 pub type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
@@ -116,8 +121,7 @@ impl Upstreams {
         wanted: &Wanted,
         writer: &Writer,
     ) -> Result<(), Error> {
-        let _permit =
-            self.flights.permits.acquire().await.map_err(|_| Error::Busy("it is stopping"))?;
+        let mut held = self.flights.turn().await?;
         // Another flight may have landed between the asker's look and this one's beginning.
         if let Some(blob) = stored(app, wanted).await? {
             return give(app, &blob, writer).await;
@@ -134,11 +138,22 @@ impl Upstreams {
             let broke = match upstream.open(wanted, begun).await {
                 Ok(response) => {
                     writer.publish(begun);
-                    let broke = take(app, upstream, wanted, response, writer, &mut blob).await?;
-                    if let Some(error) = &broke {
-                        upstream.standing.note_broken(error);
+                    match take(app, upstream, wanted, response, writer, &mut blob, &held).await? {
+                        Taken::All => None,
+                        Taken::Broken(error) => {
+                            upstream.standing.note_broken(&error);
+                            Some(error)
+                        }
+                        Taken::GaveWay => {
+                            debug!(digest = %wanted.digest, offset = blob.offset(), "it gives way");
+                            let from = blob.lay_down();
+                            drop(held);
+                            held = self.flights.turn().await?;
+                            take_up(writer, &mut blob, from).await?;
+                            // Where even its turns bring next to nothing, it ends.
+                            Some(upstream.client.slow("it sends too slowly"))
+                        }
                     }
-                    broke
                 }
                 // Nobody has got anything: it is an answer.
                 Err(error) if begun == 0 => return Err(error),
@@ -288,7 +303,28 @@ async fn give(app: &App, blob: &Blob, writer: &Writer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes what comes; gives why it ended early, where it did.
+/// Brings back what was laid down, from the file that readers read.
+async fn take_up(writer: &Writer, blob: &mut BlobWriter, from: u64) -> Result<(), Error> {
+    blob.take_up().await?;
+    let (mut at, end) = (from, blob.offset());
+    while at < end {
+        let length = TAKE_UP_BYTES.min(end - at);
+        blob.put_back(&writer.read(at, length).await?);
+        at += length;
+    }
+    Ok(())
+}
+
+/// How an answer ended.
+enum Taken {
+    All,
+    /// It broke off.
+    Broken(Error),
+    /// It is slow, and others wait.
+    GaveWay,
+}
+
+/// Takes what comes.
 async fn take(
     app: &App,
     upstream: &Upstream,
@@ -296,22 +332,28 @@ async fn take(
     mut response: Response,
     writer: &Writer,
     blob: &mut BlobWriter,
-) -> Result<Option<Error>, Error> {
-    let mut pace = Pace::new(upstream.client.silence());
+    turn: &Turn<'_>,
+) -> Result<Taken, Error> {
+    let mut pace = Pace::new(upstream.client.silence(), PACE_BYTES_MIN);
+    let mut contended = Pace::new(CONTENDED_SPAN, CONTENDED_BYTES_MIN);
     loop {
         let since = Instant::now();
         let piece = tokio::select! {
             piece = response.chunk() => piece,
+            // It has filled a part for long, and there are few.
+            () = blob.is_wanted() => return Ok(Taken::GaveWay),
             () = app.drain.cut() => return Err(Error::Busy("it is stopping")),
         };
         let piece = match piece {
             Ok(Some(piece)) => piece,
-            Ok(None) => return Ok(None),
-            Err(error) => return Ok(Some(upstream.client.away(&error))),
+            Ok(None) => return Ok(Taken::All),
+            Err(error) => return Ok(Taken::Broken(upstream.client.away(&error))),
         };
-        if !pace.holds(since.elapsed(), piece.len() as u64) {
-            return Ok(Some(upstream.client.slow("it sends too slowly")));
+        let (waited, bytes) = (since.elapsed(), piece.len() as u64);
+        if !pace.holds(waited, bytes) {
+            return Ok(Taken::Broken(upstream.client.slow("it sends too slowly")));
         }
+        let is_slow = !contended.holds(waited, bytes);
         upstream.standing.received(piece.len() as u64);
         let offset = blob.offset();
         let end = offset + piece.len() as u64;
@@ -322,6 +364,9 @@ async fn take(
         blob.write(piece).await?;
         // The last byte waits for the digest.
         writer.publish(end.min(wanted.size.saturating_sub(1)));
+        if is_slow && end < wanted.size && turn.is_wanted_now() {
+            return Ok(Taken::GaveWay);
+        }
     }
 }
 
@@ -329,13 +374,15 @@ async fn take(
 #[derive(Debug)]
 struct Pace {
     span: Duration,
+    /// In bytes, of each span.
+    least: u64,
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(span: Duration) -> Self {
-        Self { span, waited: Duration::ZERO, bytes: 0 }
+    fn new(span: Duration, least: u64) -> Self {
+        Self { span, least, waited: Duration::ZERO, bytes: 0 }
     }
 
     /// Whether it is still fast enough, after another wait that brought so much.
@@ -345,7 +392,7 @@ impl Pace {
         if self.waited < self.span {
             return true;
         }
-        let holds = self.bytes >= PACE_BYTES_MIN;
+        let holds = self.bytes >= self.least;
         (self.waited, self.bytes) = (Duration::ZERO, 0);
         holds
     }
@@ -375,7 +422,7 @@ mod tests {
 
     #[test]
     fn who_drips_is_cut_off_and_who_is_waited_for_little_is_not() {
-        let mut pace = Pace::new(Duration::from_secs(30));
+        let mut pace = Pace::new(Duration::from_secs(30), PACE_BYTES_MIN);
         for _ in 0..29 {
             assert!(pace.holds(Duration::from_secs(1), 1));
         }

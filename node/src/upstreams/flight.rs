@@ -3,7 +3,8 @@
 //! What comes lies in a file without a name, so that each reader goes at its own pace and from
 //! wherever it wants, memory is bounded, and a crash leaves nothing.
 //!
-//! Invariant: the last byte is given to nobody before the whole has the digest that was asked for.
+//! Invariants: the last byte is given to nobody before the whole has the digest that was asked for;
+//! whose upstream is slow gives its turn to those who wait, and goes on at its next one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,14 +13,16 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt, try_unfold};
 use parking_lot::Mutex;
 use shoal_content::{Digest, RepositoryName};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::Error;
+use crate::registry::contention::{self, Contention};
 
 /// Read at once for one reader.
 const READ_BYTES: u64 = 256 * 1024;
@@ -27,6 +30,13 @@ const READ_BYTES: u64 = 256 * 1024;
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 /// Blobs that are waited for, with those that wait for their turn; each has an open file.
 const UNDER_WAY_MAX: usize = 256;
+
+/// Blobs that come at once, at this node.
+pub const TURNS: usize = 32;
+/// A turn is kept for so long, whoever waits.
+const TURN_MIN: Duration = Duration::from_secs(60);
+/// Nobody could be told to come again: those who read would have to begin anew.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How far it is.
 #[derive(Debug, Clone)]
@@ -60,8 +70,12 @@ type Key = (RepositoryName, Digest);
 pub struct Flights {
     folder: Arc<PathBuf>,
     under_way: Arc<Mutex<HashMap<Key, Arc<Flight>>>>,
-    pub permits: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    contention: Arc<Contention>,
 }
+
+/// Held by whoever asks an upstream.
+pub type Turn<'a> = contention::Held<SemaphorePermit<'a>>;
 
 /// Ends a flight when it is dropped, however its task ends.
 #[derive(Debug)]
@@ -77,8 +91,27 @@ impl Drop for Landing {
 }
 
 impl Flights {
-    pub fn new(folder: PathBuf, permits: Arc<Semaphore>) -> Self {
-        Self { folder: Arc::new(folder), under_way: Arc::default(), permits }
+    /// At most `turns` of them come at once.
+    pub fn new(folder: PathBuf, turns: usize) -> Self {
+        let (turns, contention) =
+            (Arc::new(Semaphore::new(turns)), Contention::new(TURN_MIN, TURN_WAIT_MAX));
+        Self { folder: Arc::new(folder), under_way: Arc::default(), turns, contention }
+    }
+
+    /// Waits for a turn; they come in the order in which they are waited for.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the node stops, or none came in a day.
+    pub async fn turn(&self) -> Result<Turn<'_>, Error> {
+        let permit = match self.turns.try_acquire() {
+            Ok(permit) => Ok(permit),
+            Err(_) => {
+                let turn = self.contention.wait(1, self.turns.acquire()).await;
+                turn.ok_or(Error::Busy("others have all its turns"))?
+            }
+        };
+        let permit = permit.map_err(|_| Error::Busy("it is stopping"))?;
+        Ok(self.contention.hold(1, permit))
     }
 
     /// The flight of a blob of `size` bytes; with the writer's end for whoever is to begin it.
@@ -130,6 +163,20 @@ impl Writer {
         match written.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Error::Busy("its disk does not take what comes")),
+            Err(_) => Err(Error::Busy("it is stopping")),
+        }
+    }
+
+    /// What was written there before.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, Error> {
+        let file = Arc::clone(&self.file);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; length as usize];
+            file.read_exact_at(&mut bytes, offset).map(|()| Bytes::from(bytes))
+        });
+        match read.await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(_)) => Err(Error::Busy("its disk does not give what came")),
             Err(_) => Err(Error::Busy("it is stopping")),
         }
     }
@@ -199,7 +246,7 @@ mod tests {
 
     fn flights() -> (tempfile::TempDir, Flights) {
         let folder = tempfile::tempdir().unwrap();
-        let flights = Flights::new(folder.path().to_owned(), Arc::new(Semaphore::new(1)));
+        let flights = Flights::new(folder.path().to_owned(), 1);
         (folder, flights)
     }
 

@@ -35,7 +35,6 @@ use moka::future::Cache;
 use shoal_content::{Digest, NodeId, Pin, ProjectName, RepositoryName, TagName};
 use shoal_metadata::Pattern;
 use thiserror::Error as ThisError;
-use tokio::sync::Semaphore;
 
 pub use blobs::Wanted;
 pub use client::ClientError;
@@ -66,8 +65,6 @@ const SPOILT_TTL: Duration = Duration::from_secs(300);
 const FETCHED_TTL: Duration = Duration::from_secs(2);
 /// Who asks what an image lacks is behind by less.
 const LACKING_TTL: Duration = Duration::from_secs(1);
-/// Blobs on their way at once, at this node.
-const FLIGHTS_MAX: usize = 32;
 /// By which Docker Hub's own images are known without a namespace.
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_LIBRARY: &str = "library";
@@ -169,7 +166,7 @@ impl Upstreams {
             std::fs::create_dir_all(&folder)
                 .map_err(|source| SetupError::Folder { path: folder.clone(), source })?;
         }
-        let flights = Flights::new(folder, Arc::new(Semaphore::new(FLIGHTS_MAX)));
+        let flights = Flights::new(folder, flight::TURNS);
         Ok(Self {
             all: Arc::new(all),
             names: Arc::new(names),

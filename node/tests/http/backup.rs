@@ -15,6 +15,7 @@ use shoal_api::{
 use shoal_content::ObjectKey;
 use shoal_formats::backup::{Frame, Head, Needed, Reader, Totals};
 use shoal_metadata::{COMMAND_VERSION, KeyOwner};
+use shoal_node::config::Config;
 use shoal_node::restore::Plan;
 use shoal_node::server;
 use shoal_p2p::identity::{Credentials, KeyPair, Role};
@@ -153,6 +154,32 @@ async fn a_restored_cluster_has_everything_and_lives_on() -> Result<()> {
     let pulled = second.v2(Method::GET, "a/app/manifests/v1").send().await?.error_for_status()?;
     ensure!(pulled.bytes().await? == manifest);
     second.server.stop().await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_cluster_takes_over_the_storage_that_the_old_one_had() -> Result<()> {
+    let node = Node::start().await?;
+    push_image(&node, "a/app", "v1", b"a layer").await?;
+    let folder = tempfile::tempdir()?;
+    let saved = save(&node, folder.path()).await?;
+    let storage = node.path().join("node/storage");
+    let stranger = Node::start().await?;
+    let fresh = tempfile::tempdir()?;
+    let mut taken = config(&fresh)?;
+    taken.storage.path = Some(stranger.path().join("node/storage"));
+    let refused = server::restore(&taken, Plan { file: &saved.file, objects: None }).await;
+    let refused = format!("{:#}", refused.err().context("restored into another one's storage")?);
+    ensure!(refused.contains("belongs to another cluster"), "{refused}");
+    stranger.server.stop().await?;
+
+    let place = |config: &mut Config| config.storage.path = Some(storage);
+    let new = node.restored_with(&saved.file, None, place).await?;
+    new.v2(Method::GET, "a/app/manifests/v1").send().await?.error_for_status()?;
+    new.ownership().hold().await?;
+    let old = node.ownership().hold().await.err().context("both lives have the storage")?;
+    ensure!(old.to_string().contains("another life"), "{old}");
+    new.server.stop().await?;
     node.server.stop().await
 }
 

@@ -26,7 +26,8 @@ const OBJECTS_MAX: usize = 1000;
 fn collector(node: &Node, window: Duration, forget: Duration) -> Collector {
     let app = node.server.app();
     let timing = Timing { grace: Duration::ZERO, interval: Duration::from_secs(1), window, forget };
-    Collector::new(app.raft.clone(), Arc::clone(&app.store), timing, &mut Registry::default())
+    let (raft, store) = (app.raft.clone(), Arc::clone(&app.store));
+    Collector::new(raft, store, node.ownership(), timing, &mut Registry::default())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,8 +263,8 @@ async fn what_an_upload_stores_again_while_it_is_deleted_can_be_named_afterwards
         window: Duration::ZERO,
         forget: Duration::from_millis(1),
     };
-    let later =
-        Collector::new(app.raft.clone(), Arc::clone(&store), timing, &mut Registry::default());
+    let (raft, again) = (app.raft.clone(), Arc::clone(&store));
+    let later = Collector::new(raft, again, node.ownership(), timing, &mut Registry::default());
     let mut again = 0;
     collect_until(&later, |sum| {
         again = sum.again;

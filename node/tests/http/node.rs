@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use shoal_api::{JoinTokenCreated, LoginResponse, Problem};
 use shoal_node::config::Config;
 use shoal_node::joining;
+use shoal_node::ownership::Ownership;
 use shoal_node::restore::Plan;
 use shoal_node::server::{self, Server};
 use tempfile::TempDir;
@@ -181,6 +183,12 @@ impl Node {
         let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
         node.token = answer.token;
         Ok(node)
+    }
+
+    /// That of its cluster in its storage.
+    pub fn ownership(&self) -> Ownership {
+        let app = self.server.app();
+        Ownership::new(Arc::clone(&app.store), app.keys.cluster, app.lineage.clone())
     }
 
     /// The administrator's.

@@ -1,6 +1,6 @@
 //! What is said of images when they are made and described anew.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{Image, ImageDetail, Page, Problem, Project, UploadStarted};
@@ -8,7 +8,7 @@ use shoal_metadata::{Command, ImageNote, ImageProfile};
 
 use super::disks::{create_image, upload};
 use super::document::contract::answered;
-use super::node::Node;
+use super::node::{Node, problem};
 use super::v2::push_image;
 
 /// The code of a refusal, which has to be in the document of the API.
@@ -172,6 +172,48 @@ async fn what_is_said_of_an_image_has_a_meaning() -> Result<()> {
     let path = format!("images/{}/versions/upload/init", container.id);
     let found = refused(&node, Method::POST, &path, &init, StatusCode::CONFLICT).await?;
     ensure!(found == "wrong_state", "{found}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_at_the_same_moment_are_all_made_and_a_condition_is_held() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/vm").await?;
+    let path = format!("images/{image}");
+    let changes = [
+        json!({ "description": "d" }),
+        json!({ "display_name": "n" }),
+        json!({ "os_type": "linux" }),
+        json!({ "os_version": "12" }),
+        json!({ "min_cpu_cores": 2 }),
+        json!({ "recommended_memory_mb": 4096 }),
+        json!({ "labels": { "team": "blue" } }),
+        json!({ "annotations": { "note": "x" } }),
+    ];
+    let sent = changes.iter().map(|change| node.call::<ImageDetail>(Method::PUT, &path, change));
+    for answer in futures::future::join_all(sent).await {
+        answer?;
+    }
+    let shown: ImageDetail = node.get(&path).await?;
+    let found = &shown.image;
+    ensure!(found.description == "d" && found.display_name == "n", "{shown:?}");
+    ensure!(found.os_type == "linux" && found.os_version == "12", "{shown:?}");
+    ensure!(shown.min_cpu_cores == 2 && shown.recommended_memory_mb == 4096, "{shown:?}");
+    ensure!(found.labels["team"] == "blue" && found.annotations["note"] == "x", "{shown:?}");
+
+    let tag = |answer: &reqwest::Response| answer.headers().get("etag").cloned();
+    let seen = tag(&node.request(Method::GET, &path).send().await?).context("a tag")?;
+    let change = |text: &str| {
+        let request = node.request(Method::PUT, &path).json(&json!({ "description": text }));
+        request.header("if-match", seen.clone())
+    };
+    let changed = change("first").send().await?;
+    ensure!(changed.status() == StatusCode::OK, "{}", changed.status());
+    ensure!(tag(&changed).is_some_and(|now| now != seen), "the tag is the same");
+    let late = problem(change("second").send().await?, StatusCode::PRECONDITION_FAILED).await?;
+    ensure!(late.code == "changed", "{late:?}");
+    let shown: ImageDetail = node.get(&path).await?;
+    ensure!(shown.image.description == "first", "{shown:?}");
     node.server.stop().await
 }
 

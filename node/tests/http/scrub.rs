@@ -8,13 +8,14 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use reqwest::{Method, StatusCode};
 use shoal_api::{CollectionDone, ScrubStatus, StorageStatus};
-use shoal_content::{ObjectKey, PackId, UploadId};
+use shoal_content::{ClusterId, ObjectKey, PackId, UploadId};
 use shoal_metadata::{KeyOwner, UploadPurpose};
+use shoal_node::ownership::Ownership;
 use shoal_node::scrub::{Limits, Scrubber};
 use shoal_node::store::PART_BYTES_MIN;
 use uuid::Uuid;
 
-use super::node::Node;
+use super::node::{Node, problem};
 use super::v2::{open_upload, push_blob, push_image, sha256};
 use super::wait::until;
 
@@ -30,7 +31,8 @@ fn scrubber(node: &Node) -> Scrubber {
         leftover_age: Duration::ZERO,
         ..Limits::new(Duration::from_secs(3600), SAMPLE_BYTES)
     };
-    Scrubber::new(app.raft.clone(), Arc::clone(&app.store), limits, &mut Registry::default())
+    let (raft, store) = (app.raft.clone(), Arc::clone(&app.store));
+    Scrubber::new(raft, store, node.ownership(), limits, &mut Registry::default())
 }
 
 async fn scrub(scrubber: &Scrubber) -> Result<ScrubStatus> {
@@ -120,5 +122,47 @@ async fn damage_is_found_and_counted() -> Result<()> {
     app.store.delete(&[blob.object]).await?;
     let status = scrub(&scrubber(&node)).await?;
     ensure!(status.damaged == 1, "{status:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_from_the_storage_of_another_cluster() -> Result<()> {
+    let node = Node::start_with(|config| config.collection.grace_seconds = 0).await?;
+    let storage = node.path().join("node/storage");
+    let second = Node::start_with(|config| config.storage.path = Some(storage.clone())).await;
+    let refused = format!("{:#}", second.err().context("two clusters have one storage")?);
+    ensure!(refused.contains("belongs to another cluster"), "{refused}");
+
+    let store = Arc::clone(&node.server.app().store);
+    let orphan = ObjectKey::Blob(name());
+    let part = ObjectKey::UploadPart { upload: name(), part: 1 };
+    for key in [orphan, part] {
+        store.put(key, &KeyOwner::Cluster, Bytes::from_static(b"never named")).await?;
+    }
+    let written = SystemTime::now();
+    let clock = async || Ok((SystemTime::now() > written + CLOCK_STEP).then_some(()));
+    until("the clock to leave what was stored behind", clock).await?;
+    // As if somebody had given the storage to another one while this one runs.
+    let owner = storage.join("shoal-owner.json");
+    let own = std::fs::read(&owner)?;
+    std::fs::remove_file(&owner)?;
+    let other = ClusterId::from_uuid(Uuid::now_v7());
+    Ownership::new(Arc::clone(&store), other, None).hold().await?;
+    let scrubber = scrubber(&node);
+    scrubber.start();
+    let ended = async || Ok(Some(scrubber.status()).filter(|status| !status.running));
+    let status = until("the end of the scrub", ended).await?;
+    let error = status.error.context("another cluster's storage was scrubbed")?;
+    ensure!(error.contains(&other.to_string()), "{error}");
+    let answer = node.request(Method::POST, "storage/collect").json(&serde_json::json!({}));
+    let refused = problem(answer.send().await?, StatusCode::CONFLICT).await?;
+    ensure!(refused.code == "storage_not_owned", "{refused:?}");
+    for key in [orphan, part] {
+        ensure!(store.length(key).await?.is_some(), "{key} was deleted");
+        ensure!(node.server.app().view().await?.query().object(&key)?.is_none(), "{key} has a row");
+    }
+    std::fs::write(&owner, own)?;
+    let status = scrub(&scrubber).await?;
+    ensure!(status.orphans == 1 && status.leftovers == 1, "{status:?}");
     node.server.stop().await
 }

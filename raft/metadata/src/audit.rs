@@ -371,11 +371,13 @@ pub fn audited<R: Read>(
         }
         Command::CreateImage { name, .. } => ("image.create", name.to_string()),
         Command::CreateDescribedImage { name, .. } => ("image.create", name.to_string()),
-        Command::UpdateImage { id, .. } | Command::DescribeImage { id, .. } => {
-            ("image.update", image(*id)?)
-        }
+        Command::UpdateImage { id, .. }
+        | Command::DescribeImage { id, .. }
+        | Command::RedescribeImage { id, .. } => ("image.update", image(*id)?),
+        // The first of them says it.
+        Command::PurgeImage { id, .. } if query.is_purged(*id)? => return Ok(None),
         // Of one that was deleted before, this is the end.
-        Command::DeleteImage { id } => {
+        Command::DeleteImage { id } | Command::PurgeImage { id, .. } => {
             let deleted = match query.image(*id)? {
                 Some(image) => query.deletion(&image)?.is_some(),
                 None => false,
@@ -464,6 +466,10 @@ pub fn audited<R: Read>(
         }
         Command::RemoveRight { place: at, grantee } => {
             ("right.take", format!("{} {grantee}", place(at)?))
+        }
+        Command::FollowGroup { organization, group, user, belongs } => {
+            let action = if *belongs { "right.give" } else { "right.take" };
+            (action, format!("group:{organization}/{group} user:{user}"))
         }
         Command::PutRobot(robot) => ("robot.create", robot.name.to_string()),
         Command::RemoveRobot(name) => ("robot.remove", name.to_string()),

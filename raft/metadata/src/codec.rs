@@ -128,7 +128,11 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::RecoverAdministrator { .. }
         | Command::StepAuthority(_)
         | Command::NoteMasterKeys { .. }
-        | Command::ExpelAgent { .. } => 2,
+        | Command::ExpelAgent { .. }
+        | Command::RedescribeImage { .. }
+        | Command::PurgeImage { .. }
+        | Command::ReportHosts { .. }
+        | Command::FollowGroup { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

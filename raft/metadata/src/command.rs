@@ -17,9 +17,9 @@ use thiserror::Error;
 
 use crate::audit::{AuditArchive, AuditBatch, AuditSource};
 use crate::authority::AuthorityStep;
-use crate::catalog::{DownloadBatch, ImageNote, Instance, UploadNote};
+use crate::catalog::{DownloadBatch, ImageDescription, ImageNote, Instance, UploadNote};
 use crate::delta::{DeltaBundle, DeltaKey};
-use crate::deployment::{DeploymentOrder, WarmUp};
+use crate::deployment::{DeploymentOrder, HostReport, WarmUp};
 use crate::encryption::{HandedKey, KeyOwner};
 use crate::keys::KeyPurpose;
 use crate::lockout::{Failure, LockoutRules, Suspect};
@@ -642,6 +642,34 @@ pub enum Command {
     },
     /// Goes on with putting another certificate authority in the place of the one that there is.
     StepAuthority(AuthorityStep),
+    /// Replaces what is said of an image; refused where that is not `from` any more.
+    RedescribeImage {
+        id: ImageId,
+        from: Box<ImageDescription>,
+        to: Box<ImageDescription>,
+    },
+    /// Ends an image for good, whether it was deleted before or not: from the first of these on it
+    /// has no name and cannot be restored. Each lets versions and what else there is go until
+    /// `rows_max` rows were written; to be sent until the answer says that all is gone.
+    PurgeImage {
+        id: ImageId,
+        by: String,
+        rows_max: u32,
+    },
+    /// Like `ReportAttempt` of many hosts, or `ReportHost` where a deployment has no plan. What is gone
+    /// is passed over.
+    ReportHosts {
+        reports: BTreeMap<DeploymentId, BTreeMap<PeerId, HostReport>>,
+    },
+    /// Has a user be in a group exactly where (`belongs`) the groups that it has elsewhere say so. The
+    /// membership of the organization that this takes is given with it, and ends with the last group;
+    /// one that was given by itself stays.
+    FollowGroup {
+        organization: AccountName,
+        group: AccountName,
+        user: AccountName,
+        belongs: bool,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -720,6 +748,10 @@ pub enum Response {
     Retired {
         tags: BTreeSet<TagName>,
         versions: BTreeSet<Digest>,
+    },
+    /// Whether an image that is to be gone for good is.
+    Purged {
+        gone: bool,
     },
 }
 
@@ -801,6 +833,9 @@ pub enum Refusal {
     MasterKeyMissing { node: shoal_content::NodeId, master: String },
     #[error("data keys are wrapped by the master key {0}")]
     OtherMasterKey(String),
+    /// Compare-and-set: it is not what it is to be changed from.
+    #[error("the {0} was changed in the meantime")]
+    Changed(Subject),
 }
 
 /// The kinds of thing that can be missing or there already.

@@ -23,6 +23,16 @@ use crate::transaction::{decoded, row};
 /// Policies at once: each is looked at whenever a tag moves or an agent joins.
 pub const WARM_UPS_MAX: usize = 1000;
 
+/// Hosts that one command says something of.
+pub const REPORTS_MAX: usize = 1_000;
+
+/// What a host has come to, at which of its attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    pub attempt: u32,
+    pub state: HostState,
+}
+
 /// How an order is carried out, and how that goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeploymentPlan {

@@ -54,7 +54,9 @@ pub use command::*;
 pub use delta::{
     DELTAS_AT_ONCE_MAX, DELTAS_PER_IMAGE_MAX, Delta, DeltaBundle, DeltaKey, DeltaState,
 };
-pub use deployment::{DeploymentOrder, DeploymentPlan, WARM_UPS_MAX, WarmUp};
+pub use deployment::{
+    DeploymentOrder, DeploymentPlan, HostReport, REPORTS_MAX, WARM_UPS_MAX, WarmUp,
+};
 pub use encryption::{
     DATA_KEY_BYTES_MAX, DATA_KEYS_PER_OWNER_MAX, DataKey, DataKeyState, HandedKey, KEY_BATCH_MAX,
     KeyOwner, MASTER_KEY_ID_BYTES_MAX, MASTER_KEYS_MAX,

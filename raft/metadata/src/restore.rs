@@ -105,6 +105,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Organizations
         | Table::Groups
         | Table::Rights
+        | Table::MappedMembers
         | Table::GranteePlaces
         | Table::Robots
         | Table::PersonalTokens
@@ -123,6 +124,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::AuditArchives
         | Table::ImageNotes
         | Table::DeletedImages
+        | Table::PurgedImages
         | Table::VersionNotes
         | Table::Instances
         | Table::VersionInstances

@@ -200,11 +200,16 @@ pub enum Table {
     Expelled = 90,
     /// Image, digest of the file that a disk version is pulled as, digest of the version -> nothing.
     DiskFiles = 91,
+    /// Image -> nothing: it is among the deleted and goes for good, some of it with each command.
+    PurgedImages = 92,
+    /// The key of a right in an organization -> nothing: it was given with a group's, by what the user
+    /// is in elsewhere.
+    MappedMembers = 93,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 91] = [
+    pub const ALL: [Self; 93] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -296,6 +301,8 @@ impl Table {
         Self::NodeMasterKeys,
         Self::Expelled,
         Self::DiskFiles,
+        Self::PurgedImages,
+        Self::MappedMembers,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -416,6 +416,28 @@ fn a_deleted_image_comes_back_with_all_it_had() {
 }
 
 #[test]
+fn an_image_is_described_anew_only_from_what_was_said_of_it() {
+    let mut world = with_disk();
+    let said = |text: &str| {
+        let profile = ImageProfile { description: text.into(), ..ImageProfile::default() };
+        let note = ImageNote { updated_by: text.into(), ..ImageNote::default() };
+        Box::new(ImageDescription { profile, note })
+    };
+    let profile = world.query().image(image_id(1)).unwrap().unwrap().profile;
+    let first = Box::new(ImageDescription { profile, note: ImageNote::default() });
+    let change = |from, to| Command::RedescribeImage { id: image_id(1), from, to };
+    world.accepts(change(first.clone(), said("a")));
+    let changed = Refusal::Changed(Subject::Image);
+    assert_eq!(world.refuses(change(first.clone(), said("b"))), changed);
+    world.accepts(change(said("a"), said("b")));
+    assert_eq!(world.refuses(change(said("a"), said("c"))), changed);
+    assert_eq!(world.query().image(image_id(1)).unwrap().unwrap().profile, said("b").profile);
+    assert_eq!(world.query().image_note(image_id(1)).unwrap(), said("b").note);
+    world.accepts(Command::TrashImage { id: image_id(1), by: "admin".into() });
+    assert_eq!(world.refuses(change(said("b"), first)), Refusal::NotFound(Subject::Image));
+}
+
+#[test]
 fn a_version_carries_what_its_upload_said_and_is_deprecated_with_a_message() {
     let mut world = with_disk();
     let note = UploadNote {

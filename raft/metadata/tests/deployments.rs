@@ -94,6 +94,57 @@ fn parallel(most: u32) -> DeploymentPlan {
 }
 
 #[test]
+fn what_many_hosts_say_at_once_counts_as_if_each_had_said_it_alone() {
+    let says = |host: u8, attempt, state| (peer(host), HostReport { attempt, state });
+    let together = |said: &[(PeerId, HostReport)]| Command::ReportHosts {
+        reports: [(deployment_id(1), said.iter().cloned().collect())].into(),
+    };
+    for plan in [parallel(2), DeploymentPlan::default()] {
+        let (mut alone, mut world) = (with_agents(6), with_agents(6));
+        for world in [&mut alone, &mut world] {
+            world.accepts(order(1, &[1, 2, 3, 4, 5], plan.clone()));
+        }
+        // An end, a beginning, one of an attempt that is none, and of one that has no part in it.
+        let first = told(&world, 5)[0];
+        let second = told(&world, 5)[1];
+        let said = [
+            says(first, 0, DONE),
+            says(second, 0, HostState::Running),
+            says((first % 5) + 1, 3, failed()),
+            says(6, 0, failed()),
+        ];
+        let said: Vec<_> = said.into_iter().rev().collect();
+        let outcome = world.propose(together(&said)).unwrap();
+        assert_eq!(outcome.events.len(), 1, "{outcome:?}");
+        for (peer, HostReport { attempt, state }) in &said {
+            let deployment = deployment_id(1);
+            let (peer, attempt, state) = (*peer, *attempt, state.clone());
+            let has_plan = world.query().deployment_plan(deployment).unwrap().is_some();
+            let _ = alone.propose(match has_plan {
+                true => Command::ReportAttempt { deployment, peer, attempt, state },
+                false => Command::ReportHost { deployment, peer, state },
+            });
+        }
+        let row = |world: &World| world.query().deployment(deployment_id(1)).unwrap().unwrap();
+        let expected = row(&alone).hosts;
+        assert_eq!(row(&world).hosts, expected);
+        assert_eq!(told(&world, 5), told(&alone, 5));
+        // Said again, it changes nothing.
+        assert!(world.propose(together(&said)).unwrap().events.is_empty());
+    }
+    let mut world = with_agents(1);
+    let unknown = together(&[says(1, 0, DONE)]);
+    assert!(world.propose(unknown).unwrap().events.is_empty());
+    let many = (0..=REPORTS_MAX as u32).map(|number| {
+        let mut public = [0; 32];
+        public[..4].copy_from_slice(&number.to_be_bytes());
+        (PeerId::from_public_key(public), HostReport { attempt: 0, state: DONE })
+    });
+    let many = together(&many.collect::<Vec<_>>());
+    assert!(matches!(world.refuses(many), Refusal::Limit(_)));
+}
+
+#[test]
 fn never_more_hosts_are_at_work_than_may_be_and_the_next_begins_when_one_ends() {
     let mut world = with_agents(5);
     assert!(matches!(world.refuses(order(1, &[1], parallel(0))), Refusal::DeploymentState(_)));

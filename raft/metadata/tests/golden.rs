@@ -390,6 +390,28 @@ fn catalog_samples() -> Vec<Command> {
             key: Secret(vec![1, 2]),
             hurried: true,
         }),
+        Command::RedescribeImage {
+            id: image_id(1),
+            from: Box::default(),
+            to: Box::new(ImageDescription {
+                note: ImageNote { updated_by: "o".into(), ..ImageNote::default() },
+                ..ImageDescription::default()
+            }),
+        },
+        Command::PurgeImage { id: image_id(1), by: "o".into(), rows_max: 300 },
+        Command::ReportHosts {
+            reports: [(
+                deployment_id(1),
+                [(peer(1), HostReport { attempt: 300, state: HostState::Queued })].into(),
+            )]
+            .into(),
+        },
+        Command::FollowGroup {
+            organization: account("acme"),
+            group: account("dev"),
+            user: account("u"),
+            belongs: true,
+        },
     ]
 }
 
@@ -399,6 +421,14 @@ fn used(manifest: u8) -> NameUse {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A variant's number as it is stored: seven bits in each byte, the lowest first.
+fn number(variant: usize) -> Vec<u8> {
+    match u8::try_from(variant).unwrap() {
+        short @ 0..0x80 => vec![short],
+        long => vec![long, long >> 7],
+    }
 }
 
 #[test]
@@ -411,12 +441,13 @@ fn the_stored_form_of_each_command_is_what_it_was() {
     for (at, command) in samples.iter().enumerate() {
         let bytes = encode_command(command);
         // The version, then the variant's number: one sample for each, none left out.
-        assert_eq!((bytes[0], usize::from(bytes[1])), (command_version(command), at));
+        let number = number(at);
+        assert_eq!((bytes[0], &bytes[1..=number.len()]), (command_version(command), &number[..]));
         assert!(bytes[0] <= COMMAND_VERSION);
         assert_eq!(decode_command(&bytes).as_ref(), Ok(command));
     }
     // The number after the last is no command: a new variant needs a sample here.
-    let next = [1, u8::try_from(samples.len()).unwrap()];
+    let next = [vec![1], number(samples.len())].concat();
     let unknown = CodecError::Malformed(postcard::Error::SerdeDeCustom);
     assert_eq!(decode_command(&next), Err(unknown));
 }

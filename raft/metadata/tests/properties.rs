@@ -225,6 +225,13 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => prop_oneof![Just(0u64), Just(1), Just(10), Just(11)]
             .prop_map(|number| Command::DeleteImage { id: image_id(number) }),
+        1 => (prop_oneof![Just(0u64), Just(1), Just(10), Just(11)], 1u32..40).prop_map(
+            |(number, rows_max)| Command::PurgeImage {
+                id: image_id(number),
+                by: "admin".into(),
+                rows_max,
+            }
+        ),
         1 => (0u8..4, 0u64..60).prop_map(|(number, before)| Command::SweepObjects {
             candidates: [pack(number), ObjectKey::Recipe(recipe(number))].into(),
             unreferenced_before: at(before),

@@ -430,3 +430,58 @@ fn a_name_that_is_given_again_was_not_there_before() {
     world.accepts(Command::PutRobot(Robot { created_at: at(90), ..robot(name, &[Scope::Read]) }));
     assert!(!was_there(&world, name, 79) && was_there(&world, name, 80));
 }
+
+#[test]
+fn groups_elsewhere_give_a_membership_that_ends_with_the_last_of_them() {
+    let mut world = populated();
+    world.accepts(Command::CreateGroup(group("acme", "ops")));
+    let follow = |user: &str, group: &str, belongs| Command::FollowGroup {
+        organization: account("acme"),
+        group: account(group),
+        user: account(user),
+        belongs,
+    };
+    let acme = || Place::Organization(account("acme"));
+    let in_group = |group| Place::Group { organization: account("acme"), group: account(group) };
+    let has = |world: &World, place: &Place, user: &str| {
+        world.query().right(place, &Grantee::User(account(user))).unwrap().is_some()
+    };
+    for group in ["dev", "ops", "ops"] {
+        world.accepts(follow("stranger", group, true));
+        assert!(has(&world, &acme(), "stranger") && has(&world, &in_group(group), "stranger"));
+    }
+    world.accepts(follow("stranger", "dev", false));
+    assert!(has(&world, &acme(), "stranger") && !has(&world, &in_group("dev"), "stranger"));
+    assert!(!world.query().is_left_over(&account("acme"), &account("stranger")).unwrap());
+    world.accepts(follow("stranger", "ops", false));
+    assert!(!has(&world, &acme(), "stranger"));
+    // That there is nothing to leave is no mistake; nor that the group is gone.
+    world.accepts(follow("stranger", "ops", false));
+    world.accepts(follow("stranger", "none", false));
+    let missing = Refusal::NotFound(Subject::Group);
+    assert_eq!(world.refuses(follow("stranger", "none", true)), missing);
+    let nobody = Refusal::NotFound(Subject::User);
+    assert_eq!(world.refuses(follow("nobody", "ops", true)), nobody);
+
+    // A group that is removed leaves the membership over.
+    world.accepts(follow("stranger", "ops", true));
+    world.accepts(Command::RemoveGroup { organization: account("acme"), name: account("ops") });
+    assert!(world.query().is_left_over(&account("acme"), &account("stranger")).unwrap());
+    world.accepts(follow("stranger", "ops", false));
+    assert!(!has(&world, &acme(), "stranger"));
+
+    // By hand, before or since.
+    world.accepts(follow("stranger", "dev", true));
+    let right = Right::Organization(OrganizationRole::Member);
+    give(&mut world, acme(), "stranger", right);
+    world.accepts(follow("member", "dev", true));
+    for user in ["stranger", "member"] {
+        world.accepts(follow(user, "dev", false));
+        assert!(has(&world, &acme(), user) && !has(&world, &in_group("dev"), user), "{user}");
+    }
+    // Who is removed leaves nothing that says how it came there.
+    world.accepts(follow("reader", "dev", true));
+    world.accepts(Command::RemoveUser { name: "reader".into() });
+    let marks = world.rows.rows().filter(|(table, ..)| *table == Table::MappedMembers);
+    assert_eq!(marks.count(), 0);
+}

@@ -90,7 +90,7 @@ pub fn status_text(status: u16) -> &'static str {
         404 => "That is not there, or the asker may not see it.",
         408 => "The body came too slowly.",
         409 => "That does not fit what is there.",
-        412 => "A rule forbids the change.",
+        412 => "A rule, or a condition of the request, forbids the change.",
         413 => "The body is too long.",
         414 => "The address is too long.",
         415 => "The body is of another kind than is taken here.",

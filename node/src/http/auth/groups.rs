@@ -1,12 +1,13 @@
 //! What groups of another issuer's, or of a directory, give somebody here.
 //!
 //! Invariant: only what the settings name is touched; a role or a membership that was given by hand
-//! elsewhere stays.
+//! elsewhere stays. The membership of an organization that one of its groups took comes and goes with
+//! the groups (`Command::FollowGroup`).
+
+use std::collections::BTreeMap;
 
 use shoal_content::AccountName;
-use shoal_metadata::{
-    self as metadata, Command, Grantee, OrganizationRole, Place, Refusal, Right, UserRole,
-};
+use shoal_metadata::{self as metadata, Command, Grantee, Place, Refusal, UserRole};
 use shoal_raft::ProposeError;
 use tracing::{info, warn};
 
@@ -36,8 +37,15 @@ pub async fn follow(
         }
     }
     let Ok(name) = user.name.parse::<AccountName>() else { return Ok(user) };
+    // Several groups there may be one here.
+    let mut places: BTreeMap<Place, bool> = BTreeMap::new();
     for (there, place) in mapped {
-        join_or_leave(app, &name, place, groups.contains(&there)).await?;
+        *places.entry(place).or_default() |= groups.contains(&there);
+    }
+    // Joined first: who changes groups stays a member of their organization.
+    let (joined, left): (Vec<_>, Vec<_>) = places.into_iter().partition(|(_, belongs)| *belongs);
+    for (place, belongs) in joined.into_iter().chain(left) {
+        join_or_leave(app, &name, place, belongs).await?;
     }
     Ok(user)
 }
@@ -67,33 +75,22 @@ async fn join_or_leave(
     place: Place,
     belongs: bool,
 ) -> Result<(), Problem> {
-    let Place::Group { organization, group } = &place else { return Ok(()) };
-    let grantee = Grantee::User(name.clone());
+    let Place::Group { organization, group } = place else { return Ok(()) };
     let view = app.view().await?;
-    if view.query().group(organization, group)?.is_none() {
+    let query = view.query();
+    let is_there = query.group(&organization, &group)?.is_some();
+    if !is_there {
         // Nobody is kept out for what the settings name and is not here.
         info!(%organization, %group, "a group of the settings is not there");
-        return Ok(());
     }
-    let is_in = view.query().right(&place, &grantee)?.is_some();
-    let of_organization = Place::Organization(organization.clone());
-    let is_member = view.query().right(&of_organization, &grantee)?.is_some();
+    let belongs = belongs && is_there;
+    let place = Place::Group { organization: organization.clone(), group: group.clone() };
+    let is_in = query.right(&place, &Grantee::User(name.clone()))?.is_some();
+    let changes = belongs != is_in || (!belongs && query.is_left_over(&organization, name)?);
     drop(view);
-    let mut commands = Vec::new();
-    match (belongs, is_in) {
-        (true, false) => {
-            if !is_member {
-                let right = Right::Organization(OrganizationRole::Member);
-                let (place, grantee) = (of_organization, grantee.clone());
-                commands.push(Command::PutRight { place, grantee, right });
-            }
-            commands.push(Command::PutRight { place, grantee, right: Right::Group });
-        }
-        (false, true) => commands.push(Command::RemoveRight { place, grantee }),
-        _ => {}
-    }
-    for command in commands {
-        app.propose(command).await?;
+    if changes {
+        let user = name.clone();
+        app.propose(Command::FollowGroup { organization, group, user, belongs }).await?;
     }
     Ok(())
 }

@@ -78,6 +78,36 @@ async fn a_blob_may_come_in_requests_of_any_size() {
 }
 
 #[tokio::test]
+async fn what_was_laid_down_takes_no_room_and_goes_on_when_it_is_back() {
+    let (_folder, store) = folder_store();
+    let bytes = content("slow", 2 * PART_BYTES + 4321);
+    let intake = Intake::of_fetches();
+    let free = || (intake.small.free.available_permits(), intake.parts.free.available_permits());
+    let all = free();
+    let turn = intake.turn(session()).await;
+    let mut writer = BlobWriter::begin(&intake, store.clone(), UNDER, turn, Algorithm::Sha256);
+    let mut at = 0;
+    for end in [10, SMALL_BYTES + 1, PART_BYTES + 7, bytes.len()] {
+        writer.write(bytes.slice(at..end)).await.unwrap();
+        at = end;
+        writer.settle().await.unwrap();
+        let from = writer.lay_down() as usize;
+        assert!(from < at && at - from < PART_BYTES);
+        assert_eq!(free(), all, "at {end}");
+        assert!(matches!(writer.write(content("more", 1)).await, Err(IntakeError::Torn)));
+        writer.take_up().await.unwrap();
+        for piece in bytes[from..at].chunks(1 << 20) {
+            assert!(writer.is_torn());
+            writer.put_back(piece);
+        }
+        assert!(!writer.is_torn());
+    }
+    let written = writer.finish(&digest(&bytes)).await.unwrap().unwrap();
+    let stored = store::read(store.as_ref(), written.object, 0..written.size);
+    assert!(stored.await.unwrap() == bytes);
+}
+
+#[tokio::test]
 async fn what_is_not_accepted_is_not_published_and_leaves_nothing() {
     let (folder, store) = folder_store();
     let intake = Intake::default();

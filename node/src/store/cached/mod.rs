@@ -311,6 +311,14 @@ impl BlobStore for CachedStore {
         self.windows.inner.list(prefix, after, limit).await
     }
 
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        self.windows.inner.owner().await
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        self.windows.inner.set_owner(over, owner).await
+    }
+
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.windows.inner.usage().await
     }

@@ -1,14 +1,16 @@
 //! Objects as files in a folder.
 //!
-//! Layout: `objects/KEY` for published objects, `partial/UUID` for what is being written. Crash
-//! order: write the partial file, sync it, rename it to its key, sync the key's folder. A partial
-//! file that a crash left behind is removed at the next start once it is old.
+//! Layout: `objects/KEY` for published objects, `partial/UUID` for what is being written, and
+//! `shoal-owner.json`, which says whose they are. Crash order: write the partial file, sync it, rename
+//! it to its key, sync the key's folder. A partial file that a crash left behind is removed at the next
+//! start once it is old.
 //!
 //! Invariant: no thread waits for whoever reads or writes an object. There are few (tokio's pool for
 //! blocking calls), the cluster's log needs them, too, and a client may stand still for as long as
 //! it likes.
 
 mod multipart;
+mod owner;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -400,6 +402,15 @@ impl BlobStore for FolderStore {
         self.blocking(move |store| store.list_now(&prefix, after, limit)).await
     }
 
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        self.blocking(Self::owner_now).await
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        let over = over.cloned();
+        self.blocking(move |store| store.set_owner_now(over.as_ref(), &owner)).await
+    }
+
     /// As `df` says it: the folder's file system may hold other things, too.
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.blocking(|store| {
@@ -423,7 +434,7 @@ impl BlobStore for FolderStore {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check_conformance;
+    use super::super::{check_conformance, check_owner};
     use super::*;
 
     #[tokio::test]
@@ -431,6 +442,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = FolderStore::open(folder.path(), 0).unwrap();
         check_conformance(&store).await.unwrap();
+        check_owner(&store).await.unwrap();
+        assert!(store.list("", None, 1).await.unwrap().is_empty(), "the owner is an object");
         assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
     }
 

@@ -494,6 +494,14 @@ impl BlobStore for SealedStore {
         self.inner.front.list(prefix, after, limit).await
     }
 
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        self.inner.behind.owner().await
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        self.inner.behind.set_owner(over, owner).await
+    }
+
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.inner.front.usage().await
     }

@@ -444,6 +444,14 @@ impl BlobStore for Away {
         self.there()?.list(prefix, after, limit).await
     }
 
+    async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        self.there()?.owner().await
+    }
+
+    async fn set_owner(&self, over: Option<&Bytes>, owner: Bytes) -> Result<bool, StoreError> {
+        self.there()?.set_owner(over, owner).await
+    }
+
     async fn usage(&self) -> Result<Usage, StoreError> {
         self.there()?.usage().await
     }

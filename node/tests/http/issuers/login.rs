@@ -94,6 +94,8 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
         Ok(groups[0]["members"].clone())
     };
     ensure!(groups().await? == json!(["wang.wu"]), "{}", groups().await?);
+    let members = async || node.get::<Vec<Value>>("organizations/acme/members").await;
+    ensure!(members().await?.len() == 2, "{:?}", members().await?);
     let sessions: Vec<Value> = node.get("users/wang.wu/sessions").await?;
     ensure!(sessions[0]["means"] == format!("issuer:{}", issuer.url()), "{sessions:?}");
     // No password lets anybody into such an account.
@@ -109,6 +111,8 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
         read(me(&node, session["token"].as_str().context("a token")?).await?).await?;
     ensure!(found["username"] == "wang.wu" && found["role"] == "admin", "{found}");
     ensure!(groups().await? == json!([]), "{}", groups().await?);
+    let left = members().await?;
+    ensure!(left.len() == 1 && left[0]["grantee"] == "user:admin", "{left:?}");
     visit("s-1", "renamed", &[])?;
     read::<Value>(Browser::new(&node)?.login().await?).await?;
     let found: Value = read(me(&node, &token).await?).await?;

@@ -11,8 +11,8 @@ use shoal_content::{AccountName, Digest, ImageId, NodeId, TagName, Timestamp, Up
 
 use super::{Step, Stop};
 use crate::catalog::{
-    Deprecation, DownloadBatch, ImageCounters, ImageNote, LATEST, UploadNote, VersionNote,
-    is_later, latest_of,
+    Deprecation, DownloadBatch, ImageCounters, ImageDescription, ImageNote, LATEST, UploadNote,
+    VersionNote, is_later, latest_of,
 };
 use crate::command::{PutManifest, Refusal, Response, Subject};
 use crate::key;
@@ -50,6 +50,22 @@ impl<R: Read> Step<'_, R> {
         }
         self.rows.put(Table::ImageNotes, key::image(id), &note);
         Ok(())
+    }
+
+    pub(super) fn redescribe_image(
+        &mut self,
+        id: ImageId,
+        from: &ImageDescription,
+        to: ImageDescription,
+    ) -> Result<Response, Stop> {
+        let profile = self.live_image(id)?.profile;
+        let now = ImageDescription { profile, note: self.query().image_note(id)? };
+        if now != *from {
+            return Err(Refusal::Changed(Subject::Image).into());
+        }
+        self.update_image(id, to.profile)?;
+        self.put_image_note(id, to.note)?;
+        Ok(Response::Done)
     }
 
     pub(super) fn begin_described_upload(
@@ -318,7 +334,7 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
-    fn drop_star(&mut self, image: ImageId, user: &str) -> Result<(), Fault> {
+    pub(super) fn drop_star(&mut self, image: ImageId, user: &str) -> Result<(), Fault> {
         self.rows.remove(Table::Stars, key::star(image, user));
         self.rows.remove(Table::UserStars, key::user_star(user, image));
         self.change_stars(image, -1)

@@ -10,13 +10,13 @@
 //! runs and the order is not cancelled; of a deployment that is paused no host does; never more
 //! hosts are at work than `parallel` has it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{DeploymentId, PeerId, Timestamp};
 
 use super::{Step, Stop};
 use crate::command::{Event, Refusal, Response, Subject};
-use crate::deployment::{DeploymentOrder, DeploymentPlan};
+use crate::deployment::{DeploymentOrder, DeploymentPlan, HostReport, REPORTS_MAX};
 use crate::key;
 use crate::query::all_rows;
 use crate::record::{Deployment, HostState};
@@ -211,6 +211,55 @@ impl<R: Read> Step<'_, R> {
         self.report_host(id, peer, state)
     }
 
+    /// Each deployment is written once, however many of its hosts are in it: its row has all of them.
+    /// Whoever waits for the place of those that have ended begins.
+    pub(super) fn report_hosts(
+        &mut self,
+        reports: BTreeMap<DeploymentId, BTreeMap<PeerId, HostReport>>,
+    ) -> Result<Response, Stop> {
+        if reports.values().map(BTreeMap::len).sum::<usize>() > REPORTS_MAX {
+            return Err(Refusal::Limit(format!("{REPORTS_MAX} hosts at once")).into());
+        }
+        for (id, reports) in reports {
+            let Some(mut deployment) = self.query().deployment(id)? else { continue };
+            let plan = self.query().deployment_plan(id)?;
+            let (mut changed, mut ended) = (false, false);
+            for (peer, HostReport { attempt, state }) in reports {
+                let at = plan.as_ref().map(|plan| plan.attempt(peer));
+                let Some(old) = deployment.hosts.get(&peer) else { continue };
+                if !is_news(old, at, attempt, &state) {
+                    continue;
+                }
+                self.note_pending(&deployment, peer, &state)?;
+                (changed, ended) = (true, ended || state.has_ended());
+                deployment.hosts.insert(peer, state);
+            }
+            if ended && deployment.hosts.values().any(|state| *state == HostState::Queued) {
+                self.admit(&mut deployment, &plan.unwrap_or_default())?;
+            }
+            if changed {
+                self.put_deployment(&deployment);
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    /// A host is told of its order exactly while it is at work.
+    fn note_pending(
+        &mut self,
+        deployment: &Deployment,
+        peer: PeerId,
+        state: &HostState,
+    ) -> Result<(), Fault> {
+        let pending = key::pending(peer, deployment.id);
+        if !state.is_at_work() || deployment.cancelled {
+            self.rows.remove(Table::PendingDeployments, pending);
+        } else if !self.rows.has(Table::PendingDeployments, &pending)? {
+            self.rows.mark(Table::PendingDeployments, pending);
+        }
+        Ok(())
+    }
+
     /// Whoever waits for the place of one that has ended begins.
     pub(super) fn set_host(
         &mut self,
@@ -218,14 +267,7 @@ impl<R: Read> Step<'_, R> {
         peer: PeerId,
         state: HostState,
     ) -> Result<(), Stop> {
-        let pending = key::pending(peer, deployment.id);
-        if state.is_at_work() && !deployment.cancelled {
-            if !self.rows.has(Table::PendingDeployments, &pending)? {
-                self.rows.mark(Table::PendingDeployments, pending);
-            }
-        } else {
-            self.rows.remove(Table::PendingDeployments, pending);
-        }
+        self.note_pending(&deployment, peer, &state)?;
         let ended = state.has_ended();
         deployment.hosts.insert(peer, state);
         if ended && deployment.hosts.values().any(|state| *state == HostState::Queued) {
@@ -392,6 +434,17 @@ impl<R: Read> Step<'_, R> {
         }
         Ok(Response::Done)
     }
+}
+
+/// Whether what a host says, of its attempt, is to be written down; `at` is the one that it was told
+/// to make, where the deployment has a plan.
+fn is_news(old: &HostState, at: Option<u32>, attempt: u32, state: &HostState) -> bool {
+    let is_done = matches!(state, HostState::Done { .. });
+    let is_over = at.is_some_and(|at| at != attempt || !old.is_at_work());
+    // Who was not told to begin has not begun, but may be done from before.
+    let counts = is_done || !(is_over || *old == HostState::Queued);
+    // A host that is done stays done: a late report changes nothing.
+    counts && old != state && !matches!(old, HostState::Done { .. })
 }
 
 /// Where in the order of ids the hosts of a deployment begin. A new id ends in what is random, so

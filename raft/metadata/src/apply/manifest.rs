@@ -26,7 +26,7 @@ const TAGS_PER_MANIFEST_MAX: usize = 64;
 /// The most objects one disk version lives in: 100,000 packs of 32 MiB are 3 TiB.
 const OBJECTS_PER_VERSION_MAX: usize = 100_000;
 
-/// The most versions of one disk image: one command lets go of all of them when the image goes.
+/// The most versions of one disk image: one command may let go of all of them (`DeleteImage`).
 const DISK_VERSIONS_MAX: usize = 10_000;
 
 /// The most references to objects that the versions of a disk image would have together, if each
@@ -279,15 +279,20 @@ impl<R: Read> Step<'_, R> {
         if !is_there && image.kind == ImageKind::Disk && self.keeps_catalog()? {
             self.choose_latest(&mut image)?;
         } else if !is_there {
-            let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image.id), 1)?;
-            image.latest = match newest.first() {
-                Some((key, _)) => row(&self.rows, Table::VersionSequences, key)?,
-                None => None,
-            };
+            image.latest = self.newest_version(image.id)?;
         }
         image.updated_at = self.at;
         self.put_image(&image);
         Ok(())
+    }
+
+    /// The one that came last.
+    pub(super) fn newest_version(&self, image: ImageId) -> Result<Option<Digest>, Fault> {
+        let newest = self.rows.scan(Table::VersionSequences, b"", &key::image(image), 1)?;
+        match newest.first() {
+            Some((key, _)) => row(&self.rows, Table::VersionSequences, key),
+            None => Ok(None),
+        }
     }
 
     /// Takes a version away with its tags, indexes and holds; the image's row is the caller's.

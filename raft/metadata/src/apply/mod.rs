@@ -352,6 +352,12 @@ impl<R: Read> Step<'_, R> {
                 self.recover_administrator(&user, password_hash)
             }
             Command::StepAuthority(step) => self.step_authority(step),
+            Command::RedescribeImage { id, from, to } => self.redescribe_image(id, &from, *to),
+            Command::PurgeImage { id, by, rows_max } => self.purge_image(id, by, rows_max),
+            Command::ReportHosts { reports } => self.report_hosts(reports),
+            Command::FollowGroup { organization, group, user, belongs } => {
+                self.follow_group(organization, group, user, belongs)
+            }
         }
     }
 }

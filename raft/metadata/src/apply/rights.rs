@@ -291,6 +291,40 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    /// What was given by hand stays: it is not marked.
+    pub(super) fn follow_group(
+        &mut self,
+        organization: AccountName,
+        group: AccountName,
+        user: AccountName,
+        belongs: bool,
+    ) -> Result<Response, Stop> {
+        let whole = Place::Organization(organization.clone());
+        let place = Place::Group { organization: organization.clone(), group };
+        let grantee = Grantee::User(user.clone());
+        self.check_grantee(&grantee)?;
+        let is_in = self.query().right(&place, &grantee)?.is_some();
+        if belongs && !is_in {
+            self.check_place_of_right(&place)?;
+            self.check_memberships(&grantee)?;
+            if self.query().right(&whole, &grantee)?.is_none() {
+                let member = Right::Organization(OrganizationRole::Member);
+                self.set_right(&whole, &grantee, member)?;
+                self.rows.mark(Table::MappedMembers, key::right(&whole, &grantee));
+            }
+            self.set_right(&place, &grantee, Right::Group)?;
+        }
+        if !belongs {
+            if is_in {
+                self.clear_right(&place, &grantee)?;
+            }
+            if self.query().is_left_over(&organization, &user)? {
+                self.clear_right(&whole, &grantee)?;
+            }
+        }
+        Ok(Response::Done)
+    }
+
     fn check_place_of_right(&self, place: &Place) -> Result<(), Stop> {
         let query = self.query();
         let (there, subject) = match place {
@@ -349,13 +383,16 @@ impl<R: Read> Step<'_, R> {
         if self.query().right(place, grantee)?.is_none() {
             self.count_member(place, grantee, 1)?;
         }
+        self.rows.remove(Table::MappedMembers, key::right(place, grantee));
         self.rows.put(Table::Rights, key::right(place, grantee), &right);
         self.rows.put(Table::GranteePlaces, key::grantee_place(grantee, place), place);
         Ok(())
     }
 
     fn clear_right(&mut self, place: &Place, grantee: &Grantee) -> Result<(), Fault> {
-        self.rows.remove(Table::Rights, key::right(place, grantee));
+        for table in [Table::Rights, Table::MappedMembers] {
+            self.rows.remove(table, key::right(place, grantee));
+        }
         self.rows.remove(Table::GranteePlaces, key::grantee_place(grantee, place));
         self.count_member(place, grantee, -1)
     }

@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, InstanceName, NodeId, TagName, Timestamp, VersionId};
 
+use crate::record::ImageProfile;
+
 pub use latest::newest_first;
 pub(crate) use latest::{LATEST, is_later, latest_of};
 pub(crate) use query::INSTANCES_COUNT;
@@ -28,6 +30,13 @@ pub struct ImageNote {
     pub recommended_disk_gb: u64,
     pub annotations: BTreeMap<String, String>,
     pub updated_by: String,
+}
+
+/// All that people say of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDescription {
+    pub profile: ImageProfile,
+    pub note: ImageNote,
 }
 
 /// An image that was deleted and can be restored; its versions and tags are kept, its name is free.

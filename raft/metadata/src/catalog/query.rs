@@ -20,6 +20,11 @@ impl<R: Read> Query<'_, R> {
         Ok(row(self.read, Table::ImageNotes, &key::image(image))?.unwrap_or_default())
     }
 
+    /// Whether an image is on its way out for good (see `Command::PurgeImage`).
+    pub fn is_purged(&self, image: ImageId) -> Result<bool, Fault> {
+        Ok(self.read.get(Table::PurgedImages, &key::image(image))?.is_some())
+    }
+
     /// How and when an image was deleted; `None` while it is not.
     pub fn deletion(&self, image: &Image) -> Result<Option<DeletedImage>, Fault> {
         row(self.read, Table::DeletedImages, &key::deleted_image(&image.name, image.id))

@@ -87,6 +87,25 @@ impl<R: Read> Query<'_, R> {
         row(self.read, Table::Rights, &key::right(place, grantee))
     }
 
+    /// Whether a user is a member of an organization only for groups there that it is in no more: what
+    /// it is in elsewhere had put it there.
+    pub fn is_left_over(
+        &self,
+        organization: &AccountName,
+        user: &AccountName,
+    ) -> Result<bool, Fault> {
+        let (place, grantee) =
+            (Place::Organization(organization.clone()), Grantee::User(user.clone()));
+        if self.read.get(Table::MappedMembers, &key::right(&place, &grantee))?.is_none() {
+            return Ok(false);
+        }
+        let is_of_it = |place: &Place| match place {
+            Place::Group { organization: of, .. } => of == organization,
+            _ => false,
+        };
+        Ok(!self.places_of(&grantee)?.iter().any(is_of_it))
+    }
+
     /// Everyone who has a right at `place`, by kind and name.
     pub fn rights_at(&self, place: &Place) -> Result<Vec<(Grantee, Right)>, Fault> {
         let prefix = key::place(place);

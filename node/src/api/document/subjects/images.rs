@@ -24,15 +24,18 @@ pub fn images() -> Subject {
             get("/api/v1/images/{image}", "Shows an image with its tags and versions")
                 .about(
                     "With its newest tags and versions; lists of their own have all of them. Also a \
-                        deleted one, to who may restore it.",
+                        deleted one, to who may restore it. The ETag is of what is said of it: for the \
+                        If-Match of a change.",
                 )
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
                 .about("What is not given stays. Who sees it is its project's to say.")
+                .header("If-Match", "Of an ETag: nothing is changed where another one came since.")
                 .refuses(400, "visibility_invalid format_invalid image_type_invalid")
                 .refuses(400, "labels_invalid annotations_invalid text_too_long")
                 .refuses(404, "image_not_found not_found")
-                .refuses(409, "visibility_mismatch"),
+                .refuses(409, "visibility_mismatch changed")
+                .refuses(412, "changed"),
             delete("/api/v1/images/{image}", "Deletes an image")
                 .about("It can be restored for a while; with `purge` it is gone for good.")
                 .refuses(404, "image_not_found not_found")

@@ -54,7 +54,8 @@ pub fn storage() -> Subject {
             get("/api/v1/storage/uploads", "Lists uploads that have not come to their end"),
             delete("/api/v1/storage/uploads/{upload}", "Ends an upload and frees what it holds")
                 .refuses(404, "upload_not_found not_found"),
-            post("/api/v1/storage/collect", "Deletes now what nothing refers to any more"),
+            post("/api/v1/storage/collect", "Deletes now what nothing refers to any more")
+                .refuses(409, "storage_not_owned"),
             post("/api/v1/storage/scrub", "Begins to look through all of storage").status(202),
             post("/api/v1/storage/verify", "Begins to compare storage with the metadata")
                 .status(202),

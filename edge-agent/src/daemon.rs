@@ -39,9 +39,7 @@ use crate::mirror::{self, Front, Logins, Mirror, Rights, Upstreams};
 use crate::nodes::addresses::{Addresses, members};
 use crate::nodes::{self, NodeClient, chain};
 use crate::transfers::Transfers;
-use crate::{
-    advertise, authority, blocking, certificate, limits, offers, status, ticket_keys,
-};
+use crate::{advertise, authority, blocking, certificate, limits, offers, status, ticket_keys};
 
 /// Orders read from the stream that nobody has taken yet.
 const ORDERS_MAX: usize = 64;

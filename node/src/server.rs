@@ -238,8 +238,7 @@ impl Server {
     async fn begin_on(ground: Ground<'_>, begun: &mut Begun) -> Result<Self> {
         let Ground { config, home, member, founding, founded, masters, stores, .. } = ground;
         let (raft, mut registry, cache_reads) = (ground.raft, ground.registry, ground.cache_reads);
-        let credentials = ground.credentials;
-        let ownership = ground.ownership;
+        let (credentials, ownership) = (ground.credentials, ground.ownership);
         let Begun { swarm: begun_swarm, tasks } = begun;
         let id = member.id();
         let seals = config.encryption.seal;

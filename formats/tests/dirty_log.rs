@@ -144,6 +144,27 @@ fn a_range_of_zeros_reaches_over_the_content() {
 }
 
 #[test]
+fn an_entry_that_was_torn_and_one_without_writes_end_a_sequence() {
+    let mut image = sound();
+    let table = image[BAT..BAT + SECTOR].to_vec();
+    let length = image.len();
+    let (tail, wrong) = (64 * 1024, vec![0; SECTOR]);
+    let empty = entry(6, tail, length, &[]);
+    let first = entry(7, tail, length, &[Write::Sector(BAT, &table)]);
+    let torn = entry(8, tail, length, &[Write::Sector(BAT, &wrong)]);
+    put(&mut image, tail, &empty);
+    put(&mut image, tail + empty.len(), &first);
+    put(&mut image, tail + empty.len() + first.len(), &torn[..torn.len() - SECTOR / 2]);
+    image[BAT..BAT + SECTOR].fill(0xab);
+    used(&mut image);
+    judge(&image, &guest());
+    // A whole one whose tail is gone: what stands before it is not all that was promised.
+    let lost = entry(8, tail - SECTOR, length, &[Write::Sector(BAT, &wrong)]);
+    put(&mut image, tail + empty.len() + first.len(), &lost);
+    assert_eq!(outcome(image), "corrupt_log");
+}
+
+#[test]
 fn a_log_that_does_not_add_up_is_refused() {
     let sound = sound();
     let length = sound.len();

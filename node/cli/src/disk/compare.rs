@@ -25,10 +25,12 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn open((path, format): (&'a Path, Option<Format>)) -> Result<Self, Error> {
-        let failed = |error: Error| Error::Judged {
-            code: EXIT_NOT_OPENED,
-            word: "not_opened",
-            message: error.to_string(),
+        let failed = |error: Error| {
+            let (word, message) = match error {
+                Error::Judged { word, message, .. } => (word, message),
+                other => ("not_opened", other.to_string()),
+            };
+            Error::Judged { code: EXIT_NOT_OPENED, word, message }
         };
         let disk = open(path, format).map_err(failed)?;
         Ok(Self { path, disk, buffer: Vec::new() })

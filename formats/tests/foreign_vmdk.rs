@@ -277,6 +277,15 @@ fn an_archive_without_a_magic_is_one_all_the_same() {
 }
 
 #[test]
+fn what_macos_adds_to_an_archive_is_no_disk() {
+    let disk = Sparse { capacity: 128, grains: &[Data(1)], ..PLAIN };
+    let mut archive = file(POSIX, b'0', b"./._x.vmdk", &[0, 5, 0x16, 7]);
+    archive.extend(file(POSIX, b'0', b"./x.vmdk", &disk.image()));
+    archive.resize(archive.len() + 2 * SECTOR, 0);
+    assert!(read(archive) == disk.guest());
+}
+
+#[test]
 fn files_with_holes_are_refused_whoever_left_them_out() {
     let gnu = file(GNU, b'S', b"x.vmdk", &[1; 512]);
     assert_eq!(outcome(gnu), "archive_not_supported");

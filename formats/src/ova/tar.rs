@@ -20,6 +20,8 @@ pub(super) const CHECKSUM_AT: usize = 148;
 const HEADERS_MAX: usize = 4096;
 /// An extended header; it holds a name.
 const EXTENDED_BYTES_MAX: u64 = 64 * 1024;
+/// What the tar of macOS puts before each file: its attributes there, under the file's own name.
+const APPLE_DOUBLE: &str = "._";
 const SPARSE: &str = "it has sparse files";
 
 /// A regular file.
@@ -109,7 +111,10 @@ pub(super) fn read(source: &dyn ReadAt) -> Result<Vec<File>, OpenError> {
                     None => name(&block)?,
                 };
                 if !is_folder(kind, &name) {
-                    files.push(File { name: bare(&name)?, at: content, length: size });
+                    let name = bare(&name)?;
+                    if !name.starts_with(APPLE_DOUBLE) {
+                        files.push(File { name, at: content, length: size });
+                    }
                 } else if !matches!(name.as_str(), "." | "./") {
                     // The folder itself is there where `tar -C folder .` made the archive.
                     return Err(Refusal::NamesPath.into());

@@ -99,8 +99,11 @@ impl Unpacker {
             let before = (input.pos(), output.pos());
             let hint = stream.run(&mut input, &mut output)?;
             let is_stuck = before == (input.pos(), output.pos());
-            if hint == 0 || is_stuck || output.pos() == output.capacity() {
-                return Ok(output.pos());
+            match hint {
+                // The frame is through, and its checksum was right.
+                0 => return Ok(output.pos()),
+                _ if is_stuck => return Err(io::ErrorKind::InvalidData.into()),
+                _ => {}
             }
         }
     }

@@ -7,6 +7,7 @@
 
 mod images;
 mod judge;
+mod vhdx_log;
 
 use std::io::{self, Read, Seek};
 use std::ops::{ControlFlow, Range};
@@ -212,6 +213,7 @@ fn changed_images_of_every_format_are_read_or_refused() {
     for target in &Target::ALL[1..] {
         hammer(target.as_str(), &write(&guest, *target), seed);
     }
+    hammer("vhdx with a log", &vhdx_log::dirty(), seed);
     hammer("compressed vmdk of qemu's", &compressed_by_qemu(), seed);
     for target in Compressed::ALL {
         hammer(target.as_str(), &compressed(target), seed);

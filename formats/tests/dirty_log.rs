@@ -4,83 +4,14 @@
 
 mod images;
 mod judge;
+mod vhdx_log;
 
 use std::fs;
 
-use images::{crc32c, guest, outcome, read, seal, with, write};
+use images::{guest, outcome, read, seal, with, write};
 use judge::{qemu_img, text};
 use shoal_formats::Target;
-
-const MIB: usize = 1 << 20;
-const SECTOR: usize = 4096;
-const LOG: usize = MIB;
-const LOG_BYTES: usize = MIB;
-const METADATA: usize = 2 * MIB;
-const BAT: usize = 3 * MIB;
-const LOG_ID: [u8; 16] = [7; 16];
-
-/// A write that an entry of the log promises.
-enum Write<'a> {
-    Sector(usize, &'a [u8]),
-    Zero(usize, usize),
-}
-
-/// An entry of the log, ready to be put there.
-fn entry(sequence: u64, tail: usize, file_bytes: usize, writes: &[Write<'_>]) -> Vec<u8> {
-    let mut descriptors = Vec::new();
-    let mut data = Vec::new();
-    for write in writes {
-        match write {
-            Write::Sector(at, bytes) => {
-                descriptors.extend_from_slice(b"desc");
-                descriptors.extend_from_slice(&bytes[SECTOR - 4..]);
-                descriptors.extend_from_slice(&bytes[..8]);
-                descriptors.extend_from_slice(&(*at as u64).to_le_bytes());
-                data.extend_from_slice(b"data");
-                data.extend_from_slice(&((sequence >> 32) as u32).to_le_bytes());
-                data.extend_from_slice(&bytes[8..SECTOR - 4]);
-                data.extend_from_slice(&(sequence as u32).to_le_bytes());
-            }
-            Write::Zero(at, length) => {
-                descriptors.extend_from_slice(b"zero\0\0\0\0");
-                descriptors.extend_from_slice(&(*length as u64).to_le_bytes());
-                descriptors.extend_from_slice(&(*at as u64).to_le_bytes());
-            }
-        }
-        descriptors.extend_from_slice(&sequence.to_le_bytes());
-    }
-    let start = (64 + descriptors.len()).next_multiple_of(SECTOR);
-    let mut bytes = b"loge\0\0\0\0".to_vec();
-    bytes.extend_from_slice(&((start + data.len()) as u32).to_le_bytes());
-    bytes.extend_from_slice(&(tail as u32).to_le_bytes());
-    bytes.extend_from_slice(&sequence.to_le_bytes());
-    bytes.extend_from_slice(&(writes.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&LOG_ID);
-    bytes.extend_from_slice(&(file_bytes as u64).to_le_bytes());
-    bytes.extend_from_slice(&(file_bytes as u64).to_le_bytes());
-    bytes.extend_from_slice(&descriptors);
-    bytes.resize(start, 0);
-    bytes.extend_from_slice(&data);
-    let sum = crc32c(&bytes);
-    bytes[4..8].copy_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-/// Writes into the ring of the log.
-fn put(image: &mut [u8], at: usize, entry: &[u8]) {
-    for (place, byte) in entry.iter().enumerate() {
-        image[LOG + (at + place) % LOG_BYTES] = *byte;
-    }
-}
-
-/// Says that the log is in use.
-fn used(image: &mut [u8]) {
-    // The second header is the newer one.
-    let header = 128 * 1024;
-    image[header + 48..header + 64].copy_from_slice(&LOG_ID);
-    seal(image, header..header + SECTOR);
-}
+use vhdx_log::{BAT, LOG_BYTES, METADATA, MIB, SECTOR, Write, entry, put, used};
 
 fn sound() -> Vec<u8> {
     write(&guest(), Target::Vhdx).0
@@ -129,6 +60,7 @@ fn the_ring_goes_round_and_later_entries_win() {
     put(&mut image, 600 * 1024, &stale);
     image[BAT..BAT + SECTOR].fill(0xab);
     used(&mut image);
+    // qemu replays no entry that passes the ring's end.
     assert!(read(image) == guest());
 }
 
@@ -141,6 +73,27 @@ fn a_range_of_zeros_reaches_over_the_content() {
     let mut expected = guest();
     expected[..64 * 1024].fill(0);
     judge(&image, &expected);
+}
+
+#[test]
+fn an_entry_that_was_torn_and_one_without_writes_end_a_sequence() {
+    let mut image = sound();
+    let table = image[BAT..BAT + SECTOR].to_vec();
+    let length = image.len();
+    let (tail, wrong) = (64 * 1024, vec![0; SECTOR]);
+    let empty = entry(6, tail, length, &[]);
+    let first = entry(7, tail, length, &[Write::Sector(BAT, &table)]);
+    let torn = entry(8, tail, length, &[Write::Sector(BAT, &wrong)]);
+    put(&mut image, tail, &empty);
+    put(&mut image, tail + empty.len(), &first);
+    put(&mut image, tail + empty.len() + first.len(), &torn[..torn.len() - SECTOR / 2]);
+    image[BAT..BAT + SECTOR].fill(0xab);
+    used(&mut image);
+    judge(&image, &guest());
+    // A whole one whose tail is gone: what stands before it is not all that was promised.
+    let lost = entry(8, tail - SECTOR, length, &[Write::Sector(BAT, &wrong)]);
+    put(&mut image, tail + empty.len() + first.len(), &lost);
+    assert_eq!(outcome(image), "corrupt_log");
 }
 
 #[test]

@@ -240,6 +240,30 @@ fn an_appliance_gives_its_disk_in_whatever_format_that_is() {
     }
 }
 
+/// The descriptor of the machine names the VMDK's own, and that its parts beside it.
+#[test]
+fn an_appliance_may_hold_a_disk_in_parts() {
+    for subformat in ["twoGbMaxExtentSparse", "monolithicFlat"] {
+        let folder = tempfile::tempdir().unwrap();
+        let raw = make_raw(folder.path(), 3_000_320);
+        let (text_part, options) = (folder.path().join("d.vmdk"), format!("subformat={subformat}"));
+        let into = ["-O", "vmdk", "-o", &options, text(&raw), text(&text_part)];
+        qemu_img(&[&["convert", "-f", "raw"][..], &into].concat());
+        let archive = appliance(folder.path(), "d.vmdk", "ovf:format='vmdk'");
+        assert_eq!(refusal(&archive), "missing_part", "{subformat}");
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names = names.map(|name| name.into_string().unwrap());
+        let part = names.find(|name| name.starts_with("d-")).unwrap();
+        run("tar", &["-rf", text(&archive), "-C", text(folder.path()), &part]);
+        assert_eq!(refusal(&archive), "not_in_manifest", "{subformat}");
+        fs::remove_file(folder.path().join("vm.mf")).unwrap();
+        let files = ["vm.ovf", "d.vmdk", &part];
+        let made = ["--format=pax", "-cf", text(&archive), "-C", text(folder.path())];
+        run("tar", &[&made[..], &files].concat());
+        compare_read(folder.path(), &archive, Format::Ova, ("vmdk", &text_part));
+    }
+}
+
 /// It says that every disk is a VMDK with no parent.
 #[test]
 fn an_appliance_of_ovirt_gives_its_disk_as_the_bytes_say() {

@@ -73,6 +73,40 @@ fn known_formats_are_never_taken_for_raw() {
 }
 
 #[test]
+fn what_only_resembles_a_format_is_raw() {
+    let starts: [&[u8]; 8] = [
+        b"QFI\xfa\0\0\0\x03",
+        b"KDM",
+        b"VMDK",
+        b"cowd",
+        b"# Disk Descriptor\nwrite=1\n",
+        b"conectiy",
+        b"vhdxfil\0",
+        b"disk.vmdk",
+    ];
+    for start in starts {
+        assert_eq!(reason(with(vec![0; 8192], 0, start), None), "raw", "{start:?}");
+    }
+    // One sector before the end, one byte behind it, and in the middle.
+    for at in [8192 - 1024, 8192 - 510, 4096] {
+        assert_eq!(reason(with(vec![0; 8192], at, b"conectix"), None), "raw", "{at}");
+    }
+}
+
+/// As isohybrid makes it: a boot sector, a GPT and an ISO's descriptor.
+#[test]
+fn an_iso_that_starts_from_disks_as_well_is_raw() {
+    let mut image = with(vec![0; 128 * 1024], 32 * 1024, b"\x01CD001");
+    image[446..462].copy_from_slice(&[0x80, 0, 1, 0, 0x17, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[512..520].copy_from_slice(b"EFI PART");
+    for hint in [None, Some(Format::Raw)] {
+        assert_eq!(reason(image.clone(), hint), "raw");
+    }
+    assert_eq!(reason(image, Some(Format::Qcow2)), "format_mismatch");
+}
+
+#[test]
 fn two_formats_at_once_are_refused() {
     let image = qcow2();
     let end = image.len();

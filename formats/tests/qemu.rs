@@ -52,6 +52,9 @@ fn compressed_clusters_read_as_qemu_reads_them() {
         "compression_type=zlib",
         "compression_type=zstd",
         "compression_type=zstd,cluster_size=4k",
+        "cluster_size=512",
+        "cluster_size=2M",
+        "extended_l2=on",
     ] {
         judge(3_000_320, options, true);
     }

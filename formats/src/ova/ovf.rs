@@ -5,7 +5,8 @@
 //!   <References><File ovf:id="file1" ovf:href="disk.vmdk"/></References>
 //!   <DiskSection><Disk ovf:fileRef="file1" ovf:format="…#streamOptimized"/></DiskSection>
 //! ```
-//! Disks without a file are empty and passed over. The format is a hint: oVirt writes the URI of
+//! Disks without a file are empty and passed over, and so are discs: VirtualBox lists what lies in a
+//! DVD drive, too. The format is a hint: oVirt writes the URI of
 //! VMDK for whatever a volume is, and says in `ovf:volume-format` if it is raw.
 //!
 //! Invariant: nothing is declared, included or looked up: a document type is refused.
@@ -19,6 +20,10 @@ use crate::refusal::Refusal;
 /// As deep as elements may be nested.
 const DEPTH_MAX: usize = 128;
 const ATTRIBUTES_MAX: usize = 128;
+/// The end of the URI that stands for VHD; the start is Microsoft's and differs.
+const VHD_LINK: &str = "linkid=137171";
+/// In the URI that stands for ISO 9660.
+const DISC: &str = "ecma-119";
 
 /// The disk that the machine boots from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +80,13 @@ pub(super) fn disk(text: &[u8]) -> Result<DiskFile, Refusal> {
 /// By the URI, whose end differs from tool to tool.
 fn format(uri: &str) -> Option<Format> {
     let uri = uri.to_ascii_lowercase();
-    let known = [("vmdk", Format::Vmdk), ("vhdx", Format::Vhdx), ("qcow2", Format::Qcow2)];
+    let known = [
+        ("vmdk", Format::Vmdk),
+        ("vhdx", Format::Vhdx),
+        ("vhd", Format::Vhd),
+        (VHD_LINK, Format::Vhd),
+        ("qcow", Format::Qcow2),
+    ];
     known.iter().find(|(word, _)| uri.contains(word)).map(|&(_, format)| format)
 }
 
@@ -143,9 +154,11 @@ fn element(
             if let Some(file) = value("fileRef").filter(|file| !file.is_empty()) {
                 let is_raw =
                     value("volume-format").is_some_and(|it| it.eq_ignore_ascii_case("raw"));
-                let by_uri = || value("format").and_then(|uri| format(&uri));
-                let format = if is_raw { Some(Format::Raw) } else { by_uri() };
-                disks.push(DiskReference { file, format });
+                let uri = value("format").unwrap_or_default();
+                let format = if is_raw { Some(Format::Raw) } else { format(&uri) };
+                if !uri.to_ascii_lowercase().contains(DISC) {
+                    disks.push(DiskReference { file, format });
+                }
             }
         }
         _ => {}
@@ -229,6 +242,28 @@ mod tests {
             |kind| ovirt.replace("<Disk ", &format!("<Disk ovf:volume-format=\"{kind}\" "));
         assert_eq!(found(&volume("RAW")), Some(Format::Raw));
         assert_eq!(found(&volume("COW")), Some(Format::Vmdk));
+    }
+
+    #[test]
+    fn a_disc_in_a_drive_is_no_disk() {
+        let iso = "http://www.ecma-international.org/publications/standards/Ecma-119.htm";
+        let disc = DISK.replace("http://x/vmdk.html#streamOptimized", iso);
+        let found = disk(envelope(FILE, &format!("{disc}{DISK}")).as_bytes()).unwrap();
+        assert_eq!(found.format, Some(Format::Vmdk));
+        assert_eq!(reason(FILE, &disc), "no_disk");
+    }
+
+    #[test]
+    fn formats_are_known_by_the_words_of_their_uris() {
+        for (uri, expected) in [
+            ("http://www.vmware.com/specifications/vmdk.html#sparse", Some(Format::Vmdk)),
+            ("http://go.microsoft.com/fwlink/?LinkId=137171", Some(Format::Vhd)),
+            ("http://technet.microsoft.com/VHDX", Some(Format::Vhdx)),
+            ("http://www.gnome.org/~markmc/qcow-image-format.html", Some(Format::Qcow2)),
+            ("http://x/y", None),
+        ] {
+            assert_eq!(format(uri), expected, "{uri}");
+        }
     }
 
     #[test]

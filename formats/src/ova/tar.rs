@@ -1,4 +1,5 @@
-//! The files of a tar archive (POSIX.1-2017, pax; and GNU's long names and sizes).
+//! The files of a tar archive (POSIX.1-2017, pax; GNU's long names and sizes; and the format of
+//! Version 7, which has no magic).
 //! ```text
 //!   0 name, 100 bytes   136 time             156 type    257 "ustar"
 //! 124 size, octal       148 checksum         157 link    345 rest of the name, 155 bytes
@@ -19,6 +20,9 @@ pub(super) const CHECKSUM_AT: usize = 148;
 const HEADERS_MAX: usize = 4096;
 /// An extended header; it holds a name.
 const EXTENDED_BYTES_MAX: u64 = 64 * 1024;
+/// What the tar of macOS puts before each file: its attributes there, under the file's own name.
+const APPLE_DOUBLE: &str = "._";
+const SPARSE: &str = "it has sparse files";
 
 /// A regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,21 +40,50 @@ struct Extended {
     size: Option<u64>,
 }
 
-/// The name of the first file, if `head` starts with a tar archive; `head` may end before it.
+impl Extended {
+    /// Adds the content of a header of type `x` (pax) or `L` (GNU).
+    fn add(&mut self, kind: u8, bytes: &[u8]) -> Result<(), Refusal> {
+        if kind == b'x' {
+            return pax(bytes, self);
+        }
+        let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+        self.name = Some(utf8(text)?);
+        Ok(())
+    }
+}
+
+/// The name of the first file, if `head` starts with a tar archive; `head` may end before it. In the
+/// header itself a long name is cut off.
 pub(crate) fn first_name(head: &[u8]) -> Option<String> {
-    let mut at = 0usize;
+    let (mut at, mut extended) = (0usize, Extended::default());
     for _ in 0..HEADERS_MAX {
-        let block = head.get(at..at + BLOCK_BYTES as usize)?;
-        let size = checked_size(block).ok()?;
+        let content = at.checked_add(BLOCK_BYTES as usize)?;
+        let block = head.get(at..content)?;
+        let size = usize::try_from(checked_size(block).ok()?).ok()?;
+        let end = content.checked_add(size)?;
         match block[156] {
-            b'0' | 0 => return name(block).ok(),
-            b'5' | b'x' | b'g' | b'L' => {}
+            kind @ (b'x' | b'L') => {
+                // What is wrong with it is said when the archive is opened.
+                let _ = extended.add(kind, head.get(content..end)?);
+            }
+            b'g' => {}
+            b'0' | 0 | b'5' | b'7' | b'S' => {
+                let name = extended.name.take().or_else(|| name(block).ok())?;
+                if !is_folder(block[156], &name) {
+                    return Some(name);
+                }
+                extended = Extended::default();
+            }
             _ => return None,
         }
-        let blocks = usize::try_from(size.div_ceil(BLOCK_BYTES)).ok()?;
-        at = blocks.checked_mul(BLOCK_BYTES as usize)?.checked_add(at + BLOCK_BYTES as usize)?;
+        at = end.checked_next_multiple_of(BLOCK_BYTES as usize)?;
     }
     None
+}
+
+/// Version 7 knows a folder by its name's end.
+fn is_folder(kind: u8, name: &str) -> bool {
+    kind == b'5' || name.ends_with('/')
 }
 
 /// All files of the archive.
@@ -65,34 +98,32 @@ pub(super) fn read(source: &dyn ReadAt) -> Result<Vec<File>, OpenError> {
             return Ok(files);
         }
         let kind = block[156];
-        let is_file = matches!(kind, b'0' | 0);
+        let is_extension = matches!(kind, b'x' | b'g' | b'L');
         let size = checked_size(&block)?;
-        let size = extended.size.take_if(|_| is_file).unwrap_or(size);
+        let size = extended.size.take_if(|_| !is_extension).unwrap_or(size);
         let content = at + BLOCK_BYTES;
         let end = content.checked_add(size).filter(|&end| end <= source.len());
         let end = end.ok_or(Refusal::Truncated("the end of a file in the archive"))?;
         match kind {
-            b'0' | 0 => {
+            b'0' | 0 | b'5' | b'7' => {
                 let name = match extended.name.take() {
                     Some(name) => name,
                     None => name(&block)?,
                 };
-                files.push(File { name: bare(&name)?, at: content, length: size });
-            }
-            b'x' | b'L' => {
-                let bytes = extension(source, content, size)?;
-                if kind == b'x' {
-                    pax(&bytes, &mut extended)?;
-                } else {
-                    let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-                    extended.name = Some(utf8(text)?);
+                if !is_folder(kind, &name) {
+                    let name = bare(&name)?;
+                    if !name.starts_with(APPLE_DOUBLE) {
+                        files.push(File { name, at: content, length: size });
+                    }
+                } else if !matches!(name.as_str(), "." | "./") {
+                    // The folder itself is there where `tar -C folder .` made the archive.
+                    return Err(Refusal::NamesPath.into());
                 }
             }
+            b'x' | b'L' => extended.add(kind, &extension(source, content, size)?)?,
             // What holds for all files is no name and no size.
             b'g' => {}
-            // The folder itself, as `tar -C folder .` adds it.
-            b'5' if matches!(name(&block)?.as_str(), "." | "./") => {}
-            b'5' => return Err(Refusal::NamesPath.into()),
+            b'S' => return Err(Refusal::Archive(SPARSE).into()),
             _ => return Err(Refusal::Archive("it has links or devices").into()),
         }
         at = end.next_multiple_of(BLOCK_BYTES).min(source.len());
@@ -123,7 +154,7 @@ fn pax(bytes: &[u8], extended: &mut Extended) -> Result<(), Refusal> {
             b"path" => extended.name = Some(utf8(value)?),
             b"size" => extended.size = Some(decimal(value).ok_or(malformed.clone())?),
             key if key.starts_with(b"GNU.sparse") => {
-                return Err(Refusal::Archive("it has sparse files"));
+                return Err(Refusal::Archive(SPARSE));
             }
             _ => {}
         }
@@ -142,7 +173,8 @@ fn checked_size(block: &[u8]) -> Result<u64, Refusal> {
             _ => u64::from(byte),
         })
         .sum();
-    if !block[257..].starts_with(b"ustar") || octal(&block[CHECKSUM_AT..156]) != Some(sum) {
+    let has_magic = block[257..].starts_with(b"ustar") || crate::zero::is_zero(&block[257..]);
+    if !has_magic || octal(&block[CHECKSUM_AT..156]) != Some(sum) {
         return Err(Refusal::MalformedHeader("a header of the archive"));
     }
     let size = if block[124] & 0x80 == 0 {

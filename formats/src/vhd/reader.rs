@@ -22,6 +22,8 @@ const HOLE: u32 = u32::MAX;
 const ENTRY_BYTES: u64 = 4;
 const HEADER_BYTES: u64 = 1024;
 const HEADER_VERSION: u32 = 0x0001_0000;
+/// Of smaller ones the bitmap is a sector by the specification, and nothing to QEMU.
+const BLOCK_BYTES_MIN: u64 = 4096;
 /// The usual is 2 MiB.
 const BLOCK_BYTES_MAX: u64 = 256 << 20;
 
@@ -106,8 +108,8 @@ impl Table {
             return Err(Refusal::UnknownVersion(fields.u32(24)).into());
         }
         let block_bytes = u64::from(fields.u32(32));
-        if !block_bytes.is_power_of_two() || block_bytes < SECTOR_BYTES {
-            return malformed("the block size is no power of two from 512 bytes on");
+        if !block_bytes.is_power_of_two() || block_bytes < BLOCK_BYTES_MIN {
+            return malformed("the block size is no power of two from 4096 bytes on");
         }
         if block_bytes > BLOCK_BYTES_MAX {
             return Err(Refusal::TooLarge("its blocks are above 256 MiB").into());

@@ -165,6 +165,12 @@ impl Log<'_> {
             places.push(next);
             at = next;
         }
+        // A part of a longer one is no sequence: its end was written, and means something else.
+        let end = (head + entries[&head].length) % self.header.log_bytes;
+        let follows = |next: &Entry| entries[&head].sequence.checked_add(1) == Some(next.sequence);
+        if entries.get(&end).is_some_and(follows) {
+            return None;
+        }
         // One that starts where the ring was passed more than once is no sequence.
         let total: u64 = places.iter().map(|place| entries[place].length).sum();
         (total <= self.header.log_bytes).then_some(places)

@@ -25,6 +25,8 @@ const EXTENTS_MAX: usize = 4096;
 const SIGN_BYTES: usize = 4096;
 /// "There is no parent".
 const NO_PARENT: u32 = u32::MAX;
+/// What editors of Windows put before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// How the bytes of an extent lie in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,7 @@ pub(super) struct ExtentLine {
 /// Whether the text is a descriptor as QEMU and VMware find them: it may have comments and empty
 /// lines before what names it.
 pub(crate) fn is_descriptor(start: &[u8]) -> bool {
+    let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start);
     for line in start[..start.len().min(SIGN_BYTES)].split(|&byte| byte == b'\n') {
         let line = line.trim_ascii();
         let starts = |with: &str| {

@@ -64,6 +64,10 @@ impl Extents {
             return Err(Refusal::NamesFiles.into());
         }
         let length = extent.capacity();
+        // Such a file is no more than a place for the text.
+        if length == 0 && lines.iter().any(|line| line.bytes > 0) {
+            return Err(Refusal::NamesFiles.into());
+        }
         let extents = vec![Extent { end: length, length, bytes: Bytes::Sparse(extent) }];
         Ok(Self::new(extents))
     }

@@ -102,6 +102,10 @@ impl Header {
         if compressed && method != DEFLATE {
             return Err(Refusal::UnknownCompression(method.to_le_bytes()[0]));
         }
+        // VMware goes by the flag, QEMU by the method.
+        if !compressed && method != 0 {
+            return Err(malformed("its compression method and the flag for it disagree"));
+        }
         let bytes = |sectors: u64| sectors.checked_mul(SECTOR_BYTES);
         let capacity = bytes(fields.u64(12)).filter(|&capacity| capacity <= VIRTUAL_BYTES_MAX);
         let capacity = capacity.ok_or(Refusal::TooLarge("its virtual size is above 64 TiB"))?;

@@ -10,8 +10,8 @@
 
 use std::ops::Range;
 
-use super::SECTOR_BYTES;
 use super::header::{Header, malformed};
+use super::{DESCRIPTOR_BYTES_MAX, SECTOR_BYTES};
 use crate::bytes::Little;
 use crate::mapped::{Place, Run};
 use crate::occupied::{Occupied, meets};
@@ -117,6 +117,9 @@ impl Sparse {
         grains: &mut Grains,
     ) -> Result<(), Refusal> {
         let header = &self.header;
+        // One that is too long is refused when it is read.
+        let descriptor = header.descriptor.filter(|&(_, length)| length <= DESCRIPTOR_BYTES_MAX);
+        let descriptor = descriptor.map_or(0..0, |(at, length)| at..at.saturating_add(length));
         let mut left = header.capacity - number * header.table_span();
         for entry in table.as_chunks::<4>().0 {
             if left == 0 {
@@ -129,7 +132,9 @@ impl Sparse {
             if at + needed > self.length {
                 return Err(Refusal::Truncated("the end of a grain"));
             }
-            if at < SECTOR_BYTES || meets(&(at..at + needed), directory) {
+            let grain = at..at + needed;
+            let is_taken = meets(&grain, directory) || meets(&grain, &descriptor);
+            if at < SECTOR_BYTES || is_taken {
                 return Err(Refusal::OverlappingTables("a grain"));
             }
             grains.take(at)?;
@@ -280,7 +285,7 @@ pub(super) fn embedded(
     at: u64,
 ) -> Result<Option<Vec<u8>>, OpenError> {
     let Some((offset, length)) = extent.descriptor() else { return Ok(None) };
-    if length > super::DESCRIPTOR_BYTES_MAX {
+    if length > DESCRIPTOR_BYTES_MAX {
         return Err(Refusal::TooLarge("its descriptor is above 1 MiB").into());
     }
     if offset < SECTOR_BYTES {

@@ -120,6 +120,16 @@ pub fn mend(image: &mut [u8]) {
         seal(image, 128 * KIB..132 * KIB);
         seal(image, 192 * KIB..256 * KIB);
         seal(image, 256 * KIB..320 * KIB);
+        let end = image.len().min(2 * KIB * KIB);
+        for at in (KIB * KIB..end).step_by(4 * KIB) {
+            let part = &image[at..end];
+            if part.len() > 12 && part.starts_with(b"loge") {
+                let length = u32::from_le_bytes(part[8..12].try_into().unwrap()) as usize;
+                if (9..=part.len()).contains(&length) {
+                    seal(image, at..at + length);
+                }
+            }
+        }
     }
     if image.len() < 2048 {
         return;

@@ -121,3 +121,12 @@ pub fn refusal(path: &Path) -> String {
     let file = File::open(path).unwrap();
     open(Box::new(file), None).err().expect("it must be refused").reason().to_owned()
 }
+
+/// All that qemu sees on a disk.
+pub fn qemu_reads(driver: &str, image: &[u8]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, raw) = (folder.path().join("image"), folder.path().join("raw"));
+    std::fs::write(&path, image).unwrap();
+    qemu_img(&["convert", "-f", driver, "-O", "raw", text(&path), text(&raw)]);
+    std::fs::read(&raw).unwrap()
+}

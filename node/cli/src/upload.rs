@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::arguments::{BuildInfo, Upload};
 use crate::client::{Client, Request};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{EXIT_FAILED, Error};
 use crate::images;
 use crate::resume::{Place, Session, Source};
 use crate::screen::{Screen, bytes, per_second, rate, seconds};
@@ -312,7 +312,11 @@ fn check_disk(file: &File, arguments: &Upload) -> Result<(), Error> {
     let file = file.try_clone().map_err(Error::file("opening", &arguments.file))?;
     match shoal_formats::open(Box::new(file), arguments.format) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::Disk(format!("{}: {error}", arguments.file.display()))),
+        Err(error) => Err(Error::Judged {
+            code: EXIT_FAILED,
+            word: error.reason(),
+            message: format!("{}: {error}", arguments.file.display()),
+        }),
     }
 }
 

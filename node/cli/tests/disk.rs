@@ -180,6 +180,9 @@ fn a_refused_conversion_leaves_what_was_there_and_nothing_beside_it() {
     let refused = shoal(&["convert", "-O", "qcow2", text(&overlay), text(&target)]);
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(1) && said.contains("backing"), "{said}");
+    let named = shoal(&["info", "--json", text(&overlay)]);
+    let named: Value = serde_json::from_slice(&named.stderr).unwrap();
+    assert_eq!(named["error"]["code"], "backing_file", "{named}");
     let no_way = shoal(&["convert", "-O", "vhdx", "--compress", text(&raw), text(&target)]);
     assert_eq!(no_way.status.code(), Some(2), "{no_way:?}");
     assert_eq!(fs::read(&target).unwrap(), b"what was there");

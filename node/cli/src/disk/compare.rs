@@ -12,6 +12,7 @@ use crate::screen::Screen;
 /// As qemu-img compare ends.
 const EXIT_DIFFERENT: u8 = 1;
 const EXIT_NOT_OPENED: u8 = 2;
+const EXIT_NOT_MAPPED: u8 = 3;
 const EXIT_NOT_READ: u8 = 4;
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
@@ -24,18 +25,19 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn open((path, format): (&'a Path, Option<Format>)) -> Result<Self, Error> {
-        let failed = |error: Error| Error::Judged {
-            code: EXIT_NOT_OPENED,
-            word: "not_opened",
-            message: error.to_string(),
+        let failed = |error: Error| {
+            let (word, message) = match error {
+                Error::Judged { word, message, .. } => (word, message),
+                other => ("not_opened", other.to_string()),
+            };
+            Error::Judged { code: EXIT_NOT_OPENED, word, message }
         };
         let disk = open(path, format).map_err(failed)?;
         Ok(Self { path, disk, buffer: Vec::new() })
     }
 
-    fn unreadable(&self, error: &ReadError) -> Error {
-        let message = format!("{}: {error}", self.path.display());
-        Error::Judged { code: EXIT_NOT_READ, word: "not_read", message }
+    fn failed(&self, code: u8, word: &'static str, error: &ReadError) -> Error {
+        Error::Judged { code, word, message: format!("{}: {error}", self.path.display()) }
     }
 
     /// How many bytes from `at` on are known to be zero without a look.
@@ -43,7 +45,8 @@ impl<'a> Side<'a> {
         if at >= self.disk.virtual_bytes() {
             return Ok(u64::MAX);
         }
-        let extent = self.disk.next_extent(at).map_err(|error| self.unreadable(&error))?;
+        let extent = self.disk.next_extent(at);
+        let extent = extent.map_err(|error| self.failed(EXIT_NOT_MAPPED, "not_mapped", &error))?;
         Ok(if extent.kind == ExtentKind::Zero { extent.offset + extent.length - at } else { 0 })
     }
 
@@ -56,7 +59,7 @@ impl<'a> Side<'a> {
             return Ok(());
         }
         let read = self.disk.read(at, &mut self.buffer[..there]);
-        read.map_err(|error| self.unreadable(&error))
+        read.map_err(|error| self.failed(EXIT_NOT_READ, "not_read", &error))
     }
 }
 

@@ -21,7 +21,7 @@ use shoal_formats::{
 use tempfile::NamedTempFile;
 
 use super::cut::cut;
-use super::{Stop, bar, open, unreadable};
+use super::{Stop, bar, open, told, unreadable};
 use crate::arguments::{Compression, Convert};
 use crate::error::Error;
 use crate::screen::{Screen, bytes};
@@ -173,13 +173,6 @@ fn recipe(
     recipe.map_err(|error| Error::Disk(error.to_string()))
 }
 
-/// What went wrong with the file `path`, with all that led to it.
 fn failed(path: &Path, error: &dyn std::error::Error) -> Error {
-    let mut text = format!("{}: {error}", path.display());
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    Error::Disk(text)
+    Error::Disk(told(path, error))
 }

@@ -20,7 +20,7 @@ use indicatif::ProgressBar;
 use shoal_formats::{Disk, Format, MapExtent, ReadError};
 
 use crate::arguments::{DiskCommand, Output, Shape};
-use crate::error::Error;
+use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
 pub async fn disk(command: DiskCommand, screen: Screen) -> Result<(), Error> {
@@ -86,12 +86,28 @@ fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Disk>, Error> {
         return Err(Error::Disk(format!("{}: it is no regular file", path.display())));
     }
     let opened = shoal_formats::open(Box::new(file), format);
-    opened.map_err(|error| Error::Disk(format!("{}: {error}", path.display())))
+    opened.map_err(|error| refused(path, error.reason(), &error))
 }
 
 fn unreadable(path: &Path) -> impl Fn(ReadError) -> Error {
-    let path = path.display().to_string();
-    move |error| Error::Disk(format!("{path}: {error}"))
+    let path = path.to_owned();
+    move |error| refused(&path, error.reason(), &error)
+}
+
+/// The image's own fault, by the name that the API has for it.
+fn refused(path: &Path, reason: &'static str, error: &dyn std::error::Error) -> Error {
+    Error::Judged { code: EXIT_FAILED, word: reason, message: told(path, error) }
+}
+
+/// What went wrong with the file `path`, with all that led to it.
+fn told(path: &Path, error: &dyn std::error::Error) -> String {
+    let mut text = format!("{}: {error}", path.display());
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// All parts of a disk in turn, neighbours of one kind as one.

@@ -88,7 +88,9 @@ pub(crate) async fn chunks(
     request: RequestId,
     wanted: (Vec<u32>, bool),
 ) {
+    link.touch();
     let outcome = receive(&shared, &link, &running, request, wanted).await;
+    link.touch();
     let peer: PeerId = link.peer;
     let end = match outcome {
         Ok(()) => RequestEnd::Done,

@@ -40,8 +40,6 @@ const TICKETS_MAX: usize = 16 * 1024;
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Says why a connection is closed.
 const EXPELLED: u32 = 5;
-/// Connections at once.
-pub(crate) const LINKS_MAX: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum PeerRole {

@@ -237,6 +237,13 @@ impl Swarm {
         for membership in self.memberships.values_mut() {
             membership.known.remove(&peer);
         }
+        // What the same event asked of it before is not asked any more.
+        self.actions.retain(|action| {
+            let (Action::Request { peer: of, .. } | Action::Join { peer: of, .. }) = action else {
+                return true;
+            };
+            *of != peer
+        });
         self.actions.push_back(Action::Ban { peer, reason, until });
         self.actions.push_back(Action::Close { peer });
     }

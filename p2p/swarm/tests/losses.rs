@@ -78,6 +78,35 @@ fn a_dead_peer_is_replaced_within_300_ms() {
     }
 }
 
+#[test]
+fn one_that_stalls_and_one_with_a_hundredth_of_the_line_hold_up_nobody() {
+    const CHUNKS: u32 = 512;
+    const LINE: f64 = GBIT / 20.0;
+    for seed in seeds(SEEDS) {
+        let run = |with_them: bool| {
+            let (mut lan, id) = (Lan::new(seed, 1, LINE), recipe(seed));
+            if with_them {
+                let stalls = lan.add("", LINE);
+                lan.hosts[stalls].stalls = true;
+                lan.offer(stalls, id, CHUNKS);
+                let slow = lan.add("", LINE / 100.0);
+                lan.fetch(slow, id, CHUNKS);
+                lan.run_for(SECOND);
+            }
+            let began = lan.now;
+            let hosts = cold(&mut lan, "", id, 12, CHUNKS, LINE);
+            lan.run_until(END, |lan| are_done(lan, &hosts, id));
+            assert!(are_done(&lan, &hosts, id), "seed {seed}: somebody is stuck");
+            let bans: usize = hosts.iter().map(|&host| lan.hosts[host].bans.len()).sum();
+            (lan.now - began, bans)
+        };
+        let ((whole, none), (held_up, bans)) = (run(false), run(true));
+        println!("seed {seed}: {whole:?}, with them {held_up:?} and {bans} bans");
+        assert!(held_up < whole.mul_f64(1.25), "seed {seed}: {whole:?} and {held_up:?}");
+        assert!(none == 0 && bans > 0, "seed {seed}: {bans} banned who stalls");
+    }
+}
+
 /// How long a swarm takes, with three nodes, one of which may die when a third is there.
 fn spread(seed: u64, line: f64, chunks: u32, tracker_dies: bool) -> Duration {
     let (mut lan, id) = (Lan::new(seed, 3, line), recipe(seed));

@@ -59,6 +59,8 @@ pub struct Host {
     pub bans: Vec<BanReason>,
     /// Chunks that came from nodes.
     pub from_nodes: u64,
+    /// It says what it holds, and answers no request.
+    pub stalls: bool,
     node: bool,
     zone: Zone,
     uploads: Uploads,
@@ -156,6 +158,7 @@ impl Lan {
             done: BTreeMap::new(),
             bans: Vec::new(),
             from_nodes: 0,
+            stalls: false,
             node: false,
             zone,
             uploads: Uploads::default(),
@@ -187,6 +190,12 @@ impl Lan {
         found.under_way.insert(recipe);
         self.tell(host, Event::Nodes(nodes));
         self.tell(host, Event::Start { recipe, held });
+    }
+
+    /// Lets `host` say that it has all of a recipe.
+    pub fn offer(&mut self, host: Number, recipe: RecipeId, chunks: u32) {
+        self.hosts[host].held.insert(recipe, ChunkSet::full(chunks));
+        self.fetch(host, recipe, chunks);
     }
 
     /// What `host` holds of it leaves its cache.

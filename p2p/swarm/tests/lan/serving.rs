@@ -18,6 +18,9 @@ impl Lan {
         insists: bool,
     ) {
         let Some(asked) = self.hosts[from].asked.get(&request) else { return };
+        if self.hosts[host].stalls {
+            return;
+        }
         let (recipe, now) = (asked.recipe, self.now);
         let end = |end| Event::Ended { request, end };
         let far = self.hosts[from].zone.room() != self.hosts[host].zone.room();

@@ -278,8 +278,7 @@ impl Download {
         if !self.have.is_full() || self.flight.is_empty() {
             return;
         }
-        (self.flight, self.rarity, self.taken) = (Vec::new(), Vec::new(), self.have.clone());
-        self.demands = Vec::new();
+        (self.flight, self.rarity, self.demands) = (Vec::new(), Vec::new(), Vec::new());
         self.heads.settle();
     }
 

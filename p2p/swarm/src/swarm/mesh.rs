@@ -225,8 +225,7 @@ impl Swarm {
         let now = self.now;
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.heard_at = now;
-        let member = known.member.clone();
-        let near = self.is_near(&member.zone);
+        let near = known.member.zone.room() == self.room;
         match frame {
             Frame::Have { recipe, chunks } => {
                 let Some(download) = self.download(recipe) else { return };
@@ -255,7 +254,10 @@ impl Swarm {
                     self.ask_nodes(recipe);
                 }
             }
-            Frame::Announce { recipe } => self.track(peer, recipe, member, false),
+            Frame::Announce { recipe } => {
+                let member = known.member.clone();
+                self.track(peer, recipe, member, false);
+            }
             Frame::Peers { recipe, members } => {
                 self.standby_answered(recipe, peer);
                 members.into_iter().for_each(|member| self.know(recipe, member));

@@ -48,9 +48,7 @@ impl Membership {
         let standby = self.standby.filter(|standby| standby.answered && self.tracker.is_some());
         standby.map(|standby| standby.node)
     }
-}
 
-impl Membership {
     pub(super) fn lose_standby(&mut self, node: PeerId) {
         self.standby = self.standby.filter(|standby| standby.node != node);
     }

@@ -24,6 +24,7 @@ pub struct Tables {
 }
 
 impl Swarm {
+    /// As they are now; counting takes time that grows with them.
     pub fn tables(&self) -> Tables {
         let downloads = || self.memberships.values().filter_map(|one| one.download.as_ref());
         let (swarms, members) = self.tracker.entries();

@@ -20,7 +20,8 @@ use crate::frames::Frame;
 use crate::rendezvous::ranked;
 
 /// A node from which nothing is heard for so long, or for twice a chunk's usual time, is silent.
-const SILENCE: Duration = Duration::from_millis(500);
+/// Longer than a host that others keep busy has no turn, and storage takes for a chunk.
+const SILENCE: Duration = Duration::from_millis(600);
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy)]

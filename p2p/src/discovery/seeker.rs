@@ -38,6 +38,8 @@ const STEP: Duration = Duration::from_millis(500);
 /// Without a connection, bootstrap addresses are dialled again this often.
 const BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(5);
 const BOOTSTRAP_MAX: usize = 64;
+/// A name server that does not answer holds up all else that is done here for so long.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// New members are told of all offers, but no more often than this.
 const REPUBLISH_INTERVAL: Duration = Duration::from_secs(5);
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -203,7 +205,8 @@ impl Seeker {
 
     async fn dial_bootstrap(&mut self) {
         for text in self.bootstrap.clone() {
-            match network::resolve(&text).await {
+            let found = tokio::time::timeout(LOOKUP_TIMEOUT, network::resolve(&text)).await;
+            match found.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(address) if network::tcp_address(&address) == Some(self.address) => {}
                 Ok(address) => {
                     self.dial(DialOpts::unknown_peer_id().address(address).build());

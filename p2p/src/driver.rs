@@ -9,11 +9,11 @@ use shoal_swarm::{Action, Event, RequestEnd, RequestId, Settings, Swarm as Core}
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::link;
 use crate::request;
-use crate::swarm::{Shared, wall_clock};
+use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::transfer::{FetchError, Owned};
 
 /// Events taken before time is looked at again.
@@ -22,6 +22,12 @@ const BATCH: usize = 256;
 const LATE_MIN: Duration = Duration::from_millis(50);
 /// How often transfers that nobody waits for any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A host's connection to another host is closed when it was of no use for so long: each costs both
+/// some packets every second.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Says why a connection is closed.
+const IDLE: u32 = 6;
 
 struct Driver {
     shared: Arc<Shared>,
@@ -61,6 +67,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             () = timer => events.push(Event::Tick),
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
+                driver.close_idle_links();
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }
@@ -158,6 +165,20 @@ impl Driver {
             } else {
                 discovery.rest(recipe);
             }
+        }
+    }
+
+    /// Where nothing is on its way here; whoever still wants something of this one dials again.
+    fn close_idle_links(&self) {
+        let shared = &self.shared;
+        let is_busy = || shared.transfers.lock().values().any(Owned::is_under_way);
+        if shared.config.role == PeerRole::Origin || is_busy() {
+            return;
+        }
+        let links = shared.links.lock();
+        for link in links.values().filter(|link| !link.node && link.idle() >= IDLE_MAX) {
+            debug!(peer = %link.peer, "of no use for long");
+            link.connection.close(IDLE.into(), b"idle");
         }
     }
 

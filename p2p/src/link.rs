@@ -6,24 +6,29 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shoal_content::{PeerId, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::frames::{Frame, FrameError};
 use shoal_swarm::{Contact, Event, Member};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::identity::{Role, peer_of};
 use crate::serve;
-use crate::swarm::{LINKS_MAX, PeerRole, Shared};
+use crate::swarm::{PeerRole, Shared};
 use crate::wire::{self, WireError};
 
 /// From dialling to the peer's Hello.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Frames waiting for a peer that does not read; then the link is closed.
 const FRAMES_MAX: usize = 4096;
+/// Connections at once: of a host, and of a node, to which every host has one.
+const LINKS_MAX: usize = 1024;
+const LINKS_NODE_MAX: usize = 16 * 1024;
+/// Handshakes at once; who comes then must show that its address is its own.
+const HANDSHAKES_MAX: usize = 512;
 /// Recipes that one connection may present tickets for.
 const GRANTS_MAX: usize = 4096;
 
@@ -38,15 +43,34 @@ pub(crate) struct Link {
     pub(crate) connection: quinn::Connection,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
+    /// When anything but names went over it.
+    used: Mutex<Instant>,
     /// What this peer has a right to, by the ticket that says so.
     grants: Mutex<HashMap<RecipeId, Ticket>>,
 }
 
 impl Link {
     pub(crate) fn send(&self, frame: Frame) {
+        self.touch_by(&frame);
         if self.frames.try_send(frame).is_err() {
             self.connection.close(1u32.into(), b"too slow");
         }
+    }
+
+    /// Something is asked or answered over it.
+    pub(crate) fn touch(&self) {
+        *self.used.lock() = Instant::now();
+    }
+
+    /// Those who have nothing to do with each other any more still name others now and then.
+    fn touch_by(&self, frame: &Frame) {
+        if !matches!(frame, Frame::Peers { .. } | Frame::Leave { .. }) {
+            self.touch();
+        }
+    }
+
+    pub(crate) fn idle(&self) -> Duration {
+        self.used.lock().elapsed()
     }
 
     /// As others are told of it.
@@ -82,14 +106,28 @@ impl Link {
 
 /// Takes connections until shutdown.
 pub(crate) async fn accept(shared: Arc<Shared>) {
+    let node = shared.config.role == PeerRole::Origin;
+    let most = if node { LINKS_NODE_MAX } else { LINKS_MAX };
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = shared.endpoint.accept().await {
-        if shared.links.lock().len() >= LINKS_MAX || shared.is_retiring() {
+        if shared.links.lock().len() >= most || shared.is_retiring() {
             incoming.refuse();
             continue;
         }
+        let Ok(turn) = handshakes.clone().try_acquire_owned() else {
+            if incoming.may_retry() {
+                let _ = incoming.retry();
+            } else {
+                // It comes again by itself.
+                incoming.ignore();
+            }
+            continue;
+        };
         let task = shared.clone();
         shared.tasks.spawn(async move {
-            match incoming.await {
+            let connected = incoming.await;
+            drop(turn);
+            match connected {
                 Ok(connection) => run(task, connection, None, None).await,
                 Err(error) => debug!(%error, "a stranger did not get in"),
             }
@@ -174,10 +212,15 @@ async fn run(
         connection: connection.clone(),
         dialler,
         frames,
+        used: Mutex::new(Instant::now()),
         grants: Mutex::default(),
     });
     if !register(&shared, &link).await {
         connection.close(4u32.into(), b"already connected, or refused");
+        // Who is connected already was told of; who was refused meanwhile is not being dialled.
+        if let Some(peer) = dialled.filter(|&peer| shared.is_refused(peer)) {
+            shared.tell(Event::DialFailed { peer }).await;
+        }
         return;
     }
     drop(ready);
@@ -287,6 +330,7 @@ async fn listen(shared: &Arc<Shared>, link: &Arc<Link>, mut receiver: quinn::Rec
             }
             Err(_) => return,
         };
+        link.touch_by(&frame);
         let event = match frame {
             Frame::Join { recipe, ticket } => {
                 if !shared.entitled(&ticket, recipe, peer) {

@@ -4,9 +4,11 @@
 //! yet written never exceeds the budget; a length is checked before its bytes are read.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use quinn::RecvStream;
 use shoal_content::{ChunkId, PeerId, RECIPE_BYTES_MAX, Recipe, RecipeId, Ticket};
 use shoal_swarm::frames::{Answer, Ask};
@@ -24,6 +26,10 @@ use crate::wire::{self, WireError};
 /// Below this, hashing in place is cheaper than another thread.
 const HASH_OFF_BYTES: usize = 64 * 1024;
 const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
+/// So long one may take to be reached before the next is asked for a recipe beside it.
+const DIAL_PATIENCE: Duration = Duration::from_millis(300);
+/// The same of one that was reached, and has not answered.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// A recipe is read in pieces of so many bytes: memory grows with what came, not with a claim.
 const RECIPE_PIECE_BYTES: usize = 1024 * 1024;
 
@@ -88,7 +94,9 @@ pub(crate) async fn chunks(
     request: RequestId,
     wanted: (Vec<u32>, bool),
 ) {
+    link.touch();
     let outcome = receive(&shared, &link, &running, request, wanted).await;
+    link.touch();
     let peer: PeerId = link.peer;
     let end = match outcome {
         Ok(()) => RequestEnd::Done,
@@ -159,6 +167,51 @@ async fn receive(
         shared.tell(Event::Arrived { request, index, bytes }).await;
     }
     Ok(())
+}
+
+/// The recipe `id` from the first of `sources` that gives it: one that is not reached, or does not
+/// answer, holds up nobody. Who fails is asked once more at the end, since its connection may have
+/// lost to one that was dialled at the same time.
+///
+/// # Errors
+/// With the last refusal.
+pub(crate) async fn recipe_of_any(
+    shared: &Shared,
+    sources: &[Contact],
+    id: RecipeId,
+    ticket: &Ticket,
+) -> Result<Recipe, String> {
+    let (mut first, mut again) = (sources.iter().copied(), sources.iter().copied());
+    let mut last = "no node or peer is known".to_owned();
+    let mut asked = FuturesUnordered::new();
+    let mut begun: Vec<(PeerId, Instant)> = Vec::new();
+    loop {
+        let is_linked = |peer: &PeerId| shared.links.lock().contains_key(peer);
+        let waits =
+            begun.iter().any(|(peer, at)| is_linked(peer) && at.elapsed() < ANSWER_PATIENCE);
+        let next = match asked.is_empty() {
+            true => first.next().or_else(|| again.next()),
+            false if waits => None,
+            false => first.next(),
+        };
+        if let Some(contact) = next {
+            begun.push((contact.peer, Instant::now()));
+            let ticket = ticket.clone();
+            asked.push(async move { (contact.peer, recipe(shared, contact, id, ticket).await) });
+        } else if asked.is_empty() {
+            return Err(last);
+        }
+        tokio::select! {
+            Some((peer, answer)) = asked.next() => match answer {
+                Ok(recipe) => return Ok(recipe),
+                Err(error) => {
+                    begun.retain(|&(of, _)| of != peer);
+                    last = format!("{peer}: {error}");
+                }
+            },
+            () = tokio::time::sleep(DIAL_PATIENCE) => {}
+        }
+    }
 }
 
 /// The recipe `id` from one source, over the link there is or a connection of its own.

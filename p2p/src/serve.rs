@@ -17,8 +17,9 @@ use crate::wire::{self, WireError};
 /// Others that a busy process names.
 const OTHERS_MAX: usize = 4;
 
-/// How long a peer may take to take one chunk.
+/// How long a peer may take to take one chunk, or as much of a recipe.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+const RECIPE_PIECE_BYTES: usize = 256 * 1024;
 
 /// An upload slot, given back however the answer ends.
 struct Slot<'a> {
@@ -109,9 +110,11 @@ pub(crate) async fn answer(
     mut receiver: RecvStream,
 ) {
     let peer = link.peer;
-    let _answering = Answering::begin(&shared);
     let work = async {
-        match wire::read::<Ask>(&mut receiver).await? {
+        let ask = wire::read::<Ask>(&mut receiver).await?;
+        let _answering = Answering::begin(&shared);
+        link.touch();
+        match ask {
             Ask::Chunks { recipe, indices, insists } => {
                 chunks(&shared, &link, &mut sender, recipe, (&indices, insists)).await?;
             }
@@ -137,7 +140,14 @@ pub(crate) async fn answer(
 }
 
 async fn say(sender: &mut SendStream, answer: Answer) -> Result<(), WireError> {
-    Ok(sender.write_all(&[answer.byte()]).await?)
+    in_time(sender.write_all(&[answer.byte()])).await
+}
+
+/// Whoever asks and does not read would keep the slot from others.
+async fn in_time(
+    write: impl Future<Output = Result<(), quinn::WriteError>>,
+) -> Result<(), WireError> {
+    Ok(timeout(CHUNK_TIMEOUT, write).await.map_err(|_| WireError::Stalled)??)
 }
 
 async fn chunks(
@@ -168,8 +178,11 @@ async fn chunks(
                 if !std::mem::replace(&mut said, true) {
                     say(sender, Answer::Content).await?;
                 }
-                sender.write_all(&0u32.to_be_bytes()).await?;
-                sender.write_all(by.as_public_key()).await?;
+                let told = async {
+                    sender.write_all(&0u32.to_be_bytes()).await?;
+                    sender.write_all(by.as_public_key()).await
+                };
+                in_time(told).await?;
                 continue;
             }
         };
@@ -193,9 +206,9 @@ async fn chunks(
             sender.write_all(&(content.len() as u32).to_be_bytes()).await?;
             sender.write_chunk(content).await
         };
-        // Whoever asks and does not read would keep the slot from others.
-        timeout(CHUNK_TIMEOUT, sent).await.map_err(|_| WireError::Stalled)??;
+        in_time(sent).await?;
         given.keep();
+        link.touch();
         shared.metrics.sent(link.node, bytes);
         shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }
@@ -244,7 +257,9 @@ async fn send_recipe(
     };
     let Some(encoded) = encoded else { return say(sender, Answer::Absent).await };
     say(sender, Answer::Content).await?;
-    sender.write_all(&(encoded.len() as u32).to_be_bytes()).await?;
-    sender.write_all(&encoded).await?;
+    in_time(sender.write_all(&(encoded.len() as u32).to_be_bytes())).await?;
+    for piece in encoded.chunks(RECIPE_PIECE_BYTES) {
+        in_time(sender.write_all(piece)).await?;
+    }
     Ok(())
 }

@@ -40,8 +40,6 @@ const TICKETS_MAX: usize = 16 * 1024;
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Says why a connection is closed.
 const EXPELLED: u32 = 5;
-/// Connections at once.
-pub(crate) const LINKS_MAX: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum PeerRole {
@@ -439,21 +437,17 @@ impl Swarm {
         }
         let nodes: BTreeMap<PeerId, SocketAddr> =
             self.0.nodes.lock().iter().map(|node| (node.peer, node.address)).collect();
-        let mut sources: Vec<(PeerId, SocketAddr)> = ranked(id, nodes.keys().copied())
+        let mut sources: Vec<Contact> = ranked(id, nodes.keys().copied())
             .into_iter()
-            .filter_map(|peer| Some((peer, *nodes.get(&peer)?)))
+            .filter_map(|peer| Some(Contact { peer, address: *nodes.get(&peer)? }))
             .collect();
-        for (peer, link) in self.0.links.lock().iter().filter(|(_, link)| !link.node) {
-            sources.push((*peer, link.address));
+        for (&peer, link) in self.0.links.lock().iter().filter(|(_, link)| !link.node) {
+            sources.push(Contact { peer, address: link.address });
         }
-        let mut last = "no node or peer is known".to_owned();
-        // Twice: the first connection may lose to one that was dialled at the same time.
-        for (peer, address) in sources.clone().into_iter().chain(sources) {
-            match request::recipe(&self.0, Contact { peer, address }, id, ticket.clone()).await {
-                Ok(recipe) => return Ok(Arc::new(recipe)),
-                Err(error) => last = format!("{peer}: {error}"),
-            }
-        }
+        let last = match request::recipe_of_any(&self.0, &sources, id, &ticket).await {
+            Ok(recipe) => return Ok(Arc::new(recipe)),
+            Err(last) => last,
+        };
         let found = self.recipe_from_members(id, ticket).await;
         found.map(Arc::new).ok_or(FetchError::NoSource(last))
     }

@@ -312,6 +312,7 @@ impl Agent {
         self.process.as_mut().context("the process was not started")
     }
 
+    /// The sum of a metric over the label sets that contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> Result<f64> {
         sum_metric(&self.get("/metrics")?, name, labels)
     }

@@ -22,6 +22,12 @@ pub struct Network {
     hosts: Vec<Host>,
 }
 
+/// What a thin line takes at once, and holds back before it drops.
+const LINE_BURST: &str = "64kb";
+const LINE_LATENCY: &str = "30ms";
+/// The table of rules of hosts that are cut off.
+const CUT: &str = "cut";
+
 /// One namespace. Commands made by it run inside.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -103,6 +109,52 @@ impl Network {
     pub fn host(&self, index: usize) -> &Host {
         &self.hosts[index]
     }
+
+    /// From now on the line of this host carries so many kilobits a second, each way.
+    ///
+    /// # Errors
+    /// Where there is no `tc`.
+    pub fn shape(&self, index: usize, kilobits: u32) -> Result<()> {
+        let ends = [(self.host(index), "eth0".to_owned()), (&self.hub, format!("port{index}"))];
+        for (host, device) in ends {
+            let mut command = host.command("tc");
+            command.args(["qdisc", "replace", "dev", &device, "root", "tbf", "rate"]);
+            command.arg(format!("{kilobits}kbit")).args(["burst", LINE_BURST]);
+            command.args(["latency", LINE_LATENCY]);
+            run(command)?;
+        }
+        Ok(())
+    }
+
+    /// Lets nothing pass between these hosts and all others, until [`Self::mend`].
+    ///
+    /// # Errors
+    /// Where there is no `nft`.
+    pub fn cut_off(&self, indices: &[usize]) -> Result<()> {
+        let inside: Vec<&str> = indices.iter().map(|&index| self.host(index).address()).collect();
+        let inside = format!("{{ 127.0.0.1, {} }}", inside.join(", "));
+        for &index in indices {
+            let host = self.host(index);
+            nft(host, &format!("add table inet {CUT}"))?;
+            for (hook, word) in [("input", "saddr"), ("output", "daddr")] {
+                let chain = format!("inet {CUT} {hook}");
+                let kind = format!("{{ type filter hook {hook} priority 0; }}");
+                nft(host, &format!("add chain {chain} {kind}"))?;
+                nft(host, &format!("add rule {chain} ip {word} != {inside} drop"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Self::cut_off`] began.
+    ///
+    /// # Errors
+    /// Where these hosts are not cut off.
+    pub fn mend(&self, indices: &[usize]) -> Result<()> {
+        indices
+            .iter()
+            .try_for_each(|&index| nft(self.host(index), &format!("delete table inet {CUT}")))
+    }
 }
 
 impl Drop for Network {
@@ -152,6 +204,12 @@ impl Host {
         command.args(arguments);
         run(command).map(drop)
     }
+}
+
+fn nft(host: &Host, words: &str) -> Result<()> {
+    let mut command = host.command("nft");
+    command.arg(words);
+    run(command).map(drop)
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

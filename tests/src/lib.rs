@@ -11,6 +11,7 @@ pub mod chaos;
 pub mod clock;
 pub mod cluster;
 pub mod docker;
+pub mod field;
 pub mod gateway;
 pub mod host;
 pub mod linear;

@@ -137,7 +137,7 @@ fn store(blobs: &Path, bytes: &[u8]) -> Result<String> {
 }
 
 /// Bytes that do not compress and follow from `seed` (xorshift64*).
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {

@@ -16,8 +16,11 @@ use shoal_tests::sample;
 
 /// From the kill of a leader to the end of what clients were doing; an election takes two of it.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(60);
-/// What a restarted agent must still have of what it had verified.
+/// What an agent that was told to stop must still have of what it had verified.
 const KEPT_MIN: f64 = 0.95;
+/// What one that was killed must still have of what it said a moment before. What it brings in a
+/// twentieth of a second is half a hundredth of it, so that of all that it had verified 99 % stay.
+const KEPT_KILLED_MIN: f64 = 0.995;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_leader_is_killed() -> Result<()> {
@@ -176,7 +179,7 @@ fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
     ])?;
 
     // So slow that it is not over before the kill.
-    limit_download(&mut cluster.agents[0], "400 Mbit/s")?;
+    limit_download(&mut cluster.agents[0], "100 Mbit/s")?;
     let agent = &mut cluster.agents[0];
     let mut fetching = agent.command("fetch", &["zedge/big:v1"])?;
     let mut fetching =
@@ -184,9 +187,9 @@ fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
     let received = |agent: &Agent| {
         agent.metric("shoal_chunk_bytes_received_total", "from=\"node\"").unwrap_or(0.0)
     };
-    let before = wait_for("a third of the disk to arrive", RECOVERY_DEADLINE, || {
+    let before = wait_for("half of the disk to arrive", RECOVERY_DEADLINE, || {
         let bytes = received(agent);
-        Ok((bytes > f64::from(80 << 20)).then_some(bytes))
+        Ok((bytes > f64::from(128 << 20)).then_some(bytes))
     })?;
     agent.process()?.kill()?;
     fetching.kill().ok();
@@ -209,11 +212,10 @@ fn a_killed_agent_keeps_what_it_had_verified() -> Result<()> {
     )?)?;
     let again = received(agent);
     let total = f64::from(256 << 20);
-    // What came again beyond what was missing was lost. `before` was read a moment before the
-    // kill, so it is at most what had been verified: the true share kept is this or more.
+    // What came again beyond what was missing was lost.
     let kept = (total - again) / before;
     println!("{:.1} % of the verified bytes were kept", kept * 100.0);
-    ensure!(kept >= KEPT_MIN, "only {kept:.3} of what was verified was kept");
+    ensure!(kept >= KEPT_KILLED_MIN, "only {kept:.3} of what was verified was kept");
     ensure!(fs::read(folder.path().join("out.raw"))? == fs::read(&disk)?, "the disk differs");
     Ok(())
 }

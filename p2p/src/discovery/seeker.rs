@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use libp2p::kad::{self, GetProvidersOk, QueryResult, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{Swarm, SwarmEvent};
+use libp2p::swarm::{DialError, Swarm, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, mdns};
 use shoal_content::RecipeId;
 use shoal_swarm::Contact;
@@ -38,6 +38,8 @@ const STEP: Duration = Duration::from_millis(500);
 /// Without a connection, bootstrap addresses are dialled again this often.
 const BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(5);
 const BOOTSTRAP_MAX: usize = 64;
+/// A name server that does not answer holds up all else that is done here for so long.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// New members are told of all offers, but no more often than this.
 const REPUBLISH_INTERVAL: Duration = Duration::from_secs(5);
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -203,7 +205,8 @@ impl Seeker {
 
     async fn dial_bootstrap(&mut self) {
         for text in self.bootstrap.clone() {
-            match network::resolve(&text).await {
+            let found = tokio::time::timeout(LOOKUP_TIMEOUT, network::resolve(&text)).await;
+            match found.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(address) if network::tcp_address(&address) == Some(self.address) => {}
                 Ok(address) => {
                     self.dial(DialOpts::unknown_peer_id().address(address).build());
@@ -220,9 +223,14 @@ impl Seeker {
         }
     }
 
-    fn dial(&mut self, options: DialOpts) {
-        if let Err(error) = self.swarm.dial(options) {
-            debug!(%error, "a member is not dialled");
+    /// Whether an answer may come: it is dialled, or was before.
+    fn dial(&mut self, options: DialOpts) -> bool {
+        match self.swarm.dial(options) {
+            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => true,
+            Err(error) => {
+                debug!(%error, "a member is not dialled");
+                false
+            }
         }
     }
 
@@ -245,12 +253,20 @@ impl Seeker {
                     self.awaited.remove(&peer);
                 }
             }
-            SwarmEvent::ConnectionEstablished { .. } | SwarmEvent::ConnectionClosed { .. } => {
-                let connected = self.swarm.connected_peers().count();
-                self.metrics.discovery_connections.set(connected as i64);
+            SwarmEvent::ConnectionEstablished { .. } => self.count_connections(),
+            SwarmEvent::ConnectionClosed { peer_id, num_established, .. } => {
+                if num_established == 0 {
+                    self.awaited.remove(&peer_id);
+                }
+                self.count_connections();
             }
             _ => {}
         }
+    }
+
+    fn count_connections(&self) {
+        let connected = self.swarm.connected_peers().count();
+        self.metrics.discovery_connections.set(connected as i64);
     }
 
     fn identified(&mut self, peer: PeerId, info: &identify::Info) {
@@ -315,7 +331,10 @@ impl Seeker {
         }
         self.awaited.entry(peer).or_default().insert(recipe);
         // The table knows its address for as long as the search lasts.
-        self.dial(DialOpts::peer_id(peer).build());
+        if !self.dial(DialOpts::peer_id(peer).build()) {
+            // No event tells of it, and the places would run out.
+            self.awaited.remove(&peer);
+        }
     }
 
     fn report(&self, recipe: RecipeId, contact: Contact) {

@@ -29,5 +29,5 @@ pub use event::{Action, BanReason, Event, RequestEnd, RequestId};
 pub use frames::{ChunkRange, Contact, Member};
 pub use ledger::Ledger;
 pub use rendezvous::ranked;
-pub use swarm::{Settings, Swarm};
+pub use swarm::{Settings, Swarm, Tables};
 pub use uploads::{Admission, UPLOADS_MAX, Uploads};

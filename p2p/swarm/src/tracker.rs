@@ -8,6 +8,7 @@
 //! answer takes no time that grows with the swarm.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId, Zone};
@@ -18,7 +19,9 @@ use crate::rendezvous::mix;
 const MEMBERS_MAX: usize = 16 * 1024;
 const SWARMS_MAX: usize = 64 * 1024;
 /// A member that does not announce again for so long is forgotten.
-const MEMBER_EXPIRY: Duration = Duration::from_secs(30);
+const MEMBER_EXPIRY: Duration = Duration::from_secs(300);
+/// Other swarms that are looked at with each announcement.
+const SWEPT_AT_ONCE: usize = 2;
 /// Members that one answer names: of the asker's room, and of all.
 const ANSWER_NEAR: usize = 16;
 const ANSWER_ANY: usize = 8;
@@ -55,6 +58,8 @@ struct Tracked {
 pub(crate) struct Tracker {
     swarms: BTreeMap<RecipeId, Tracked>,
     changed: bool,
+    /// The swarm that was looked at last, of those that nobody may announce any more.
+    swept: Option<RecipeId>,
 }
 
 impl Tracker {
@@ -63,8 +68,10 @@ impl Tracker {
         if !self.swarms.contains_key(&recipe) && self.swarms.len() >= SWARMS_MAX {
             return false;
         }
+        self.sweep_some(now);
         let tracked = self.swarms.entry(recipe).or_default();
         tracked.sweep(now);
+        self.changed |= tracked.changed;
         let expires = now + MEMBER_EXPIRY;
         let peer = member.contact.peer;
         if let Some(entry) = tracked.entries.get_mut(&peer)
@@ -80,6 +87,24 @@ impl Tracker {
         tracked.insert(member, expires);
         self.changed |= tracked.changed;
         true
+    }
+
+    /// Looks at some swarms in turn: of one that nobody announces nothing else would free the entry.
+    fn sweep_some(&mut self, now: Duration) {
+        for _ in 0..SWEPT_AT_ONCE {
+            let after = self.swept.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.swarms.range_mut((after, Bound::Unbounded)).next();
+            let Some((&recipe, tracked)) = next else {
+                self.swept = None;
+                return;
+            };
+            self.swept = Some(recipe);
+            tracked.sweep(now);
+            self.changed |= tracked.changed;
+            if tracked.entries.is_empty() {
+                self.swarms.remove(&recipe);
+            }
+        }
     }
 
     pub(crate) fn leave(&mut self, recipe: RecipeId, peer: PeerId) {
@@ -133,6 +158,12 @@ impl Tracker {
             list.iter().filter_map(|at| Some(tracked.entries.get(at)?.member.clone())).collect()
         };
         Some((members(&tracked.whole), members(room)))
+    }
+
+    /// How many swarms are tracked, and how many members they have.
+    pub(crate) fn entries(&self) -> (usize, usize) {
+        let members = self.swarms.values().map(|tracked| tracked.entries.len()).sum();
+        (self.swarms.len(), members)
     }
 
     /// Whether heads changed that were not told.
@@ -265,14 +296,29 @@ mod tests {
             let some = tracker.some(recipe, peer(to), 1);
             some.iter().map(|member| member.contact.peer).collect::<Vec<_>>()
         };
-        assert!(tracker.announce(Duration::ZERO, recipe, member(1, "", false)));
-        assert!(!tracker.announce(Duration::from_secs(20), recipe, member(1, "", false)));
-        assert!(tracker.announce(Duration::from_secs(40), recipe, member(2, "", false)));
+        let at = |tenths: u32| MEMBER_EXPIRY * tenths / 10;
+        assert!(tracker.announce(at(0), recipe, member(1, "", false)));
+        assert!(!tracker.announce(at(7), recipe, member(1, "", false)));
+        assert!(tracker.announce(at(14), recipe, member(2, "", false)));
         assert_eq!(named(&tracker, 2), [peer(1)]);
-        assert!(tracker.announce(Duration::from_secs(60), recipe, member(3, "", false)));
+        assert!(tracker.announce(at(20), recipe, member(3, "", false)));
         assert_eq!(named(&tracker, 3), [peer(2)]);
         tracker.forget(peer(2));
         assert_eq!(named(&tracker, 3), []);
+    }
+
+    #[test]
+    fn a_swarm_that_nobody_announces_any_more_is_forgotten_by_what_others_announce() {
+        let mut tracker = Tracker::default();
+        for n in 0..200u8 {
+            tracker.announce(Duration::ZERO, RecipeId::of(&[n]), member(1, "", false));
+        }
+        assert_eq!(tracker.entries(), (200, 200));
+        for turn in 0..200 {
+            let now = MEMBER_EXPIRY + Duration::from_millis(turn);
+            tracker.announce(now, RecipeId::of(b"r"), member(2, "", false));
+        }
+        assert_eq!(tracker.entries(), (1, 1));
     }
 
     #[test]

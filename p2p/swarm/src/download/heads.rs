@@ -199,6 +199,13 @@ impl Heads {
         }
     }
 
+    /// Frees what only who brings chunks in needs.
+    pub(super) fn settle(&mut self) {
+        self.claims.clear();
+        self.put_off.clear();
+        self.owners = Vec::new();
+    }
+
     /// Must be called before [`Self::right`], after any change.
     pub(super) fn prepare(&mut self, chunks: u32) {
         if !self.owners.is_empty() {

@@ -125,8 +125,10 @@ impl Download {
         let Some(source) = self.sources.get_mut(&peer) else { return false };
         let mut useful = false;
         for index in indices {
-            if source.have.insert(index) {
-                self.rarity[index as usize] += 1;
+            if source.have.insert(index)
+                && let Some(count) = self.rarity.get_mut(index as usize)
+            {
+                *count += 1;
                 useful |= !self.taken.contains(index);
             }
         }
@@ -135,7 +137,11 @@ impl Download {
 
     pub(crate) fn lose(&mut self, peer: PeerId) {
         if let Some(source) = self.sources.remove(&peer) {
-            source.have.iter().for_each(|index| self.rarity[index as usize] -= 1);
+            for index in source.have.iter() {
+                if let Some(count) = self.rarity.get_mut(index as usize) {
+                    *count -= 1;
+                }
+            }
         }
         self.heads.mistrust(peer);
     }
@@ -265,6 +271,20 @@ impl Download {
     /// A reader waits too long.
     fn is_overdue(&self, now: Duration) -> bool {
         now >= self.demanded_at + DEMAND_PATIENCE.mul_f64(1.0 + PATIENCE_SPREAD * self.turn)
+    }
+
+    /// Frees what only fetching needs: all is here, and was told, and stays offered for long.
+    pub(crate) fn settle(&mut self) {
+        if !self.have.is_full() || self.flight.is_empty() {
+            return;
+        }
+        (self.flight, self.rarity, self.demands) = (Vec::new(), Vec::new(), Vec::new());
+        self.heads.settle();
+    }
+
+    /// Chunks that are counted one by one: how rare they are, and how often asked for.
+    pub(crate) fn chunks_counted(&self) -> usize {
+        self.flight.len()
     }
 
     /// Whether everything that is lacking is in flight.

@@ -112,6 +112,11 @@ impl Download {
             })
     }
 
+    /// Whether a neighbour in the room holds the chunk by now.
+    pub(crate) fn is_held_near(&self, index: u32) -> bool {
+        self.is_nearer(Way::Far, index)
+    }
+
     /// Whether this peer's own duty is done for a while, so that whoever has not done his is slow.
     fn is_idle(&mut self, now: Duration, way: Way) -> bool {
         if self.has_own_left(now, way) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId, Zone};
 
+use super::standby::Standby;
 use super::{STEP_MAX, Swarm};
 use crate::download::Download;
 use crate::event::Action;
@@ -38,6 +39,8 @@ pub(super) struct Membership {
     /// Peers that were sent a Join on their connection.
     pub(super) joined: BTreeSet<PeerId>,
     pub(super) tracker: Option<PeerId>,
+    /// Asked while the tracker is silent.
+    pub(super) standby: Option<Standby>,
     pub(super) announce_at: Duration,
     /// Since when there is no tracker.
     pub(super) alone_since: Duration,
@@ -55,6 +58,7 @@ impl Membership {
             known: BTreeMap::new(),
             joined: BTreeSet::new(),
             tracker: None,
+            standby: None,
             announce_at: now,
             alone_since: now,
             leads_alone: false,
@@ -66,6 +70,12 @@ impl Membership {
 
     pub(super) fn is_under_way(&self) -> bool {
         self.download.as_ref().is_some_and(|download| !download.have.is_full())
+    }
+
+    /// Whether it is on its way here or at a neighbour.
+    pub(super) fn is_lively(&self) -> bool {
+        let Some(download) = &self.download else { return false };
+        !download.have.is_full() || download.sources.values().any(|source| !source.have.is_full())
     }
 
     /// When it is to be looked at again.
@@ -212,8 +222,10 @@ impl Swarm {
     }
 
     pub(super) fn frame(&mut self, peer: PeerId, frame: Frame) {
-        let Some(known) = self.peers.get(&peer) else { return };
-        let near = self.is_near(&known.member.zone);
+        let now = self.now;
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.heard_at = now;
+        let near = known.member.zone.room() == self.room;
         match frame {
             Frame::Have { recipe, chunks } => {
                 let Some(download) = self.download(recipe) else { return };
@@ -225,7 +237,6 @@ impl Swarm {
                 self.learn(recipe, peer, near, mapped(start, &bits));
             }
             Frame::Claim { recipe, chunks } => {
-                let now = self.now;
                 let Some(membership) = self.memberships.get_mut(&recipe) else { return };
                 let Some(download) = &mut membership.download else { return };
                 if membership.joined.contains(&peer) {
@@ -248,6 +259,7 @@ impl Swarm {
                 self.track(peer, recipe, member, false);
             }
             Frame::Peers { recipe, members } => {
+                self.standby_answered(recipe, peer);
                 members.into_iter().for_each(|member| self.know(recipe, member));
                 self.gather_soon(recipe);
             }
@@ -282,6 +294,7 @@ impl Swarm {
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         membership.known.remove(&peer);
         membership.joined.remove(&peer);
+        membership.lose_standby(peer);
         if let Some(download) = &mut membership.download {
             download.lose(peer);
             download.heads.lose(peer);
@@ -311,6 +324,19 @@ impl Swarm {
             for &peer in &to {
                 self.send(peer, Frame::Have { recipe, chunks: part.to_vec() });
             }
+        }
+    }
+
+    /// Lets go of what only fetching needs, once the neighbours were told of all.
+    pub(super) fn settle(&mut self, recipe: RecipeId) {
+        let Some(membership) = self.memberships.get_mut(&recipe) else { return };
+        if !membership.fresh.is_empty() {
+            return;
+        }
+        let peers = &self.peers;
+        membership.known.retain(|peer, _| peers.contains_key(peer));
+        if let Some(download) = &mut membership.download {
+            download.settle();
         }
     }
 

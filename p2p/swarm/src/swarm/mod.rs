@@ -8,6 +8,8 @@
 mod mesh;
 mod peers;
 mod requests;
+mod standby;
+mod tables;
 mod tracking;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,6 +20,7 @@ use shoal_content::{PeerId, RecipeId, Zone};
 use self::mesh::Membership;
 use self::peers::{Ban, Peer, Redial};
 use self::requests::Request;
+pub use self::tables::Tables;
 use crate::chunk_set::ChunkSet;
 use crate::download::Download;
 use crate::event::{Action, BanReason, Event, RequestId};
@@ -30,6 +33,9 @@ use crate::tracker::Tracker;
 /// While a recipe is on its way, it is looked at in such steps: half a chunk's usual time.
 const STEP_MIN: Duration = Duration::from_millis(5);
 const STEP_MAX: Duration = Duration::from_millis(50);
+/// What is only offered is announced in parts, so that a big cache does not fill a connection.
+const OFFERS_AT_ONCE: usize = 128;
+const OFFERS_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -129,7 +135,8 @@ impl Swarm {
             Event::Stop { recipe } => self.stop(recipe),
             Event::Demand { recipe, range } => {
                 let now = self.now;
-                if let Some(download) = self.download(recipe) {
+                let under_way = self.under_way.contains(&recipe);
+                if let Some(download) = self.download(recipe).filter(|_| under_way) {
                     download.demand(now, range);
                     self.ask_all(recipe);
                 }
@@ -188,6 +195,7 @@ impl Swarm {
         // Neighbours of before are asked anew what they hold.
         membership.joined.clear();
         membership.tracker = None;
+        membership.standby = None;
         membership.announce_at = now;
         membership.alone_since = now;
         membership.step_at = now;
@@ -214,8 +222,8 @@ impl Swarm {
         self.drop_requests(recipe);
         self.under_way.remove(&recipe);
         if let Some(membership) = self.memberships.remove(&recipe) {
-            let to: BTreeSet<PeerId> =
-                membership.joined.into_iter().chain(membership.tracker).collect();
+            let joined = membership.joined.iter().copied();
+            let to: BTreeSet<PeerId> = joined.chain(membership.nodes()).collect();
             for peer in to {
                 if self.peers.contains_key(&peer) {
                     self.send(peer, Frame::Leave { recipe });
@@ -256,11 +264,21 @@ impl Swarm {
             let peers = &self.peers;
             self.waiting.retain(|at| peers.get(at).is_some_and(|peer| peer.busy_until > now));
         }
+        let mut offers = 0;
         for recipe in recipes {
+            let under_way = self.under_way.contains(&recipe);
+            offers += usize::from(!under_way);
+            if offers > OFFERS_AT_ONCE && !under_way {
+                self.put_off_announcing(recipe, OFFERS_INTERVAL);
+                self.tell_fresh(recipe);
+                continue;
+            }
             self.announce(recipe);
             self.tell_fresh(recipe);
-            if self.under_way.contains(&recipe) {
+            if under_way {
                 self.step(recipe);
+            } else {
+                self.settle(recipe);
             }
         }
         let next = self.memberships.values().map(due).chain(self.tell_heads_at).min();
@@ -280,6 +298,7 @@ impl Swarm {
         };
         membership.step_at = now + (download.usual() / 2).clamp(STEP_MIN, STEP_MAX);
         self.gather_neighbours(recipe);
+        self.stand_by(recipe);
         self.ask_all(recipe);
         self.hedge(recipe);
         self.relieve(recipe);

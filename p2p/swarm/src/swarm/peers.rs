@@ -27,6 +27,11 @@ const SCORE_BAN: f64 = -2.5;
 /// Half of a bad score is forgotten in this time.
 const SCORE_HALF_LIFE: f64 = 60.0;
 
+/// Who says nothing at all for so long may be cut off, and is not blamed before the connection to
+/// it would have broken.
+const SILENCE_MIN: Duration = Duration::from_millis(500);
+const SILENCE_MAX: Duration = Duration::from_secs(6);
+
 /// Of what came last, in a peer's rate.
 const RATE_SHARE: f64 = 0.2;
 /// No chunk counts as faster, in seconds.
@@ -44,10 +49,14 @@ pub(super) struct Peer {
     brought_seconds: f64,
     /// When it last brought a chunk.
     pub(super) brought_at: Duration,
+    /// When it last said or brought anything.
+    pub(super) heard_at: Duration,
     /// It said that it is busy, and is asked again when it calls, or then.
     pub(super) busy_until: Duration,
     pub(super) cool_until: Duration,
     pub(super) cooldown: Duration,
+    /// Since when it brings nothing of what it was asked for.
+    stalled_since: Option<Duration>,
     score: f64,
     scored_at: Duration,
 }
@@ -68,6 +77,7 @@ impl Peer {
 
     pub(super) fn praise(&mut self) {
         self.cooldown = COOLDOWN_MIN;
+        self.stalled_since = None;
         self.score = (self.score + SCORE_CHUNK).min(SCORE_MAX);
     }
 }
@@ -103,9 +113,11 @@ impl Swarm {
             brought_bytes: 0.0,
             brought_seconds: 0.0,
             brought_at: Duration::ZERO,
+            heard_at: self.now,
             busy_until: Duration::ZERO,
             cool_until: Duration::ZERO,
             cooldown: COOLDOWN_MIN,
+            stalled_since: None,
             score: 0.0,
             scored_at: self.now,
         };
@@ -143,6 +155,7 @@ impl Swarm {
         }
         for membership in self.memberships.values_mut() {
             membership.joined.remove(&peer);
+            membership.lose_standby(peer);
             if membership.tracker == Some(peer) {
                 membership.tracker = None;
                 membership.announce_at = self.now;
@@ -151,6 +164,10 @@ impl Swarm {
             if let Some(download) = &mut membership.download {
                 download.lose(peer);
                 download.heads.lose(peer);
+            }
+            // Nobody dials for what is only offered.
+            if !membership.is_under_way() {
+                membership.known.remove(&peer);
             }
         }
         self.tracker.forget(peer);
@@ -220,8 +237,31 @@ impl Swarm {
         for membership in self.memberships.values_mut() {
             membership.known.remove(&peer);
         }
+        // What the same event asked of it before is not asked any more.
+        self.actions.retain(|action| {
+            let (Action::Request { peer: of, .. } | Action::Join { peer: of, .. }) = action else {
+                return true;
+            };
+            *of != peer
+        });
         self.actions.push_back(Action::Ban { peer, reason, until });
         self.actions.push_back(Action::Close { peer });
+    }
+
+    /// A request that was made at `since` brought nothing. That is a promise not kept, unless the
+    /// peer may be cut off.
+    pub(super) fn stalled(&mut self, id: PeerId, since: Duration) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let began = *peer.stalled_since.get_or_insert(since);
+        let is_silent = now >= peer.heard_at + SILENCE_MIN && now < began + SILENCE_MAX;
+        if !is_silent {
+            return self.cool(id);
+        }
+        if peer.cool_until <= now {
+            peer.cool_until = now + peer.cooldown;
+            peer.cooldown = (peer.cooldown * 2).min(COOLDOWN_MAX);
+        }
     }
 
     /// It did not keep a promise: it is left alone for a while, and banned if that is its habit.

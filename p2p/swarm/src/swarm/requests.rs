@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId};
 
+use super::mesh::Membership;
 use super::peers::Peer;
 use super::tracking::ANNOUNCE_AGAIN;
 use super::{RequestId, STEP_MIN, Swarm};
@@ -22,7 +23,7 @@ use crate::uploads::{SLOTS_MIN, at_once};
 /// A request that brings nothing for so long is cut, or for four times the expected time.
 const STALL_PEER: Duration = Duration::from_secs(1);
 /// The same for a node, which may have to ask storage.
-const STALL_NODE: Duration = Duration::from_secs(4);
+pub(super) const STALL_NODE: Duration = Duration::from_secs(4);
 /// Nor is it cut before so many times the usual time of one chunk.
 const STALL_CHUNKS: u32 = 3;
 /// So many stalls in a row, with nothing arriving at all, double the deadline.
@@ -40,7 +41,7 @@ const REQUESTS_ALL: usize = 16;
 /// Sources at which this peer waits for a slot.
 const WAITING_MAX: usize = 8;
 /// What takes so many times as long as usual is late, and is asked of another, too.
-const LATE: u32 = 2;
+pub(super) const LATE: u32 = 2;
 const VERY_LATE: u32 = 4;
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&from) {
             // The connection brought others before: this one did not take all the time.
             peer.brought(bytes, now - asked_at.max(peer.brought_at));
-            peer.brought_at = now;
+            (peer.brought_at, peer.heard_at) = (now, now);
             peer.praise();
         }
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
@@ -105,7 +106,9 @@ impl Swarm {
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
-        let node = self.peers.get(&from).is_some_and(|peer| peer.node);
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.heard_at = now;
+        let node = peer.node;
         let Some(download) = self.download(recipe) else { return };
         download.end(&[index]);
         if node {
@@ -132,6 +135,9 @@ impl Swarm {
     pub(super) fn ended(&mut self, id: RequestId, end: RequestEnd) {
         let Some(request) = self.requests.get(&id) else { return };
         let (peer, recipe, unmet) = (request.peer, request.recipe, !request.open.is_empty());
+        if let Some(found) = self.peers.get_mut(&peer) {
+            found.heard_at = self.now;
+        }
         let freed = self.drop_request(id, false);
         let source = self.download(recipe).and_then(|download| download.sources.get(&peer));
         let near = source.is_some_and(|source| source.near);
@@ -185,19 +191,20 @@ impl Swarm {
             let usual = self.usual(request.recipe) * STALL_CHUNKS;
             self.now > request.moved_at + least.max(expected(peer, chunks) * 4).max(usual)
         };
-        let late: Vec<(RequestId, PeerId, RecipeId)> = self
+        let late: Vec<(RequestId, PeerId, RecipeId, Duration)> = self
             .requests
             .iter()
             .filter(|(_, request)| stalled(request))
-            .map(|(&id, request)| (id, request.peer, request.recipe))
+            .map(|(&id, request)| (id, request.peer, request.recipe, request.moved_at))
             .collect();
         self.cuts = self.cuts.saturating_add(late.len() as u32);
-        for &(request, peer, _) in &late {
+        for &(request, peer, _, since) in &late {
             self.drop_request(request, true);
-            self.cool(peer);
+            self.stalled(peer, since);
         }
         // Only now is it known whom not to ask.
-        let recipes: BTreeSet<RecipeId> = late.into_iter().map(|(.., recipe)| recipe).collect();
+        let recipes: BTreeSet<RecipeId> =
+            late.into_iter().map(|(_, _, recipe, _)| recipe).collect();
         recipes.into_iter().for_each(|recipe| self.ask_all(recipe));
     }
 
@@ -317,7 +324,7 @@ impl Swarm {
             return;
         };
         let most = if download.sources.len() < REQUESTS_MAX { REQUESTS_MAX } else { REQUESTS_MIN };
-        if let Some(node) = membership.tracker {
+        if let Some(node) = membership.giver() {
             self.ask_source(recipe, node, None, most, false);
         }
     }
@@ -339,16 +346,22 @@ impl Swarm {
     /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
-        let Some(download) = self.download(recipe) else { return };
+        let Some(membership) = self.memberships.get(&recipe) else { return };
+        let silent = membership.tracker.filter(|_| membership.standby().is_some());
+        let Some(download) = &membership.download else { return };
         let times = if download.all_under_way() { LATE } else { VERY_LATE };
         let patience = (download.usual() * times).max(STEP_MIN);
         let mut late: Vec<u32> = Vec::new();
         let mut slow: Vec<PeerId> = Vec::new();
         for request in self.requests.values_mut() {
-            // A node is slow where storage is: to ask twice would only cost it a second copy.
+            if request.recipe != recipe || now <= request.moved_at + patience {
+                continue;
+            }
             let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
-            let is_late = now > request.moved_at + patience && !node;
-            if request.recipe != recipe || !is_late {
+            if node && silent != Some(request.peer) {
+                // It is slow where storage is: to ask for a second copy would make it no quicker.
+                let held = request.open.iter().filter(|&&index| download.is_held_near(index));
+                late.extend(held);
                 continue;
             }
             late.extend(&request.open);
@@ -378,7 +391,6 @@ impl Swarm {
         // One try for each time of patience.
         download.progress_at = now;
         membership.announce_at = membership.announce_at.min(now + ANNOUNCE_AGAIN);
-        let tracker = membership.tracker;
         let far = download.sources.iter().filter(|(_, source)| !source.near);
         let far: Vec<PeerId> = far.map(|(&peer, _)| peer).collect();
         for peer in far {
@@ -386,7 +398,7 @@ impl Swarm {
                 return;
             }
         }
-        if let Some(node) = tracker {
+        if let Some(node) = self.memberships.get(&recipe).and_then(Membership::giver) {
             self.ask_source(recipe, node, None, REQUESTS_MIN, true);
         }
     }

@@ -14,6 +14,9 @@ use crate::frames::{Contact, Frame, Member};
 use crate::rendezvous::ranked;
 
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
+/// The same of what is only offered, where no neighbour lacks any of it: the connection's end says
+/// that a member is gone.
+const OFFER_INTERVAL: Duration = Duration::from_secs(120);
 /// An announcement because nothing comes.
 pub(super) const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
 /// So long a node may take to be reached before members do without.
@@ -32,7 +35,8 @@ impl Swarm {
         if membership.announce_at > now {
             return;
         }
-        membership.announce_at = now + ANNOUNCE_INTERVAL;
+        let interval = if membership.is_lively() { ANNOUNCE_INTERVAL } else { OFFER_INTERVAL };
+        membership.announce_at = now + interval;
         let under_way = membership.is_under_way();
         self.gossip(recipe);
         if self.nodes.is_empty() {
@@ -60,6 +64,9 @@ impl Swarm {
         if let Some(before) = before.filter(|&before| before != tracker) {
             self.send(before, Frame::Leave { recipe });
         }
+        if before != Some(tracker) {
+            self.end_standby(recipe);
+        }
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         if std::mem::take(&mut membership.leads_alone)
             && let Some(download) = &mut membership.download
@@ -72,6 +79,14 @@ impl Swarm {
             Action::Send { peer: tracker, frame: Frame::Announce { recipe } }
         };
         self.actions.push_back(action);
+    }
+
+    /// Not now: too much else is announced.
+    pub(super) fn put_off_announcing(&mut self, recipe: RecipeId, wait: Duration) {
+        let at = self.now + wait;
+        if let Some(membership) = self.memberships.get_mut(&recipe) {
+            membership.announce_at = membership.announce_at.max(at);
+        }
     }
 
     /// The first of `order` that is connected, unless one before it may be soon.
@@ -171,7 +186,7 @@ impl Swarm {
         }
     }
 
-    /// A tracker says who the heads are; only a node may.
+    /// A tracker says who the heads are; only this recipe's may.
     pub(super) fn heads(
         &mut self,
         from: PeerId,
@@ -179,7 +194,8 @@ impl Swarm {
         whole: Vec<Member>,
         room: Vec<Member>,
     ) {
-        if !self.peers.get(&from).is_some_and(|peer| peer.node) {
+        let tracker = self.memberships.get(&recipe).and_then(|membership| membership.tracker);
+        if tracker != Some(from) {
             return;
         }
         let now = self.now;

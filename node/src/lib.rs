@@ -38,6 +38,7 @@ pub mod server;
 pub mod stars;
 pub mod state;
 pub mod store;
+mod stores;
 pub mod telemetry;
 pub mod trash;
 pub mod unblocking;

@@ -1,7 +1,6 @@
 //! The node as a whole: its parts started in order, and stopped in the opposite one.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +23,9 @@ use crate::api::{Services, Upkeep};
 use crate::audit::Audit;
 use crate::authorities::{self, Authorities};
 use crate::collection::{Collector, Timing};
-use crate::config::{Config, StorageKind};
+use crate::config::Config;
 use crate::deploy::{keep_deadlines, keep_warm};
-use crate::encryption::{self, DataKeys, Keyless, MasterKeys, Shredder, Vault};
+use crate::encryption::{self, Keyless, MasterKeys, Shredder, Vault};
 use crate::founding::{Founding, node_row};
 use crate::home::{Home, Member};
 use crate::http::auth::directory::Directory;
@@ -48,7 +47,7 @@ use crate::restore;
 use crate::retention::Retainer;
 use crate::scrub::{Limits, Scrubber};
 use crate::state::{App, Keys, Parts};
-use crate::store::{BlobStore, CachedStore, FolderStore, S3Settings, S3Store, SealedStore};
+use crate::stores::{Stores, open_store};
 use crate::trash::Trash;
 use crate::upstreams::{UpstreamMetrics, Upstreams, keep_projects};
 use crate::verification::Verifier;
@@ -59,9 +58,6 @@ const KEYS_DEADLINE: Duration = Duration::from_secs(120);
 const PULLS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stop waits for what it ends in the background.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a node that starts waits for storage that does not answer.
-const STORAGE_DEADLINE: Duration = Duration::from_secs(120);
-const STORAGE_INTERVAL: Duration = Duration::from_secs(1);
 const KEYS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Takes the password of a cluster that was founded.
@@ -492,91 +488,6 @@ async fn start_raft(
     let raft = shoal_raft::Config::new(member.id(), home.raft_folder());
     let config = shoal_raft::Config { command_version, ..raft };
     Ok(Raft::start(config, transport, registry).await?)
-}
-
-/// A node that starts while storage is away waits for it, as one that runs does.
-async fn open_bucket(settings: &S3Settings) -> Result<S3Store> {
-    let deadline = tokio::time::Instant::now() + STORAGE_DEADLINE;
-    loop {
-        match S3Store::open(settings).await {
-            Err(error) if error.is_retryable() && tokio::time::Instant::now() < deadline => {
-                warn!(%error, "storage cannot be opened yet");
-                tokio::time::sleep(STORAGE_INTERVAL).await;
-            }
-            opened => return Ok(opened?),
-        }
-    }
-}
-
-/// Storage as the node uses it, and itself, without a cache before it.
-struct Stores {
-    front: Arc<dyn BlobStore>,
-    behind: Arc<dyn BlobStore>,
-}
-
-impl Stores {
-    /// The same, with everything sealed that comes; and the one behind by itself.
-    fn sealed(self, keys: &DataKeys) -> (Self, SealedStore) {
-        let Self { front, behind } = self;
-        let sealed = |store: &Arc<dyn BlobStore>| {
-            let keys = Arc::new(keys.clone());
-            SealedStore::new(Arc::clone(store), Arc::clone(&behind), keys)
-        };
-        let (front, behind) = (Arc::new(sealed(&front)), sealed(&behind));
-        (Self { front, behind: Arc::new(behind.clone()) }, behind)
-    }
-}
-
-async fn open_store(
-    config: &Config,
-    home: &Home,
-    reads: &CacheReads,
-    registry: &mut Registry,
-) -> Result<Stores> {
-    let storage = &config.storage;
-    Ok(match storage.kind {
-        StorageKind::Folder => {
-            let path = storage.path.clone().unwrap_or_else(|| home.storage_folder());
-            let store = Arc::new(FolderStore::open(&path, storage.reserve_bytes)?);
-            Stores { front: Arc::clone(&store) as Arc<dyn BlobStore>, behind: store }
-        }
-        StorageKind::S3 => {
-            let secret_key = match &storage.secret_key_file {
-                Some(path) => read_secret(path)?,
-                None => Zeroizing::new(storage.secret_key.clone()),
-            };
-            let settings = S3Settings {
-                endpoint: storage.endpoint.clone(),
-                redirect_endpoint: storage.redirect_endpoint.clone(),
-                region: storage.region.clone(),
-                bucket: storage.bucket.clone(),
-                access_key: storage.access_key.clone(),
-                secret_key,
-                path_style: storage.path_style,
-            };
-            let behind: Arc<dyn BlobStore> = Arc::new(open_bucket(&settings).await?);
-            let front: Arc<dyn BlobStore> = match storage.cache_bytes {
-                0 => Arc::clone(&behind),
-                most => {
-                    let behind = Arc::clone(&behind);
-                    Arc::new(CachedStore::open(
-                        behind,
-                        &home.cache_folder(),
-                        most,
-                        reads.clone(),
-                        registry,
-                    )?)
-                }
-            };
-            Stores { front, behind }
-        }
-    })
-}
-
-fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("the secret key file {} cannot be read", path.display()))?;
-    Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
 /// The cluster's keys, as soon as a leader answers.

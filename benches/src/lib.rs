@@ -13,3 +13,4 @@ pub mod process;
 pub mod registries;
 pub mod report;
 pub mod sample;
+pub mod sendme;

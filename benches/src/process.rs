@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -62,6 +63,18 @@ pub fn cpu_of(process: u32) -> Result<Duration> {
     };
     const TICKS_PER_SECOND: u64 = 100;
     Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
+}
+
+/// User and system time of this process, or of all its children that it waited for.
+///
+/// # Errors
+/// Where the kernel does not say.
+pub fn own_cpu(who: UsageWho) -> Result<Duration> {
+    let usage = getrusage(who)?;
+    let times = [usage.user_time(), usage.system_time()];
+    let times =
+        times.map(|time| Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec() as u32 * 1000));
+    Ok(times.iter().sum())
 }
 
 /// A field of `/proc/PID/status` in MiB, such as `VmHWM` (the peak) or `VmRSS`.

@@ -4,8 +4,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::UsageWho;
 use serde::Serialize;
+
+use crate::process::own_cpu;
 
 /// One measured run.
 #[derive(Debug, Clone, Copy)]
@@ -24,14 +26,7 @@ pub async fn measure<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<(Run, T
 }
 
 fn cpu_time() -> Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
-        let usage = getrusage(who)?;
-        for time in [usage.user_time(), usage.system_time()] {
-            sum += Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec() as u32 * 1000);
-        }
-    }
-    Ok(sum)
+    Ok(own_cpu(UsageWho::RUSAGE_SELF)? + own_cpu(UsageWho::RUSAGE_CHILDREN)?)
 }
 
 /// The figures of one contestant, over all its runs.

@@ -14,3 +14,4 @@ pub mod registries;
 pub mod report;
 pub mod sample;
 pub mod sendme;
+pub mod tls;

@@ -17,7 +17,7 @@ use rustls::{
 use shoal_p2p::identity::Authority;
 
 const NAME: &str = "localhost";
-/// What is sealed before it is written. rustls alone stops at 64 KiB.
+/// What may be sealed before it is written. rustls alone stops at 64 KiB.
 const SEALED_BYTES_MAX: usize = 1 << 20;
 /// rustls alone reads 4 KiB at a time.
 const READ_BYTES: usize = 256 << 10;

@@ -13,3 +13,5 @@ pub mod process;
 pub mod registries;
 pub mod report;
 pub mod sample;
+pub mod sendme;
+pub mod tls;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -40,23 +41,60 @@ impl Server {
 
     /// User and system time so far.
     pub fn cpu(&self) -> Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name may have spaces; the fields are counted from its end (proc(5)).
-        let (_, fields) = stat.rsplit_once(')').context("no stat")?;
-        let ticks = |index: usize| -> Result<u64> {
-            Ok(fields.split_whitespace().nth(index).context("a short stat")?.parse()?)
-        };
-        const TICKS_PER_SECOND: u64 = 100;
-        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
+        cpu_of(self.child.id())
     }
 
-    /// A field of `/proc/PID/status` in MiB, such as `VmHWM` (the peak) or `VmRSS`.
+    /// See [`memory_mib_of`].
     pub fn memory_mib(&self, field: &str) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib: f64 = line.context("no such field")?.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib / 1024.0)
+        memory_mib_of(self.child.id(), field)
     }
+}
+
+/// User and system time of a process so far, in steps of 10 ms; not that of its children.
+///
+/// # Errors
+/// Where there is no such process, or it was waited for.
+pub fn cpu_of(process: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name may have spaces; the fields are counted from its end (proc(5)).
+    let (_, fields) = stat.rsplit_once(')').context("no stat")?;
+    let ticks = |index: usize| -> Result<u64> {
+        Ok(fields.split_whitespace().nth(index).context("a short stat")?.parse()?)
+    };
+    const TICKS_PER_SECOND: u64 = 100;
+    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
+}
+
+/// User and system time of this process, or of all its children that it waited for.
+///
+/// # Errors
+/// Where the kernel does not say.
+pub fn own_cpu(who: UsageWho) -> Result<Duration> {
+    let usage = getrusage(who)?;
+    let times = [usage.user_time(), usage.system_time()];
+    let times =
+        times.map(|time| Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec() as u32 * 1000));
+    Ok(times.iter().sum())
+}
+
+/// A field of `/proc/PID/status` in MiB, such as `VmHWM` (the peak) or `VmRSS`.
+///
+/// # Errors
+/// Where there is no such process or field; one that has ended has no memory.
+pub fn memory_mib_of(process: u32, field: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib: f64 = line.context("no such field")?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// The peak of a process's memory counts from now on.
+///
+/// # Errors
+/// Where the process is gone, or is somebody else's.
+pub fn forget_memory_peak(process: u32) -> Result<()> {
+    // What 5 does is in proc_pid_clear_refs(5).
+    Ok(std::fs::write(format!("/proc/{process}/clear_refs"), "5")?)
 }
 
 impl Drop for Server {

@@ -1,10 +1,13 @@
-//! Contestants run in turn, and a table or one JSON object of their figures.
+//! Contestants run in turn; their figures as a table or one JSON object, beside what is aimed at.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::UsageWho;
 use serde::Serialize;
+
+use crate::process::own_cpu;
 
 /// One measured run.
 #[derive(Debug, Clone, Copy)]
@@ -23,14 +26,7 @@ pub async fn measure<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<(Run, T
 }
 
 fn cpu_time() -> Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
-        let usage = getrusage(who)?;
-        for time in [usage.user_time(), usage.system_time()] {
-            sum += Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec() as u32 * 1000);
-        }
-    }
-    Ok(sum)
+    Ok(own_cpu(UsageWho::RUSAGE_SELF)? + own_cpu(UsageWho::RUSAGE_CHILDREN)?)
 }
 
 /// The figures of one contestant, over all its runs.
@@ -39,11 +35,51 @@ pub struct Row {
     pub name: String,
     /// Median MiB of content a second.
     pub mib_per_second: f64,
-    /// Median MiB of content for a second of CPU.
-    pub mib_per_cpu_second: f64,
+    /// Median CPU seconds of both ends for a GiB of content.
+    pub cpu_seconds_per_gib: f64,
     pub runs: usize,
     /// Our rate over this contestant's, pair by pair, the median; 1 for ours.
     pub ratio_of_ours: f64,
+    /// Our CPU time over this contestant's, in the same way.
+    pub cpu_ratio_of_ours: f64,
+}
+
+/// What a figure is to be, beside what it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Aim {
+    pub what: String,
+    pub value: f64,
+    pub wanted: Wanted,
+    pub met: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Aim {
+    /// A value that is no number meets nothing.
+    pub fn new(what: impl Into<String>, value: f64, wanted: Wanted) -> Self {
+        let met = match wanted {
+            Wanted::AtLeast(limit) => value >= limit,
+            Wanted::AtMost(limit) => value <= limit,
+        };
+        Self { what: what.into(), value, wanted, met }
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (words, limit) = match self.wanted {
+            Wanted::AtLeast(limit) => ("at least", limit),
+            Wanted::AtMost(limit) => ("at most", limit),
+        };
+        let verdict = if self.met { "met" } else { "missed" };
+        write!(f, "{}: {:.2}; the aim is {words} {limit}: {verdict}", self.what, self.value)
+    }
 }
 
 /// A benchmark's result; the first row is Shoal's.
@@ -52,6 +88,7 @@ pub struct Report {
     pub benchmark: String,
     pub bytes: u64,
     pub rows: Vec<Row>,
+    pub aims: Vec<Aim>,
     /// What a reader must know to judge the figures.
     pub notes: Vec<String>,
 }
@@ -61,21 +98,43 @@ impl Report {
     pub fn new(benchmark: &str, bytes: u64, contestants: &[(&str, Vec<Run>)]) -> Result<Self> {
         let Some((_, ours)) = contestants.first() else { bail!("a report needs contestants") };
         let rows = contestants.iter().map(|(name, runs)| {
-            let mib = bytes as f64 / f64::from(1 << 20);
-            let rate = |time: fn(&Run) -> Duration| {
-                median(runs.iter().map(|run| mib / time(run).as_secs_f64().max(1e-9)).collect())
-            };
-            let pairs = ours.iter().zip(runs);
-            let ratio = pairs.map(|(a, b)| b.wall.as_secs_f64() / a.wall.as_secs_f64().max(1e-9));
+            let (mib, gib) = (bytes as f64 / f64::from(1 << 20), bytes as f64 / f64::from(1 << 30));
+            let over = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64().max(1e-9);
+            let pairs = || ours.iter().zip(runs);
             Row {
                 name: (*name).to_owned(),
-                mib_per_second: rate(|run| run.wall),
-                mib_per_cpu_second: rate(|run| run.cpu),
+                mib_per_second: median(
+                    runs.iter().map(|run| mib / run.wall.as_secs_f64().max(1e-9)).collect(),
+                ),
+                cpu_seconds_per_gib: median(
+                    runs.iter().map(|run| run.cpu.as_secs_f64() / gib).collect(),
+                ),
                 runs: runs.len(),
-                ratio_of_ours: median(ratio.collect()),
+                ratio_of_ours: median(pairs().map(|(a, b)| over(b.wall, a.wall)).collect()),
+                cpu_ratio_of_ours: median(pairs().map(|(a, b)| over(a.cpu, b.cpu)).collect()),
             }
         });
-        Ok(Self { benchmark: benchmark.into(), bytes, rows: rows.collect(), notes: Vec::new() })
+        Ok(Self {
+            benchmark: benchmark.into(),
+            bytes,
+            rows: rows.collect(),
+            aims: Vec::new(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// Holds `figure` of the row `name` against an aim; where nobody of that name ran, nothing.
+    pub fn aim(
+        mut self,
+        name: &str,
+        what: &str,
+        figure: impl Fn(&Row) -> f64,
+        wanted: Wanted,
+    ) -> Self {
+        let row = self.rows.iter().find(|row| row.name == name);
+        let aim = row.map(|row| Aim::new(format!("{what} {name}"), figure(row), wanted));
+        self.aims.extend(aim);
+        self
     }
 
     pub fn note(mut self, text: impl Into<String>) -> Self {
@@ -95,12 +154,22 @@ impl Report {
             self.bytes >> 20,
             self.rows[0].runs
         );
-        println!("{:<44} {:>10} {:>14} {:>12}", "", "MiB/s", "MiB/CPU-s", "ours/this");
+        println!(
+            "{:<44} {:>8} {:>10} {:>10} {:>14}",
+            "", "MiB/s", "CPU s/GiB", "ours/this", "CPU ours/this"
+        );
         for row in &self.rows {
             println!(
-                "{:<44} {:>10.0} {:>14.0} {:>12.2}",
-                row.name, row.mib_per_second, row.mib_per_cpu_second, row.ratio_of_ours
+                "{:<44} {:>8.0} {:>10.2} {:>10.2} {:>14.2}",
+                row.name,
+                row.mib_per_second,
+                row.cpu_seconds_per_gib,
+                row.ratio_of_ours,
+                row.cpu_ratio_of_ours
             );
+        }
+        for aim in &self.aims {
+            println!("- {aim}");
         }
         for note in &self.notes {
             println!("- {note}");
@@ -135,5 +204,30 @@ mod tests {
         let report = Report::new("x", 1 << 20, &[("ours", ours), ("peer", peer)]).unwrap();
         assert!((report.rows[1].ratio_of_ours - 2.0).abs() < 1e-9);
         assert!((report.rows[0].ratio_of_ours - 1.0).abs() < 1e-9);
+        assert!((report.rows[1].cpu_ratio_of_ours - 0.5).abs() < 1e-9);
+        assert!((report.rows[1].cpu_seconds_per_gib - 0.4 * 1024.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_aim_is_met_at_its_limit_and_by_no_missing_figure() {
+        let met = |value, wanted| Aim::new("x", value, wanted).met;
+        assert!(met(2.5, Wanted::AtLeast(2.5)) && !met(2.49, Wanted::AtLeast(2.5)));
+        assert!(met(0.5, Wanted::AtMost(0.5)) && !met(0.51, Wanted::AtMost(0.5)));
+        assert!(!met(f64::NAN, Wanted::AtLeast(0.0)) && !met(f64::NAN, Wanted::AtMost(9.0)));
+    }
+
+    #[test]
+    fn an_aim_is_of_the_row_of_its_name() {
+        let run = |millis| Run {
+            wall: Duration::from_millis(millis),
+            cpu: Duration::from_millis(millis),
+        };
+        let contestants = [("ours", vec![run(100)]), ("peer", vec![run(300)])];
+        let report = Report::new("x", 1 << 20, &contestants)
+            .unwrap()
+            .aim("peer", "rate over", |row| row.ratio_of_ours, Wanted::AtLeast(2.5))
+            .aim("nobody", "rate over", |row| row.ratio_of_ours, Wanted::AtLeast(2.5));
+        let said: Vec<String> = report.aims.iter().map(Aim::to_string).collect();
+        assert_eq!(said, ["rate over peer: 3.00; the aim is at least 2.5: met"]);
     }
 }

@@ -60,7 +60,7 @@ fn copy_some(source: &Path, target: &Path, wanted: u64) -> Result<u64> {
     Ok(taken)
 }
 
-/// A container image as an OCI layout: `layers` layers of `layer_bytes` pseudo-random bytes each.
+/// A container image as an OCI layout: layers of pseudo-random bytes.
 #[derive(Debug)]
 pub struct ContainerImage {
     pub layout: PathBuf,
@@ -70,20 +70,25 @@ pub struct ContainerImage {
     pub blob_bytes: u64,
 }
 
-/// Makes an image whose content follows from `seed`.
+/// Makes an image of equal layers whose content follows from `seed`.
 pub fn container(
     folder: &Path,
     seed: u64,
     layers: usize,
     layer_bytes: usize,
 ) -> Result<ContainerImage> {
+    container_of(folder, seed, &vec![layer_bytes; layers])
+}
+
+/// The same, with so many bytes in each layer's one file.
+pub fn container_of(folder: &Path, seed: u64, layers: &[usize]) -> Result<ContainerImage> {
     let layout = folder.join(format!("container-{seed}"));
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let mut descriptors = Vec::new();
     let mut diff_ids = Vec::new();
     let mut blob_bytes = 0;
-    for layer in 0..layers {
+    for (layer, &layer_bytes) in layers.iter().enumerate() {
         let tree = folder.join(format!("layer-{seed}-{layer}"));
         fs::create_dir_all(tree.join("data"))?;
         fs::write(

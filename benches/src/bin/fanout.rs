@@ -1,20 +1,22 @@
-//! Spreads a disk from one host to many over thin lines, beside aria2 (BitTorrent) and plain HTTP.
+//! Spreads a disk and an image to many hosts on thin lines, beside aria2, sendme and plain HTTP.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use shoal_benches::fanout::table::Table;
 use shoal_benches::fanout::torrent::Torrent;
-use shoal_benches::fanout::{Field, Outcome, Taker, spread, wait_for_port};
+use shoal_benches::fanout::{
+    Case, Contest, Daemons, Field, Outcome, Taker, registry, spread, swarm,
+};
 use shoal_benches::sample::noise;
-use shoal_tests::cluster::{Agent, Cluster, Node, Storage};
-use shoal_tests::process::{Process, run, run_text};
+use shoal_benches::sendme::{self, Sender};
+use shoal_tests::process::Process;
 
 /// Measures how long each of many hosts needs for what one host has, as a multiple of the bound
-/// F/B. Needs root, for network namespaces; and aria2, mktorrent and docker-registry from Debian.
+/// F/B. Needs root, for network namespaces; aria2, mktorrent, docker-registry, skopeo and curl from
+/// Debian; and sendme, which ./dev bench installs.
 #[derive(Debug, Parser)]
 #[command(name = "fanout", version, about, long_about = None)]
 struct Arguments {
@@ -24,22 +26,35 @@ struct Arguments {
     /// Each host's line, both ways, in Mbit/s.
     #[arg(long, default_value_t = 50)]
     mbit: u32,
-    /// The content, in MiB; it does not compress.
+    /// The disk, and about the container image, in MiB; neither compresses.
     #[arg(long, default_value_t = 128)]
     mib: usize,
-    /// Whom to measure. HTTP takes as many times the bound as there are hosts.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["shoal", "aria2", "http"])]
+    /// Whom to measure. What is over HTTP, and sendme, whose receivers give to nobody, take as many
+    /// times the bound as there are hosts.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = CONTESTANTS)]
     contestants: Vec<Contestant>,
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
 }
 
+const CONTESTANTS: [&str; 6] =
+    ["shoal", "aria2", "sendme", "http", "shoal-container", "http-container"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Contestant {
+    /// A disk, and an update of a tenth of it
     Shoal,
+    /// The disk by BitTorrent, with a tracker
     Aria2,
+    /// The disk by iroh-blobs
+    Sendme,
+    /// The disk as a blob from docker-registry, by curl
     Http,
+    /// A container image of 30 layers, into the agents' caches, and another by skopeo through them
+    ShoalContainer,
+    /// One from docker-registry, by skopeo
+    HttpContainer,
 }
 
 impl Contestant {
@@ -47,23 +62,36 @@ impl Contestant {
         let programs: &[&str] = match self {
             Self::Shoal => &[],
             Self::Aria2 => &["aria2c", "mktorrent"],
+            Self::Sendme => &[sendme::PROGRAM],
             Self::Http => &["docker-registry", "curl"],
+            Self::ShoalContainer => &["skopeo"],
+            Self::HttpContainer => &["docker-registry", "skopeo"],
         };
         for program in programs {
             let found = Command::new("which").arg(program).output()?.status.success();
             ensure!(
                 found,
-                "{program} is not here: apt install aria2 mktorrent docker-registry curl, or leave \
-                 {self:?} out with --contestants"
+                "{program} is not here: apt install aria2 mktorrent docker-registry skopeo curl, and \
+                 sendme by ./dev bench; or leave {self:?} out with --contestants"
             );
         }
         Ok(())
     }
-}
 
-/// One in so many MiB is another in the second version.
-const CHANGED_MIB: usize = 10;
-const REGISTRY_PORT: u16 = 5000;
+    fn measure(self, field: &Field, folder: &Path, content: &Path) -> Result<Vec<Outcome>> {
+        let bytes = std::fs::metadata(content)?.len();
+        match self {
+            Self::Shoal => swarm::disks(field, folder, content),
+            Self::Aria2 => Ok(vec![aria2(field, folder, content, bytes)?]),
+            Self::Sendme => Ok(vec![iroh_blobs(field, folder, content, bytes)?]),
+            Self::Http => Ok(vec![registry::file(field, folder, content)?]),
+            Self::ShoalContainer => swarm::containers(field, folder, usize::try_from(bytes)?),
+            Self::HttpContainer => {
+                Ok(vec![registry::container(field, folder, usize::try_from(bytes)?)?])
+            }
+        }
+    }
+}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -81,153 +109,33 @@ fn main() -> Result<()> {
         let own = folder.path().join(format!("{contestant:?}"));
         std::fs::create_dir_all(&own)?;
         eprintln!("{contestant:?} …");
-        match contestant {
-            Contestant::Shoal => outcomes.extend(shoal(&field, &own, &content)?),
-            Contestant::Aria2 => outcomes.push(aria2(&field, &own, &content)?),
-            Contestant::Http => outcomes.push(http(&field, &own, &content)?),
-        }
+        outcomes.extend(contestant.measure(&field, &own, &content)?);
         std::fs::remove_dir_all(&own)?;
     }
-    print(&arguments, &outcomes)
+    let Arguments { hosts, mbit, mib, json, .. } = arguments;
+    Table::new(hosts, mbit, mib, outcomes).print(json)
 }
 
-/// A node on the source, an agent on each other host; cold, then an update of what they hold.
-fn shoal(field: &Field, folder: &Path, content: &Path) -> Result<Vec<Outcome>> {
-    let source = field.source();
-    let storage = Storage::Folder(folder.join("objects"));
-    let node = Node::prepare(source, &folder.join("node"), "node-1", source.address(), &storage)?;
-    let mut cluster = Cluster::of(field.hub(), folder, vec![node])?;
-    for index in 0..field.takers {
-        let name = format!("agent-{}", index + 1);
-        let mut agent = Agent::prepare(field.taker(index), &folder.join(&name), &name)?;
-        agent.join(&cluster.nodes[0], &cluster.operator.token("agent")?)?;
-        agent.start()?;
-        cluster.agents.push(agent);
-    }
-    let mut daemons = vec![cluster.nodes[0].process()?.id()];
-    for agent in &mut cluster.agents {
-        daemons.push(agent.process()?.id());
-    }
-    let mut outcomes = Vec::new();
-    let bytes = std::fs::metadata(content)?.len();
-    let (changed, changed_bytes) = change(folder, content)?;
-    let versions = [
-        ("shoal", "bench/disk:v1", content, bytes),
-        ("shoal, update of a tenth", "bench/disk:v2", &changed, changed_bytes),
-    ];
-    for (name, reference, disk, bytes) in versions {
-        cluster.operator.run(&["image", "upload", &disk.to_string_lossy(), reference])?;
-        let outcome = spread(field, name, bytes, &daemons, |index| {
-            let command = cluster.agents[index].command("fetch", &[reference])?;
-            let log = folder.join(format!("fetch-{index}"));
-            Ok(Taker { process: Process::start("fetch", command, &log)?, leaves: None })
-        });
-        outcomes.push(outcome.with_context(|| format!("{:#?}", cluster.logs()))?);
-    }
-    Ok(outcomes)
-}
-
-/// A copy in which each [`CHANGED_MIB`]th MiB is another, and how many bytes those are.
-fn change(folder: &Path, content: &Path) -> Result<(PathBuf, u64)> {
-    let path = folder.join("changed.raw");
-    let mebibytes = usize::try_from(std::fs::copy(content, &path)? >> 20)?;
-    let mut file = File::options().write(true).open(&path)?;
-    let mut changed = 0;
-    for place in (0..mebibytes).step_by(CHANGED_MIB) {
-        let other = noise(1_000_000 + place as u64, 1 << 20);
-        file.seek(SeekFrom::Start((place as u64) << 20))?;
-        file.write_all(&other)?;
-        changed += other.len() as u64;
-    }
-    Ok((path, changed))
-}
-
-fn aria2(field: &Field, folder: &Path, content: &Path) -> Result<Outcome> {
+fn aria2(field: &Field, folder: &Path, content: &Path, bytes: u64) -> Result<Outcome> {
     let torrent = Torrent::create(folder, field.hub(), content)?;
     let seed = torrent.seed(field.source(), &folder.join("seed-log"))?;
-    let bytes = std::fs::metadata(content)?.len();
-    spread(field, "aria2", bytes, &[seed.id()], |index| {
+    let daemons = Daemons { source: vec![seed.id()], hosts: Vec::new() };
+    spread(field, &disk("aria2", bytes), &daemons, |index| {
         torrent.take(field.taker(index), &folder.join(format!("taker-{index}")))
     })
 }
 
-/// Debian's docker-registry on the source, and a curl on each other host.
-fn http(field: &Field, folder: &Path, content: &Path) -> Result<Outcome> {
-    let source = field.source();
-    let config = folder.join("registry.yml");
-    let root = folder.join("registry");
-    let text = format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n\
-         http: {{addr: '{}:{REGISTRY_PORT}'}}\n",
-        root.display(),
-        source.address()
-    );
-    std::fs::write(&config, text)?;
-    let mut command = source.command("docker-registry");
-    command.arg("serve").arg(&config);
-    let server = Process::start("docker-registry", command, &folder.join("log"))?;
-    wait_for_port(source, source.address(), REGISTRY_PORT)?;
-    let mut command = Command::new("sha256sum");
-    command.arg(content);
-    let printed = run_text(command)?;
-    let digest = printed.split_whitespace().next().context("sha256sum printed nothing")?;
-    let base = format!("http://{}:{REGISTRY_PORT}/v2/bench/blobs", source.address());
-    let mut begin = source.command("curl");
-    begin.args(["-sSf", "-X", "POST", "-o", "/dev/null", "-w", "%header{location}"]);
-    let session = run_text({
-        begin.arg(format!("{base}/uploads/"));
-        begin
-    })?;
-    let mut push = source.command("curl");
-    push.args(["-sSf", "-X", "PUT", "-H", "Content-Type: application/octet-stream", "-T"]);
-    push.arg(content).arg(format!("{session}&digest=sha256:{digest}"));
-    run(push)?;
-    let bytes = std::fs::metadata(content)?.len();
-    spread(field, "HTTP from docker-registry", bytes, &[server.id()], |index| {
-        let mut command = field.taker(index).command("curl");
-        command.args(["-sSf", "-o"]).arg(folder.join(format!("taken-{index}")));
-        command.arg(format!("{base}/sha256:{digest}"));
-        let log = folder.join(format!("curl-{index}"));
-        let process = Process::start("curl", command, &log)?;
-        Ok(Taker { process, leaves: None })
+fn iroh_blobs(field: &Field, folder: &Path, content: &Path, bytes: u64) -> Result<Outcome> {
+    let sender = Sender::start(field.source(), &folder.join("sender"), content)?;
+    let daemons = Daemons { source: vec![sender.id()], hosts: Vec::new() };
+    spread(field, &disk("sendme (iroh-blobs)", bytes), &daemons, |index| {
+        let own = folder.join(format!("taker-{index}"));
+        let command = sender.receive(field.taker(index), &own)?;
+        Ok(Taker { process: Process::start("sendme", command, &own.join("log"))?, leaves: None })
     })
 }
 
-fn print(arguments: &Arguments, outcomes: &[Outcome]) -> Result<()> {
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(outcomes)?);
-        return Ok(());
-    }
-    println!(
-        "{} hosts, {} Mbit/s each way, {} MiB; times are multiples of the bound\n",
-        arguments.hosts, arguments.mbit, arguments.mib
-    );
-    println!(
-        "{:<28} {:>6} {:>6} {:>6} {:>8} {:>10} {:>9}",
-        "", "p50", "p99", "max", "copies", "CPU s/GiB", "peak MiB"
-    );
-    for outcome in outcomes {
-        println!(
-            "{:<28} {:>6.2} {:>6.2} {:>6.2} {:>8.2} {:>10.1} {:>9.0}",
-            outcome.name,
-            outcome.p50,
-            outcome.p99,
-            outcome.max,
-            outcome.source_copies,
-            outcome.cpu_seconds_per_gib,
-            outcome.peak_mib
-        );
-    }
-    if let Some(ours) = outcomes.iter().find(|outcome| outcome.name == "shoal") {
-        println!();
-        for other in outcomes.iter().filter(|other| !other.name.starts_with("shoal")) {
-            println!(
-                "{}: its slowest host takes {:.2} times ours",
-                other.name,
-                other.max / ours.max
-            );
-        }
-    }
-    println!("\ncopies: bytes that left the source, headers included, over the content's.");
-    Ok(())
+/// The disk by one of the others.
+fn disk(name: &str, bytes: u64) -> Contest<'_> {
+    Contest { name, case: Case::Disk, ours: false, bytes }
 }

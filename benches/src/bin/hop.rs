@@ -1,4 +1,4 @@
-//! One disk over one hop, from a node's memory into an agent's cache, beside bare quinn with hash and file.
+//! One disk over one hop, from a node into an agent's cache, beside quinn, TLS over TCP and sendme.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -6,15 +6,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use prometheus_client::registry::Registry;
 use shoal_agent::cache::Cache;
 use shoal_agent::config;
 use shoal_agent::metrics::CacheMetrics;
-use shoal_benches::report::{Report, Run, measure};
+use shoal_benches::report::{Report, Row, Run, Wanted, measure};
 use shoal_benches::sample::noise;
+use shoal_benches::sendme::{Received, Sender};
+use shoal_benches::tls;
 use shoal_content::{
     CHUNK_BYTES_MAX, Chunk, ChunkId, ClusterId, Encoding, Extent, ObjectKey, PackId, Recipe,
     RecipeId, RecipeKind, SourceObject, Ticket, Timestamp, Zone,
@@ -23,14 +25,26 @@ use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
     ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
 };
+use shoal_tests::host::Network;
 use tokio::runtime::Runtime;
 
+const SHOAL: &str = "shoal: swarm, BLAKE3, cache, synced";
+const QUINN: &str = "quinn, one stream, BLAKE3, file, synced";
+const BARE: &str = "quinn, one stream, thrown away";
+const TLS: &str = "TLS 1.3 over TCP, BLAKE3, file, synced";
+const SENDME: &str = "sendme, its transfer alone";
+const SENDME_COMMAND: &str = "sendme receive, the whole command";
+/// Over bare quinn, and over iroh-blobs.
+const RATE_OVER_QUINN: f64 = 0.9;
+const RATE_OVER_SENDME: f64 = 2.5;
+const CPU_OVER_SENDME: f64 = 0.5;
 const PROTOCOL: &[u8] = b"shoal-bench/1";
 /// As the swarm's own endpoint has it.
 const MTU_MAX: u16 = 6500;
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Measures one hop of the swarm: node to agent, verified, written and synced.
+/// Measures one hop of the swarm: node to agent, verified, written and synced. sendme needs root,
+/// for a network of its own, and that ./dev bench has installed it.
 #[derive(Debug, Parser)]
 #[command(name = "hop", version, about, long_about = None)]
 struct Arguments {
@@ -40,9 +54,22 @@ struct Arguments {
     /// How often each contestant runs.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Whom to measure beside the swarm.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["quinn", "tls", "sendme"])]
+    contestants: Vec<Contestant>,
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Contestant {
+    /// One stream, hashed and written as ours, and once more thrown away
+    Quinn,
+    /// One connection of rustls over TCP, hashed and written as ours
+    Tls,
+    /// iroh-blobs
+    Sendme,
 }
 
 /// What is sent, and who may have it.
@@ -58,23 +85,81 @@ fn main() -> Result<()> {
     // Fails only where a provider is installed already, which is what is wanted.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let arguments = Arguments::parse();
+    ensure!(arguments.runs > 0, "nothing to measure");
+    let takes_part = |contestant| arguments.contestants.contains(&contestant);
     let load = Load::make(arguments.mib)?;
+    let folder = tempfile::tempdir()?;
+    // Before any other thread is there, so that all contestants are on the same loopback.
+    let network = takes_part(Contestant::Sendme)
+        .then(|| Secluded::enter(&load, folder.path()))
+        .transpose()?;
     let runtime = Runtime::new()?;
-    let (mut ours, mut verified, mut bare) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..arguments.runs {
-        ours.push(runtime.block_on(swarm(&load))?);
-        let folder = tempfile::tempdir()?;
-        verified.push(runtime.block_on(stream(&load, Some(folder.path())))?);
-        bare.push(runtime.block_on(stream(&load, None))?);
+    let mut runs = [SHOAL, QUINN, BARE, TLS, SENDME, SENDME_COMMAND].map(|name| (name, Vec::new()));
+    for number in 0..arguments.runs {
+        let [shoal, quinn, bare, tls, transfer, command] = runs.each_mut().map(|(_, runs)| runs);
+        shoal.push(runtime.block_on(swarm(&load))?);
+        if takes_part(Contestant::Quinn) {
+            let folder = tempfile::tempdir()?;
+            quinn.push(runtime.block_on(stream(&load, Some(folder.path())))?);
+            bare.push(runtime.block_on(stream(&load, None))?);
+        }
+        if takes_part(Contestant::Tls) {
+            let folder = tempfile::tempdir()?;
+            tls.push(runtime.block_on(over_tcp(&load, folder.path()))?);
+        }
+        if let Some(network) = &network {
+            let own = folder.path().join(format!("received-{number}"));
+            let received = runtime.block_on(network.receive(&own))?;
+            transfer.push(received.transfer);
+            command.push(received.command);
+            std::fs::remove_dir_all(&own)?;
+        }
     }
-    let contestants = [
-        ("shoal: swarm, BLAKE3, cache, synced", ours),
-        ("quinn, one stream, BLAKE3, file, synced", verified),
-        ("quinn, one stream, thrown away", bare),
-    ];
-    Report::new("hop", load.recipe.chunk_bytes(), &contestants)?
-        .note("loopback; sender and receiver share this machine's cores")
-        .print(arguments.json)
+    let contestants: Vec<_> = runs.into_iter().filter(|(_, runs)| !runs.is_empty()).collect();
+    let rate = |row: &Row| row.ratio_of_ours;
+    let mut report = Report::new("hop", load.recipe.chunk_bytes(), &contestants)?
+        .aim(QUINN, "our rate over that of", rate, Wanted::AtLeast(RATE_OVER_QUINN))
+        .aim(SENDME, "our rate over that of", rate, Wanted::AtLeast(RATE_OVER_SENDME))
+        .aim(
+            SENDME,
+            "our CPU time over that of",
+            |row| row.cpu_ratio_of_ours,
+            Wanted::AtMost(CPU_OVER_SENDME),
+        )
+        .note("loopback; sender and receiver share this machine's cores, and CPU time is of both");
+    if network.is_some() {
+        report = report.note(
+            "sendme verifies with BLAKE3 and syncs nothing; the whole command also starts, connects \
+             and copies the file out of its store",
+        );
+    }
+    report.print(arguments.json)
+}
+
+/// A network with nobody else in it, and a sender there.
+struct Secluded {
+    sender: Sender,
+    network: Network,
+}
+
+impl Secluded {
+    /// Moves this thread there, and all threads that it starts from now on.
+    fn enter(load: &Load, folder: &Path) -> Result<Self> {
+        let network = Network::create(0)
+            .context("sendme gets a network of its own; --contestants quinn,tls does without")?;
+        network.hub().enter()?;
+        let content = folder.join("content");
+        let mut file = File::create(&content)?;
+        for chunk in &load.contents {
+            file.write_all(chunk)?;
+        }
+        let sender = Sender::start(network.hub(), &folder.join("sender"), &content)?;
+        Ok(Self { sender, network })
+    }
+
+    async fn receive(&self, folder: &Path) -> Result<Received> {
+        self.sender.measure(self.network.hub(), folder).await
+    }
 }
 
 impl Load {
@@ -189,8 +274,7 @@ async fn stream(load: &Load, folder: Option<&Path>) -> Result<Run> {
             let mut content = vec![0; chunk.length as usize];
             stream.read_exact(&mut content).await?;
             if let Some(file) = &mut file {
-                ensure!(chunk.id.verifies(&content), "the stream brought something else");
-                file.write_all(&content)?;
+                keep(file, chunk, &content)?;
             }
         }
         if let Some(file) = file {
@@ -202,6 +286,34 @@ async fn stream(load: &Load, folder: Option<&Path>) -> Result<Run> {
     drop(connection);
     sending.abort();
     Ok(run)
+}
+
+/// The same bytes over one TCP connection of TLS 1.3, hashed chunk by chunk, written, synced.
+async fn over_tcp(load: &Load, folder: &Path) -> Result<Run> {
+    let sender = tls::Sender::bind(&load.authority, loopback())?;
+    let address = sender.address()?;
+    let sending = sender.send(load.contents.clone());
+    let mut receiver = tls::Receiver::connect(&load.authority, address)?;
+    let run = measure(async || {
+        // It blocks its thread, which has nothing else to do.
+        receiver.begin()?;
+        let mut file = File::create(folder.join("disk"))?;
+        for chunk in load.recipe.chunks() {
+            let mut content = vec![0; chunk.length as usize];
+            receiver.read_exact(&mut content)?;
+            keep(&mut file, chunk, &content)?;
+        }
+        Ok(file.sync_data()?)
+    })
+    .await?
+    .0;
+    sending.join().map_err(|_| anyhow!("the sender's thread panicked"))??;
+    Ok(run)
+}
+
+fn keep(file: &mut File, chunk: &Chunk, content: &[u8]) -> Result<()> {
+    ensure!(chunk.id.verifies(content), "the stream brought something else");
+    Ok(file.write_all(content)?)
 }
 
 fn quinn_server(load: &Load) -> Result<quinn::Endpoint> {

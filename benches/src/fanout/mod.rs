@@ -5,6 +5,11 @@
 //! F/B, whatever they are: each figure is a multiple of that bound (Kumar and Ross, "Peer-Assisted
 //! File Distribution: The Minimum Distribution Time", 2006).
 
+mod cost;
+pub mod image;
+pub mod registry;
+pub mod swarm;
+pub mod table;
 pub mod torrent;
 
 use std::path::PathBuf;
@@ -17,13 +22,15 @@ use serde::Serialize;
 use shoal_tests::host::{Host, Network};
 use shoal_tests::process::{Process, run, run_text};
 
+use cost::Meter;
+pub use cost::{Cost, Costs, Daemons};
+
 /// A contestant that takes so many times as long as it would to send every host a copy has failed.
 const PATIENCE: f64 = 4.0;
 const POLL: Duration = Duration::from_millis(20);
 /// What a line holds back before it drops.
 const LINE_LATENCY: &str = "30ms";
 const LINE_BURST: &str = "64kb";
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// One who has the content, and those who want it.
 #[derive(Debug)]
@@ -87,103 +94,138 @@ pub struct Taker {
     pub leaves: Option<PathBuf>,
 }
 
+impl Taker {
+    fn id(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+/// What is spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Case {
+    /// One file that no host has any of.
+    Disk,
+    /// A version of it, where each host holds the last one.
+    Update,
+    /// A container image of which no host has any.
+    Container,
+}
+
+/// Who spreads what.
+#[derive(Debug, Clone, Copy)]
+pub struct Contest<'a> {
+    pub name: &'a str,
+    pub case: Case,
+    pub ours: bool,
+    /// What each host is to get that it has not.
+    pub bytes: u64,
+}
+
 /// What one contestant did.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
     pub name: String,
+    pub case: Case,
+    pub ours: bool,
     /// Multiples of the bound, over all hosts.
     pub p50: f64,
     pub p99: f64,
     pub max: f64,
     /// Bytes that left the source over the content's, headers and all.
     pub source_copies: f64,
-    /// Busy time of the whole machine for each GiB that a host got.
-    pub cpu_seconds_per_gib: f64,
-    /// The biggest process's resident memory.
-    pub peak_mib: f64,
+    #[serde(flatten)]
+    pub costs: Costs,
 }
 
-/// Starts all takers at once and waits until the last has the content. `daemons` are processes
-/// besides the takers' own whose memory counts.
+/// Starts all takers at once and waits until the last has the content.
 ///
 /// # Errors
 /// Where one fails, or the last has nothing long after a plain download would have ended.
 pub fn spread(
     field: &Field,
-    name: &str,
-    bytes: u64,
-    daemons: &[u32],
+    contest: &Contest<'_>,
+    daemons: &Daemons,
     start: impl Fn(usize) -> Result<Taker>,
 ) -> Result<Outcome> {
-    let (sent, cpu, began) = (field.sent_by_source()?, busy_seconds()?, Instant::now());
+    let Contest { name, bytes, .. } = *contest;
     let limit = field.bound(bytes).mul_f64(field.takers as f64 * PATIENCE);
+    let sent = field.sent_by_source()?;
+    let (mut meter, began) = (Meter::start(daemons)?, Instant::now());
     let takers = (0..field.takers).map(&start).collect::<Result<Vec<_>>>()?;
-    let mut open: Vec<(usize, Taker)> = takers.into_iter().enumerate().collect();
-    let (mut seconds, mut peak, mut kept) = (Vec::new(), 0.0_f64, Vec::new());
-    while !open.is_empty() {
-        ensure!(
-            began.elapsed() < limit,
-            "{name}: {} hosts have nothing after {limit:?}",
-            open.len()
-        );
-        let ids = open.iter().chain(&kept).map(|(_, taker)| taker.process.id());
-        let sizes = ids.chain(daemons.iter().copied()).filter_map(resident_peak_mib);
-        peak = sizes.fold(peak, f64::max);
-        let mut still = Vec::new();
-        for (index, mut taker) in open {
-            let ended = taker.process.ended()?;
-            let done = match &taker.leaves {
-                Some(path) => path.exists(),
-                None => ended.is_some_and(|status| status.success()),
-            };
-            if done {
-                seconds.push(began.elapsed().as_secs_f64());
-                // One that goes on gives what it has to others.
-                kept.push((index, taker));
-            } else if ended.is_some() {
-                bail!(
-                    "{name}: host {index} ended without the content\n{}",
-                    taker.process.log_tail()
-                );
-            } else {
-                still.push((index, taker));
-            }
-        }
-        open = still;
-        sleep(POLL);
-    }
-    let (cpu, sent) = (busy_seconds()? - cpu, field.sent_by_source()? - sent);
+    let wait = Wait { name, began, limit };
+    let (mut seconds, kept) = wait.for_all(takers, &mut meter)?;
+    let running: Vec<u32> = kept.iter().map(Taker::id).collect();
+    let costs = meter.end(&running, bytes as f64 * field.takers as f64)?;
+    let sent = field.sent_by_source()? - sent;
     seconds.sort_by(f64::total_cmp);
     let bound = field.bound(bytes).as_secs_f64();
-    let quantile = |q: f64| seconds[((seconds.len() - 1) as f64 * q).ceil() as usize] / bound;
-    let delivered = bytes as f64 * field.takers as f64 / f64::from(1 << 30);
     Ok(Outcome {
         name: name.into(),
-        p50: quantile(0.5),
-        p99: quantile(0.99),
-        max: quantile(1.0),
+        case: contest.case,
+        ours: contest.ours,
+        p50: quantile(&seconds, 0.5) / bound,
+        p99: quantile(&seconds, 0.99) / bound,
+        max: quantile(&seconds, 1.0) / bound,
         source_copies: sent as f64 / bytes as f64,
-        cpu_seconds_per_gib: cpu / delivered,
-        peak_mib: peak,
+        costs,
     })
 }
 
-/// Seconds in which any CPU of the machine worked, added up, since it started (proc(5)).
-fn busy_seconds() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().context("an empty /proc/stat")?;
-    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    let &[user, nice, system, _idle, _wait, irq, softirq, ..] = &ticks[..] else {
-        bail!("/proc/stat says {line}")
-    };
-    Ok((user + nice + system + irq + softirq) / TICKS_PER_SECOND)
+/// How long to be patient, and with whom.
+struct Wait<'a> {
+    name: &'a str,
+    began: Instant,
+    limit: Duration,
 }
 
-/// Nothing where the process has ended.
-fn resident_peak_mib(process: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? / 1024.0)
+impl Wait<'_> {
+    /// Gives the seconds that each taker needed, in no order, and the takers that go on.
+    fn for_all(&self, takers: Vec<Taker>, meter: &mut Meter<'_>) -> Result<(Vec<f64>, Vec<Taker>)> {
+        let mut open: Vec<(usize, Taker)> = takers.into_iter().enumerate().collect();
+        let (mut seconds, mut kept) = (Vec::new(), Vec::<Taker>::new());
+        while !open.is_empty() {
+            ensure!(
+                self.began.elapsed() < self.limit,
+                "{}: {} hosts have nothing after {:?}",
+                self.name,
+                open.len(),
+                self.limit
+            );
+            meter.look(open.iter().map(|(_, taker)| taker).chain(&kept).map(Taker::id));
+            let mut still = Vec::new();
+            for (index, mut taker) in open {
+                let ended = taker.process.ended()?;
+                let done = match &taker.leaves {
+                    Some(path) => path.exists(),
+                    None => ended.is_some_and(|status| status.success()),
+                };
+                match (done, ended) {
+                    // One that goes on gives what it has to others.
+                    (true, None) => kept.push(taker),
+                    (true, Some(_)) => {}
+                    (false, None) => still.push((index, taker)),
+                    (false, Some(status)) => bail!(
+                        "{}: host {index} ended with {status}, without the content\n{}",
+                        self.name,
+                        taker.process.log_tail()
+                    ),
+                }
+                if done {
+                    seconds.push(self.began.elapsed().as_secs_f64());
+                }
+            }
+            open = still;
+            sleep(POLL);
+        }
+        Ok((seconds, kept))
+    }
+}
+
+/// The quantile `q` (0 to 1) of sorted values, by the next higher one: p99 of a few is the slowest.
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let index = (sorted.len().saturating_sub(1) as f64 * q).ceil() as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
 /// Waits until something listens on `port` of `host`.
@@ -199,4 +241,17 @@ pub fn wait_for_port(host: &Host, address: &str, port: u16) -> Result<()> {
     shoal_tests::clock::wait_for(&format!("{address}:{port}"), Duration::from_secs(30), || {
         Ok(run(probe()).ok().map(drop))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_quantile_is_lower_than_so_many() {
+        let times: Vec<f64> = (1..=32).map(f64::from).collect();
+        let quantiles = [0.5, 0.99, 1.0].map(|q| quantile(&times, q));
+        assert_eq!(quantiles, [17.0, 32.0, 32.0]);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
 }

@@ -101,7 +101,7 @@ fn sources(folder: &Path, text: &mut String) -> Result<()> {
 #[test]
 fn the_reasons_in_the_document_are_those_in_the_code() -> Result<()> {
     let mut text = String::new();
-    for folder in ["src/api", "src/http"] {
+    for folder in ["src/api", "src/deploy", "src/http"] {
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut text)?;
     }
     let mut used = BTreeSet::new();

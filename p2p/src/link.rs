@@ -1,18 +1,19 @@
 //! One connection to one peer: who it is, its control stream, its requests.
 //!
 //! Invariant: at most one link a peer. Where two peers dialled each other at once, both keep the
-//! connection that the smaller id dialled.
+//! connection that the smaller id dialled; and nobody dials a peer while it dials it already, since of
+//! two connections that one side made each end might keep another one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shoal_content::{PeerId, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::frames::{Frame, FrameError};
 use shoal_swarm::{Contact, Event, Member};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::identity::{Role, peer_of};
@@ -135,10 +136,45 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
     }
 }
 
+/// The peers that are being dialled.
+#[derive(Debug, Default)]
+pub(crate) struct Dials(Mutex<HashMap<PeerId, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Dials {
+    /// Waits until nobody dials `peer`.
+    async fn turn(&self, peer: PeerId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut all = self.0.lock();
+            let known = all.get(&peer).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                all.retain(|_, turn| turn.strong_count() > 0);
+                let turn = Arc::default();
+                all.insert(peer, Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// A dial under way: dropped when its link is registered, or will not be.
+struct Dialling {
+    _turn: OwnedMutexGuard<()>,
+    _ready: Option<oneshot::Sender<()>>,
+}
+
 /// Dials and stays until the connection's end.
 pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
+    let turn = shared.dials.turn(contact.peer).await;
+    if linked(&shared, contact.peer).is_some() {
+        // The core was told of it.
+        return;
+    }
     match connect(&shared, contact).await {
-        Ok(connection) => run(shared, connection, Some(contact.peer), None).await,
+        Ok(connection) => {
+            let dialling = Dialling { _turn: turn, _ready: None };
+            run(shared, connection, Some(contact.peer), Some(dialling)).await;
+        }
         Err(error) => {
             debug!(peer = %contact.peer, address = %contact.address, %error, "not reached");
             shared.tell(Event::DialFailed { peer: contact.peer }).await;
@@ -146,16 +182,27 @@ pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
     }
 }
 
+/// The connection to `peer`, where one stands.
+pub(crate) fn linked(shared: &Shared, peer: PeerId) -> Option<quinn::Connection> {
+    let connection = shared.links.lock().get(&peer).map(|link| link.connection.clone());
+    connection.filter(|connection| connection.close_reason().is_none())
+}
+
 /// A connection to `contact`: the link's if one stands by then, made for it if not.
 pub(crate) async fn establish(
     shared: &Shared,
     contact: Contact,
 ) -> Result<quinn::Connection, String> {
+    let turn = shared.dials.turn(contact.peer).await;
+    if let Some(connection) = linked(shared, contact.peer) {
+        return Ok(connection);
+    }
     let connection = connect(shared, contact).await?;
     let stopped = || "the swarm is shutting down".to_owned();
     let shared = shared.this.upgrade().ok_or_else(stopped)?;
     let (ready, registered) = oneshot::channel();
-    let work = run(shared.clone(), connection, Some(contact.peer), Some(ready));
+    let dialling = Dialling { _turn: turn, _ready: Some(ready) };
+    let work = run(shared.clone(), connection, Some(contact.peer), Some(dialling));
     shared.tasks.clone().spawn(work);
     // The control stream must be the first; and another connection may have won meanwhile.
     let _ = registered.await;
@@ -179,12 +226,11 @@ async fn connect(shared: &Shared, contact: Contact) -> Result<quinn::Connection,
     }
 }
 
-/// `ready` is dropped when the link is registered, or will not be.
 async fn run(
     shared: Arc<Shared>,
     connection: quinn::Connection,
     dialled: Option<PeerId>,
-    ready: Option<oneshot::Sender<()>>,
+    dialling: Option<Dialling>,
 ) {
     let Ok((peer, role)) = peer_of(&connection) else { return };
     let greeted = if shared.is_refused(peer) || peer == shared.config.credentials.peer_id() {
@@ -223,7 +269,7 @@ async fn run(
         }
         return;
     }
-    drop(ready);
+    drop(dialling);
     let writer = async {
         while let Some(frame) = outbox.recv().await {
             if wire::write(&mut sender, &frame).await.is_err() {

@@ -222,8 +222,7 @@ pub(crate) async fn recipe(
     ticket: Ticket,
 ) -> Result<Recipe, Failure> {
     let fetch = async {
-        let linked = shared.links.lock().get(&contact.peer).map(|link| link.connection.clone());
-        let connection = match linked {
+        let connection = match link::linked(shared, contact.peer) {
             Some(connection) => connection,
             None => dial(shared, contact).await?,
         };

@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
-use crate::link::Link;
+use crate::link::{Dials, Link};
 use crate::metrics::{CertificateEnd, Metrics};
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
@@ -103,6 +103,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) links: Mutex<HashMap<PeerId, Arc<Link>>>,
+    pub(crate) dials: Dials,
     pub(crate) tickets: Mutex<HashMap<RecipeId, Ticket>>,
     pub(crate) transfers: Mutex<HashMap<RecipeId, Owned>>,
     pub(crate) uploads: Mutex<Uploads>,
@@ -318,6 +319,7 @@ impl Swarm {
             metrics,
             events,
             links: Mutex::default(),
+            dials: Dials::default(),
             tickets: Mutex::default(),
             transfers: Mutex::default(),
             uploads: Mutex::new(uploads),

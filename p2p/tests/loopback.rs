@@ -37,6 +37,31 @@ async fn a_cold_swarm_takes_about_one_copy_from_the_origin() {
     origin.swarm.shutdown().await;
 }
 
+/// As the layers of a container are, by a host that has just started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recipes_that_are_asked_for_at_once_come_over_one_connection() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let mut wanted = Vec::new();
+    for chunks in 1..=16 {
+        let (recipe, id, contents) = content(chunks);
+        fill(&*origin.store, &recipe, id, &contents).await;
+        wanted.push((id, recipe));
+    }
+    for _ in 0..4 {
+        let agent = cluster.start(PeerRole::Host).await;
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        let asked = wanted.iter().map(|&(id, _)| {
+            let ticket = cluster.ticket(id, agent.swarm.peer_id());
+            agent.swarm.recipe(id, ticket)
+        });
+        let got = futures::future::try_join_all(asked).await.unwrap();
+        assert!(got.iter().zip(&wanted).all(|(got, (_, wanted))| got == wanted));
+        agent.swarm.shutdown().await;
+    }
+    origin.swarm.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_liar_is_banned_and_the_fetch_ends_well() {
     let cluster = Cluster::found(1);

@@ -63,8 +63,8 @@ pub(crate) struct Heads {
     whole: Vec<(PeerId, bool)>,
     room: Vec<PeerId>,
     lost: BTreeSet<PeerId>,
-    /// When a head was first named that is not known to be a neighbour.
-    named: BTreeMap<PeerId, Duration>,
+    /// When each other head was first named; `None` where it will be no neighbour.
+    named: BTreeMap<PeerId, Option<Duration>>,
     claims: BTreeMap<u32, (PeerId, Duration)>,
     /// What a node gave to others, since when it is waited for; at most all chunks.
     put_off: BTreeMap<u32, (PeerId, Duration)>,
@@ -95,7 +95,7 @@ impl Heads {
             let others = self.others();
             self.named.retain(|peer, _| others.contains(peer));
             for peer in others {
-                self.named.entry(peer).or_insert(now);
+                self.named.entry(peer).or_insert(Some(now));
             }
         }
         if !self.lost.is_empty() {
@@ -112,6 +112,13 @@ impl Heads {
         }
     }
 
+    /// It refused to be a neighbour: it is a head, and not waited for.
+    pub(crate) fn give_up(&mut self, peer: PeerId) {
+        if let Some(since) = self.named.get_mut(&peer) {
+            *since = None;
+        }
+    }
+
     /// It is there (again).
     pub(crate) fn find(&mut self, peer: PeerId) {
         if self.lost.remove(&peer) {
@@ -122,7 +129,9 @@ impl Heads {
     /// Whether each other head is a neighbour, is lost, or was waited for.
     pub(super) fn is_settled(&self, now: Duration, is_neighbour: impl Fn(PeerId) -> bool) -> bool {
         self.named.iter().all(|(&peer, &named)| {
-            now >= named + SETTLE || is_neighbour(peer) || self.lost.contains(&peer)
+            named.is_none_or(|named| now >= named + SETTLE)
+                || is_neighbour(peer)
+                || self.lost.contains(&peer)
         })
     }
 
@@ -276,6 +285,23 @@ mod tests {
             let now = owners(&mut views, index as u32);
             assert!(now.len() == 1 && (now == *before || *before == [peer(5)]), "{index}");
         }
+    }
+
+    #[test]
+    fn a_head_that_refuses_is_not_waited_for_and_keeps_its_duty() {
+        let mut heads = Heads::new(peer(1), RecipeId::of(b"r"));
+        heads.set(Duration::ZERO, vec![(peer(1), true), (peer(9), false)], vec![peer(1)]);
+        let own = |heads: &mut Heads| {
+            heads.prepare(400);
+            (0..400).filter(|&index| heads.right(Way::Node, index) == Right::Own).count()
+        };
+        let before = own(&mut heads);
+        assert!(!heads.is_settled(Duration::ZERO, |_| false));
+        heads.give_up(peer(9));
+        assert!(heads.is_settled(Duration::ZERO, |_| false));
+        assert_eq!(own(&mut heads), before);
+        heads.lose(peer(9));
+        assert_eq!(own(&mut heads), 400);
     }
 
     #[test]

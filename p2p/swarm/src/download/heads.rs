@@ -36,7 +36,6 @@ const INSIST_SMALL: Duration = Duration::from_secs(1);
 const INSIST_MAX: Duration = Duration::from_secs(4);
 /// With so few other heads, all members of the swarm are heads.
 const SMALL: usize = 7;
-const NOBODY: u8 = u8::MAX;
 
 /// Where a chunk would come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +54,13 @@ pub(crate) enum Right {
     No,
 }
 
+/// This peer's rights to one group.
+#[derive(Debug, Clone, Copy)]
+struct Duty {
+    node: Right,
+    far: Right,
+}
+
 #[derive(Debug)]
 pub(crate) struct Heads {
     me: PeerId,
@@ -68,8 +74,8 @@ pub(crate) struct Heads {
     claims: BTreeMap<u32, (PeerId, Duration)>,
     /// What a node gave to others, since when it is waited for; at most all chunks.
     put_off: BTreeMap<u32, (PeerId, Duration)>,
-    /// For each group the owners' places in the two lists; made when needed.
-    owners: Vec<(u8, u8)>,
+    /// For each group, what this peer may do; made when needed.
+    duties: Vec<Duty>,
 }
 
 impl Heads {
@@ -83,14 +89,14 @@ impl Heads {
             named: BTreeMap::new(),
             claims: BTreeMap::new(),
             put_off: BTreeMap::new(),
-            owners: Vec::new(),
+            duties: Vec::new(),
         }
     }
 
     /// Replaces the lists; whoever was lost before is back.
     pub(crate) fn set(&mut self, now: Duration, whole: Vec<(PeerId, bool)>, room: Vec<PeerId>) {
         if (&whole, &room) != (&self.whole, &self.room) {
-            self.owners.clear();
+            self.duties.clear();
             (self.whole, self.room) = (whole, room);
             let others = self.others();
             self.named.retain(|peer, _| others.contains(peer));
@@ -100,13 +106,13 @@ impl Heads {
         }
         if !self.lost.is_empty() {
             self.lost.clear();
-            self.owners.clear();
+            self.duties.clear();
         }
     }
 
     pub(crate) fn lose(&mut self, peer: PeerId) {
         if self.contains(peer) && self.lost.insert(peer) {
-            self.owners.clear();
+            self.duties.clear();
             self.claims.retain(|_, (claimer, _)| *claimer != peer);
             self.mistrust(peer);
         }
@@ -122,7 +128,7 @@ impl Heads {
     /// It is there (again).
     pub(crate) fn find(&mut self, peer: PeerId) {
         if self.lost.remove(&peer) {
-            self.owners.clear();
+            self.duties.clear();
         }
     }
 
@@ -212,45 +218,50 @@ impl Heads {
     pub(super) fn settle(&mut self) {
         self.claims.clear();
         self.put_off.clear();
-        self.owners = Vec::new();
+        self.duties = Vec::new();
     }
 
     /// Must be called before [`Self::right`], after any change.
     pub(super) fn prepare(&mut self, chunks: u32) {
-        if !self.owners.is_empty() {
+        if !self.duties.is_empty() {
             return;
         }
-        let (recipe, lost) = (self.recipe, &self.lost);
-        let best = |list: &mut dyn Iterator<Item = PeerId>, group: u32| {
-            let alive = (0u8..).zip(list).filter(|(_, peer)| !lost.contains(peer));
-            let best = alive.max_by_key(|&(_, peer)| weight(peer, recipe, group));
-            best.map_or(NOBODY, |(place, _)| place)
+        let (me, recipe) = (self.me, self.recipe);
+        let whole = self.alive(self.whole.iter().copied());
+        let room = self.alive(self.room.iter().map(|&peer| (peer, true)));
+        let leads = |list: &[(PeerId, bool)]| list.iter().any(|&(peer, _)| peer == me);
+        let (leads_whole, leads_room) = (leads(&whole), leads(&room));
+        let best = |list: &[(PeerId, bool)], group: u32| {
+            list.iter().copied().max_by_key(|&(peer, _)| weight(peer, recipe, group))
         };
-        let groups = 0..chunks.div_ceil(GROUP);
-        let owners = groups.map(|group| {
-            let whole = best(&mut self.whole.iter().map(|&(peer, _)| peer), group);
-            (whole, best(&mut self.room.iter().copied(), group))
-        });
-        self.owners = owners.collect();
+        let duty = |group: u32| {
+            let by_node = best(&whole, group);
+            if by_node.is_some_and(|(peer, _)| peer == me) {
+                return Duty { node: Right::Own, far: Right::Own };
+            }
+            // What a neighbour in the room gets from a node does not come from another room.
+            let from_room = by_node.is_none_or(|(_, near)| !near);
+            let mine = || from_room && best(&room, group).is_some_and(|(peer, _)| peer == me);
+            let far = match leads_room {
+                true if mine() => Right::Own,
+                true => Right::TakeOver,
+                false => Right::No,
+            };
+            Duty { node: if leads_whole { Right::TakeOver } else { Right::No }, far }
+        };
+        self.duties = (0..chunks.div_ceil(GROUP)).map(duty).collect();
+    }
+
+    fn alive(&self, heads: impl Iterator<Item = (PeerId, bool)>) -> Vec<(PeerId, bool)> {
+        heads.filter(|(peer, _)| !self.lost.contains(peer)).collect()
     }
 
     pub(super) fn right(&self, way: Way, index: u32) -> Right {
-        let Some(&(whole, room)) = self.owners.get((index / GROUP) as usize) else {
-            return Right::No;
-        };
-        let whole = self.whole.get(usize::from(whole));
-        let owns_whole = whole.is_some_and(|&(peer, _)| peer == self.me);
+        let Some(duty) = self.duties.get((index / GROUP) as usize) else { return Right::No };
         match way {
             Way::Near => Right::Own,
-            _ if owns_whole => Right::Own,
-            Way::Node if self.whole.iter().any(|&(peer, _)| peer == self.me) => Right::TakeOver,
-            Way::Far if self.room.contains(&self.me) => {
-                let comes_by_node = whole.is_some_and(|&(_, near)| near);
-                let owner = self.room.get(usize::from(room));
-                let mine = owner.is_some_and(|&peer| peer == self.me) && !comes_by_node;
-                if mine { Right::Own } else { Right::TakeOver }
-            }
-            _ => Right::No,
+            Way::Far => duty.far,
+            Way::Node => duty.node,
         }
     }
 }

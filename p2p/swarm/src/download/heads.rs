@@ -27,7 +27,7 @@ const CLAIMS_MAX: usize = 4096;
 /// As long a head that was just named may take to become a neighbour.
 const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
-const FEW: usize = 8;
+const FEW: usize = 12;
 /// What a node says another was given is insisted on after so many times a chunk's usual time,
 /// or at once where that one is lost or refuses all.
 const INSIST_CHUNKS: u32 = 8;

@@ -2,9 +2,10 @@
 //!
 //! A group of [`GROUP`] chunks has one owner among the heads of the whole, by rendezvous hashing:
 //! it alone asks a node. In every other room one head owns the group, and it alone asks holders in
-//! other rooms. A head that has nothing of its own left takes over what others have not begun
-//! (they are slow), and tells the other heads by a claim; the groups of a head that is lost fall
-//! to the others at once. Without a tracker, whoever is near and this peer are the heads.
+//! other rooms. A head that has nothing of its own left on one of these ways takes over there what
+//! others have not begun (they are slow). What comes from other rooms is claimed before the other
+//! heads of the room; a node needs it only where one takes over, since its ledger gives nothing
+//! twice. The groups of a head that is lost fall to the others at once. Without a tracker, whoever is near and this peer are the heads.
 //!
 //! Non-goal: choosing the heads; see `tracker`.
 
@@ -38,7 +39,7 @@ const INSIST_MAX: Duration = Duration::from_secs(4);
 const SMALL: usize = 7;
 
 /// Where a chunk would come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     /// A neighbour in the room: no right is needed.
     Near,
@@ -159,6 +160,11 @@ impl Heads {
         let all = self.room.iter().copied().chain(self.whole.iter().map(|&(head, _)| head));
         let all: BTreeSet<PeerId> = all.filter(|&peer| peer != self.me).collect();
         all.into_iter().collect()
+    }
+
+    /// Those of this room.
+    pub(crate) fn others_in_room(&self) -> Vec<PeerId> {
+        self.room.iter().copied().filter(|&peer| peer != self.me).collect()
     }
 
     pub(crate) fn claim(&mut self, now: Duration, peer: PeerId, index: u32) {

@@ -26,8 +26,13 @@ const SWEPT_AT_ONCE: usize = 2;
 const ANSWER_NEAR: usize = 16;
 const ANSWER_ANY: usize = 8;
 /// Heads of one room, and of the whole.
-pub(crate) const ROOM_HEADS: usize = 8;
-pub(crate) const WHOLE_HEADS: usize = 16;
+const ROOM_HEADS: usize = 8;
+/// Those of one that is alone and not small. What a node sends comes to a head beside what many
+/// neighbours send: fewer than ten do not fill the node's line.
+const ONLY_ROOM_HEADS: usize = 12;
+/// With no more members eight do as well, and one that dies takes more along if most are heads.
+const SMALL_ROOM: usize = 48;
+const WHOLE_HEADS: usize = 16;
 
 #[derive(Debug)]
 struct Entry {
@@ -193,7 +198,8 @@ impl Tracked {
         room.members.push(peer);
         let cache = member.cache;
         self.entries.insert(peer, Entry { member, room: name.clone(), place, expires });
-        if cache || room.heads.len() < ROOM_HEADS {
+        let (heads, members) = (room.heads.len(), room.members.len());
+        if cache || heads < self.room_heads(members) {
             self.choose_heads(&name);
         }
     }
@@ -217,16 +223,24 @@ impl Tracked {
         }
     }
 
+    /// How many heads a room of so many members has.
+    fn room_heads(&self, members: usize) -> usize {
+        let alone = self.rooms.len() == 1 && members > SMALL_ROOM;
+        if alone { ONLY_ROOM_HEADS } else { ROOM_HEADS }
+    }
+
     /// Fills the room's heads and the whole's; whoever is one stays one, but for a cache.
     fn choose_heads(&mut self, name: &Zone) {
+        let members = self.rooms.get(name).map_or(0, |room| room.members.len());
+        let most = self.room_heads(members);
         if let Some(room) = self.rooms.get_mut(name) {
             let is_cache =
                 |peer: &PeerId| self.entries.get(peer).is_some_and(|entry| entry.member.cache);
             let caches = room.members.iter().copied().filter(is_cache);
-            let mut wanted: Vec<PeerId> = caches.take(ROOM_HEADS).collect();
+            let mut wanted: Vec<PeerId> = caches.take(most).collect();
             // Those who are heads, then the first of the list: the longest here.
-            for &peer in room.heads.iter().chain(room.members.iter().take(ROOM_HEADS * 2)) {
-                if wanted.len() < ROOM_HEADS && !wanted.contains(&peer) {
+            for &peer in room.heads.iter().chain(room.members.iter().take(most * 2)) {
+                if wanted.len() < most && !wanted.contains(&peer) {
                     wanted.push(peer);
                 }
             }
@@ -235,7 +249,7 @@ impl Tracked {
         }
         let rooms = &self.rooms;
         self.whole.retain(|peer| rooms.values().any(|room| room.heads.contains(peer)));
-        for rank in 0..ROOM_HEADS {
+        for rank in 0..ONLY_ROOM_HEADS {
             for room in self.rooms.values() {
                 if let Some(&peer) = room.heads.get(rank)
                     && self.whole.len() < WHOLE_HEADS
@@ -347,6 +361,25 @@ mod tests {
         let (whole, room) = heads(&tracker, 2);
         assert_eq!(room.len(), ROOM_HEADS);
         assert!(!room.contains(&peer(4)) && !whole.contains(&peer(4)));
+    }
+
+    #[test]
+    fn a_room_that_is_alone_has_more_heads_unless_it_is_small() {
+        let (mut tracker, recipe) = (Tracker::default(), RecipeId::of(b"r"));
+        let heads = |tracker: &Tracker, of| {
+            let (whole, room) = tracker.heads(recipe, peer(of)).unwrap();
+            (whole.len(), room.len())
+        };
+        for n in 1..=SMALL_ROOM as u8 {
+            tracker.announce(Duration::ZERO, recipe, member(n, "a/b", false));
+        }
+        assert_eq!(heads(&tracker, 1), (ROOM_HEADS, ROOM_HEADS));
+        tracker.announce(Duration::ZERO, recipe, member(100, "a/b", false));
+        assert_eq!(heads(&tracker, 1), (ONLY_ROOM_HEADS, ONLY_ROOM_HEADS));
+        for n in 101..=200 {
+            tracker.announce(Duration::ZERO, recipe, member(n, "a/c", false));
+        }
+        assert_eq!(heads(&tracker, 101), (WHOLE_HEADS, ROOM_HEADS));
     }
 
     #[test]

@@ -27,6 +27,8 @@ const BYTES_PER_SLOT: f64 = 256.0 * 1024.0 * 1000.0;
 const INVITATION: Duration = Duration::from_millis(250);
 const WAITING_MAX: usize = 512;
 const NAMING_INTERVAL: Duration = Duration::from_secs(5);
+/// So many of other rooms are called before one of this room that waits as well.
+const FAR_RUN: u32 = 2;
 /// Of the best rate seen; below it slots are added.
 const IDLE_SHARE: f64 = 0.8;
 
@@ -46,6 +48,8 @@ pub struct Uploads {
     total: usize,
     /// With whether it is far; those are in front.
     waiting: VecDeque<(PeerId, bool)>,
+    /// How many of other rooms were called since one of this room was.
+    far_called: u32,
     invited: Vec<(PeerId, Duration)>,
     /// When others were last named to whom.
     named: BTreeMap<PeerId, Duration>,
@@ -76,6 +80,7 @@ impl Uploads {
             by_peer: BTreeMap::new(),
             total: 0,
             waiting: VecDeque::new(),
+            far_called: 0,
             invited: Vec::new(),
             named: BTreeMap::new(),
             meter: Meter::default(),
@@ -86,7 +91,8 @@ impl Uploads {
     }
 
     /// Takes a slot for `peer`, or puts it in line: in front where it comes from another room,
-    /// since a whole room waits for what it asks for.
+    /// since a whole room waits for what it asks for. This room may wait for the same, so that
+    /// one of it is called after [`FAR_RUN`] of others.
     pub fn begin(&mut self, now: Duration, peer: PeerId, far: bool) -> Admission {
         let slots = self.slots();
         self.invited.retain(|&(_, until)| until > now);
@@ -152,7 +158,10 @@ impl Uploads {
         if full || self.closing || !self.pace.is_free(now) {
             return None;
         }
-        let (peer, _) = self.waiting.pop_front()?;
+        let near = || self.waiting.iter().position(|&(_, far)| !far);
+        let next = if self.far_called < FAR_RUN { 0 } else { near().unwrap_or(0) };
+        let (peer, far) = self.waiting.remove(next)?;
+        self.far_called = if far { self.far_called + 1 } else { 0 };
         self.invited.push((peer, now + INVITATION));
         Some(peer)
     }
@@ -276,6 +285,24 @@ mod tests {
         uploads.end(peer(1));
         assert_eq!(uploads.invite(NOW), Some(peer(2)));
         assert!(begin(&mut uploads, NOW + INVITATION, peer(3)));
+    }
+
+    #[test]
+    fn a_room_waits_for_two_of_others_at_most() {
+        let mut uploads = Uploads::default();
+        while begin(&mut uploads, NOW, peer(1)) {}
+        uploads.pass(peer(1));
+        (2..4).for_each(|n| assert!(!begin(&mut uploads, NOW, peer(n))));
+        for n in 4..9 {
+            uploads.begin(NOW, peer(n), true);
+        }
+        let called: Vec<PeerId> = std::iter::from_fn(|| {
+            uploads.end(peer(1));
+            uploads.invite(NOW)
+        })
+        .take(6)
+        .collect();
+        assert_eq!(called, [4, 5, 2, 6, 7, 3].map(peer));
     }
 
     #[test]

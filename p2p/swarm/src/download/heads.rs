@@ -2,9 +2,10 @@
 //!
 //! A group of [`GROUP`] chunks has one owner among the heads of the whole, by rendezvous hashing:
 //! it alone asks a node. In every other room one head owns the group, and it alone asks holders in
-//! other rooms. A head that has nothing of its own left takes over what others have not begun
-//! (they are slow), and tells the other heads by a claim; the groups of a head that is lost fall
-//! to the others at once. Without a tracker, whoever is near and this peer are the heads.
+//! other rooms. A head that has nothing of its own left on one of these ways takes over there what
+//! others have not begun (they are slow). What comes from other rooms is claimed before the other
+//! heads of the room; a node needs it only where one takes over, since its ledger gives nothing
+//! twice. The groups of a head that is lost fall to the others at once. Without a tracker, whoever is near and this peer are the heads.
 //!
 //! Non-goal: choosing the heads; see `tracker`.
 
@@ -27,7 +28,7 @@ const CLAIMS_MAX: usize = 4096;
 /// As long a head that was just named may take to become a neighbour.
 const SETTLE: Duration = Duration::from_millis(500);
 /// So few heads tell each other all that they bring in.
-const FEW: usize = 8;
+const FEW: usize = 12;
 /// What a node says another was given is insisted on after so many times a chunk's usual time,
 /// or at once where that one is lost or refuses all.
 const INSIST_CHUNKS: u32 = 8;
@@ -36,10 +37,9 @@ const INSIST_SMALL: Duration = Duration::from_secs(1);
 const INSIST_MAX: Duration = Duration::from_secs(4);
 /// With so few other heads, all members of the swarm are heads.
 const SMALL: usize = 7;
-const NOBODY: u8 = u8::MAX;
 
 /// Where a chunk would come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     /// A neighbour in the room: no right is needed.
     Near,
@@ -55,6 +55,13 @@ pub(crate) enum Right {
     No,
 }
 
+/// This peer's rights to one group.
+#[derive(Debug, Clone, Copy)]
+struct Duty {
+    node: Right,
+    far: Right,
+}
+
 #[derive(Debug)]
 pub(crate) struct Heads {
     me: PeerId,
@@ -63,13 +70,13 @@ pub(crate) struct Heads {
     whole: Vec<(PeerId, bool)>,
     room: Vec<PeerId>,
     lost: BTreeSet<PeerId>,
-    /// When a head was first named that is not known to be a neighbour.
-    named: BTreeMap<PeerId, Duration>,
+    /// When each other head was first named; `None` where it will be no neighbour.
+    named: BTreeMap<PeerId, Option<Duration>>,
     claims: BTreeMap<u32, (PeerId, Duration)>,
     /// What a node gave to others, since when it is waited for; at most all chunks.
     put_off: BTreeMap<u32, (PeerId, Duration)>,
-    /// For each group the owners' places in the two lists; made when needed.
-    owners: Vec<(u8, u8)>,
+    /// For each group, what this peer may do; made when needed.
+    duties: Vec<Duty>,
 }
 
 impl Heads {
@@ -83,46 +90,55 @@ impl Heads {
             named: BTreeMap::new(),
             claims: BTreeMap::new(),
             put_off: BTreeMap::new(),
-            owners: Vec::new(),
+            duties: Vec::new(),
         }
     }
 
     /// Replaces the lists; whoever was lost before is back.
     pub(crate) fn set(&mut self, now: Duration, whole: Vec<(PeerId, bool)>, room: Vec<PeerId>) {
         if (&whole, &room) != (&self.whole, &self.room) {
-            self.owners.clear();
+            self.duties.clear();
             (self.whole, self.room) = (whole, room);
             let others = self.others();
             self.named.retain(|peer, _| others.contains(peer));
             for peer in others {
-                self.named.entry(peer).or_insert(now);
+                self.named.entry(peer).or_insert(Some(now));
             }
         }
         if !self.lost.is_empty() {
             self.lost.clear();
-            self.owners.clear();
+            self.duties.clear();
         }
     }
 
     pub(crate) fn lose(&mut self, peer: PeerId) {
         if self.contains(peer) && self.lost.insert(peer) {
-            self.owners.clear();
+            self.duties.clear();
             self.claims.retain(|_, (claimer, _)| *claimer != peer);
             self.mistrust(peer);
+        }
+    }
+
+    /// It refused to be a neighbour: it is a head, and not waited for.
+    pub(crate) fn give_up(&mut self, peer: PeerId) {
+        if let Some(since) = self.named.get_mut(&peer) {
+            *since = None;
         }
     }
 
     /// It is there (again).
     pub(crate) fn find(&mut self, peer: PeerId) {
         if self.lost.remove(&peer) {
-            self.owners.clear();
+            self.duties.clear();
         }
     }
 
     /// Whether each other head is a neighbour, is lost, or was waited for.
     pub(super) fn is_settled(&self, now: Duration, is_neighbour: impl Fn(PeerId) -> bool) -> bool {
         self.named.iter().all(|(&peer, &named)| {
-            now >= named + SETTLE || is_neighbour(peer) || self.lost.contains(&peer)
+            named.is_none_or(|named| now >= named + SETTLE)
+                || is_neighbour(peer)
+                || self.lost.contains(&peer)
         })
     }
 
@@ -144,6 +160,11 @@ impl Heads {
         let all = self.room.iter().copied().chain(self.whole.iter().map(|&(head, _)| head));
         let all: BTreeSet<PeerId> = all.filter(|&peer| peer != self.me).collect();
         all.into_iter().collect()
+    }
+
+    /// Those of this room.
+    pub(crate) fn others_in_room(&self) -> Vec<PeerId> {
+        self.room.iter().copied().filter(|&peer| peer != self.me).collect()
     }
 
     pub(crate) fn claim(&mut self, now: Duration, peer: PeerId, index: u32) {
@@ -203,45 +224,50 @@ impl Heads {
     pub(super) fn settle(&mut self) {
         self.claims.clear();
         self.put_off.clear();
-        self.owners = Vec::new();
+        self.duties = Vec::new();
     }
 
     /// Must be called before [`Self::right`], after any change.
     pub(super) fn prepare(&mut self, chunks: u32) {
-        if !self.owners.is_empty() {
+        if !self.duties.is_empty() {
             return;
         }
-        let (recipe, lost) = (self.recipe, &self.lost);
-        let best = |list: &mut dyn Iterator<Item = PeerId>, group: u32| {
-            let alive = (0u8..).zip(list).filter(|(_, peer)| !lost.contains(peer));
-            let best = alive.max_by_key(|&(_, peer)| weight(peer, recipe, group));
-            best.map_or(NOBODY, |(place, _)| place)
+        let (me, recipe) = (self.me, self.recipe);
+        let whole = self.alive(self.whole.iter().copied());
+        let room = self.alive(self.room.iter().map(|&peer| (peer, true)));
+        let leads = |list: &[(PeerId, bool)]| list.iter().any(|&(peer, _)| peer == me);
+        let (leads_whole, leads_room) = (leads(&whole), leads(&room));
+        let best = |list: &[(PeerId, bool)], group: u32| {
+            list.iter().copied().max_by_key(|&(peer, _)| weight(peer, recipe, group))
         };
-        let groups = 0..chunks.div_ceil(GROUP);
-        let owners = groups.map(|group| {
-            let whole = best(&mut self.whole.iter().map(|&(peer, _)| peer), group);
-            (whole, best(&mut self.room.iter().copied(), group))
-        });
-        self.owners = owners.collect();
+        let duty = |group: u32| {
+            let by_node = best(&whole, group);
+            if by_node.is_some_and(|(peer, _)| peer == me) {
+                return Duty { node: Right::Own, far: Right::Own };
+            }
+            // What a neighbour in the room gets from a node does not come from another room.
+            let from_room = by_node.is_none_or(|(_, near)| !near);
+            let mine = || from_room && best(&room, group).is_some_and(|(peer, _)| peer == me);
+            let far = match leads_room {
+                true if mine() => Right::Own,
+                true => Right::TakeOver,
+                false => Right::No,
+            };
+            Duty { node: if leads_whole { Right::TakeOver } else { Right::No }, far }
+        };
+        self.duties = (0..chunks.div_ceil(GROUP)).map(duty).collect();
+    }
+
+    fn alive(&self, heads: impl Iterator<Item = (PeerId, bool)>) -> Vec<(PeerId, bool)> {
+        heads.filter(|(peer, _)| !self.lost.contains(peer)).collect()
     }
 
     pub(super) fn right(&self, way: Way, index: u32) -> Right {
-        let Some(&(whole, room)) = self.owners.get((index / GROUP) as usize) else {
-            return Right::No;
-        };
-        let whole = self.whole.get(usize::from(whole));
-        let owns_whole = whole.is_some_and(|&(peer, _)| peer == self.me);
+        let Some(duty) = self.duties.get((index / GROUP) as usize) else { return Right::No };
         match way {
             Way::Near => Right::Own,
-            _ if owns_whole => Right::Own,
-            Way::Node if self.whole.iter().any(|&(peer, _)| peer == self.me) => Right::TakeOver,
-            Way::Far if self.room.contains(&self.me) => {
-                let comes_by_node = whole.is_some_and(|&(_, near)| near);
-                let owner = self.room.get(usize::from(room));
-                let mine = owner.is_some_and(|&peer| peer == self.me) && !comes_by_node;
-                if mine { Right::Own } else { Right::TakeOver }
-            }
-            _ => Right::No,
+            Way::Far => duty.far,
+            Way::Node => duty.node,
         }
     }
 }
@@ -276,6 +302,23 @@ mod tests {
             let now = owners(&mut views, index as u32);
             assert!(now.len() == 1 && (now == *before || *before == [peer(5)]), "{index}");
         }
+    }
+
+    #[test]
+    fn a_head_that_refuses_is_not_waited_for_and_keeps_its_duty() {
+        let mut heads = Heads::new(peer(1), RecipeId::of(b"r"));
+        heads.set(Duration::ZERO, vec![(peer(1), true), (peer(9), false)], vec![peer(1)]);
+        let own = |heads: &mut Heads| {
+            heads.prepare(400);
+            (0..400).filter(|&index| heads.right(Way::Node, index) == Right::Own).count()
+        };
+        let before = own(&mut heads);
+        assert!(!heads.is_settled(Duration::ZERO, |_| false));
+        heads.give_up(peer(9));
+        assert!(heads.is_settled(Duration::ZERO, |_| false));
+        assert_eq!(own(&mut heads), before);
+        heads.lose(peer(9));
+        assert_eq!(own(&mut heads), 400);
     }
 
     #[test]

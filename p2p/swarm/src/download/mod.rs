@@ -18,6 +18,7 @@ use crate::chunk_set::ChunkSet;
 use crate::rendezvous::{mix, weight};
 
 pub(crate) use self::heads::Heads;
+use self::heads::Way;
 pub(crate) use self::picker::Wanted;
 
 /// Demanded ranges remembered; the newest win.
@@ -74,8 +75,8 @@ pub(crate) struct Download {
     pub(crate) usual: f64,
     /// One chunk's bytes.
     pub(crate) chunk_bytes: f64,
-    /// Since when nothing of its own duty is left to be asked for.
-    idle_since: Option<Duration>,
+    /// Since when nothing of its own duty is left to be asked for, on each way.
+    idle_since: BTreeMap<Way, Duration>,
     /// From 0 to 1: this peer's turn where one of many is enough.
     turn: f64,
 }
@@ -97,7 +98,7 @@ impl Download {
             arrived_at: now,
             usual: 0.0,
             chunk_bytes: f64::from(CHUNK_BYTES_MAX),
-            idle_since: None,
+            idle_since: BTreeMap::new(),
             turn: (weight(me, recipe, u32::MAX - 1) >> 11) as f64 / (1u64 << 53) as f64,
         }
     }

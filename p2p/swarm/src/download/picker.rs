@@ -120,10 +120,10 @@ impl Download {
     /// Whether this peer's own duty is done for a while, so that whoever has not done his is slow.
     fn is_idle(&mut self, now: Duration, way: Way) -> bool {
         if self.has_own_left(now, way) {
-            self.idle_since = None;
+            self.idle_since.remove(&way);
             return false;
         }
-        let since = *self.idle_since.get_or_insert(now);
+        let since = *self.idle_since.entry(way).or_insert(now);
         // Few heads have large shares: one that is only a little slower keeps its own.
         let least = if self.heads.are_few() { IDLE_FEW } else { IDLE_MIN };
         now >= since + (self.usual() * IDLE_CHUNKS).clamp(least, IDLE_MAX)
@@ -197,11 +197,11 @@ impl Download {
         sample
     }
 
-    /// Whether the other heads are to be told that these are brought in: where it is not this
+    /// Whether the other heads are to be told that these come from a node: where it is not this
     /// peer's duty, and towards the end, when others take over what has not begun.
     pub(crate) fn must_claim(&self, indices: &[u32]) -> bool {
         let ending = self.have.count() >= self.have.len() / 8 * 7;
-        let duty = |&index: &u32| self.heads.right(Way::Far, index) == Right::Own;
+        let duty = |&index: &u32| self.heads.right(Way::Node, index) == Right::Own;
         let few = self.heads.are_few();
         self.heads.has_duty() && (few || ending || !indices.iter().all(duty))
     }
@@ -242,6 +242,25 @@ mod tests {
         download.begin(&run);
         let next = download.choose(Duration::ZERO, of(Some(peer(2)), 4));
         assert!(next.iter().all(|index| !run.contains(index)), "{next:?}");
+    }
+
+    #[test]
+    fn a_head_takes_over_at_the_node_while_its_duty_to_the_room_is_open() {
+        let mut download = download(400);
+        for (n, near) in [(2, true), (9, false)] {
+            download.welcome(peer(n), near);
+            download.introduced(peer(n));
+        }
+        let whole = vec![(peer(1), true), (peer(9), false)];
+        download.heads.set(Duration::ZERO, whole, vec![peer(1), peer(2)]);
+        download.heads.prepare(400);
+        let own = |&index: &u32| download.heads.right(Way::Node, index) == Right::Own;
+        let own: Vec<u32> = (0..400).filter(own).collect();
+        download.begin(&own);
+        let mut choose = |ms, source| download.choose(Duration::from_millis(ms), of(source, 8));
+        assert!(choose(0, None).is_empty());
+        assert!(choose(1, Some(peer(9))).is_empty(), "it holds nothing");
+        assert!(!choose(1000, None).is_empty());
     }
 
     #[test]

@@ -19,10 +19,11 @@ use crate::event::Action;
 use crate::frames::{ChunkRange, Contact, Frame, Member, RANGES_MAX, mapped};
 use crate::rendezvous::{mix, word};
 
-/// Neighbours wanted for one recipe, in this room; a head wants so many in other rooms, too.
+/// Neighbours wanted for one recipe, in this room; a head wants so many in other rooms, too, beside
+/// the heads of the whole. With fewer, what a room needs is for long with nobody that it knows.
 const NEIGHBOURS: usize = 10;
-const FAR_NEIGHBOURS: usize = 6;
-/// Neighbours let in; heads are always let in by heads.
+const FAR_NEIGHBOURS: usize = 10;
+/// Neighbours let in from this room, and from others; heads are always let in by heads.
 const NEIGHBOURS_MAX: usize = 28;
 /// Members remembered for one recipe.
 const KNOWN_MAX: usize = 64;
@@ -166,7 +167,8 @@ impl Swarm {
         let Some(download) = &mut membership.download else {
             return self.know_present(recipe, member);
         };
-        let full = download.sources.len() >= NEIGHBOURS_MAX && !download.heads.contains(peer);
+        let alike = download.sources.values().filter(|source| source.near == near).count();
+        let full = alike >= NEIGHBOURS_MAX && !download.heads.contains(peer);
         if full && !download.sources.contains_key(&peer) {
             return self.refuse(peer, recipe);
         }
@@ -296,8 +298,13 @@ impl Swarm {
         membership.joined.remove(&peer);
         membership.lose_standby(peer);
         if let Some(download) = &mut membership.download {
-            download.lose(peer);
-            download.heads.lose(peer);
+            // A head that has neighbours enough does its duty all the same.
+            if download.sources.contains_key(&peer) {
+                download.lose(peer);
+                download.heads.lose(peer);
+            } else {
+                download.heads.give_up(peer);
+            }
         }
         self.gather_soon(recipe);
     }
@@ -358,10 +365,12 @@ impl Swarm {
             .collect();
         known.sort_unstable_by_key(|&(order, ..)| order);
         let there = |peer: &PeerId| self.peers.contains_key(peer) || self.is_being_dialled(*peer);
-        let count = |near: bool| {
-            let of_it = known
-                .iter()
-                .filter(|&&(_, contact, is_near, _)| is_near == near && there(&contact.peer));
+        // Heads of other rooms are neighbours beside these: all want them, and they refuse most.
+        let counts = |near: bool, head: bool| near || !head;
+        let count = |of_room: bool| {
+            let of_it = known.iter().filter(|&&(_, contact, near, head)| {
+                near == of_room && counts(near, head) && there(&contact.peer)
+            });
             of_it.count()
         };
         let mut room_near = NEIGHBOURS.saturating_sub(count(true));
@@ -376,7 +385,9 @@ impl Swarm {
             }
             let room = if near { &mut room_near } else { &mut room_far };
             if head || *room > 0 {
-                *room = room.saturating_sub(1);
+                if counts(near, head) {
+                    *room = room.saturating_sub(1);
+                }
                 self.dial(contact);
             }
         }

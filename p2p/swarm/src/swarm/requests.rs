@@ -421,8 +421,12 @@ impl Swarm {
         let Some(download) = self.download(recipe) else { return };
         download.begin(&indices);
         let insists = download.is_put_off(&indices);
-        let claims = brings_in && download.must_claim(&indices);
-        let heads = if claims { download.heads.others() } else { Vec::new() };
+        let heads = match (brings_in, download.sources.contains_key(&peer)) {
+            (false, _) => Vec::new(),
+            (true, true) => download.heads.others_in_room(),
+            (true, false) if download.must_claim(&indices) => download.heads.others(),
+            (true, false) => Vec::new(),
+        };
         self.next_request += 1;
         let id = self.next_request;
         if let Some(found) = self.peers.get_mut(&peer) {

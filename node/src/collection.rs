@@ -430,6 +430,7 @@ impl Collector {
         let mut freed = 0;
         let keys: Vec<ObjectKey> = objects.iter().copied().collect();
         for batch in keys.chunks(DELETE_KEYS) {
+            self.ownership.hold().await?;
             if clock::now() >= since.plus_millis(self.timing.window.as_millis() as u64) {
                 // The rest is found when the marks are looked at.
                 break;

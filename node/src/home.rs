@@ -35,10 +35,18 @@ pub enum Error {
          anew with an empty data folder"
     )]
     Forgotten { folder: PathBuf, node: u64 },
+    #[error(
+        "storage says nothing of whose it is, though this node has seen its cluster named there: is the \
+         folder mounted, is it the right bucket? If it is the storage to go on with, remove {0} and \
+         start again"
+    )]
+    OtherStorage(PathBuf),
     #[error("the node's key cannot be used")]
     Identity(#[from] identity::Error),
 }
 
+/// Says that this member has seen its cluster's name in storage.
+const STORED: &str = "stored";
 const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
 
 /// What `member.json` says.
@@ -148,6 +156,26 @@ impl Home {
     /// As [`Self::save_certificates`].
     pub fn note_begun(&self, member: &Member) -> Result<(), Error> {
         if self.has_begun(member)? { Ok(()) } else { self.save_as("begun", member) }
+    }
+
+    /// Refuses storage without a name where this member has seen one.
+    ///
+    /// # Errors
+    /// As [`Self::member`], and [`Error::OtherStorage`].
+    pub fn check_new_storage(&self, member: &Member) -> Result<(), Error> {
+        if self.read_member(STORED)?.as_ref() == Some(member) {
+            return Err(Error::OtherStorage(self.folder.join(STORED)));
+        }
+        Ok(())
+    }
+
+    /// Notes, once, that storage names this member's cluster.
+    ///
+    /// # Errors
+    /// As [`Self::save_certificates`].
+    pub fn note_storage(&self, member: &Member) -> Result<(), Error> {
+        let known = self.read_member(STORED)?.as_ref() == Some(member);
+        if known { Ok(()) } else { self.save_as(STORED, member) }
     }
 
     /// Of another membership than this one it says nothing.
@@ -276,5 +304,18 @@ mod tests {
         assert!(matches!(home.check_raft(&member), Err(Error::Forgotten { node: 3, .. })));
         // Removed, and joined anew.
         home.check_raft(&Member { node: 4, ..member }).unwrap();
+    }
+
+    #[test]
+    fn who_has_seen_its_storage_takes_no_nameless_one_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(5));
+        let member = Member { cluster, node: 3, lineage: None };
+        home.check_new_storage(&member).unwrap();
+        home.note_storage(&member).unwrap();
+        assert!(matches!(home.check_new_storage(&member), Err(Error::OtherStorage(_))));
+        // Restored into new storage.
+        home.check_new_storage(&Member { lineage: Some("a".into()), ..member }).unwrap();
     }
 }

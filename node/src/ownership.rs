@@ -12,6 +12,7 @@
 //! Non-goal: keeping out whoever has the keys of the bucket and means harm.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -44,7 +45,10 @@ pub enum OwnershipError {
          cluster uses it, remove that object and start again"
     )]
     Unreadable,
-    #[error("storage was told whose it is, and says nothing of it")]
+    #[error(
+        "storage was told whose it is, and says nothing of it; if no other cluster uses it, a start of \
+         this node writes it down again"
+    )]
     Forgotten,
     #[error("whose storage it is cannot be looked up")]
     Store(#[from] StoreError),
@@ -71,11 +75,13 @@ pub struct Ownership {
     store: Arc<dyn BlobStore>,
     cluster: ClusterId,
     lineage: Option<String>,
+    /// Once it was this cluster's, it is claimed no more: who took the name away may have had a reason.
+    seen: Arc<AtomicBool>,
 }
 
 impl Ownership {
     pub fn new(store: Arc<dyn BlobStore>, cluster: ClusterId, lineage: Option<String>) -> Self {
-        Self { store, cluster, lineage }
+        Self { store, cluster, lineage, seen: Arc::default() }
     }
 
     /// Whether storage is this cluster's already; else it is nobody's yet. Changes nothing.
@@ -92,6 +98,7 @@ impl Ownership {
             let life = lineage.unwrap_or_else(|| "the first one".to_owned());
             return Err(OwnershipError::AnotherLife { life, since });
         }
+        self.seen.store(true, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -102,6 +109,9 @@ impl Ownership {
     pub async fn hold(&self) -> Result<(), OwnershipError> {
         if self.look().await? {
             return Ok(());
+        }
+        if self.seen.load(Ordering::Relaxed) {
+            return Err(OwnershipError::Forgotten);
         }
         match self.store.set_owner(None, self.written()).await {
             // Nobody else is named there, and to delete is what makes room.
@@ -114,6 +124,21 @@ impl Ownership {
         self.confirm().await?;
         info!(cluster = %self.cluster, "storage named no owner, and is this cluster's from now on");
         Ok(())
+    }
+
+    /// [`Self::hold`] for a node that starts, which can serve pulls without it: whatever deletes looks
+    /// for itself. Says whether storage names this cluster now.
+    ///
+    /// # Errors
+    /// Where storage is another's.
+    pub async fn begin(&self) -> Result<bool, OwnershipError> {
+        match self.hold().await {
+            Err(error @ (OwnershipError::Store(_) | OwnershipError::Forgotten)) => {
+                warn!(%error, "storage cannot be told whose it is: nothing is deleted until it can");
+            }
+            held => held?,
+        }
+        Ok(self.seen.load(Ordering::Relaxed))
     }
 
     /// Whether [`Self::take_over`] would succeed. Changes nothing.
@@ -211,6 +236,19 @@ mod tests {
         assert!(matches!(old.hold().await, Err(OwnershipError::AnotherLife { .. })));
         of(&store, 1, Some("b")).take_over().await.unwrap();
         assert!(matches!(new.hold().await, Err(OwnershipError::AnotherLife { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_taken_away_is_not_written_again_by_who_had_seen_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        let runs = of(&store, 1, None);
+        assert!(runs.begin().await.unwrap());
+        std::fs::remove_file(folder.path().join("shoal-owner.json")).unwrap();
+        assert!(matches!(runs.hold().await, Err(OwnershipError::Forgotten)));
+        let starts = of(&store, 1, None);
+        assert!(starts.begin().await.unwrap());
+        runs.hold().await.unwrap();
     }
 
     #[tokio::test]

@@ -55,7 +55,9 @@ fn renewed(held: &Held, credentials: &Credentials, home: &Home) -> Result<Option
         credentials.trust().replace(identity::roots([believed.as_bytes()])?)?;
     }
     let replaced = shows < held.number();
-    if replaced || credentials.is_due(now()) {
+    // A full disk may have kept it from the file that the next start reads.
+    let kept = home.credentials().ok().and_then(|kept| held.shown(&kept));
+    if replaced || kept != Some(shows) || credentials.is_due(now()) {
         let certificate = held.issue(&credentials.key().csr_pem()?, Role::Node)?;
         credentials.renew(&certificate)?;
         home.save_certificates(&certificate, &believed)?;

@@ -204,7 +204,9 @@ impl Server {
         let stores = stores.context("storage cannot be opened")?;
         let behind = Arc::clone(&stores.behind);
         let ownership = Ownership::new(behind, member.cluster, member.lineage.clone());
-        ownership.look().await?;
+        if !ownership.look().await? {
+            home.check_new_storage(&member)?;
+        }
         let credentials = home.credentials()?;
         home.check_raft(&member)?;
         let raft = start_raft(&home, &credentials, &config, &member, &mut registry).await?;
@@ -249,8 +251,11 @@ impl Server {
         if let Some(founding) = founding {
             founded(&founding.finish(&home, &config, &raft).await?);
         }
-        ownership.hold().await?;
         let keys = read_keys(&raft, &vault).await?;
+        // Not before a leader answered: who is in no cluster any more claims nothing.
+        if ownership.begin().await? {
+            home.note_storage(&member)?;
+        }
         home.note_begun(&member)?;
         let encryption = encryption::open(masters, seals, &raft, id).await?;
         let keyless = encryption.is_none().then(|| Keyless::new(raft.clone()));

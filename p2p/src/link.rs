@@ -138,11 +138,21 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
 
 /// The peers that are being dialled.
 #[derive(Debug, Default)]
-pub(crate) struct Dials(Mutex<HashMap<PeerId, Weak<tokio::sync::Mutex<()>>>>);
+pub(crate) struct Dials(Mutex<HashMap<PeerId, Weak<tokio::sync::Mutex<Option<Failed>>>>>);
+
+/// How the last dial of a peer ended, where it failed: who waited for it has no need to try again.
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    address: SocketAddr,
+    reason: String,
+}
+
+type Turn = OwnedMutexGuard<Option<Failed>>;
 
 impl Dials {
     /// Waits until nobody dials `peer`.
-    async fn turn(&self, peer: PeerId) -> OwnedMutexGuard<()> {
+    async fn turn(&self, peer: PeerId) -> Turn {
         let turn = {
             let mut all = self.0.lock();
             let known = all.get(&peer).and_then(Weak::upgrade);
@@ -159,25 +169,51 @@ impl Dials {
 
 /// A dial under way: dropped when its link is registered, or will not be.
 struct Dialling {
-    _turn: OwnedMutexGuard<()>,
+    turn: Turn,
     _ready: Option<oneshot::Sender<()>>,
+}
+
+enum Dialled {
+    /// The core was told of it.
+    Before(quinn::Connection),
+    Now(quinn::Connection, Turn),
+}
+
+/// Takes the turn to dial; a link that stands by then makes it needless, as does a failure that was
+/// waited for.
+async fn dial_in_turn(shared: &Shared, contact: Contact) -> Result<Dialled, String> {
+    let since = Instant::now();
+    let mut turn = shared.dials.turn(contact.peer).await;
+    if let Some(connection) = linked(shared, contact.peer) {
+        return Ok(Dialled::Before(connection));
+    }
+    let failed = turn.as_ref().filter(|failed| failed.at >= since);
+    if let Some(failed) = failed.filter(|failed| failed.address == contact.address) {
+        return Err(failed.reason.clone());
+    }
+    match connect(shared, contact).await {
+        Ok(connection) => Ok(Dialled::Now(connection, turn)),
+        Err(reason) => {
+            let (at, address) = (Instant::now(), contact.address);
+            *turn = Some(Failed { at, address, reason: reason.clone() });
+            drop(turn);
+            // It need not be waited for again.
+            shared.tell(Event::DialFailed { peer: contact.peer }).await;
+            Err(reason)
+        }
+    }
 }
 
 /// Dials and stays until the connection's end.
 pub(crate) async fn dial(shared: Arc<Shared>, contact: Contact) {
-    let turn = shared.dials.turn(contact.peer).await;
-    if linked(&shared, contact.peer).is_some() {
-        // The core was told of it.
-        return;
-    }
-    match connect(&shared, contact).await {
-        Ok(connection) => {
-            let dialling = Dialling { _turn: turn, _ready: None };
+    match dial_in_turn(&shared, contact).await {
+        Ok(Dialled::Before(_)) => {}
+        Ok(Dialled::Now(connection, turn)) => {
+            let dialling = Dialling { turn, _ready: None };
             run(shared, connection, Some(contact.peer), Some(dialling)).await;
         }
         Err(error) => {
             debug!(peer = %contact.peer, address = %contact.address, %error, "not reached");
-            shared.tell(Event::DialFailed { peer: contact.peer }).await;
         }
     }
 }
@@ -193,15 +229,14 @@ pub(crate) async fn establish(
     shared: &Shared,
     contact: Contact,
 ) -> Result<quinn::Connection, String> {
-    let turn = shared.dials.turn(contact.peer).await;
-    if let Some(connection) = linked(shared, contact.peer) {
-        return Ok(connection);
-    }
-    let connection = connect(shared, contact).await?;
+    let (connection, turn) = match dial_in_turn(shared, contact).await? {
+        Dialled::Before(connection) => return Ok(connection),
+        Dialled::Now(connection, turn) => (connection, turn),
+    };
     let stopped = || "the swarm is shutting down".to_owned();
     let shared = shared.this.upgrade().ok_or_else(stopped)?;
     let (ready, registered) = oneshot::channel();
-    let dialling = Dialling { _turn: turn, _ready: Some(ready) };
+    let dialling = Dialling { turn, _ready: Some(ready) };
     let work = run(shared.clone(), connection, Some(contact.peer), Some(dialling));
     shared.tasks.clone().spawn(work);
     // The control stream must be the first; and another connection may have won meanwhile.
@@ -230,7 +265,7 @@ async fn run(
     shared: Arc<Shared>,
     connection: quinn::Connection,
     dialled: Option<PeerId>,
-    dialling: Option<Dialling>,
+    mut dialling: Option<Dialling>,
 ) {
     let Ok((peer, role)) = peer_of(&connection) else { return };
     let greeted = if shared.is_refused(peer) || peer == shared.config.credentials.peer_id() {
@@ -241,6 +276,11 @@ async fn run(
     };
     let Some(Greeting { address, zone, cache, mut sender, receiver }) = greeted else {
         connection.close(2u32.into(), b"refused, or no hello");
+        if let Some(dialling) = &mut dialling {
+            let (at, address) = (Instant::now(), connection.remote_address());
+            *dialling.turn = Some(Failed { at, address, reason: "the peer said no hello".into() });
+        }
+        drop(dialling);
         if let Some(peer) = dialled {
             shared.tell(Event::DialFailed { peer }).await;
         }
@@ -264,7 +304,7 @@ async fn run(
     if !register(&shared, &link).await {
         connection.close(4u32.into(), b"already connected, or refused");
         // Who is connected already was told of; who was refused meanwhile is not being dialled.
-        if let Some(peer) = dialled.filter(|&peer| shared.is_refused(peer)) {
+        if let Some(peer) = dialled.filter(|&peer| linked(&shared, peer).is_none()) {
             shared.tell(Event::DialFailed { peer }).await;
         }
         return;

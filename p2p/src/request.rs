@@ -224,8 +224,12 @@ pub(crate) async fn recipe(
     let fetch = async {
         let connection = match link::linked(shared, contact.peer) {
             Some(connection) => connection,
-            None => dial(shared, contact).await?,
+            None => link::establish(shared, contact).await.map_err(Failure::Unreachable)?,
         };
+        // What is asked keeps it from being closed as idle.
+        if let Some(link) = shared.links.lock().get(&contact.peer) {
+            link.touch();
+        }
         let mut stream = ask(&connection, &Ask::Recipe { recipe: id, ticket }).await?;
         let mut length = [0; 4];
         stream.read_exact(&mut length).await?;
@@ -247,16 +251,4 @@ pub(crate) async fn recipe(
         decoded.ok_or(Failure::WrongRecipe)
     };
     tokio::time::timeout(RECIPE_TIMEOUT, fetch).await.map_err(|_| Failure::Late)?
-}
-
-/// Asks the driver's way for a link and waits for it.
-async fn dial(shared: &Shared, contact: Contact) -> Result<quinn::Connection, Failure> {
-    match link::establish(shared, contact).await {
-        Ok(connection) => Ok(connection),
-        Err(error) => {
-            // It need not be waited for again.
-            shared.tell(Event::DialFailed { peer: contact.peer }).await;
-            Err(Failure::Unreachable(error))
-        }
-    }
 }

@@ -134,7 +134,8 @@ impl Upstreams {
         let said = said.into_iter().take(UPSTREAMS_MAX);
         let mut said: Vec<Upstream> = said.map(Upstream::from).collect();
         let before = self.known.read().clone();
-        let is_gone = |old: &Upstream| said.iter().all(|one| one.name != old.name);
+        let is_known = |host: &str| said.iter().any(|one| one.is_called(host));
+        let is_gone = |old: &Upstream| !is_known(&old.name) || !old.hosts().all(is_known);
         let gone: Vec<_> = before.iter().filter(|old| is_gone(old)).cloned().collect();
         // Behind the others, whose names come first.
         said.extend(gone.into_iter().map(|old| Upstream { gone: true, ..old }));

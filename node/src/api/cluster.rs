@@ -123,7 +123,7 @@ pub async fn join(
         return Err(conflict("node_too_old", text));
     }
     let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
-    let (peer, certificate_pem) = issue(&authorities, &request.csr_pem, Role::Node)?;
+    let (peer, _) = issue(&authorities, &request.csr_pem, Role::Node)?;
     let mut id = None;
     for _ in 0..ID_RACES_MAX {
         let view = app.view().await?;
@@ -167,6 +167,9 @@ pub async fn join(
     }
     let race = || conflict("node_exists", "other nodes join at the same time; try again");
     let id = id.ok_or_else(race)?;
+    // By whom signs now: from here on no authority is retired before this node shows the next one.
+    let authorities = app.keys.authorities.refresh(app.view().await?.query())?;
+    let (_, certificate_pem) = issue(&authorities, &request.csr_pem, Role::Node)?;
     info!(node = %id, name = request.name, %peer, "node joined");
     Ok(Json(JoinResponse {
         cluster: app.keys.cluster,

@@ -17,7 +17,7 @@ use shoal_api::TransferProgress;
 use shoal_content::{DeploymentId, PeerId};
 use shoal_metadata::{Command, HostReport, HostState, Query, REPORTS_MAX, Read};
 use shoal_raft::{ProposeError, Raft};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::board::{Board, Reported};
 use crate::clock;
@@ -46,7 +46,21 @@ type Judged = (Vec<Result<Verdict, Problem>>, HostReports);
 #[derive(Debug)]
 struct Waiting {
     change: HostChange,
+    answer: Asker,
+}
+
+/// Who waits, and its place among those who may.
+#[derive(Debug)]
+struct Asker {
     answer: oneshot::Sender<Answer>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Asker {
+    fn tell(self, answer: Answer) {
+        // Whoever gave up needs no answer.
+        let _ = self.answer.send(answer);
+    }
 }
 
 /// See the module's documentation. Clones gather together.
@@ -55,6 +69,7 @@ pub struct HostChanges {
     raft: Raft,
     board: Board,
     waiting: Arc<Mutex<Vec<Waiting>>>,
+    places: Arc<Semaphore>,
 }
 
 /// What becomes of what a host said.
@@ -68,7 +83,8 @@ struct Verdict {
 
 impl HostChanges {
     pub fn new(raft: Raft, board: Board) -> Self {
-        Self { raft, board, waiting: Arc::default() }
+        let places = Arc::new(Semaphore::new(WAITING_MAX));
+        Self { raft, board, waiting: Arc::default(), places }
     }
 
     /// Returns once it is on the board, and in the rows where it belongs there.
@@ -77,14 +93,14 @@ impl HostChanges {
     /// Where the host has no such deployment, its state is none, too many wait, or the metadata do
     /// not answer.
     pub async fn report(&self, change: HostChange) -> Answer {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Problem::too_often(GATHERED_FOR));
+        };
         let answer = {
             let mut waiting = self.waiting.lock();
-            if waiting.len() >= WAITING_MAX {
-                return Err(Problem::too_often(GATHERED_FOR));
-            }
             let (sender, answer) = oneshot::channel();
             let is_first = waiting.is_empty();
-            waiting.push(Waiting { change, answer: sender });
+            waiting.push(Waiting { change, answer: Asker { answer: sender, _place: place } });
             if is_first {
                 // Not in the request: that may be given up, and others wait for this.
                 tokio::spawn(self.clone().write_down());
@@ -115,9 +131,8 @@ impl HostChanges {
         let (verdicts, reports) = match self.judged(&changes).await {
             Ok(judged) => judged,
             Err(problem) => {
-                for answer in answers {
-                    // Whoever gave up needs no answer.
-                    let _ = answer.send(Err(problem.clone()));
+                for asker in answers {
+                    asker.tell(Err(problem.clone()));
                 }
                 return;
             }
@@ -135,7 +150,7 @@ impl HostChanges {
             }
         }
         let written = if reports.is_empty() { Ok(()) } else { self.propose(reports).await };
-        for ((change, verdict), answer) in changes.into_iter().zip(verdicts).zip(answers) {
+        for ((change, verdict), asker) in changes.into_iter().zip(verdicts).zip(answers) {
             let outcome = match verdict {
                 Ok(verdict) if !verdict.is_written => Ok(()),
                 Ok(verdict) => {
@@ -148,7 +163,7 @@ impl HostChanges {
                 }
                 Err(problem) => Err(problem),
             };
-            let _ = answer.send(outcome);
+            asker.tell(outcome);
         }
     }
 

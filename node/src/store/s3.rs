@@ -446,11 +446,17 @@ impl BlobStore for S3Store {
             let request = self.client.put_object().bucket(&self.bucket).key(OWNER_NAME);
             request.body(SdkStream::from(owner.clone()))
         };
-        let compared = match found {
-            None => request().if_none_match("*"),
-            Some((_, tag)) => request().set_if_match(tag),
+        let mut sent = match &found {
+            None => request().if_none_match("*").send().await,
+            Some((_, tag)) => request().set_if_match(tag.clone()).send().await,
         };
-        let sent = match compared.send().await {
+        // Ceph's gateway compares with the tag as it keeps it, without the quotes (seen with 16.2).
+        if let (Some((_, Some(tag))), Err(error)) = (&found, &sent)
+            && status(error) == Some(412)
+        {
+            sent = request().if_match(tag.trim_matches('"')).send().await;
+        }
+        let sent = match sent {
             Err(error) if matches!(status(&error), Some(409 | 412)) => return Ok(false),
             // A service that compares nothing.
             Err(error) if status(&error) == Some(501) => request().send().await,

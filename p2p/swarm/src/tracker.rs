@@ -70,10 +70,10 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// Whether the member is new.
     pub(crate) fn announce(&mut self, now: Duration, recipe: RecipeId, member: Member) -> bool {
+        self.sweep_some(now);
         if !self.swarms.contains_key(&recipe) && self.swarms.len() >= SWARMS_MAX {
             return false;
         }
-        self.sweep_some(now);
         let tracked = self.swarms.entry(recipe).or_default();
         tracked.sweep(now);
         self.changed |= tracked.changed;
@@ -123,8 +123,14 @@ impl Tracker {
     }
 
     pub(crate) fn forget(&mut self, peer: PeerId) {
-        let recipes: Vec<RecipeId> = self.swarms.keys().copied().collect();
-        recipes.into_iter().for_each(|recipe| self.leave(recipe, peer));
+        let changed = &mut self.changed;
+        self.swarms.retain(|_, tracked| {
+            if tracked.entries.contains_key(&peer) {
+                tracked.remove(peer);
+                *changed |= tracked.changed;
+            }
+            !tracked.entries.is_empty()
+        });
     }
 
     /// Some members but `asker`, drawn by `salt`: of its room, and where those are few, of all.

@@ -20,6 +20,7 @@ use shoal_content::{
     Chunk, ChunkId, Digest, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeKind, SourceObject,
 };
 use shoal_formats::Target;
+use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
@@ -62,6 +63,15 @@ fn store(
     }
     entry.complete()?;
     Ok((recipe, entry))
+}
+
+/// A folder, a cache in it, and what a guest reads of the disk that is whole in the cache.
+fn stored_disk() -> Result<(TempDir, Cache, Vec<u8>, Arc<Entry>)> {
+    let folder = tempfile::tempdir()?;
+    let cache = cache(&folder.path().join("cache"))?;
+    let (guest, parts) = disk();
+    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    Ok((folder, cache, guest, entry))
 }
 
 fn sha256(bytes: &[u8]) -> Digest {
@@ -120,10 +130,7 @@ fn disk() -> (Vec<u8>, Vec<(u64, u64)>) {
 
 #[test]
 fn a_disk_is_written_in_every_format_with_its_holes() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, guest, entry) = stored_disk()?;
     let reference = folder.path().join("reference.raw");
     fs::write(&reference, &guest)?;
     for (target, name) in [
@@ -162,10 +169,7 @@ fn a_disk_is_written_in_every_format_with_its_holes() -> Result<()> {
 
 #[test]
 fn a_cancelled_export_leaves_the_old_file_and_nothing_beside() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, _, entry) = stored_disk()?;
     let outputs = folder.path().join("out");
     fs::create_dir(&outputs)?;
     let output = outputs.join("disk.raw");
@@ -220,10 +224,7 @@ fn content_that_rotted_is_never_written_and_mends_by_a_fetch() -> Result<()> {
 
 #[test]
 fn a_file_that_is_replaced_hands_its_mode_on() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, _, entry) = stored_disk()?;
     let output = folder.path().join("disk.raw");
     let go_on = &mut |_| ControlFlow::Continue(());
     for mode in [0o600, 0o640] {
@@ -238,10 +239,7 @@ fn a_file_that_is_replaced_hands_its_mode_on() -> Result<()> {
 
 #[test]
 fn only_files_are_replaced_and_none_that_a_machine_writes_to() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, _, entry) = stored_disk()?;
     let outputs = folder.path().join("out");
     fs::create_dir(&outputs)?;
     let go_on = &mut |_| ControlFlow::Continue(());
@@ -280,10 +278,7 @@ fn only_files_are_replaced_and_none_that_a_machine_writes_to() -> Result<()> {
 #[test]
 fn what_a_killed_export_left_goes_with_the_next_one_and_what_is_being_written_stays() -> Result<()>
 {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, _, entry) = stored_disk()?;
     let output = folder.path().join("disk.raw");
     let beside = |name: &str| folder.path().join(name);
     let left = beside(&format!(".disk.raw.{}.partial", "0".repeat(32)));
@@ -306,10 +301,7 @@ fn what_a_killed_export_left_goes_with_the_next_one_and_what_is_being_written_st
 
 #[test]
 fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, guest, entry) = stored_disk()?;
     for target in [Target::Raw, Target::Qcow2] {
         let output = folder.path().join("disk");
         let mut dropped = Ok(());
@@ -322,7 +314,7 @@ fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> R
         dropped?;
         ensure!(matches!(written, Err(export::Error::Corrupt { .. })), "{written:?}");
         ensure!(!output.exists());
-        let (offset, length) = parts[0];
+        let (offset, length) = disk().1[0];
         cache.write_chunk(&entry, 0, &guest[offset as usize..(offset + length) as usize])?;
     }
     Ok(())
@@ -330,10 +322,7 @@ fn nothing_is_handed_out_of_which_somebody_else_dropped_a_chunk_meanwhile() -> R
 
 #[test]
 fn content_that_the_disk_does_not_give_back_is_dropped_like_wrong_content() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cache = cache(&folder.path().join("cache"))?;
-    let (guest, parts) = disk();
-    let (_, entry) = store(&cache, RecipeKind::Disk, &guest, &parts)?;
+    let (folder, cache, _, entry) = stored_disk()?;
     break_disk_below(&entry)?;
     let output = folder.path().join("disk.raw");
     let go_on = &mut |_| ControlFlow::Continue(());

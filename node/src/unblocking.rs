@@ -42,7 +42,12 @@ async fn ask(config: &Config, method: Method, path: &[&str]) -> Result<Response>
     let folder = &config.node.data_dir;
     let read = |name: &str| {
         let path = folder.join(name);
-        std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))
+        std::fs::read(&path).with_context(|| {
+            format!(
+                "{} cannot be read; run this where a node runs, as its user and with its --config",
+                path.display()
+            )
+        })
     };
     let member: Member = serde_json::from_slice(&read("member.json")?)?;
     // Made by founding or joining; a new one would be nobody's.

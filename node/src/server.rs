@@ -480,12 +480,13 @@ async fn start_raft(
     server.transport_config(Arc::new(shoal_raft::quic_settings()));
     let endpoint = quinn::Endpoint::server(server, config.raft.listen)
         .with_context(|| format!("the Raft port {} cannot be listened on", config.raft.listen))?;
+    let trust = credentials.trust().clone();
     let transport = Transport {
         endpoint,
         client: credentials.quinn_client(&protocol, &[Role::Node])?,
         server_name: Role::Node.server_name().to_owned(),
-        authenticate: Arc::new(|connection| match peer_of(connection) {
-            Ok((peer, Role::Node)) => Some(peer),
+        authenticate: Arc::new(move |connection| match peer_of(connection) {
+            Ok((peer, Role::Node)) if trust.believes(connection) => Some(peer),
             _ => None,
         }),
     };

@@ -25,6 +25,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A host's connection to another host is closed when it was of no use for so long: each costs both
 /// some packets every second.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// From when an authority was taken out until connections with its certificates are closed: by then, who
+/// is connected has one of another authority, and comes again at once.
+const WITHDRAWN_GRACE: Duration = Duration::from_secs(20);
 
 /// Says why a connection is closed.
 const IDLE: u32 = 6;
@@ -36,6 +39,33 @@ struct Driver {
     requests: HashMap<RequestId, AbortHandle>,
     /// What the core hears of after the action at hand: requests that could not even begin.
     unmet: Vec<Event>,
+    withdrawals: Withdrawals,
+}
+
+/// Authorities that were taken out of those that are believed.
+struct Withdrawals {
+    seen: u64,
+    /// When connections are looked at for the last one.
+    look_at: Option<Instant>,
+}
+
+impl Withdrawals {
+    fn new(seen: u64) -> Self {
+        Self { seen, look_at: None }
+    }
+
+    /// Whether it is time to look at all connections, where so many were taken out by `now`.
+    fn is_due(&mut self, count: u64, now: Instant) -> bool {
+        if count != self.seen {
+            self.seen = count;
+            self.look_at = Some(now + WITHDRAWN_GRACE);
+        }
+        let due = self.look_at.is_some_and(|at| at <= now);
+        if due {
+            self.look_at = None;
+        }
+        due
+    }
 }
 
 pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
@@ -45,6 +75,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
     let cancel = shared.cancel.clone();
     let mut driver = Driver {
         clock: Clock::new(shared.began),
+        withdrawals: Withdrawals::new(shared.config.credentials.trust().withdrawals()),
         shared,
         core,
         requests: HashMap::new(),
@@ -68,6 +99,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
+                driver.close_distrusted_links();
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }
@@ -182,6 +214,16 @@ impl Driver {
         }
     }
 
+    /// Some time after an authority was taken out, those with its certificates.
+    fn close_distrusted_links(&mut self) {
+        let count = self.shared.config.credentials.trust().withdrawals();
+        if self.withdrawals.is_due(count, Instant::now()) {
+            let shared = self.shared.clone();
+            // A node has thousands, and each costs a signature or two.
+            self.shared.tasks.spawn_blocking(move || link::close_distrusted(&shared));
+        }
+    }
+
     /// Transfers whose owner is gone without that the driver was told.
     fn abandoned(&mut self) -> Vec<Event> {
         let mut stops = Vec::new();
@@ -272,6 +314,20 @@ async fn complete(shared: Arc<Shared>, recipe: RecipeId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_looked_at_once_after_each_withdrawal() {
+        let now = Instant::now();
+        let mut withdrawals = Withdrawals::new(3);
+        assert!(!withdrawals.is_due(3, now + WITHDRAWN_GRACE), "none was taken out");
+        assert!(!withdrawals.is_due(4, now));
+        assert!(withdrawals.is_due(4, now + WITHDRAWN_GRACE));
+        assert!(!withdrawals.is_due(4, now + WITHDRAWN_GRACE * 2), "twice for one");
+        // Of two the later one counts: who shows its certificate had no time yet.
+        assert!(!withdrawals.is_due(5, now) && !withdrawals.is_due(6, now + WITHDRAWN_GRACE / 2));
+        assert!(!withdrawals.is_due(6, now + WITHDRAWN_GRACE));
+        assert!(withdrawals.is_due(6, now + WITHDRAWN_GRACE * 2));
+    }
 
     #[test]
     fn time_stands_still_while_the_process_gets_no_turn() {

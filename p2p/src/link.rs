@@ -14,7 +14,7 @@ use shoal_content::{PeerId, RecipeId, Ticket, Timestamp, Zone};
 use shoal_swarm::frames::{Frame, FrameError};
 use shoal_swarm::{Contact, Event, Member};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::identity::{Role, peer_of};
 use crate::serve;
@@ -32,6 +32,10 @@ const LINKS_NODE_MAX: usize = 16 * 1024;
 const HANDSHAKES_MAX: usize = 512;
 /// Recipes that one connection may present tickets for.
 const GRANTS_MAX: usize = 4096;
+
+/// Say why a connection is closed.
+pub(crate) const EXPELLED: u32 = 5;
+const DISTRUSTED: u32 = 7;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -102,6 +106,16 @@ impl Link {
         if grants.len() < GRANTS_MAX {
             grants.insert(ticket.recipe(), ticket);
         }
+    }
+}
+
+/// Closes the connections whose other end showed what no authority has signed that is believed now.
+pub(crate) fn close_distrusted(shared: &Shared) {
+    let trust = shared.config.credentials.trust();
+    let links: Vec<Arc<Link>> = shared.links.lock().values().cloned().collect();
+    for link in links.iter().filter(|link| !trust.believes(&link.connection)) {
+        info!(peer = %link.peer, "closed: its certificate is of an authority that is believed no longer");
+        link.connection.close(DISTRUSTED.into(), b"another authority is believed");
     }
 }
 

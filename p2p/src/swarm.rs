@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
-use crate::link::{Dials, Link};
+use crate::link::{Dials, EXPELLED, Link};
 use crate::metrics::{CertificateEnd, Metrics};
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
@@ -38,8 +38,6 @@ const EVENTS_MAX: usize = 8 * 1024;
 const TICKETS_MAX: usize = 16 * 1024;
 /// How long the discovery network is searched for a recipe that no node gives.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
-/// Says why a connection is closed.
-const EXPELLED: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum PeerRole {
@@ -401,6 +399,12 @@ impl Swarm {
             debug!(peer = %link.peer, "a member was removed from the cluster");
             link.connection.close(EXPELLED.into(), b"removed from the cluster");
         }
+    }
+
+    /// Closes connections with certificates of authorities that are not believed any more; it does so by
+    /// itself within half a minute. Whoever has a newer certificate comes again.
+    pub fn close_distrusted(&self) {
+        link::close_distrusted(&self.0);
     }
 
     /// Those members.

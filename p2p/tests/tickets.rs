@@ -1,11 +1,12 @@
-//! Keys that tickets are checked with change while chunks move.
+//! Keys that tickets are checked with, members and authorities change while chunks move.
 
 mod cluster;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shoal_p2p::identity::KeyPair;
+use shoal_content::ClusterId;
+use shoal_p2p::identity::{self, KeyPair, Role, Successor};
 use shoal_p2p::{FetchError, PeerRole};
 
 use cluster::{Cluster, DEADLINE, content, fill, holds_all, ticket_by, ticket_key};
@@ -117,4 +118,55 @@ async fn who_was_removed_is_cut_off_and_gets_nothing_with_a_good_ticket() {
     tokio::time::timeout(DEADLINE, transfers[0].wait()).await.unwrap().unwrap();
     let asked = removed.swarm.recipe(other_id, ticket);
     tokio::time::timeout(DEADLINE, asked).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shows_a_certificate_of_a_withdrawn_authority_is_cut_off_until_it_has_another() {
+    let cluster = Cluster::found(1);
+    let id_of_cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+    let Successor { authority: next, .. } = cluster.authority().succeed(&id_of_cluster).unwrap();
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    // Not all of it, so that nobody can be done.
+    fill(&*origin.store, &recipe, id, &contents[..32]).await;
+    let [renewed, forged] = [(); 2].map(|()| cluster.start(PeerRole::Host));
+    let (renewed, forged) = (renewed.await, forged.await);
+    let mut transfers = Vec::new();
+    for agent in [&renewed, &forged] {
+        agent.swarm.set_nodes(vec![origin.address()]).await;
+        let ticket = cluster.ticket(id, agent.swarm.peer_id());
+        let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+        let mut progress = transfer.progress();
+        let half = progress.wait_for(|progress| progress.chunks_done == 32);
+        tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
+        transfers.push(transfer);
+    }
+    // All believe both, and the node and one host have changed over.
+    let pems = [cluster.authority().certificate_pem(), next.certificate_pem()];
+    for process in [&origin, &renewed, &forged] {
+        let both = identity::roots(pems.map(str::as_bytes)).unwrap();
+        process.swarm.credentials().trust().replace(both).unwrap();
+    }
+    for (process, role) in [(&origin, Role::Node), (&renewed, Role::Agent)] {
+        let credentials = process.swarm.credentials();
+        let csr = credentials.key().csr_pem().unwrap();
+        credentials.renew(&next.issue(&csr, role).unwrap()).unwrap();
+    }
+    origin.swarm.close_distrusted();
+    assert_eq!(origin.swarm.status().peers.len(), 2, "both are believed yet");
+    for process in [&origin, &renewed] {
+        let one = identity::roots([pems[1].as_bytes()]).unwrap();
+        process.swarm.credentials().trust().replace(one).unwrap();
+        process.swarm.close_distrusted();
+    }
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let last = transfers.pop().unwrap();
+    tokio::time::timeout(DEADLINE, transfers[0].wait()).await.unwrap().unwrap();
+    let mut progress = last.progress();
+    assert_eq!(progress.borrow_and_update().chunks_done, 32, "it was served");
+    // With a certificate of the new authority's it is let in, and goes on.
+    let credentials = forged.swarm.credentials();
+    let csr = credentials.key().csr_pem().unwrap();
+    credentials.renew(&next.issue(&csr, Role::Agent).unwrap()).unwrap();
+    tokio::time::timeout(DEADLINE, last.wait()).await.unwrap().unwrap();
 }

@@ -132,8 +132,9 @@ pub struct Transport {
     pub client: quinn::ClientConfig,
     /// The name that the other nodes' certificates carry.
     pub server_name: String,
-    /// Asked after each incoming handshake. Refusing strangers is the TLS configuration's work;
-    /// this is the second check, and gives the log a name.
+    /// Asked after each handshake, and now and then again for as long as a connection stands, which ends
+    /// when it is a stranger's: whom this member believes may have changed. Refusing strangers is first
+    /// the TLS configuration's work; this is the second check, and gives the log a name.
     pub authenticate: Authenticate,
 }
 

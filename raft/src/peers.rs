@@ -3,12 +3,13 @@
 //! Invariants: one connection to an address, made when it is needed; a request that gets no answer
 //! in time takes its connection down, so that the next one starts afresh rather than wait for QUIC
 //! to notice that the other side was replaced. Who is at an address is known from its certificate:
-//! what is meant for one node is not said to another that has come to its place.
+//! what is meant for one node is not said to another that has come to its place. Who is not believed any
+//! more is looked for again, on a new connection.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint};
@@ -20,12 +21,15 @@ use tokio::time::timeout;
 
 use crate::config::{Authenticate, Transport, quic_settings};
 use crate::store::{decode, encode};
-use crate::wire::{Kind, STOPPING, receive_body, receive_length, send_request};
+use crate::wire::{Kind, STOPPING, STRANGER, receive_body, receive_length, send_request};
 
 /// How long finding an address and the handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked again at who is at the other end of a connection.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most addresses that are kept; a group has a handful of members.
 const LINKS_MAX: usize = 64;
@@ -62,6 +66,7 @@ struct Link {
 struct Reached {
     connection: Connection,
     peer: Option<PeerId>,
+    looked_at: Instant,
 }
 
 impl Peers {
@@ -98,7 +103,7 @@ impl Peers {
         address: &str,
         expected: Option<PeerId>,
     ) -> Result<Connection, CallError> {
-        let Reached { connection, peer } = self.reach(address).await?;
+        let Reached { connection, peer, .. } = self.reach(address).await?;
         match expected {
             Some(expected) if peer != Some(expected) => {
                 Err(CallError::Another { address: address.to_owned(), expected })
@@ -110,10 +115,14 @@ impl Peers {
     async fn reach(&self, address: &str) -> Result<Reached, CallError> {
         let link = self.link(address);
         let mut slot = link.connection.lock().await;
-        if let Some(reached) = &*slot
+        if let Some(reached) = &mut *slot
             && reached.connection.close_reason().is_none()
         {
-            return Ok(reached.clone());
+            if self.is_still(reached) {
+                return Ok(reached.clone());
+            }
+            // What it was asked before and has not answered is asked again over the next one.
+            reached.connection.close(STRANGER, b"no node of this cluster any more");
         }
         let refuse = |reason: String| CallError::Connect { address: link.address.clone(), reason };
         let connection = match timeout(CONNECT_TIMEOUT, self.connect(address)).await {
@@ -121,9 +130,18 @@ impl Peers {
             Err(_) => return Err(refuse("no answer".into())),
         };
         let peer = (self.authenticate)(&connection);
-        let reached = Reached { connection, peer };
+        let reached = Reached { connection, peer, looked_at: Instant::now() };
         *slot = Some(reached.clone());
         Ok(reached)
+    }
+
+    /// Whether whoever was known to be at the other end is yet, as far as it is time to look.
+    fn is_still(&self, reached: &mut Reached) -> bool {
+        if reached.peer.is_none() || reached.looked_at.elapsed() < LOOK_INTERVAL {
+            return true;
+        }
+        reached.looked_at = Instant::now();
+        (self.authenticate)(&reached.connection) == reached.peer
     }
 
     async fn connect(&self, address: &str) -> io::Result<Connection> {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use quinn::{Incoming, RecvStream, SendStream};
 use shoal_content::PeerId;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{debug, info, warn};
 
 use crate::core::Shared;
 use crate::forward::PROPOSALS_MAX;
@@ -33,6 +33,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a request may take to come in.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked again at who is at the other end of a connection. The other side does so more
+/// often (see `peers`), and connects anew by itself, so that nothing on its way is lost.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The bytes of all requests under way, in KiB.
 const REQUESTS_KIB_MAX: usize = 256 * 1024;
@@ -87,7 +91,23 @@ async fn serve_connection(shared: Arc<Shared>, incoming: Incoming, budget: Arc<S
         return;
     }
     debug!(%address, %peer, "connected");
-    while let Ok((send, receive)) = connection.accept_bi().await {
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let (send, receive) = tokio::select! {
+            accepted = connection.accept_bi() => match accepted {
+                Ok(streams) => streams,
+                Err(_) => return,
+            },
+            _ = looks.tick() => match (shared.authenticate)(&connection) {
+                Some(_) => continue,
+                None => {
+                    info!(%address, %peer, "closed: it is not known for a node any more");
+                    connection.close(STRANGER, b"no node of this cluster any more");
+                    return;
+                }
+            },
+        };
         let (served, budget) = (shared.clone(), budget.clone());
         shared.tasks.spawn(async move {
             let stopped = served.stopped.clone();

@@ -3,13 +3,25 @@
 mod harness;
 
 use std::fs::OpenOptions;
+use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{Authority, Home, Member, NAME, create_image, eventually, leader, register};
+use harness::{
+    Authority, DEADLINE, Home, Member, NAME, create_image, eventually, leader, peer, register,
+};
 use nix::fcntl::{FallocateFlags, fallocate};
 use shoal_content::{NodeId, PeerId};
 use shoal_metadata::{Command, Node, Refusal};
 use shoal_raft::ProposeError;
+
+async fn ask(connection: &quinn::Connection) -> Result<(), String> {
+    let (mut send, mut receive) =
+        connection.open_bi().await.map_err(|error| format!("{error:?}"))?;
+    // Kind 6 asks for the commit index; its body is empty.
+    send.write_all(&[6, 0, 0, 0, 0]).await.map_err(|error| format!("{error:?}"))?;
+    let mut length = [0; 4];
+    receive.read_exact(&mut length).await.map_err(|error| format!("{error:?}"))
+}
 
 /// Connects as a stranger would and tries to be answered.
 fn approach(member: &Member, client: quinn::ClientConfig) -> Result<(), String> {
@@ -19,13 +31,7 @@ fn approach(member: &Member, client: quinn::ClientConfig) -> Result<(), String> 
         let talk = async {
             let connecting = endpoint.connect_with(client, address, NAME).unwrap();
             let connection = connecting.await.map_err(|error| format!("{error:?}"))?;
-            let (mut send, mut receive) =
-                connection.open_bi().await.map_err(|error| format!("{error:?}"))?;
-            // Kind 6 asks for the commit index; its body is empty.
-            send.write_all(&[6, 0, 0, 0, 0]).await.map_err(|error| format!("{error:?}"))?;
-            let mut length = [0; 4];
-            receive.read_exact(&mut length).await.map_err(|error| format!("{error:?}"))?;
-            Ok(())
+            ask(&connection).await
         };
         tokio::time::timeout(Duration::from_secs(10), talk).await.unwrap()
     })
@@ -51,6 +57,33 @@ fn a_stranger_is_refused_in_the_handshake() {
     // Nor does a member talk to a stranger that poses as a node.
     let error = approach(&member, other.client(Some(&authority))).unwrap_err();
     assert!(!error.is_empty());
+}
+
+#[test]
+fn a_connection_ends_when_who_is_at_its_other_end_is_believed_no_longer() {
+    let authority = Authority::new();
+    let mut home = Home::new(1);
+    let member = home.start(&authority);
+    member.bootstrap();
+    let mut client = authority.client(Some(&authority));
+    let mut settings = shoal_raft::quic_settings();
+    settings.keep_alive_interval(Some(Duration::from_secs(1)));
+    client.transport_config(Arc::new(settings));
+    let address = member.address;
+    let (_endpoint, connection) = member.run(move |_| async move {
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let connection = endpoint.connect_with(client, address, NAME).unwrap().await.unwrap();
+        ask(&connection).await.unwrap();
+        (endpoint, connection)
+    });
+    authority.refuse(&[peer(1)]);
+    let closed = member.run(move |_| async move {
+        tokio::time::timeout(DEADLINE, connection.closed()).await.unwrap()
+    });
+    assert!(format!("{closed:?}").contains("no node of this cluster any more"), "{closed:?}");
+    approach(&member, authority.client(Some(&authority))).unwrap_err();
+    authority.refuse(&[]);
+    approach(&member, authority.client(Some(&authority))).unwrap();
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ClientHello;
@@ -39,11 +40,14 @@ pub fn is_member(hello: &ClientHello<'_>) -> bool {
 /// [`Error::Tls`], where the library cannot be set up with them.
 pub fn member_client(trust: Trust) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
+    let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Member(trust)))
-        .with_no_client_auth())
+        .with_no_client_auth();
+    // In a resumed session no certificate is looked at, whoever is believed by then.
+    tls.resumption = Resumption::disabled();
+    Ok(tls)
 }
 
 /// The usual check, with the hint.

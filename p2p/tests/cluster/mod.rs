@@ -76,6 +76,10 @@ impl Cluster {
         Process { swarm, store, registry }
     }
 
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
     pub fn ticket(&self, recipe: RecipeId, peer: PeerId) -> Ticket {
         ticket_by(&self.tickets, recipe, peer)
     }

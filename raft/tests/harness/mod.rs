@@ -4,9 +4,10 @@
 //! stand, and nothing says good-bye to anyone. Used by the tests of this crate alone.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
@@ -45,6 +46,8 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 pub struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    /// Whom members take for a stranger, whatever it shows.
+    refused: Arc<Mutex<BTreeSet<PeerId>>>,
 }
 
 impl Authority {
@@ -54,7 +57,12 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self { certificate, issuer: Issuer::new(params, key), refused: Arc::default() }
+    }
+
+    /// Members take nobody but these for a stranger from now on.
+    pub fn refuse(&self, peers: &[PeerId]) {
+        *self.refused.lock().unwrap() = peers.iter().copied().collect();
     }
 
     fn roots(&self) -> Arc<RootCertStore> {
@@ -210,6 +218,7 @@ impl Member {
             .unwrap();
         let at = address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
         let (id, number) = (config.node, config.node.number());
+        let refused = authority.refused.clone();
         let mut registry = Registry::default();
         let started = runtime.block_on(async {
             let endpoint = quinn::Endpoint::server(authority.server(number), at)
@@ -219,7 +228,10 @@ impl Member {
                 endpoint,
                 client: authority.client_as(Some(authority), number),
                 server_name: NAME.to_owned(),
-                authenticate: Arc::new(peer_of),
+                authenticate: Arc::new(move |connection| {
+                    let peer = peer_of(connection);
+                    peer.filter(|peer| !refused.lock().unwrap().contains(peer))
+                }),
             };
             let raft = Raft::start(config, transport, &mut registry).await;
             Ok((raft.map_err(|error| error.to_string())?, address))

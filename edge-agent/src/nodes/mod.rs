@@ -97,12 +97,25 @@ pub struct Passed {
     pub retry_after: Option<HeaderValue>,
 }
 
-/// Asks nodes on behalf of an enrolled agent.
+/// Who has these has their connections.
 #[derive(Debug)]
-pub struct NodeClient {
+struct Clients {
     http: reqwest::Client,
     /// Without a limit on the whole answer, for the order stream.
     streaming: reqwest::Client,
+}
+
+impl Clients {
+    fn new(trust: &Trust) -> Result<Self, Error> {
+        let tls = identity::member_client(trust.clone())?;
+        Ok(Self { http: http(tls.clone(), Some(REQUEST_TIMEOUT))?, streaming: http(tls, None)? })
+    }
+}
+
+/// Asks nodes on behalf of an enrolled agent.
+#[derive(Debug)]
+pub struct NodeClient {
+    clients: RwLock<Clients>,
     /// The cluster's authorities, and others that the settings name.
     trust: Trust,
     others: Vec<Vec<u8>>,
@@ -130,10 +143,8 @@ impl NodeClient {
         let (believed, others) = authorities.split_first().ok_or(identity::Error::Pem)?;
         let others: Vec<Vec<u8>> = others.iter().map(|pem| pem.to_vec()).collect();
         let trust = Trust::new(roots(believed, &others)?)?;
-        let tls = identity::member_client(trust.clone())?;
         let client = Self {
-            http: http(tls.clone(), Some(REQUEST_TIMEOUT))?,
-            streaming: http(tls, None)?,
+            clients: RwLock::new(Clients::new(&trust)?),
             trust,
             others,
             key,
@@ -147,12 +158,28 @@ impl NodeClient {
         Ok(client)
     }
 
-    /// Believes these authorities of the cluster from now on, PEM, and those of the settings.
+    /// Believes these authorities of the cluster from now on, PEM, and those of the settings. Where one
+    /// that was believed is not among them, connections are made anew, the order stream's too: whoever is
+    /// at their other ends may have a certificate of that one's.
     ///
     /// # Errors
     /// Where they cannot be read; those before are believed on.
     pub fn believe(&self, pem: &str) -> Result<(), Error> {
-        Ok(self.trust.replace(roots(pem.as_bytes(), &self.others)?)?)
+        let before = self.trust.withdrawals();
+        self.trust.replace(roots(pem.as_bytes(), &self.others)?)?;
+        if self.trust.withdrawals() != before {
+            *self.clients.write() = Clients::new(&self.trust)?;
+            self.reopen_orders();
+        }
+        Ok(())
+    }
+
+    fn http(&self) -> reqwest::Client {
+        self.clients.read().http.clone()
+    }
+
+    fn streaming(&self) -> reqwest::Client {
+        self.clients.read().streaming.clone()
     }
 
     /// Takes a new list of nodes; the one that answered last stays first where it is still there.
@@ -246,7 +273,7 @@ impl NodeClient {
     ) -> Result<Passed, Error> {
         let mut last = Error::NoneKnown;
         for url in self.urls() {
-            let mut request = self.http.request(method.clone(), format!("{url}{path}"));
+            let mut request = self.http().request(method.clone(), format!("{url}{path}"));
             if let Some(value) = authorization {
                 request = request.header(AUTHORIZATION, value.clone());
             }
@@ -284,7 +311,7 @@ impl NodeClient {
     ) -> Result<reqwest::Response, Error> {
         let mut last = Error::NoneKnown;
         for url in self.urls() {
-            let mut request = self.streaming.request(method.clone(), format!("{url}{path}"));
+            let mut request = self.streaming().request(method.clone(), format!("{url}{path}"));
             for (name, value) in [(AUTHORIZATION, authorization), (RANGE, range)] {
                 if let Some(value) = value {
                     request = request.header(name, value.clone());
@@ -349,8 +376,10 @@ impl NodeClient {
     ) -> Result<T, Error> {
         let mut last = Error::NoneKnown;
         for url in self.urls() {
-            let mut request =
-                self.http.request(method.clone(), format!("{url}{path}")).bearer_auth(self.token());
+            let mut request = self
+                .http()
+                .request(method.clone(), format!("{url}{path}"))
+                .bearer_auth(self.token());
             if let Some(body) = body {
                 request = request.json(body);
             }

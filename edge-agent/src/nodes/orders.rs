@@ -64,7 +64,7 @@ async fn stream(
 ) -> Result<(), (Error, bool)> {
     let unreachable = |message: String| Error::Unreachable { url: url.to_owned(), message };
     let request = client
-        .streaming
+        .streaming()
         .get(format!("{url}/api/v1/agents/self/orders"))
         .bearer_auth(client.token())
         .send();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use parking_lot::RwLock;
 use reqwest::header::HeaderMap;
 use serde::de::DeserializeOwned;
 use shoal_content::{ClusterId, NodeId};
@@ -43,11 +44,40 @@ pub enum SiblingsError {
 pub struct Siblings {
     raft: Raft,
     node: NodeId,
+    trust: Trust,
+    clients: Arc<RwLock<Clients>>,
+    key: Arc<KeyPair>,
+    cluster: ClusterId,
+}
+
+/// Who has these has their connections.
+#[derive(Clone)]
+struct Clients {
+    /// So many authorities had been taken out when they were made.
+    withdrawals: u64,
     http: reqwest::Client,
     /// For answers that take as long as they take.
     streams: reqwest::Client,
-    key: Arc<KeyPair>,
-    cluster: ClusterId,
+}
+
+impl Clients {
+    fn new(trust: &Trust) -> Result<Self, SiblingsError> {
+        let withdrawals = trust.withdrawals();
+        let tls = identity::member_client(trust.clone())?;
+        let builder = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .https_only(true)
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
+        };
+        let http = builder().timeout(ANSWER_TIMEOUT).build()?;
+        let streams = builder().connect_timeout(STREAM_CONNECT_TIMEOUT);
+        let streams = streams.read_timeout(SILENCE_MAX).http1_only().build()?;
+        Ok(Self { withdrawals, http, streams })
+    }
 }
 
 impl std::fmt::Debug for Siblings {
@@ -67,20 +97,21 @@ impl Siblings {
         keys: &Keys,
         (key, trust): (Arc<KeyPair>, &Trust),
     ) -> Result<Self, SiblingsError> {
-        let tls = identity::member_client(trust.clone())?;
-        let builder = || {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .https_only(true)
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .user_agent(concat!("shoal-node/", env!("CARGO_PKG_VERSION")))
-        };
-        let http = builder().timeout(ANSWER_TIMEOUT).build()?;
-        let streams = builder().connect_timeout(STREAM_CONNECT_TIMEOUT);
-        let streams = streams.read_timeout(SILENCE_MAX).http1_only().build()?;
-        Ok(Self { raft, node, http, streams, key, cluster: keys.cluster })
+        let clients = Arc::new(RwLock::new(Clients::new(trust)?));
+        let trust = trust.clone();
+        Ok(Self { raft, node, trust, clients, key, cluster: keys.cluster })
+    }
+
+    /// Others than before, with connections of their own, where an authority was taken out meanwhile: those
+    /// that stand may lead to whoever has its key.
+    fn clients(&self) -> Result<Clients, String> {
+        let known = self.clients.read().clone();
+        if known.withdrawals == self.trust.withdrawals() {
+            return Ok(known);
+        }
+        let made = Clients::new(&self.trust).map_err(|error| error.to_string())?;
+        *self.clients.write() = made.clone();
+        Ok(made)
     }
 
     /// The answers of all other nodes to `GET path` that came in time.
@@ -109,7 +140,7 @@ impl Siblings {
         path: &str,
         headers: HeaderMap,
     ) -> Result<reqwest::Response, String> {
-        let request = self.request(&self.streams, api_url, path)?.headers(headers);
+        let request = self.request(&self.clients()?.streams, api_url, path)?.headers(headers);
         request.send().await.map_err(|error| error.to_string())
     }
 
@@ -125,7 +156,7 @@ impl Siblings {
     }
 
     async fn get<T: DeserializeOwned>(&self, api_url: &str, path: &str) -> Result<T, String> {
-        let request = self.request(&self.http, api_url, path)?;
+        let request = self.request(&self.clients()?.http, api_url, path)?;
         let response = request.send().await.map_err(|error| error.to_string())?;
         let status = response.status();
         if !status.is_success() {

@@ -256,6 +256,17 @@ fn replace_at_once(folder: &Path, cluster: &mut Cluster, late: &Agent) -> Result
         let now = certificates(cluster)?;
         Ok(now.iter().zip(&before).all(|(now, before)| now != before).then_some(()))
     })?;
+    // What stood since before was judged by the first one.
+    wait_for("connections of before to be closed", DEADLINE, || {
+        let nodes = cluster.nodes.iter_mut().map(|node| node.process());
+        let agents = cluster.agents.iter_mut().map(|agent| agent.process());
+        let mut closed = 0;
+        for process in nodes.chain(agents) {
+            let log = process?.log_text();
+            closed += log.matches("of an authority that is believed no longer").count();
+        }
+        Ok((closed >= AGENTS).then_some(()))
+    })?;
     for number in 0..AGENTS {
         fetch(folder, cluster, number, 0, "vm/large:1")?;
         fetch(folder, cluster, number, 1, "vm/small:1")?;

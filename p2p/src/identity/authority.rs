@@ -10,14 +10,17 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use shoal_content::{ClusterId, Timestamp};
-use time::{Duration, OffsetDateTime};
+use time::macros::date;
+use time::{Date, Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{Error, Role, is_due};
+use super::{Error, Role};
 
-/// How long the authority's own certificate holds.
+/// How long the authority's own certificate holds from when it was made; it begins long before, since the
+/// clock that it is made by may be ahead of all others.
 const AUTHORITY_DAYS: i64 = 3650;
+const AUTHORITY_FROM: Date = date!(2000 - 01 - 01);
 /// Authorities that may stand between one and a process's certificate: each has signed the certificate
 /// of the next, and who knows only the first believes the last through them.
 const LATER_MAX: u8 = 4;
@@ -90,18 +93,17 @@ impl Authority {
         let name = hex::encode(&of_key.as_ref()[..NAME_BYTES]);
         let mut params = authority_params(&format!("Shoal {cluster} {name}"))?;
         let certificate_pem = params.self_signed(&key)?.pem();
-        // Nobody is believed for longer than who vouches.
-        params.not_after = params.not_after.min(self.validity()?.1);
+        // By whichever clock the two were made: who believes this one asks for no time of its.
+        params.not_after = params.not_after.max(self.ends_at()?);
         let vouched_pem = params.signed_by(&key, &self.issuer)?.pem();
         let authority = Self::load(&certificate_pem, &key.serialize_pem())?;
         Ok(Successor { authority, vouched_pem })
     }
 
-    fn validity(&self) -> Result<(OffsetDateTime, OffsetDateTime), Error> {
+    fn ends_at(&self) -> Result<OffsetDateTime, Error> {
         let (_, parsed) = X509Certificate::from_der(&self.certificate).map_err(|_| Error::Pem)?;
-        let validity = parsed.validity();
-        let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Error::Pem);
-        Ok((moment(validity.not_before.timestamp())?, moment(validity.not_after.timestamp())?))
+        let seconds = parsed.validity().not_after.timestamp();
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Error::Pem)
     }
 
     /// Whether two thirds of its time are over, so that another should take its place.
@@ -109,13 +111,9 @@ impl Authority {
     /// # Errors
     /// Where its certificate cannot be read.
     pub fn is_old(&self, now: Timestamp) -> Result<bool, Error> {
-        let (from, until) = self.validity()?;
-        let millis = |moment: OffsetDateTime| {
-            Timestamp::from_millis(u64::try_from(moment.unix_timestamp()).unwrap_or(0) * 1000)
-        };
-        let from = millis(from);
-        // A clock that is behind makes nothing old.
-        Ok(now > from && is_due(from, millis(until), now))
+        let from = self.ends_at()? - Duration::days(AUTHORITY_DAYS / 3);
+        let from = u64::try_from(from.unix_timestamp()).unwrap_or(0);
+        Ok(now >= Timestamp::from_millis(from * 1000))
     }
 
     /// # Errors
@@ -218,6 +216,7 @@ fn authority_params(name: &str) -> Result<CertificateParams, Error> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(LATER_MAX));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, AUTHORITY_DAYS);
+    params.not_before = AUTHORITY_FROM.midnight().assume_utc();
     Ok(params)
 }
 
@@ -231,4 +230,27 @@ fn validity(params: &mut CertificateParams, days: i64) {
     let now = OffsetDateTime::now_utc();
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + Duration::days(days);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_and_what_vouches_for_it_are_good_by_every_clock() {
+        let cluster = ClusterId::from_uuid(uuid::Uuid::from_u128(1));
+        let first = Authority::create(&cluster).unwrap();
+        let Successor { authority: second, vouched_pem } = first.succeed(&cluster).unwrap();
+        let pems = [first.certificate_pem(), second.certificate_pem(), vouched_pem.as_str()];
+        let ends = pems.map(|pem| {
+            let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+            let from = parsed.validity().not_before.timestamp();
+            assert_eq!(from, AUTHORITY_FROM.midnight().assume_utc().unix_timestamp());
+            parsed.validity().not_after.timestamp()
+        });
+        // Where the clock went back before the second was made, it would not be good for those who were
+        // away until then.
+        assert!(ends[2] >= ends[0] && ends[2] >= ends[1]);
+    }
 }

@@ -223,8 +223,7 @@ pub enum AuthorityCommand {
         /// Others may have the old one's key: believe it no longer than until all nodes have the new
         /// one, which takes seconds. Hosts that do not hear of it by then get no chunks of other hosts
         /// until they have reached a node, and join tokens made before are good for nothing. Cuts a
-        /// rotation short that is under way. Connections that stand go on: restart the nodes one by
-        /// one afterwards, which ends them
+        /// rotation short that is under way. Connections that stand are closed within a minute
         #[arg(long)]
         now: bool,
         /// Do not ask

@@ -19,8 +19,7 @@ pub async fn authority(
         AuthorityCommand::Rotate { now, yes } => {
             let question = "Believe the old authority no longer as soon as all nodes have a new one? \
                             Join tokens made before are good for nothing then, and hosts that are \
-                            away have to reach a node before other hosts give them anything. \
-                            Connections that stand go on until the nodes are restarted.";
+                            away have to reach a node before other hosts give them anything.";
             if *now && !yes && !confirm(question)? {
                 return Err(Error::Usage(
                     "nothing was changed; --yes does it without asking".into(),

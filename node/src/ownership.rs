@@ -13,15 +13,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_content::ClusterId;
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::clock;
 use crate::store::{BlobStore, StoreError};
+
+/// How long a node that starts waits for storage that does not answer, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Why a cluster must not use a storage.
 #[derive(Debug, Error)]
@@ -52,6 +59,13 @@ pub enum OwnershipError {
     Forgotten,
     #[error("whose storage it is cannot be looked up")]
     Store(#[from] StoreError),
+}
+
+impl OwnershipError {
+    /// Whether another look may go better by itself.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_retryable())
+    }
 }
 
 /// What the object says.
@@ -100,6 +114,26 @@ impl Ownership {
         }
         self.seen.store(true, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// [`Self::look`] for a node that starts: storage that does not answer is waited for.
+    ///
+    /// # Errors
+    /// As above, where it does not answer within [`PATIENCE`].
+    pub async fn look_patiently(&self) -> Result<bool, OwnershipError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = PAUSE;
+        loop {
+            match self.look().await {
+                Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                    let error = anyhow::Error::from(error);
+                    warn!("it cannot be seen yet whose the storage is: {error:#}");
+                }
+                looked => return looked,
+            }
+            sleep(pause).await;
+            pause = PAUSE_MAX.min(pause * 2);
+        }
     }
 
     /// Makes sure that storage is this cluster's; what is nobody's becomes so.
@@ -191,6 +225,7 @@ mod tests {
 
     use super::*;
     use crate::store::FolderStore;
+    use crate::store::disturbed::DisturbedStore;
 
     fn of(store: &Arc<dyn BlobStore>, cluster: u128, lineage: Option<&str>) -> Ownership {
         let cluster = ClusterId::from_uuid(Uuid::from_u128(cluster));
@@ -257,5 +292,22 @@ mod tests {
         let store = open(&folder);
         store.set_owner(None, Bytes::from_static(b"{}")).await.unwrap();
         assert!(matches!(of(&store, 1, None).hold().await, Err(OwnershipError::Unreadable)));
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_storage_that_does_not_answer_and_for_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let disturbed = DisturbedStore::open(folder.path());
+        let store: Arc<dyn BlobStore> = disturbed.clone();
+        of(&store, 1, None).hold().await.unwrap();
+        disturbed.failing_owners.store(2, Ordering::Relaxed);
+        assert!(of(&store, 1, None).look_patiently().await.unwrap());
+        assert_eq!(disturbed.failing_owners.load(Ordering::Relaxed), 0);
+        disturbed.failing_owners.store(1, Ordering::Relaxed);
+        assert!(matches!(of(&store, 1, None).look().await, Err(OwnershipError::Store(_))));
+        // Who is another cluster hears of it at once.
+        disturbed.failing_owners.store(1, Ordering::Relaxed);
+        let refused = of(&store, 2, None).look_patiently().await;
+        assert!(matches!(refused, Err(OwnershipError::Another { .. })));
     }
 }

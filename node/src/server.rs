@@ -204,7 +204,7 @@ impl Server {
         let stores = stores.context("storage cannot be opened")?;
         let behind = Arc::clone(&stores.behind);
         let ownership = Ownership::new(behind, member.cluster, member.lineage.clone());
-        if !ownership.look().await? {
+        if !ownership.look_patiently().await? {
             home.check_new_storage(&member)?;
         }
         let credentials = home.credentials()?;

@@ -26,6 +26,8 @@ pub struct DisturbedStore {
     pub gate: Semaphore,
     /// So many parts fail before one is taken again.
     pub failing_parts: AtomicU64,
+    /// So many looks at whose it is fail before one is answered.
+    pub failing_owners: AtomicU64,
 }
 
 impl DisturbedStore {
@@ -35,12 +37,22 @@ impl DisturbedStore {
             reads: AtomicU64::new(0),
             gate: Semaphore::new(1),
             failing_parts: AtomicU64::new(0),
+            failing_owners: AtomicU64::new(0),
         })
     }
 
     /// How often bytes were asked for.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+}
+
+/// Fails where one of `failing` is left.
+fn fail_one_of(failing: &AtomicU64, doing: &'static str) -> Result<(), StoreError> {
+    let fewer = |left: u64| left.checked_sub(1);
+    match failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer) {
+        Ok(_) => Err(StoreError::Unavailable { doing, cause: "a test has it fail".to_owned() }),
+        Err(_) => Ok(()),
     }
 }
 
@@ -62,11 +74,7 @@ impl BlobStore for DisturbedStore {
         offset: u64,
         bytes: Bytes,
     ) -> Result<StoredPart, StoreError> {
-        let fewer = |left: u64| left.checked_sub(1);
-        if self.failing_parts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok() {
-            let cause = "a test has it fail".to_owned();
-            return Err(StoreError::Unavailable { doing: "putting a part", cause });
-        }
+        fail_one_of(&self.failing_parts, "putting a part")?;
         self.inner.put_part(key, multipart, number, offset, bytes).await
     }
 
@@ -123,6 +131,7 @@ impl BlobStore for DisturbedStore {
     }
 
     async fn owner(&self) -> Result<Option<Bytes>, StoreError> {
+        fail_one_of(&self.failing_owners, "reading whose storage it is")?;
         self.inner.owner().await
     }
 

@@ -282,18 +282,7 @@ impl Shredder {
     }
 
     async fn going(&self, object: ObjectKey, look: Look) -> Result<Option<Held>, StoreError> {
-        let mut pause = LOOK_PAUSE;
-        for _ in 1..LOOKS_MAX {
-            match self.store.going(object, look).await {
-                Err(error) if error.is_retryable() => {
-                    debug!(%object, %error, "an object cannot be looked at now");
-                    sleep(pause).await;
-                    pause *= 2;
-                }
-                looked => return looked,
-            }
-        }
-        self.store.going(object, look).await
+        patiently(LOOK_PAUSE, || self.store.going(object, look)).await
     }
 
     /// Hands those over that go with a retired key; gives how many.
@@ -329,5 +318,55 @@ impl Shredder {
             self.handed_over.inc_by(objects);
         }
         Ok(count)
+    }
+}
+
+/// Looks again, [`LOOKS_MAX`] times in all, while storage does not answer; `pause` is the first one.
+async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
+    mut pause: Duration,
+    mut look: impl FnMut() -> F,
+) -> Result<T, StoreError> {
+    for _ in 1..LOOKS_MAX {
+        match look().await {
+            Err(error) if error.is_retryable() => {
+                debug!(%error, "an object cannot be looked at now");
+                sleep(pause).await;
+                pause *= 2;
+            }
+            looked => return looked,
+        }
+    }
+    look().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many looks it takes where the first so many fail, and what comes of them.
+    async fn looks(failing: u32, is_retryable: bool) -> (u32, Result<u32, StoreError>) {
+        let mut looks = 0;
+        let looked = patiently(Duration::ZERO, || {
+            looks += 1;
+            let (doing, cause) = ("reading an object", "a test has it fail".to_owned());
+            std::future::ready(match (looks <= failing, is_retryable) {
+                (false, _) => Ok(looks),
+                (true, true) => Err(StoreError::Unavailable { doing, cause }),
+                (true, false) => Err(StoreError::Refused { doing, cause }),
+            })
+        });
+        let looked = looked.await;
+        (looks, looked)
+    }
+
+    #[tokio::test]
+    async fn an_object_is_looked_at_again_while_storage_does_not_answer() {
+        assert!(matches!(looks(0, true).await, (1, Ok(1))));
+        assert!(matches!(looks(2, true).await, (3, Ok(3))));
+        assert!(matches!(looks(LOOKS_MAX - 1, true).await, (LOOKS_MAX, Ok(_))));
+        assert!(
+            matches!(looks(LOOKS_MAX, true).await, (LOOKS_MAX, Err(error)) if error.is_retryable())
+        );
+        assert!(matches!(looks(1, false).await, (1, Err(StoreError::Refused { .. }))));
     }
 }

@@ -6,16 +6,16 @@
 //! or a policy changes, and at every interval besides. What it finds is compared again by the
 //! command, so that a change of leaders orders nothing twice.
 //!
-//! Invariants: nothing is ordered that whoever made the policy may not pull now; an order that
-//! somebody called off stays so until the tag moves.
+//! Invariants: nothing is ordered that whoever made the policy may not order now, and a refusal is told
+//! once in the audit trail; an order that somebody called off stays so until the tag moves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use shoal_content::{AccountName, DeploymentId, Digest, PeerId, Timestamp};
 use shoal_metadata::{
-    Action, Agent, AuditSource, Command, Event, Fault, HostState, Query, Read, Refusal, RobotName,
-    WarmUp, What, Who, permission,
+    Action, Agent, AuditResult, AuditSource, Command, Event, Fault, HostState, Query, Read,
+    Refusal, RobotName, UserRole, WarmUp, What, Who, permission,
 };
 use shoal_raft::{ProposeError, Raft};
 use thiserror::Error;
@@ -25,6 +25,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::audit::Audit;
 use crate::clock;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -40,7 +41,7 @@ pub enum Trouble {
     NoImage(String),
     #[error("{0} has no tag {1}")]
     NoTag(String, String),
-    #[error("{0}, on whose behalf it orders, may not pull {1} any more")]
+    #[error("{0}, on whose behalf it orders, may not order {1} any more")]
     Forbidden(String, String),
     #[error("the metadata cannot be read")]
     Rows(#[from] Fault),
@@ -67,7 +68,8 @@ pub fn named<R: Read>(
             let row = query.robot(robot)?;
             row.is_some_and(|row| row.expires_at.is_none_or(|expires| expires > now))
         }
-        _ => true,
+        // Who has become an auditor since changes nothing.
+        _ => query.user(by)?.is_some_and(|user| user.role != UserRole::Auditor),
     };
     let made = policy.created_at.plus_millis(clock::CLOCKS_APART_MS);
     let is_there = holds && query.was_there(by, made)?;
@@ -82,7 +84,7 @@ pub fn named<R: Read>(
 type Tries = HashMap<DeploymentId, Instant>;
 
 /// Runs until it is dropped.
-pub async fn keep_warm(raft: Raft) {
+pub async fn keep_warm(raft: Raft, audit: Audit) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = raft.events();
@@ -99,7 +101,7 @@ pub async fn keep_warm(raft: Raft) {
         if !raft.status().is_leader {
             continue;
         }
-        if let Err(error) = look(&raft, &mut tries, &mut troubled).await {
+        if let Err(error) = look(&raft, &audit, &mut tries, &mut troubled).await {
             warn!(%error, "warm-up policies cannot be read");
         }
     }
@@ -124,6 +126,7 @@ async fn changed(events: &mut Receiver<Event>) -> bool {
 
 async fn look(
     raft: &Raft,
+    audit: &Audit,
     tries: &mut Tries,
     troubled: &mut BTreeSet<AccountName>,
 ) -> Result<(), Fault> {
@@ -151,6 +154,7 @@ async fn look(
                 Err(trouble) => {
                     if troubled.insert(policy.name.clone()) {
                         warn!(warm_up = %policy.name, %trouble, "a warm-up policy orders nothing");
+                        note_refusal(audit, &policy, &trouble);
                     }
                 }
             }
@@ -169,6 +173,15 @@ async fn look(
         }
     }
     Ok(())
+}
+
+/// Tells the audit trail, where it is a matter of rights.
+fn note_refusal(audit: &Audit, policy: &WarmUp, trouble: &Trouble) {
+    if let Trouble::Forbidden(who, image) = trouble {
+        let source = AuditSource { who: who.clone(), ..AuditSource::default() };
+        let target = format!("{} {image}", policy.name);
+        audit.note_as(source, "warm_up.run", target, AuditResult::Refused(trouble.to_string()));
+    }
 }
 
 /// What is to be proposed for a policy, if anything.

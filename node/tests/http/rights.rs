@@ -6,6 +6,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::Permission;
+use shoal_metadata::AuditPhase;
 
 use super::members::Agent;
 use super::node::{Node, problem, read};
@@ -525,6 +526,14 @@ async fn who_gave_an_order_has_it_within_its_rights_and_nobody_of_the_name_after
     ensure!(tries(&alice).await? == [404; 4], "{:?}", tries(&alice).await?);
     let listed: Value = read(alice.api(Method::GET, "deployments").send().await?).await?;
     ensure!(listed == json!([]), "{listed}");
+    let refused = async || -> Result<Option<Value>> {
+        node.server.app().services.audit.flush(AuditPhase::Goes).await?;
+        let trail: Value = node.get("audit?action=warm_up.run").await?;
+        Ok(trail["entries"].get(0).cloned())
+    };
+    let refused = until("the policy's refusal to be in the trail", refused).await?;
+    ensure!(refused["who"] == "alice" && refused["target"] == "base shop/app", "{refused}");
+    ensure!(refused.to_string().contains("may not order"), "{refused}");
     put_member(&node, member, "guest").await?;
     let export: Value = read(alice.api(Method::GET, "user/export").send().await?).await?;
     ensure!(export["audit"].to_string().contains("deployment.create"), "{export}");

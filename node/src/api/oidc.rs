@@ -109,15 +109,26 @@ pub struct Begin {
     challenge: Option<String>,
 }
 
+/// Who guesses elsewhere is not let in here either.
+///
+/// # Errors
+/// 403 where the address is blocked.
+async fn check_address(app: &App, client: SocketAddr) -> Result<(), Problem> {
+    let view = app.view().await?;
+    app.lockout.check_address(view.query(), Some(client.ip()))
+}
+
 /// Sends a browser to the issuer.
 pub async fn begin(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     Query(begin): Query<Begin>,
 ) -> Result<Response, Problem> {
     let settings = &app.config.oidc;
     if settings.issuer.is_empty() {
         return Err(none());
     }
+    check_address(&app, client).await?;
     let program = match (begin.port, begin.challenge) {
         (None, None) => None,
         (Some(port), Some(challenge)) if challenge.len() == 43 && port >= 1024 => {
@@ -175,6 +186,7 @@ pub async fn end(
     if app.config.oidc.issuer.is_empty() {
         return Err(none());
     }
+    check_address(&app, client).await?;
     let over = || failed("the login took too long, or began in another browser; begin again");
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|one| one.split_once('='));
@@ -235,6 +247,7 @@ pub async fn redeem(
     headers: HeaderMap,
     Body(request): Body<OidcRedeem>,
 ) -> Result<Json<LoginResponse>, Problem> {
+    check_address(&app, client).await?;
     let over = || failed("the ticket is not good any more; begin again");
     let ticket: Ticket = open(&app, OF_TICKET, &request.ticket).ok_or_else(over)?;
     let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(request.verifier.as_bytes()));

@@ -161,6 +161,7 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
         config.lockout.exempt_networks.clear();
         config.lockout.address_accounts = 5;
         config.lockout.token_failures = 20;
+        config.oidc.issuer = "https://issuer.invalid".to_owned();
     })
     .await?;
     let unblock = |node: &Node| {
@@ -186,6 +187,16 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
     let anonymous = node.anonymous_v2(Method::GET, "a/b/manifests/c").send().await?;
     expect(&anonymous, StatusCode::FORBIDDEN)?;
     ensure!(anonymous.headers().get("retry-after").is_none(), "it has no end");
+    // Nor by way of another issuer, which is not even asked.
+    let url = format!("{}/api/v1/auth/oidc", node.url);
+    for way in [
+        node.http.get(format!("{url}/login")),
+        node.http.get(format!("{url}/callback?code=1&state=1")),
+        node.http.post(format!("{url}/redeem")).json(&json!({ "ticket": "a", "verifier": "b" })),
+    ] {
+        let refused = problem(way.send().await?, StatusCode::FORBIDDEN).await?;
+        ensure!(refused.code == "locked", "{refused:?}");
+    }
     unblock(&node).await?;
     is_answered(StatusCode::OK, "let in again").await?;
 
@@ -207,7 +218,22 @@ async fn an_address_that_tries_many_accounts_or_tokens_is_blocked() -> Result<()
     }
     is_answered(StatusCode::FORBIDDEN, "twenty join tokens").await?;
     unblock(&node).await?;
-    // One that has expired is no guess; and the block ends by itself, which it says.
+    // Nor is one that has expired a guess: a forgotten job locks nobody out.
+    let request = json!({ "name": "short", "scopes": ["repo:read"], "ttl_seconds": 1 });
+    let made: Value = node.call(Method::POST, "user/tokens", &request).await?;
+    let token = made["token"].as_str().context("a token")?;
+    let refused = async || {
+        let asked = node.http.get(format!("{}/api/v1/auth/me", node.url)).bearer_auth(token);
+        asked.send().await
+    };
+    until("the token to expire", async || {
+        Ok((refused().await?.status() == StatusCode::UNAUTHORIZED).then_some(()))
+    })
+    .await?;
+    for _ in 0..25 {
+        let refused = problem(refused().await?, StatusCode::UNAUTHORIZED).await?;
+        ensure!(refused.code == "token_expired", "{refused:?}");
+    }
     let blocks: Vec<Block> = read(node.request(Method::GET, "blocks").send().await?).await?;
     ensure!(blocks.is_empty(), "{blocks:?}");
     node.server.stop().await

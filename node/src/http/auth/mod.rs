@@ -219,7 +219,8 @@ pub async fn first_factor(
         let row = query.robot(&robot)?.filter(|row| blake3::Hash::from(row.secret_hash) == hash);
         return match row {
             Some(row) if is_valid(&row, app) => Ok(Principal::Robot(row.name)),
-            _ => {
+            Some(_) => Err(expired()),
+            None => {
                 wrong_token(app, client);
                 Err(wrong())
             }
@@ -276,7 +277,16 @@ fn is_valid(robot: &Robot, app: &App) -> bool {
     robot.expires_at.is_none_or(|end| end > app.now())
 }
 
+/// What was good until now, and so is no guess.
+fn expired() -> Problem {
+    let message = "this token or secret has expired; make another one".into();
+    Problem { code: token::EXPIRED, message, ..Problem::unauthorized() }
+}
+
 /// Who brings a personal token, if it is one that holds.
+///
+/// # Errors
+/// 401 where it has expired.
 fn personal<R: Read>(
     app: &App,
     query: Query<'_, R>,
@@ -294,7 +304,7 @@ fn bearer<R: Read>(
     token: PersonalToken,
 ) -> Result<Option<Principal>, Problem> {
     if token.expires_at.is_some_and(|end| end <= app.now()) {
-        return Ok(None);
+        return Err(expired());
     }
     let user = query.user(token.user.as_str())?;
     let PersonalToken { id, scopes, .. } = token;

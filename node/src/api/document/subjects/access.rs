@@ -42,17 +42,20 @@ pub fn login() -> Subject {
             get("/api/v1/auth/oidc/login", "Sends a browser to the other issuer")
                 .about("A program on the same machine as the browser gives `port` and `challenge`.")
                 .gives(302, "", "To the issuer; a cookie remembers the login.")
+                .refuses(403, "locked")
                 .refuses(404, "oidc_off")
                 .refuses(502, "issuer_away"),
             get("/api/v1/auth/oidc/callback", "Hears what the other issuer says")
                 .gives_json::<LoginResponse>(200, "A session has begun.")
                 .gives(302, "", "To the program that began the login, with a ticket.")
                 .refuses(401, "oidc_failed identity_unknown")
+                .refuses(403, "locked")
                 .refuses(404, "oidc_off")
                 .refuses(409, "account_taken")
                 .refuses(502, "issuer_away"),
             post("/api/v1/auth/oidc/redeem", "Gives a program's ticket for a session")
-                .refuses(401, "oidc_failed"),
+                .refuses(401, "oidc_failed")
+                .refuses(403, "locked"),
             post("/api/v1/auth/workload", "Gives a job's token of another issuer for a robot's")
                 .refuses(401, "workload_refused")
                 .refuses(403, "locked"),

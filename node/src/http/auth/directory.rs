@@ -151,6 +151,11 @@ impl Directory {
         })
     }
 
+    /// Whether there is one.
+    pub(super) fn is_set(&self) -> bool {
+        self.settings.is_some()
+    }
+
     /// Whose name and password these are, if they are anybody's at the directory. `user` is the
     /// account here that is called so; one with a password of its own is none of the directory's.
     ///

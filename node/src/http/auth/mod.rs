@@ -23,6 +23,7 @@ mod verified;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, header, request};
@@ -59,6 +60,9 @@ pub(crate) mod fuzzed {
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The answer where a password is right and not enough.
 pub const CODE_NEEDED: &str = "second_factor_needed";
+/// Where there is a directory, a wrong password is answered at a multiple of this: for some names the
+/// directory is asked, for others not, and how long that takes would tell which.
+const WRONG_BEAT: Duration = Duration::from_millis(500);
 /// What a personal token begins with.
 pub const PERSONAL_TOKEN_PREFIX: &str = "pat_v1_";
 
@@ -212,6 +216,7 @@ pub async fn first_factor(
         message: "the name or the password is wrong".into(),
         ..Problem::unauthorized()
     };
+    let begun = Instant::now();
     let query = view.query();
     barred(app, app.lockout.check_address(query, client))?;
     if let Ok(robot) = name.parse::<RobotName>() {
@@ -256,8 +261,21 @@ pub async fn first_factor(
             let (name, role) = (user.name, user.role);
             Ok(Principal::User { name, role, token: None, session: None })
         }
-        _ => Err(wrong()),
+        _ => {
+            if app.directory.is_set() {
+                tokio::time::sleep(until_beat(begun.elapsed())).await;
+            }
+            Err(wrong())
+        }
     }
+}
+
+/// From so long after the beginning until the next multiple of [`WRONG_BEAT`].
+fn until_beat(elapsed: Duration) -> Duration {
+    let beat = WRONG_BEAT.as_nanos();
+    // Less than the beat, so it fits.
+    let over = u64::try_from(elapsed.as_nanos() % beat).unwrap_or(0);
+    WRONG_BEAT - Duration::from_nanos(over)
 }
 
 /// Counts who is turned away unheard.
@@ -512,5 +530,22 @@ impl FromRequestParts<App> for Principal {
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
         let asker = Asker::from_request_parts(parts, app).await?;
         asker.principal.ok_or_else(Problem::unauthorized)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_passwords_are_answered_at_the_same_moments_however_long_they_took() {
+        let answered = |millis| {
+            let took = Duration::from_millis(millis);
+            took + until_beat(took)
+        };
+        for millis in [0, 1, 70, 499] {
+            assert_eq!(answered(millis), WRONG_BEAT, "{millis}");
+        }
+        assert_eq!((answered(500), answered(999)), (WRONG_BEAT * 2, WRONG_BEAT * 2));
     }
 }

@@ -1,19 +1,23 @@
 //! The audit trail at this node: notes on their way into it, and old entries on their way out.
 //!
 //! A change is recorded by the command that makes it (see `shoal_metadata`, `audit`). What changes
-//! nothing – pulls, logins, refusals – is noted here in memory, in the order in which it happens,
-//! and goes into the trail with one command a second.
+//! nothing – pulls, logins, refusals – is noted here, in memory and in a file (`journal`), in the order in
+//! which it happens, and goes into the trail with one command a second. A node that fell puts in what it
+//! had noted, when it starts again, and goes on where it was.
 //!
-//! What can be lost: a node that falls takes along what it noted since its last command, which is
-//! [`FLUSH_INTERVAL`] of notes while there is a leader; notes beyond [`NOTES_MAX`], and refusals beyond
-//! [`REFUSALS_OF_ONE_MAX`], with which somebody could displace what others do, are only counted, and
-//! the trail says how many. A node that begins again without having ended says so in the trail,
-//! with the time of its last word.
+//! What can be lost: a machine that falls takes along what was noted since the last command, which is
+//! [`FLUSH_INTERVAL`] of notes while there is a leader, and the trail says since when; notes beyond
+//! [`NOTES_MAX`], and refusals beyond [`REFUSALS_OF_ONE_MAX`], with which somebody could displace what others
+//! do, are only counted, and the trail says how many (at least one, where the node fell before it said so).
 //!
 //! Crash order of an archive: the object, then the command that lets the entries go. A crash
 //! between leaves an object that no row names, for the scrub.
 
+pub mod journal;
+
 use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +33,13 @@ use shoal_metadata::{
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::http::noted;
 use crate::http::problem::chain;
 use crate::store::{self, BlobStore, StoreError};
+use journal::{Found, Journal};
 
 /// Between two commands.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,10 +72,14 @@ struct Pending {
     /// Refusals since the last batch was made up, by whom they met.
     refused: HashMap<String, u32>,
     lost: u64,
+    /// Of this process, or of the one before that it goes on with.
+    run: u64,
     /// The number of the next batch.
     batch: u64,
     /// A batch that was proposed, and whose answer did not come.
     sent: Option<AuditBatch>,
+    /// `None` where it cannot be written: then a fall is told as a gap.
+    journal: Option<Journal>,
 }
 
 impl Pending {
@@ -78,10 +87,75 @@ impl Pending {
     fn take(&mut self, note: AuditNote) -> bool {
         let room = self.notes.len() < NOTES_MAX && self.has_room_for_refusal(&note);
         match room {
-            true => self.notes.push(note),
-            false => self.lost += 1,
+            true => {
+                self.keep(|journal| journal.note(&note));
+                self.notes.push(note);
+            }
+            false => {
+                if self.lost == 0 {
+                    self.keep(Journal::lost);
+                }
+                self.lost += 1;
+            }
         }
         room
+    }
+
+    /// What cannot be kept ends the journal: half of one would tell of a run that it does not know.
+    fn keep(&mut self, write: impl FnOnce(&mut Journal) -> io::Result<()>) {
+        let Some(journal) = &mut self.journal else { return };
+        if let Err(error) = write(journal) {
+            warn!(%error, "notes for the audit trail are kept in memory alone from now on");
+            self.end_journal();
+        }
+    }
+
+    fn end_journal(&mut self) {
+        if let Some(Err(error)) = self.journal.take().map(Journal::end) {
+            warn!(%error, "what was kept for the audit trail cannot be removed");
+        }
+    }
+
+    /// Nothing is on its way any more.
+    fn keep_rest(&mut self) {
+        let Self { run, batch, notes, lost, journal: Some(journal), .. } = self else { return };
+        let written = journal.restart((*run, *batch), notes, *lost);
+        self.keep(|_| written);
+    }
+
+    /// Takes over what an earlier process has left, of whose batches the trail has those up to `last`.
+    fn recover(&mut self, node: NodeId, at: Timestamp, found: Found, last: Option<(u64, u64)>) {
+        let Found { run, batch, sent, notes, lost, is_whole } = found;
+        let ended = sent.as_ref().is_some_and(|sent| sent.phase == AuditPhase::Ends);
+        let sent_notes = sent.as_ref().map_or(0, |sent| sent.notes.len());
+        let next = batch + u64::from(sent.is_some());
+        // The file may be an old copy, with numbers that were given out again since.
+        if is_whole && !ended && last.is_none_or(|last| last < (run, next)) {
+            (self.run, self.batch) = (run, next);
+        } else {
+            // Another run, which says in the trail that the one before did not end.
+            self.run = self.run.max(run.saturating_add(1));
+        }
+        self.sent = sent.map(|sent| AuditBatch {
+            node,
+            run,
+            batch,
+            phase: sent.phase,
+            notes: folded(sent.notes),
+            lost: sent.lost,
+        });
+        self.lost = lost;
+        let kept = (sent_notes + notes.len()) as u64;
+        self.notes = notes;
+        info!(notes = kept, "notes for the audit trail were left by a process that fell");
+        let source = AuditSource {
+            who: format!("node:{node}"),
+            node: node.number(),
+            ..AuditSource::default()
+        };
+        let (action, target) = ("audit.recover".to_owned(), format!("{kept} notes"));
+        let result = AuditResult::Done;
+        self.take(AuditNote { at, source, action, target, result, count: 1 });
     }
 
     fn has_room_for_refusal(&mut self, note: &AuditNote) -> bool {
@@ -100,7 +174,6 @@ impl Pending {
 struct Inner {
     raft: Raft,
     node: NodeId,
-    run: u64,
     pending: Mutex<Pending>,
     /// One batch at a time.
     turn: tokio::sync::Mutex<()>,
@@ -117,22 +190,24 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// With a file for notes that wait, of which what `member` has left is taken over.
     pub fn new(
         raft: Raft,
         node: NodeId,
         store: Arc<dyn BlobStore>,
         settings: &crate::config::Audit,
+        (file, member): (&Path, &str),
         registry: &mut Registry,
     ) -> Self {
         const DAY_MS: u64 = 24 * 3600 * 1000;
         let lost = Counter::default();
         let help = "Notes for the audit trail that there was no room for";
         registry.register("shoal_audit_lost", help, lost.clone());
+        let pending = Mutex::new(begun(&raft, node, file, member));
         let inner = Inner {
             raft,
             node,
-            run: clock::now().as_millis(),
-            pending: Mutex::default(),
+            pending,
             turn: tokio::sync::Mutex::new(()),
             store,
             keep_ms: u64::from(settings.keep_days) * DAY_MS,
@@ -223,14 +298,17 @@ impl Audit {
         let _turn = self.inner.turn.lock().await;
         loop {
             let Some(batch) = self.next_batch(phase) else { return Ok(()) };
-            let done = batch.phase == AuditPhase::Ends;
+            let (done, run) = (batch.phase == AuditPhase::Ends, batch.run);
             let noted = Command::NoteAudit(batch);
             self.inner.raft.propose(clock::now(), noted).await?;
             let mut pending = self.inner.pending.lock();
             pending.sent = None;
-            if done {
+            // That of a process before has ended nothing here.
+            if done && run == pending.run {
+                pending.end_journal();
                 return Ok(());
             }
+            pending.keep_rest();
         }
     }
 
@@ -250,12 +328,13 @@ impl Audit {
         if phase == AuditPhase::Goes && count == 0 && pending.lost == 0 {
             return None;
         }
+        let lost = std::mem::take(&mut pending.lost);
+        pending.keep(|journal| journal.sent(count, phase, lost));
         let notes = folded(pending.notes.drain(..count).collect());
         pending.refused.clear();
-        let lost = std::mem::take(&mut pending.lost);
         let batch = AuditBatch {
             node: self.inner.node,
-            run: self.inner.run,
+            run: pending.run,
             batch: pending.batch,
             phase,
             notes,
@@ -338,6 +417,33 @@ impl Audit {
         let whole = number == archive.last + 1 && before == archive.head;
         (!whole).then(|| format!("{name}: entries are missing"))
     }
+}
+
+/// What waits when a process starts.
+fn begun(raft: &Raft, node: NodeId, file: &Path, member: &str) -> Pending {
+    let at = clock::now();
+    let last = raft.local().query().audit_run(node).unwrap_or_else(|error| {
+        warn!(%error, "it cannot be read what of this node is in the audit trail");
+        None
+    });
+    // Also where the clock went back: else the trail would take its batches for those of before.
+    let after = last.map_or(0, |(run, _)| run.saturating_add(1));
+    let mut pending = Pending { run: at.as_millis().max(after), ..Pending::default() };
+    match Journal::open(file, member) {
+        Ok((journal, found)) => {
+            pending.journal = Some(journal);
+            if let Some(found) = found {
+                pending.recover(node, at, found, last);
+            }
+            if pending.sent.is_none() {
+                pending.keep_rest();
+            }
+        }
+        Err(error) => {
+            warn!(%error, "notes for the audit trail are kept in memory alone");
+        }
+    }
+    pending
 }
 
 /// What a command is called in the trail and what it is done to.

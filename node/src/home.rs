@@ -72,6 +72,12 @@ impl Member {
     pub fn id(&self) -> NodeId {
         NodeId::new(self.node)
     }
+
+    /// Another text for each node of each life of each cluster.
+    pub fn life(&self) -> String {
+        let lineage = self.lineage.as_deref().unwrap_or_default();
+        format!("{} {lineage} {}", self.cluster, self.node)
+    }
 }
 
 /// An open and locked data folder.
@@ -124,6 +130,11 @@ impl Home {
     /// The counters of a node that was stopped.
     pub fn counters_file(&self) -> PathBuf {
         self.folder.join("counters.json")
+    }
+
+    /// Notes that wait for the audit trail.
+    pub fn audit_file(&self) -> PathBuf {
+        self.folder.join("audit.journal")
     }
 
     pub fn folder(&self) -> &Path {

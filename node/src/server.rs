@@ -295,7 +295,9 @@ impl Server {
         let pulls = Pulls::new(raft.clone(), id, pulls_interval, &mut registry);
         let every = seconds(config.retention.interval_seconds);
         let retainer = Retainer::new(raft.clone(), pulls.clone(), every, &mut registry);
-        let audit = Audit::new(raft.clone(), id, Arc::clone(&store), &config.audit, &mut registry);
+        let (group, front, settings) = (raft.clone(), Arc::clone(&store), &config.audit);
+        let (waiting, life) = (home.audit_file(), member.life());
+        let audit = Audit::new(group, id, front, settings, (&waiting, &life), &mut registry);
         let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
         let trust = credentials.trust();
         let services = Services::new(&raft, &store, id, &keys, (key, trust), upkeep)?;

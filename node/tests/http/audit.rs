@@ -1,10 +1,14 @@
 //! The audit trail over HTTP: who did what, from where; and what somebody did to the trail.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
-use shoal_metadata::AuditPhase;
+use shoal_metadata::{AuditNote, AuditPhase, AuditResult, AuditSource};
+use shoal_node::audit::journal::Journal;
+use shoal_node::home::Member;
 use shoal_p2p::identity::KeyPair;
 
 use super::members::try_enrol;
@@ -156,4 +160,52 @@ async fn every_node_writes_into_one_trail() -> Result<()> {
     ensure!(verified(&first).await?.head == verified(&first).await?.head);
     second.server.stop().await?;
     first.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_that_fell_had_noted_is_in_the_trail_once_after_the_next_start() -> Result<()>
+{
+    let node = Node::start().await?;
+    let begun = search(&node, "action=audit").await?.len();
+    let config = node.server.app().config.clone();
+    let folder = config.node.data_dir.clone();
+    let member: Member = serde_json::from_slice(&std::fs::read(folder.join("member.json"))?)?;
+    let (file, life) = (folder.join("audit.journal"), member.life());
+    let note = |target: &str| AuditNote {
+        at: shoal_node::clock::now(),
+        source: AuditSource { who: "alice".into(), ..AuditSource::default() },
+        action: "image.pull".into(),
+        target: target.into(),
+        result: AuditResult::Done,
+        count: 1,
+    };
+    let left = |file: &Path, run| -> Result<()> {
+        let (mut journal, found) = Journal::open(file, &life)?;
+        ensure!(found.is_none(), "who ends leaves something: {found:?}");
+        journal.restart((run, 0), &[note("first")], 0)?;
+        journal.sent(1, AuditPhase::Begins, 0)?;
+        Ok(journal.note(&note("second"))?)
+    };
+    let run = shoal_node::clock::now().as_millis();
+    let node = node.restart_after(config.clone(), || left(&file, run)).await?;
+    let targets = async |node: &Node| -> Result<Vec<String>> {
+        let pulls = search(node, "action=image.pull").await?;
+        Ok(pulls.into_iter().rev().map(|pull| pull.target).collect())
+    };
+    ensure!(targets(&node).await? == ["first", "second"], "{:?}", targets(&node).await?);
+    let told = search(&node, "action=audit").await?;
+    // The end of the first process, and the beginning of the one that fell.
+    let actions: Vec<&str> = told.iter().rev().skip(begun).map(|one| one.action.as_str()).collect();
+    ensure!(actions == ["audit.end", "audit.begin", "audit.recover"], "{actions:?}");
+
+    // A batch that had come in before it fell comes in no second time.
+    let again = |file: &Path| -> Result<()> {
+        let (mut journal, _) = Journal::open(file, &life)?;
+        journal.restart((run, 0), &[note("first")], 0)?;
+        Ok(journal.sent(1, AuditPhase::Begins, 0)?)
+    };
+    let node = node.restart_after(config, || again(&file)).await?;
+    ensure!(targets(&node).await? == ["first", "second"], "{:?}", targets(&node).await?);
+    verified(&node).await?;
+    node.server.stop().await
 }

@@ -144,11 +144,21 @@ impl Node {
     pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let mut config = self.server.app().config.clone();
         change(&mut config);
+        self.restart_after(config, || Ok(())).await
+    }
+
+    /// The same, after something was done while it does not run.
+    pub async fn restart_after(
+        self,
+        config: Config,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
         let Self { server, folder, url, http, token, password } = self;
         server.stop().await?;
         // In this process the endpoint of its group ends a moment after the group.
         let free = async || Ok(UdpSocket::bind(config.raft.listen).ok().map(drop));
         until("the port that is given back", free).await?;
+        meanwhile()?;
         let server = Server::start(config, |_| ()).await?;
         Ok(Self { server, folder, url, http, token, password })
     }

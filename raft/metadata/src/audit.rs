@@ -203,6 +203,15 @@ impl<R: Read> Query<'_, R> {
         Ok((next, row(self.read, Table::Counts, HEAD)?.unwrap_or_default()))
     }
 
+    /// Run and number of the last batch of a node's notes.
+    ///
+    /// # Errors
+    /// Where the metadata cannot be read.
+    pub fn audit_run(&self, node: NodeId) -> Result<Option<(u64, u64)>, Fault> {
+        let last: Option<AuditRun> = row(self.read, Table::AuditRuns, &key::node(node))?;
+        Ok(last.map(|last| (last.run, last.batch)))
+    }
+
     /// Entries that a filter takes, the newest first, at most `limit`; `looks` are looked at.
     pub fn audit(
         &self,

@@ -10,7 +10,8 @@
 //! account is known by the directory's own identifier, so that an entry which is named like an
 //! account here does not get it. A directory takes a name in many spellings: a wrong password counts
 //! for the account that they all mean, and for it the lock-out is asked before a password is tried.
-//! Sessions end where the identifier is gone, not where a name finds nothing: anybody may type one.
+//! Sessions end where the identifier is gone, not where a name finds nothing: anybody may type one; and
+//! personal tokens of who is gone are good for nothing.
 //! Non-goal: people who are gone and never ask again; their sessions end by themselves.
 
 use std::fmt::Write as _;
@@ -117,6 +118,8 @@ pub struct Directory {
     places: Arc<Semaphore>,
     /// Keyed BLAKE3 of name, password and network, with the subject.
     right: Cache<[u8; 32], String>,
+    /// By the account's name here: whether its person is there no more.
+    gone: Cache<String, bool>,
     key: [u8; 32],
 }
 
@@ -144,6 +147,10 @@ impl Directory {
             tls: tls.transpose()?,
             places: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
             right: Cache::builder()
+                .time_to_live(Duration::from_secs(settings.remember_seconds))
+                .max_capacity(REMEMBERED_MAX)
+                .build(),
+            gone: Cache::builder()
                 .time_to_live(Duration::from_secs(settings.remember_seconds))
                 .max_capacity(REMEMBERED_MAX)
                 .build(),
@@ -219,6 +226,58 @@ impl Directory {
         Ok(Some(user))
     }
 
+    /// Whether somebody whom the directory alone knew is there no more; asked once in so long at this
+    /// node. Where the directory does not answer, nobody is gone.
+    ///
+    /// # Errors
+    /// Where the rows cannot be read, or sessions not be ended.
+    pub(super) async fn is_gone(
+        &self,
+        app: &App,
+        view: &View,
+        name: &str,
+    ) -> Result<bool, Problem> {
+        let Some(settings) = &self.settings else { return Ok(false) };
+        let (issuer, query) = (settings.issuer(), view.query());
+        let Some(user) = query.user(name)? else { return Ok(false) };
+        let identities = query.identities_of(name)?;
+        let elsewhere = identities.iter().any(|one| one.issuer != issuer);
+        if elsewhere || identities.is_empty() || user.password_hash.0.starts_with(b"$") {
+            return Ok(false);
+        }
+        let subjects = identities.into_iter().map(|one| one.subject).collect();
+        let asked = self.asked(settings, subjects);
+        let gone = self.gone.get_with(name.to_owned(), asked).await;
+        if gone && !query.sessions(name)?.is_empty() {
+            end_sessions(app, Some(&user)).await?;
+        }
+        Ok(gone)
+    }
+
+    async fn asked(&self, settings: &Arc<Ldap>, subjects: Vec<String>) -> bool {
+        let Ok(_place) = Arc::clone(&self.places).acquire_owned().await else { return false };
+        let (settings, tls) = (settings.clone(), self.tls.clone());
+        let seconds = settings.timeout_seconds;
+        let asking = async move {
+            let mut ldap = connected(&settings, tls.as_ref()).await?;
+            let gone = are_gone(&mut ldap, &settings, &subjects).await;
+            // The other end may be gone already, and so is the connection then.
+            let _ = ldap.unbind().await;
+            gone
+        };
+        // In a task of its own: what a server sends may be anything.
+        let task = tokio::spawn(tokio::time::timeout(Duration::from_secs(seconds), asking));
+        let said = match task.await {
+            Ok(Ok(said)) => said,
+            Ok(Err(_)) => Err(Failure::Late(seconds)),
+            Err(_) => Err(Failure::Senseless),
+        };
+        said.unwrap_or_else(|failure| {
+            warn!(error = chain(&failure), "the directory does not say whether somebody is gone");
+            false
+        })
+    }
+
     /// What was right for one network is asked about again for another: what is remembered while the
     /// directory is away must tell nobody elsewhere that a guess is right.
     fn key(&self, name: &str, password: &str, client: Option<IpAddr>) -> [u8; 32] {
@@ -277,7 +336,7 @@ impl Question {
 
     async fn bound(&self) -> Result<Said, Failure> {
         let settings = &*self.settings;
-        let mut ldap = self.connected().await?;
+        let mut ldap = connected(settings, self.tls.as_ref()).await?;
         let name = self.attempt.name.as_str();
         let filter = fill(&settings.user_filter, name, "");
         let wanted = [settings.account_attribute.as_str(), settings.subject_attribute.as_str()];
@@ -328,31 +387,6 @@ impl Question {
         })
     }
 
-    /// Bound as who searches, where that is somebody.
-    async fn connected(&self) -> Result<ldap3::Ldap, Failure> {
-        let settings = &*self.settings;
-        let mut to = LdapConnSettings::new().set_starttls(settings.starttls);
-        if let Some(tls) = &self.tls {
-            to = to.set_config(Arc::clone(tls));
-        }
-        let (connection, mut ldap) = LdapConnAsync::with_settings(to, &settings.url).await?;
-        // It ends with `ldap`, of which it is the other end.
-        tokio::spawn(async move {
-            if let Err(error) = connection.drive().await {
-                warn!(%error, "a connection to the directory ended");
-            }
-        });
-        if !settings.bind_dn.is_empty() {
-            let secret = searchers_password(settings).await?;
-            let bound = ldap.simple_bind(&settings.bind_dn, &secret).await?;
-            if bound.rc != SUCCESS {
-                let doing = "binding as bind_dn";
-                return Err(Failure::Refused { doing, code: bound.rc, text: bound.text });
-            }
-        }
-        Ok(ldap)
-    }
-
     /// What the account of an entry is called here, or would be, where a password may be tried for it.
     fn admitted(&self, subject: &str, account: &str) -> Result<String, Problem> {
         let app = &self.attempt.app;
@@ -364,6 +398,33 @@ impl Question {
         app.lockout.check_account(view.query(), &name)?;
         Ok(name)
     }
+}
+
+/// Bound as who searches, where that is somebody.
+async fn connected(
+    settings: &Ldap,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<ldap3::Ldap, Failure> {
+    let mut to = LdapConnSettings::new().set_starttls(settings.starttls);
+    if let Some(tls) = tls {
+        to = to.set_config(Arc::clone(tls));
+    }
+    let (connection, mut ldap) = LdapConnAsync::with_settings(to, &settings.url).await?;
+    // It ends with `ldap`, of which it is the other end.
+    tokio::spawn(async move {
+        if let Err(error) = connection.drive().await {
+            warn!(%error, "a connection to the directory ended");
+        }
+    });
+    if !settings.bind_dn.is_empty() {
+        let secret = searchers_password(settings).await?;
+        let bound = ldap.simple_bind(&settings.bind_dn, &secret).await?;
+        if bound.rc != SUCCESS {
+            let doing = "binding as bind_dn";
+            return Err(Failure::Refused { doing, code: bound.rc, text: bound.text });
+        }
+    }
+    Ok(ldap)
 }
 
 /// Whether nobody is there any more whom the directory knew by these.

@@ -232,7 +232,7 @@ pub async fn first_factor(
         };
     }
     if password.starts_with(PERSONAL_TOKEN_PREFIX) {
-        let principal = personal(app, query, &password)?;
+        let principal = personal(app, view, &password).await?;
         let principal = principal.filter(|principal| principal.name() == name);
         if principal.is_none() {
             wrong_token(app, client);
@@ -304,16 +304,19 @@ fn expired() -> Problem {
 /// Who brings a personal token, if it is one that holds.
 ///
 /// # Errors
-/// 401 where it has expired.
-fn personal<R: Read>(
-    app: &App,
-    query: Query<'_, R>,
-    secret: &str,
-) -> Result<Option<Principal>, Problem> {
+/// 401 where it has expired, or its person is gone from the directory.
+async fn personal(app: &App, view: &View, secret: &str) -> Result<Option<Principal>, Problem> {
     let hash = *blake3::hash(secret.as_bytes()).as_bytes();
-    let Some(token) = query.personal_token(&hash)? else { return Ok(None) };
+    let Some(token) = view.query().personal_token(&hash)? else { return Ok(None) };
     app.token_uses.note(hash, app.now());
-    bearer(app, query, token)
+    let principal = bearer(app, view.query(), token)?;
+    if let Some(Principal::User { name, .. }) = &principal
+        && Box::pin(app.directory.is_gone(app, view, name)).await?
+    {
+        let message = "whose token this is, is in the directory no more".into();
+        return Err(Problem { message, ..Problem::unauthorized() });
+    }
+    Ok(principal)
 }
 
 fn bearer<R: Read>(
@@ -499,7 +502,7 @@ async fn bearer_token(
     let known = if known {
         token::check(app, view, token, audience)
     } else if token.starts_with(PERSONAL_TOKEN_PREFIX) {
-        let principal = personal(app, view.query(), token)?;
+        let principal = personal(app, view, token).await?;
         principal.map(Known::from).ok_or_else(Problem::unauthorized)
     } else if issuer::may_be_foreign(token) {
         Box::pin(foreign::check(app, view, token)).await

@@ -157,8 +157,27 @@ async fn people_log_in_with_their_passwords_and_groups_of_a_directory() -> Resul
     let stays = sent(Method::DELETE, "user/deletion", json!({})).await?;
     expect(&stays, StatusCode::NO_CONTENT)?;
 
-    // Without the directory, those who have a password here go on.
+    // A personal token is good for as long as its person is there.
+    let token = async |session: &str| -> Result<String> {
+        let request = node.http.post(format!("{}/api/v1/user/tokens", node.url));
+        let request = request.bearer_auth(session).json(&json!({ "name": "ci" }));
+        let made: Value = read(request.send().await?).await?;
+        Ok(made["token"].as_str().context("a token")?.to_owned())
+    };
+    directory.add("dora", &people(), "doras secret")?;
+    let dora = session(&node, "dora", "doras secret").await?;
+    let (doras, bobs) = (token(&dora).await?, token(&bob).await?);
+    expect(&me(&node, &doras).await?, StatusCode::OK)?;
+    directory.change(&format!("dn: {}\nchangetype: delete\n", dn("dora")))?;
+    expect(&me(&node, &doras).await?, StatusCode::UNAUTHORIZED)?;
+    expect(&me(&node, &dora).await?, StatusCode::UNAUTHORIZED)?;
+    let pull = node.anonymous_v2(Method::GET, "").basic_auth("dora", Some(&doras));
+    expect(&pull.send().await?, StatusCode::UNAUTHORIZED)?;
+    expect(&me(&node, &bobs).await?, StatusCode::OK)?;
+
+    // Without the directory, those who have a password here go on, and whoever has a token.
     directory.stop();
+    expect(&me(&node, &bobs).await?, StatusCode::OK)?;
     let away = login(&node, "bob", "bobs: secret").await?;
     ensure!(problem(away, StatusCode::SERVICE_UNAVAILABLE).await?.code == "directory_away");
     session(&node, "admin", node.password()).await?;

@@ -1,6 +1,7 @@
 //! `/v2` by the rules of the distribution specification (1.1, and its development branch).
 
 mod access;
+mod algorithms;
 mod artifacts;
 mod blobs;
 mod lists;

@@ -206,7 +206,8 @@ pub struct CompatibleImage {
     pub tag: Option<TagName>,
     pub digest: Digest,
     pub media_type: String,
-    /// Of the configuration and the layers together, in bytes.
+    /// Of the configuration and the layers together, in bytes; of an index, those of one platform:
+    /// linux/amd64, or the first that is there.
     pub size: u64,
     /// As its manifest has it.
     pub config: serde_json::Value,

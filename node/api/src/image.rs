@@ -136,7 +136,8 @@ pub struct Image<T = TagName, O = String> {
     /// Whether that is `public`.
     #[serde(default)]
     pub is_public: bool,
-    /// Of the latest version: what a guest sees, or the sum of the layers.
+    /// Of the latest version: what a guest sees, or the sum of the layers (of an index, those of all
+    /// that it lists).
     pub total_size_bytes: u64,
     /// Of the latest version: what it takes in storage, shared or not, where that is known.
     #[serde(default)]

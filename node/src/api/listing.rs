@@ -350,7 +350,10 @@ fn weight<R: Read>(
     Ok(match (key, &image.latest) {
         (SortKey::Downloads, _) => query.counters(image.id)?.downloads,
         (SortKey::Stars, _) => query.counters(image.id)?.stars,
-        (_, Some(latest)) => query.version(image.id, latest)?.as_ref().map_or(0, shown::size),
+        (_, Some(latest)) => match query.version(image.id, latest)? {
+            Some(latest) => shown::size(query, &latest)?,
+            None => 0,
+        },
         (_, None) => 0,
     })
 }

@@ -96,5 +96,9 @@ async fn an_index_is_shown_with_the_layers_of_the_usual_platform() -> Result<()>
         ensure!(shown["layers"][0]["digest"] == sha256(layer), "{shown}");
         ensure!(shown["size"] == layer.len() + "{}".len(), "{shown}");
     }
+    // As a whole it is all that it lists; what several have is there once.
+    let listed = get(&node, "/search?q=team/multi").await?;
+    let bytes = "what was built how".len() + "for arm".len() + "{}".len();
+    ensure!(listed["data"][0]["total_size_bytes"] == bytes, "{listed}");
     node.server.stop().await
 }

@@ -42,6 +42,8 @@ const WINDOWS_AHEAD: usize = 2;
 /// Readers that the cache serves at once: at most half a GiB in their hands.
 const READERS_MAX: usize = 128;
 const MEMORY_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What a shorter window counts as: all of them are looked at whenever an object is written.
+const ENTRY_BYTES_MIN: u32 = 16 * 1024;
 const LENGTHS_MAX: u64 = 100_000;
 
 /// A window of an object, by its number from the object's start.
@@ -86,7 +88,9 @@ impl CachedStore {
             "Windows of objects read, by where from: memory, the cache's disk, or storage",
             sources.clone(),
         );
-        let weight = |_: &WindowId, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let weight = |_: &WindowId, bytes: &Bytes| {
+            u32::try_from(bytes.len()).unwrap_or(u32::MAX).max(ENTRY_BYTES_MIN)
+        };
         let windows = Windows {
             inner,
             disk: Disk::open(folder, bytes_max)?,

@@ -41,7 +41,8 @@ pub async fn search(
     caller: Caller,
     Query(SearchQuery { q, page, page_size }): Query<SearchQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
-    listing::list(caller, Query(ListQuery::named(q, page, page_size))).await
+    // Names have no capitals, whatever people type.
+    listing::list(caller, Query(ListQuery::named(q.to_lowercase(), page, page_size))).await
 }
 
 /// `NAME/TAG`, or `NAME/DIGEST`.

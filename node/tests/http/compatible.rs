@@ -21,7 +21,7 @@ async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<(
 
     let all = get(&node, "").await?;
     ensure!(all["data"].as_array().is_some_and(|list| list.len() == 2), "{all}");
-    let found = get(&node, "/search?q=eam/a").await?;
+    let found = get(&node, "/search?q=eAm/A").await?;
     ensure!(found["data"][0]["name"] == "team/app", "{found}");
     ensure!(found["pagination"]["total_count"] == 1, "{found}");
     let page = get(&node, "/search?q=e&page=2&page_size=1").await?;

@@ -108,6 +108,7 @@ async fn who_has_a_blob_or_a_manifest_does_not_get_it_again() -> Result<()> {
                 expect(&answer, StatusCode::NOT_MODIFIED)?;
                 ensure!(header(&answer, "etag")? == tag, "{path}: {answer:?}");
                 ensure!(header(&answer, "docker-content-digest")? == digest, "{path}: {answer:?}");
+                ensure!(!answer.headers().contains_key("content-length"), "{path}: {answer:?}");
                 ensure!(answer.bytes().await?.is_empty(), "{path}: a body");
             }
             // Before a range is looked at (RFC 9110, 13.2.2).

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use shoal_content::{ObjectKey, Timestamp};
 use shoal_metadata::KeyOwner;
 use tokio::sync::Semaphore;
@@ -26,6 +27,14 @@ pub struct DisturbedStore {
     pub gate: Semaphore,
     /// So many parts fail before one is taken again.
     pub failing_parts: AtomicU64,
+    /// So many reads break off halfway before one comes whole again.
+    pub breaking_reads: AtomicU64,
+}
+
+/// Counts one of those down, if there is one.
+fn one_less(left: &AtomicU64) -> bool {
+    let fewer = |left: u64| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
 }
 
 impl DisturbedStore {
@@ -35,6 +44,7 @@ impl DisturbedStore {
             reads: AtomicU64::new(0),
             gate: Semaphore::new(1),
             failing_parts: AtomicU64::new(0),
+            breaking_reads: AtomicU64::new(0),
         })
     }
 
@@ -62,8 +72,7 @@ impl BlobStore for DisturbedStore {
         offset: u64,
         bytes: Bytes,
     ) -> Result<StoredPart, StoreError> {
-        let fewer = |left: u64| left.checked_sub(1);
-        if self.failing_parts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok() {
+        if one_less(&self.failing_parts) {
             let cause = "a test has it fail".to_owned();
             return Err(StoreError::Unavailable { doing: "putting a part", cause });
         }
@@ -94,6 +103,13 @@ impl BlobStore for DisturbedStore {
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         drop(self.gate.acquire().await);
+        if one_less(&self.breaking_reads) {
+            let half = range.start + (range.end - range.start) / 2;
+            let begun = self.inner.get(key, range.start..half).await?;
+            let cause = "a test has it break off".to_owned();
+            let broken = StoreError::Unavailable { doing: "reading an object", cause };
+            return Ok(begun.chain(stream::iter([Err(broken)])).boxed());
+        }
         self.inner.get(key, range).await
     }
 

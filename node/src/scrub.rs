@@ -25,7 +25,7 @@ use rand::seq::SliceRandom;
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_api::ScrubStatus;
 use shoal_content::{Algorithm, Digest, ObjectKey, PackId, RecipeId, Timestamp};
-use shoal_metadata::{Blob, Command, Response, UploadPurpose};
+use shoal_metadata::{Blob, Command, Fault, Query, Read, Response, UploadPurpose};
 use shoal_raft::Raft;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
@@ -43,7 +43,7 @@ const ORPHAN_AGE: Duration = Duration::from_secs(3600);
 const LEFTOVER_AGE: Duration = Duration::from_millis(2 * SESSION_TTL_MS);
 /// Packs and recipes remembered on the way, to choose the sample from.
 const SAMPLE_OBJECTS: usize = 128;
-/// Blobs of the sample.
+/// Blobs of the sample, of each algorithm.
 const SAMPLE_BLOBS: usize = 64;
 
 /// How old things must be, and how much is verified.
@@ -278,18 +278,16 @@ impl Scrubber {
     /// Reads a sample until its bytes are used up.
     async fn verify(&self, mut sample: Vec<StoredObject>) -> Result<(), CollectionError> {
         sample.shuffle(&mut rand::rng());
-        let blobs = {
-            let from = Digest::sha256(rand::rng().random());
+        let mut blobs = {
             let view = self.inner.raft.read().await?;
-            let mut blobs = view.query().blobs(&from, SAMPLE_BLOBS)?;
-            if blobs.len() < SAMPLE_BLOBS {
-                // On from the start: digests form a ring here.
-                let first = Digest::sha256([0; 32]);
-                let rest = view.query().blobs(&first, SAMPLE_BLOBS - blobs.len())?;
-                blobs.extend(rest.into_iter().filter(|blob| blob.digest < from));
-            }
+            let mut random = rand::rng();
+            // In one ring those of the rarer algorithm would come after so many others that they
+            // would hardly ever be read.
+            let mut blobs = on_from(view.query(), &Digest::sha256(random.random()))?;
+            blobs.extend(on_from(view.query(), &Digest::sha512(random.random()))?);
             blobs
         };
+        blobs.shuffle(&mut rand::rng());
         // A half for each kind.
         let mut left = self.inner.limits.sample_bytes / 2;
         for object in sample {
@@ -380,6 +378,24 @@ impl Scrubber {
                 Algorithm::Sha512 => Digest::sha512(sha512.finalize().into()),
             })
     }
+}
+
+/// Blobs whose digests follow `from`, of its algorithm, at most [`SAMPLE_BLOBS`]. Behind the last one
+/// comes the first: digests form a ring here.
+fn on_from<R: Read>(query: Query<'_, R>, from: &Digest) -> Result<Vec<Blob>, Fault> {
+    let algorithm = from.algorithm();
+    let first = match algorithm {
+        Algorithm::Sha256 => Digest::sha256([0; 32]),
+        Algorithm::Sha512 => Digest::sha512([0; 64]),
+    };
+    let mut blobs = query.blobs(from, SAMPLE_BLOBS)?;
+    blobs.retain(|blob| blob.digest.algorithm() == algorithm);
+    if blobs.len() < SAMPLE_BLOBS {
+        let rest = query.blobs(&first, SAMPLE_BLOBS - blobs.len())?;
+        let before = |blob: &Blob| blob.digest.algorithm() == algorithm && blob.digest < *from;
+        blobs.extend(rest.into_iter().filter(before));
+    }
+    Ok(blobs)
 }
 
 /// What sessions still need.

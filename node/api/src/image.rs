@@ -136,7 +136,8 @@ pub struct Image<T = TagName, O = String> {
     /// Whether that is `public`.
     #[serde(default)]
     pub is_public: bool,
-    /// Of the latest version: what a guest sees, or the sum of the layers.
+    /// Of the latest version: what a guest sees, or the sum of the layers (of an index, those of all
+    /// that it lists).
     pub total_size_bytes: u64,
     /// Of the latest version: what it takes in storage, shared or not, where that is known.
     #[serde(default)]
@@ -206,7 +207,8 @@ pub struct CompatibleImage {
     pub tag: Option<TagName>,
     pub digest: Digest,
     pub media_type: String,
-    /// Of the configuration and the layers together, in bytes.
+    /// Of the configuration and the layers together, in bytes; of an index, those of one platform:
+    /// linux/amd64, or the first that is there.
     pub size: u64,
     /// As its manifest has it.
     pub config: serde_json::Value,

@@ -17,7 +17,7 @@ pub struct Version {
     pub is_latest: bool,
     pub manifest_digest: Digest,
     pub media_type: String,
-    /// What a guest sees, or the sum of the layers.
+    /// What a guest sees, or the sum of the layers (of an index, those of all that it lists).
     pub total_size_bytes: u64,
     /// The same number.
     #[serde(default)]

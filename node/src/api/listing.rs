@@ -241,9 +241,22 @@ pub async fn list(
     let window = Window::new(wanted.page, wanted.page_size);
     let (key, descending) = sort_of(wanted.sort.as_deref().unwrap_or("name"))?;
     let filter = Filter::new(wanted, &caller)?;
+    // All there is may be looked at, and nobody else is to wait for that.
+    let page = move || page_of(&caller, &filter, window, key, descending);
+    let page = tokio::task::spawn_blocking(page).await;
+    Ok(Json(page.map_err(|error| Problem::internal(&error))??))
+}
+
+fn page_of(
+    caller: &Caller,
+    filter: &Filter,
+    window: Window,
+    key: SortKey,
+    descending: bool,
+) -> Result<Page<Image>, Problem> {
     let query = caller.view.query();
     let mut found =
-        if filter.deleted { deleted(&caller, &filter)? } else { present(&caller, &filter)? };
+        if filter.deleted { deleted(caller, filter)? } else { present(caller, filter)? };
     sort(query, &mut found, key)?;
     if descending {
         found.reverse();
@@ -251,7 +264,7 @@ pub async fn list(
     let (rows, pagination) = window.of(found);
     let data =
         rows.iter().map(|row| shown::image(query, row)).collect::<Result<Vec<_>, Fault>>()?;
-    Ok(Json(Page { data, pagination }))
+    Ok(Page { data, pagination })
 }
 
 /// By name.
@@ -337,7 +350,10 @@ fn weight<R: Read>(
     Ok(match (key, &image.latest) {
         (SortKey::Downloads, _) => query.counters(image.id)?.downloads,
         (SortKey::Stars, _) => query.counters(image.id)?.stars,
-        (_, Some(latest)) => query.version(image.id, latest)?.as_ref().map_or(0, shown::size),
+        (_, Some(latest)) => match query.version(image.id, latest)? {
+            Some(latest) => shown::size(query, &latest)?,
+            None => 0,
+        },
         (_, None) => 0,
     })
 }

@@ -2,6 +2,8 @@
 //!
 //! Non-goal: whether the asker may see them.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
 use shoal_content::{Digest, ImageId, TagName};
@@ -17,6 +19,8 @@ const TAGS_SHOWN_MAX: usize = 1000;
 const TAGS_LISTED_MAX: usize = 100_000;
 /// Versions shown with an image.
 const VERSIONS_SHOWN_MAX: usize = 100;
+/// Manifests of one index whose layers are summed up.
+const LISTED_MAX: usize = 64;
 /// Instances shown with a version.
 const INSTANCES_SHOWN_MAX: usize = 100;
 
@@ -36,10 +40,38 @@ pub fn number(version: &metadata::Version) -> String {
     version.disk.as_ref().map_or_else(|| version.sequence.to_string(), |disk| disk.number.clone())
 }
 
-/// What a guest sees, or the sum of the layers.
-pub fn size(version: &metadata::Version) -> u64 {
-    let blobs = || version.references.iter().map(|one| layer(one).size).sum();
-    version.disk.as_ref().map_or_else(blobs, |disk| disk.virtual_bytes)
+/// What a guest sees, or the sum of the layers: of an index, those of all that it lists, each once.
+pub fn size<R: Read>(query: Query<'_, R>, version: &metadata::Version) -> Result<u64, Fault> {
+    if let Some(disk) = &version.disk {
+        return Ok(disk.virtual_bytes);
+    }
+    let (mut blobs, mut left) = (BTreeMap::new(), LISTED_MAX);
+    gather(query, version, &mut blobs, &mut left)?;
+    Ok(blobs.into_values().fold(0, u64::saturating_add))
+}
+
+/// The blobs of a version, and of what it lists, as long as `left` manifests are not over.
+fn gather<R: Read>(
+    query: Query<'_, R>,
+    version: &metadata::Version,
+    blobs: &mut BTreeMap<Digest, u64>,
+    left: &mut usize,
+) -> Result<(), Fault> {
+    for reference in &version.references {
+        match reference {
+            Reference::Blob { digest, size } => {
+                blobs.insert(digest.clone(), *size);
+            }
+            Reference::Manifest { digest, .. } if *left > 0 => {
+                *left -= 1;
+                if let Some(listed) = query.version(version.image, digest)? {
+                    gather(query, &listed, blobs, left)?;
+                }
+            }
+            Reference::Manifest { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 fn layer(reference: &Reference) -> Layer {
@@ -48,10 +80,10 @@ fn layer(reference: &Reference) -> Layer {
 }
 
 /// What it takes in storage: a container's layers are stored as they are.
-fn compressed(version: &metadata::Version, note: &VersionNote) -> Option<u64> {
+fn compressed(version: &metadata::Version, note: &VersionNote, size: u64) -> Option<u64> {
     match version.disk {
         Some(_) => note.compressed_bytes,
-        None => Some(size(version)),
+        None => Some(size),
     }
 }
 
@@ -91,8 +123,12 @@ pub fn image_with<R: Read, T, O>(
         Some(digest) => query.version(row.id, digest)?,
         None => None,
     };
+    let total_size_bytes = latest.as_ref().map_or(Ok(0), |latest| size(query, latest))?;
     let compressed_size_bytes = match &latest {
-        Some(latest) => compressed(latest, &query.version_note(row.id, &latest.digest)?),
+        Some(latest) => {
+            let note = query.version_note(row.id, &latest.digest)?;
+            compressed(latest, &note, total_size_bytes)
+        }
         None => None,
     };
     let (profile, note) = (row.profile.clone(), query.image_note(row.id)?);
@@ -111,7 +147,7 @@ pub fn image_with<R: Read, T, O>(
         format: profile.format,
         visibility: visibility.to_owned(),
         is_public: visibility == PUBLIC,
-        total_size_bytes: latest.as_ref().map_or(0, size),
+        total_size_bytes,
         compressed_size_bytes,
         status: status(row, deletion.is_some()).to_owned(),
         download_count: counters.downloads,
@@ -167,7 +203,7 @@ pub fn version<R: Read>(
     row: &metadata::Version,
 ) -> Result<Version, Fault> {
     let disk = row.disk.as_ref();
-    let note = query.version_note(image.id, &row.digest)?;
+    let (note, size) = (query.version_note(image.id, &row.digest)?, size(query, row)?);
     Ok(Version {
         id: row.id,
         image_id: Some(image.id),
@@ -176,9 +212,9 @@ pub fn version<R: Read>(
         is_latest: image.latest.as_ref() == Some(&row.digest),
         manifest_digest: row.digest.clone(),
         media_type: row.media_type.clone(),
-        total_size_bytes: size(row),
-        size_bytes: size(row),
-        compressed_size_bytes: compressed(row, &note),
+        total_size_bytes: size,
+        size_bytes: size,
+        compressed_size_bytes: compressed(row, &note, size),
         content_size_bytes: disk.map_or(0, |disk| disk.content_bytes),
         added_size_bytes: disk.map_or(0, |disk| disk.added_bytes),
         status: version_status(&note),

@@ -27,7 +27,7 @@ use crate::api::{check_download_range, compatible_reference};
 use crate::config::Config;
 use crate::http::check_trace_parent;
 use crate::registry::fuzzed::{
-    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, page_size, wanted,
+    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, names_digest, page_size, wanted,
 };
 
 pub use backup::backup;
@@ -38,10 +38,11 @@ pub use scopes::{scopes, token_form};
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("names", names),
     ("route", route),
     ("ranges", ranges),
+    ("condition", condition),
     ("manifest", manifest),
     ("paging", paging),
     ("checkpoint", checkpoint),
@@ -93,6 +94,16 @@ pub fn ranges(data: &[u8]) {
     if let Some((first, last)) = content_range(&text) {
         assert_eq!(content_range(&format!("{first}-{last}")), Some((first, last)));
     }
+}
+
+/// A list of entity tags, and another one behind it: what is found in either is found in both.
+pub fn condition(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let digest = Digest::sha256([7; 32]).to_string();
+    let found = names_digest(&text, &digest);
+    assert!(!found || text.contains(&digest) || text.contains('*'));
+    assert!(names_digest(&format!("{text},\"{digest}\""), &digest));
+    assert_eq!(names_digest(&format!("{text}, \"another\""), &digest), found);
 }
 
 /// The first byte chooses the `Content-Type`.

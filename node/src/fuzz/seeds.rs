@@ -2,7 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use shoal_content::{Algorithm, ClusterId, ObjectKey, PackId, RepositoryName, Timestamp, UploadId};
+use shoal_content::{
+    Algorithm, ClusterId, Digest, ObjectKey, PackId, RepositoryName, Timestamp, UploadId,
+};
 use shoal_formats::BlobCutter;
 use shoal_formats::backup::{Head, Needed, Row, Writer};
 use shoal_metadata::{Command, Upload, UploadPurpose, encode_command, encode_row};
@@ -42,6 +44,10 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let headers = ["bytes=0-9", "bytes=-5", "bytes=7-", "bytes=0-1,4-5", "0-99", "9-1"];
             let long = |header: &&str| [&100_u64.to_le_bytes(), header.as_bytes()].concat();
             headers.iter().map(long).collect()
+        }
+        "condition" => {
+            let digest = Digest::sha256([7; 32]);
+            texts(&["*", "\"another\", W/\"x\"", &format!("W/\"{digest}\""), &digest.to_string()])
         }
         "manifest" => manifests(),
         "paging" => {

@@ -14,18 +14,29 @@ use crate::config::Cors;
 const MAX_AGE: Duration = Duration::from_secs(600);
 const ANY: &str = "*";
 
-/// What pages may read of an answer.
-const EXPOSED: [HeaderName; 10] = [
+/// What pages may read of an answer: all that the registry and the REST API say in headers.
+const EXPOSED: [HeaderName; 21] = [
+    header::ACCEPT_RANGES,
+    header::ALLOW,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::ETAG,
     header::LINK,
     header::LOCATION,
     header::RANGE,
-    header::CONTENT_RANGE,
-    header::CONTENT_LENGTH,
-    header::ETAG,
+    header::RETRY_AFTER,
+    header::WARNING,
     header::WWW_AUTHENTICATE,
     REQUEST_ID,
     HeaderName::from_static("docker-content-digest"),
+    HeaderName::from_static("docker-distribution-api-version"),
+    HeaderName::from_static("docker-upload-uuid"),
+    HeaderName::from_static("oci-chunk-min-length"),
+    HeaderName::from_static("oci-filters-applied"),
+    HeaderName::from_static("oci-namespace"),
     HeaderName::from_static("oci-subject"),
+    HeaderName::from_static("oci-tag"),
 ];
 
 /// `None` where no origin is allowed. The settings were checked when they were loaded.
@@ -101,5 +112,13 @@ mod tests {
             .unwrap();
         let answer = router.call(request).await.unwrap();
         assert_eq!(answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS], "authorization,x-other");
+        // Whose page it is, it reads what the registry says in headers.
+        let request = Request::get("/").header(header::ORIGIN, "https://page.example");
+        let answer = router.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let exposed = answer.headers()[header::ACCESS_CONTROL_EXPOSE_HEADERS].to_str().unwrap();
+        let exposed: Vec<&str> = exposed.split(',').map(str::trim).collect();
+        for name in ["docker-content-digest", "link", "oci-filters-applied", "retry-after"] {
+            assert!(exposed.contains(&name), "{name} is not among {exposed:?}");
+        }
     }
 }

@@ -22,6 +22,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
+use axum::http::{StatusCode, header};
+use axum::response::Response;
 use axum_server::accept::{Accept, DefaultAcceptor};
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper::body::Incoming;
@@ -204,6 +206,15 @@ fn ignore_handshakes(listener: &TcpListener) -> io::Result<()> {
     ])
 }
 
+/// What has no content by its status says nothing of a length (RFC 9110, section 8.6); axum says of
+/// each empty body that it is one.
+fn without_length(mut answer: Response) -> Response {
+    if matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    answer
+}
+
 /// What connections are served with. Clones are the same.
 #[derive(Clone)]
 struct Serving {
@@ -279,7 +290,8 @@ impl Serving {
                 request.extensions_mut().insert(InTheClear);
             }
             // A router is always ready.
-            router.clone().call(request)
+            let answer = router.clone().call(request);
+            async move { answer.await.map(without_length) }
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let first_request = timeout(self.first_request_timeout, asked.cancelled());
@@ -309,7 +321,6 @@ impl Serving {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::StatusCode;
     use axum::middleware::from_fn;
     use axum::routing::{get, post};
     use http_body_util::BodyExt;
@@ -350,6 +361,32 @@ mod tests {
         drop(first);
         while ask().await.is_none() {
             tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_content_says_nothing_of_its_length() {
+        let router = Router::new()
+            .route("/none", get(|| async { StatusCode::NO_CONTENT }))
+            .route("/known", get(|| async { StatusCode::NOT_MODIFIED }))
+            .route("/empty", get(|| async { "" }))
+            .route("/some", get(|| async { "here" }));
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listening = Listening::begin(router, anywhere, None).await.unwrap();
+        for (path, status, length) in [
+            ("/none", "204", None),
+            ("/known", "304", None),
+            ("/empty", "200", Some("0")),
+            ("/some", "200", Some("4")),
+        ] {
+            let mut stream = TcpStream::connect(listening.address()).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer:?}");
+            let found = answer.lines().find_map(|line| line.strip_prefix("content-length: "));
+            assert_eq!(found, length, "{answer:?}");
         }
     }
 

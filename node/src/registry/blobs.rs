@@ -17,7 +17,7 @@ use shoal_metadata::{Action, Blob, Command, ImageKind, Reference, Version, What,
 use uuid::Uuid;
 
 use super::range::{Wanted, wanted};
-use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image};
+use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, condition, empty, image};
 use crate::disks::{EMPTY, exported, file_target};
 use crate::http::noted;
 use crate::http::problem::Problem;
@@ -38,6 +38,9 @@ pub async fn handle(asked: Asked, repository: RepositoryName, digest: &str) -> A
 
 async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Answer {
     let content = content(asked, repository, digest).await?;
+    if condition::has(&asked.headers, digest) {
+        return condition::not_modified(digest);
+    }
     if asked.method == Method::GET
         && let Content::Stored(blob) = &content
         && let Some(address) = elsewhere(asked, blob).await?
@@ -49,7 +52,7 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     // Ranges are defined for GET alone (RFC 9110, 14.2).
     let range = asked.headers.get(header::RANGE).filter(|_| asked.method == Method::GET);
     // A part is wanted only of what the asker has the rest of (RFC 9110, 13.1.5).
-    let etag = format!("\"{digest}\"");
+    let etag = condition::entity_tag(digest);
     let of_this =
         asked.headers.get(header::IF_RANGE).is_none_or(|of| of.as_bytes() == etag.as_bytes());
     let range = range.filter(|_| of_this).and_then(|value| value.to_str().ok());

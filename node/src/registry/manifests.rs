@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::body::whole;
 use super::warning::warn;
-use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, empty, image, text_header};
+use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, condition, empty, image, text_header};
 use crate::upstreams::Brought;
 
 /// Tags of one PUT in the query (development branch of the specification).
@@ -54,6 +54,10 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
         }
     };
     let version = query.version(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
+    // Nothing is pulled by who has it already.
+    if condition::has(&asked.headers, &digest) {
+        return condition::not_modified(&digest);
+    }
     let bytes = query.manifest(image.id, &digest)?.ok_or_else(RegistryError::manifest_unknown)?;
     let deprecation = query.version_note(image.id, &digest)?.deprecation;
     let deprecation = deprecation.map(|deprecation| {
@@ -78,13 +82,13 @@ async fn get(asked: &Asked, repository: &RepositoryName, pin: Pin) -> Answer {
         let target = format!("{repository}{tag}@{digest}");
         asked.app.services.audit.note("image.pull", target, AuditResult::Done);
     }
-    let length = bytes.len() as u64;
+    let (length, entity_tag) = (bytes.len() as u64, condition::entity_tag(&digest));
     let body = if asked.method == Method::HEAD { Body::empty() } else { Body::from(bytes) };
     let mut response = Response::new(body);
     let digest = digest.to_string();
     for (name, text) in [
         (header::CONTENT_TYPE, version.media_type),
-        (header::ETAG, format!("\"{digest}\"")),
+        (header::ETAG, entity_tag),
         (CONTENT_DIGEST, digest),
     ] {
         let (name, value) = text_header(name, &text)?;

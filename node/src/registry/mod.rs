@@ -11,6 +11,7 @@ mod answers;
 mod blobs;
 mod body;
 mod checkpoint;
+mod condition;
 pub(crate) mod contention;
 mod error;
 mod hash;
@@ -51,6 +52,7 @@ pub(crate) mod fuzzed {
         Encode as EncodeCheckpoint, encode as encode_checkpoint,
         encode_long as encode_long_checkpoint,
     };
+    pub use super::condition::names as names_digest;
     #[cfg(test)]
     pub use super::hash::Hash;
     pub use super::range::{Wanted, content_range, wanted};

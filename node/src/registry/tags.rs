@@ -12,6 +12,7 @@ use shoal_metadata::{ANNOTATIONS_KEPT_BYTES_MAX, Fault, Query, Read, Version, Vi
 
 use super::answers::{Catalogue, ReferrersIndex, TagList};
 use super::{Answer, Asked, RegistryError, image, text_header};
+use crate::http::problem::Problem;
 
 /// The longest page; whoever asks for more gets this many and a link.
 pub const PAGE_MAX: usize = 10_000;
@@ -80,9 +81,12 @@ pub async fn list(asked: Asked, repository: RepositoryName) -> Answer {
 pub async fn catalogue(asked: Asked) -> Answer {
     ensure_get(&asked)?;
     let size = page_size(asked.query.get("n").map(String::as_str))?;
-    let after = asked.query.get("last").map(String::as_str);
-    let view = asked.view().await?;
-    let (names, more) = Visible::new(view.query(), asked.who())?.page(after, size)?;
+    let after = asked.query.get("last").cloned();
+    let (view, who) = (asked.view().await?, asked.who());
+    // Who may see little of much has many rows read, and nobody else is to wait for that.
+    let page = move || Visible::new(view.query(), who)?.page(after.as_deref(), size);
+    let page = tokio::task::spawn_blocking(page).await;
+    let (names, more) = page.map_err(|error| Problem::internal(&error))??;
     let last = names.last().cloned().filter(|_| more);
     let answer = Json(Catalogue { repositories: names }).into_response();
     linked(answer, "/v2/_catalog", size, last.as_ref().map(RepositoryName::as_str))

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use shoal_content::{ObjectKey, Timestamp};
 use shoal_metadata::KeyOwner;
 use tokio::sync::Semaphore;
@@ -28,6 +29,22 @@ pub struct DisturbedStore {
     pub failing_parts: AtomicU64,
     /// So many looks at whose it is fail before one is answered.
     pub failing_owners: AtomicU64,
+    /// So many reads break off halfway before one comes whole again.
+    pub breaking_reads: AtomicU64,
+}
+
+/// Counts one of those down, if there is one.
+fn one_less(left: &AtomicU64) -> bool {
+    let fewer = |left: u64| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
+}
+
+/// Fails where one of `failing` is left.
+fn fail_one_of(failing: &AtomicU64, doing: &'static str) -> Result<(), StoreError> {
+    if one_less(failing) {
+        return Err(StoreError::Unavailable { doing, cause: "a test has it fail".to_owned() });
+    }
+    Ok(())
 }
 
 impl DisturbedStore {
@@ -38,21 +55,13 @@ impl DisturbedStore {
             gate: Semaphore::new(1),
             failing_parts: AtomicU64::new(0),
             failing_owners: AtomicU64::new(0),
+            breaking_reads: AtomicU64::new(0),
         })
     }
 
     /// How often bytes were asked for.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
-    }
-}
-
-/// Fails where one of `failing` is left.
-fn fail_one_of(failing: &AtomicU64, doing: &'static str) -> Result<(), StoreError> {
-    let fewer = |left: u64| left.checked_sub(1);
-    match failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer) {
-        Ok(_) => Err(StoreError::Unavailable { doing, cause: "a test has it fail".to_owned() }),
-        Err(_) => Ok(()),
     }
 }
 
@@ -102,6 +111,13 @@ impl BlobStore for DisturbedStore {
     async fn get(&self, key: ObjectKey, range: Range<u64>) -> Result<ByteStream, StoreError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         drop(self.gate.acquire().await);
+        if one_less(&self.breaking_reads) {
+            let half = range.start + (range.end - range.start) / 2;
+            let begun = self.inner.get(key, range.start..half).await?;
+            let cause = "a test has it break off".to_owned();
+            let broken = StoreError::Unavailable { doing: "reading an object", cause };
+            return Ok(begun.chain(stream::iter([Err(broken)])).boxed());
+        }
         self.inner.get(key, range).await
     }
 

@@ -21,7 +21,7 @@ async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<(
 
     let all = get(&node, "").await?;
     ensure!(all["data"].as_array().is_some_and(|list| list.len() == 2), "{all}");
-    let found = get(&node, "/search?q=eam/a").await?;
+    let found = get(&node, "/search?q=eAm/A").await?;
     ensure!(found["data"][0]["name"] == "team/app", "{found}");
     ensure!(found["pagination"]["total_count"] == 1, "{found}");
     let page = get(&node, "/search?q=e&page=2&page_size=1").await?;
@@ -62,5 +62,43 @@ async fn images_are_listed_found_shown_and_deleted_by_name_and_tag() -> Result<(
     }
     let stranger = node.http.get(format!("{}/api/images/other/latest", node.url)).send().await?;
     ensure!(stranger.status() == StatusCode::UNAUTHORIZED);
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_shown_with_the_layers_of_the_usual_platform() -> Result<()> {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let node = Node::start().await?;
+    let mut listed = Vec::new();
+    for (layer, os, architecture) in [
+        (&b"what was built how"[..], "unknown", "unknown"),
+        (&b"for arm"[..], "linux", "arm64"),
+        (&b"for amd64"[..], "linux", "amd64"),
+    ] {
+        let manifest = push_image(&node, "team/multi", architecture, layer).await?;
+        listed.push(json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": sha256(&manifest), "size": manifest.len(),
+            "platform": { "os": os, "architecture": architecture },
+        }));
+    }
+    for (tag, count, layer) in [("both", 3, &b"for amd64"[..]), ("arm", 2, &b"for arm"[..])] {
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "manifests": listed[..count],
+        });
+        let path = format!("team/multi/manifests/{tag}");
+        let request = node.v2(Method::PUT, &path).header("content-type", INDEX);
+        let pushed = request.body(index.to_string()).send().await?;
+        ensure!(pushed.status() == StatusCode::CREATED, "{}", pushed.text().await?);
+        let shown = get(&node, &format!("/team/multi/{tag}")).await?;
+        ensure!(shown["digest"] == sha256(index.to_string().as_bytes()), "{shown}");
+        ensure!(shown["media_type"] == INDEX, "{shown}");
+        ensure!(shown["layers"][0]["digest"] == sha256(layer), "{shown}");
+        ensure!(shown["size"] == layer.len() + "{}".len(), "{shown}");
+    }
+    // As a whole it is all that it lists; what several have is there once.
+    let listed = get(&node, "/search?q=team/multi").await?;
+    let bytes = "what was built how".len() + "for arm".len() + "{}".len();
+    ensure!(listed["data"][0]["total_size_bytes"] == bytes, "{listed}");
     node.server.stop().await
 }

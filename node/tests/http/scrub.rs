@@ -16,7 +16,7 @@ use shoal_node::store::PART_BYTES_MIN;
 use uuid::Uuid;
 
 use super::node::{Node, problem};
-use super::v2::{open_upload, push_blob, push_image, sha256};
+use super::v2::{open_upload, push_blob, push_image, sha256, sha512};
 use super::wait::until;
 
 const SAMPLE_BYTES: u64 = 1 << 30;
@@ -122,6 +122,25 @@ async fn damage_is_found_and_counted() -> Result<()> {
     app.store.delete(&[blob.object]).await?;
     let status = scrub(&scrubber(&node)).await?;
     ensure!(status.damaged == 1, "{status:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_the_one_blob_of_another_algorithm_is_found_among_many() -> Result<()> {
+    let node = Node::start().await?;
+    // Several times as many as are looked at.
+    for number in 0..250_u32 {
+        push_blob(&node, "a/many", &number.to_le_bytes()).await?;
+    }
+    let digest = sha512(b"as it was pushed");
+    let path = format!("a/many/blobs/uploads/?digest={digest}");
+    let answer = node.v2(Method::POST, &path).body("as it was pushed").send().await?;
+    ensure!(answer.status() == StatusCode::CREATED, "{}", answer.status());
+    ensure!(scrub(&scrubber(&node)).await?.damaged == 0);
+    let app = node.server.app();
+    let blob = app.view().await?.query().blob(&digest.parse()?)?.context("the row")?;
+    app.store.put(blob.object, &KeyOwner::Cluster, Bytes::from_static(b"bs it was pushed")).await?;
+    ensure!(scrub(&scrubber(&node)).await?.damaged == 1);
     node.server.stop().await
 }
 

@@ -55,8 +55,13 @@ fn pages_hold_what_each_asker_may_list_and_nothing_else() {
     let mut robot = robot("robot$p0000+all", &[Scope::Read]);
     robot.repositories = [name("p0000/000003")].into();
     world.accepts(Command::PutRobot(robot));
+    check_pages(&world, askers());
+}
+
+/// Every asker's pages, of any size, are what it may list, name by name.
+fn check_pages(world: &World, askers: Vec<Who>) {
     let names = world.query().image_names("", usize::MAX).unwrap();
-    for who in askers() {
+    for who in askers {
         let listed = |name: &&RepositoryName| {
             let what = What::Repository(name);
             permission(world.query(), &who, Action::List, what).unwrap().is_allowed()
@@ -75,6 +80,100 @@ fn pages_hold_what_each_asker_may_list_and_nothing_else() {
             assert_eq!(found, expected, "{who:?}, {size} at once");
         }
     }
+}
+
+/// Each way in which a project may be open to somebody: by itself, by a group or an organization, as
+/// its owner's or its members'.
+#[test]
+fn pages_hold_what_groups_and_organizations_open() {
+    let mut world = World::founded();
+    for (name, role) in
+        [("user", UserRole::User), ("other", UserRole::User), ("auditor", UserRole::Auditor)]
+    {
+        world.accepts(Command::PutUser(user(name, role)));
+    }
+    let owner = account("other");
+    world.accepts(Command::CreateOrganization { organization: organization("acme"), owner });
+    world.accepts(Command::CreateGroup(group("acme", "dev")));
+    let person = || Grantee::User(account("user"));
+    let whole = || Grantee::Organization(account("acme"));
+    let (of, dev) = (account("acme"), account("dev"));
+    let some = || Grantee::Group { organization: account("acme"), group: account("dev") };
+    let other = || Owner::User("other".into());
+    let acme = || Owner::Organization(account("acme"));
+    let open = [
+        ("closed", other(), Visibility::Private, None),
+        ("closed-acme", acme(), Visibility::Private, None),
+        ("guest", other(), Visibility::Private, Some((person(), ProjectRole::Guest))),
+        ("guests", other(), Visibility::Private, Some((some(), ProjectRole::Guest))),
+        ("limited", other(), Visibility::Private, Some((person(), ProjectRole::LimitedGuest))),
+        ("members", other(), Visibility::Private, Some((whole(), ProjectRole::Developer))),
+        ("mine", Owner::User("user".into()), Visibility::Private, None),
+        ("open", other(), Visibility::Public, None),
+        ("open-acme", acme(), Visibility::Organization, None),
+    ];
+    let mut number = 0;
+    for (name, owner, visibility, right) in open {
+        world.accepts(Command::CreateProject(Project { visibility, ..project(name, owner) }));
+        if let Some((grantee, role)) = right {
+            let place = Place::Project(name.parse().unwrap());
+            world.accepts(Command::PutRight { place, grantee, right: Right::Project(role) });
+        }
+        for image in [name.to_owned(), format!("{name}/app")] {
+            number += 1;
+            world.accepts(create_image(number, &image, ImageKind::Container));
+        }
+    }
+    check_pages(&world, askers());
+    // Nothing of acme's is open to who is not in it.
+    let group = Place::Group { organization: of.clone(), group: dev };
+    let member = Right::Organization(OrganizationRole::Member);
+    for (place, right) in [(Place::Organization(of), member), (group, Right::Group)] {
+        world.accepts(Command::PutRight { place, grantee: person(), right });
+        let people = ["user", "other", "auditor"]
+            .map(|name| Who::User { name: name.into(), scopes: None })
+            .to_vec();
+        check_pages(&world, people);
+    }
+    let user = Who::User { name: "user".into(), scopes: None };
+    let (seen, more) = Visible::new(world.query(), user).unwrap().page(None, 100).unwrap();
+    let seen: Vec<&str> = seen.iter().map(RepositoryName::as_str).collect();
+    let expected = ["guest", "guests", "members", "mine", "open", "open-acme"];
+    let expected: Vec<_> =
+        expected.iter().flat_map(|name| [name.to_string(), format!("{name}/app")]).collect();
+    let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    expected.sort_unstable();
+    assert_eq!((seen, more), (expected, false));
+}
+
+/// A repository whose name has one part is a project of its own.
+#[test]
+fn a_closed_project_costs_one_row_however_many_there_are() {
+    const PROJECTS: usize = 3_000;
+    let mut world = World::founded();
+    for name in ["user", "other"] {
+        world.accepts(Command::PutUser(user(name, UserRole::User)));
+    }
+    for at in 0..PROJECTS {
+        let name = format!("app{at:05}");
+        let visibility = if at + 1 == PROJECTS { Visibility::Public } else { Visibility::Private };
+        let closed = project(&name, Owner::User("other".into()));
+        world.accepts(Command::CreateProject(Project { visibility, ..closed }));
+        world.accepts(create_image(at as u64 + 1, &name, ImageKind::Container));
+    }
+    for name in ["user", "nobody-like-that"] {
+        let counting = Counting::of(&world.rows);
+        let who = Who::User { name: name.into(), scopes: None };
+        let mut visible = Visible::new(Query::new(&counting), who).unwrap();
+        let (names, more) = visible.page(None, 1_000).unwrap();
+        assert!(!more && names.len() == usize::from(name == "user"), "{names:?}");
+    }
+    let counting = Counting::of(&world.rows);
+    let who = Who::User { name: "user".into(), scopes: None };
+    Visible::new(Query::new(&counting), who).unwrap().page(None, 1_000).unwrap();
+    let read = counting.read.get();
+    // Its name, and whose it is.
+    assert!(read <= 2 * PROJECTS + 50, "{read} rows were read");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! Invariants: the files take at most the bytes allowed, and leave [`FREE_BYTES_MIN`] free; the
 //! least recently used go first. Failures are logged and otherwise a miss.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -40,7 +40,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Index {
-    files: HashMap<WindowId, Entry>,
+    /// In order: whoever writes an object looks for its windows among those of all others.
+    files: BTreeMap<WindowId, Entry>,
     /// By last use, the oldest first.
     order: BTreeMap<u64, WindowId>,
     uses: u64,
@@ -76,6 +77,11 @@ impl Index {
             self.order.remove(&entry.used);
             self.bytes -= entry.bytes;
         }
+    }
+
+    fn windows_of(&self, key: ObjectKey) -> Vec<WindowId> {
+        let all = WindowId { key, number: 0 }..=WindowId { key, number: u64::MAX };
+        self.files.range(all).map(|(id, _)| *id).collect()
     }
 
     /// Takes out what must go so that `bytes` more fit into `bytes_max`.
@@ -133,7 +139,7 @@ impl Disk {
     pub(super) async fn forget(&self, key: ObjectKey) {
         let held: Vec<WindowId> = {
             let mut index = self.0.index.lock();
-            let held = index.files.keys().copied().filter(|id| id.key == key).collect::<Vec<_>>();
+            let held = index.windows_of(key);
             held.iter().for_each(|&id| index.remove(id));
             held
         };
@@ -218,4 +224,33 @@ impl Shared {
 fn parse(name: &str) -> Option<WindowId> {
     let (key, number) = name.rsplit_once('.')?;
     Some(WindowId { key: key.replace(SLASH, "/").parse().ok()?, number: number.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_content::{PackId, RecipeId};
+
+    use super::*;
+
+    #[test]
+    fn an_object_has_its_own_windows_and_no_others() {
+        let keys = [b"a", b"b", b"c"]
+            .map(|name| ObjectKey::Pack(PackId::of(name)))
+            .into_iter()
+            .chain([ObjectKey::Recipe(RecipeId::of(b"a"))]);
+        let keys: Vec<ObjectKey> = keys.collect();
+        let mut index = Index::default();
+        for number in [0, 7, u64::MAX] {
+            for &key in &keys {
+                index.insert(WindowId { key, number }, 1);
+            }
+        }
+        for &key in &keys {
+            let expected = [0, 7, u64::MAX].map(|number| WindowId { key, number });
+            assert_eq!(index.windows_of(key), expected);
+        }
+        index.remove(WindowId { key: keys[1], number: 7 });
+        assert_eq!(index.windows_of(keys[1]).len(), 2);
+        assert_eq!(index.bytes, 11);
+    }
 }

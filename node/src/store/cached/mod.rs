@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use moka::future::Cache;
 use prometheus_client::metrics::counter::Counter;
@@ -33,7 +33,7 @@ use tracing::Instrument;
 
 use crate::metrics::CacheReads;
 
-use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage, read};
+use super::{BlobStore, ByteStream, Completion, StoreError, StoredObject, StoredPart, Usage};
 use disk::Disk;
 
 pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
@@ -41,7 +41,11 @@ pub(super) const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 const WINDOWS_AHEAD: usize = 2;
 /// Readers that the cache serves at once: at most half a GiB in their hands.
 const READERS_MAX: usize = 128;
+/// How often the reading of one window may break off and go on.
+const BREAKS_MAX: u32 = 2;
 const MEMORY_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What a shorter window counts as: all of them are looked at whenever an object is written.
+const ENTRY_BYTES_MIN: u32 = 16 * 1024;
 const LENGTHS_MAX: u64 = 100_000;
 
 /// A window of an object, by its number from the object's start.
@@ -86,7 +90,9 @@ impl CachedStore {
             "Windows of objects read, by where from: memory, the cache's disk, or storage",
             sources.clone(),
         );
-        let weight = |_: &WindowId, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let weight = |_: &WindowId, bytes: &Bytes| {
+            u32::try_from(bytes.len()).unwrap_or(u32::MAX).max(ENTRY_BYTES_MIN)
+        };
         let windows = Windows {
             inner,
             disk: Disk::open(folder, bytes_max)?,
@@ -138,7 +144,7 @@ impl Windows {
                 return Ok(bytes);
             }
             self.count("storage", &self.reads.misses);
-            let bytes = read(&*self.inner, id.key, start..end).await?;
+            let bytes = self.fetch(id.key, start..end).await?;
             self.disk.write(id, bytes.clone()).await;
             Ok(bytes)
         };
@@ -155,6 +161,33 @@ impl Windows {
             return Err(StoreError::Range { key: id.key, start, end });
         }
         Ok(window)
+    }
+
+    /// Bytes out of storage. Where they break off, the rest is asked for: whoever reads them has most
+    /// likely begun an answer, and could say so only by breaking it off, too. A storage that does not
+    /// answer at all was asked again already, by its client.
+    async fn fetch(&self, key: ObjectKey, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let length = (range.end - range.start) as usize;
+        let (mut all, mut breaks) = (BytesMut::with_capacity(length), 0);
+        loop {
+            let rest = range.start + all.len() as u64..range.end;
+            let mut pieces = self.inner.get(key, rest).await?;
+            let ended = loop {
+                match pieces.next().await {
+                    Some(Ok(piece)) => all.extend_from_slice(&piece),
+                    Some(Err(error)) => break Err(error),
+                    None => break Ok(()),
+                }
+            };
+            match ended {
+                Ok(()) if all.len() == length => return Ok(all.freeze()),
+                Ok(()) => {
+                    return Err(StoreError::Range { key, start: range.start, end: range.end });
+                }
+                Err(StoreError::Unavailable { .. }) if breaks < BREAKS_MAX => breaks += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn count(&self, from: &'static str, outcome: &Counter) {

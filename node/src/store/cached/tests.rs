@@ -1,6 +1,7 @@
 //! The cache over a real folder store, with its reads counted.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use futures::future::try_join_all;
 use shoal_content::{PackId, UploadId};
@@ -8,8 +9,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
-use crate::store::check_conformance;
 use crate::store::disturbed::DisturbedStore;
+use crate::store::{check_conformance, read};
 
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -157,4 +158,20 @@ async fn what_an_object_of_another_length_left_in_the_cache_is_not_given() {
         let got = read(&store, key, from..content.len() as u64).await.unwrap();
         assert_eq!(got, content[from as usize..]);
     }
+}
+
+#[tokio::test]
+async fn what_breaks_off_goes_on_from_there_but_not_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = storage(folder.path());
+    let (key, content) = object(&*inner, 5).await;
+    let length = content.len() as u64;
+    inner.breaking_reads.store(2, Ordering::Relaxed);
+    let store = cached(folder.path(), &inner, CACHE_BYTES);
+    assert!(read(&store, key, 0..length).await.unwrap() == content, "other bytes");
+    assert_eq!(inner.reads(), 4 + 2);
+    store.forget(key).await;
+    inner.breaking_reads.store(u64::MAX, Ordering::Relaxed);
+    let broken = read(&store, key, 0..length).await.unwrap_err();
+    assert!(matches!(broken, StoreError::Unavailable { .. }), "{broken}");
 }

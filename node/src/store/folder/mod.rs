@@ -203,7 +203,11 @@ impl FolderStore {
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(&failed)?;
                 names.sort_unstable_by(|a, b| b.cmp(a));
-                names.retain(|name| may_hold(&self.text(name), prefix));
+                // Else each page of a long list would look at all that is before it.
+                names.retain(|name| {
+                    let text = self.text(name);
+                    may_hold(&text, prefix) && may_follow(&text, &after)
+                });
                 folders.extend(names);
                 continue;
             }
@@ -247,6 +251,12 @@ impl FolderStore {
 /// Whether a file or folder named `text` can be, or hold, something that starts with `prefix`.
 fn may_hold(text: &str, prefix: &str) -> bool {
     text.starts_with(prefix) || prefix.starts_with(text)
+}
+
+/// Whether a file or folder named `text` can be, or hold, something that comes after `after`.
+fn may_follow(text: &str, after: &str) -> bool {
+    // What is in a folder has `/` behind its name, which `0` follows.
+    text.bytes().chain([b'0']).gt(after.bytes())
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {
@@ -445,6 +455,52 @@ mod tests {
         check_owner(&store).await.unwrap();
         assert!(store.list("", None, 1).await.unwrap().is_empty(), "the owner is an object");
         assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_page_leaves_out_what_lies_before_it() {
+        for (text, after) in [
+            ("blobs", ""),
+            ("blobs/01", "blobs/01/b"),
+            ("blobs/01/b", "blobs/01/a"),
+            ("blobs/02", "blobs/01/b"),
+            ("packs", "blobs/01/b"),
+            // `-` comes before the slash.
+            ("a", "a-b"),
+        ] {
+            assert!(may_follow(text, after), "{text} after {after}");
+        }
+        for (text, after) in [
+            ("blobs/00", "blobs/01/b"),
+            ("blobs/01/a", "blobs/01/b"),
+            ("blobs", "packs/00/a"),
+            ("a", "a0"),
+        ] {
+            assert!(!may_follow(text, after), "{text} after {after}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_of_a_list_are_the_whole_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FolderStore::open(folder.path(), 0).unwrap();
+        let pack = |number: u8| ObjectKey::Pack(shoal_content::PackId::of(&[number]));
+        let recipe = |number: u8| ObjectKey::Recipe(shoal_content::RecipeId::of(&[number]));
+        let mut keys: Vec<ObjectKey> = (0..40).flat_map(|at| [pack(at), recipe(at)]).collect();
+        for key in &keys {
+            store.put(*key, &KeyOwner::Cluster, Bytes::from_static(b"x")).await.unwrap();
+        }
+        keys.sort_unstable_by_key(ToString::to_string);
+        for size in [1, 3, 80, 100] {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = store.list("", after, size).await.unwrap();
+                let Some(last) = page.last() else { break };
+                after = Some(last.key);
+                found.extend(page.iter().map(|object| object.key));
+            }
+            assert_eq!(found, keys, "{size} at once");
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use reqwest::{Method, StatusCode};
 
 use super::super::node::Node;
-use super::{expect, header, push_blob, refused, sha256};
+use super::{expect, header, push_blob, push_image, refused, sha256};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_comes_whole_with_exact_headers() -> Result<()> {
@@ -51,6 +51,8 @@ async fn ranges_are_served_clamped_or_refused() -> Result<()> {
         ("bytes=-6", 250..256),
         ("bytes=-1000", 0..256),
         ("bytes=200-100000", 200..256),
+        ("bytes=200-99999999999999999999", 200..256),
+        ("Bytes=0-9", 0..10),
     ] {
         let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
         expect(&answer, StatusCode::PARTIAL_CONTENT)?;
@@ -67,11 +69,62 @@ async fn ranges_are_served_clamped_or_refused() -> Result<()> {
         let request = node.v2(Method::GET, &path).header("range", "bytes=0-9");
         expect(&request.header("if-range", of).send().await?, status)?;
     }
-    for range in ["bytes=256-", "bytes=500-0", "bytes=1000-2000", "bytes=-0"] {
+    // Several at once, and what is no range of bytes, are answered by the whole.
+    for range in ["bytes=0-1,4-5", "bytes=x-y", "bytes=+1-2", "lines=0-1"] {
+        let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
+        expect(&answer, StatusCode::OK)?;
+        ensure!(answer.bytes().await? == content, "{range}");
+    }
+    for range in
+        ["bytes=256-", "bytes=500-0", "bytes=1000-2000", "bytes=-0", "bytes=99999999999999999999-"]
+    {
         let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
         expect(&answer, StatusCode::RANGE_NOT_SATISFIABLE)?;
         ensure!(header(&answer, "content-length")? != "256", "{range} has the blob's length");
     }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_blob_or_a_manifest_does_not_get_it_again() -> Result<()> {
+    let node = Node::start().await?;
+    let manifest = sha256(&push_image(&node, "a/known", "v1", b"a layer").await?);
+    let layer = sha256(b"a layer");
+    let another = format!("\"{}\"", sha256(b"another"));
+    for (path, digest) in [
+        ("a/known/manifests/v1".to_owned(), &manifest),
+        (format!("a/known/manifests/{manifest}"), &manifest),
+        (format!("a/known/blobs/{layer}"), &layer),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            let ask = |known: &str| {
+                node.v2(method.clone(), &path).header("if-none-match", known.to_owned()).send()
+            };
+            let first = ask(&another).await?;
+            expect(&first, StatusCode::OK)?;
+            let tag = header(&first, "etag")?.to_owned();
+            for known in [tag.clone(), format!("{another}, W/{tag}"), "*".to_owned()] {
+                let answer = ask(&known).await?;
+                expect(&answer, StatusCode::NOT_MODIFIED)?;
+                ensure!(header(&answer, "etag")? == tag, "{path}: {answer:?}");
+                ensure!(header(&answer, "docker-content-digest")? == digest, "{path}: {answer:?}");
+                ensure!(!answer.headers().contains_key("content-length"), "{path}: {answer:?}");
+                ensure!(answer.bytes().await?.is_empty(), "{path}: a body");
+            }
+            // Before a range is looked at (RFC 9110, 13.2.2).
+            let request = node.v2(method.clone(), &path).header("range", "bytes=0-1");
+            let answer = request.header("if-none-match", &tag).send().await?;
+            expect(&answer, StatusCode::NOT_MODIFIED)?;
+        }
+    }
+    // What is not there, or not the asker's to see, is not known to be the same.
+    let never = format!("a/known/blobs/{}", sha256(b"never"));
+    let answer = node.v2(Method::GET, &never).header("if-none-match", "*").send().await?;
+    expect(&answer, StatusCode::NOT_FOUND)?;
+    let path = format!("a/known/blobs/{layer}");
+    let stranger =
+        node.anonymous_v2(Method::GET, &path).header("if-none-match", "*").send().await?;
+    expect(&stranger, StatusCode::UNAUTHORIZED)?;
     node.server.stop().await
 }
 

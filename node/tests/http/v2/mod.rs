@@ -1,6 +1,7 @@
 //! `/v2` by the rules of the distribution specification (1.1, and its development branch).
 
 mod access;
+mod algorithms;
 mod artifacts;
 mod blobs;
 mod lists;
@@ -26,7 +27,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-fn sha512(bytes: &[u8]) -> String {
+pub fn sha512(bytes: &[u8]) -> String {
     format!("sha512:{}", hex::encode(Sha512::digest(bytes)))
 }
 

@@ -1,15 +1,17 @@
 //! Which images somebody is shown in lists.
 //!
 //! Projects decide for most of their images at once, so that a page costs little more than what is
-//! on it: a project that is closed to the asker is stepped over whole, however much is in it.
+//! on it: a project that is closed to the asker is stepped over whole, however much is in it. There may
+//! be as many projects as images, so one that the asker has nothing to do with costs one row.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-use shoal_content::{ProjectName, RepositoryName};
+use shoal_content::{AccountName, ProjectName, RepositoryName};
 
-use super::{Action, Decision, Place, What, Who, permission};
+use super::{Action, Decision, Grantee, Owner, Place, Visibility, What, Who, permission};
 use crate::query::Query;
+use crate::record::UserRole;
 use crate::table::{Fault, Read};
 
 /// Names that are read at once.
@@ -24,24 +26,48 @@ pub struct Visible<'a, R: Read> {
     who: Who,
     /// Images that the asker was granted something for itself.
     granted: BTreeSet<RepositoryName>,
+    /// What a person may have more rights in than everyone; `None` is anything.
+    near: Option<Near>,
     /// The project of a robot that is held to some repositories in it: those that are granted.
     held_in: Option<ProjectName>,
     /// The project that was looked at last, and whether it is open to the asker.
     project: Option<(ProjectName, bool)>,
 }
 
+/// Where somebody is more than everyone: nothing in another project is open to it that is not public.
+#[derive(Debug, Default)]
+struct Near {
+    user: String,
+    /// That it is a member of, itself or by a group or an organization.
+    projects: BTreeSet<ProjectName>,
+    organizations: BTreeSet<AccountName>,
+}
+
 impl<'a, R: Read> Visible<'a, R> {
     /// # Errors
     /// Where the rows cannot be read.
     pub fn new(query: Query<'a, R>, who: Who) -> Result<Self, Fault> {
-        let mut granted = BTreeSet::new();
+        let (mut granted, mut near) = (BTreeSet::new(), None);
         if let Who::User { name, .. } = &who {
+            let mut own = Near { user: name.clone(), ..Near::default() };
             for grantee in query.grantees_of(name)? {
                 for place in query.places_of(&grantee)? {
-                    let Place::Image(id) = place else { continue };
-                    granted.extend(query.image(id)?.map(|image| image.name));
+                    match place {
+                        Place::Image(id) => {
+                            granted.extend(query.image(id)?.map(|image| image.name));
+                        }
+                        Place::Project(project) => {
+                            own.projects.insert(project);
+                        }
+                        Place::Organization(_) | Place::Group { .. } => {}
+                    }
+                }
+                if let Grantee::Organization(organization) = grantee {
+                    own.organizations.insert(organization);
                 }
             }
+            // Others see all there is.
+            near = query.user(name)?.filter(|user| user.role == UserRole::User).map(|_| own);
         }
         let mut held_in = None;
         if let Who::Robot(name) = &who
@@ -51,7 +77,7 @@ impl<'a, R: Read> Visible<'a, R> {
             granted.extend(robot.repositories);
             held_in = Some(name.project.clone());
         }
-        Ok(Self { query, who, granted, held_in, project: None })
+        Ok(Self { query, who, granted, near, held_in, project: None })
     }
 
     /// # Errors
@@ -125,10 +151,25 @@ impl<'a, R: Read> Visible<'a, R> {
             let what = What::Project(&project);
             permission(self.query, &Who::Anonymous, Action::List, what)?.is_allowed()
         } else {
-            self.may(What::Project(&project))?
+            !self.is_far(&project)? && self.may(What::Project(&project))?
         };
         self.project = Some((project, open));
         Ok(open)
+    }
+
+    /// Whether it is closed to the asker, as can be seen at once; `false` says nothing.
+    fn is_far(&self, project: &ProjectName) -> Result<bool, Fault> {
+        let Some(near) = &self.near else { return Ok(false) };
+        if near.projects.contains(project) {
+            return Ok(false);
+        }
+        Ok(self.query.project(project)?.is_some_and(|row| {
+            row.visibility != Visibility::Public
+                && match &row.owner {
+                    Owner::User(owner) => *owner != near.user,
+                    Owner::Organization(owner) => !near.organizations.contains(owner),
+                }
+        }))
     }
 
     fn may(&self, what: What<'_>) -> Result<bool, Fault> {

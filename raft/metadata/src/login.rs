@@ -93,10 +93,17 @@ pub struct Leaving {
 pub const IDENTITY_BYTES_MAX: usize = 512;
 /// Of one user.
 pub const IDENTITIES_MAX: usize = 16;
+/// Of an e-mail address, in bytes (RFC 5321, 4.5.3.1.3, without its brackets).
+pub const EMAIL_BYTES_MAX: usize = 254;
 
 impl<R: Read> Query<'_, R> {
     pub fn leaving(&self, user: &str) -> Result<Option<Leaving>, Fault> {
         row(self.read, Table::Leavings, user.as_bytes())
+    }
+
+    /// Where a user gets mail, if that was said.
+    pub fn email(&self, user: &str) -> Result<Option<String>, Fault> {
+        row(self.read, Table::Emails, user.as_bytes())
     }
 
     /// By name.

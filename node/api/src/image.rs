@@ -155,6 +155,9 @@ pub struct Image<T = TagName, O = String> {
     pub owner: O,
     #[serde(default)]
     pub owner_id: String,
+    /// The organization that owns its project, if one does.
+    #[serde(default)]
+    pub organization_id: Option<String>,
     pub created_at: String,
     /// Its owner, who made it.
     #[serde(default)]

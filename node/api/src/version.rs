@@ -47,6 +47,9 @@ pub struct Version {
     pub created_by: String,
     #[serde(default)]
     pub updated_at: String,
+    /// Who described it last; empty where nobody has since it was made.
+    #[serde(default)]
+    pub updated_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pulled_at: Option<String>,
 }

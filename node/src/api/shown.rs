@@ -4,9 +4,9 @@
 
 use serde::Deserialize;
 use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
-use shoal_content::{Digest, ImageId, TagName};
+use shoal_content::{AccountName, Digest, ImageId, TagName};
 use shoal_metadata::{
-    self as metadata, Fault, ImageKind, Query, Read, Reference, VersionNote, Visibility,
+    self as metadata, Fault, ImageKind, Owner, Query, Read, Reference, VersionNote, Visibility,
 };
 
 use crate::clock::rfc3339;
@@ -55,16 +55,28 @@ fn compressed(version: &metadata::Version, note: &VersionNote) -> Option<u64> {
     }
 }
 
-/// Who may pull it without being a member, as its project says.
-pub fn visibility<R: Read>(
+/// What an image has of its project.
+pub struct OfProject {
+    /// Who may pull it without being a member.
+    pub visibility: &'static str,
+    pub organization: Option<AccountName>,
+}
+
+pub fn of_project<R: Read>(
     query: Query<'_, R>,
     image: &metadata::Image,
-) -> Result<&'static str, Fault> {
-    Ok(match query.project(&image.name.project())?.map(|project| project.visibility) {
+) -> Result<OfProject, Fault> {
+    let project = query.project(&image.name.project())?;
+    let visibility = match project.as_ref().map(|project| project.visibility) {
         Some(Visibility::Public) => PUBLIC,
         Some(Visibility::Organization) => "organization",
         Some(Visibility::Private) | None => "private",
-    })
+    };
+    let organization = match project.map(|project| project.owner) {
+        Some(Owner::Organization(name)) => Some(name),
+        Some(Owner::User(_)) | None => None,
+    };
+    Ok(OfProject { visibility, organization })
 }
 
 pub fn status(image: &metadata::Image, is_deleted: bool) -> &'static str {
@@ -97,7 +109,7 @@ pub fn image_with<R: Read, T, O>(
     };
     let (profile, note) = (row.profile.clone(), query.image_note(row.id)?);
     let (counters, deletion) = (query.counters(row.id)?, query.deletion(row)?);
-    let visibility = visibility(query, row)?;
+    let OfProject { visibility, organization } = of_project(query, row)?;
     Ok(Image {
         id: row.id,
         name: row.name.clone(),
@@ -122,6 +134,7 @@ pub fn image_with<R: Read, T, O>(
         annotations: note.annotations,
         owner,
         owner_id: row.owner.clone(),
+        organization_id: organization.map(|name| name.to_string()),
         created_at: rfc3339(row.created_at),
         created_by: row.owner.clone(),
         updated_at: rfc3339(row.updated_at),
@@ -190,6 +203,7 @@ pub fn version<R: Read>(
         created_at: rfc3339(row.created_at),
         created_by: row.created_by.clone(),
         updated_at: rfc3339(note.updated_at.max(row.created_at)),
+        updated_by: note.updated_by,
         changelog: note.changelog,
         pulled_at: query.version_pulled_at(image.id, &row.digest)?.map(rfc3339),
     })

@@ -58,7 +58,10 @@ pub use delta::{
     ReadOld, Side, WriteNew, apply_delta, fresh_chunks, make_delta,
 };
 pub use detect::open;
-pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
+pub use disk::{
+    Details, Disk, ExtentKind, Format, FormatError, MapExtent, Qcow2Details, ReadError, Stored,
+    StoredExtent,
+};
 pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
     WRITE_BYTES_MAX, write_file,

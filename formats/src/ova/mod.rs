@@ -17,7 +17,7 @@ mod tar;
 use std::collections::HashSet;
 
 use crate::detect;
-use crate::disk::{Disk, Format, MapExtent, ReadError};
+use crate::disk::{Details, Disk, Format, MapExtent, ReadError, Stored, StoredExtent};
 use crate::pages::read_part;
 use crate::refusal::{OpenError, Refusal};
 use crate::source::{ReadAt, Slice};
@@ -56,12 +56,13 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
     match named(".ovf").next() {
         Some(descriptor) => {
             let (index, hint) = described(&*source, &files, descriptor)?;
-            let inner = open_file(source, &files, index, |file| detect::open_hinted(file, hint))?;
-            Ok(Box::new(OvaDisk { inner }))
+            let disk = open_file(source, &files, index, |file| detect::open_hinted(file, hint))?;
+            Ok(Box::new(ArchiveDisk { format: Format::Ova, ..disk }))
         }
         None => {
             let index = only_vmdk(&*source, &files)?;
-            open_file(source, &files, index, |file| detect::open_member(file, Format::Vmdk))
+            let open = |file| detect::open_member(file, Format::Vmdk);
+            Ok(Box::new(open_file(source, &files, index, open)?))
         }
     }
 }
@@ -121,27 +122,32 @@ fn open_file(
     files: &[tar::File],
     index: usize,
     open: impl FnOnce(Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, OpenError>,
-) -> Result<Box<dyn Disk>, OpenError> {
+) -> Result<ArchiveDisk, OpenError> {
     let file = &files[index];
     if is_text(&*source, file)? {
         let members: Vec<_> = files
             .iter()
             .map(|file| vmdk::Member { name: &file.name, at: file.at, length: file.length })
             .collect();
-        return vmdk::open_parts(source, &members, index);
+        let inner = vmdk::open_parts(source, &members, index)?;
+        return Ok(ArchiveDisk { format: inner.format(), inner, at: 0 });
     }
     let (at, length) = (file.at, file.length);
-    open(Box::new(Slice::new(source, at, length)))
+    let inner = open(Box::new(Slice::new(source, at, length)))?;
+    Ok(ArchiveDisk { format: inner.format(), inner, at })
 }
 
-/// A disk that came in an archive with a machine.
-struct OvaDisk {
+/// A disk that came in an archive: with a machine, or as a VMDK's parts.
+struct ArchiveDisk {
     inner: Box<dyn Disk>,
+    format: Format,
+    /// Where what `inner` takes for its image starts in the archive.
+    at: u64,
 }
 
-impl Disk for OvaDisk {
+impl Disk for ArchiveDisk {
     fn format(&self) -> Format {
-        Format::Ova
+        self.format
     }
 
     fn virtual_bytes(&self) -> u64 {
@@ -150,6 +156,19 @@ impl Disk for OvaDisk {
 
     fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
         self.inner.next_extent(offset)
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        let extent = self.inner.next_stored(offset)?;
+        let stored = match extent.stored {
+            Stored::At(at) => Stored::At(self.at + at),
+            stored @ (Stored::Nothing | Stored::Packed) => stored,
+        };
+        Ok(StoredExtent { stored, ..extent })
+    }
+
+    fn details(&self) -> Details {
+        self.inner.details()
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

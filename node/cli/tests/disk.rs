@@ -103,7 +103,8 @@ fn info_and_map_say_what_qemu_img_says() {
     fs::File::open(&disk).unwrap().sync_all().unwrap();
     let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
-    for key in ["filename", "format", "virtual-size", "actual-size"] {
+    let same = ["filename", "format", "virtual-size", "actual-size", "cluster-size", "dirty-flag"];
+    for key in same {
         assert_eq!(ours[key], theirs[key], "{key}");
     }
     let spans = |map: &Value| -> Vec<(u64, u64)> {
@@ -121,9 +122,76 @@ fn info_and_map_say_what_qemu_img_says() {
     let ours = json(&shoal(&["map", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["map", "--output", "json", text(&disk)]));
     assert_eq!(spans(&ours), spans(&theirs));
+    for part in ours.as_array().unwrap() {
+        let start = part["start"].as_u64().unwrap();
+        let end = start + part["length"].as_u64().unwrap();
+        let within = |other: &&Value| {
+            let at = other["start"].as_u64().unwrap();
+            (at..at + other["length"].as_u64().unwrap()).contains(&start)
+        };
+        let other = theirs.as_array().unwrap().iter().find(within).unwrap();
+        for key in ["depth", "present", "zero", "data"] {
+            assert_eq!(part[key], other[key], "{key} of {start}..{end}");
+        }
+        let place = |part: &Value| part["offset"].as_u64().zip(part["start"].as_u64());
+        let shift = |part: &Value| place(part).map(|(at, start)| at as i128 - start as i128);
+        assert_eq!(shift(part), shift(other), "{start}..{end}");
+    }
     let people = shoal(&["info", text(&disk)]);
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+}
+
+#[test]
+fn info_says_of_what_kind_a_qcow2_is() {
+    let folder = Folder::new();
+    for (at, options) in [
+        "compat=0.10",
+        "compat=1.1",
+        "compression_type=zstd",
+        "extended_l2=on,cluster_size=128k",
+        "lazy_refcounts=on,cluster_size=4k",
+        "refcount_bits=64,cluster_size=2M",
+        "refcount_bits=1",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let disk = folder.at(&format!("{at}.qcow2"));
+        let made = qemu(&["create", "-f", "qcow2", "-o", options, text(&disk), "3M"]);
+        assert!(made.status.success(), "{made:?}");
+        let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
+        let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
+        for key in ["virtual-size", "cluster-size", "dirty-flag", "format-specific"] {
+            assert_eq!(ours[key], theirs[key], "{key} with {options}");
+        }
+    }
+    // Of other formats: the unit that they store content in.
+    let raw = folder.at("disk.raw");
+    for (format, options) in
+        [("vmdk", "subformat=monolithicSparse"), ("vhdx", "block_size=8M"), ("vpc", "force_size")]
+    {
+        let disk = folder.at(format);
+        let made = qemu(&["convert", "-O", format, "-o", options, text(&raw), text(&disk)]);
+        assert!(made.status.success(), "{made:?}");
+        let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
+        let theirs = json(&qemu(&["info", "--output", "json", "-f", format, text(&disk)]));
+        for key in ["virtual-size", "cluster-size", "dirty-flag"] {
+            assert_eq!(ours[key], theirs[key], "{key} of {format}");
+        }
+        let map = json(&shoal(&["map", "--output", "json", text(&disk)]));
+        let (bytes, map) = (fs::read(&disk).unwrap(), map.as_array().unwrap().clone());
+        let number = |part: &Value, key: &str| part[key].as_u64().unwrap() as usize;
+        let data = map.iter().filter(|part| part["data"] == true);
+        let mut seen = vec![0; content().len()];
+        for part in data {
+            let (start, length, at) =
+                (number(part, "start"), number(part, "length"), number(part, "offset"));
+            let length = length.min(seen.len() - start);
+            seen[start..start + length].copy_from_slice(&bytes[at..at + length]);
+        }
+        assert!(seen == content(), "{format}: what stands at the offsets is not the disk");
+    }
 }
 
 #[test]

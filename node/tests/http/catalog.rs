@@ -488,6 +488,10 @@ async fn stars_and_downloads_cost_no_write_each() -> Result<()> {
         }
         request.send().await?.error_for_status()?.bytes().await?;
     }
+    // Who only asks how long it is gets nothing.
+    let asked = node.request(Method::HEAD, &path).send().await?.error_for_status()?;
+    let length: u64 = asked.headers()[header::CONTENT_LENGTH].to_str()?.parse()?;
+    ensure!(length >= 300_000, "{length}");
     app.services.pulls.write_down().await?;
     app.services.pulls.write_down().await?;
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;

@@ -314,6 +314,9 @@ pub struct ListImages {
     /// Who made it
     #[arg(long, value_name = "ACCOUNT")]
     pub owner: Option<String>,
+    /// That owns its project
+    #[arg(long, value_name = "ORGANIZATION")]
+    pub organization: Option<String>,
     /// Of its project
     #[arg(long, value_enum)]
     pub visibility: Option<Visibility>,

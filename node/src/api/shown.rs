@@ -56,6 +56,7 @@ fn compressed(version: &metadata::Version, note: &VersionNote) -> Option<u64> {
 }
 
 /// What an image has of its project.
+#[derive(Debug)]
 pub struct OfProject {
     /// Who may pull it without being a member.
     pub visibility: &'static str,

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use shoal_api::{ChangePassword, CreateUser, Hidden, UpdateUser, User, UserCreated};
 use shoal_metadata::{
     self as metadata, Action, Command, EMAIL_BYTES_MAX, Fault, Query, Read, Refusal, Secret,
-    Subject, UserRole, What,
+    Subject, UserRole, What, is_email,
 };
 use zeroize::Zeroizing;
 
@@ -55,14 +55,8 @@ pub(super) fn shown<R: Read>(query: Query<'_, R>, row: &metadata::User) -> Resul
     })
 }
 
-/// That it may be an address, or nothing. Whether mail comes there nobody asks here.
 fn check_email(text: &str) -> Result<(), Problem> {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '<' | '>' | ',' | ';');
-    let whole = match text.rsplit_once('@') {
-        Some((local, domain)) => !local.is_empty() && !domain.is_empty(),
-        None => text.is_empty(),
-    };
-    if whole && text.len() <= EMAIL_BYTES_MAX && !text.contains(odd) {
+    if text.is_empty() || is_email(text) {
         return Ok(());
     }
     let text = format!("an e-mail address is NAME@HOST, of {EMAIL_BYTES_MAX} bytes at most");

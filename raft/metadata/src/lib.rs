@@ -71,7 +71,7 @@ pub use lockout::{
 };
 pub use login::{
     EMAIL_BYTES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, LoginMeans, Proof,
-    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
+    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session, is_email,
 };
 pub use memory::Memory;
 pub use passkey::{

@@ -13,7 +13,7 @@ use crate::key;
 use crate::lockout::Suspect;
 use crate::login::{
     EMAIL_BYTES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, Proof,
-    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
+    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session, is_email,
 };
 use crate::record::{Secret, User, UserRole};
 use crate::rights::{RobotName, WORKLOAD_RULES_MAX, WorkloadRule};
@@ -238,8 +238,8 @@ impl<R: Read> Step<'_, R> {
 
     pub(super) fn set_email(&mut self, user: &str, email: &str) -> Result<Response, Stop> {
         self.known_user(user)?;
-        if email.len() > EMAIL_BYTES_MAX || email.chars().any(char::is_control) {
-            let text = format!("{EMAIL_BYTES_MAX} bytes of an e-mail address, without line ends");
+        if !email.is_empty() && !is_email(email) {
+            let text = format!("{EMAIL_BYTES_MAX} bytes of an e-mail address, NAME@HOST");
             return Err(Refusal::Limit(text).into());
         }
         match email {

@@ -44,7 +44,7 @@ pub fn size(version: &metadata::Version) -> u64 {
 
 fn layer(reference: &Reference) -> Layer {
     let (Reference::Blob { digest, size } | Reference::Manifest { digest, size }) = reference;
-    Layer { digest: digest.clone(), size: *size }
+    Layer { digest: digest.clone(), size: *size, media_type: None }
 }
 
 /// What it takes in storage: a container's layers are stored as they are.
@@ -218,10 +218,11 @@ pub fn version_detail<R: Read>(
     let mut instances = query.instances_of(image.id, &row.digest, INSTANCES_SHOWN_MAX + 1)?;
     let more_instances = instances.len() > INSTANCES_SHOWN_MAX;
     instances.truncate(INSTANCES_SHOWN_MAX);
+    let (config_digest, layers) = pieces(query, row)?;
     Ok(VersionDetail {
         version: version(query, image, row)?,
-        config_digest: config_digest(query, row)?,
-        layers: row.references.iter().map(layer).collect(),
+        config_digest,
+        layers,
         instances,
         more_instances,
     })
@@ -229,22 +230,38 @@ pub fn version_detail<R: Read>(
 
 /// What manifests say that is looked at here.
 #[derive(Deserialize)]
-struct Configured {
-    config: Option<Configuration>,
+struct Said {
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    /// Of an index.
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
-struct Configuration {
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
     digest: Digest,
+    size: u64,
+    media_type: Option<String>,
 }
 
-fn config_digest<R: Read>(
+/// The configuration, and what else a version consists of. A disk that is not pulled as a file has a
+/// layer without content in its manifest, which is none of it.
+fn pieces<R: Read>(
     query: Query<'_, R>,
     row: &metadata::Version,
-) -> Result<Option<Digest>, Fault> {
+) -> Result<(Option<Digest>, Vec<Layer>), Fault> {
     let manifest = query.manifest(row.image, &row.digest)?.unwrap_or_default();
-    let said: Option<Configured> = serde_json::from_slice(&manifest).ok();
-    Ok(said.and_then(|said| said.config).map(|config| config.digest))
+    let Ok(said) = serde_json::from_slice::<Said>(&manifest) else {
+        return Ok((None, row.references.iter().map(layer).collect()));
+    };
+    let is_empty = row.disk.is_some() && row.file().is_none();
+    let described = said.layers.into_iter().chain(said.manifests).filter(|_| !is_empty);
+    let layers =
+        described.map(|Descriptor { digest, size, media_type }| Layer { digest, size, media_type });
+    Ok((said.config.map(|config| config.digest), layers.collect()))
 }
 
 pub fn tag<R: Read>(

@@ -59,7 +59,10 @@ fn in_an_archive_the_place_is_the_archive_s() {
     let (image, _) = write(&guest, Target::Vmdk);
     fs::write(folder.path().join("disk.vmdk"), image).unwrap();
     let archive = folder.path().join("disk.tar");
-    run("tar", &["-cf", text(&archive), "-C", text(folder.path()), "disk.vmdk"]);
-    let (plain, packed) = held(&fs::read(&archive).unwrap(), &guest);
-    assert!(packed == 0 && plain >= 500_000, "{plain} plain, {packed} packed");
+    for kind in ["v7", "oldgnu", "gnu", "ustar", "pax"] {
+        let kind = format!("--format={kind}");
+        run("tar", &[&kind, "-cf", text(&archive), "-C", text(folder.path()), "disk.vmdk"]);
+        let (plain, packed) = held(&fs::read(&archive).unwrap(), &guest);
+        assert!(packed == 0 && plain >= 500_000, "{kind}: {plain} plain, {packed} packed");
+    }
 }

@@ -267,7 +267,7 @@ fn an_archive_without_a_magic_is_one_all_the_same() {
     let content = noise(7, 64 * 1024);
     let text = TEXT.replace("RW 1 SPARSE \"x.vmdk\"", "RW 128 FLAT \"x-flat.vmdk\" 0");
     // As GNU's tar writes it: with the numbers of a device, 72 bytes behind the magic's place.
-    let gnu = [&[0; 72][..], b"0000000\x000000000\0"].concat();
+    let gnu = [&[0_u8; 72][..], b"0000000\x000000000\0"].concat();
     for magic in [V7, &gnu] {
         let mut archive = file(magic, 0, b"./", &[]);
         archive.extend(file(magic, 0, b"./x.vmdk", text.as_bytes()));

@@ -281,6 +281,37 @@ fn an_archive_without_a_magic_is_one_all_the_same() {
 }
 
 #[test]
+fn a_machine_s_folder_may_be_packed_in_any_order() {
+    let content = noise(7, 64 * 1024);
+    let text = TEXT.replace("RW 1 SPARSE \"x.vmdk\"", "RW 128 VMFS \"x-flat.vmdk\"");
+    let text = text.replace("parentCID", "changeTrackPath=\"x-ctk.vmdk\"\nparentCID");
+    let files: [(&[u8], &[u8]); 4] = [
+        (b"./x.vmdk", text.as_bytes()),
+        (b"./x-flat.vmdk", &content),
+        (b"./x-ctk.vmdk", &[7; 700]),
+        (b"./x.vmsd", b""),
+    ];
+    for first in ["x.vmx", "./x.vmxf", "x.VMSD", "./x.nvram", "vmware-1.log", "./vmware.log"] {
+        let mut archive = file(GNU, b'0', first.as_bytes(), b"of no account");
+        for (name, content) in files.iter().filter(|(name, _)| !name.ends_with(b"vmsd")) {
+            archive.extend(file(GNU, b'0', name, content));
+        }
+        archive.resize(archive.len() + 2 * SECTOR, 0);
+        assert!(read(archive) == content, "{first}");
+    }
+    for start in 0..files.len() {
+        let mut archive = Vec::new();
+        for (name, content) in files.iter().cycle().skip(start).take(files.len()) {
+            archive.extend(file(POSIX, b'0', name, content));
+        }
+        archive.resize(archive.len() + 2 * SECTOR, 0);
+        assert!(read(archive) == content, "from {start}");
+    }
+    // Any other archive is a guest's own.
+    assert_eq!(outcome(file(GNU, b'0', b"server.log", &[1; 512])), "raw");
+}
+
+#[test]
 fn what_macos_adds_to_an_archive_is_no_disk() {
     let disk = Sparse { capacity: 128, grains: &[Data(1)], ..PLAIN };
     let mut archive = file(POSIX, b'0', b"./._x.vmdk", &[0, 5, 0x16, 7]);

@@ -1,5 +1,5 @@
 //! OVA (DMTF DSP0243): a tar with a descriptor of a machine and its disk. Read, and laid out for
-//! writing. A tar of nothing but a VMDK's parts is read, too.
+//! writing. A tar of a VMDK's parts, with what VMware keeps beside them, is read, too.
 //!
 //! Read: one disk in any readable format, whole or – a VMDK – in extents; the checksums of a
 //! manifest are held against all files before the disk is opened. Signatures are not checked:
@@ -31,9 +31,16 @@ const OVF_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a disk that are looked at to see whether it is a text descriptor.
 const LOOK_BYTES: u64 = 4096;
 
+/// What archives of machines start with: an appliance's own files, or what VMware keeps beside a
+/// disk, in whatever order a folder was packed.
+const FIRST_SUFFIXES: [&str; 8] =
+    [".ovf", ".mf", ".cert", ".vmdk", ".vmx", ".vmxf", ".vmsd", ".nvram"];
+
 /// Whether an archive that starts with this name is looked into.
 pub(crate) fn is_known(name: &str) -> bool {
-    [".ovf", ".mf", ".cert", ".vmdk"].iter().any(|suffix| ends_with(name, suffix))
+    let bare = name.strip_prefix("./").unwrap_or(name);
+    let is_log = bare.starts_with("vmware") && ends_with(bare, ".log");
+    is_log || FIRST_SUFFIXES.iter().any(|suffix| ends_with(name, suffix))
 }
 
 fn ends_with(name: &str, suffix: &str) -> bool {

@@ -2,7 +2,9 @@
 //!
 //! What a format's own program would take for that format is never called raw: a guest that may
 //! write its own first sector must not choose how its disk is read (CVE-2024-32498 and its kin).
-//! The converse holds as well: bytes that no detector knows are raw, whatever they are.
+//! The converse holds as well: bytes that no detector knows are raw, whatever they are. What starts as
+//! a compressed file does is a raw disk only where that was declared: far more often it is an image
+//! that somebody has not unpacked, and its guest would find noise.
 //!
 //! Invariant: an image that two detectors claim is refused.
 //! Non-goal: trusting names, suffixes or declared media types; what is declared only narrows.
@@ -37,6 +39,8 @@ enum Claim {
     /// A tar that starts as one of a machine, or of a VMDK's parts.
     Archive,
     Foreign(Foreign),
+    /// A compressed file, as which program makes it; raw, where that is declared.
+    Packed(&'static str),
     /// Raw, by what stands in it; only interesting where something else claims the image too.
     Iso,
     BootSector,
@@ -51,13 +55,14 @@ impl Claim {
             Self::Vhdx => "VHDX",
             Self::Archive => "an archive",
             Self::Foreign(foreign) => foreign.name(),
+            Self::Packed(by) => by,
             Self::Iso => "ISO 9660",
             Self::BootSector => "a raw disk with a partition table",
         }
     }
 
     const fn is_raw(self) -> bool {
-        matches!(self, Self::Iso | Self::BootSector)
+        matches!(self, Self::Packed(_) | Self::Iso | Self::BootSector)
     }
 
     /// Whether bytes that are raw by what stands in them may stand in an image of this kind, too:
@@ -66,6 +71,8 @@ impl Claim {
         match self {
             Self::FixedVhd => true,
             Self::Archive | Self::Vhd => matches!(raw, Self::Iso),
+            // What stands first in a disk of macOS is often compressed.
+            Self::Foreign(Foreign::Dmg) => matches!(raw, Self::Packed(_)),
             _ => false,
         }
     }
@@ -73,7 +80,7 @@ impl Claim {
     /// Whether an image of this kind may be declared as `declared`.
     fn agrees(self, declared: Format) -> bool {
         match self {
-            Self::Iso | Self::BootSector => declared == Format::Raw,
+            Self::Packed(_) | Self::Iso | Self::BootSector => declared == Format::Raw,
             Self::Qcow2 => declared == Format::Qcow2,
             Self::Vmdk => declared == Format::Vmdk,
             Self::FixedVhd | Self::Vhd => declared == Format::Vhd,
@@ -130,6 +137,9 @@ fn claim(source: &dyn ReadAt, hint: Option<Format>) -> Result<Option<Claim>, Ope
         if !claim.unwrap_or(Claim::Iso).agrees(declared) {
             return Err(Refusal::FormatMismatch { declared, found }.into());
         }
+        if declared == Format::Raw {
+            return Ok(None);
+        }
     }
     Ok(claim)
 }
@@ -145,6 +155,10 @@ fn open_claimed(
         Some(Claim::FixedVhd | Claim::Vhd) => vhd::open(source),
         Some(Claim::Vhdx) => vhdx::open(source),
         Some(Claim::Archive) => Err(Refusal::Archive("it holds another archive").into()),
+        Some(Claim::Packed(_)) => {
+            let text = "it is one compressed file; unpack it first, or say that it is a raw disk";
+            Err(Refusal::Archive(text).into())
+        }
         Some(Claim::Foreign(foreign)) => Err(Refusal::Unsupported(foreign).into()),
     }
 }
@@ -199,11 +213,33 @@ fn claims(head: &[u8], tail: &[u8]) -> Vec<Claim> {
     claim(at(0, b"#!/bin/sh\n#V2.0 Format\n"), foreign(Foreign::Cloop));
     claim(tail.len() == SECTOR_BYTES && tail.starts_with(b"koly"), foreign(Foreign::Dmg));
     claim(ova::first_name(head).is_some_and(|name| ova::is_known(&name)), Claim::Archive);
+    if let Some(by) = packed_by(head) {
+        claim(true, Claim::Packed(by));
+    }
     // In a qcow2 with smaller clusters the descriptor may stand in the guest's data.
     let is_small = at(0, qcow2::MAGIC) && head.get(23).is_some_and(|&bits| bits < 16);
     claim(at(ISO_DESCRIPTOR_AT, b"\x01CD001") && !is_small, Claim::Iso);
     claim(has_partitions(head), Claim::BootSector);
     claims
+}
+
+/// What made the compressed file that starts so. Only the whole of each sign counts.
+fn packed_by(head: &[u8]) -> Option<&'static str> {
+    let signs: [(&[u8], &str); 5] = [
+        (b"\xfd7zXZ\0", "a file of xz"),
+        (b"\x28\xb5\x2f\xfd", "a file of zstd"),
+        (b"PK\x03\x04", "a file of zip"),
+        (b"7z\xbc\xaf\x27\x1c", "a file of 7-Zip"),
+        (b"Rar!\x1a\x07", "a file of RAR"),
+    ];
+    let found = signs.into_iter().find(|(sign, _)| head.starts_with(sign)).map(|(_, by)| by);
+    // Deflate, and no flag that is reserved (RFC 1952, 2.3).
+    let is_gzip = head.starts_with(b"\x1f\x8b\x08") && head.get(3).is_some_and(|it| it & 0xe0 == 0);
+    let level = head.get(3).is_some_and(|it| matches!(it, b'1'..=b'9'));
+    let is_bzip2 = head.starts_with(b"BZh")
+        && level
+        && head.get(4..).is_some_and(|rest| rest.starts_with(b"1AY&SY"));
+    found.or(is_gzip.then_some("a file of gzip")).or(is_bzip2.then_some("a file of bzip2"))
 }
 
 /// A boot sector with at least one entry of the partition table that makes sense.

@@ -88,6 +88,50 @@ pub struct MapExtent {
     pub kind: ExtentKind,
 }
 
+/// What an image spends on guest bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// Nothing, or room whose content does not count: they read as zero.
+    Nothing,
+    /// They stand as they are in the image, from this byte on.
+    At(u64),
+    /// They have to be decompressed.
+    Packed,
+}
+
+/// Guest bytes that are stored in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredExtent {
+    /// Guest bytes from the disk's start.
+    pub offset: u64,
+    /// In bytes, at least 1.
+    pub length: u64,
+    pub stored: Stored,
+}
+
+/// What an image says of itself besides its disk's size, for who looks at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// The unit that content is stored in, in bytes, where the format has one.
+    pub unit_bytes: Option<u64>,
+    /// Whether a program has opened it for writing and did not come to close it.
+    pub is_dirty: bool,
+    pub qcow2: Option<Qcow2Details>,
+}
+
+/// What only a qcow2 says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qcow2Details {
+    /// 2 or 3.
+    pub version: u32,
+    /// `zlib` or `zstd`.
+    pub compression: &'static str,
+    /// Of one reference count.
+    pub refcount_bits: u32,
+    pub lazy_refcounts: bool,
+    pub extended_l2: bool,
+}
+
 /// Why guest bytes could not be read.
 #[derive(Debug, Error)]
 pub enum ReadError {
@@ -136,6 +180,15 @@ pub trait Disk: Send {
     /// See [`ReadError`].
     fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError>;
 
+    /// How the guest bytes from `offset` on are stored; `offset` and the end are as with
+    /// [`next_extent`](Self::next_extent).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError>;
+
+    fn details(&self) -> Details;
+
     /// Fills `buf` with guest bytes from `offset`.
     ///
     /// # Errors
@@ -158,6 +211,14 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
         (**self).next_extent(offset)
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        (**self).next_stored(offset)
+    }
+
+    fn details(&self) -> Details {
+        (**self).details()
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

@@ -58,7 +58,10 @@ pub use delta::{
     ReadOld, Side, WriteNew, apply_delta, fresh_chunks, make_delta,
 };
 pub use detect::open;
-pub use disk::{Disk, ExtentKind, Format, FormatError, MapExtent, ReadError};
+pub use disk::{
+    Details, Disk, ExtentKind, Format, FormatError, MapExtent, Qcow2Details, ReadError, Stored,
+    StoredExtent,
+};
 pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
     WRITE_BYTES_MAX, write_file,
@@ -74,5 +77,6 @@ pub use manifest::{
     media_type, parse_manifest,
 };
 pub use pack::{PACK_BYTES, PackSink, SinkError};
+pub use qcow2::{References, check_references};
 pub use refusal::{Foreign, OpenError, Refusal};
 pub use source::ReadAt;

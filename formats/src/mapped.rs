@@ -4,7 +4,9 @@
 //! `next_extent` asks the tables at most [`EXTENT_RUNS_MAX`] times.
 //! Non-goals: the tables themselves (see [`Tables`]); qcow2, whose subclusters need loops of its own.
 
-use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
+use crate::disk::{
+    Details, Disk, ExtentKind, Format, MapExtent, ReadError, Stored, StoredExtent, check_range,
+};
 use crate::offset::{GuestOffset, HostOffset};
 use crate::refusal::OpenError;
 use crate::source::ReadAt;
@@ -33,6 +35,14 @@ impl Place {
         }
     }
 
+    const fn stored(self) -> Stored {
+        match self {
+            Self::Zero => Stored::Nothing,
+            Self::Host(HostOffset(at)) => Stored::At(at),
+            Self::Packed { .. } => Stored::Packed,
+        }
+    }
+
     /// Whether `next`, which begins `bytes` after this, goes on where this ends.
     fn continues(self, bytes: u64, next: Self) -> bool {
         match (self, next) {
@@ -57,6 +67,9 @@ pub(crate) trait Tables: Send {
 
     /// What the guest sees, in bytes.
     fn virtual_bytes(&self) -> u64;
+
+    /// The unit that content is stored in, in bytes, where there is one.
+    fn unit_bytes(&self) -> Option<u64>;
 
     /// The run that starts at `guest`, which is before the end. It may pass the disk's end.
     fn run(&mut self, source: &dyn ReadAt, guest: GuestOffset) -> Result<Run, OpenError>;
@@ -135,6 +148,28 @@ impl<S: ReadAt + Send, T: Tables> Disk for MappedDisk<S, T> {
             end += next.bytes;
         }
         Ok(MapExtent { offset, length: end - offset, kind })
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        let length = self.virtual_bytes();
+        check_range(offset, 1, length)?;
+        let mut run = self.run(offset, length - offset)?;
+        for _ in 1..EXTENT_RUNS_MAX {
+            let end = offset + run.bytes;
+            if end == length {
+                break;
+            }
+            let next = self.run(end, length - end)?;
+            if !run.place.continues(run.bytes, next.place) {
+                break;
+            }
+            run.bytes += next.bytes;
+        }
+        Ok(StoredExtent { offset, length: run.bytes, stored: run.place.stored() })
+    }
+
+    fn details(&self) -> Details {
+        Details { unit_bytes: self.tables.unit_bytes(), ..Details::default() }
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

@@ -3,7 +3,9 @@
 //! Invariant: any bytes that no detector knows are a raw disk of exactly their length.
 //! Holes that the source knows are zero without being read; other zeros are found by reading.
 
-use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
+use crate::disk::{
+    Details, Disk, ExtentKind, Format, MapExtent, ReadError, Stored, StoredExtent, check_range,
+};
 use crate::source::ReadAt;
 
 pub(crate) struct RawDisk<S> {
@@ -36,6 +38,19 @@ impl<S: ReadAt + Send> Disk for RawDisk<S> {
             None => (self.length, ExtentKind::Data),
         };
         Ok(MapExtent { offset, length: end - offset, kind })
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        let MapExtent { offset, length, kind } = self.next_extent(offset)?;
+        let stored = match kind {
+            ExtentKind::Data => Stored::At(offset),
+            ExtentKind::Zero => Stored::Nothing,
+        };
+        Ok(StoredExtent { offset, length, stored })
+    }
+
+    fn details(&self) -> Details {
+        Details::default()
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

@@ -266,14 +266,49 @@ fn long_names_are_found_where_each_tar_puts_them() {
 fn an_archive_without_a_magic_is_one_all_the_same() {
     let content = noise(7, 64 * 1024);
     let text = TEXT.replace("RW 1 SPARSE \"x.vmdk\"", "RW 128 FLAT \"x-flat.vmdk\" 0");
-    let mut archive = file(V7, 0, b"./", &[]);
-    archive.extend(file(V7, 0, b"./x.vmdk", text.as_bytes()));
-    archive.extend(file(V7, 0, b"./x-flat.vmdk", &content));
-    archive.resize(archive.len() + 2 * SECTOR, 0);
-    assert!(read(archive) == content);
+    // As GNU's tar writes it: with the numbers of a device, 72 bytes behind the magic's place.
+    let gnu = [&[0_u8; 72][..], b"0000000\x000000000\0"].concat();
+    for magic in [V7, &gnu] {
+        let mut archive = file(magic, 0, b"./", &[]);
+        archive.extend(file(magic, 0, b"./x.vmdk", text.as_bytes()));
+        archive.extend(file(magic, 0, b"./x-flat.vmdk", &content));
+        archive.resize(archive.len() + 2 * SECTOR, 0);
+        assert!(read(archive) == content);
+    }
     let folder = file(V7, 0, b"vm/", &[]);
     let inside = file(V7, 0, b"vm/x.vmdk", text.as_bytes());
     assert_eq!(outcome([folder, inside].concat()), "names_path");
+}
+
+#[test]
+fn a_machine_s_folder_may_be_packed_in_any_order() {
+    let content = noise(7, 64 * 1024);
+    let text = TEXT.replace("RW 1 SPARSE \"x.vmdk\"", "RW 128 VMFS \"x-flat.vmdk\"");
+    let text = text.replace("parentCID", "changeTrackPath=\"x-ctk.vmdk\"\nparentCID");
+    let files: [(&[u8], &[u8]); 4] = [
+        (b"./x.vmdk", text.as_bytes()),
+        (b"./x-flat.vmdk", &content),
+        (b"./x-ctk.vmdk", &[7; 700]),
+        (b"./x.vmsd", b""),
+    ];
+    for first in ["x.vmx", "./x.vmxf", "x.VMSD", "./x.nvram", "vmware-1.log", "./vmware.log"] {
+        let mut archive = file(GNU, b'0', first.as_bytes(), b"of no account");
+        for (name, content) in files.iter().filter(|(name, _)| !name.ends_with(b"vmsd")) {
+            archive.extend(file(GNU, b'0', name, content));
+        }
+        archive.resize(archive.len() + 2 * SECTOR, 0);
+        assert!(read(archive) == content, "{first}");
+    }
+    for start in 0..files.len() {
+        let mut archive = Vec::new();
+        for (name, content) in files.iter().cycle().skip(start).take(files.len()) {
+            archive.extend(file(POSIX, b'0', name, content));
+        }
+        archive.resize(archive.len() + 2 * SECTOR, 0);
+        assert!(read(archive) == content, "from {start}");
+    }
+    // Any other archive is a guest's own.
+    assert_eq!(outcome(file(GNU, b'0', b"server.log", &[1; 512])), "raw");
 }
 
 #[test]

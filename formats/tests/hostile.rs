@@ -190,3 +190,32 @@ proptest! {
         }
     }
 }
+
+/// Taken for a raw disk, it would be noise to its guest.
+#[test]
+fn a_compressed_file_is_a_disk_only_where_that_is_said() {
+    let signs: [&[u8]; 7] = [
+        b"\x1f\x8b\x08\x08",
+        b"\xfd7zXZ\0\0\x04",
+        b"\x28\xb5\x2f\xfd\x04",
+        b"PK\x03\x04\x14",
+        b"7z\xbc\xaf\x27\x1c",
+        b"Rar!\x1a\x07\x01",
+        b"BZh91AY&SY",
+    ];
+    for sign in signs {
+        let mut image = sign.to_vec();
+        image.resize(4096, 7);
+        assert_eq!(reason(image.clone(), None), "archive_not_supported", "{sign:?}");
+        let declared = reason(image.clone(), Some(Format::Qcow2));
+        assert_eq!(declared, "format_mismatch", "{sign:?}");
+        let mut disk = open(Box::new(image.clone()), Some(Format::Raw)).unwrap();
+        let mut seen = vec![0; image.len()];
+        disk.read(0, &mut seen).unwrap();
+        assert!(disk.format() == Format::Raw && seen == image, "{sign:?}");
+        // One byte of it less is no sign.
+        let mut other = image;
+        other[sign.len().min(4) - 2] ^= 0xff;
+        assert_eq!(reason(other, None), "raw", "{sign:?}");
+    }
+}

@@ -72,6 +72,21 @@ impl Digest {
         Self { algorithm: Algorithm::Sha512, bytes }
     }
 
+    /// A checksum as files of checksums have it: also in upper case, and without its algorithm, which
+    /// its length says then.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub fn of_checksum(text: &str) -> Result<Self, DigestError> {
+        let text = text.trim().to_ascii_lowercase();
+        match text.len() {
+            _ if text.contains(':') => text.parse(),
+            64 => format!("sha256:{text}").parse(),
+            128 => format!("sha512:{text}").parse(),
+            _ => Err(DigestError::Shape),
+        }
+    }
+
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -141,5 +156,25 @@ mod tests {
         let upper = format!("sha256:{}", "AB".repeat(32));
         assert_eq!(upper.parse::<Digest>(), Err(DigestError::Encoded));
         assert_eq!(Digest::sha512([1; 64]).to_string().parse(), Ok(Digest::sha512([1; 64])));
+    }
+
+    #[test]
+    fn a_checksum_is_read_as_people_copy_it() {
+        let (short, long) = (Digest::sha256([0xab; 32]), Digest::sha512([0xab; 64]));
+        for (digest, bytes) in [(&short, 32), (&long, 64)] {
+            let digits = "Ab".repeat(bytes);
+            for text in [digest.to_string(), digits.clone(), format!(" {digits}\n")] {
+                assert_eq!(Digest::of_checksum(&text).as_ref(), Ok(digest), "{text}");
+            }
+        }
+        assert_eq!(
+            Digest::of_checksum(&"AB".repeat(32).replace('A', "g")),
+            Err(DigestError::Encoded)
+        );
+        for text in ["", "ab", "md5:00", "d41d8cd98f00b204e9800998ecf8427e"] {
+            assert!(Digest::of_checksum(text).is_err(), "{text}");
+        }
+        let other = format!("SHA256:{}", "AB".repeat(32));
+        assert_eq!(Digest::of_checksum(&other), Ok(short));
     }
 }

@@ -1,5 +1,5 @@
 //! OVA (DMTF DSP0243): a tar with a descriptor of a machine and its disk. Read, and laid out for
-//! writing. A tar of nothing but a VMDK's parts is read, too.
+//! writing. A tar of a VMDK's parts, with what VMware keeps beside them, is read, too.
 //!
 //! Read: one disk in any readable format, whole or – a VMDK – in extents; the checksums of a
 //! manifest are held against all files before the disk is opened. Signatures are not checked:
@@ -17,7 +17,7 @@ mod tar;
 use std::collections::HashSet;
 
 use crate::detect;
-use crate::disk::{Disk, Format, MapExtent, ReadError};
+use crate::disk::{Details, Disk, Format, MapExtent, ReadError, Stored, StoredExtent};
 use crate::pages::read_part;
 use crate::refusal::{OpenError, Refusal};
 use crate::source::{ReadAt, Slice};
@@ -31,9 +31,16 @@ const OVF_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a disk that are looked at to see whether it is a text descriptor.
 const LOOK_BYTES: u64 = 4096;
 
+/// What archives of machines start with: an appliance's own files, or what VMware keeps beside a
+/// disk, in whatever order a folder was packed.
+const FIRST_SUFFIXES: [&str; 8] =
+    [".ovf", ".mf", ".cert", ".vmdk", ".vmx", ".vmxf", ".vmsd", ".nvram"];
+
 /// Whether an archive that starts with this name is looked into.
 pub(crate) fn is_known(name: &str) -> bool {
-    [".ovf", ".mf", ".cert", ".vmdk"].iter().any(|suffix| ends_with(name, suffix))
+    let bare = name.strip_prefix("./").unwrap_or(name);
+    let is_log = bare.starts_with("vmware") && ends_with(bare, ".log");
+    is_log || FIRST_SUFFIXES.iter().any(|suffix| ends_with(name, suffix))
 }
 
 fn ends_with(name: &str, suffix: &str) -> bool {
@@ -56,12 +63,13 @@ pub(crate) fn open(source: Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, Open
     match named(".ovf").next() {
         Some(descriptor) => {
             let (index, hint) = described(&*source, &files, descriptor)?;
-            let inner = open_file(source, &files, index, |file| detect::open_hinted(file, hint))?;
-            Ok(Box::new(OvaDisk { inner }))
+            let disk = open_file(source, &files, index, |file| detect::open_hinted(file, hint))?;
+            Ok(Box::new(ArchiveDisk { format: Format::Ova, ..disk }))
         }
         None => {
             let index = only_vmdk(&*source, &files)?;
-            open_file(source, &files, index, |file| detect::open_member(file, Format::Vmdk))
+            let open = |file| detect::open_member(file, Format::Vmdk);
+            Ok(Box::new(open_file(source, &files, index, open)?))
         }
     }
 }
@@ -121,27 +129,32 @@ fn open_file(
     files: &[tar::File],
     index: usize,
     open: impl FnOnce(Box<dyn ReadAt + Send>) -> Result<Box<dyn Disk>, OpenError>,
-) -> Result<Box<dyn Disk>, OpenError> {
+) -> Result<ArchiveDisk, OpenError> {
     let file = &files[index];
     if is_text(&*source, file)? {
         let members: Vec<_> = files
             .iter()
             .map(|file| vmdk::Member { name: &file.name, at: file.at, length: file.length })
             .collect();
-        return vmdk::open_parts(source, &members, index);
+        let inner = vmdk::open_parts(source, &members, index)?;
+        return Ok(ArchiveDisk { format: inner.format(), inner, at: 0 });
     }
     let (at, length) = (file.at, file.length);
-    open(Box::new(Slice::new(source, at, length)))
+    let inner = open(Box::new(Slice::new(source, at, length)))?;
+    Ok(ArchiveDisk { format: inner.format(), inner, at })
 }
 
-/// A disk that came in an archive with a machine.
-struct OvaDisk {
+/// A disk that came in an archive: with a machine, or as a VMDK's parts.
+struct ArchiveDisk {
     inner: Box<dyn Disk>,
+    format: Format,
+    /// Where what `inner` takes for its image starts in the archive.
+    at: u64,
 }
 
-impl Disk for OvaDisk {
+impl Disk for ArchiveDisk {
     fn format(&self) -> Format {
-        Format::Ova
+        self.format
     }
 
     fn virtual_bytes(&self) -> u64 {
@@ -150,6 +163,19 @@ impl Disk for OvaDisk {
 
     fn next_extent(&mut self, offset: u64) -> Result<MapExtent, ReadError> {
         self.inner.next_extent(offset)
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        let extent = self.inner.next_stored(offset)?;
+        let stored = match extent.stored {
+            Stored::At(at) => Stored::At(self.at + at),
+            stored @ (Stored::Nothing | Stored::Packed) => stored,
+        };
+        Ok(StoredExtent { stored, ..extent })
+    }
+
+    fn details(&self) -> Details {
+        self.inner.details()
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

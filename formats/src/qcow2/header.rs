@@ -39,6 +39,7 @@ pub(super) const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 pub(super) const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 pub(super) const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 pub(super) const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1;
 const INCOMPATIBLE_KNOWN: u64 = INCOMPATIBLE_DIRTY
     | INCOMPATIBLE_CORRUPT
     | INCOMPATIBLE_DATA_FILE
@@ -70,6 +71,9 @@ pub(super) struct Header {
     pub refcount_bytes: u64,
     pub extended_l2: bool,
     pub compression: Compression,
+    pub refcount_bits: u32,
+    pub lazy_refcounts: bool,
+    pub is_dirty: bool,
 }
 
 fn malformed<T>(what: &'static str) -> Result<T, Refusal> {
@@ -171,6 +175,9 @@ impl Header {
             refcount_bytes: u64::from(fields.u32(56)) << cluster_bits,
             extended_l2,
             compression,
+            refcount_bits: if version == 2 { 16 } else { 1 << fields.u32(96) },
+            lazy_refcounts: version > 2 && fields.u64(80) & COMPATIBLE_LAZY_REFCOUNTS != 0,
+            is_dirty: version > 2 && fields.u64(72) & INCOMPATIBLE_DIRTY != 0,
         };
         header.check_tables(length)?;
         Ok((header, header_bytes))

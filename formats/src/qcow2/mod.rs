@@ -2,8 +2,9 @@
 //! written compressed.
 //!
 //! Read: all cluster sizes, zlib and zstd compressed clusters, zero clusters, extended L2 entries.
-//! Internal snapshots are ignored: the disk is its active state. Reference counts are not read;
-//! what they are there for, that no cluster is used twice, is checked from the tables themselves.
+//! Internal snapshots are ignored: the disk is its active state. Reference counts are not needed for
+//! that; what they are there for, that no cluster is used twice, is checked from the tables
+//! themselves. Whether they are right can be asked (see `references`).
 //!
 //! Invariant: whatever an image says, opening it takes memory bounded by [`header::L1_BYTES_MAX`]
 //! and the limits of `check`, and every offset is held against the image's length before use.
@@ -15,8 +16,10 @@ mod header;
 mod layout;
 mod packer;
 mod reader;
+mod references;
 
 pub(crate) use header::MAGIC;
 pub(crate) use layout::{Layout, VIRTUAL_BYTES_MAX};
 pub(crate) use packer::Packer;
 pub(crate) use reader::Qcow2Disk;
+pub use references::{References, check_references};

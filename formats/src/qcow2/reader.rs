@@ -10,7 +10,10 @@ use std::sync::Arc;
 use super::check::check_tables;
 use super::entry::{self, Cluster};
 use super::header::{Compression, Header};
-use crate::disk::{Disk, ExtentKind, Format, MapExtent, ReadError, check_range};
+use crate::disk::{
+    Details, Disk, ExtentKind, Format, MapExtent, Qcow2Details, ReadError, Stored, StoredExtent,
+    check_range,
+};
 use crate::offset::{GuestOffset, HostOffset};
 use crate::pages::read_source;
 use crate::refusal::OpenError;
@@ -40,6 +43,14 @@ impl Place {
         match self {
             Self::Zero => ExtentKind::Zero,
             Self::Host(_) | Self::Compressed { .. } => ExtentKind::Data,
+        }
+    }
+
+    const fn stored(self) -> Stored {
+        match self {
+            Self::Zero => Stored::Nothing,
+            Self::Host(HostOffset(at)) => Stored::At(at),
+            Self::Compressed { .. } => Stored::Packed,
         }
     }
 
@@ -251,6 +262,31 @@ impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
         }
         let kind = kind.unwrap_or(ExtentKind::Data);
         Ok(MapExtent { offset, length: end - offset, kind })
+    }
+
+    fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
+        check_range(offset, 1, self.header.virtual_bytes)?;
+        let guest = GuestOffset(offset);
+        let run = self.run(guest, u64::MAX).map_err(at_guest(guest))?;
+        Ok(StoredExtent { offset, length: run.bytes, stored: run.place.stored() })
+    }
+
+    fn details(&self) -> Details {
+        let header = &self.header;
+        Details {
+            unit_bytes: Some(header.cluster_bytes()),
+            is_dirty: header.is_dirty,
+            qcow2: Some(Qcow2Details {
+                version: header.version,
+                compression: match header.compression {
+                    Compression::Zlib => "zlib",
+                    Compression::Zstd => "zstd",
+                },
+                refcount_bits: header.refcount_bits,
+                lazy_refcounts: header.lazy_refcounts,
+                extended_l2: header.extended_l2,
+            }),
+        }
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {

@@ -66,9 +66,10 @@ impl Footer {
         let current = fields.u64(48) / SECTOR_BYTES;
         let [heads, per_track] = array::<2>(bytes, 58).map(u64::from);
         let geometry = u64::from(fields.u16(56)) * heads * per_track;
-        // Virtual PC, Virtual Server and early QEMU go by the geometry, all others by the size.
-        let by_geometry =
-            matches!(&bytes[28..32], b"vpc " | b"vs  " | b"qemu") && geometry != GEOMETRY_MAX;
+        // Virtual PC and early QEMU go by the geometry, whoever else by the size: so does QEMU from
+        // 10.0 on, where versions before it had a list of those that go by the size, and took the
+        // geometry of anybody else's (Azure's `wa`, for one) for the length: too short.
+        let by_geometry = matches!(&bytes[28..32], b"vpc " | b"qemu") && geometry != GEOMETRY_MAX;
         if by_geometry && geometry == 0 && current > 0 {
             return Err(Refusal::MalformedHeader("its geometry is empty, its size is not"));
         }

@@ -194,6 +194,13 @@ impl Tables for Vhd {
         self.virtual_bytes
     }
 
+    fn unit_bytes(&self) -> Option<u64> {
+        match &self.blocks {
+            Blocks::None => None,
+            Blocks::Table(table) => Some(table.block_bytes),
+        }
+    }
+
     fn run(&mut self, source: &dyn ReadAt, guest: GuestOffset) -> Result<Run, OpenError> {
         let Blocks::Table(table) = &self.blocks else {
             let place = Place::Host(HostOffset(guest.0));

@@ -105,6 +105,10 @@ impl Tables for Vhdx {
         self.parameters.virtual_bytes
     }
 
+    fn unit_bytes(&self) -> Option<u64> {
+        Some(self.parameters.block_bytes)
+    }
+
     fn run(&mut self, source: &dyn ReadAt, guest: GuestOffset) -> Result<Run, OpenError> {
         let block_bytes = self.parameters.block_bytes;
         let skip = guest.0 % block_bytes;

@@ -164,6 +164,16 @@ impl Tables for Extents {
         self.extents.last().map_or(0, |extent| extent.end)
     }
 
+    /// Extents may differ; then there is none.
+    fn unit_bytes(&self) -> Option<u64> {
+        let mut grains = self.extents.iter().filter_map(|extent| match &extent.bytes {
+            Bytes::Sparse(sparse) => Some(sparse.grain_bytes()),
+            Bytes::Zero | Bytes::Flat(_) => None,
+        });
+        let first = grains.next()?;
+        grains.all(|other| other == first).then_some(first)
+    }
+
     fn run(&mut self, source: &dyn ReadAt, guest: GuestOffset) -> Result<Run, OpenError> {
         let extent = &self.extents[self.index(guest)];
         let inside = guest.0 - (extent.end - extent.length);

@@ -24,6 +24,9 @@ pub struct User {
     pub username: String,
     /// `admin`, `auditor` or `user`.
     pub role: String,
+    /// Where it gets mail, if that was said.
+    #[serde(default)]
+    pub email: Option<String>,
     pub created_at: String,
 }
 
@@ -35,6 +38,9 @@ pub struct CreateUser {
     pub password: Option<Hidden>,
     #[serde(default = "user_role")]
     pub role: String,
+    /// Where it gets mail. Shown to itself, and to who administers what it owns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
 }
 
 fn user_role() -> String {
@@ -71,6 +77,9 @@ pub struct UpdateUser {
     pub role: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Hidden>,
+    /// An empty text takes it away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
 }
 
 /// One's own password; the current one proves that it is.

@@ -156,6 +156,9 @@ pub struct Image<T = TagName, O = String> {
     pub owner: O,
     #[serde(default)]
     pub owner_id: String,
+    /// The organization that owns its project, if one does.
+    #[serde(default)]
+    pub organization_id: Option<String>,
     pub created_at: String,
     /// Its owner, who made it.
     #[serde(default)]
@@ -175,6 +178,9 @@ pub struct Image<T = TagName, O = String> {
 pub struct ImageOwner {
     pub id: String,
     pub name: String,
+    /// Where it gets mail, if that was said; for itself, and for who administers the image's project.
+    #[serde(default)]
+    pub email: Option<String>,
 }
 
 /// `GET /api/v1/images/{id}`: with the tags that were set last, at most 1000, and the versions with

@@ -75,6 +75,12 @@ pub struct Quota {
     /// `user:NAME`, `group:ORGANIZATION/NAME`, `organization:NAME`, `project:NAME`, `cluster`, or
     /// `default:` and a kind: for each of the kind that has no limits of its own.
     pub of: String,
+    /// `user`, `user_group`, `organization`, `project` or `cluster`; nothing for a default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal_type: Option<String>,
+    /// Its name; nothing for the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal_id: Option<String>,
     /// Nothing for a default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,

@@ -1,7 +1,8 @@
 //! The upload of a disk in parts, and its import from elsewhere.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use shoal_content::{Digest, TagName, UploadId, VersionId};
 
 use crate::Layer;
@@ -55,8 +56,9 @@ pub struct ImportVersion {
     pub version: String,
     /// `https://…`; `http://…` only together with a checksum.
     pub url: String,
-    /// `sha256:…` of the whole file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `sha256:…` of the whole file, or the digits alone.
+    #[serde(default, deserialize_with = "checksum", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub checksum: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -66,6 +68,12 @@ pub struct ImportVersion {
     pub changelog: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_info: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+fn checksum<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Digest>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    let digest = text.map(|text| Digest::of_checksum(&text)).transpose();
+    digest.map_err(D::Error::custom)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -47,6 +47,9 @@ pub struct Version {
     pub created_by: String,
     #[serde(default)]
     pub updated_at: String,
+    /// Who described it last; empty where nobody has since it was made.
+    #[serde(default)]
+    pub updated_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pulled_at: Option<String>,
 }
@@ -80,12 +83,16 @@ pub struct Deprecation {
     pub message: String,
 }
 
-/// A piece of a version: a container's blob, or a run of an uploaded file.
+/// A piece of a version: a container's layer, a manifest of an index, the file that a disk is pulled
+/// as; or a run of a file that is uploaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Layer {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
+    /// As the manifest has it; of no account in an upload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
 }
 
 /// `GET /api/v1/images/{id}/versions/{version}`, and the answer to what changes one.
@@ -96,6 +103,7 @@ pub struct VersionDetail {
     /// Of the configuration that the manifest names; a disk's is empty, and an index has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_digest: Option<Digest>,
+    /// In the manifest's order, without the configuration.
     pub layers: Vec<Layer>,
     /// Instances that run it, by name.
     pub instances: Vec<InstanceName>,

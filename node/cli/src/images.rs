@@ -105,6 +105,7 @@ fn filters(wanted: &ListImages) -> String {
         ("format", &wanted.format),
         ("status", &wanted.status),
         ("owner", &wanted.owner),
+        ("organization", &wanted.organization),
         ("visibility", &visibility),
         ("labels", &labels),
         ("annotations", &annotations),
@@ -214,12 +215,13 @@ async fn show(client: &Client, name: &str, screen: Screen) -> Result<(), Error> 
         let said = profile(&detail);
         let rows = versions::version_table(&detail.versions);
         let image = &detail.image;
+        let mail = image.owner.email.as_ref().map(|mail| format!(" <{mail}>")).unwrap_or_default();
         let stars = match image.star_count {
             0 => String::new(),
             stars => format!(", {stars} stars"),
         };
         format!(
-            "{} ({}, {}), {}, owner {}, {} downloads{stars}\n{said}{rows}",
+            "{} ({}, {}), {}, owner {}{mail}, {} downloads{stars}\n{said}{rows}",
             image.name,
             image.kind,
             image.visibility,

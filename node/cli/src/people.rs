@@ -31,17 +31,22 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
         UserCommand::List => {
             let users: Vec<User> = client.get("api/v1/users").await?;
             screen.show(&users, || {
-                let mut rows = table(&["NAME", "ROLE", "CREATED"]);
+                let mut rows = table(&["NAME", "ROLE", "E-MAIL", "CREATED"]);
                 for user in &users {
-                    rows.add_row([&user.username, &user.role, &user.created_at]);
+                    let email = user.email.as_deref().unwrap_or_default();
+                    rows.add_row([user.username.as_str(), &user.role, email, &user.created_at]);
                 }
                 rows.to_string()
             })
         }
-        UserCommand::Create { name, role, password_stdin } => {
+        UserCommand::Create { name, role, email, password_stdin } => {
             let given = if *password_stdin { Some(Hidden(password(true)?)) } else { None };
-            let (username, role) = (name.clone(), role_name(*role));
-            let request = CreateUser { username, password: given, role };
+            let request = CreateUser {
+                username: name.clone(),
+                password: given,
+                role: role_name(*role),
+                email: email.clone(),
+            };
             let made: UserCreated = client.call(Method::POST, "api/v1/users", &request).await?;
             screen.show(&made, || match &made.password {
                 Some(password) => {
@@ -50,13 +55,13 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
                 None => format!("Made {name}."),
             })
         }
-        UserCommand::Set { name, role, password_stdin } => {
+        UserCommand::Set { name, role, email, password_stdin } => {
             let password = if *password_stdin { Some(Hidden(password(true)?)) } else { None };
-            if role.is_none() && password.is_none() {
-                let text = "nothing to change; give --role or --password-stdin";
+            if role.is_none() && password.is_none() && email.is_none() {
+                let text = "nothing to change; give --role, --email or --password-stdin";
                 return Err(Error::Usage(text.into()));
             }
-            let request = UpdateUser { role: role.map(role_name), password };
+            let request = UpdateUser { role: role.map(role_name), password, email: email.clone() };
             let path = format!("api/v1/users/{}", escaped(name));
             let user: User = client.call(Method::PATCH, path, &request).await?;
             screen.show(&user, || format!("{} is {}.", user.username, user.role))

@@ -395,7 +395,7 @@ async fn started(
     };
     let whole = order.checksum.clone().map(|digest| UploadManifest {
         format: None,
-        layers: vec![Layer { digest, size: source.bytes }],
+        layers: vec![Layer { digest, size: source.bytes, media_type: None }],
     });
     let request = InitUpload {
         version: version.clone(),

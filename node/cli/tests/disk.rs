@@ -103,7 +103,8 @@ fn info_and_map_say_what_qemu_img_says() {
     fs::File::open(&disk).unwrap().sync_all().unwrap();
     let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
-    for key in ["filename", "format", "virtual-size", "actual-size"] {
+    let same = ["filename", "format", "virtual-size", "actual-size", "cluster-size", "dirty-flag"];
+    for key in same {
         assert_eq!(ours[key], theirs[key], "{key}");
     }
     let spans = |map: &Value| -> Vec<(u64, u64)> {
@@ -121,9 +122,76 @@ fn info_and_map_say_what_qemu_img_says() {
     let ours = json(&shoal(&["map", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["map", "--output", "json", text(&disk)]));
     assert_eq!(spans(&ours), spans(&theirs));
+    for part in ours.as_array().unwrap() {
+        let start = part["start"].as_u64().unwrap();
+        let end = start + part["length"].as_u64().unwrap();
+        let within = |other: &&Value| {
+            let at = other["start"].as_u64().unwrap();
+            (at..at + other["length"].as_u64().unwrap()).contains(&start)
+        };
+        let other = theirs.as_array().unwrap().iter().find(within).unwrap();
+        for key in ["depth", "present", "zero", "data"] {
+            assert_eq!(part[key], other[key], "{key} of {start}..{end}");
+        }
+        let place = |part: &Value| part["offset"].as_u64().zip(part["start"].as_u64());
+        let shift = |part: &Value| place(part).map(|(at, start)| at as i128 - start as i128);
+        assert_eq!(shift(part), shift(other), "{start}..{end}");
+    }
     let people = shoal(&["info", text(&disk)]);
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+}
+
+#[test]
+fn info_says_of_what_kind_a_qcow2_is() {
+    let folder = Folder::new();
+    for (at, options) in [
+        "compat=0.10",
+        "compat=1.1",
+        "compression_type=zstd",
+        "extended_l2=on,cluster_size=128k",
+        "lazy_refcounts=on,cluster_size=4k",
+        "refcount_bits=64,cluster_size=2M",
+        "refcount_bits=1",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let disk = folder.at(&format!("{at}.qcow2"));
+        let made = qemu(&["create", "-f", "qcow2", "-o", options, text(&disk), "3M"]);
+        assert!(made.status.success(), "{made:?}");
+        let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
+        let theirs = json(&qemu(&["info", "--output", "json", text(&disk)]));
+        for key in ["virtual-size", "cluster-size", "dirty-flag", "format-specific"] {
+            assert_eq!(ours[key], theirs[key], "{key} with {options}");
+        }
+    }
+    // Of other formats: the unit that they store content in.
+    let raw = folder.at("disk.raw");
+    for (format, options) in
+        [("vmdk", "subformat=monolithicSparse"), ("vhdx", "block_size=8M"), ("vpc", "force_size")]
+    {
+        let disk = folder.at(format);
+        let made = qemu(&["convert", "-O", format, "-o", options, text(&raw), text(&disk)]);
+        assert!(made.status.success(), "{made:?}");
+        let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
+        let theirs = json(&qemu(&["info", "--output", "json", "-f", format, text(&disk)]));
+        for key in ["virtual-size", "cluster-size", "dirty-flag"] {
+            assert_eq!(ours[key], theirs[key], "{key} of {format}");
+        }
+        let map = json(&shoal(&["map", "--output", "json", text(&disk)]));
+        let (bytes, map) = (fs::read(&disk).unwrap(), map.as_array().unwrap().clone());
+        let number = |part: &Value, key: &str| part[key].as_u64().unwrap() as usize;
+        let data = map.iter().filter(|part| part["data"] == true);
+        let mut seen = vec![0; content().len()];
+        for part in data {
+            let (start, length, at) =
+                (number(part, "start"), number(part, "length"), number(part, "offset"));
+            let length = length.min(seen.len() - start);
+            seen[start..start + length].copy_from_slice(&bytes[at..at + length]);
+        }
+        assert!(seen == content(), "{format}: what stands at the offsets is not the disk");
+    }
 }
 
 #[test]
@@ -167,6 +235,93 @@ fn what_differs_is_broken_or_missing_has_the_exit_code_of_qemu_img() {
     fs::write(&compressed, &bytes).unwrap();
     let checked = shoal(&["check", text(&compressed)]);
     assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+#[test]
+fn reference_counts_are_checked_as_by_qemu_img() {
+    let folder = Folder::new();
+    let judged = |path: &Path| {
+        let theirs = qemu(&["check", "-f", "qcow2", "--output", "json", text(path)]);
+        let ours = shoal(&["check", "--output", "json", text(path)]);
+        assert_eq!(ours.status.code(), theirs.status.code(), "{ours:?} and {theirs:?}");
+        let (ours, theirs) = (json(&ours), json(&theirs));
+        for key in ["leaks", "corruptions"] {
+            let number = |of: &Value| of[key].as_u64().unwrap_or(0);
+            assert_eq!(number(&ours), number(&theirs), "{key}: {ours} and {theirs}");
+        }
+        ours
+    };
+    for (at, options) in [
+        "cluster_size=64k",
+        "cluster_size=512",
+        "compat=0.10",
+        "extended_l2=on",
+        "refcount_bits=1",
+        "refcount_bits=64,cluster_size=4k",
+        "compression_type=zstd",
+        "preallocation=metadata",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let disk = folder.at(&format!("{at}.qcow2"));
+        assert!(
+            qemu(&["create", "-f", "qcow2", "-o", options, text(&disk), "9M"]).status.success()
+        );
+        let mut writes = vec!["write -P 1 0 1M", "write -P 2 3M 65k", "write -z 1M 128k"];
+        // Not everywhere is there a cluster to be compressed.
+        if !["extended", "cluster_size=512", "preallocation"].iter().any(|it| options.contains(it))
+        {
+            writes.push("write -c -P 3 5M 64k");
+        }
+        write_into(&disk, &writes);
+        // Content that a snapshot has, too, is referred to twice; one bit has no room for that.
+        if !options.contains("refcount_bits=1") {
+            assert!(qemu(&["snapshot", "-c", "before", text(&disk)]).status.success());
+            write_into(&disk, &["write -P 4 512k 256k", "discard 3M 64k"]);
+        }
+        if !options.contains("compat=0.10") {
+            assert!(qemu(&["bitmap", "--add", text(&disk), "changes"]).status.success());
+            write_into(&disk, &["write -P 5 7M 64k"]);
+        }
+        judged(&disk);
+    }
+
+    // What stands in one table alone: its entry is cleared, then its count.
+    let disk = folder.at("changed.qcow2");
+    assert!(qemu(&["create", "-f", "qcow2", text(&disk), "9M"]).status.success());
+    write_into(&disk, &["write -P 1 0 1M"]);
+    let sound = fs::read(&disk).unwrap();
+    let l2 = u64_at(&sound, u64_at(&sound, 40) as usize) as usize & 0xff_ffff_fe00;
+    let block = u64_at(&sound, u64_at(&sound, 48) as usize) as usize;
+    let cluster = (u64_at(&sound, l2 + 8) as usize & 0xff_ffff_fe00) / 65_536;
+    let changed = |places: &[(usize, &[u8])]| {
+        let mut bytes = sound.clone();
+        for (at, with) in places {
+            bytes[*at..*at + with.len()].copy_from_slice(with);
+        }
+        fs::write(&disk, bytes).unwrap();
+        judged(&disk)
+    };
+    assert_eq!(changed(&[])["leaks"], 0);
+    assert_eq!(changed(&[(l2 + 8, &[0; 8])])["leaks"], 1);
+    assert_eq!(changed(&[(block + 2 * cluster, &[0; 2])])["leaks"], 0);
+    let both = changed(&[(l2, &[0; 8]), (block + 2 * cluster, &[0, 9])]);
+    assert!(both["leaks"] == 2 && both["corruptions"] == 1, "{both}");
+}
+
+/// As a guest does, or whoever else has the image open.
+fn write_into(disk: &Path, commands: &[&str]) {
+    let mut arguments = vec!["-f", "qcow2", "-d", "unmap"];
+    arguments.extend(commands.iter().flat_map(|command| ["-c", *command]));
+    arguments.push(text(disk));
+    let output = Command::new("qemu-io").args(&arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !said.contains("failed"), "{output:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -41,16 +41,21 @@ pub async fn download(
     caller: Caller,
     Path((image, wanted)): Path<(ImageId, String)>,
     Query(query): Query<DownloadQuery>,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let row = existing(&caller, image, Action::Pull)?;
     let version =
         version(caller.view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
     drop(caller);
-    // A number that is no tag is passed over when this is written down.
-    app.services.pulls.note(image, wanted.parse().ok().as_ref(), &version.digest);
-    let target = format!("{}:{wanted}@{}", row.name, version.digest);
-    app.services.audit.note("image.pull", target, shoal_metadata::AuditResult::Done);
+    // Who only asks how long it is has pulled nothing.
+    let pulls = method != Method::HEAD;
+    if pulls {
+        // A number that is no tag is passed over when this is written down.
+        app.services.pulls.note(image, wanted.parse().ok().as_ref(), &version.digest);
+        let target = format!("{}:{wanted}@{}", row.name, version.digest);
+        app.services.audit.note("image.pull", target, shoal_metadata::AuditResult::Done);
+    }
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
         return Err(conflict("not_a_disk", text));
@@ -74,7 +79,7 @@ pub async fn download(
         target.extension()
     );
     let answer = answer(&app.services.origin, disk.recipe, export, &file, &headers)?;
-    if is_first(&headers, answer.status()) {
+    if pulls && is_first(&headers, answer.status()) {
         app.services.pulls.count(image, &version.digest);
     }
     Ok(answer)

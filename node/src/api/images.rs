@@ -10,8 +10,8 @@ use shoal_api::{
 };
 use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, ImageDescription, ImageNote, Owner, Refusal,
-    Response, UploadPurpose, Visibility, What, Who,
+    self as metadata, Action, Command, Decision, Fault, ImageDescription, ImageNote, Owner,
+    Refusal, Response, UploadPurpose, Visibility, What, Who, permission,
 };
 use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use super::profile::{self, Described};
 use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
 use super::tagged::{EntityTag, Tagged};
-use crate::clock::now;
+use crate::clock::{CLOCKS_APART_MS, now};
 use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
@@ -138,18 +138,19 @@ pub async fn show(caller: Caller, Path(id): Path<ImageId>) -> Result<Tagged<Imag
         Ok(row) => row,
         Err(problem) => deleted(&caller, id).map_err(|_| problem)?,
     };
-    Ok(detail(&caller.view, &row, caller.person().ok())?)
+    Ok(detail(&caller.view, &row, &caller.who())?)
 }
 
-/// As `person` sees it, with the tag of what is said of it.
-fn detail(
-    view: &View,
-    row: &metadata::Image,
-    person: Option<&str>,
-) -> Result<Tagged<ImageDetail>, Fault> {
+/// As `who` sees it, with the tag of what is said of it.
+fn detail(view: &View, row: &metadata::Image, who: &Who) -> Result<Tagged<ImageDetail>, Fault> {
     let query = view.query();
     let note = query.image_note(row.id)?;
-    let owner = ImageOwner { id: row.owner.clone(), name: row.owner.clone() };
+    let person = match who {
+        Who::User { name, .. } => Some(name),
+        _ => None,
+    };
+    let email = email(view, row, who)?;
+    let owner = ImageOwner { id: row.owner.clone(), name: row.owner.clone(), email };
     let detail = ImageDetail {
         image: shown::image_with(query, row, shown::tags(query, row)?, owner)?,
         min_cpu_cores: row.profile.min_cpu_cores,
@@ -166,6 +167,19 @@ fn detail(
     };
     let description = ImageDescription { profile: row.profile.clone(), note };
     Ok(Tagged(EntityTag::of(&description), detail))
+}
+
+/// The owner's, for itself and for who looks after the project.
+fn email(view: &View, row: &metadata::Image, who: &Who) -> Result<Option<String>, Fault> {
+    let query = view.query();
+    let is_own = matches!(who, Who::User { name, .. } if *name == row.owner);
+    let may = is_own || {
+        let what = What::Repository(&row.name);
+        matches!(permission(query, who, Action::Audit, what)?, Decision::Allowed(_))
+    };
+    // The name may be another account's by now.
+    let made = row.created_at.plus_millis(CLOCKS_APART_MS);
+    if may && query.was_there(&row.owner, made)? { query.email(&row.owner) } else { Ok(None) }
 }
 
 /// `PUT /api/v1/images/{id}`. The command says all that is said of the image, and from what: where
@@ -185,7 +199,7 @@ pub async fn update(
         check_visibility(&project, wanted)?;
     }
     let mut note = caller.view.query().image_note(id)?;
-    let person = caller.person().ok().map(str::to_owned);
+    let who = caller.who();
     drop(caller);
     for _ in 0..UPDATE_ATTEMPTS_MAX {
         let from = ImageDescription { profile: row.profile, note };
@@ -200,7 +214,7 @@ pub async fn update(
                 note = view.query().image_note(id)?
             }
             Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(detail(&view, &row, person.as_deref())?),
+            Ok(_) => return Ok(detail(&view, &row, &who)?),
         }
     }
     Err(conflict("changed", format!("{id} is changed by others all the time; try again")))

@@ -105,7 +105,7 @@ pub async fn export(caller: Caller) -> Result<Json<AccountExport>, Problem> {
         tokio::task::spawn_blocking(move || view.query().audit(&filter, ENTRIES_MAX, LOOKS_MAX));
     let page = page.await.map_err(|_| unavailable("the search was given up"))??;
     Ok(Json(AccountExport {
-        user: users::shown(&user),
+        user: users::shown(query, &user)?,
         second_factor,
         passkeys,
         sessions,

@@ -15,7 +15,7 @@ use shoal_metadata::{self as metadata, Action, Fault, ImageKind, Read, Visible, 
 
 use super::caller::Caller;
 use super::input::Query;
-use super::shown;
+use super::shown::{self, OfProject};
 use crate::http::problem::Problem;
 
 const PAGE_SIZE_DEFAULT: u64 = 20;
@@ -67,7 +67,11 @@ pub struct ListQuery {
     format: Option<String>,
     visibility: Option<String>,
     status: Option<String>,
+    #[serde(alias = "owner_id")]
     owner: Option<String>,
+    /// Of the project.
+    #[serde(alias = "organization_id")]
+    organization: Option<String>,
     /// `KEY=VALUE,…`: all of them.
     #[serde(alias = "label")]
     labels: Option<String>,
@@ -149,6 +153,7 @@ struct Filter {
     visibility: Option<String>,
     status: Option<String>,
     owner: Option<String>,
+    organization: Option<String>,
     labels: Labels,
     annotations: Labels,
     deleted: bool,
@@ -178,6 +183,7 @@ impl Filter {
             visibility: given(wanted.visibility),
             status: given(wanted.status),
             owner: given(wanted.owner),
+            organization: given(wanted.organization),
             labels: pairs(wanted.labels, "labels_invalid")?,
             annotations: pairs(wanted.annotations, "annotations_invalid")?,
             deleted: wanted.deleted.unwrap_or(false),
@@ -204,10 +210,14 @@ impl Filter {
         query: metadata::Query<'_, R>,
         image: &metadata::Image,
     ) -> Result<bool, Fault> {
-        if let Some(wanted) = &self.visibility
-            && shown::visibility(query, image)? != wanted
-        {
-            return Ok(false);
+        if self.visibility.is_some() || self.organization.is_some() {
+            let OfProject { visibility, organization } = shown::of_project(query, image)?;
+            let visible = self.visibility.as_ref().is_none_or(|wanted| visibility == wanted);
+            let owned =
+                |wanted: &String| organization.as_ref().is_some_and(|it| it.as_str() == wanted);
+            if !visible || !self.organization.as_ref().is_none_or(owned) {
+                return Ok(false);
+            }
         }
         if let Some(user) = &self.starred_by
             && !query.is_starred(image.id, user)?
@@ -239,10 +249,11 @@ pub async fn list(
     Query(wanted): Query<ListQuery>,
 ) -> Result<Json<Page<Image>>, Problem> {
     let window = Window::new(wanted.page, wanted.page_size);
-    let (key, descending) = sort_of(wanted.sort.as_deref().unwrap_or("name"))?;
+    let sort = wanted.sort.as_deref().filter(|text| !text.is_empty());
+    let order = sort_of(sort.unwrap_or("name"))?;
     let filter = Filter::new(wanted, &caller)?;
     // All there is may be looked at, and nobody else is to wait for that.
-    let page = move || page_of(&caller, &filter, window, key, descending);
+    let page = move || page_of(&caller, &filter, window, order);
     let page = tokio::task::spawn_blocking(page).await;
     Ok(Json(page.map_err(|error| Problem::internal(&error))??))
 }
@@ -251,16 +262,12 @@ fn page_of(
     caller: &Caller,
     filter: &Filter,
     window: Window,
-    key: SortKey,
-    descending: bool,
+    order: (SortKey, bool),
 ) -> Result<Page<Image>, Problem> {
     let query = caller.view.query();
     let mut found =
         if filter.deleted { deleted(caller, filter)? } else { present(caller, filter)? };
-    sort(query, &mut found, key)?;
-    if descending {
-        found.reverse();
-    }
+    sorted(query, &mut found, order)?;
     let (rows, pagination) = window.of(found);
     let data =
         rows.iter().map(|row| shown::image(query, row)).collect::<Result<Vec<_>, Fault>>()?;
@@ -317,44 +324,42 @@ fn deleted(caller: &Caller, filter: &Filter) -> Result<Vec<metadata::Image>, Pro
     }
 }
 
-/// Ascending; equal ones by name.
-fn sort<R: Read>(
+/// Equal ones by name, whichever way the others go: so a page has the same ones each time.
+fn sorted<R: Read>(
     query: metadata::Query<'_, R>,
     found: &mut Vec<metadata::Image>,
-    key: SortKey,
+    (key, descending): (SortKey, bool),
 ) -> Result<(), Fault> {
-    match key {
-        SortKey::Name => found.sort_by(|one, other| one.name.cmp(&other.name)),
-        SortKey::CreatedAt => found.sort_by_key(|image| image.created_at),
-        SortKey::UpdatedAt => found.sort_by_key(|image| image.updated_at),
-        SortKey::Downloads | SortKey::Stars | SortKey::Size => {
-            let mut keyed = Vec::with_capacity(found.len());
-            for image in found.drain(..) {
-                keyed.push((weight(query, &image, key)?, image));
-            }
-            keyed.sort_by(|one, other| match one.0.cmp(&other.0) {
-                Ordering::Equal => other.1.name.cmp(&one.1.name),
-                order => order,
-            });
-            found.extend(keyed.into_iter().map(|(_, image)| image));
-        }
+    let mut keyed = Vec::with_capacity(found.len());
+    for image in found.drain(..) {
+        keyed.push((weight(query, &image, key)?, image));
     }
+    let directed = |order: Ordering| if descending { order.reverse() } else { order };
+    keyed.sort_by(|(weight, image), (other_weight, other)| match key {
+        SortKey::Name => directed(image.name.cmp(&other.name)),
+        _ => directed(weight.cmp(other_weight)).then_with(|| image.name.cmp(&other.name)),
+    });
+    found.extend(keyed.into_iter().map(|(_, image)| image));
     Ok(())
 }
 
+/// What images are sorted by, where that is not their name.
 fn weight<R: Read>(
     query: metadata::Query<'_, R>,
     image: &metadata::Image,
     key: SortKey,
 ) -> Result<u64, Fault> {
     Ok(match (key, &image.latest) {
+        (SortKey::Name, _) => 0,
+        (SortKey::CreatedAt, _) => image.created_at.as_millis(),
+        (SortKey::UpdatedAt, _) => image.updated_at.as_millis(),
         (SortKey::Downloads, _) => query.counters(image.id)?.downloads,
         (SortKey::Stars, _) => query.counters(image.id)?.stars,
-        (_, Some(latest)) => match query.version(image.id, latest)? {
+        (SortKey::Size, Some(latest)) => match query.version(image.id, latest)? {
             Some(latest) => shown::size(query, &latest)?,
             None => 0,
         },
-        (_, None) => 0,
+        (SortKey::Size, None) => 0,
     })
 }
 

@@ -35,7 +35,7 @@ use crate::http::auth::github::{self, Unknown};
 use crate::http::auth::issuer::{Description, Keys, Person, Rejected, read_answer};
 use crate::http::auth::sealed::{open, seal, seconds};
 use crate::http::auth::session::{SESSION_ID_BYTES, agent_of, begin_session, session_id};
-use crate::http::auth::{follow, foreign_account};
+use crate::http::auth::{Wanted, follow, foreign_account};
 use crate::http::problem::{Problem, chain};
 use crate::state::App;
 
@@ -359,6 +359,7 @@ async fn stated(app: &App, answer: reqwest::Response, gone: &Away) -> Result<Per
     Ok(Person {
         subject: claims.subject().to_owned(),
         account: claims.text(&settings.account_claim).unwrap_or_default().to_owned(),
+        email: claims.text("email").map(str::to_owned),
         groups: groups.into_iter().map(str::to_owned).collect(),
     })
 }
@@ -367,14 +368,15 @@ async fn stated(app: &App, answer: reqwest::Response, gone: &Away) -> Result<Per
 async fn admitted(app: &App, person: Person) -> Result<metadata::User, Problem> {
     let settings = &app.config.oidc;
     let view = app.view().await?;
-    let Person { subject, account, groups } = person;
+    let Person { subject, account, email, groups } = person;
     let required = &settings.required_groups;
     if !required.is_empty() && !required.iter().any(|group| groups.contains(group)) {
         return Err(failed("none of your groups there is one that is let in here"));
     }
     let create = settings.create_accounts;
+    let wanted = Wanted { name: &account, email: email.as_deref() };
     let user =
-        foreign_account(app, view.query(), &settings.issuer, &subject, &account, create).await?;
+        foreign_account(app, view.query(), &settings.issuer, &subject, wanted, create).await?;
     drop(view);
     let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
     let mapped = settings.mapped().unwrap_or_default();

@@ -53,13 +53,31 @@ fn shown<R: Read>(
         QuotaOf::One(payer) => Some(usage(query, payer)?),
         QuotaOf::Each(_) => None,
     };
+    let (principal_type, principal_id) = principal(of).unzip();
     Ok(Quota {
         of: of.to_string(),
+        principal_type,
+        principal_id: principal_id.flatten(),
         usage,
         set: row.as_ref().map(|row| shown_limits(row.limits)),
         updated_at: row.as_ref().map(|row| rfc3339(row.updated_at)),
         updated_by: row.map(|row| row.updated_by),
     })
+}
+
+/// Whose it is, in the words of systems that know kinds of principals.
+fn principal(of: &QuotaOf) -> Option<(String, Option<String>)> {
+    let QuotaOf::One(payer) = of else { return None };
+    let (kind, name) = match payer {
+        Payer::User(name) => ("user", Some(name.clone())),
+        Payer::Group { organization, group } => {
+            ("user_group", Some(format!("{organization}/{group}")))
+        }
+        Payer::Organization(name) => ("organization", Some(name.to_string())),
+        Payer::Project(name) => ("project", Some(name.to_string())),
+        Payer::Cluster => ("cluster", None),
+    };
+    Some((kind.to_owned(), name))
 }
 
 fn parsed(text: &str) -> Result<QuotaOf, Problem> {

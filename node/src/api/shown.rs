@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
-use shoal_content::{Digest, ImageId, TagName};
+use shoal_content::{AccountName, Digest, ImageId, TagName};
 use shoal_metadata::{
-    self as metadata, Fault, ImageKind, Query, Read, Reference, VersionNote, Visibility,
+    self as metadata, Fault, ImageKind, Owner, Query, Read, Reference, VersionNote, Visibility,
 };
 
 use crate::clock::rfc3339;
@@ -76,7 +76,7 @@ fn gather<R: Read>(
 
 fn layer(reference: &Reference) -> Layer {
     let (Reference::Blob { digest, size } | Reference::Manifest { digest, size }) = reference;
-    Layer { digest: digest.clone(), size: *size }
+    Layer { digest: digest.clone(), size: *size, media_type: None }
 }
 
 /// What it takes in storage: a container's layers are stored as they are.
@@ -87,16 +87,29 @@ fn compressed(version: &metadata::Version, note: &VersionNote, size: u64) -> Opt
     }
 }
 
-/// Who may pull it without being a member, as its project says.
-pub fn visibility<R: Read>(
+/// What an image has of its project.
+#[derive(Debug)]
+pub struct OfProject {
+    /// Who may pull it without being a member.
+    pub visibility: &'static str,
+    pub organization: Option<AccountName>,
+}
+
+pub fn of_project<R: Read>(
     query: Query<'_, R>,
     image: &metadata::Image,
-) -> Result<&'static str, Fault> {
-    Ok(match query.project(&image.name.project())?.map(|project| project.visibility) {
+) -> Result<OfProject, Fault> {
+    let project = query.project(&image.name.project())?;
+    let visibility = match project.as_ref().map(|project| project.visibility) {
         Some(Visibility::Public) => PUBLIC,
         Some(Visibility::Organization) => "organization",
         Some(Visibility::Private) | None => "private",
-    })
+    };
+    let organization = match project.map(|project| project.owner) {
+        Some(Owner::Organization(name)) => Some(name),
+        Some(Owner::User(_)) | None => None,
+    };
+    Ok(OfProject { visibility, organization })
 }
 
 pub fn status(image: &metadata::Image, is_deleted: bool) -> &'static str {
@@ -133,7 +146,7 @@ pub fn image_with<R: Read, T, O>(
     };
     let (profile, note) = (row.profile.clone(), query.image_note(row.id)?);
     let (counters, deletion) = (query.counters(row.id)?, query.deletion(row)?);
-    let visibility = visibility(query, row)?;
+    let OfProject { visibility, organization } = of_project(query, row)?;
     Ok(Image {
         id: row.id,
         name: row.name.clone(),
@@ -158,6 +171,7 @@ pub fn image_with<R: Read, T, O>(
         annotations: note.annotations,
         owner,
         owner_id: row.owner.clone(),
+        organization_id: organization.map(|name| name.to_string()),
         created_at: rfc3339(row.created_at),
         created_by: row.owner.clone(),
         updated_at: rfc3339(row.updated_at),
@@ -226,6 +240,7 @@ pub fn version<R: Read>(
         created_at: rfc3339(row.created_at),
         created_by: row.created_by.clone(),
         updated_at: rfc3339(note.updated_at.max(row.created_at)),
+        updated_by: note.updated_by,
         changelog: note.changelog,
         pulled_at: query.version_pulled_at(image.id, &row.digest)?.map(rfc3339),
     })
@@ -239,10 +254,11 @@ pub fn version_detail<R: Read>(
     let mut instances = query.instances_of(image.id, &row.digest, INSTANCES_SHOWN_MAX + 1)?;
     let more_instances = instances.len() > INSTANCES_SHOWN_MAX;
     instances.truncate(INSTANCES_SHOWN_MAX);
+    let (config_digest, layers) = pieces(query, row)?;
     Ok(VersionDetail {
         version: version(query, image, row)?,
-        config_digest: config_digest(query, row)?,
-        layers: row.references.iter().map(layer).collect(),
+        config_digest,
+        layers,
         instances,
         more_instances,
     })
@@ -250,22 +266,38 @@ pub fn version_detail<R: Read>(
 
 /// What manifests say that is looked at here.
 #[derive(Deserialize)]
-struct Configured {
-    config: Option<Configuration>,
+struct Said {
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    /// Of an index.
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
-struct Configuration {
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
     digest: Digest,
+    size: u64,
+    media_type: Option<String>,
 }
 
-fn config_digest<R: Read>(
+/// The configuration, and what else a version consists of. A disk that is not pulled as a file has a
+/// layer without content in its manifest, which is none of it.
+fn pieces<R: Read>(
     query: Query<'_, R>,
     row: &metadata::Version,
-) -> Result<Option<Digest>, Fault> {
+) -> Result<(Option<Digest>, Vec<Layer>), Fault> {
     let manifest = query.manifest(row.image, &row.digest)?.unwrap_or_default();
-    let said: Option<Configured> = serde_json::from_slice(&manifest).ok();
-    Ok(said.and_then(|said| said.config).map(|config| config.digest))
+    let Ok(said) = serde_json::from_slice::<Said>(&manifest) else {
+        return Ok((None, row.references.iter().map(layer).collect()));
+    };
+    let is_empty = row.disk.is_some() && row.file().is_none();
+    let described = said.layers.into_iter().chain(said.manifests).filter(|_| !is_empty);
+    let layers =
+        described.map(|Descriptor { digest, size, media_type }| Layer { digest, size, media_type });
+    Ok((said.config.map(|config| config.digest), layers.collect()))
 }
 
 pub fn tag<R: Read>(

@@ -358,7 +358,7 @@ fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> Chunk
 
 fn announced(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
     let Some(value) = headers.get(CHECKSUM_HEADER) else { return Ok(None) };
-    let digest = value.to_str().ok().and_then(|text| text.parse::<Digest>().ok());
+    let digest = value.to_str().ok().and_then(|text| Digest::of_checksum(text).ok());
     let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
     digest.map(Some).ok_or_else(|| Problem::bad_request("checksum_invalid", text))
 }

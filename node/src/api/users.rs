@@ -8,7 +8,10 @@ use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use shoal_api::{ChangePassword, CreateUser, Hidden, UpdateUser, User, UserCreated};
-use shoal_metadata::{self as metadata, Action, Command, Refusal, Secret, Subject, UserRole, What};
+use shoal_metadata::{
+    self as metadata, Action, Command, EMAIL_BYTES_MAX, Fault, Query, Read, Refusal, Secret,
+    Subject, UserRole, What, is_email,
+};
 use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
@@ -43,12 +46,21 @@ fn role_of(text: &str) -> Result<UserRole, Problem> {
     }
 }
 
-pub(super) fn shown(row: &metadata::User) -> User {
-    User {
+pub(super) fn shown<R: Read>(query: Query<'_, R>, row: &metadata::User) -> Result<User, Fault> {
+    Ok(User {
         username: row.name.clone(),
         role: role_name(row.role).to_owned(),
+        email: query.email(&row.name)?,
         created_at: rfc3339(row.created_at),
+    })
+}
+
+fn check_email(text: &str) -> Result<(), Problem> {
+    if text.is_empty() || is_email(text) {
+        return Ok(());
     }
+    let text = format!("an e-mail address is NAME@HOST, of {EMAIL_BYTES_MAX} bytes at most");
+    Err(Problem::bad_request("email_invalid", text))
 }
 
 fn unknown(name: &str) -> Problem {
@@ -125,8 +137,9 @@ async fn put_password(
 
 pub async fn list(caller: Caller) -> Result<Json<Vec<User>>, Problem> {
     caller.permit(Action::Audit, What::System)?;
-    let rows = caller.view.query().users()?;
-    Ok(Json(rows.iter().map(shown).collect()))
+    let query = caller.view.query();
+    let rows = query.users()?;
+    Ok(Json(rows.iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?))
 }
 
 pub async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<User>, Problem> {
@@ -134,7 +147,7 @@ pub async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<User>
         caller.permit(Action::Audit, What::System)?;
     }
     let row = caller.view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
-    Ok(Json(shown(&row)))
+    Ok(Json(shown(caller.view.query(), &row)?))
 }
 
 pub async fn create(
@@ -143,6 +156,8 @@ pub async fn create(
     Body(request): Body<CreateUser>,
 ) -> Result<(StatusCode, Json<UserCreated>), Problem> {
     let role = role_of(&request.role)?;
+    let email = request.email.unwrap_or_default();
+    check_email(&email)?;
     let name = request.username.to_string();
     if app.view().await?.query().user(&name)?.is_some() {
         return Err(conflict("user_exists", format!("there is a user {name} already")));
@@ -154,14 +169,17 @@ pub async fn create(
     let password =
         password.ok_or_else(|| Problem::bad_request("password_invalid", "no password"))?;
     let password_hash = hashed(&app, &name, password).await?;
-    let row = metadata::User { name, password_hash, role, created_at: now() };
-    let user = shown(&row);
-    app.propose(Command::CreateUser(row)).await.map_err(|error| match error {
+    let row = metadata::User { name: name.clone(), password_hash, role, created_at: now() };
+    app.propose(Command::CreateUser(row.clone())).await.map_err(|error| match error {
         shoal_raft::ProposeError::Refused(Refusal::Exists(Subject::User)) => {
-            conflict("user_exists", format!("there is a user {} already", user.username))
+            conflict("user_exists", format!("there is a user {name} already"))
         }
         error => error.into(),
     })?;
+    if !email.is_empty() {
+        app.propose(Command::SetEmail { user: name, email }).await?;
+    }
+    let user = shown(app.view().await?.query(), &row)?;
     Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
 }
 
@@ -172,6 +190,7 @@ pub async fn update(
     Body(request): Body<UpdateUser>,
 ) -> Result<Json<User>, Problem> {
     current(&app, &name).await?;
+    check_email(request.email.as_deref().unwrap_or_default())?;
     let role = request.role.as_deref().map(role_of).transpose()?;
     let password_hash = match &request.password {
         Some(password) => Some(hashed(&app, &name, password).await?),
@@ -185,7 +204,12 @@ pub async fn update(
     if let Some(password_hash) = password_hash {
         put_password(&app, name.clone(), password_hash, None).await?;
     }
-    Ok(Json(shown(&current(&app, &name).await?)))
+    if let Some(email) = request.email {
+        app.propose(Command::SetEmail { user: name.clone(), email }).await?;
+    }
+    let view = app.view().await?;
+    let row = view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
+    Ok(Json(shown(view.query(), &row)?))
 }
 
 pub async fn change_password(

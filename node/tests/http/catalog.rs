@@ -405,7 +405,12 @@ async fn lists_are_filtered_searched_and_sorted() -> Result<()> {
         ("status=active", vec!["container"]),
         ("visibility=public", vec![]),
         ("owner=nobody", vec![]),
+        ("owner_id=admin&os_type=linux&sort=", vec!["alpha", "beta", "gamma"]),
         ("os_type=linux&page=2&page_size=2", vec!["gamma"]),
+        // Equal ones are by name either way, so that pages fit together.
+        ("sort=size&kind=disk", vec!["alpha", "beta", "gamma"]),
+        ("sort=size:desc", vec!["container", "alpha", "beta", "gamma"]),
+        ("sort=-star_count&page=2&page_size=2", vec!["container", "gamma"]),
     ] {
         let found = names(query).await?;
         ensure!(found == wanted, "{query}: {found:?}");
@@ -414,6 +419,18 @@ async fn lists_are_filtered_searched_and_sorted() -> Result<()> {
         let refused = node.request(Method::GET, &format!("images?{bad}")).send().await?;
         problem(refused, StatusCode::BAD_REQUEST).await?;
     }
+    // What an organization's project holds is the organization's.
+    let acme = json!({ "name": "acme" });
+    let _made: Value = node.call(Method::POST, "organizations", &acme).await?;
+    let project = json!({ "name": "disks", "organization": "acme", "visibility": "organization" });
+    let _made: Value = node.call(Method::POST, "projects", &project).await?;
+    let vm: Image = node.call(Method::POST, "images", &json!({ "name": "disks/vm" })).await?;
+    ensure!(vm.organization_id.as_deref() == Some("acme") && vm.owner_id == "admin", "{vm:?}");
+    for query in ["organization=acme", "organization_id=acme&visibility=organization"] {
+        let page: Page<Image> = node.get(&format!("images?{query}")).await?;
+        ensure!(page.data == [vm.clone()], "{query}: {page:?}");
+    }
+    ensure!(names("organization=disks").await?.is_empty());
     // Changed in part.
     let page: Page<Image> = node.get("images?name=alpha").await?;
     let path = format!("images/{}", page.data[0].id);
@@ -471,6 +488,10 @@ async fn stars_and_downloads_cost_no_write_each() -> Result<()> {
         }
         request.send().await?.error_for_status()?.bytes().await?;
     }
+    // Who only asks how long it is gets nothing.
+    let asked = node.request(Method::HEAD, &path).send().await?.error_for_status()?;
+    let length: u64 = asked.headers()[header::CONTENT_LENGTH].to_str()?.parse()?;
+    ensure!(length >= 300_000, "{length}");
     app.services.pulls.write_down().await?;
     app.services.pulls.write_down().await?;
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;

@@ -131,8 +131,10 @@ async fn a_file_comes_whole_though_its_server_moves_it_and_breaks_off() -> Resul
     let sum = sha256(&file);
     let address = serve(file.clone()).await?;
     let url = |path: &str| format!("http://{address}/{path}");
+    // As lists of checksums have it.
+    let digits = sum["sha256:".len()..].to_uppercase();
     let request = json!({
-        "version": "1.0.0", "url": format!("{}?secret=1", url("moved")), "checksum": sum,
+        "version": "1.0.0", "url": format!("{}?secret=1", url("moved")), "checksum": digits,
         "tags": ["stable"], "changelog": "from elsewhere", "format": "raw",
     });
     let status = ended(&node, image, &request).await?;

@@ -117,6 +117,7 @@ async fn a_limit_has_two_names_and_what_is_none_is_refused() -> Result<()> {
     });
     let _set = limit(&node, "project:shop", limits).await?;
     let shown: Value = node.get("quotas/project:shop").await?;
+    ensure!(shown["principal_type"] == "project" && shown["principal_id"] == "shop", "{shown}");
     for (name, wanted) in [
         ("max_bytes", json!(9000)),
         ("max_storage_bytes", json!(9000)),

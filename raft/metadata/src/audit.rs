@@ -339,6 +339,7 @@ pub fn audited<R: Read>(
         Command::AdmitNode { node, .. } => ("node.join", node.name.clone()),
         Command::PutUser(user) => ("user.update", user.name.clone()),
         Command::CreateUser(user) => ("user.create", user.name.clone()),
+        Command::SetEmail { user, .. } => ("user.update", user.clone()),
         Command::RemoveUser { name } => ("user.remove", name.clone()),
         Command::CreateJoinToken(token) => ("join_token.create", token.id.clone()),
         Command::RevokeJoinToken { id } => ("join_token.revoke", id.clone()),

@@ -670,6 +670,11 @@ pub enum Command {
         user: AccountName,
         belongs: bool,
     },
+    /// Says where a user gets mail; an empty text says nothing any more.
+    SetEmail {
+        user: String,
+        email: String,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

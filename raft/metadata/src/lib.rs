@@ -70,8 +70,8 @@ pub use lockout::{
     SuspectError, TIMES_MAX,
 };
 pub use login::{
-    IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, LoginMeans, Proof, RECOVERY_CODES_MAX,
-    SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
+    EMAIL_BYTES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, LoginMeans, Proof,
+    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session, is_email,
 };
 pub use memory::Memory;
 pub use passkey::{

@@ -93,10 +93,24 @@ pub struct Leaving {
 pub const IDENTITY_BYTES_MAX: usize = 512;
 /// Of one user.
 pub const IDENTITIES_MAX: usize = 16;
+/// Of an e-mail address, in bytes (RFC 5321, 4.5.3.1.3, without its brackets).
+pub const EMAIL_BYTES_MAX: usize = 254;
+
+/// Whether it may be an e-mail address; whether mail comes there is nobody's to know here.
+pub fn is_email(text: &str) -> bool {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '<' | '>' | ',' | ';');
+    let parts = text.rsplit_once('@').filter(|(name, host)| !name.is_empty() && !host.is_empty());
+    parts.is_some() && text.len() <= EMAIL_BYTES_MAX && !text.contains(odd)
+}
 
 impl<R: Read> Query<'_, R> {
     pub fn leaving(&self, user: &str) -> Result<Option<Leaving>, Fault> {
         row(self.read, Table::Leavings, user.as_bytes())
+    }
+
+    /// Where a user gets mail, if that was said.
+    pub fn email(&self, user: &str) -> Result<Option<String>, Fault> {
+        row(self.read, Table::Emails, user.as_bytes())
     }
 
     /// By name.

@@ -74,6 +74,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         Table::Cluster
         | Table::RetiredNodes
         | Table::Users
+        | Table::Emails
         | Table::SecondFactors
         | Table::Identities
         | Table::UserIdentities

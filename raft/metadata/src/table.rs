@@ -205,11 +205,13 @@ pub enum Table {
     /// The key of a right in an organization -> nothing: it was given with a group's, by what the user
     /// is in elsewhere.
     MappedMembers = 93,
+    /// User -> where it gets mail.
+    Emails = 94,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 93] = [
+    pub const ALL: [Self; 94] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -303,6 +305,7 @@ impl Table {
         Self::DiskFiles,
         Self::PurgedImages,
         Self::MappedMembers,
+        Self::Emails,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -412,6 +412,7 @@ fn catalog_samples() -> Vec<Command> {
             user: account("u"),
             belongs: true,
         },
+        Command::SetEmail { user: "u".into(), email: "a@b.example".into() },
     ]
 }
 

@@ -227,3 +227,28 @@ fn who_asks_to_leave_goes_later_and_leaves_nothing_to_nobody() {
     world.accepts(Command::RemoveUser { name: "u".into() });
     assert!(world.query().leavings().unwrap().is_empty());
 }
+
+#[test]
+fn an_address_is_its_user_s_and_goes_with_it() {
+    let mut world = World::founded();
+    world.accepts(Command::PutUser(user("u", UserRole::User)));
+    let set =
+        |user: &str, email: &str| Command::SetEmail { user: user.into(), email: email.into() };
+    let known = |world: &World| world.query().email("u").unwrap();
+    assert_eq!(known(&world), None);
+    world.accepts(set("u", "u@one.example"));
+    world.accepts(set("u", "u@two.example"));
+    assert_eq!(known(&world).as_deref(), Some("u@two.example"));
+    assert_eq!(world.refuses(set("x", "x@one.example")), Refusal::NotFound(Subject::User));
+    let long = format!("{}@one.example", "u".repeat(EMAIL_BYTES_MAX));
+    for odd in ["u@one.example\r\nBcc: x@one.example", "u", "@one.example", "u@", "a b@c", &long] {
+        assert!(matches!(world.refuses(set("u", odd)), Refusal::Limit(_)), "{odd}");
+    }
+    world.accepts(set("u", ""));
+    assert_eq!(known(&world), None);
+    // Whoever has the name next has not its address.
+    world.accepts(set("u", "u@one.example"));
+    world.accepts(Command::RemoveUser { name: "u".into() });
+    world.accepts(Command::PutUser(user("u", UserRole::User)));
+    assert_eq!(known(&world), None);
+}

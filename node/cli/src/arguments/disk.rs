@@ -25,8 +25,8 @@ pub enum DiskCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Read all of the disk, and say what is broken (exit code 2), or that the format has nothing
-    /// to be checked (63)
+    /// Read all of the disk, and say what is broken (exit code 2), that room is wasted (3), or that
+    /// the format has nothing to be checked (63)
     Check {
         file: PathBuf,
         /// The format it must be of; found from its bytes where missing

@@ -206,8 +206,9 @@ pub struct Upload {
     #[arg(long, default_value_t = 4,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(PARALLEL_MAX)))]
     pub parallel: u16,
-    /// sha256:… of the whole file, which becomes a version only if it arrives as that
-    #[arg(long)]
+    /// sha256:… of the whole file (or its digits alone), which becomes a version only if it arrives
+    /// as that
+    #[arg(long, value_parser = Digest::of_checksum)]
     pub checksum: Option<Digest>,
     #[command(flatten)]
     pub new: NewVersion,
@@ -266,8 +267,8 @@ pub struct Import {
     /// The version's number, unique in the image
     #[arg(long = "version", value_name = "VERSION")]
     pub number: String,
-    /// sha256:… of the whole file
-    #[arg(long)]
+    /// sha256:… of the whole file, or its digits alone
+    #[arg(long, value_parser = Digest::of_checksum)]
     pub checksum: Option<Digest>,
     /// Found out from the file where missing
     #[arg(long, value_parser = formats())]
@@ -313,6 +314,9 @@ pub struct ListImages {
     /// Who made it
     #[arg(long, value_name = "ACCOUNT")]
     pub owner: Option<String>,
+    /// That owns its project
+    #[arg(long, value_name = "ORGANIZATION")]
+    pub organization: Option<String>,
     /// Of its project
     #[arg(long, value_enum)]
     pub visibility: Option<Visibility>,

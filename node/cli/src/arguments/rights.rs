@@ -25,15 +25,21 @@ pub enum UserCommand {
         name: AccountName,
         #[arg(long, value_enum, default_value = "user")]
         role: UserRole,
+        /// Where it gets mail
+        #[arg(long)]
+        email: Option<String>,
         /// Read the password from standard input
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Change somebody's role or password
+    /// Change somebody's role, password or e-mail address
     Set {
         name: String,
         #[arg(long, value_enum)]
         role: Option<UserRole>,
+        /// Where it gets mail; empty for nowhere
+        #[arg(long)]
+        email: Option<String>,
         /// Read the new password from standard input
         #[arg(long)]
         password_stdin: bool,

@@ -1,11 +1,12 @@
-//! Reads a whole disk, so that whatever is broken in its file shows.
+//! Reads a whole disk, so that whatever is broken in its file shows, and counts what a qcow2 counts.
 
+use std::fs::File;
 use std::path::Path;
 
 use serde_json::json;
-use shoal_formats::{Disk, ExtentKind, Format, ReadError};
+use shoal_formats::{Disk, ExtentKind, Format, ReadError, References, check_references};
 
-use super::{Stop, bar, extents, open};
+use super::{Stop, bar, extents, open, refused};
 use crate::error::Error;
 use crate::screen::{Screen, bytes};
 
@@ -13,6 +14,11 @@ use crate::screen::{Screen, bytes};
 const EXIT_NO_CHECKS: u8 = 63;
 /// As qemu-img ends where it found an image corrupt.
 const EXIT_CORRUPT: u8 = 2;
+/// As qemu-img ends where an image takes room that nothing refers to, and is sound otherwise.
+const EXIT_LEAKS: u8 = 3;
+/// Why an image is not opened that is of its format, and damaged.
+const DAMAGED: [&str; 4] =
+    ["corrupt_tables", "overlapping_tables", "marked_corrupt", "corrupt_log"];
 /// Read at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
 /// Broken places that are listed; more are counted.
@@ -24,7 +30,12 @@ pub(super) fn check(
     stop: &Stop,
     screen: Screen,
 ) -> Result<(), Error> {
-    let mut disk = open(path, format)?;
+    let mut disk = open(path, format).map_err(|error| match error {
+        Error::Judged { word, message, .. } if DAMAGED.contains(&word) => {
+            Error::Judged { code: EXIT_CORRUPT, word, message }
+        }
+        error => error,
+    })?;
     if disk.format() == Format::Raw {
         return Err(Error::Judged {
             code: EXIT_NO_CHECKS,
@@ -69,22 +80,54 @@ pub(super) fn check(
         }
     }
     bar.finish_and_clear();
+    let counted = match disk.format() {
+        Format::Qcow2 => {
+            let file = File::open(path).map_err(Error::file("opening", path))?;
+            let counted = check_references(&file);
+            counted.map_err(|error| refused(path, error.reason(), &error))?
+        }
+        _ => References::default(),
+    };
+    let References { leaks, corruptions } = counted;
     let answer = json!({
         "filename": path,
         "format": disk.format().as_str(),
         "virtual-size": disk.virtual_bytes(),
         "data-bytes": total,
-        "corruptions": count,
+        "corruptions": count + corruptions,
+        "leaks": leaks,
         "found": found,
         "check-errors": 0,
     });
-    screen.show(&answer, || match count {
-        0 => format!("No errors were found on the image.\n{} of data were read.", bytes(total)),
-        _ => found.join("\n"),
+    screen.show(&answer, || {
+        let mut lines = found.clone();
+        if corruptions > 0 {
+            lines.push(format!(
+                "{corruptions} reference counts are wrong, so that content may be lost."
+            ));
+        }
+        if leaks > 0 {
+            lines
+                .push(format!("{leaks} clusters are counted that nothing refers to: wasted room."));
+        }
+        if lines.is_empty() {
+            lines.push("No errors were found on the image.".to_owned());
+        }
+        if count == 0 {
+            lines.push(format!("{} of data were read.", bytes(total)));
+        }
+        lines.join("\n")
     })?;
-    match count {
-        0 => Ok(()),
-        _ => Err(corrupt(format!("{count} places of {} cannot be read", path.display()))),
+    let name = path.display();
+    match (count, corruptions, leaks) {
+        (0, 0, 0) => Ok(()),
+        (0, 0, _) => Err(Error::Judged {
+            code: EXIT_LEAKS,
+            word: "leaks",
+            message: format!("{leaks} clusters of {name} are counted that nothing refers to"),
+        }),
+        (0, ..) => Err(corrupt(format!("{corruptions} reference counts of {name} are wrong"))),
+        _ => Err(corrupt(format!("{count} places of {name} cannot be read"))),
     }
 }
 

@@ -4,10 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use comfy_table::Cell;
-use serde_json::json;
-use shoal_formats::{ExtentKind, FileSystem, Format, MapExtent, survey};
+use serde_json::{Value, json};
+use shoal_formats::{
+    Details, Disk, FileSystem, Format, Qcow2Details, ReadError, Stored, StoredExtent, survey,
+};
 
-use super::{Stop, extents, open, unreadable};
+use super::{Stop, open, unreadable};
 use crate::error::Error;
 use crate::screen::{Screen, bytes, table};
 
@@ -22,11 +24,13 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     let (found, length) = (disk.format(), disk.virtual_bytes());
     let name = |system: Option<FileSystem>| system.map(FileSystem::as_str);
     let volumes: Vec<_> = plan.volumes().iter().collect();
-    let shown = json!({
+    let Details { unit_bytes, is_dirty, qcow2 } = disk.details();
+    let mut shown = json!({
         "filename": path,
         "format": found.as_str(),
         "virtual-size": length,
         "actual-size": actual,
+        "dirty-flag": is_dirty,
         "volumes": volumes.iter().map(|volume| json!({
             "offset": volume.offset,
             "length": volume.length,
@@ -34,6 +38,12 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
             "free": volume.free_bytes,
         })).collect::<Vec<_>>(),
     });
+    if let Some(unit) = unit_bytes {
+        shown["cluster-size"] = unit.into();
+    }
+    if let Some(qcow2) = &qcow2 {
+        shown["format-specific"] = specific(qcow2);
+    }
     screen.show(&shown, || {
         let mut text = format!(
             "image: {}\nfile format: {found}\nvirtual size: {} ({length} bytes)\ndisk size: {}",
@@ -41,6 +51,9 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
             bytes(length),
             bytes(actual)
         );
+        if let Some(unit) = unit_bytes {
+            text += &format!("\ncluster_size: {unit}");
+        }
         for volume in volumes {
             let system = name(volume.file_system).unwrap_or("not recognised");
             text += &format!(
@@ -54,6 +67,21 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     })
 }
 
+/// Of a qcow2, in qemu-img's words. What is marked as corrupt is not opened.
+fn specific(qcow2: &Qcow2Details) -> Value {
+    let mut data = json!({
+        "compat": if qcow2.version < 3 { "0.10" } else { "1.1" },
+        "compression-type": qcow2.compression,
+        "refcount-bits": qcow2.refcount_bits,
+    });
+    if qcow2.version > 2 {
+        data["lazy-refcounts"] = qcow2.lazy_refcounts.into();
+        data["corrupt"] = false.into();
+        data["extended-l2"] = qcow2.extended_l2.into();
+    }
+    json!({ "type": "qcow2", "data": data })
+}
+
 pub(super) fn map(
     path: &Path,
     format: Option<Format>,
@@ -61,36 +89,72 @@ pub(super) fn map(
     screen: Screen,
 ) -> Result<(), Error> {
     let mut disk = open(path, format)?;
-    let mut found: Vec<MapExtent> = Vec::new();
-    let mut keep = |extent| {
-        found.push(extent);
-        Ok(())
-    };
-    extents(&mut *disk, stop, &mut keep, unreadable(path))?;
-    let is_zero = |extent: &MapExtent| extent.kind == ExtentKind::Zero;
+    let found = stored(&mut *disk, stop, unreadable(path))?;
+    // A hole of a raw file has a place, too.
+    let is_raw = disk.format() == Format::Raw;
     let shown: Vec<_> = found
         .iter()
         .map(|extent| {
-            json!({
+            let is_zero = extent.stored == Stored::Nothing;
+            let mut shown = json!({
                 "start": extent.offset,
                 "length": extent.length,
                 "depth": 0,
-                "present": true,
-                "zero": is_zero(extent),
-                "data": !is_zero(extent),
-            })
+                "present": is_raw || !is_zero,
+                "zero": is_zero,
+                "data": !is_zero,
+                "compressed": extent.stored == Stored::Packed,
+            });
+            match extent.stored {
+                Stored::At(at) => shown["offset"] = at.into(),
+                _ if is_raw => shown["offset"] = extent.offset.into(),
+                Stored::Nothing | Stored::Packed => {}
+            }
+            shown
         })
         .collect();
     screen.show(&shown, || {
-        let mut rows = table(&["OFFSET", "LENGTH", "KIND"]);
+        let mut rows = table(&["OFFSET", "LENGTH", "KIND", "AT"]);
         for extent in &found {
-            let kind = if is_zero(extent) { "zero" } else { "data" };
+            let (kind, at) = match extent.stored {
+                Stored::Nothing => ("zero", String::new()),
+                Stored::At(at) => ("data", format!("{at:#x}")),
+                Stored::Packed => ("packed", String::new()),
+            };
             rows.add_row([
                 Cell::new(format!("{:#x}", extent.offset)),
                 Cell::new(format!("{:#x}", extent.length)),
                 Cell::new(kind),
+                Cell::new(at),
             ]);
         }
         rows.to_string()
     })
+}
+
+/// All parts of a disk in turn, as one what is stored in one piece.
+fn stored(
+    disk: &mut dyn Disk,
+    stop: &Stop,
+    failed: impl Fn(ReadError) -> Error,
+) -> Result<Vec<StoredExtent>, Error> {
+    let mut found: Vec<StoredExtent> = Vec::new();
+    let (mut at, end) = (0, disk.virtual_bytes());
+    while at < end {
+        stop.check()?;
+        let next = disk.next_stored(at).map_err(&failed)?;
+        at = next.offset + next.length;
+        match found.last_mut() {
+            Some(last) if goes_on(last, next.stored) => last.length += next.length,
+            _ => found.push(next),
+        }
+    }
+    Ok(found)
+}
+
+fn goes_on(last: &StoredExtent, next: Stored) -> bool {
+    match (last.stored, next) {
+        (Stored::At(at), Stored::At(next)) => at.checked_add(last.length) == Some(next),
+        (one, other) => one == other,
+    }
 }

@@ -32,7 +32,7 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::foreign::{account, called};
+use super::foreign::{Wanted, account, called};
 use super::groups::follow;
 use super::password::Attempt;
 use crate::config::{DN, Ldap, USER, mapped};
@@ -217,7 +217,8 @@ impl Directory {
             }
         };
         let app = &attempt.app;
-        let (wanted, create) = (entry.account.as_str(), settings.create_accounts);
+        let wanted = Wanted { name: entry.account.as_str(), email: None };
+        let create = settings.create_accounts;
         let user = account(app, query, &issuer, &entry.subject, wanted, create).await?;
         let groups: Vec<&str> = entry.groups.iter().map(String::as_str).collect();
         let places = mapped(&settings.groups).unwrap_or_default();

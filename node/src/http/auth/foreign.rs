@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use axum::http::StatusCode;
 use shoal_content::{AccountName, Timestamp};
 use shoal_metadata::{
-    Command, Identity, Query, Read, Refusal, Scope, Secret, Subject, User, UserRole,
+    Command, Identity, Query, Read, Refusal, Scope, Secret, Subject, User, UserRole, is_email,
 };
 use shoal_raft::{ProposeError, View};
+use tracing::warn;
 
 use super::issuer::{Claims, Keys, Rejected};
 use super::{Known, Principal, TokenUse, token};
@@ -56,7 +57,10 @@ pub async fn check(app: &App, view: &View, token: &str) -> Result<Known, Problem
     }
     let keys = Keys::At(settings.jwks_url.clone());
     let claims = app.issuers.verify(&keys, &settings.issuer, &settings.audience, token).await?;
-    let wanted = claims.text(&settings.account_claim).unwrap_or_default();
+    let wanted = Wanted {
+        name: claims.text(&settings.account_claim).unwrap_or_default(),
+        email: claims.text("email"),
+    };
     let create = settings.create_accounts;
     let user =
         account(app, view.query(), &settings.issuer, claims.subject(), wanted, create).await?;
@@ -82,8 +86,16 @@ pub fn called(wanted: &str) -> String {
     wanted.split('@').next().unwrap_or_default().to_lowercase()
 }
 
-/// The account that the subject is here. One who comes for the first time gets one called
-/// `wanted`, where that is allowed and nobody has it.
+/// What the account of somebody new is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub name: &'a str,
+    /// Where its person gets mail, if the issuer says that.
+    pub email: Option<&'a str>,
+}
+
+/// The account that the subject is here. One who comes for the first time gets one as `wanted`, where
+/// that is allowed and nobody has the name.
 ///
 /// # Errors
 /// 401 where there is none and none is made; 409 where the name is somebody else's.
@@ -92,7 +104,7 @@ pub async fn account<R: Read>(
     query: Query<'_, R>,
     issuer: &str,
     subject: &str,
-    wanted: &str,
+    wanted: Wanted<'_>,
     create: bool,
 ) -> Result<User, Problem> {
     if let Some(identity) = query.identity(issuer, subject)? {
@@ -108,7 +120,7 @@ pub async fn account<R: Read>(
             "nobody here is known by this issuer's subject; an administrator links accounts",
         ));
     }
-    let name: AccountName = called(wanted)
+    let name: AccountName = called(wanted.name)
         .parse()
         .map_err(|_| unknown("the issuer's name for you is no name for an account here"))?;
     let row = User {
@@ -125,7 +137,12 @@ pub async fn account<R: Read>(
     };
     let made = Command::LinkIdentity { identity, create: Some(row.clone()) };
     match app.propose(made).await {
-        Ok(_) => Ok(row),
+        Ok(_) => {
+            if let Some(email) = wanted.email.filter(|email| is_email(email)) {
+                note_email(app, &row.name, email).await;
+            }
+            Ok(row)
+        }
         // Another request of its first moment was quicker.
         Err(ProposeError::Refused(Refusal::Exists(Subject::Identity))) => {
             let view = app.view().await?;
@@ -139,5 +156,13 @@ pub async fn account<R: Read>(
             Err(Problem::new(StatusCode::CONFLICT, "account_taken", text))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// An account is good for everything else without it.
+async fn note_email(app: &App, user: &str, email: &str) {
+    let set = Command::SetEmail { user: user.to_owned(), email: email.to_owned() };
+    if let Err(error) = app.propose(set).await {
+        warn!(user, %error, "an account's e-mail address could not be noted");
     }
 }

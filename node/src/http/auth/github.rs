@@ -101,7 +101,7 @@ pub async fn person(
         let name = |team: Team| format!("{}/{}", team.organization.login, team.slug);
         groups.extend(teams.into_iter().map(name));
     }
-    Ok(Person { subject: account.id.to_string(), account: account.login, groups })
+    Ok(Person { subject: account.id.to_string(), account: account.login, email: None, groups })
 }
 
 struct Api<'a> {

@@ -92,6 +92,8 @@ pub struct Person {
     pub subject: String,
     /// What an account here would be called.
     pub account: String,
+    /// Where it gets mail, if the issuer says that.
+    pub email: Option<String>,
     pub groups: Vec<String>,
 }
 

@@ -42,7 +42,7 @@ use crate::state::App;
 use given::Given;
 use password::{Attempt, Checked, crowded};
 
-pub use foreign::account as foreign_account;
+pub use foreign::{Wanted, account as foreign_account};
 pub use groups::follow;
 pub use lockout::Lockout;
 pub use password::{Accounts, hash_password};

@@ -156,6 +156,8 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     });
     agrees(&list, &wanted, "list")?;
 
+    let mail = Some(json!({ "email": "admin@example.com" }));
+    call(&node, Method::PATCH, "users/admin", mail, StatusCode::OK).await?;
     let detail = call(&node, Method::GET, &format!("images/{image}"), None, StatusCode::OK).await?;
     let sized = |version: &str, is_latest: bool| {
         json!({
@@ -163,7 +165,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
             "created_at": "?20",
         })
     };
-    shown["owner"] = json!({ "id": "?", "name": "?" });
+    shown["owner"] = json!({ "id": "admin", "name": "admin", "email": "admin@example.com" });
     shown["status"] = json!("active");
     shown["versions"] = json!([sized("22.04.1", true), sized("22.04.0", false)]);
     for key in ["min_cpu_cores", "recommended_cpu_cores", "recommended_disk_gb", "min_disk_gb"] {
@@ -220,8 +222,20 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     call(&node, Method::DELETE, &path, None, StatusCode::NO_CONTENT).await?;
 
     // Rights, by the kinds and levels that Zedge knows.
-    let lisi = json!({ "username": "lisi", "password": "correct-horse-7" });
-    call(&node, Method::POST, "users", Some(lisi), StatusCode::CREATED).await?;
+    let lisi = json!({
+        "username": "lisi", "password": "correct-horse-7", "email": "lisi@example.com",
+    });
+    let made = call(&node, Method::POST, "users", Some(lisi), StatusCode::CREATED).await?;
+    agrees(&made, &json!({ "email": "lisi@example.com" }), "an account")?;
+    for wrong in ["lisi", "@example.com", "lisi@", "a b@example.com", "l@example.com\nBcc: x@y"] {
+        let mail = Some(json!({ "email": wrong }));
+        call(&node, Method::PATCH, "users/lisi", mail, StatusCode::BAD_REQUEST).await?;
+    }
+    // Whose a public image is, all may know; where its owner gets mail, not.
+    let url = format!("{}/api/v1/images/{image}", node.url);
+    let seen = node.http.get(&url).basic_auth("lisi", Some("correct-horse-7")).send().await?;
+    let seen: Value = read(seen).await?;
+    ensure!(seen["owner"] == json!({ "id": "admin", "name": "admin", "email": null }), "{seen}");
     let path = format!("images/{image}/permissions");
     let body = json!({
         "principal_type": "user", "principal_id": "lisi", "permission_level": "read",

@@ -96,6 +96,23 @@ async fn an_image_of_docker_s_kinds_is_pushed_and_pulled_as_written() -> Result<
     has(&headers, "content-length", "32654")?;
     has(&headers, "docker-content-digest", &sha256(&first))?;
     ensure!(body == first, "the blob's bytes are others");
+    // The same in the other API: what it consists of, in its order, and what configures it.
+    let found: Value = node.get(&format!("resolve?reference={REPOSITORY}:1.0")).await?;
+    let (image, version) = (found["image_id"].as_str(), found["version_id"].as_str());
+    let path = format!(
+        "images/{}/versions/{}",
+        image.context("no image")?,
+        version.context("no version")?
+    );
+    let shown: Value = node.get(&path).await?;
+    let wanted = json!({
+        "manifest_digest": digest, "config_digest": sha256(&config), "total_size_bytes": 56_401,
+        "layers": [
+            { "digest": sha256(&first), "size": 32_654, "media_type": LAYER },
+            { "digest": sha256(&second), "size": 16_724, "media_type": LAYER },
+        ],
+    });
+    agrees(&shown, &wanted, "version")?;
     let tags = node.v2(Method::GET, &format!("{REPOSITORY}/tags/list"));
     let (_, body) = sent(tags, StatusCode::OK).await?;
     let wanted = json!({ "name": REPOSITORY, "tags": ["1.0"] });

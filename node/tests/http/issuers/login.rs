@@ -89,6 +89,8 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
     let token = session["token"].as_str().context("a token")?.to_owned();
     let found: Value = read(me(&node, &token).await?).await?;
     ensure!(found["username"] == "wang.wu" && found["role"] == "user", "{found}");
+    let account: Value = node.get("users/wang.wu").await?;
+    ensure!(account["email"] == "zhangsan@example.com", "{account}");
     let groups = async || -> Result<Value> {
         let groups: Vec<Value> = node.get("organizations/acme/groups").await?;
         Ok(groups[0]["members"].clone())

@@ -12,8 +12,8 @@ use crate::command::{Refusal, Response, Subject};
 use crate::key;
 use crate::lockout::Suspect;
 use crate::login::{
-    IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, Proof, RECOVERY_CODES_MAX,
-    SESSION_AGENT_BYTES_MAX, SecondFactor, Session,
+    EMAIL_BYTES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX, Identity, Leaving, Proof,
+    RECOVERY_CODES_MAX, SESSION_AGENT_BYTES_MAX, SecondFactor, Session, is_email,
 };
 use crate::record::{Secret, User, UserRole};
 use crate::rights::{RobotName, WORKLOAD_RULES_MAX, WorkloadRule};
@@ -236,6 +236,19 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    pub(super) fn set_email(&mut self, user: &str, email: &str) -> Result<Response, Stop> {
+        self.known_user(user)?;
+        if !email.is_empty() && !is_email(email) {
+            let text = format!("{EMAIL_BYTES_MAX} bytes of an e-mail address, NAME@HOST");
+            return Err(Refusal::Limit(text).into());
+        }
+        match email {
+            "" => self.rows.remove(Table::Emails, user.as_bytes()),
+            email => self.rows.put(Table::Emails, user.as_bytes(), &email),
+        }
+        Ok(Response::Done)
+    }
+
     /// Those that act as `robot`, or as any.
     pub(super) fn drop_workload_rules(
         &mut self,
@@ -272,6 +285,7 @@ impl<R: Read> Step<'_, R> {
             self.drop_identity(&identity);
         }
         self.rows.remove(Table::Leavings, user.as_bytes());
+        self.rows.remove(Table::Emails, user.as_bytes());
         self.rows.remove(Table::SecondFactors, user.as_bytes());
         self.drop_passkeys_of(user)?;
         self.drop_sessions_of(user, None)

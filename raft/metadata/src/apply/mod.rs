@@ -358,6 +358,7 @@ impl<R: Read> Step<'_, R> {
             Command::FollowGroup { organization, group, user, belongs } => {
                 self.follow_group(organization, group, user, belongs)
             }
+            Command::SetEmail { user, email } => self.set_email(&user, &email),
         }
     }
 }

@@ -25,6 +25,7 @@ mod detect;
 mod disk;
 mod export;
 mod filesystem;
+mod first;
 mod flatten;
 mod grain;
 mod ingest;
@@ -64,6 +65,7 @@ pub use export::{
     WRITE_BYTES_MAX, write_file,
 };
 pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
+pub use first::read_first;
 pub use flatten::{FLATTEN_BYTES_MAX, flatten};
 pub use grain::Grain;
 pub use ingest::{

@@ -4,7 +4,7 @@
 //! formats have a footer, the format's tables, and what file systems say of themselves. So whoever
 //! sends a file in parts does well to send these first, and the rest in order.
 //!
-//! Invariant: the same as [`open`] and [`survey`] read, on any machine.
+//! Invariant: it is what [`open`], [`survey`] and one walk over the disk's map read, on any machine.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -62,8 +62,15 @@ pub fn read_first(
     let wanted = Arc::<Mutex<Wanted>>::default();
     let noting = Noting { source, part_bytes: part_bytes.max(1), wanted: Arc::clone(&wanted) };
     let mut disk = open(Box::new(noting), hint)?;
-    // Whoever gets the rest finds out, too.
-    let _ = survey(disk.as_mut());
+    // What cannot be read, whoever gets the rest finds out, too.
+    if survey(disk.as_mut()).is_ok() {
+        let mut at = 0;
+        while at < disk.virtual_bytes()
+            && let Ok(extent) = disk.next_extent(at)
+        {
+            at = extent.offset + extent.length;
+        }
+    }
     drop(disk);
     let mut wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(std::mem::take(&mut wanted.in_turn))

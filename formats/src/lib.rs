@@ -27,6 +27,7 @@ mod export;
 mod filesystem;
 mod first;
 mod flatten;
+mod foreseen;
 mod grain;
 mod ingest;
 mod manifest;
@@ -67,6 +68,7 @@ pub use export::{
 pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
 pub use first::read_first;
 pub use flatten::{FLATTEN_BYTES_MAX, flatten};
+pub use foreseen::ForeseenFile;
 pub use grain::Grain;
 pub use ingest::{
     DiskIngest, FreeSpace, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,

@@ -17,6 +17,6 @@ mod packer;
 mod reader;
 
 pub(crate) use header::MAGIC;
-pub(crate) use layout::{Layout, VIRTUAL_BYTES_MAX};
+pub(crate) use layout::{CLUSTER_BYTES, Layout, VIRTUAL_BYTES_MAX};
 pub(crate) use packer::Packer;
 pub(crate) use reader::Qcow2Disk;

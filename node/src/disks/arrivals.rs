@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 /// Bytes of parts that are here or on their way, and ahead of the reader.
-const BACKLOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const BACKLOG_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// A part may come after this, whatever the reader does.
 const WAY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// An upload of which nothing comes for so long is read when it is there.

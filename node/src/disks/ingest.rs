@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use shoal_content::{
     Digest, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeId, TagName, UploadId, VersionId,
 };
-use shoal_formats::{Export, Format};
+use shoal_formats::{Export, ForeseenFile, Format};
 use shoal_metadata::{
     AuditSource, Command, Disk, Image, ImageKind, KeyOwner, PutManifest, Refusal, Subject, Upload,
     UploadPart, UploadPurpose, command_version,
@@ -35,7 +35,7 @@ use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
 use crate::http::problem::chain;
-use crate::store::{StoreError, put_once};
+use crate::store::{StoreError, put_and_see};
 
 /// The tag of the latest version.
 const LATEST: &str = "latest";
@@ -97,13 +97,18 @@ impl Disks {
             }
         };
         let recipe = self.store_recipe(&cut.recipe, &order.under()).await?;
-        let file = self.file(recipe, entry).await?;
+        let file = match cut.file {
+            Some(ForeseenFile { sha256, length }) => {
+                Some(DiskFile { digest: Digest::sha256(sha256), length })
+            }
+            None => self.file(recipe, entry).await?,
+        };
         self.publish(order, cut, recipe, file).await
     }
 
     /// Reads the disk once more, as the file that the registry gives: its digest stands in the
-    /// manifest. What was stored is read, so that a byte that cannot be had again is missed here,
-    /// while the parts are still there. `None` for a disk that is too large for such a file.
+    /// manifest, and was not found while the disk was cut. What was stored is read, so that a byte that
+    /// cannot be had again is missed here, while the parts are still there. `None` for a disk that is too large for such a file.
     async fn file(&self, recipe: RecipeId, running: &Running) -> Result<Option<DiskFile>, Failure> {
         let origin = &self.inner.origin;
         let read = origin.recipe(recipe).await.map_err(|error| Failure::Passing(chain(&error)))?;
@@ -167,7 +172,7 @@ impl Disks {
         }
         let id = RecipeId::of(&encoded);
         let (store, key) = (&*self.inner.store, ObjectKey::Recipe(id));
-        put_once(store, key, under, Bytes::from(encoded)).await?;
+        put_and_see(store, key, under, Bytes::from(encoded)).await?;
         Ok(id)
     }
 

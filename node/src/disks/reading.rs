@@ -5,14 +5,15 @@
 //! thread that it is run on.
 //! Non-goal: publishing (see `ingest`).
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
-use shoal_content::{Digest, Recipe};
+use shoal_content::{Digest, ObjectKey, Recipe};
 use shoal_formats::{
-    DiskIngest, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
+    DiskIngest, ForeseenFile, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
 };
 use tokio::runtime::Handle;
 
@@ -36,6 +37,9 @@ pub(super) struct Cut {
     pub virtual_bytes: u64,
     pub content_bytes: u64,
     pub added_bytes: u64,
+    /// The file that the registry gives for it, where all of the disk is in packs that were stored and
+    /// read back just now.
+    pub file: Option<ForeseenFile>,
 }
 
 /// See the module's documentation.
@@ -69,7 +73,7 @@ impl Disks {
             FreeSpace::Zero
         };
         let sink = PackUploads::new(store, order.under(), runtime);
-        let ingest = DiskIngest::new(sink).free_space(free_space);
+        let ingest = DiskIngest::new(sink).free_space(free_space).foresee_file();
         let (layers, hint, source) = (order.layers.clone(), order.hint, Arc::new(source));
         Ok(Reading { source, hint, layers, known, ingest, running })
     }
@@ -166,9 +170,12 @@ fn cut(
         }
     };
     let ingested = ingest.run(disk.as_mut(), &mut look_up, &mut progress).map_err(ended)?;
-    let Ingested { recipe, totals, sink, .. } = ingested;
+    let Ingested { recipe, totals, packs, file, sink } = ingested;
     sink.settle().map_err(unstored)?;
+    let packs: BTreeSet<ObjectKey> = packs.iter().map(|pack| pack.key).collect();
+    let is_new = recipe.objects().iter().all(|object| packs.contains(&object.key));
     Ok(Cut {
+        file: file.filter(|_| is_new),
         recipe,
         format: disk.format(),
         virtual_bytes: disk.virtual_bytes(),

@@ -168,10 +168,12 @@ fn add(used: &mut Vec<Range<u64>>, range: Range<u64>, free: &mut &[Range<u64>]) 
             Some(next) => (at, next.start.min(range.end)),
             None => (at, range.end),
         };
-        match used.last_mut() {
-            Some(last) if last.end == from => last.end = to,
-            _ if used.len() == RANGES_MAX => return false,
-            _ => used.push(from..to),
+        if let Some(last) = used.last_mut().filter(|last| last.end == from) {
+            last.end = to;
+        } else if used.len() == RANGES_MAX {
+            return false;
+        } else {
+            used.push(from..to);
         }
         at = to;
     }

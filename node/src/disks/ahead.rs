@@ -43,7 +43,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Ahead {
     arrivals: Arc<Arrivals>,
     /// Also that of the ingest, once that begins.
-    pub running: Arc<Running>,
+    running: Arc<Running>,
     /// Whose key its packs are sealed with.
     under: KeyOwner,
     outcome: Mutex<Option<oneshot::Receiver<Result<Cut, Failure>>>>,

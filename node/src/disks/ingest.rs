@@ -108,7 +108,8 @@ impl Disks {
 
     /// Reads the disk once more, as the file that the registry gives: its digest stands in the
     /// manifest, and was not found while the disk was cut. What was stored is read, so that a byte that
-    /// cannot be had again is missed here, while the parts are still there. `None` for a disk that is too large for such a file.
+    /// cannot be had again is missed here, while the parts are still there. `None` for a disk that is
+    /// too large for such a file.
     async fn file(&self, recipe: RecipeId, running: &Running) -> Result<Option<DiskFile>, Failure> {
         let origin = &self.inner.origin;
         let read = origin.recipe(recipe).await.map_err(|error| Failure::Passing(chain(&error)))?;

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::cutter::{Cut, Cutter};
 use crate::disk::{Disk, ExtentKind, MapExtent, ReadError};
 use crate::filesystem::{Plan, StretchKind, survey};
+use crate::foreseen::{Foreseen, ForeseenFile};
 use crate::grain::Grain;
 use crate::pack::{PACK_BYTES, PackBuilder, PackSink, Place, SinkError};
 
@@ -70,6 +71,8 @@ pub struct Ingested<S> {
     pub totals: IngestProgress,
     /// The packs this ingest made, in the order they were handed over.
     pub packs: Vec<SourceObject>,
+    /// The disk as a qcow2 file, where that was asked for and could be foreseen.
+    pub file: Option<ForeseenFile>,
     pub sink: S,
 }
 
@@ -102,11 +105,19 @@ pub enum FreeSpace {
 pub struct DiskIngest<S> {
     sink: S,
     free_space: FreeSpace,
+    foresees: bool,
 }
 
 impl<S: PackSink> DiskIngest<S> {
     pub fn new(sink: S) -> Self {
-        Self { sink, free_space: FreeSpace::default() }
+        Self { sink, free_space: FreeSpace::default(), foresees: false }
+    }
+
+    /// Hashes the disk as a qcow2 file on the way, as far as its length and its tables can be foreseen.
+    #[must_use]
+    pub fn foresee_file(mut self) -> Self {
+        self.foresees = true;
+        self
     }
 
     #[must_use]
@@ -130,9 +141,10 @@ impl<S: PackSink> DiskIngest<S> {
         if self.free_space == FreeSpace::Keep {
             plan = plan.keeping_free_space();
         }
+        let foreseen = if self.foresees { Foreseen::new(disk, &plan)? } else { None };
         // What is compressed in the background is waited for, whatever happens here.
         thread::scope(|scope| {
-            Run { scope, builder: RecipeBuilder::new(self.sink), known, progress }
+            Run { scope, builder: RecipeBuilder::new(self.sink), foreseen, known, progress }
                 .through(disk, &plan)
         })
     }
@@ -142,6 +154,7 @@ impl<S: PackSink> DiskIngest<S> {
 struct Run<'scope, 'env, 'a, S> {
     scope: &'scope Scope<'scope, 'env>,
     builder: RecipeBuilder<'scope, S>,
+    foreseen: Option<Foreseen>,
     known: &'a mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
     progress: &'a mut dyn FnMut(IngestProgress) -> ControlFlow<()>,
 }
@@ -176,6 +189,7 @@ impl<S: PackSink> Run<'_, '_, '_, S> {
                 totals.bytes_done += passed;
                 if cuts.iter().map(|cut| cut.content.len()).sum::<usize>() >= BATCH_BYTES {
                     let cuts = std::mem::take(&mut cuts);
+                    self.foresee(&cuts);
                     self.builder.add(self.scope, cuts, self.known, &mut totals)?;
                     if (self.progress)(totals).is_break() {
                         return Err(IngestError::Cancelled);
@@ -184,13 +198,25 @@ impl<S: PackSink> Run<'_, '_, '_, S> {
             }
         }
         cutter.finish(&mut cuts);
+        self.foresee(&cuts);
         self.builder.add(self.scope, cuts, self.known, &mut totals)?;
         self.builder.settle(&mut totals)?;
         let (recipe, packs, sink) = self.builder.finish(totals.bytes_total)?;
+        let file = self.foreseen.and_then(|foreseen| foreseen.finish(&recipe));
         if (self.progress)(totals).is_break() {
             return Err(IngestError::Cancelled);
         }
-        Ok(Ingested { recipe, totals, packs, sink })
+        Ok(Ingested { recipe, totals, packs, file, sink })
+    }
+
+    /// While what was cut before is compressed.
+    fn foresee(&mut self, cuts: &[Cut]) {
+        let as_foreseen = |foreseen: &mut Foreseen| {
+            cuts.iter().all(|cut| foreseen.content(cut.offset, &cut.content))
+        };
+        if !self.foreseen.as_mut().is_none_or(as_foreseen) {
+            self.foreseen = None;
+        }
     }
 }
 
@@ -451,7 +477,8 @@ mod tests {
         let done = DiskIngest::new(sink)
             .run(&mut source, &mut |id| old.get(&id).copied(), &mut |_| ControlFlow::Continue(()))
             .unwrap();
-        Ingested { recipe: done.recipe, totals: done.totals, packs: done.packs, sink: () }
+        let Ingested { recipe, totals, packs, file, .. } = done;
+        Ingested { recipe, totals, packs, file, sink: () }
     }
 
     fn read_back(recipe: &Recipe, packs: &Packs) -> Vec<u8> {

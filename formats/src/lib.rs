@@ -25,7 +25,9 @@ mod detect;
 mod disk;
 mod export;
 mod filesystem;
+mod first;
 mod flatten;
+mod foreseen;
 mod grain;
 mod ingest;
 mod manifest;
@@ -67,7 +69,9 @@ pub use export::{
     WRITE_BYTES_MAX, write_file,
 };
 pub use filesystem::{FileSystem, FoundVolume, Plan, Stretch, StretchKind, survey};
+pub use first::read_first;
 pub use flatten::{FLATTEN_BYTES_MAX, flatten};
+pub use foreseen::ForeseenFile;
 pub use grain::Grain;
 pub use ingest::{
     DiskIngest, FreeSpace, INGEST_BYTES_MAX, IngestError, IngestProgress, Ingested, StoredChunk,

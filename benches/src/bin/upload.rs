@@ -1,11 +1,12 @@
 //! A disk uploaded to a node in each format: how long after its last byte it is a version.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +20,7 @@ use shoal_benches::registries::{
     Ceph, Contestant, Storage, StorageKind, node_program, start_cluster,
 };
 use shoal_benches::sample::{copies, file_system};
+use shoal_formats::read_first;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Which a node reads a disk's content by; the parts of the sample differ by a byte each.
@@ -26,9 +28,10 @@ const SAMPLE_MIB: u64 = 512;
 
 /// Measures how long an upload takes, and how much of that comes after its last byte.
 ///
-/// A node reads a disk while it comes in. One who uploads is answered when the disk is a version that
-/// can be fetched: hashed, cut along its files, compressed, stored and in the metadata. Beside it
-/// stands what a plain copy of the same file to the same disk takes, synced as an upload is.
+/// A node reads a disk while it comes in, and lets no more of it come than it can read soon. One who
+/// uploads is answered when the disk is a version that can be fetched: hashed, cut along its files,
+/// compressed, stored and in the metadata. Beside it stands what a plain copy of the same file to the
+/// same disk takes, synced as an upload is.
 #[derive(Debug, Parser)]
 #[command(name = "upload", version, about, long_about)]
 struct Arguments {
@@ -150,14 +153,16 @@ async fn upload(
     let parts = begun["total_chunks"].as_u64().context("no count of parts")?;
 
     let started = Instant::now();
-    let next = Arc::new(AtomicU64::new(0));
+    let next = Arc::new(AtomicUsize::new(0));
+    let looked_at = file.clone();
+    let first = tokio::task::spawn_blocking(move || read_first(looked_at, None, part_bytes));
+    let first = first.await??;
+    let turns = in_turn(&first, parts);
     try_join_all((0..parallel).map(async |_| {
         let mut connection = Connection::open(&cluster.host, &cluster.administrator).await?;
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= parts {
-                return anyhow::Ok(());
-            }
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&number) = turns.get(turn) else { return anyhow::Ok(()) };
             let (file, at) = (file.clone(), number * part_bytes);
             let read = move || {
                 let mut part = vec![0; part_bytes.min(length - at) as usize];
@@ -187,6 +192,13 @@ async fn upload(
         copy_seconds,
         peak_mib: cluster.memory_mib("VmHWM")?,
     })
+}
+
+/// All parts in the order in which 'shoal image upload' sends them: those that are read first, and then
+/// the rest.
+fn in_turn(first: &[u64], parts: u64) -> Vec<u64> {
+    let mut begun = BTreeSet::new();
+    first.iter().copied().chain(0..parts).filter(|&part| begun.insert(part)).collect()
 }
 
 /// The physical limit: how long the file takes to be on the disk once more.

@@ -32,7 +32,7 @@ pub(crate) const VIRTUAL_BYTES_MAX: u64 =
     super::header::L1_BYTES_MAX / ENTRY_BYTES * L2_ENTRIES * CLUSTER_BYTES;
 
 /// See the module's documentation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
     virtual_bytes: u64,
     runs: Runs,

@@ -19,7 +19,7 @@ mod reader;
 mod references;
 
 pub(crate) use header::MAGIC;
-pub(crate) use layout::{Layout, VIRTUAL_BYTES_MAX};
+pub(crate) use layout::{CLUSTER_BYTES, Layout, VIRTUAL_BYTES_MAX};
 pub(crate) use packer::Packer;
 pub(crate) use reader::Qcow2Disk;
 pub use references::{References, check_references};

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a part is recorded only when it is safe in storage and its checksum is the one that
 //! was announced; none is stored once the session receives no more. Memory for parts is bounded,
-//! however many come at once (see `reception`).
+//! however many come at once (see `reception`), and so is what of a large disk is stored and not read
+//! (see `disks::ahead`).
 
 use std::time::Duration;
 
@@ -291,6 +292,7 @@ pub async fn put_part(
     {
         return Err(reception::wrong_length(part, wanted, length));
     }
+    let _way = app.services.disks.make_way(id, wanted).await;
     let held = reception::room(wanted).await?;
     let bytes = reception::collect(body, part, wanted, &held).await?;
     app.metrics.upload_bytes.inc_by(wanted);
@@ -342,7 +344,25 @@ async fn keep_part(
     app.store.put(ObjectKey::UploadPart { upload: id, part }, &under, bytes).await?;
     let record = Command::RecordPart { upload: id, part, received, expires_at: expiry() };
     app.propose(record).await?;
+    if part == 0 || part == total_parts(session.total_bytes, session.part_bytes) - 1 {
+        begin_to_read(&app, image, id).await;
+    }
     Ok(session)
+}
+
+/// Has a disk read while it comes in, once its beginning and its end are there: both may have come at
+/// once, and one of them is the second.
+async fn begin_to_read(app: &App, image: ImageId, id: UploadId) {
+    // Where the rows cannot be read, the disk is read when it is whole.
+    let Ok(view) = app.view().await else { return };
+    let Ok(session) = session_of(&view, image, id) else { return };
+    drop(view);
+    let Session { total_bytes, part_bytes, parts, .. } = session;
+    let last = total_parts(total_bytes, part_bytes) - 1;
+    if parts.contains_key(&0) && parts.contains_key(&last) {
+        let received: u64 = parts.values().map(|part| part.bytes).sum();
+        app.services.disks.read_ahead(id, total_bytes.saturating_sub(received));
+    }
 }
 
 fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> ChunkReceived {

@@ -1,11 +1,11 @@
-//! One disk: opened over its parts, cut, packed, and published.
+//! One disk: read, and published.
 //!
 //! Invariants: nothing is published before every pack and the recipe are safe in storage, and
 //! nothing of which one of them was not seen there just before; see `collection`. What is read are
 //! the parts as they were acknowledged; see `source`.
+//! Non-goal: how it is read (see `reading`, and `ahead` for one that is read while it comes in).
 
-use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,30 +16,27 @@ use sha2::{Digest as _, Sha256};
 use shoal_content::{
     Digest, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeId, TagName, UploadId, VersionId,
 };
-use shoal_formats::{
-    DiskIngest, Export, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
-};
+use shoal_formats::{Export, ForeseenFile, Format};
 use shoal_metadata::{
     AuditSource, Command, Disk, Image, ImageKind, KeyOwner, PutManifest, Refusal, Subject, Upload,
-    UploadPurpose, command_version,
+    UploadPart, UploadPurpose, command_version,
 };
 use shoal_raft::ProposeError;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::dedup::{Known, VERSIONS_MAX, known_chunks};
+use super::arrivals::Arrivals;
+use super::dedup::VERSIONS_MAX;
 use super::export::exported;
 use super::manifest::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE, file_target};
-use super::packs::PackUploads;
-use super::source::{PartsSource, Uploaded};
+use super::reading::Cut;
+use super::source::Uploaded;
 use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
 use crate::http::problem::chain;
-use crate::store::{StoreError, put_once};
+use crate::store::{StoreError, put_and_see};
 
-/// Bytes of the uploaded file that are compared at once.
-const COMPARED_AT_ONCE: usize = 1024 * 1024;
 /// The tag of the latest version.
 const LATEST: &str = "latest";
 
@@ -64,32 +61,25 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// What was read off the disk.
-struct Cut {
-    recipe: Recipe,
-    format: Format,
-    virtual_bytes: u64,
-    content_bytes: u64,
-    added_bytes: u64,
-}
-
 /// What the session says.
-struct Order {
+pub(super) struct Order {
     upload: Upload,
     image: Image,
     number: String,
     tags: Vec<TagName>,
-    uploaded: Uploaded,
-    hint: Option<Format>,
+    pub uploaded: Uploaded,
+    /// As they were acknowledged so far.
+    pub parts: BTreeMap<u32, UploadPart>,
+    pub hint: Option<Format>,
     /// What the file is to be, one after another.
-    layers: Vec<(Digest, u64)>,
+    pub layers: Vec<(Digest, u64)>,
     /// Of the newest versions, at most [`VERSIONS_MAX`].
-    recipes: Vec<RecipeId>,
+    pub recipes: Vec<RecipeId>,
 }
 
 impl Order {
     /// Whose key its objects are sealed with.
-    fn under(&self) -> KeyOwner {
+    pub fn under(&self) -> KeyOwner {
         KeyOwner::Project(self.image.name.project())
     }
 }
@@ -97,40 +87,29 @@ impl Order {
 impl Disks {
     pub(super) async fn ingest(&self, id: UploadId, entry: &Arc<Running>) -> Result<(), Failure> {
         let order = self.order(id).await?;
-        let store = Arc::clone(&self.inner.store);
-        let known = known_chunks(&self.inner.origin, &store, &order.recipes).await?;
-        let runtime = tokio::runtime::Handle::current();
-        let (uploaded, running) = (order.uploaded.clone(), Arc::clone(entry));
-        let source = PartsSource::new(Arc::clone(&store), runtime.clone(), uploaded, running);
-        let sink = PackUploads::new(store, order.under(), runtime);
-        let (layers, hint, running) = (order.layers.clone(), order.hint, Arc::clone(entry));
-        let free_space = if self.inner.keep_free_space.load(Ordering::Relaxed) {
-            FreeSpace::Keep
-        } else {
-            FreeSpace::Zero
-        };
-        let ingest = DiskIngest::new(sink).free_space(free_space);
-        let cut = tokio::task::spawn_blocking(move || {
-            let observed = source.observed();
-            let cut = compare(&source, &layers, &running)
-                .and_then(|()| cut(source, hint, &known, ingest, &running));
-            // Whatever a format's reader made of that.
-            match observed.damaged() {
-                Some(part) => Err(Failure::Refused(format!(
-                    "checksum_mismatch: part {part} is not what was acknowledged; upload it anew"
-                ))),
-                None => cut,
+        let cut = match self.cut_ahead(&order).await {
+            Some(cut) => cut,
+            None => {
+                let arrivals = Arc::new(Arrivals::whole(order.parts.clone()));
+                let reading = self.reading(&order, arrivals, entry).await?;
+                let cut = tokio::task::spawn_blocking(move || reading.run()).await;
+                cut.map_err(|error| Failure::Passing(error.to_string()))??
             }
-        });
-        let cut = cut.await.map_err(|error| Failure::Passing(error.to_string()))??;
+        };
         let recipe = self.store_recipe(&cut.recipe, &order.under()).await?;
-        let file = self.file(recipe, entry).await?;
+        let file = match cut.file {
+            Some(ForeseenFile { sha256, length }) => {
+                Some(DiskFile { digest: Digest::sha256(sha256), length })
+            }
+            None => self.file(recipe, entry).await?,
+        };
         self.publish(order, cut, recipe, file).await
     }
 
     /// Reads the disk once more, as the file that the registry gives: its digest stands in the
-    /// manifest. What was stored is read, so that a byte that cannot be had again is missed here,
-    /// while the parts are still there. `None` for a disk that is too large for such a file.
+    /// manifest, and was not found while the disk was cut. What was stored is read, so that a byte that
+    /// cannot be had again is missed here, while the parts are still there. `None` for a disk that is
+    /// too large for such a file.
     async fn file(&self, recipe: RecipeId, running: &Running) -> Result<Option<DiskFile>, Failure> {
         let origin = &self.inner.origin;
         let read = origin.recipe(recipe).await.map_err(|error| Failure::Passing(chain(&error)))?;
@@ -159,7 +138,7 @@ impl Disks {
         Ok(Some(DiskFile { digest: Digest::sha256(hasher.finalize().into()), length }))
     }
 
-    async fn order(&self, id: UploadId) -> Result<Order, Failure> {
+    pub(super) async fn order(&self, id: UploadId) -> Result<Order, Failure> {
         let passing = |error: &(dyn std::error::Error + 'static)| Failure::Passing(chain(error));
         let view = self.inner.raft.read().await.map_err(|error| passing(&error))?;
         let query = view.query();
@@ -181,8 +160,8 @@ impl Disks {
         newest.map_err(|error| passing(&error))?;
         let hint = format.and_then(|format| format.parse().ok());
         let layers = note.layers;
-        let uploaded = Uploaded { upload: id, total_bytes, part_bytes, parts };
-        Ok(Order { upload, image, number, tags, uploaded, hint, layers, recipes })
+        let uploaded = Uploaded { upload: id, total_bytes, part_bytes };
+        Ok(Order { upload, image, number, tags, uploaded, parts, hint, layers, recipes })
     }
 
     async fn store_recipe(&self, recipe: &Recipe, under: &KeyOwner) -> Result<RecipeId, Failure> {
@@ -194,7 +173,7 @@ impl Disks {
         }
         let id = RecipeId::of(&encoded);
         let (store, key) = (&*self.inner.store, ObjectKey::Recipe(id));
-        put_once(store, key, under, Bytes::from(encoded)).await?;
+        put_and_see(store, key, under, Bytes::from(encoded)).await?;
         Ok(id)
     }
 
@@ -340,91 +319,5 @@ impl Disks {
             None => Ok(()),
             Some(object) => Err(Failure::Passing(format!("{object} was deleted meanwhile"))),
         }
-    }
-}
-
-/// Compares the file with what its uploader said that it is. Runs on a blocking thread.
-fn compare(
-    source: &PartsSource,
-    layers: &[(Digest, u64)],
-    running: &Running,
-) -> Result<(), Failure> {
-    let mut buffer = vec![0; COMPARED_AT_ONCE];
-    let mut at = 0;
-    for (number, (wanted, length)) in layers.iter().enumerate() {
-        let mut hasher = Sha256::new();
-        let end = at + length;
-        while at < end {
-            if running.lost.load(Ordering::Relaxed) {
-                return Err(Failure::Lost);
-            }
-            let count = (end - at).min(COMPARED_AT_ONCE as u64) as usize;
-            let read = source.read_at(at, &mut buffer[..count]);
-            read.map_err(|error| Failure::Passing(chain(&error)))?;
-            hasher.update(&buffer[..count]);
-            at += count as u64;
-        }
-        let found = Digest::sha256(hasher.finalize().into());
-        if found != *wanted {
-            let text = format!("checksum_mismatch: layer {number} is {found}, not {wanted}");
-            return Err(Failure::Refused(text));
-        }
-    }
-    Ok(())
-}
-
-/// Runs on a blocking thread.
-fn cut(
-    source: PartsSource,
-    hint: Option<Format>,
-    known: &Known,
-    ingest: DiskIngest<PackUploads>,
-    running: &Running,
-) -> Result<Cut, Failure> {
-    let observed = source.observed();
-    let mut disk = open(Box::new(source), hint).map_err(|error| {
-        if error.is_retryable() {
-            Failure::Passing(chain(&error))
-        } else {
-            Failure::Refused(format!("disk_{}: {error}", error.reason()))
-        }
-    })?;
-    let mut look_up = |id| known.get(&id).copied();
-    let mut progress = |progress: shoal_formats::IngestProgress| {
-        observed.begin_cut();
-        running.processed_bytes.store(progress.bytes_done, Ordering::Relaxed);
-        if running.lost.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    let ingested = ingest.run(disk.as_mut(), &mut look_up, &mut progress).map_err(ended)?;
-    let Ingested { recipe, totals, sink, .. } = ingested;
-    sink.settle().map_err(unstored)?;
-    Ok(Cut {
-        recipe,
-        format: disk.format(),
-        virtual_bytes: disk.virtual_bytes(),
-        content_bytes: totals.content_bytes,
-        added_bytes: totals.stored_bytes,
-    })
-}
-
-fn ended(error: IngestError) -> Failure {
-    match error {
-        IngestError::Cancelled => Failure::Lost,
-        IngestError::Sink(error) => unstored(error),
-        IngestError::Read(error) if error.is_retryable() => Failure::Passing(chain(&error)),
-        IngestError::Read(error) => Failure::Refused(format!("disk_{}: {error}", error.reason())),
-        IngestError::TooLarge => Failure::Refused(format!("disk_too_large: {error}")),
-        IngestError::Compress(_) => Failure::Passing(chain(&error)),
-    }
-}
-
-fn unstored(error: SinkError) -> Failure {
-    match error.downcast::<StoreError>() {
-        Ok(error) => (*error).into(),
-        Err(error) => Failure::Passing(chain(error.as_ref())),
     }
 }

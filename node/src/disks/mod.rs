@@ -4,18 +4,23 @@
 //! registry gives for the disk, manifest (one command publishes the version and ends the session),
 //! and only then the parts are deleted. A node that dies in
 //! between leaves a lease that runs out; whichever node finds it takes over and comes to the same
-//! result, since everything here is deterministic.
+//! result, since everything here is deterministic. Most of a large disk is read, cut and packed
+//! before, while its parts come in (see `ahead`).
 //!
-//! Invariants: at most [`INGESTS_AT_ONCE_MAX`] disks are read at once on a node; a disk is read by
-//! the node that holds its lease, and one that loses it stops.
+//! Invariants: at most [`INGESTS_AT_ONCE_MAX`] disks are read at once on a node, and
+//! [`AHEAD_AT_ONCE_MAX`] that are still to come; a disk is published by the node that holds its lease,
+//! and one that loses it stops.
 //! Non-goals: HTTP (see `api`), formats (see `shoal-formats`).
 
+mod ahead;
+mod arrivals;
 mod dedup;
 mod export;
 mod import;
 mod ingest;
 mod manifest;
 mod packs;
+mod reading;
 mod source;
 mod sweep;
 
@@ -31,12 +36,14 @@ use shoal_raft::{ProposeError, Raft};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use self::ahead::Ahead;
 use crate::clock;
 use crate::delta::Deltas;
 use crate::origin::Origin;
 use crate::remote::Remote;
 use crate::store::BlobStore;
 
+pub use ahead::AHEAD_AT_ONCE_MAX;
 pub use export::exported;
 pub use import::IMPORTS_AT_ONCE_MAX;
 pub use manifest::{ARTIFACT_TYPE, DiskFile, DiskManifest, EMPTY, MEDIA_TYPE, file_target};
@@ -81,6 +88,9 @@ struct Inner {
     node: NodeId,
     running: Mutex<HashMap<UploadId, Arc<Running>>>,
     permits: Semaphore,
+    /// Of those that have a permit.
+    ahead: Mutex<HashMap<UploadId, Arc<Ahead>>>,
+    ahead_permits: Arc<Semaphore>,
     keep_free_space: AtomicBool,
     remote: OnceLock<Remote>,
     deltas: OnceLock<Deltas>,
@@ -100,6 +110,8 @@ impl Disks {
             node,
             running,
             permits,
+            ahead: Mutex::default(),
+            ahead_permits: Arc::new(Semaphore::new(AHEAD_AT_ONCE_MAX)),
             keep_free_space,
             remote: OnceLock::new(),
             deltas: OnceLock::new(),
@@ -150,7 +162,7 @@ impl Disks {
 
     /// Reads the disk in the background; the lease is held.
     fn start(&self, upload: UploadId) {
-        let entry = Arc::new(Running::default());
+        let entry = self.running_ahead(upload).unwrap_or_default();
         {
             let mut running = self.inner.running.lock();
             if running.contains_key(&upload) {

@@ -1,7 +1,7 @@
 //! Takes the packs of an ingest and stores several at a time.
 //!
 //! Invariant: at most [`PACKS_IN_FLIGHT_MAX`] packs are in memory here; [`PackUploads::settle`]
-//! returns only when every pack is safe, and nothing is published before that.
+//! returns only when every pack is safe and was read back, and nothing is published before that.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use shoal_metadata::KeyOwner;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::store::{BlobStore, StoreError, put_once};
+use crate::store::{BlobStore, StoreError, put_and_see};
 
 /// Packs on their way to storage at once.
 pub const PACKS_IN_FLIGHT_MAX: usize = 2;
@@ -59,7 +59,7 @@ impl PackSink for PackUploads {
         let (store, under) = (Arc::clone(&self.store), self.under.clone());
         let store_pack = async move {
             // An ingest that another node began may have stored it: the name says what it holds.
-            put_once(&*store, ObjectKey::Pack(id), &under, Bytes::from(bytes)).await
+            put_and_see(&*store, ObjectKey::Pack(id), &under, Bytes::from(bytes)).await
         };
         self.tasks.spawn_on(store_pack, &self.runtime);
         Ok(())

@@ -4,9 +4,10 @@
 //! acknowledged to whoever sent it. What is read of it again must be what it was then. So a file
 //! that is read in order is read once, and of what nobody wants nothing is read at all.
 //!
-//! Used from blocking threads only: a read waits for storage. Invariants: no byte is given but of a
-//! part as it was acknowledged, though another node should store other bytes late; memory is bounded
-//! by [`SOURCE_CACHE_BYTES_MAX`], a few windows on their way, and 32 bytes for each window.
+//! Used from blocking threads only: a read waits for storage, and for a part that is still to come
+//! (see `arrivals`). Invariants: no byte is given but of a part as it was acknowledged, though another
+//! node should store other bytes late; memory is bounded by [`SOURCE_CACHE_BYTES_MAX`], a few windows
+//! on their way, and 32 bytes for each window.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -19,11 +20,11 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use shoal_content::{ObjectKey, UploadId};
 use shoal_formats::ReadAt;
-use shoal_metadata::UploadPart;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::Running;
+use super::arrivals::Arrivals;
 use crate::origin::WINDOW_BYTES;
 use crate::store::{self, BlobStore, StoreError};
 
@@ -42,8 +43,6 @@ pub(super) struct Uploaded {
     pub total_bytes: u64,
     /// At least 1.
     pub part_bytes: u64,
-    /// As they were acknowledged.
-    pub parts: BTreeMap<u32, UploadPart>,
 }
 
 /// What is seen of a source by whoever has given it to a format's reader.
@@ -71,6 +70,7 @@ pub(super) struct PartsSource {
     store: Arc<dyn BlobStore>,
     runtime: Handle,
     uploaded: Uploaded,
+    arrivals: Arc<Arrivals>,
     running: Arc<Running>,
     observed: Arc<Observed>,
     state: Mutex<State>,
@@ -88,12 +88,16 @@ impl PartsSource {
     pub fn new(
         store: Arc<dyn BlobStore>,
         runtime: Handle,
-        uploaded: Uploaded,
+        (uploaded, arrivals): (Uploaded, Arc<Arrivals>),
         running: Arc<Running>,
     ) -> Self {
         let kept = Kept::new(SOURCE_CACHE_BYTES_MAX);
         let state = Mutex::new(State { hashes: HashMap::new(), compared_bytes: 0, kept });
-        Self { store, runtime, uploaded, running, observed: Arc::default(), state }
+        Self { store, runtime, uploaded, arrivals, running, observed: Arc::default(), state }
+    }
+
+    pub fn arrivals(&self) -> Arc<Arrivals> {
+        Arc::clone(&self.arrivals)
     }
 
     pub fn observed(&self) -> Arc<Observed> {
@@ -116,6 +120,7 @@ impl PartsSource {
         if let Some(part) = self.observed.damaged() {
             return Err(self.damaged(part));
         }
+        self.arrivals.at(part as u32);
         let mut state = self.state.lock();
         let compared = state.hashes.get(&part).map(|hashes| hashes[number as usize]);
         let kept = compared.and_then(|_| state.kept.take_up(place));
@@ -127,8 +132,9 @@ impl PartsSource {
         }
     }
 
-    /// Reads a part of which nothing was wanted yet, and gives one window of it.
+    /// Reads a part of which nothing was wanted yet, once it is there, and gives one window of it.
     fn read_whole(&self, (part, wanted): Place) -> io::Result<Bytes> {
+        let acknowledged = self.arrivals.wait(part as u32)?;
         let length = self.part_length(part);
         // Of one that is longer than what may be kept, what follows is kept.
         let room = (self.state.lock().kept.bytes_max / WINDOW_BYTES).max(1);
@@ -149,10 +155,10 @@ impl PartsSource {
             }
         }
         let sha256: [u8; 32] = hasher.finalize().into();
-        let acknowledged = self.uploaded.parts.get(&(part as u32));
         if acknowledged.is_none_or(|acknowledged| acknowledged.sha256 != sha256) {
             return Err(self.damaged(part));
         }
+        self.arrivals.read(part as u32);
         let mut state = self.state.lock();
         state.hashes.insert(part, hashes);
         state.compared_bytes += length;
@@ -274,7 +280,7 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use shoal_metadata::KeyOwner;
+    use shoal_metadata::{KeyOwner, UploadPart};
 
     use super::*;
     use crate::store::disturbed::DisturbedStore;
@@ -302,11 +308,11 @@ mod tests {
                 parts.insert(number as u32, UploadPart { bytes: part.len() as u64, sha256 });
             }
             let (total_bytes, part_bytes) = (content.len() as u64, PART as u64);
-            let uploaded = Uploaded { upload, total_bytes, part_bytes, parts };
+            let uploaded = Uploaded { upload, total_bytes, part_bytes };
+            let parts = (uploaded, Arc::new(Arrivals::whole(parts)));
             let running = Arc::<Running>::default();
             let behind: Arc<dyn BlobStore> = store.clone();
-            let source =
-                PartsSource::new(behind, Handle::current(), uploaded, Arc::clone(&running));
+            let source = PartsSource::new(behind, Handle::current(), parts, Arc::clone(&running));
             source.state.lock().kept = Kept::new(kept_bytes_max);
             let parts = Self { _folder: folder, store, content, running, source: Arc::new(source) };
             for number in 0..3 {

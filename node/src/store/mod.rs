@@ -214,6 +214,24 @@ pub async fn put_once(
     store.put(key, under, bytes).await
 }
 
+/// As [`put_once`], and sees that storage gives back what it got.
+///
+/// # Errors
+/// As [`put_once`], and [`StoreError::Unavailable`] where it gives something else.
+pub async fn put_and_see(
+    store: &dyn BlobStore,
+    key: ObjectKey,
+    under: &KeyOwner,
+    bytes: Bytes,
+) -> Result<(), StoreError> {
+    put_once(store, key, under, bytes.clone()).await?;
+    if holds(store, key, &bytes).await? {
+        return Ok(());
+    }
+    let cause = format!("{key} is not what was stored");
+    Err(StoreError::Unavailable { doing: "reading back an object", cause })
+}
+
 /// Whether storage has just these bytes under the key, whatever a cache has.
 async fn holds(store: &dyn BlobStore, key: ObjectKey, bytes: &[u8]) -> Result<bool, StoreError> {
     store.forget(key).await;

@@ -40,7 +40,7 @@ pub fn make_disk(folder: &Path, name: &str, seed: u8) -> Result<PathBuf> {
 }
 
 /// Bytes that do not compress: xorshift64.
-fn fill(bytes: &mut [u8], seed: u8) {
+pub fn fill(bytes: &mut [u8], seed: u8) {
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ (u64::from(seed) << 32 | 1);
     for byte in bytes {
         state ^= state << 13;
@@ -64,7 +64,7 @@ pub struct Session {
     pub parts: Vec<Vec<u8>>,
 }
 
-async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
+pub async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
     let bytes = std::fs::read(file)?;
     let wanted = json!({
         "version": version, "total_size_bytes": bytes.len(), "chunk_size_bytes": MIB, "tags": ["test"],

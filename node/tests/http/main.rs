@@ -3,6 +3,7 @@
 //! One binary for all of it: linking RocksDB once is enough.
 
 mod acme;
+mod ahead;
 mod attacks;
 mod audit;
 mod authority;

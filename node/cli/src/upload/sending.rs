@@ -1,4 +1,5 @@
-//! Sends the parts that are missing, several at once, and waits until the disk has been read.
+//! Sends the parts that are missing, several at once, and waits until the disk has been read. What is
+//! read of a disk before the rest goes first.
 //!
 //! Invariant: at most `parallel` parts are in memory. Which parts are safe is what the node says.
 
@@ -16,6 +17,7 @@ use reqwest::Method;
 use reqwest::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use shoal_api::UploadStatus;
+use shoal_formats::read_first;
 use tokio::time::Instant;
 
 use crate::client::{Body, Client, Request};
@@ -30,6 +32,8 @@ const POLL_FIRST: Duration = Duration::from_millis(100);
 const POLL_MAX: Duration = Duration::from_secs(2);
 /// A node that shows no progress with a disk for so long is waited for no more.
 const PROCESSING_STALL_MAX: Duration = Duration::from_secs(900);
+/// Nodes read no shorter files while they come in, in bytes.
+const READ_AHEAD_BYTES_MIN: u64 = 32 << 20;
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where the bytes of an upload come from.
@@ -83,6 +87,19 @@ pub fn missing(status: &UploadStatus) -> Vec<u32> {
     (0..status.total_chunks).filter(|index| !received.contains(index)).collect()
 }
 
+/// The parts that are `missing`, in order, but those first that are read first.
+pub fn in_turn(missing: Vec<u32>, first: &[u64]) -> Vec<u32> {
+    let wanted: BTreeSet<u32> = missing.iter().copied().collect();
+    let first = first.iter().filter_map(|&part| u32::try_from(part).ok());
+    let (mut turn, mut begun) = (Vec::with_capacity(missing.len()), BTreeSet::new());
+    for part in first.filter(|part| wanted.contains(part)).chain(missing) {
+        if begun.insert(part) {
+            turn.push(part);
+        }
+    }
+    turn
+}
+
 /// Where part `index` begins and how long it is.
 pub fn part_range(index: u32, status: &UploadStatus) -> (u64, u64) {
     let start = u64::from(index) * status.chunk_size;
@@ -102,13 +119,30 @@ impl Sender<'_> {
         let sent = Arc::new(AtomicU64::new(0));
         let mut progress = self.screen.progress("uploading", status.total_size_bytes);
         progress.begin(there, status.total_size_bytes);
-        let parts = futures::stream::iter(missing(status))
+        let parts = futures::stream::iter(self.turns(status).await)
             .map(|index| self.send_part(index, status, &sent))
             .buffer_unordered(parallel)
             .try_collect::<Vec<()>>();
         let sent_now = sent.clone();
         drawn(&mut progress, move || there + sent_now.load(Ordering::Relaxed), parts).await?;
         Ok(sent.load(Ordering::Relaxed))
+    }
+
+    /// The parts to send: a node reads a large disk while it comes in, as soon as what it looks at first
+    /// is there.
+    async fn turns(&self, status: &UploadStatus) -> Vec<u32> {
+        let missing = missing(status);
+        let Content::File(file) = self.content else { return missing };
+        if status.total_size_bytes < READ_AHEAD_BYTES_MIN {
+            return missing;
+        }
+        let (file, part_bytes) = (Arc::clone(file), status.chunk_size);
+        let first = tokio::task::spawn_blocking(move || read_first(file, None, part_bytes)).await;
+        match first {
+            Ok(Ok(first)) => in_turn(missing, &first),
+            // What is wrong with the file the node says.
+            _ => missing,
+        }
     }
 
     /// Refuses a file that is another by now.

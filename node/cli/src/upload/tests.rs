@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use clap::Parser;
 
-use super::sending::{CHECKSUM_HEADER, missing, part_range};
+use super::sending::{CHECKSUM_HEADER, in_turn, missing, part_range};
 use super::*;
 use crate::arguments::{Arguments, Command, ImageCommand};
 use crate::config::{Context, Trust};
@@ -512,6 +512,14 @@ fn only_what_is_missing_is_sent_and_the_last_part_is_short() {
     assert_eq!(missing(&status), [1, 3]);
     assert_eq!(part_range(1, &status), (10, 10));
     assert_eq!(part_range(3, &status), (30, 5));
+}
+
+#[test]
+fn what_is_read_first_goes_first_and_nothing_goes_twice() {
+    let status = status(6, &[2], 10, 55);
+    assert_eq!(in_turn(missing(&status), &[0, 5, 2, 0, 3, 7]), [0, 5, 3, 1, 4]);
+    assert_eq!(in_turn(missing(&status), &[]), [0, 1, 3, 4, 5]);
+    assert!(in_turn(Vec::new(), &[1]).is_empty());
 }
 
 #[test]

@@ -59,7 +59,8 @@ pub fn uploads() -> Subject {
         name: "Uploads of disks",
         about: "`init`, then the parts in any order, several at once and to any node, then \
                 `complete`. What was sent already can be asked for, so that an upload that broke off \
-                goes on.",
+                goes on. A large disk is read while it comes in, from when its first and its last \
+                part are there; parts then wait for those before them to be read.",
         notes: vec![
             post("/api/v1/images/{image}/versions/upload/init", "Begins an upload")
                 .refuses(400, "version_invalid size_invalid layers_invalid too_many_tags")

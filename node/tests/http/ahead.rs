@@ -1,0 +1,98 @@
+//! Disks that are read while they come in.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use shoal_content::{ImageId, ObjectKey};
+
+use super::disks::{Session, begin, create_image, download, fill, finish, put};
+use super::node::Node;
+use super::wait::until;
+
+const MIB: usize = 1 << 20;
+/// So many that some are packed before the last part is there.
+const DISK_MIB: usize = 80;
+
+/// An upload of a raw disk of noise, in parts of 1 MiB.
+async fn begin_noise(node: &Node, image: ImageId, version: &str) -> Result<Session> {
+    let file = node.path().join("noise.raw");
+    let mut bytes = vec![0; DISK_MIB * MIB];
+    fill(&mut bytes, 9);
+    std::fs::write(&file, bytes)?;
+    begin(node, image, &file, version).await
+}
+
+/// Packs and recipes.
+async fn stored(node: &Node) -> Result<BTreeSet<ObjectKey>> {
+    let objects = node.server.app().store.list("", None, 1000).await?.into_iter();
+    let is_kept = |key: &ObjectKey| matches!(key, ObjectKey::Pack(_) | ObjectKey::Recipe(_));
+    Ok(objects.map(|object| object.key).filter(is_kept).collect())
+}
+
+/// Sends the file's end, which is looked at first, and all before it but one part, whose number it
+/// gives.
+async fn send_all_but_one(node: &Node, session: &Session) -> Result<usize> {
+    let last = session.parts.len() - 1;
+    put(node, session, last).await?;
+    for index in 0..last - 1 {
+        put(node, session, index).await?;
+    }
+    Ok(last - 1)
+}
+
+/// Does so, and waits until some of the disk has been read and packed.
+async fn send_most(node: &Node, session: &Session) -> Result<usize> {
+    let missing = send_all_but_one(node, session).await?;
+    until("a pack of a disk that is still to come", async || {
+        Ok((!stored(node).await?.is_empty()).then_some(()))
+    })
+    .await?;
+    Ok(missing)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_read_while_it_comes_in_is_stored_like_any_other() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/ahead").await?;
+    let session = begin_noise(&node, image, "1").await?;
+    let missing = send_most(&node, &session).await?;
+    put(&node, &session, missing).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back == session.parts.concat(), "other bytes came back");
+    let ahead = stored(&node).await?;
+
+    // While these are waited for, others are read when they are there.
+    let busy = create_image(&node, "zedge/busy").await?;
+    for number in 0..shoal_node::disks::AHEAD_AT_ONCE_MAX {
+        let session = begin_noise(&node, busy, &number.to_string()).await?;
+        for index in [0, session.parts.len() - 1] {
+            put(&node, &session, index).await?;
+        }
+    }
+    let image = create_image(&node, "zedge/whole").await?;
+    let session = begin_noise(&node, image, "1").await?;
+    let missing = send_all_but_one(&node, &session).await?;
+    put(&node, &session, missing).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    ensure!(stored(&node).await? == ahead, "it was cut or packed otherwise");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_comes_anew_after_it_was_read_counts_as_it_came_last() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/anew").await?;
+    let mut session = begin_noise(&node, image, "1").await?;
+    let missing = send_most(&node, &session).await?;
+    session.parts[3].reverse();
+    put(&node, &session, 3).await?;
+    put(&node, &session, missing).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let back = download(&node, image, "1", "raw").await?;
+    ensure!(back == session.parts.concat(), "it is not what came last");
+    node.server.stop().await
+}

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use crate::link;
 use crate::request;
+use crate::status::Banned;
 use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::transfer::{FetchError, Owned};
 
@@ -249,7 +250,7 @@ impl Driver {
             Action::Ban { peer, reason, until } => {
                 warn!(%peer, reason = reason.as_str(), "banned");
                 shared.metrics.banned(reason.as_str());
-                shared.ban(peer, self.clock.wall(until));
+                shared.ban(peer, Banned { until: self.clock.wall(until), reason });
             }
             Action::Complete { recipe } => {
                 shared.tasks.spawn(complete(shared.clone(), recipe));

@@ -350,7 +350,8 @@ async fn greet(
         if dialled.is_some() { connection.open_bi().await } else { connection.accept_bi().await };
     let (mut sender, mut receiver) = opened.map_err(quinn::WriteError::from)?;
     let (zone, cache) = (shared.config.zone.clone(), shared.config.role == PeerRole::Cache);
-    let hello = Frame::Hello { address: shared.advertise, zone, cache };
+    let address = *shared.advertise.lock();
+    let hello = Frame::Hello { address, zone, cache };
     wire::write(&mut sender, &hello).await?;
     match wire::read(&mut receiver).await? {
         Frame::Hello { address, zone, cache } => {

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::cli::{Command, Fetch, Settings, Setup, Who};
 use crate::config::{self, Config};
-use crate::control::{ClientError, ImageReport, Line, Request, StatusReport, ask};
+use crate::control::{BanReport, ClientError, ImageReport, Line, Request, StatusReport, ask};
 use crate::enrolment::{self, DataFolder};
 use crate::transfers::TransferRecord;
 use crate::{daemon, join, setup};
@@ -136,7 +136,10 @@ async fn execute_here(
             let request = Request::Explain { limit: arguments.limit };
             let line = ask(&socket, &request, |_| {}).await?;
             print(&line, arguments.json.json, |line, out| match line {
-                Line::Explain { transfers, .. } => explain(transfers, out),
+                Line::Explain { transfers, swarm } => {
+                    explain(transfers, out)?;
+                    bans_of(swarm, out)
+                }
                 _ => Ok(()),
             })
         }
@@ -372,7 +375,10 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     let limits = &report.limits;
     let until = limits.until.as_ref().map(|at| format!(" until {at}")).unwrap_or_default();
     writeln!(out, "limits     up {}, down {}{until}", limits.upload, limits.download)?;
-    writeln!(out, "transfers  {} running", report.transfers_running)
+    writeln!(out, "transfers  {} running", report.transfers_running)?;
+    report.banned.iter().try_for_each(|(peer, ban)| {
+        writeln!(out, "banned     {peer}: {}, for {} s", ban.reason, ban.seconds_left)
+    })
 }
 
 fn list(images: &[ImageReport], out: &mut dyn Write) -> io::Result<()> {
@@ -386,6 +392,15 @@ fn list(images: &[ImageReport], out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{reference:width$}  {kind:9}  {size:>10}  {share:>4} %  {pinned}")?;
     }
     Ok(())
+}
+
+/// Who is banned, and why, of what the swarm says.
+fn bans_of(swarm: &serde_json::Value, out: &mut dyn Write) -> io::Result<()> {
+    let banned: BTreeMap<String, BanReport> =
+        serde_json::from_value(swarm["banned"].clone()).unwrap_or_default();
+    banned.iter().try_for_each(|(peer, ban)| {
+        writeln!(out, "banned: {peer}, {}, for {} s more", ban.reason, ban.seconds_left)
+    })
 }
 
 fn explain(transfers: &[TransferRecord], out: &mut dyn Write) -> io::Result<()> {

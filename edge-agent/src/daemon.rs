@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
+use crate::cache::{self, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
 use crate::control::{self, BanReport, Control, LimitsReport, StatusReport};
@@ -294,16 +294,8 @@ impl Parts {
         addresses: Addresses,
         removals: mpsc::UnboundedReceiver<RecipeId>,
     ) {
-        let cache = self.cache.clone();
-        tasks.spawn(async move {
-            let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                tick.tick().await;
-                let cache = cache.clone();
-                blocking(move || cache.tend()).await;
-            }
-        });
+        tasks.spawn(self.cache.clone().keep_tended(self.config.cache.clone()));
+        tasks.spawn(self.cache.clone().keep_scrubbing(self.config.cache.clone()));
         tasks.spawn(offers::follow(self.cache.clone(), self.swarm.clone(), removals));
         tasks.spawn(offers::begin(self.cache.clone(), self.swarm.clone()));
         tasks.spawn(addresses.follow(self.folder.clone()));

@@ -10,6 +10,7 @@ mod endpoint;
 pub mod identity;
 mod link;
 mod metrics;
+mod outgoing;
 mod request;
 mod serve;
 mod status;

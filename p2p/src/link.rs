@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) connection: quinn::Connection,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
+    /// Bytes of answers to it that are not acknowledged, as they count.
+    pub(crate) kept: AtomicU64,
     /// When anything but names went over it.
     used: Mutex<Instant>,
     /// What this peer has a right to, by the ticket that says so.
@@ -298,6 +301,7 @@ async fn run(
         connection: connection.clone(),
         dialler,
         frames,
+        kept: AtomicU64::new(0),
         used: Mutex::new(Instant::now()),
         grants: Mutex::default(),
     });

@@ -30,4 +30,6 @@ pub use frames::{ChunkRange, Contact, Member};
 pub use ledger::Ledger;
 pub use rendezvous::ranked;
 pub use swarm::{Settings, Swarm, Tables};
-pub use uploads::{Admission, UPLOADS_MAX, Uploads};
+pub use uploads::{
+    Admission, UNACKNOWLEDGED_BYTES_MAX, UNACKNOWLEDGED_NODE_BYTES_MAX, UPLOADS_MAX, Uploads,
+};

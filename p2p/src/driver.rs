@@ -20,7 +20,7 @@ use crate::transfer::{FetchError, Owned};
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
 /// A turn that comes so much too late is a stall of this process, or of its host.
-const LATE_MIN: Duration = Duration::from_millis(50);
+const LATE_MIN: Duration = Duration::from_millis(20);
 /// How often transfers that nobody waits for any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A host's connection to another host is closed when it was of no use for so long: each costs both
@@ -65,7 +65,10 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
         tokio::select! {
             () = cancel.cancelled() => break,
             count = inbox.recv_many(&mut events, BATCH) => if count == 0 { break },
-            () = timer => events.push(Event::Tick),
+            // What came meanwhile is heard first: it is not late.
+            () = timer => while events.len() < BATCH && let Ok(event) = inbox.try_recv() {
+                events.push(event);
+            },
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
@@ -82,9 +85,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
                 continue;
             }
             driver.tell_discovery(&event);
-            driver.core.handle(driver.clock.now(), event);
+            driver.core.hear(driver.clock.now(), event);
             driver.act();
         }
+        driver.core.look(driver.clock.now());
+        driver.act();
     }
     driver.requests.values().for_each(AbortHandle::abort);
 }
@@ -125,7 +130,7 @@ impl Driver {
                 self.perform(action);
             }
             let Some(unmet) = self.unmet.pop() else { return };
-            self.core.handle(self.clock.now(), unmet);
+            self.core.hear(self.clock.now(), unmet);
         }
     }
 

@@ -107,8 +107,20 @@ impl Swarm {
 
     /// Takes what happened at `now`, the time since the shell's start; never runs backwards.
     pub fn handle(&mut self, now: Duration, event: Event) {
+        self.hear(now, event);
+        self.look(now);
+    }
+
+    /// Takes what happened, of several things of which all are known before time is looked at: what
+    /// waits to be heard is not late. [`Self::look`] follows.
+    pub fn hear(&mut self, now: Duration, event: Event) {
         self.now = self.now.max(now);
         self.apply(event);
+    }
+
+    /// Does what time brings.
+    pub fn look(&mut self, now: Duration) {
+        self.now = self.now.max(now);
         if self.now >= self.wake_at {
             self.advance();
         }
@@ -154,6 +166,7 @@ impl Swarm {
             Event::Joined { peer, recipe } => self.joined(peer, recipe),
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::BadFrame { peer } => self.ban(peer, BanReason::BadFrame),
+            Event::Landed { request, index, bytes } => self.landed(request, index, bytes),
             Event::Arrived { request, index, bytes } => self.arrived(request, index, bytes),
             Event::Elsewhere { request, index, by } => self.elsewhere(request, index, by),
             Event::Wrong { request } => {

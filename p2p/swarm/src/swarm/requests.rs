@@ -54,16 +54,21 @@ pub(super) struct Request {
     brings_in: bool,
     /// It was late once already.
     hedged: bool,
+    /// A chunk of it is here and being written; what is behind it waits for that.
+    pub(super) landing: Option<u32>,
 }
 
 impl Swarm {
-    pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
+    /// What its sender had to do is done; the disk's time is not its own.
+    pub(super) fn landed(&mut self, id: RequestId, index: u32, bytes: u32) {
         let now = self.now;
         let Some(request) = self.requests.get_mut(&id) else { return };
+        if request.landing.is_some() || !request.open.contains(&index) {
+            return;
+        }
         let took = (now - request.moved_at).as_secs_f64();
         let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
-        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
-        request.open.remove(place);
+        request.landing = Some(index);
         request.moved_at = now;
         request.hedged = false;
         if let Some(peer) = self.peers.get_mut(&from) {
@@ -72,11 +77,26 @@ impl Swarm {
             (peer.brought_at, peer.heard_at) = (now, now);
             peer.praise();
         }
+        self.cuts = 0;
+        if let Some(download) = self.download(recipe) {
+            download.measure(took, bytes);
+        }
+    }
+
+    pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
+        let now = self.now;
+        if self.requests.get(&id).is_some_and(|request| request.landing.is_none()) {
+            self.landed(id, index, bytes);
+        }
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let (recipe, from) = (request.recipe, request.peer);
+        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
+        request.open.remove(place);
+        request.landing = request.landing.filter(|&landing| landing != index);
+        request.moved_at = now;
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
         let doubled = download.is_doubled(index);
-        download.measure(took, bytes);
-        self.cuts = 0;
         self.meter.count(now, u64::from(bytes));
         self.pace.count(now, u64::from(bytes));
         download.end(&[index]);
@@ -181,8 +201,21 @@ impl Swarm {
         self.download(request.recipe).is_some_and(|download| download.end(&request.open))
     }
 
+    /// Whether what came waits for this host's own disk for longer than `patience`: what is behind it
+    /// cannot come, whoever sends it.
+    fn waits_for_disk(&self, patience: Duration) -> bool {
+        let waits = |one: &Request| one.landing.is_some() && self.now > one.moved_at + patience;
+        self.requests.values().any(waits)
+    }
+
     pub(super) fn cut_stalls(&mut self) {
+        if self.waits_for_disk(STALL_PEER / 2) {
+            return;
+        }
         let stalled = |request: &Request| {
+            if request.landing.is_some() {
+                return false;
+            }
             let Some(peer) = self.peers.get(&request.peer) else { return true };
             let least = if peer.node { STALL_NODE } else { STALL_PEER };
             let least = least * (1 << (self.cuts / CUTS_PER_DOUBLING).min(4));
@@ -281,8 +314,10 @@ impl Swarm {
         if self.requests.len() < most {
             return false;
         }
-        let counts =
-            |request: &&Request| !request.brings_in && self.now <= request.moved_at + patience;
+        let counts = |request: &&Request| {
+            let late = request.landing.is_none() && self.now > request.moved_at + patience;
+            !request.brings_in && !late
+        };
         self.requests.values().filter(counts).count() >= most
     }
 
@@ -343,7 +378,9 @@ impl Swarm {
 
     /// What is later than twice the usual time, where nothing else is left to ask for, may be
     /// asked of another source; whoever is first cancels the other. Before that only what is very
-    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
+    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while. What is
+    /// behind something else that its sender brings gets as long once more, and what this host's own
+    /// disk holds up is not late: it would come twice.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
         let Some(membership) = self.memberships.get(&recipe) else { return };
@@ -351,10 +388,20 @@ impl Swarm {
         let Some(download) = &membership.download else { return };
         let times = if download.all_under_way() { LATE } else { VERY_LATE };
         let patience = (download.usual() * times).max(STEP_MIN);
+        if self.waits_for_disk(patience) {
+            return;
+        }
         let mut late: Vec<u32> = Vec::new();
         let mut slow: Vec<PeerId> = Vec::new();
         for request in self.requests.values_mut() {
-            if request.recipe != recipe || now <= request.moved_at + patience {
+            let brought_at = self.peers.get(&request.peer).map_or(now, |peer| peer.brought_at);
+            // Its sender is at work for this peer: it gets as long once more.
+            let at_work = brought_at.min(request.moved_at + patience);
+            let waits_since = request.moved_at.max(at_work);
+            if request.recipe != recipe
+                || request.landing.is_some()
+                || now <= waits_since + patience
+            {
                 continue;
             }
             let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
@@ -433,7 +480,8 @@ impl Swarm {
             found.requests += 1;
         }
         let open = indices.clone();
-        let request = Request { peer, recipe, open, moved_at: now, brings_in, hedged: false };
+        let request =
+            Request { peer, recipe, open, moved_at: now, brings_in, hedged: false, landing: None };
         self.requests.insert(id, request);
         let chunks = ChunkRange::gather(indices.iter().copied());
         for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {

@@ -350,6 +350,14 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "  {:>5.1} %  {human:>10}  {kind} {name}", share(*bytes))?;
         }
     }
+    for (zone, bytes) in &progress.bytes_by_zone {
+        let (human, zone) =
+            (HumanBytes(*bytes).to_string(), if zone.is_empty() { "-" } else { zone.as_str() });
+        writeln!(out, "  {:>5.1} %  {human:>10}  from agents in zone {zone}", share(*bytes))?;
+    }
+    if let Some(waits_for) = &progress.waits_for {
+        writeln!(out, "  waits for {waits_for}")?;
+    }
     match &progress.last_error {
         Some(error) => writeln!(out, "  last error: {error}"),
         None => Ok(()),

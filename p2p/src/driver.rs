@@ -72,6 +72,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
+                driver.tell_waits();
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }
@@ -170,6 +171,15 @@ impl Driver {
                 discovery.seek(recipe);
             } else {
                 discovery.rest(recipe);
+            }
+        }
+    }
+
+    /// What each transfer waits for, for who asks.
+    fn tell_waits(&self) {
+        for (&recipe, owned) in self.shared.transfers.lock().iter() {
+            if owned.is_under_way() {
+                owned.running.waits(self.core.waits_for(recipe));
             }
         }
     }

@@ -164,7 +164,7 @@ async fn receive(
         shared.store.write(running.id, index, content).await?;
         drop(permit);
         shared.metrics.received(link.node, u64::from(bytes));
-        running.arrived(link.peer, link.node, u64::from(bytes));
+        running.arrived(link, u64::from(bytes));
         shared.tell(Event::Arrived { request, index, bytes }).await;
     }
     Ok(())

@@ -290,6 +290,10 @@ fn sum(parts: &[TransferProgress]) -> TransferProgress {
         for (node, bytes) in &part.bytes_by_node {
             *total.bytes_by_node.entry(node.clone()).or_default() += bytes;
         }
+        for (zone, bytes) in &part.bytes_by_zone {
+            *total.bytes_by_zone.entry(zone.clone()).or_default() += bytes;
+        }
+        total.waits_for = total.waits_for.or(part.waits_for.clone());
         total.last_error = part.last_error.clone().or(total.last_error);
     }
     total

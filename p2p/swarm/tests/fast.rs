@@ -12,6 +12,7 @@ use std::time::Duration;
 use draw::seeds;
 use lan::{Disk, Lan, Number};
 use shoal_content::RecipeId;
+use shoal_swarm::Wait;
 
 const SEEDS: u64 = 4;
 /// Ten gigabits a second, in bytes, at latencies of a tenth of a millisecond.
@@ -48,6 +49,21 @@ fn little_comes_twice_where_lines_are_fast() {
         let share = doubles(seed, None);
         assert!(share <= DOUBLES_MAX, "seed {seed}: {share} of all chunks came twice");
     }
+}
+
+#[test]
+fn a_transfer_says_that_it_waits_for_its_own_disk() {
+    let (mut lan, id) = (Lan::new(1, 1, LINE), RecipeId::of(b"waits"));
+    let host = lan.add("", LINE);
+    assert_eq!(lan.hosts[host].core.waits_for(id), None);
+    lan.hosts[host].disk = Some(Disk::pausing(32, Duration::from_secs(1)));
+    lan.fetch(host, id, CHUNKS);
+    assert_eq!(lan.hosts[host].core.waits_for(id), Some(Wait::Sources));
+    lan.run_for(Duration::from_millis(500));
+    assert!((1..CHUNKS).contains(&lan.holds(host, id)));
+    assert_eq!(lan.hosts[host].core.waits_for(id), Some(Wait::Disk));
+    lan.run_until(END, |lan| lan.hosts[host].done.contains_key(&id));
+    assert_eq!(lan.hosts[host].core.waits_for(id), None);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod requests;
 mod standby;
 mod tables;
 mod tracking;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use self::mesh::Membership;
 use self::peers::{Ban, Peer, Redial};
 use self::requests::Request;
 pub use self::tables::Tables;
+pub use self::waits::Wait;
 use crate::chunk_set::ChunkSet;
 use crate::download::Download;
 use crate::event::{Action, BanReason, Event, RequestId};

@@ -206,6 +206,9 @@ pub struct Fetch {
     /// name, else qcow2]
     #[arg(long, short)]
     pub format: Option<String>,
+    /// Allocates all of a raw or vhd-fixed file, so that the guest's writing meets no full disk
+    #[arg(long, requires = "output")]
+    pub preallocate: bool,
     #[command(flatten)]
     pub json: Json,
 }

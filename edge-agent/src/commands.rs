@@ -259,8 +259,8 @@ async fn pin(
 
 async fn fetch(socket: &Path, arguments: Fetch) -> Result<(), Error> {
     let output = arguments.output.map(std::path::absolute).transpose()?;
-    let request =
-        Request::Fetch { reference: arguments.reference, output, format: arguments.format };
+    let Fetch { reference, format, preallocate, .. } = arguments;
+    let request = Request::Fetch { reference, output, format, preallocate };
     let json = arguments.json.json;
     let bar =
         if !json && io::stderr().is_terminal() { progress_bar() } else { ProgressBar::hidden() };

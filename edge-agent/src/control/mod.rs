@@ -37,6 +37,9 @@ pub enum Request {
         /// where missing, by the output's name, else `qcow2`.
         #[serde(default)]
         format: Option<String>,
+        /// All blocks of the file are to be there from the beginning; for `raw` and `vhd-fixed`.
+        #[serde(default)]
+        preallocate: bool,
     },
     Status,
     List,

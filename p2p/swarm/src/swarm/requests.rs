@@ -201,17 +201,7 @@ impl Swarm {
         self.download(request.recipe).is_some_and(|download| download.end(&request.open))
     }
 
-    /// Whether what came waits for this host's own disk for longer than `patience`: what is behind it
-    /// cannot come, whoever sends it.
-    fn waits_for_disk(&self, patience: Duration) -> bool {
-        let waits = |one: &Request| one.landing.is_some() && self.now > one.moved_at + patience;
-        self.requests.values().any(waits)
-    }
-
     pub(super) fn cut_stalls(&mut self) {
-        if self.waits_for_disk(STALL_PEER / 2) {
-            return;
-        }
         let stalled = |request: &Request| {
             if request.landing.is_some() {
                 return false;
@@ -388,9 +378,6 @@ impl Swarm {
         let Some(download) = &membership.download else { return };
         let times = if download.all_under_way() { LATE } else { VERY_LATE };
         let patience = (download.usual() * times).max(STEP_MIN);
-        if self.waits_for_disk(patience) {
-            return;
-        }
         let mut late: Vec<u32> = Vec::new();
         let mut slow: Vec<PeerId> = Vec::new();
         for request in self.requests.values_mut() {

@@ -59,12 +59,21 @@ pub(super) struct Request {
 }
 
 impl Swarm {
-    /// What its sender had to do is done; the disk's time is not its own.
+    /// A chunk is here before it is written: nobody else need send it any more.
     pub(super) fn landed(&mut self, id: RequestId, index: u32, bytes: u32) {
+        let Some(recipe) = self.land(id, index, bytes) else { return };
+        if self.peek(recipe).is_some_and(|download| download.is_doubled(index)) {
+            self.cancel_redundant(recipe);
+        }
+    }
+
+    /// What its sender had to do is done; the disk's time is not its own. Gives the recipe, where the
+    /// chunk is one that the request was to bring.
+    fn land(&mut self, id: RequestId, index: u32, bytes: u32) -> Option<RecipeId> {
         let now = self.now;
-        let Some(request) = self.requests.get_mut(&id) else { return };
+        let request = self.requests.get_mut(&id)?;
         if request.landing.is_some() || !request.open.contains(&index) {
-            return;
+            return None;
         }
         let took = (now - request.moved_at).as_secs_f64();
         let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
@@ -78,15 +87,14 @@ impl Swarm {
             peer.praise();
         }
         self.cuts = 0;
-        if let Some(download) = self.download(recipe) {
-            download.measure(took, bytes);
-        }
+        self.download(recipe)?.measure(took, bytes);
+        Some(recipe)
     }
 
     pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
         let now = self.now;
         if self.requests.get(&id).is_some_and(|request| request.landing.is_none()) {
-            self.landed(id, index, bytes);
+            self.land(id, index, bytes);
         }
         let Some(request) = self.requests.get_mut(&id) else { return };
         let (recipe, from) = (request.recipe, request.peer);
@@ -136,13 +144,17 @@ impl Swarm {
         }
     }
 
-    /// Requests all of whose chunks came from elsewhere.
+    /// Ends requests all of whose chunks came from elsewhere.
     fn cancel_redundant(&mut self, recipe: RecipeId) {
         let Some(download) = self.peek(recipe) else { return };
+        let of_it = self.requests.values().filter(|request| request.recipe == recipe);
+        let landing: BTreeSet<u32> = of_it.filter_map(|request| request.landing).collect();
+        let is_held = |index: &u32| download.have.contains(*index);
+        let is_here = |index: &u32| is_held(index) || landing.contains(index);
         let useless = |request: &Request| {
-            request.recipe == recipe
-                && !request.open.is_empty()
-                && request.open.iter().all(|&index| download.have.contains(index))
+            let open = &request.open;
+            let all_here = request.landing.is_none() && open.iter().all(is_here);
+            request.recipe == recipe && !open.is_empty() && (all_here || open.iter().all(is_held))
         };
         let losers = self.requests.iter().filter(|(_, request)| useless(request));
         let losers: Vec<(RequestId, PeerId)> = losers.map(|(&id, r)| (id, r.peer)).collect();

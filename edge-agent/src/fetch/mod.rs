@@ -151,6 +151,7 @@ impl Fetcher {
             warn!(%reference, attempts, ?pause, error = text, "the fetch is tried again");
             let seconds = pause.as_secs_f64();
             tracked.note_error(&format!("{text} (attempt {attempts}, again in {seconds:.0} s)"));
+            tracked.wait_for("the next attempt");
             tokio::time::sleep(pause).await;
         }
     }

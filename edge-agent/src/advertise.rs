@@ -3,14 +3,18 @@
 //! That by which it reaches a node, or else the rest of the world: nodes may be away, and so may what
 //! knows their names, and what is cached here is to be had all the same.
 //!
-//! Non-goal: an address that changes while the agent runs; the next start finds it.
+//! Where this host has that address no longer, another one is told in its place.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use futures::future::join_all;
 use shoal_api::NodeAddress;
-use tracing::warn;
+use shoal_p2p::Swarm;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
 
 use crate::nodes::addresses::lookup;
 
@@ -19,6 +23,8 @@ const ANYWHERE: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
+/// It is looked this often whether this host still has the address.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Connecting a UDP socket sends nothing, so that any port will do.
 const ANY_PORT: u16 = 9;
 
@@ -35,6 +41,32 @@ pub async fn found(listen: SocketAddr, known: &[NodeAddress]) -> Option<SocketAd
     let address = ANYWHERE.iter().find_map(|ip| own(SocketAddr::new(*ip, ANY_PORT)))?;
     warn!(%address, "no node's address is known; others are told this one of this host");
     Some(address)
+}
+
+/// Tells others another address once this host has the one that they were told no longer. An address
+/// that comes beside it changes nothing. Never returns.
+pub async fn follow(swarm: Swarm, listen: SocketAddr, lists: watch::Receiver<Vec<NodeAddress>>) {
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let told = swarm.local_address();
+        if is_own(told.ip()) {
+            continue;
+        }
+        let known = lists.borrow().clone();
+        let Some(address) = found(listen, &known).await.filter(|now| now.ip() != told.ip()) else {
+            continue;
+        };
+        info!(before = %told, %address, "this host has another address; others are told");
+        swarm.set_address(address.ip()).await;
+    }
+}
+
+/// Whether this host has the address: else nothing can be bound to it (ip(7), `EADDRNOTAVAIL`).
+fn is_own(ip: IpAddr) -> bool {
+    let bound = UdpSocket::bind((ip, 0));
+    bound.map_or_else(|error| error.kind() != io::ErrorKind::AddrNotAvailable, |_| true)
 }
 
 /// Whether a socket at `listen` can send to `to`.
@@ -87,6 +119,12 @@ mod tests {
             let told = found(listen.parse().unwrap(), &known).await;
             assert_eq!(told, Some(expected.parse().unwrap()), "{listen}");
         }
+    }
+
+    #[test]
+    fn an_address_is_its_hosts_while_something_can_be_bound_to_it() {
+        assert!(is_own(Ipv4Addr::LOCALHOST.into()));
+        assert!(!is_own(ANYWHERE[0]), "that is nobody's");
     }
 
     #[test]

@@ -44,6 +44,8 @@ SETTINGS
     [cache]
     max_bytes = \"(4/5 of the disk)\"  low_percent = 90
     min_free_bytes = \"(1/50 of the disk, at most 10GiB)\"
+    max_idle_days = (none)           # what was not used for so long leaves, however much room there is
+    scrub_days = 14                  scrub_rate = \"4 MiB/s\"   # what is held is hashed again; 0: never
     index_chunks_max = 2000000       # about 20 bytes of memory each
     [delta]
     enabled = true                   # what is new of a disk comes as a difference, where that is less
@@ -204,6 +206,9 @@ pub struct Fetch {
     /// name, else qcow2]
     #[arg(long, short)]
     pub format: Option<String>,
+    /// Allocates all of a raw or vhd-fixed file, so that the guest's writing meets no full disk
+    #[arg(long, requires = "output")]
+    pub preallocate: bool,
     #[command(flatten)]
     pub json: Json,
 }

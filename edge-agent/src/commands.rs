@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::cli::{Command, Fetch, Settings, Setup, Who};
 use crate::config::{self, Config};
-use crate::control::{ClientError, ImageReport, Line, Request, StatusReport, ask};
+use crate::control::{BanReport, ClientError, ImageReport, Line, Request, StatusReport, ask};
 use crate::enrolment::{self, DataFolder};
 use crate::transfers::TransferRecord;
 use crate::{daemon, join, setup};
@@ -136,7 +136,10 @@ async fn execute_here(
             let request = Request::Explain { limit: arguments.limit };
             let line = ask(&socket, &request, |_| {}).await?;
             print(&line, arguments.json.json, |line, out| match line {
-                Line::Explain { transfers, .. } => explain(transfers, out),
+                Line::Explain { transfers, swarm } => {
+                    explain(transfers, out)?;
+                    bans_of(swarm, out)
+                }
                 _ => Ok(()),
             })
         }
@@ -256,8 +259,8 @@ async fn pin(
 
 async fn fetch(socket: &Path, arguments: Fetch) -> Result<(), Error> {
     let output = arguments.output.map(std::path::absolute).transpose()?;
-    let request =
-        Request::Fetch { reference: arguments.reference, output, format: arguments.format };
+    let Fetch { reference, format, preallocate, .. } = arguments;
+    let request = Request::Fetch { reference, output, format, preallocate };
     let json = arguments.json.json;
     let bar =
         if !json && io::stderr().is_terminal() { progress_bar() } else { ProgressBar::hidden() };
@@ -347,6 +350,14 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "  {:>5.1} %  {human:>10}  {kind} {name}", share(*bytes))?;
         }
     }
+    for (zone, bytes) in &progress.bytes_by_zone {
+        let (human, zone) =
+            (HumanBytes(*bytes).to_string(), if zone.is_empty() { "-" } else { zone.as_str() });
+        writeln!(out, "  {:>5.1} %  {human:>10}  from agents in zone {zone}", share(*bytes))?;
+    }
+    if let Some(waits_for) = &progress.waits_for {
+        writeln!(out, "  waits for {waits_for}")?;
+    }
     match &progress.last_error {
         Some(error) => writeln!(out, "  last error: {error}"),
         None => Ok(()),
@@ -372,7 +383,10 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     let limits = &report.limits;
     let until = limits.until.as_ref().map(|at| format!(" until {at}")).unwrap_or_default();
     writeln!(out, "limits     up {}, down {}{until}", limits.upload, limits.download)?;
-    writeln!(out, "transfers  {} running", report.transfers_running)
+    writeln!(out, "transfers  {} running", report.transfers_running)?;
+    report.banned.iter().try_for_each(|(peer, ban)| {
+        writeln!(out, "banned     {peer}: {}, for {} s", ban.reason, ban.seconds_left)
+    })
 }
 
 fn list(images: &[ImageReport], out: &mut dyn Write) -> io::Result<()> {
@@ -386,6 +400,15 @@ fn list(images: &[ImageReport], out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{reference:width$}  {kind:9}  {size:>10}  {share:>4} %  {pinned}")?;
     }
     Ok(())
+}
+
+/// Who is banned, and why, of what the swarm says.
+fn bans_of(swarm: &serde_json::Value, out: &mut dyn Write) -> io::Result<()> {
+    let banned: BTreeMap<String, BanReport> =
+        serde_json::from_value(swarm["banned"].clone()).unwrap_or_default();
+    banned.iter().try_for_each(|(peer, ban)| {
+        writeln!(out, "banned: {peer}, {}, for {} s more", ban.reason, ban.seconds_left)
+    })
 }
 
 fn explain(transfers: &[TransferRecord], out: &mut dyn Write) -> io::Result<()> {

@@ -7,7 +7,7 @@
 //! swarm, then a last checkpoint of the cache. A kill at any time costs no more than unsynced chunks,
 //! which are hashed at the next start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use shoal_api::NodeAddress;
 use shoal_content::{PeerId, RecipeId, Zone};
 use shoal_p2p::identity::{Credentials, KeyPair};
-use shoal_p2p::{DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
+use shoal_p2p::{BanStatus, DiscoveryConfig, PeerRole, Swarm, TicketKey, TicketKeys};
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -26,10 +26,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
+use crate::cache::{self, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
-use crate::control::{self, Control, LimitsReport, StatusReport};
+use crate::control::{self, BanReport, Control, LimitsReport, StatusReport};
 use crate::deploy::{ClusterChanged, ClusterNews, Deployments};
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
@@ -251,7 +251,7 @@ impl Parts {
             version: env!("CARGO_PKG_VERSION").into(),
             peer: key.peer_id(),
             cluster: self.enrolment.cluster,
-            peer_address: self.swarm.local_address().to_string(),
+            peer_address: String::new(),
             mirror_address: mirror.enabled.then(|| mirror.listen.to_string()),
             orders_connected: false,
             nodes: Vec::new(),
@@ -260,11 +260,14 @@ impl Parts {
             cache_bytes_max: 0,
             recipes: 0,
             limits: LimitsReport::default(),
+            banned: BTreeMap::new(),
         };
+        let swarm = self.swarm.clone();
         let in_force = self.limits_shown.clone();
         let (cache, client) = (self.cache.clone(), self.client.clone());
         let (transfers, metrics) = (self.transfers.clone(), self.metrics.agent.clone());
         Box::new(move || StatusReport {
+            peer_address: swarm.local_address().to_string(),
             orders_connected: metrics.orders_connected.get() == 1,
             nodes: client.urls(),
             transfers_running: transfers.running(),
@@ -279,6 +282,7 @@ impl Parts {
                     until: limits.until.clone(),
                 }
             },
+            banned: banned(&swarm),
             ..base.clone()
         })
     }
@@ -290,19 +294,16 @@ impl Parts {
         addresses: Addresses,
         removals: mpsc::UnboundedReceiver<RecipeId>,
     ) {
-        let cache = self.cache.clone();
-        tasks.spawn(async move {
-            let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                tick.tick().await;
-                let cache = cache.clone();
-                blocking(move || cache.tend()).await;
-            }
-        });
+        tasks.spawn(self.cache.clone().keep_tended(self.config.cache.clone()));
+        tasks.spawn(self.cache.clone().keep_scrubbing(self.config.cache.clone()));
         tasks.spawn(offers::follow(self.cache.clone(), self.swarm.clone(), removals));
         tasks.spawn(offers::begin(self.cache.clone(), self.swarm.clone()));
         tasks.spawn(addresses.follow(self.folder.clone()));
+        let peer = &self.config.peer;
+        if peer.advertise.is_none() && peer.listen.ip().is_unspecified() {
+            let lists = self.nodes.subscribe();
+            tasks.spawn(advertise::follow(self.swarm.clone(), peer.listen, lists));
+        }
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         tasks.spawn(nodes::orders::follow(self.client.clone(), sender));
         let authority = authority::Keeper::new(
@@ -361,6 +362,14 @@ impl Parts {
             nodes.send_replace(list);
         })
     }
+}
+
+fn banned(swarm: &Swarm) -> BTreeMap<PeerId, BanReport> {
+    let report = |(peer, ban): (PeerId, BanStatus)| {
+        let BanStatus { reason, seconds_left } = ban;
+        (peer, BanReport { reason: reason.to_owned(), seconds_left })
+    };
+    swarm.banned().into_iter().map(report).collect()
 }
 
 /// Has nothing to do with those who were removed from the cluster, in later lives either.

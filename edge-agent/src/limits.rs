@@ -36,7 +36,9 @@ pub type Shown = Arc<RwLock<InForce>>;
 
 fn in_force(limits: &Limits, now: WeekMinute) -> InForce {
     let (upload, download) = limits.at(now);
-    let until = until(now, |at| limits.at(at)).map(|at| at.to_string());
+    // Where there is no schedule, no minute of the week has others.
+    let until = || until(now, |at| limits.at(at)).map(|at| at.to_string());
+    let until = if limits.schedule.is_empty() { None } else { until() };
     InForce { upload, download, until }
 }
 

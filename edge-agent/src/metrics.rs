@@ -16,6 +16,8 @@ pub struct CacheMetrics {
     pub full: Counter,
     /// Chunks that did not check when they were read back.
     pub corrupt: Counter,
+    /// Read and hashed again to find such chunks.
+    pub scrubbed_bytes: Counter,
     /// Copied between recipes instead of fetched.
     pub bytes_copied: Counter,
     /// Made with delta bundles instead of fetched.
@@ -77,6 +79,11 @@ impl Metrics {
             "shoal_cache_corrupt_chunks",
             "Chunks that did not check when read back",
             cache.corrupt,
+        );
+        of.register(
+            "shoal_cache_scrubbed_bytes",
+            "Bytes read and hashed again to find what has rotted",
+            cache.scrubbed_bytes,
         );
         of.register(
             "shoal_cache_copied_bytes",
@@ -146,6 +153,7 @@ mod tests {
                 "shoal_cache_evictions counter",
                 "shoal_cache_full counter",
                 "shoal_cache_corrupt_chunks counter",
+                "shoal_cache_scrubbed_bytes counter",
                 "shoal_cache_copied_bytes counter",
                 "shoal_cache_delta_bytes counter",
                 "shoal_cache_delta_failures counter",

@@ -130,6 +130,11 @@ impl Tracked {
         self.progress.send_replace(progress);
     }
 
+    /// Notes what has to happen before it goes on.
+    pub fn wait_for(&self, what: &str) {
+        self.progress.send_modify(|progress| progress.waits_for = Some(what.to_owned()));
+    }
+
     /// Notes a failure that is being retried.
     pub fn note_error(&self, error: &str) {
         telemetry::note(&self.span, error);
@@ -147,6 +152,7 @@ impl Tracked {
     fn end(&self, state: &str, error: Option<String>) -> TransferProgress {
         let mut progress = self.progress.borrow().clone();
         progress.state = state.to_owned();
+        progress.waits_for = None;
         progress.last_error = error.or(progress.last_error);
         self.update(progress);
         self.progress.borrow().clone()

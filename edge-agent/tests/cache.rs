@@ -9,13 +9,13 @@ mod disks;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use disks::{CHUNK_BYTES, content, ensure_sound, fill, id, open, recipe};
+use disks::{CHUNK_BYTES, SmallDisk, content, ensure_sound, fill, id, open, recipe};
 use shoal_agent::cache::{Cache, Error};
 use shoal_agent::config;
 use shoal_agent::metrics::CacheMetrics;
@@ -318,29 +318,6 @@ fn what_breaks_off_at_the_end_is_done_after_the_next_start() -> Result<()> {
     let copied = cache.open_entry(id(&longer), &longer)?;
     ensure!(copied.held().runs() == [(0, 10)], "copied {:?}", copied.held().runs());
     Ok(())
-}
-
-/// A tmpfs of a few MiB.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: PathBuf, mebibytes: u32) -> Result<Self> {
-        fs::create_dir_all(&path)?;
-        let size = format!("size={mebibytes}m");
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(&path)
-            .status()?;
-        ensure!(done.success(), "mounting a tmpfs needs root");
-        Ok(Self(path))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // A file still open in this test keeps it busy: detached, it goes with the last one.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]

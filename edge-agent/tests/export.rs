@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 use shoal_agent::cache::{Cache, Entry};
 use shoal_agent::config::{self, ByteSize};
-use shoal_agent::export::{self, layout};
+use shoal_agent::export::{self, Blocks, layout};
 use shoal_agent::metrics::CacheMetrics;
 use shoal_api::{AgentResolution, BlobGrant};
 use shoal_content::{
@@ -126,6 +126,31 @@ fn disk() -> (Vec<u8>, Vec<(u64, u64)>) {
         guest[*offset as usize..(*offset + *length) as usize].copy_from_slice(&island);
     }
     (guest, parts)
+}
+
+#[test]
+fn a_preallocated_disk_has_all_of_its_blocks_and_reads_the_same() -> Result<()> {
+    let (folder, cache, guest, entry) = stored_disk()?;
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for target in [Target::Raw, Target::VhdFixed] {
+        let written = |name: &str, blocks| -> Result<(Vec<u8>, u64)> {
+            let output = folder.path().join(format!("{name}.{target}"));
+            export::disk_with(&cache, &entry, (target, blocks), &output, &mut |_| {
+                ControlFlow::Continue(())
+            })?;
+            Ok((fs::read(&output)?, fs::metadata(&output)?.blocks() * 512))
+        };
+        let (sparse, few) = written("sparse", Blocks::AsNeeded)?;
+        let (whole, all) = written("whole", Blocks::Allocated)?;
+        ensure!(whole == sparse && whole.starts_with(&guest), "{target}: other bytes");
+        ensure!(few < MIB * 8, "{target}: {few} bytes of blocks for three islands");
+        ensure!(all >= whole.len() as u64, "{target}: {all} bytes of {}", whole.len());
+    }
+    // What is replaced by one that is sparse is sparse again.
+    let output = folder.path().join(format!("whole.{}", Target::Raw));
+    export::disk(&cache, &entry, Target::Raw, &output, go_on)?;
+    ensure!(fs::metadata(&output)?.blocks() * 512 < MIB * 8);
+    Ok(())
 }
 
 #[test]

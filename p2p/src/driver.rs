@@ -13,13 +13,14 @@ use tracing::{debug, info, warn};
 
 use crate::link;
 use crate::request;
+use crate::status::Banned;
 use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::transfer::{FetchError, Owned};
 
 /// Events taken before time is looked at again.
 const BATCH: usize = 256;
 /// A turn that comes so much too late is a stall of this process, or of its host.
-const LATE_MIN: Duration = Duration::from_millis(50);
+const LATE_MIN: Duration = Duration::from_millis(20);
 /// How often transfers that nobody waits for any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A host's connection to another host is closed when it was of no use for so long: each costs both
@@ -95,11 +96,15 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
         tokio::select! {
             () = cancel.cancelled() => break,
             count = inbox.recv_many(&mut events, BATCH) => if count == 0 { break },
-            () = timer => events.push(Event::Tick),
+            // What came meanwhile is heard first: it is not late.
+            () = timer => while events.len() < BATCH && let Ok(event) = inbox.try_recv() {
+                events.push(event);
+            },
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
                 driver.close_distrusted_links();
+                driver.tell_waits();
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }
@@ -113,9 +118,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
                 continue;
             }
             driver.tell_discovery(&event);
-            driver.core.handle(driver.clock.now(), event);
+            driver.core.hear(driver.clock.now(), event);
             driver.act();
         }
+        driver.core.look(driver.clock.now());
+        driver.act();
     }
     driver.requests.values().for_each(AbortHandle::abort);
 }
@@ -156,7 +163,7 @@ impl Driver {
                 self.perform(action);
             }
             let Some(unmet) = self.unmet.pop() else { return };
-            self.core.handle(self.clock.now(), unmet);
+            self.core.hear(self.clock.now(), unmet);
         }
     }
 
@@ -196,6 +203,15 @@ impl Driver {
                 discovery.seek(recipe);
             } else {
                 discovery.rest(recipe);
+            }
+        }
+    }
+
+    /// What each transfer waits for, for who asks.
+    fn tell_waits(&self) {
+        for (&recipe, owned) in self.shared.transfers.lock().iter() {
+            if owned.is_under_way() {
+                owned.running.waits(self.core.waits_for(recipe));
             }
         }
     }
@@ -291,7 +307,7 @@ impl Driver {
             Action::Ban { peer, reason, until } => {
                 warn!(%peer, reason = reason.as_str(), "banned");
                 shared.metrics.banned(reason.as_str());
-                shared.ban(peer, self.clock.wall(until));
+                shared.ban(peer, Banned { until: self.clock.wall(until), reason });
             }
             Action::Complete { recipe } => {
                 shared.tasks.spawn(complete(shared.clone(), recipe));

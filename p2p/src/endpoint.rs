@@ -23,6 +23,9 @@ const IDLE_MS_MAX: u32 = 4_000;
 const STREAMS_PER_PEER_MAX: u32 = 32;
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Written to one connection and not acknowledged. What all of them keep together is bounded by
+/// `shoal_swarm::UNACKNOWLEDGED_BYTES_MAX`.
+pub(crate) const SEND_WINDOW_BYTES: u64 = 10 * 1024 * 1024;
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
@@ -35,7 +38,8 @@ fn transport() -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_PER_PEER_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES);
     transport
 }
 

@@ -10,8 +10,10 @@ mod endpoint;
 pub mod identity;
 mod link;
 mod metrics;
+mod outgoing;
 mod request;
 mod serve;
+mod status;
 mod store;
 mod swarm;
 mod tickets;
@@ -20,9 +22,8 @@ mod wire;
 
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
+pub use status::{BanStatus, PeerStatus, Status};
 pub use store::{ChunkStore, MemoryStore, StoreError};
-pub use swarm::{
-    Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm, wall_clock,
-};
+pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, Swarm, wall_clock};
 pub use tickets::{TicketKey, TicketKeys};
 pub use transfer::{FetchError, Progress, Transfer};

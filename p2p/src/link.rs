@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(crate) struct Link {
     pub(crate) connection: quinn::Connection,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
+    /// Bytes of answers to it that are not acknowledged, as they count.
+    pub(crate) kept: AtomicU64,
     /// When anything but names went over it.
     used: Mutex<Instant>,
     /// What this peer has a right to, by the ticket that says so.
@@ -312,6 +315,7 @@ async fn run(
         connection: connection.clone(),
         dialler,
         frames,
+        kept: AtomicU64::new(0),
         used: Mutex::new(Instant::now()),
         grants: Mutex::default(),
     });
@@ -364,7 +368,8 @@ async fn greet(
         if dialled.is_some() { connection.open_bi().await } else { connection.accept_bi().await };
     let (mut sender, mut receiver) = opened.map_err(quinn::WriteError::from)?;
     let (zone, cache) = (shared.config.zone.clone(), shared.config.role == PeerRole::Cache);
-    let hello = Frame::Hello { address: shared.advertise, zone, cache };
+    let address = *shared.advertise.lock();
+    let hello = Frame::Hello { address, zone, cache };
     wire::write(&mut sender, &hello).await?;
     match wire::read(&mut receiver).await? {
         Frame::Hello { address, zone, cache } => {

@@ -159,11 +159,12 @@ async fn receive(
         if !verified(content.clone(), chunk.id).await {
             return Err(Failure::Wrong(chunk.id));
         }
+        let bytes = chunk.length;
+        shared.tell(Event::Landed { request, index, bytes }).await;
         shared.store.write(running.id, index, content).await?;
         drop(permit);
-        let bytes = chunk.length;
         shared.metrics.received(link.node, u64::from(bytes));
-        running.arrived(link.peer, link.node, u64::from(bytes));
+        running.arrived(link, u64::from(bytes));
         shared.tell(Event::Arrived { request, index, bytes }).await;
     }
     Ok(())

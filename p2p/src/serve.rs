@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::link::Link;
+use crate::outgoing::Kept;
 use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::wire::{self, WireError};
 
@@ -113,10 +114,12 @@ pub(crate) async fn answer(
     let work = async {
         let ask = wire::read::<Ask>(&mut receiver).await?;
         let _answering = Answering::begin(&shared);
+        let mut kept = Kept::nothing(&shared, &link);
         link.touch();
         match ask {
             Ask::Chunks { recipe, indices, insists } => {
-                chunks(&shared, &link, &mut sender, recipe, (&indices, insists)).await?;
+                let wanted = (&indices[..], insists);
+                chunks(&shared, &link, &mut sender, &mut kept, recipe, wanted).await?;
             }
             Ask::Recipe { recipe, ticket } => {
                 if shared.entitled(&ticket, recipe, peer) {
@@ -154,6 +157,7 @@ async fn chunks(
     shared: &Shared,
     link: &Link,
     sender: &mut SendStream,
+    kept: &mut Kept<'_>,
     recipe: RecipeId,
     (indices, insists): (&[u32], bool),
 ) -> Result<(), WireError> {
@@ -170,6 +174,7 @@ async fn chunks(
             return say(sender, Answer::Busy).await;
         }
     };
+    kept.count(indices.len());
     let mut said = false;
     for &index in indices {
         let given = match Given::enter(shared, link, recipe, index, insists) {

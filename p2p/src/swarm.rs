@@ -1,7 +1,7 @@
 //! What agents and nodes hold of this crate: one [`Swarm`] for a process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -23,9 +23,10 @@ use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
 use crate::link::{Dials, EXPELLED, Link};
 use crate::metrics::{CertificateEnd, Metrics};
+use crate::status::Banned;
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
-use crate::transfer::{FetchError, Handle, Owned, Progress, Running, Transfer};
+use crate::transfer::{FetchError, Handle, Owned, Running, Transfer};
 use crate::{driver, endpoint, link, request};
 
 /// Chunk bytes received and not yet written, over all transfers.
@@ -38,6 +39,8 @@ const EVENTS_MAX: usize = 8 * 1024;
 const TICKETS_MAX: usize = 16 * 1024;
 /// How long the discovery network is searched for a recipe that no node gives.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(15);
+/// Says why a connection is closed.
+const MOVED: u32 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum PeerRole {
@@ -95,7 +98,8 @@ pub enum Error {
 pub(crate) struct Shared {
     pub(crate) this: Weak<Self>,
     pub(crate) config: Config,
-    pub(crate) advertise: SocketAddr,
+    /// What others are told to dial now.
+    pub(crate) advertise: Mutex<SocketAddr>,
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) metrics: Metrics,
@@ -110,7 +114,7 @@ pub(crate) struct Shared {
     /// What the core's and the upload slots' time counts from.
     pub(crate) began: Instant,
     pub(crate) nodes: Mutex<Vec<NodeAddress>>,
-    pub(crate) bans: Mutex<BTreeMap<PeerId, Instant>>,
+    pub(crate) bans: Mutex<BTreeMap<PeerId, Banned>>,
     expelled: Mutex<BTreeSet<PeerId>>,
     /// Recipes sent at once.
     pub(crate) recipes: Semaphore,
@@ -200,11 +204,11 @@ impl Shared {
         tickets.insert(recipe, ticket);
     }
 
-    pub(crate) fn ban(&self, peer: PeerId, until: Instant) {
+    pub(crate) fn ban(&self, peer: PeerId, banned: Banned) {
         let mut bans = self.bans.lock();
         let now = Instant::now();
-        bans.retain(|_, &mut until| until > now);
-        bans.insert(peer, until);
+        bans.retain(|_, banned| banned.until > now);
+        bans.insert(peer, banned);
     }
 
     /// Whether a node is connected, which tracks swarms and has every recipe.
@@ -218,7 +222,7 @@ impl Shared {
     }
 
     fn is_banned(&self, peer: PeerId) -> bool {
-        self.bans.lock().get(&peer).is_some_and(|&until| until > Instant::now())
+        self.bans.lock().get(&peer).is_some_and(|banned| banned.until > Instant::now())
     }
 }
 
@@ -226,27 +230,6 @@ impl Shared {
 pub fn wall_clock() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp::from_millis(since.map_or(0, |since| since.as_millis() as u64))
-}
-
-/// One connection, for people.
-#[derive(Debug, Clone, Serialize)]
-pub struct PeerStatus {
-    pub peer: PeerId,
-    pub address: SocketAddr,
-    pub zone: Zone,
-    pub node: bool,
-    pub rtt_ms: u64,
-}
-
-/// What the swarm does, for `explain`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    pub peer: PeerId,
-    pub role: PeerRole,
-    pub peers: Vec<PeerStatus>,
-    pub banned: BTreeSet<PeerId>,
-    pub transfers: BTreeMap<String, Progress>,
-    pub uploads: usize,
 }
 
 /// Members that discovery names may be worth knowing.
@@ -267,7 +250,7 @@ async fn take_hints(shared: Arc<Shared>, mut found: broadcast::Receiver<Found>) 
 
 /// See the module's documentation; clones share it.
 #[derive(Clone)]
-pub struct Swarm(Arc<Shared>);
+pub struct Swarm(pub(crate) Arc<Shared>);
 
 impl std::fmt::Debug for Swarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -311,7 +294,7 @@ impl Swarm {
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
             config,
-            advertise,
+            advertise: Mutex::new(advertise),
             endpoint,
             store,
             metrics,
@@ -345,12 +328,33 @@ impl Swarm {
 
     /// Where peers reach this process.
     pub fn local_address(&self) -> SocketAddr {
-        self.0.advertise
+        *self.0.advertise.lock()
     }
 
     /// Where other members of the discovery network reach this process.
     pub fn discovery_address(&self) -> Option<SocketAddr> {
-        self.0.discovery.as_ref().map(Discovery::address)
+        let discovery = self.0.discovery.as_ref()?;
+        Some(SocketAddr::new(self.local_address().ip(), discovery.port()))
+    }
+
+    /// This host has another address from now on; the port stays. Whoever is connected knows the old
+    /// one, so every connection is closed and made anew where it is of use. What is on its way goes
+    /// on at the chunk.
+    pub async fn set_address(&self, ip: IpAddr) {
+        let shared = &self.0;
+        {
+            let mut advertise = shared.advertise.lock();
+            if advertise.ip() == ip {
+                return;
+            }
+            advertise.set_ip(ip);
+        }
+        if let Some(discovery) = &shared.discovery {
+            discovery.moved(ip).await;
+        }
+        for link in shared.links.lock().values() {
+            link.connection.close(MOVED.into(), b"its address changed");
+        }
     }
 
     /// Members to begin with, as `HOST:PORT` or multiaddrs; replaces those given before.
@@ -523,42 +527,6 @@ impl Swarm {
     /// here goes on.
     pub async fn withdraw(&self, recipe: RecipeId) {
         self.0.tell(Event::Stop { recipe }).await;
-    }
-
-    pub fn status(&self) -> Status {
-        let links = self
-            .0
-            .links
-            .lock()
-            .iter()
-            .map(|(&peer, link)| PeerStatus {
-                peer,
-                address: link.address,
-                zone: link.zone.clone(),
-                node: link.node,
-                rtt_ms: link.connection.rtt().as_millis() as u64,
-            })
-            .collect();
-        let transfers = self
-            .0
-            .transfers
-            .lock()
-            .iter()
-            .filter(|(_, owned)| owned.has_owner())
-            .map(|(id, owned)| (id.to_string(), owned.running.snapshot()))
-            .collect();
-        let now = Instant::now();
-        let bans = self.0.bans.lock().clone();
-        let banned =
-            bans.iter().filter(|&(_, &until)| until > now).map(|(&peer, _)| peer).collect();
-        Status {
-            peer: self.peer_id(),
-            role: self.0.config.role,
-            peers: links,
-            banned,
-            transfers,
-            uploads: self.0.uploads.lock().total(),
-        }
     }
 
     /// Sets what may be sent and brought in from now on.

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use shoal_content::{PeerId, Recipe, RecipeId};
-use shoal_swarm::Event;
+use shoal_content::{PeerId, Recipe, RecipeId, Zone};
+use shoal_swarm::{Event, Wait};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
+use crate::link::Link;
 use crate::store::StoreError;
 
 /// How far a transfer is, and where its bytes came from.
@@ -28,6 +29,10 @@ pub struct Progress {
     pub bytes_local: u64,
     pub bytes_by_peer: BTreeMap<PeerId, u64>,
     pub bytes_by_node: BTreeMap<PeerId, u64>,
+    /// What peers sent, by where they say that they stand.
+    pub bytes_by_zone: BTreeMap<Zone, u64>,
+    /// For people; nothing where that is not known, or it has ended.
+    pub waits_for: Option<&'static str>,
     /// The last thing that went wrong and was worked around.
     pub last_error: Option<String>,
     pub elapsed: Duration,
@@ -79,6 +84,8 @@ struct Early {
     demands: VecDeque<Range<u32>>,
 }
 
+/// Zones that are told apart.
+const ZONES_MAX: usize = 256;
 /// Demands that are kept until the start; of more the first are forgotten.
 const EARLY_DEMANDS_MAX: usize = 64;
 
@@ -135,14 +142,26 @@ impl Running {
         });
     }
 
-    pub(crate) fn arrived(&self, peer: PeerId, node: bool, bytes: u64) {
+    pub(crate) fn arrived(&self, link: &Link, bytes: u64) {
         self.progress.send_modify(|progress| {
-            let by = if node { &mut progress.bytes_by_node } else { &mut progress.bytes_by_peer };
-            *by.entry(peer).or_default() += bytes;
+            if link.node {
+                *progress.bytes_by_node.entry(link.peer).or_default() += bytes;
+            } else {
+                *progress.bytes_by_peer.entry(link.peer).or_default() += bytes;
+                count_by_zone(&mut progress.bytes_by_zone, &link.zone, bytes);
+            }
             progress.bytes_done = (progress.bytes_done + bytes).min(progress.bytes_total);
             progress.chunks_done = (progress.chunks_done + 1).min(progress.chunks_total);
             progress.elapsed = self.began.elapsed();
             progress.last_error = self.last_error.lock().clone();
+        });
+    }
+
+    pub(crate) fn waits(&self, wait: Option<Wait>) {
+        let waits_for = wait.map(Wait::as_str);
+        self.progress.send_if_modified(|progress| {
+            let before = std::mem::replace(&mut progress.waits_for, waits_for);
+            before != waits_for
         });
     }
 
@@ -155,6 +174,7 @@ impl Running {
         self.progress.send_modify(|progress| {
             progress.elapsed = self.began.elapsed();
             progress.last_error = self.last_error.lock().clone();
+            progress.waits_for = None;
         });
         let progress = self.progress.borrow().clone();
         self.outcome.send_if_modified(|slot| {
@@ -176,6 +196,16 @@ impl Running {
 
     pub(crate) fn snapshot(&self) -> Progress {
         self.progress.borrow().clone()
+    }
+}
+
+/// Peers say themselves where they stand: of more zones, the rest counts as nowhere.
+fn count_by_zone(by_zone: &mut BTreeMap<Zone, u64>, zone: &Zone, bytes: u64) {
+    if let Some(count) = by_zone.get_mut(zone) {
+        *count += bytes;
+    } else {
+        let known = by_zone.len() < ZONES_MAX;
+        *by_zone.entry(if known { zone.clone() } else { Zone::default() }).or_default() += bytes;
     }
 }
 

@@ -84,7 +84,36 @@ async fn a_liar_is_banned_and_the_fetch_ends_well() {
     fetch(&cluster, &agent, id).await;
     holds_all(&*agent.store, id, &contents).await;
     assert_eq!(agent.metric("shoal_peer_bans_total{reason=\"wrong_content\"}"), 1);
-    assert!(agent.swarm.status().banned.contains(&liar.swarm.peer_id()));
+    let banned = agent.swarm.status().banned;
+    assert_eq!(banned[&liar.swarm.peer_id()].reason, "wrong_content", "{banned:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_another_address_tells_it_to_all_and_goes_on() {
+    let cluster = Cluster::found(1);
+    let origin = cluster.start(PeerRole::Origin).await;
+    let (recipe, id, contents) = content(64);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    let agent = cluster.start(PeerRole::Host).await;
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    fetch(&cluster, &agent, id).await;
+    let (before, moved) = (agent.swarm.local_address(), "127.0.0.2".parse().unwrap());
+    agent.swarm.set_address(moved).await;
+    let after = agent.swarm.local_address();
+    assert_eq!((after.ip(), after.port()), (moved, before.port()));
+    // What it holds is offered anew, under that address.
+    let told = async {
+        while !origin.swarm.status().peers.iter().any(|peer| peer.address == after) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, told).await.unwrap();
+    assert_eq!(origin.swarm.status().peers.len(), 1, "the old connection is gone");
+    assert!(origin.swarm.status().banned.is_empty() && agent.swarm.status().banned.is_empty());
+    let (recipe, id, contents) = content(65);
+    fill(&*origin.store, &recipe, id, &contents).await;
+    fetch(&cluster, &agent, id).await;
+    holds_all(&*agent.store, id, &contents).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

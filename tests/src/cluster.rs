@@ -15,6 +15,8 @@ use crate::host::{Host, Network};
 use crate::process::{Process, binary, run, run_text};
 
 pub(crate) const API_PORT: u16 = 5000;
+/// Of an agent.
+pub const PEER_PORT: u16 = 5002;
 /// A debug build on two busy cores takes a while to open RocksDB and elect.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -241,7 +243,7 @@ impl Agent {
         let address = host.address();
         let config = format!(
             "[agent]\nname = {name:?}\ndata_dir = {data:?}\n\n\
-             [peer]\nlisten = \"{address}:5002\"\n\n[limits]\n\n\
+             [peer]\nlisten = \"{address}:{PEER_PORT}\"\n\n[limits]\n\n\
              [discovery]\nlisten = \"{address}:5003\"\n\n\
              [mirror]\nlisten = {:?}\n\n[status]\nlisten = {:?}\n",
             Self::MIRROR,
@@ -288,6 +290,21 @@ impl Agent {
         let mut command = self.host.command(binary("shoal-agent")?);
         command.arg(subcommand).arg("--config").arg(self.folder.join("agent.toml")).args(arguments);
         command.env("RUST_BACKTRACE", "0");
+        Ok(command)
+    }
+
+    /// What a command of it says for programs, in its last line.
+    pub fn json(&self, subcommand: &str, arguments: &[&str]) -> Result<Value> {
+        let all = [arguments, &["--json"][..]].concat();
+        let text = run_text(self.command(subcommand, &all)?)?;
+        let last = text.lines().last().context("it says nothing")?;
+        serde_json::from_str(last).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Another program in its place, on its host: it is told the data folder and the peer port.
+    pub fn stand_in(&self, program: &str) -> Result<Command> {
+        let mut command = self.host.command(binary(program)?);
+        command.arg(&self.data).arg(format!("{}:{PEER_PORT}", self.host.address()));
         Ok(command)
     }
 

@@ -3,6 +3,7 @@
 //! The lines make a transfer last seconds, so that there is a middle of it in which something can
 //! befall it, on whichever machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -145,6 +146,24 @@ impl Field {
     /// Peers that an agent has banned since it was started.
     pub fn bans(&self, agent: usize) -> Result<f64> {
         self.cluster.agents[agent].metric("shoal_peer_bans_total", "reason=")
+    }
+
+    /// Those that an agent has banned at the moment, with the reasons, as its `status` has them.
+    pub fn banned(&self, agent: usize) -> Result<BTreeMap<String, String>> {
+        let status = self.cluster.agents[agent].json("status", &[])?;
+        let banned = status["banned"].as_object().context("a status says who is banned")?;
+        let reason = |(peer, ban): (&String, &Value)| {
+            Some((peer.clone(), ban["reason"].as_str()?.to_owned()))
+        };
+        Ok(banned.iter().filter_map(reason).collect())
+    }
+
+    /// What `shoal explain` says went wrong at the hosts, and was worked around.
+    pub fn errors(&self) -> Result<Vec<String>> {
+        let explained = self.cluster.operator.json(&["explain", REFERENCE])?;
+        let hosts = explained["hosts"].as_array().context("a deployment has hosts")?;
+        let error = |host: &Value| host["progress"]["last_error"].as_str().map(str::to_owned);
+        Ok(hosts.iter().filter_map(error).collect())
     }
 
     /// Open files and sockets of an agent.

@@ -126,6 +126,17 @@ impl Network {
         Ok(())
     }
 
+    /// Takes this host's address away and gives it `10.77.0.LAST`, as a lease that ends does.
+    ///
+    /// # Errors
+    /// Where there is no `ip`.
+    pub fn renumber(&self, index: usize, last: u8) -> Result<()> {
+        let host = self.host(index);
+        host.ip(&["address", "flush", "dev", "eth0"])?;
+        host.ip(&["address", "add", &format!("10.77.0.{last}/24"), "dev", "eth0"])?;
+        host.ip(&["route", "add", "default", "via", "10.77.0.1"])
+    }
+
     /// Lets nothing pass between these hosts and all others, until [`Self::mend`].
     ///
     /// # Errors

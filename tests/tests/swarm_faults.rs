@@ -1,5 +1,5 @@
 //! What the swarm must survive while a disk is on its way to all: killed agents and nodes, peers
-//! that stall or have a hundredth of the line, a zone that is cut off.
+//! that stall, lie or have a hundredth of the line, a zone that is cut off, another address.
 //!
 //! `SHOAL_FAULTS_SEED` says whom it befalls. What a loss costs in time is exact in
 //! `p2p/swarm/tests/losses.rs`; here it is that everybody has the right bytes in the end.
@@ -12,6 +12,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use shoal_tests::clock::wait_for;
+use shoal_tests::cluster::PEER_PORT;
 use shoal_tests::field::{DEADLINE, Field, KILOBITS, REFERENCE};
 use shoal_tests::process::{Process, run};
 
@@ -137,6 +138,82 @@ fn one_that_stalls_and_one_with_a_hundredth_of_the_line_hold_up_nobody() -> Resu
         field.ensure_whole(stalls)?;
         field.ensure_whole(slow)
     })
+}
+
+#[test]
+fn one_that_lies_is_banned_by_name_and_everybody_else_has_the_right_bytes() -> Result<()> {
+    const AGENTS: usize = 5;
+    on_field(1, &[""; AGENTS], |field, random| {
+        let lies = some(random, AGENTS, 1)[0];
+        let others = all_but(AGENTS, &[lies]);
+        let honest = &mut field.cluster.agents[lies];
+        run(honest.command("fetch", &[REFERENCE])?)?;
+        let status = honest.json("status", &[])?;
+        let name = status["peer"].as_str().context("an agent has a name")?.to_owned();
+        honest.process()?.stop()?;
+        let log = field.folder.join("liar.log");
+        let mut liar = Process::start("the liar", honest.stand_in("liar")?, &log)?;
+        wait_for("the liar to offer what it has", DEADLINE, || {
+            liar.ensure_running()?;
+            Ok(liar.log_text().contains("offers 1 recipes").then_some(()))
+        })?;
+        field.order(&[])?;
+        wait_for("somebody to find it out", DEADLINE, || {
+            for &agent in &others {
+                let banned = field.banned(agent)?;
+                if banned.get(&name).is_some_and(|reason| reason == "wrong_content") {
+                    return Ok(Some(()));
+                }
+            }
+            Ok(None)
+        })?;
+        field.until_done(&others)?;
+        let errors = field.errors()?;
+        let names_it = |error: &String| error.contains(&name) && error.contains("wrong content");
+        ensure!(errors.iter().any(names_it), "nobody is told of it: {errors:?}");
+        for &agent in &others {
+            field.ensure_whole(agent)?;
+            let banned = field.banned(agent)?;
+            ensure!(banned.keys().all(|peer| *peer == name), "{agent} banned others: {banned:?}");
+        }
+        liar.ensure_running()
+    })
+}
+
+#[test]
+fn a_host_that_gets_another_address_is_asked_there() -> Result<()> {
+    const MOVES: usize = 0;
+    const ASKS: usize = 1;
+    const LAST: u8 = 91;
+    on_field(1, &["", ""], |field, _| {
+        let agent = &mut field.cluster.agents[MOVES];
+        let before = agent.host().address().to_owned();
+        agent.process()?.stop()?;
+        agent.edit(&format!("listen = \"{before}:{PEER_PORT}\""), &anywhere(PEER_PORT))?;
+        agent.edit(&format!("listen = \"{before}:5003\""), &anywhere(5003))?;
+        agent.start()?;
+        run(agent.command("fetch", &[REFERENCE])?)?;
+        let address = |field: &Field| -> Result<String> {
+            let status = field.cluster.agents[MOVES].json("status", &[])?;
+            Ok(status["peer_address"].as_str().context("it has an address")?.to_owned())
+        };
+        let told = address(field)?;
+        ensure!(told == format!("{before}:{PEER_PORT}"), "{told}");
+        field.network.renumber(MOVES, LAST)?;
+        let after = format!("10.77.0.{LAST}:{PEER_PORT}");
+        wait_for("the agent to notice", DEADLINE, || Ok((address(field)? == after).then_some(())))?;
+        let copies = field.copies()?;
+        field.ensure_whole(ASKS)?;
+        let sent = field.copies()? - copies;
+        println!("{sent:.2} copies left the node");
+        ensure!(sent < 0.5, "{sent} copies left the node: the other host was not asked");
+        ensure_no_bans(field)
+    })
+}
+
+/// As the settings have it: on whatever address.
+fn anywhere(port: u16) -> String {
+    format!("listen = \"0.0.0.0:{port}\"")
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -33,6 +34,9 @@ struct Arguments {
     /// times the bound as there are hosts.
     #[arg(long, value_enum, value_delimiter = ',', default_values = CONTESTANTS)]
     contestants: Vec<Contestant>,
+    /// How long our agents are looked at after the disk, when they have nothing to do; 0 is not at all.
+    #[arg(long, default_value_t = 60)]
+    idle_seconds: u64,
     /// One JSON object in place of the table.
     #[arg(long)]
     json: bool,
@@ -78,10 +82,16 @@ impl Contestant {
         Ok(())
     }
 
-    fn measure(self, field: &Field, folder: &Path, content: &Path) -> Result<Vec<Outcome>> {
+    fn measure(
+        self,
+        field: &Field,
+        folder: &Path,
+        content: &Path,
+        idle: Duration,
+    ) -> Result<Vec<Outcome>> {
         let bytes = std::fs::metadata(content)?.len();
         match self {
-            Self::Shoal => swarm::disks(field, folder, content),
+            Self::Shoal => swarm::disks(field, folder, content, idle),
             Self::Aria2 => Ok(vec![aria2(field, folder, content, bytes)?]),
             Self::Sendme => Ok(vec![iroh_blobs(field, folder, content, bytes)?]),
             Self::Http => Ok(vec![registry::file(field, folder, content)?]),
@@ -109,7 +119,8 @@ fn main() -> Result<()> {
         let own = folder.path().join(format!("{contestant:?}"));
         std::fs::create_dir_all(&own)?;
         eprintln!("{contestant:?} …");
-        outcomes.extend(contestant.measure(&field, &own, &content)?);
+        let idle = Duration::from_secs(arguments.idle_seconds);
+        outcomes.extend(contestant.measure(&field, &own, &content, idle)?);
         std::fs::remove_dir_all(&own)?;
     }
     let Arguments { hosts, mbit, mib, json, .. } = arguments;

@@ -136,6 +136,20 @@ pub struct Outcome {
     pub source_copies: f64,
     #[serde(flatten)]
     pub costs: Costs,
+    /// Of ours, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+}
+
+/// What the hosts' processes cost after it, when they have nothing to do.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Idle {
+    /// For so long they were looked at.
+    pub seconds: f64,
+    /// Of one core, by the one that took most.
+    pub cpu_percent: f64,
+    /// Resident, of the biggest.
+    pub mib: f64,
 }
 
 /// Starts all takers at once and waits until the last has the content.
@@ -169,6 +183,7 @@ pub fn spread(
         max: quantile(&seconds, 1.0) / bound,
         source_copies: sent as f64 / bytes as f64,
         costs,
+        idle: None,
     })
 }
 

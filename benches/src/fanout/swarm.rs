@@ -3,17 +3,23 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shoal_tests::cluster::{Agent, Cluster, Node, Storage};
 use shoal_tests::process::Process;
 
 use super::image::{self, Skopeo};
-use super::{Case, Contest, Daemons, Field, Outcome, Taker, spread};
+use super::{Case, Contest, Daemons, Field, Idle, Outcome, Taker, spread};
+use crate::process::{cpu_of, memory_mib_of};
 use crate::sample::noise;
 
 /// One in so many MiB is another in the second version.
 const CHANGED_MIB: usize = 10;
+
+/// By then hosts have closed the connections that are of no use to them any more.
+const SETTLED_AFTER: Duration = Duration::from_secs(75);
 
 /// All of it runs.
 #[derive(Debug)]
@@ -24,8 +30,8 @@ struct Swarm<'a> {
     daemons: Daemons,
 }
 
-/// One file, cold; then an update of what the hosts hold.
-pub fn disks(field: &Field, folder: &Path, content: &Path) -> Result<Vec<Outcome>> {
+/// One file, cold; then an update of what the hosts hold; then nothing, for as long as `idle`.
+pub fn disks(field: &Field, folder: &Path, content: &Path, idle: Duration) -> Result<Vec<Outcome>> {
     let mut swarm = Swarm::start(field, folder)?;
     let (changed, changed_bytes) = change(folder, content)?;
     let versions = [
@@ -43,6 +49,9 @@ pub fn disks(field: &Field, folder: &Path, content: &Path) -> Result<Vec<Outcome
         swarm.cluster.operator.run(&["image", "upload", &disk.to_string_lossy(), reference])?;
         let contest = Contest { name, case, ours: true, bytes };
         outcomes.push(swarm.fetch(&contest, reference)?);
+    }
+    if let Some(last) = outcomes.last_mut().filter(|_| !idle.is_zero()) {
+        last.idle = Some(swarm.idle(idle)?);
     }
     Ok(outcomes)
 }
@@ -99,6 +108,24 @@ impl<'a> Swarm<'a> {
             let log = folder.join(format!("fetch-{index}"));
             Ok(Taker { process: Process::start("fetch", command, &log)?, leaves: None })
         })
+    }
+
+    /// What the agents cost once they have nothing to do any more.
+    fn idle(&self, lasts: Duration) -> Result<Idle> {
+        eprintln!("Shoal, idle …");
+        sleep(SETTLED_AFTER);
+        let agents = &self.daemons.hosts;
+        let cpu = || agents.iter().map(|&agent| cpu_of(agent)).collect::<Result<Vec<Duration>>>();
+        let (before, began) = (cpu()?, Instant::now());
+        sleep(lasts);
+        let (after, seconds) = (cpu()?, began.elapsed().as_secs_f64());
+        let took = before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before));
+        let most = took.max().unwrap_or_default().as_secs_f64();
+        let mut mib: f64 = 0.0;
+        for &agent in agents {
+            mib = mib.max(memory_mib_of(agent, "VmRSS")?);
+        }
+        Ok(Idle { seconds, cpu_percent: 100.0 * most / seconds, mib })
     }
 
     fn spread(

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Case, Outcome};
+use super::{Case, Idle, Outcome};
 use crate::report::{Aim, Wanted};
 
 /// What each of ours is to reach at most, in the order of the columns.
@@ -15,6 +15,9 @@ const MAX: f64 = 1.3;
 const COPIES: f64 = 1.1;
 /// Of an agent that is busy.
 const AGENT_MIB: f64 = 256.0;
+/// Of one that is idle: of a core, and resident.
+const IDLE_CPU_PERCENT: f64 = 0.5;
+const IDLE_MIB: f64 = 40.0;
 
 /// All of one run.
 #[derive(Debug, Clone, Serialize)]
@@ -64,6 +67,16 @@ impl Table {
             writeln!(text, "{COPIES:>8.2}{:>42}{AGENT_MIB:>6.0}", "")?;
         }
         text.push('\n');
+        for outcome in &self.outcomes {
+            if let Some(Idle { seconds, cpu_percent, mib }) = outcome.idle {
+                writeln!(
+                    text,
+                    "{}: idle for {seconds:.0} s after it, a host's process takes {cpu_percent:.2} % of a \
+                     core and {mib:.0} MiB at most; the aims are {IDLE_CPU_PERCENT} % and {IDLE_MIB} MiB",
+                    outcome.name
+                )?;
+            }
+        }
         for aim in self.aims.iter().filter(|aim| !aim.met) {
             writeln!(text, "{aim}")?;
         }
@@ -88,11 +101,16 @@ fn aims(outcome: &Outcome) -> Vec<Aim> {
         ("copies", outcome.source_copies, COPIES),
         ("MiB of a host's process", outcome.costs.hosts.peak_mib, AGENT_MIB),
     ];
-    figures
-        .map(|(what, value, limit)| {
-            Aim::new(format!("{}, {what}", outcome.name), value, Wanted::AtMost(limit))
-        })
-        .into()
+    let idle = outcome.idle.map(|idle| {
+        [
+            ("% of a core of an idle host's process", idle.cpu_percent, IDLE_CPU_PERCENT),
+            ("MiB of an idle host's process", idle.mib, IDLE_MIB),
+        ]
+    });
+    let aim = |(what, value, limit)| {
+        Aim::new(format!("{}, {what}", outcome.name), value, Wanted::AtMost(limit))
+    };
+    figures.into_iter().chain(idle.into_iter().flatten()).map(aim).collect()
 }
 
 fn line(text: &mut String, outcome: &Outcome) -> Result<()> {
@@ -145,6 +163,7 @@ mod tests {
                 source: side(300.0),
                 hosts: side(100.0),
             },
+            idle: None,
         }
     }
 
@@ -158,11 +177,16 @@ mod tests {
             outcome("shoal, pulled", Case::Container, true, 1.2),
             outcome("registry", Case::Container, false, 6.0),
         ];
+        let mut outcomes = outcomes;
+        outcomes[1].idle = Some(Idle { seconds: 60.0, cpu_percent: 0.4, mib: 41.0 });
         let table = Table::new(8, 50, 64, outcomes);
         let missed: Vec<&str> =
             table.aims.iter().filter(|aim| !aim.met).map(|aim| aim.what.as_str()).collect();
-        assert_eq!((table.aims.len(), missed), (4 * 5, vec!["shoal, update, max"]));
+        let expected = vec!["shoal, update, max", "shoal, update, MiB of an idle host's process"];
+        assert_eq!((table.aims.len(), missed), (4 * 5 + 2, expected));
         let text = table.text().unwrap();
+        let idle = "shoal, update: idle for 60 s after it, a host's process takes 0.40 % of a core and 41 MiB";
+        assert!(text.contains(idle), "{text}");
         for (other, times, ours) in
             [("aria2", "2.00", "shoal"), ("registry", "5.00", "shoal, pulled")]
         {

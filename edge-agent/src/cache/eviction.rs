@@ -3,7 +3,7 @@
 //! Invariant: what is in use or pinned is no candidate; the least recently used goes first; no
 //! more goes than is needed.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use shoal_content::RecipeId;
 
@@ -35,11 +35,36 @@ pub fn choose(mut candidates: Vec<Candidate>, wanted: u64, now: SystemTime) -> V
     chosen
 }
 
+/// The recipes that were not used for `age`, oldest use first. A use that lies ahead of `now` says
+/// nothing: those stay.
+pub fn idle(mut candidates: Vec<Candidate>, age: Duration, now: SystemTime) -> Vec<RecipeId> {
+    candidates.retain(|one| now.duration_since(one.used).is_ok_and(|since| since >= age));
+    candidates.sort_unstable_by_key(|candidate| (candidate.used, candidate.recipe));
+    candidates.into_iter().map(|candidate| candidate.recipe).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn what_was_not_used_for_so_long_goes_and_no_other() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let candidate = |name: &[u8], used: SystemTime| Candidate {
+            recipe: RecipeId::of(name),
+            used,
+            bytes: 1,
+        };
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        let all = vec![
+            candidate(b"new", ago(9)),
+            candidate(b"old", ago(10)),
+            candidate(b"oldest", ago(900)),
+            candidate(b"ahead", now + Duration::from_secs(900)),
+        ];
+        let gone = idle(all, Duration::from_secs(10), now);
+        assert_eq!(gone, [RecipeId::of(b"oldest"), RecipeId::of(b"old")]);
+    }
 
     #[test]
     fn the_least_recently_used_goes_first_and_no_more_than_needed() {

@@ -1,7 +1,8 @@
 //! The chunk cache on disk: what this host holds, serves to peers and exports from.
 //!
 //! One folder for each recipe (see `entry`), chunks shared between recipes are copied locally
-//! (see `index`), and what was not used for longest leaves first (see `eviction`).
+//! (see `index`), and what was not used for longest leaves first (see `eviction`). What stands there
+//! for long is hashed again now and then (see `scrub`).
 //!
 //! Invariants: nothing is handed out that was not hashed; what is leased or pinned is not evicted;
 //! bytes are counted before they are written, at every place of a chunk, so the files never take
@@ -16,6 +17,7 @@ mod index;
 mod journal;
 mod place;
 mod room;
+mod scrub;
 mod space;
 mod store;
 mod upkeep;
@@ -35,12 +37,13 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use shoal_content::{Recipe, RecipeId};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 pub use entry::{Entry, Loaded};
 pub use held::Held;
+pub use scrub::Scrubbed;
 pub use space::Limits;
 
 use crate::config;
@@ -152,6 +155,8 @@ struct Inner {
     complained: Mutex<Option<Instant>>,
     /// The process ends: what copies or hashes much breaks off.
     stopping: AtomicBool,
+    /// Something was written and not under a checkpoint.
+    written: Notify,
 }
 
 /// A handle; clones share one cache.
@@ -246,6 +251,7 @@ impl Cache {
             removals: Mutex::default(),
             complained: Mutex::default(),
             stopping: AtomicBool::new(false),
+            written: Notify::new(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -421,6 +427,7 @@ impl Cache {
         match entry.write(index, content, &mut |bytes| self.make_room(bytes)) {
             Ok(bytes) => {
                 reserved.settle(entry, bytes);
+                self.0.written.notify_one();
                 Ok(())
             }
             Err(error) => {

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use shoal_content::{Recipe, RecipeId};
 use tracing::{info, warn};
@@ -124,10 +124,35 @@ impl Cache {
         .collect()
     }
 
+    /// Gives way to other data on the disk that needs what is to be left free, and to limits that are
+    /// lower than what stands here. Gives what came free, in bytes.
+    ///
+    /// # Errors
+    /// Where the file system does not say how full it is.
+    pub fn give_way(&self) -> Result<u64, Error> {
+        let _one = self.0.admission.lock();
+        let (limits, used) = (self.limits(), self.used_bytes());
+        let over = if used > limits.high { used - limits.low } else { 0 };
+        let wanted = match self.0.space.would_miss(0)? {
+            0 => over,
+            missing => over.max(missing.saturating_add(EVICTION_STEP_BYTES)),
+        };
+        Ok(if wanted > 0 { self.evict(wanted) } else { 0 })
+    }
+
+    /// Removes what nobody used for `age`. Gives what came free, in bytes.
+    pub fn evict_idle(&self, age: Duration, now: SystemTime) -> u64 {
+        self.remove_all(eviction::idle(self.candidates(), age, now))
+    }
+
     /// Frees about `wanted` bytes; gives what came free.
     pub(super) fn evict(&self, wanted: u64) -> u64 {
+        self.remove_all(eviction::choose(self.candidates(), wanted, SystemTime::now()))
+    }
+
+    fn remove_all(&self, recipes: Vec<RecipeId>) -> u64 {
         let (mut freed, mut slots) = (0, HashSet::new());
-        for recipe in eviction::choose(self.candidates(), wanted, SystemTime::now()) {
+        for recipe in recipes {
             let Some(entry) = self.entry(recipe) else { continue };
             match self.remove_if_unleased(&entry) {
                 Ok(Some(bytes)) => {

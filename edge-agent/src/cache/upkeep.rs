@@ -1,32 +1,78 @@
-//! What the cache does beside: checkpoints, unloading, what the last process left to do, the end.
+//! What the cache does beside: checkpoints, unloading, making way for others on its disk, what the
+//! last process left to do, the end.
 //!
 //! Invariant: work that breaks off at the end of the process ([`Cache::stop`]) holds nothing that it
 //! did not finish; the next start takes it up again.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use shoal_content::RecipeId;
 use tracing::warn;
 
 use super::index::Place;
-use super::{Cache, Entry, Error};
+use super::{CHECKPOINT_INTERVAL, Cache, Entry, Error};
 use crate::nodes::chain;
+use crate::{blocking, config};
 
 /// Entries that keep their recipe in memory and their content open while idle.
 const LOADED_ENTRIES_MAX: usize = 256;
 /// Chunks of idle loaded recipes, in sum: about 60 bytes of memory each.
 const LOADED_CHUNKS_MAX: usize = 2_000_000;
+/// While nothing is written, the cache is tended this often.
+const QUIET_INTERVAL: Duration = Duration::from_secs(5);
+/// It is looked this often whether others need the disk, and what nobody uses any more.
+const GIVE_WAY_INTERVAL: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Checkpoints that fail are spoken of once in so long.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Cache {
-    /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk.
-    pub fn tend(&self) {
+    /// Tends the cache for as long as it is polled: soon after a write, and else now and then.
+    pub async fn keep_tended(self, config: config::Cache) {
+        let age = config.max_idle_days.map(|days| DAY * days.get());
+        let mut give_way_at = Instant::now();
+        loop {
+            let (cache, gives_way) = (self.clone(), Instant::now() >= give_way_at);
+            let tended = blocking(move || {
+                if gives_way {
+                    cache.make_room_beside(age);
+                }
+                cache.tend()
+            });
+            let Some(has_work) = tended.await else { return };
+            if gives_way {
+                give_way_at = Instant::now() + GIVE_WAY_INTERVAL;
+            }
+            if !has_work {
+                let quiet = tokio::time::timeout(QUIET_INTERVAL, self.0.written.notified());
+                if quiet.await.is_err() {
+                    continue;
+                }
+            }
+            tokio::time::sleep(CHECKPOINT_INTERVAL).await;
+        }
+    }
+
+    fn make_room_beside(&self, age: Option<Duration>) {
+        if let Err(error) = self.give_way() {
+            warn!(error = chain(&error), "it is not known how full the cache's disk is");
+        }
+        if let Some(age) = age {
+            self.evict_idle(age, SystemTime::now());
+        }
+    }
+
+    /// One round of what runs beside: checkpoints, times of use, unloading. Blocks on the disk. Says
+    /// whether there was anything to checkpoint.
+    pub fn tend(&self) -> bool {
         let entries: Vec<_> = self.0.entries.read().values().cloned().collect();
         let mut failed = None;
+        let mut has_work = false;
         for entry in &entries {
-            let outcome = if entry.has_unsynced() { entry.sync() } else { entry.save_used() };
+            let unsynced = entry.has_unsynced();
+            has_work |= unsynced;
+            let outcome = if unsynced { entry.sync() } else { entry.save_used() };
             if let Err(error) = outcome {
                 self.0.space.forget();
                 // What could not be synced is held no more.
@@ -48,6 +94,7 @@ impl Cache {
                 entry.unload();
             }
         }
+        has_work
     }
 
     /// Says now and then that checkpoints fail: they are tried several times a second, and the log may

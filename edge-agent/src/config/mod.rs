@@ -10,11 +10,12 @@ mod bytes;
 mod limits;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{Labels, Zone};
-use shoal_settings::Schema;
+use shoal_settings::{Rate, Schema};
 
 pub use bytes::{ByteSize, ByteSizeError};
 pub use limits::{LimitHours, Limits};
@@ -28,6 +29,8 @@ const RIGHTS_SECONDS_MAX: u64 = 60;
 const RIGHTS_OFFLINE_SECONDS_MAX: u64 = 86_400;
 /// Whoever waits longer for a stop kills.
 const DRAIN_SECONDS_MAX: u64 = 600;
+/// Ten years.
+const DAYS_MAX: u32 = 3650;
 
 /// Whoever waits longer had better fetch chunks.
 const DELTA_WAIT_SECONDS_MAX: u64 = 3600;
@@ -39,7 +42,18 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ("peer", &["listen", "advertise"]),
     ("limits", &["upload", "download", "schedule"]),
     ("discovery", &["enabled", "listen", "mdns"]),
-    ("cache", &["max_bytes", "low_percent", "min_free_bytes", "index_chunks_max"]),
+    (
+        "cache",
+        &[
+            "max_bytes",
+            "low_percent",
+            "min_free_bytes",
+            "max_idle_days",
+            "scrub_days",
+            "scrub_rate",
+            "index_chunks_max",
+        ],
+    ),
     ("delta", &["enabled", "wait_seconds"]),
     (
         "mirror",
@@ -181,13 +195,28 @@ pub struct Cache {
     pub low_percent: u8,
     /// Left free on the file system. Where missing, a fiftieth of it, at most 10 GiB.
     pub min_free_bytes: Option<ByteSize>,
+    /// What was not used for so many days leaves. Where missing, age alone is no reason.
+    pub max_idle_days: Option<NonZeroU32>,
+    /// What is held is hashed again every so many days; 0 is never.
+    pub scrub_days: u32,
+    /// Read for that in a second at most.
+    pub scrub_rate: Rate,
     /// Chunks remembered for copying between images, about 20 bytes of memory each.
     pub index_chunks_max: usize,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { max_bytes: None, low_percent: 90, min_free_bytes: None, index_chunks_max: 2_000_000 }
+        Self {
+            max_bytes: None,
+            low_percent: 90,
+            min_free_bytes: None,
+            max_idle_days: None,
+            scrub_days: 14,
+            // Of a core, hashing so much takes a few thousandths.
+            scrub_rate: Rate::of(Some(4 << 20)),
+            index_chunks_max: 2_000_000,
+        }
     }
 }
 
@@ -318,6 +347,10 @@ impl Config {
         if !(10..=100).contains(&self.cache.low_percent) {
             return refuse("cache", "low_percent", "from 10 to 100");
         }
+        let days = self.cache.max_idle_days.map_or(0, NonZeroU32::get);
+        if days.max(self.cache.scrub_days) > DAYS_MAX {
+            return refuse("cache", "scrub_days", "and max_idle_days are at most 3650");
+        }
         if self.agent.drain_seconds > DRAIN_SECONDS_MAX {
             return refuse("agent", "drain_seconds", "at most 600");
         }
@@ -410,6 +443,7 @@ mod tests {
         config.peer.advertise = Some(config.peer.listen);
         config.cache.max_bytes = Some(ByteSize::new(1));
         config.cache.min_free_bytes = Some(ByteSize::new(1));
+        config.cache.max_idle_days = Some(NonZeroU32::MIN);
         config.mirror.certificate_file = Some("d".into());
         config.mirror.key_file = Some("e".into());
         config.mirror.hub_listen = Some(config.mirror.listen);

@@ -9,6 +9,7 @@
 mod client;
 mod server;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub enum Request {
         /// where missing, by the output's name, else `qcow2`.
         #[serde(default)]
         format: Option<String>,
+        /// All blocks of the file are to be there from the beginning; for `raw` and `vhd-fixed`.
+        #[serde(default)]
+        preallocate: bool,
     },
     Status,
     List,
@@ -107,6 +111,17 @@ pub struct StatusReport {
     pub cache_bytes_max: u64,
     pub recipes: usize,
     pub limits: LimitsReport,
+    /// Peers that nothing is had from for now.
+    #[serde(default)]
+    pub banned: BTreeMap<PeerId, BanReport>,
+}
+
+/// Why a peer is banned, and for how much longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanReport {
+    /// `wrong_content`, `bad_frame` or `unreliable`.
+    pub reason: String,
+    pub seconds_left: u64,
 }
 
 /// What may be sent and brought in at the moment; `unlimited`, or as `50 Mbit/s`.

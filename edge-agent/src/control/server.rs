@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use super::{ImageReport, LINE_BYTES_MAX, Line, Request, StatusReport};
 use crate::catalogue::Known;
-use crate::export::{self, layout};
+use crate::export::{self, Blocks, layout};
 use crate::fetch::{self, Fetched, Fetcher, Patience};
 use crate::nodes::chain;
 use crate::transfers::{Purpose, Tracked, Transfers};
@@ -135,8 +135,9 @@ impl Control {
     /// The last line; lines before it go through `lines`.
     async fn answer(&self, request: Request, lines: mpsc::Sender<Line>) -> Line {
         match request {
-            Request::Fetch { reference, output, format } => {
-                self.fetch(reference, output, format, &lines).await
+            Request::Fetch { reference, output, format, preallocate } => {
+                let blocks = if preallocate { Blocks::Allocated } else { Blocks::AsNeeded };
+                self.fetch(reference, output, (format, blocks), &lines).await
             }
             Request::Status => Line::Status((self.status)()),
             Request::List => Line::List { images: self.list() },
@@ -153,7 +154,7 @@ impl Control {
         &self,
         reference: ImageReference,
         output: Option<PathBuf>,
-        format: Option<String>,
+        (format, blocks): (Option<String>, Blocks),
         lines: &mpsc::Sender<Line>,
     ) -> Line {
         let tracked = self.transfers.start(reference.to_string(), Purpose::Fetch);
@@ -161,6 +162,11 @@ impl Control {
             Ok(format) => format,
             Err(message) => return failed(&tracked, message),
         };
+        let grows = !matches!(format, Target::Raw | Target::VhdFixed);
+        if blocks == Blocks::Allocated && grows {
+            let message = format!("a {format} file grows; raw and vhd-fixed can be preallocated");
+            return failed(&tracked, message);
+        }
         if let Some(output) = &output
             && let Err(message) = check_output(output).await
         {
@@ -175,7 +181,8 @@ impl Control {
             };
             let written = match &output {
                 Some(output) => {
-                    self.write(&reference, &fetched, output, format, &tracked, lines).await
+                    let kind = (format, blocks);
+                    self.write(&reference, &fetched, output, kind, &tracked, lines).await
                 }
                 None => Ok(()),
             };
@@ -226,7 +233,7 @@ impl Control {
         reference: &ImageReference,
         fetched: &Fetched,
         output: &Path,
-        target: Target,
+        kind: (Target, Blocks),
         tracked: &Tracked,
         lines: &mpsc::Sender<Line>,
     ) -> Result<(), Unwritten> {
@@ -260,12 +267,12 @@ impl Control {
                     ControlFlow::Continue(())
                 }
             };
-            export::disk(&cache, &entry, target, &output, &mut progress).map_err(
-                |error| match error {
+            export::disk_with(&cache, &entry, kind, &output, &mut progress).map_err(|error| {
+                match error {
                     export::Error::Corrupt { .. } => Unwritten::Corrupt(chain(&error)),
                     error => Unwritten::Failed(chain(&error)),
-                },
-            )
+                }
+            })
         });
         let mut work = std::pin::pin!(work);
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);

@@ -39,7 +39,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const FINAL_REPORTS_MAX: u32 = 120;
 const FINAL_REPORT_PAUSE: Duration = Duration::from_secs(2);
 /// What people read while an order waits for others.
-const YIELDS: &str = "waits for a deployment of a higher priority";
+const YIELDS: &str = "a deployment of a higher priority";
 
 /// Takes what a node says of the cluster.
 pub type ClusterChanged = Box<dyn Fn(ClusterNews) + Send + Sync>;
@@ -203,7 +203,7 @@ impl Deployments {
                 yields = at_work.wait_for(|at_work| !at_work.contains(&deployment)) => {
                     yields.map_err(|_| fetch::Error::Stopped)?;
                     info!(%deployment, "the deployment waits for one of a higher priority");
-                    tracked.note_error(YIELDS);
+                    tracked.wait_for(YIELDS);
                 }
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! Write order: a file beside the output, synced, renamed over it, the folder synced. A crash
 //! leaves the old output or the new one, and at worst a file beside, which the next export to that
-//! output removes (see `beside`). Holes stay holes. A raw disk is copied inside the kernel, which
-//! shares the blocks where the file system can.
+//! output removes (see `beside`). Holes stay holes, unless all blocks are asked for. A raw disk is
+//! copied inside the kernel, which shares the blocks where the file system can.
 //!
 //! Invariant: nothing is copied whose hash was not compared in this export (see `verification`), nor
 //! kept where the entry changed meanwhile: what somebody else found wrong has become a hole.
@@ -22,6 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use shoal_content::{Recipe, RecipeKind};
 use shoal_formats::{Export, ExportError, Target, write_file};
 use thiserror::Error;
@@ -32,6 +33,16 @@ use verification::Verification;
 
 /// One call to the kernel moves no more: a cancel is heard, and the rest is hashed meanwhile.
 const COPY_BYTES_MAX: u64 = 16 << 20;
+
+/// How an output has the blocks of its file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Blocks {
+    /// Holes have none, and others are shared with the cache where the file system can.
+    #[default]
+    AsNeeded,
+    /// All are there from the beginning and the file's own: whoever writes to it meets no full disk.
+    Allocated,
+}
 
 /// Why an output was not written.
 #[derive(Debug, Error)]
@@ -68,12 +79,26 @@ pub fn disk(
     output: &Path,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
+    disk_with(cache, entry, (target, Blocks::AsNeeded), output, progress)
+}
+
+/// The same, with its blocks as they are asked for.
+///
+/// # Errors
+/// As above; and where the file system has not so many blocks, or gives none in advance.
+pub fn disk_with(
+    cache: &Cache,
+    entry: &Entry,
+    (target, blocks): (Target, Blocks),
+    output: &Path,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+) -> Result<(), Error> {
     // Before anything is hashed.
     let changes = entry.watch();
     let loaded = entry.load()?;
     let beside = Beside::create(output)?;
     let (written, corrupt) = verification::verified(&loaded, |verification| {
-        write(&loaded, verification, target, &beside, progress)
+        write(&loaded, verification, (target, blocks), &beside, progress)
     });
     if !corrupt.is_empty() {
         let chunks = corrupt.len();
@@ -103,14 +128,20 @@ pub fn drop_corrupt(cache: &Cache, entry: &Entry) -> Result<usize, Error> {
 fn write(
     loaded: &Loaded,
     verification: &Verification<'_>,
-    target: Target,
+    (target, blocks): (Target, Blocks),
     beside: &Beside,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let recipe = loaded.places.recipe();
     if target == Target::Raw && recipe.kind() == RecipeKind::Disk {
         beside.file().set_len(recipe.length()).map_err(beside.error("sizing"))?;
-        return copy_runs(loaded, verification, beside.file(), progress, &beside.error("writing"));
+        // Before anything is copied: where there is no room, that is known at once.
+        let shares = blocks == Blocks::AsNeeded;
+        if !shares {
+            allocate(beside.file()).map_err(beside.error("allocating"))?;
+        }
+        let failed = beside.error("writing");
+        return copy_runs((loaded, verification), (beside.file(), shares), progress, &failed);
     }
     let refused = |source| match source {
         ExportError::Cancelled => Error::Cancelled,
@@ -125,7 +156,20 @@ fn write(
     write_file(&export, beside.file(), &mut content, &mut |step| {
         progress(step.bytes_done as f64 / step.bytes_total.max(1) as f64)
     })
-    .map_err(refused)
+    .map_err(refused)?;
+    match blocks {
+        Blocks::AsNeeded => Ok(()),
+        Blocks::Allocated => allocate(beside.file()).map_err(beside.error("allocating")),
+    }
+}
+
+/// Gives a file all of its blocks; what is written stays.
+fn allocate(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    if length > 0 {
+        fallocate(file, FallocateFlags::empty(), 0, length.cast_signed())?;
+    }
+    Ok(())
 }
 
 /// The runs of extents without a hole: offset and length, in bytes.
@@ -141,18 +185,17 @@ fn runs(recipe: &Recipe) -> Vec<(u64, u64)> {
     runs
 }
 
-/// Copies every run of extents to the same place of another file.
+/// Copies every run of extents to the same place of another file, which may share their blocks.
 fn copy_runs(
-    loaded: &Loaded,
-    verification: &Verification<'_>,
-    to: &File,
+    (loaded, verification): (&Loaded, &Verification<'_>),
+    (to, shares): (&File, bool),
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
     failed: &dyn Fn(io::Error) -> Error,
 ) -> Result<(), Error> {
     let runs = runs(loaded.places.recipe());
     let total: u64 = runs.iter().map(|(_, length)| length).sum();
     let mut done = 0u64;
-    let mut in_kernel = true;
+    let mut in_kernel = shares;
     for (start, length) in runs {
         let mut at = start;
         while at < start + length {

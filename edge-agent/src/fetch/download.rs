@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::{Mutex, RwLock};
 use shoal_api::{DeltaGrant, NodeAddress, TransferProgress};
-use shoal_content::{PeerId, Recipe, RecipeId, Ticket};
+use shoal_content::{PeerId, Recipe, RecipeId, Ticket, Zone};
 use shoal_p2p::{ChunkStore, FetchError, Progress, Swarm};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,10 @@ use crate::cache::{self, Cache};
 const LINGER: Duration = Duration::from_secs(5);
 /// Demands waiting for the swarm; more than this many are dropped, since newer ones follow.
 const DEMANDS_MAX: usize = 64;
+
+/// What people read that a download waits for, before the swarm says more.
+const RECIPE: &str = "its list of chunks, from a node or another host";
+const BUNDLE: &str = "a delta bundle";
 
 /// Why a recipe did not arrive.
 #[derive(Debug, Error)]
@@ -289,6 +293,7 @@ impl Task {
         let recipe = match kept.map_err(Error::Fetch)? {
             Some(recipe) => recipe,
             None => {
+                self.waits_for(RECIPE);
                 let found = self.shared.swarm.recipe(id, ticket.clone()).await;
                 found.map_err(Error::Fetch)?
             }
@@ -320,11 +325,16 @@ impl Task {
         }
     }
 
+    fn waits_for(&self, what: &str) {
+        self.progress.send_modify(|progress| progress.waits_for = Some(what.to_owned()));
+    }
+
     /// Makes what it can from a disk that is here; without a bundle, nothing.
     async fn rebuild(&self, recipe: &Arc<Recipe>) -> Rebuilt {
         let mut rebuilt = Rebuilt::default();
         let Some(grant) = &self.wanted.delta else { return rebuilt };
         let Shared { cache, swarm, .. } = &*self.shared;
+        self.waits_for(BUNDLE);
         let first = self.progress.borrow().clone();
         let on_bundle = |bundle: &Progress| {
             let mut progress = first.clone();
@@ -359,6 +369,9 @@ impl Task {
                 progress.delta_bundle_bytes += bytes;
             }
         }
+        for (zone, bytes) in &bundle.bytes_by_zone {
+            *progress.bytes_by_zone.entry(zone.to_string()).or_default() += bytes;
+        }
     }
 
     fn convert(&self, progress: &Progress, rebuilt: &Rebuilt) -> TransferProgress {
@@ -375,6 +388,7 @@ impl Task {
         let named = |(peer, bytes): (&PeerId, &u64)| {
             (names.get(peer).cloned().unwrap_or_else(|| peer.to_string()), *bytes)
         };
+        let of_zone = |(zone, bytes): (&Zone, &u64)| (zone.to_string(), *bytes);
         TransferProgress {
             state: "running".into(),
             bytes_total: progress.bytes_total,
@@ -384,8 +398,10 @@ impl Task {
             delta_bundle_bytes: 0,
             bytes_by_peer: progress.bytes_by_peer.iter().map(named).collect(),
             bytes_by_node: progress.bytes_by_node.iter().map(named).collect(),
+            bytes_by_zone: progress.bytes_by_zone.iter().map(of_zone).collect(),
             rate_bytes_per_second: 0,
             elapsed_ms: progress.elapsed.as_millis() as u64,
+            waits_for: progress.waits_for.map(str::to_owned),
             last_error: progress.last_error.clone(),
             line_bytes_per_second: None,
         }

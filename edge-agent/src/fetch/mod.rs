@@ -31,7 +31,10 @@ use download::{Download, Downloads, Step, Wanted};
 /// Blobs of one image under way at once.
 const BLOBS_AT_ONCE: usize = 6;
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// So far a pause doubles; where it takes longer, it is a part of the time since the first attempt.
+const RETRY_PAUSE_DOUBLED_MAX: Duration = Duration::from_secs(15);
+const RETRY_PAUSE_PART: u32 = 8;
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(120);
 
 /// Why an image did not arrive.
 #[derive(Debug, Error)]
@@ -63,15 +66,30 @@ impl Error {
 /// How often a failure that can pass is tried again, and whether a full disk is such a failure.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    pub attempts: u32,
+    /// `None` is until somebody stops it.
+    pub attempts: Option<u32>,
     pub waits_for_space: bool,
 }
 
 impl Patience {
     /// Somebody is waiting for the answer.
-    pub const PERSON: Self = Self { attempts: 4, waits_for_space: false };
-    /// An order stands until it is done; space may come back.
-    pub const ORDER: Self = Self { attempts: 40, waits_for_space: true };
+    pub const PERSON: Self = Self { attempts: Some(4), waits_for_space: false };
+    /// An order stands until it is done, called off, or past its deadline, which the cluster keeps;
+    /// space may come back.
+    pub const ORDER: Self = Self { attempts: None, waits_for_space: true };
+
+    /// Whether there is another attempt after so many, the last of which ended with `error`.
+    fn goes_on(self, attempts: u32, error: &Error) -> bool {
+        let passes = if error.is_full() { self.waits_for_space } else { error.is_retryable() };
+        passes && self.attempts.is_none_or(|most| attempts < most)
+    }
+}
+
+/// How long to wait after so many attempts, the first of which began `since` ago, before jitter. A
+/// fault that ends is so found over within a part of its own length.
+fn retry_pause(attempts: u32, since: Duration) -> Duration {
+    let doubled = RETRY_PAUSE_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(8));
+    doubled.min(RETRY_PAUSE_DOUBLED_MAX).max(since / RETRY_PAUSE_PART).min(RETRY_PAUSE_MAX)
 }
 
 /// An image whose chunks are all here, and stay while this lives.
@@ -116,28 +134,25 @@ impl Fetcher {
         tracked: &Tracked,
         patience: Patience,
     ) -> Result<Fetched, Error> {
-        let mut pause = RETRY_PAUSE_MIN;
-        let mut attempt = 1;
+        let began = Instant::now();
+        let mut attempts = 0;
         loop {
-            match self.attempt(reference, tracked).await {
+            let error = match self.attempt(reference, tracked).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => {
-                    let passes = match error.is_full() {
-                        true => patience.waits_for_space,
-                        false => error.is_retryable(),
-                    };
-                    if !passes || attempt >= patience.attempts {
-                        return Err(error);
-                    }
-                    let text = nodes::chain(&error);
-                    warn!(%reference, attempt, error = text, "the fetch is tried again");
-                    tracked.note_error(&text);
-                }
+                Err(error) => error,
+            };
+            attempts += 1;
+            if !patience.goes_on(attempts, &error) {
+                return Err(error);
             }
-            attempt += 1;
             let share = rand::rng().random_range(0.5..1.0);
-            tokio::time::sleep(pause.mul_f64(share)).await;
-            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            let pause = retry_pause(attempts, began.elapsed()).mul_f64(share);
+            let text = nodes::chain(&error);
+            warn!(%reference, attempts, ?pause, error = text, "the fetch is tried again");
+            let seconds = pause.as_secs_f64();
+            tracked.note_error(&format!("{text} (attempt {attempts}, again in {seconds:.0} s)"));
+            tracked.wait_for("the next attempt");
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -276,7 +291,40 @@ fn sum(parts: &[TransferProgress]) -> TransferProgress {
         for (node, bytes) in &part.bytes_by_node {
             *total.bytes_by_node.entry(node.clone()).or_default() += bytes;
         }
+        for (zone, bytes) in &part.bytes_by_zone {
+            *total.bytes_by_zone.entry(zone.clone()).or_default() += bytes;
+        }
+        total.waits_for = total.waits_for.or(part.waits_for.clone());
         total.last_error = part.last_error.clone().or(total.last_error);
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_p2p::FetchError;
+
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_the_time_that_a_fault_lasts() {
+        let seconds = |attempts, since| retry_pause(attempts, Duration::from_secs(since)).as_secs();
+        let first: Vec<u64> = (1..=6).map(|attempts| seconds(attempts, 0)).collect();
+        assert_eq!(first, [1, 2, 4, 8, 15, 15]);
+        assert_eq!(seconds(40, 400), 50);
+        assert_eq!(seconds(u32::MAX, 86_400), 120);
+    }
+
+    #[test]
+    fn an_order_stands_until_it_is_called_off_and_a_person_hears_soon() {
+        let cache = |error| Error::Download(Arc::new(download::Error::Cache(error)));
+        let full = || cache(cache::Error::Full { missing: 1, path: "/".into() });
+        assert!(Patience::ORDER.goes_on(1_000_000, &full()));
+        assert!(!Patience::PERSON.goes_on(1, &full()));
+        let passes = || Error::Download(Arc::new(download::Error::Fetch(FetchError::Expired)));
+        assert!(Patience::ORDER.goes_on(1_000_000, &passes()));
+        assert!(Patience::PERSON.goes_on(3, &passes()) && !Patience::PERSON.goes_on(4, &passes()));
+        let never = || cache(cache::Error::TooLarge { need: 2, room: 1 });
+        assert!(!Patience::ORDER.goes_on(1, &never()), "no attempt makes room for it");
+    }
 }

@@ -1,7 +1,11 @@
-//! Made-up disks, and a cache that holds them.
+//! Made-up disks, a cache that holds them, and small file systems to put it on.
 
+#![allow(dead_code, reason = "each test binary takes what it needs")]
+
+use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -84,4 +88,27 @@ pub fn ensure_sound(cache: &Cache, entry: &Entry, seed: u64) -> Result<u32> {
         }
     }
     Ok(held.len())
+}
+
+/// A tmpfs of a few MiB.
+pub struct SmallDisk(pub PathBuf);
+
+impl SmallDisk {
+    pub fn mount(path: PathBuf, mebibytes: u32) -> Result<Self> {
+        fs::create_dir_all(&path)?;
+        let size = format!("size={mebibytes}m");
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&path)
+            .status()?;
+        ensure!(done.success(), "mounting a tmpfs needs root");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A file still open in this test keeps it busy: detached, it goes with the last one.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -345,11 +345,17 @@ pub struct TransferProgress {
     pub bytes_by_peer: BTreeMap<String, u64>,
     /// By the name of the node, else its peer id.
     pub bytes_by_node: BTreeMap<String, u64>,
+    /// What agents sent, by where they stand: `REGION/ROOM/RACK`, and nothing for those that do not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bytes_by_zone: BTreeMap<String, u64>,
     pub rate_bytes_per_second: u64,
     pub elapsed_ms: u64,
     /// What the host's line brings at most: its interface, or the limit that is set for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line_bytes_per_second: Option<u64>,
+    /// What would have to happen next for more to come, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }

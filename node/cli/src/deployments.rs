@@ -331,16 +331,28 @@ impl View {
 /// that this would take of the time that it takes, in percent. Nothing where no line is known, or
 /// nothing had to be moved.
 fn bound_percent(deployment: &Deployment) -> Option<u64> {
-    let times = deployment.hosts.iter().filter_map(|host| {
-        let TransferProgress { bytes_done, bytes_local, elapsed_ms, .. } = host.progress;
-        let TransferProgress { bytes_by_delta, delta_bundle_bytes, .. } = host.progress;
-        let line = host.progress.line_bytes_per_second.filter(|line| *line > 0)?;
-        let here = bytes_local + bytes_by_delta;
-        let moved = u128::from(bytes_done.saturating_sub(here) + delta_bundle_bytes);
-        (moved > 0).then(|| (moved * 1000 / u128::from(line), u128::from(elapsed_ms)))
-    });
+    let times = deployment.hosts.iter().filter_map(|host| times(&host.progress));
     // The slowest line bounds them all, and the slowest host is what they took.
-    let (bound, took) = times.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))?;
+    share_of_bound(times.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))?)
+}
+
+/// The same of one host.
+pub fn host_bound_percent(progress: &TransferProgress) -> Option<u64> {
+    share_of_bound(times(progress)?)
+}
+
+/// In milliseconds, what a host that brings what it lacks at the speed of its line takes, and what it
+/// took.
+fn times(progress: &TransferProgress) -> Option<(u128, u128)> {
+    let TransferProgress { bytes_done, bytes_local, elapsed_ms, .. } = *progress;
+    let TransferProgress { bytes_by_delta, delta_bundle_bytes, .. } = *progress;
+    let line = progress.line_bytes_per_second.filter(|line| *line > 0)?;
+    let here = bytes_local + bytes_by_delta;
+    let moved = u128::from(bytes_done.saturating_sub(here) + delta_bundle_bytes);
+    (moved > 0).then(|| (moved * 1000 / u128::from(line), u128::from(elapsed_ms)))
+}
+
+fn share_of_bound((bound, took): (u128, u128)) -> Option<u64> {
     Some((bound * 100).checked_div(took)?.min(100) as u64)
 }
 

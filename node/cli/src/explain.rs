@@ -8,7 +8,7 @@ use serde::Serialize;
 use shoal_api::{Deployment, DeploymentHost};
 
 use crate::client::Client;
-use crate::deployments::find;
+use crate::deployments::{find, host_bound_percent};
 use crate::error::Error;
 use crate::screen::{Screen, bytes, percent, rate, seconds, state, table};
 
@@ -29,6 +29,8 @@ struct Sums {
     bytes_from_nodes: u64,
     /// Of what crossed the network.
     percent_from_peers: u64,
+    /// What agents sent, by where they stand.
+    bytes_by_zone: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]
@@ -52,6 +54,10 @@ fn sums(hosts: &[DeploymentHost]) -> Sums {
     let add = |of: fn(&DeploymentHost) -> u64| hosts.iter().map(of).sum::<u64>();
     let peers = add(|host| sum(&host.progress.bytes_by_peer));
     let nodes = add(|host| sum(&host.progress.bytes_by_node));
+    let mut bytes_by_zone: BTreeMap<String, u64> = BTreeMap::new();
+    for (zone, bytes) in hosts.iter().flat_map(|host| &host.progress.bytes_by_zone) {
+        *bytes_by_zone.entry(zone.clone()).or_default() += bytes;
+    }
     Sums {
         bytes_total: add(|host| host.progress.bytes_total),
         bytes_done: add(|host| host.progress.bytes_done),
@@ -61,6 +67,7 @@ fn sums(hosts: &[DeploymentHost]) -> Sums {
         bytes_from_peers: peers,
         bytes_from_nodes: nodes,
         percent_from_peers: percent(peers, peers + nodes),
+        bytes_by_zone,
     }
 }
 
@@ -74,8 +81,10 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
         "PEERS",
         "NODES",
         "RATE",
+        "OF BOUND",
         "TIME",
         "FROM",
+        "WAITS FOR",
         "LAST ERROR",
     ]);
     for host in &deployment.hosts {
@@ -89,8 +98,12 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
             Cell::new(bytes(sum(&progress.bytes_by_peer))),
             Cell::new(bytes(sum(&progress.bytes_by_node))),
             Cell::new(rate(progress.rate_bytes_per_second)),
+            Cell::new(
+                host_bound_percent(progress).map_or("-".into(), |share| format!("{share} %")),
+            ),
             Cell::new(seconds(Duration::from_millis(progress.elapsed_ms))),
             Cell::new(sources(host)),
+            Cell::new(progress.waits_for.as_deref().unwrap_or("-")),
             Cell::new(progress.last_error.as_deref().unwrap_or("-")),
         ]);
     }
@@ -105,7 +118,7 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
     };
     format!(
         "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from nodes, {} from own caches{delta}; \
-         {crossed}",
+         {crossed}{}",
         deployment.id,
         deployment.reference,
         deployment.state,
@@ -113,7 +126,19 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
         bytes(sums.bytes_from_peers),
         bytes(sums.bytes_from_nodes),
         bytes(sums.bytes_from_own_cache),
+        zones(&sums.bytes_by_zone),
     )
+}
+
+/// What agents of each zone sent, where any says where it stands.
+fn zones(by_zone: &BTreeMap<String, u64>) -> String {
+    if by_zone.keys().all(String::is_empty) {
+        return String::new();
+    }
+    let named = by_zone.iter().map(|(zone, count)| {
+        format!("{} {}", if zone.is_empty() { "elsewhere" } else { zone.as_str() }, bytes(*count))
+    });
+    format!("\nfrom agents by zone: {}", named.collect::<Vec<_>>().join(", "))
 }
 
 /// Who sent how much, the most first.
@@ -171,6 +196,17 @@ mod tests {
         let found = sums(&hosts);
         assert_eq!((found.bytes_from_peers, found.bytes_from_nodes), (75, 25));
         assert_eq!((found.bytes_from_own_cache, found.percent_from_peers), (5, 75));
+    }
+
+    #[test]
+    fn zones_are_summed_over_hosts_and_silent_where_nobody_says() {
+        let mut hosts = [host(&[("a", 60)], &[], 0), host(&[("a", 15)], &[], 0)];
+        assert_eq!(zones(&sums(&hosts).bytes_by_zone), "");
+        hosts[0].progress.bytes_by_zone =
+            BTreeMap::from([("eu/a/1".into(), 1024), (String::new(), 7)]);
+        hosts[1].progress.bytes_by_zone = BTreeMap::from([("eu/a/1".into(), 1024)]);
+        let text = zones(&sums(&hosts).bytes_by_zone);
+        assert_eq!(text, "\nfrom agents by zone: elsewhere 7 B, eu/a/1 2.00 KiB");
     }
 
     #[test]

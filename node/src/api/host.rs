@@ -277,15 +277,19 @@ pub async fn progress(
 /// A report as it may be kept: a long reason is cut.
 fn bounded(progress: TransferProgress) -> Result<TransferProgress, Problem> {
     let too_long = |text: String| Err(Problem::bad_request("report_too_long", text));
-    let (by_peer, by_node) = (&progress.bytes_by_peer, &progress.bytes_by_node);
-    if by_peer.len() + by_node.len() > SENDERS_MAX {
+    let all = [&progress.bytes_by_peer, &progress.bytes_by_node, &progress.bytes_by_zone];
+    if all.iter().map(|by| by.len()).sum::<usize>() > SENDERS_MAX {
         return too_long(format!("a report names at most {SENDERS_MAX} senders"));
     }
-    if by_peer.keys().chain(by_node.keys()).any(|name| name.len() > SENDER_BYTES_MAX) {
+    if all.iter().flat_map(|by| by.keys()).any(|name| name.len() > SENDER_BYTES_MAX) {
         return too_long(format!("a sender's name has at most {SENDER_BYTES_MAX} bytes"));
     }
     let cut = |reason: String| reason.chars().take(REASON_CHARS_MAX).collect();
-    Ok(TransferProgress { last_error: progress.last_error.map(cut), ..progress })
+    Ok(TransferProgress {
+        last_error: progress.last_error.map(cut),
+        waits_for: progress.waits_for.map(cut),
+        ..progress
+    })
 }
 
 /// Whether the host is known here to be at this attempt, and told of it still. Every host says so

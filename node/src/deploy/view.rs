@@ -98,6 +98,7 @@ fn host(state: &HostState, reported: Option<TransferProgress>) -> (&'static str,
             let progress = TransferProgress {
                 state: "running".to_owned(),
                 rate_bytes_per_second: 0,
+                waits_for: None,
                 ..reported.unwrap_or_default()
             };
             ("queued", progress)
@@ -128,6 +129,7 @@ fn host(state: &HostState, reported: Option<TransferProgress>) -> (&'static str,
         HostState::Failed { reason } => {
             let mut progress = reported.unwrap_or_default();
             progress.state = "failed".to_owned();
+            progress.waits_for = None;
             progress.last_error = Some(reason.clone());
             ("failed", progress)
         }

@@ -7,7 +7,7 @@ mod memory;
 mod network;
 mod seeker;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use shoal_content::RecipeId;
@@ -49,6 +49,8 @@ enum Command {
     Seek(RecipeId),
     Rest(RecipeId),
     Bootstrap(Vec<String>),
+    /// This host has another address.
+    Moved(IpAddr),
 }
 
 /// A member that offers a recipe.
@@ -63,7 +65,7 @@ pub(crate) struct Found {
 pub(crate) struct Discovery {
     commands: mpsc::Sender<Command>,
     found: broadcast::Sender<Found>,
-    address: SocketAddr,
+    port: u16,
 }
 
 impl Discovery {
@@ -80,14 +82,18 @@ impl Discovery {
         let found = broadcast::Sender::new(FOUND_MAX);
         let mut seed = key.seed()?;
         let seeker = Seeker::join(config, &mut seed, quic, metrics, found.clone()).await?;
-        let address = seeker.address();
+        let port = seeker.port();
         tasks.spawn(seeker.run(inbox, cancel));
-        Ok(Self { commands, found, address })
+        Ok(Self { commands, found, port })
     }
 
-    /// Where other members reach this one.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    /// The TCP port on which other members reach this one.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) async fn moved(&self, ip: IpAddr) {
+        let _ = self.commands.send(Command::Moved(ip)).await;
     }
 
     pub(crate) fn found(&self) -> broadcast::Receiver<Found> {

@@ -4,7 +4,7 @@
 //! until somebody says that it may rest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -54,6 +54,8 @@ struct Seek {
 pub(super) struct Seeker {
     swarm: Swarm<Network>,
     address: SocketAddr,
+    /// The peer port, as others are told.
+    quic: SocketAddr,
     bootstrap: BTreeSet<String>,
     memory: Memory,
     metrics: Metrics,
@@ -93,6 +95,7 @@ impl Seeker {
         Ok(Self {
             swarm,
             address,
+            quic,
             bootstrap: config.bootstrap.into_iter().take(BOOTSTRAP_MAX).collect(),
             memory,
             metrics,
@@ -108,8 +111,8 @@ impl Seeker {
         })
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn port(&self) -> u16 {
+        self.address.port()
     }
 
     pub(super) async fn run(
@@ -152,7 +155,21 @@ impl Seeker {
                 self.bootstrap = addresses.into_iter().take(BOOTSTRAP_MAX).collect();
                 self.bootstrap_at = Instant::now();
             }
+            Command::Moved(ip) => self.move_to(ip),
         }
+    }
+
+    /// Members are told, and what is offered here is offered under the new address.
+    fn move_to(&mut self, ip: IpAddr) {
+        self.swarm.remove_external_address(&network::tcp_multiaddr(self.address));
+        self.swarm.remove_external_address(&network::quic_multiaddr(self.quic));
+        self.address.set_ip(ip);
+        self.quic.set_ip(ip);
+        self.swarm.add_external_address(network::tcp_multiaddr(self.address));
+        self.swarm.add_external_address(network::quic_multiaddr(self.quic));
+        let members: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        self.swarm.behaviour_mut().identify.push(members);
+        self.stale = true;
     }
 
     fn offer(&mut self, recipe: RecipeId) {

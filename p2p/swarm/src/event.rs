@@ -95,6 +95,13 @@ pub enum Event {
     BadFrame {
         peer: PeerId,
     },
+    /// Verified, and being written: its sender has done its part, however long this host's disk takes.
+    /// [`Event::Arrived`] or the request's end follows. A shell that writes at once leaves it out.
+    Landed {
+        request: RequestId,
+        index: u32,
+        bytes: u32,
+    },
     /// Verified and written.
     Arrived {
         request: RequestId,

@@ -29,5 +29,7 @@ pub use event::{Action, BanReason, Event, RequestEnd, RequestId};
 pub use frames::{ChunkRange, Contact, Member};
 pub use ledger::Ledger;
 pub use rendezvous::ranked;
-pub use swarm::{Settings, Swarm, Tables};
-pub use uploads::{Admission, UPLOADS_MAX, Uploads};
+pub use swarm::{Settings, Swarm, Tables, Wait};
+pub use uploads::{
+    Admission, UNACKNOWLEDGED_BYTES_MAX, UNACKNOWLEDGED_NODE_BYTES_MAX, UPLOADS_MAX, Uploads,
+};

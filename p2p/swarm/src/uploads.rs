@@ -5,6 +5,9 @@
 //! no slot is told so at once and waits in line; [`Uploads::invite`] names the next one, for whom
 //! the slot is kept for [`INVITATION`].
 //!
+//! What was sent and is not acknowledged yet stays in memory, over all connections; where that is more
+//! than its budget, nothing is begun either.
+//!
 //! Invariants: never more than [`UPLOADS_MAX`] answers at once; nothing queues here but names, at
 //! most [`WAITING_MAX`] of them.
 
@@ -18,7 +21,11 @@ use crate::pace::Pace;
 
 /// Requests answered at once.
 pub const UPLOADS_MAX: usize = 64;
-/// Of them at least.
+/// Bytes of answers that are not acknowledged to their end: of a host, and of a node, to which whole
+/// swarms come. Answers that were begun before it was full are beyond it, one for each slot at most.
+pub const UNACKNOWLEDGED_BYTES_MAX: u64 = 96 * 1024 * 1024;
+pub const UNACKNOWLEDGED_NODE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Of the answers at least.
 pub(crate) const SLOTS_MIN: usize = 6;
 const SLOTS_NODE: usize = 10;
 /// One more slot for each so many bytes a second.
@@ -59,11 +66,14 @@ pub struct Uploads {
     pace: Pace,
     /// It serves nobody any more; who comes is told to ask others.
     closing: bool,
+    /// Bytes that are in memory until their receivers have them.
+    unacknowledged: u64,
+    unacknowledged_max: u64,
 }
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self::with_slots(SLOTS_MIN)
+        Self::with_slots(SLOTS_MIN, UNACKNOWLEDGED_BYTES_MAX)
     }
 }
 
@@ -71,10 +81,10 @@ impl Uploads {
     /// Those of a node: what it sends is what all wait for, and the heads that get it have their
     /// lines full of what others send, so that few would not fill its line.
     pub fn of_node() -> Self {
-        Self::with_slots(SLOTS_NODE)
+        Self::with_slots(SLOTS_NODE, UNACKNOWLEDGED_NODE_BYTES_MAX)
     }
 
-    fn with_slots(slots_min: usize) -> Self {
+    fn with_slots(slots_min: usize, unacknowledged_max: u64) -> Self {
         Self {
             slots_min,
             by_peer: BTreeMap::new(),
@@ -87,6 +97,8 @@ impl Uploads {
             extra: 0,
             pace: Pace::default(),
             closing: false,
+            unacknowledged: 0,
+            unacknowledged_max,
         }
     }
 
@@ -99,7 +111,7 @@ impl Uploads {
         let invited = self.invited.iter().position(|&(invited, _)| invited == peer);
         let mine = self.by_peer.get(&peer).copied().unwrap_or(0);
         let others_wait = self.waiting.iter().any(|&(waiting, _)| waiting != peer);
-        let may_begin = self.pace.is_free(now) && !self.closing;
+        let may_begin = self.pace.is_free(now) && !self.closing && self.has_memory();
         let free =
             may_begin && self.total + self.invited.len() < slots && (mine == 0 || !others_wait);
         match invited {
@@ -145,6 +157,24 @@ impl Uploads {
         }
     }
 
+    /// An answer that was granted brings so many bytes at most: they are in memory until
+    /// [`Self::acknowledged`].
+    pub fn keep(&mut self, bytes: u64) {
+        self.unacknowledged = self.unacknowledged.saturating_add(bytes);
+    }
+
+    /// They are in memory no more: their receiver has them, or will not get them. Says whether that
+    /// lets others begin who could not before.
+    pub fn acknowledged(&mut self, bytes: u64) -> bool {
+        let had_memory = self.has_memory();
+        self.unacknowledged = self.unacknowledged.saturating_sub(bytes);
+        !had_memory && self.has_memory()
+    }
+
+    fn has_memory(&self) -> bool {
+        self.unacknowledged < self.unacknowledged_max
+    }
+
     /// `peer` needs no slot any more, or is gone.
     pub fn pass(&mut self, peer: PeerId) {
         self.waiting.retain(|&(waiting, _)| waiting != peer);
@@ -155,7 +185,7 @@ impl Uploads {
     pub fn invite(&mut self, now: Duration) -> Option<PeerId> {
         self.invited.retain(|&(_, until)| until > now);
         let full = self.total + self.invited.len() >= self.slots();
-        if full || self.closing || !self.pace.is_free(now) {
+        if full || self.closing || !self.has_memory() || !self.pace.is_free(now) {
             return None;
         }
         let near = || self.waiting.iter().position(|&(_, far)| !far);
@@ -275,6 +305,26 @@ mod tests {
         uploads.end(peer(1));
         assert_eq!((uploads.total(), uploads.invite(NOW)), (0, None));
         assert!(!begin(&mut uploads, NOW, peer(2)));
+    }
+
+    #[test]
+    fn nothing_is_begun_while_what_was_sent_fills_the_memory_for_it() {
+        const ANSWER: u64 = UNACKNOWLEDGED_BYTES_MAX / 4;
+        let mut uploads = Uploads::default();
+        let mut begun = 0;
+        // Each answer is sent at once, as into a buffer, and its slot is free again.
+        while begun < 100 && begin(&mut uploads, NOW, peer(1)) {
+            uploads.keep(ANSWER);
+            uploads.end(peer(1));
+            begun += 1;
+        }
+        assert_eq!(begun, 4);
+        assert!(!begin(&mut uploads, NOW, peer(2)));
+        assert_eq!(uploads.invite(NOW), None);
+        assert!(uploads.acknowledged(ANSWER));
+        assert_eq!(uploads.invite(NOW), Some(peer(1)));
+        assert_eq!(uploads.invite(NOW), Some(peer(2)));
+        assert!(begin(&mut uploads, NOW, peer(2)));
     }
 
     #[test]

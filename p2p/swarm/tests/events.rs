@@ -139,10 +139,20 @@ impl Fuzz {
             15 if draw.below(20) == 0 => Event::BadFrame { peer: peer(draw) },
             16..=18 => match open {
                 Some(request) => {
-                    let (recipe, indices) = &self.open[&request];
+                    let (_, indices) = &self.open[&request];
                     let index = indices[draw.below(indices.len() as u64) as usize];
-                    self.held.get_mut(recipe).map(|held| held.insert(index));
-                    Event::Arrived { request, index, bytes: draw.below(300_000) as u32 }
+                    let bytes = draw.below(300_000) as u32;
+                    // A shell whose disk is slow says so before.
+                    if index % 2 == 0 {
+                        self.step(Event::Landed { request, index, bytes });
+                    }
+                    match self.open.get(&request) {
+                        Some((recipe, _)) => {
+                            self.held.get_mut(recipe).map(|held| held.insert(index));
+                            Event::Arrived { request, index, bytes }
+                        }
+                        None => Event::Tick,
+                    }
                 }
                 None => Event::Arrived { request: draw.below(99), index: u32::MAX, bytes: 0 },
             },

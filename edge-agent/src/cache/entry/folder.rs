@@ -16,10 +16,10 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use shoal_content::{Recipe, RecipeId};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::{CONTENT_FILE, Entry, JOURNAL_FILE, Loaded, PIN_FILE, RECIPE_FILE, State};
+use super::{CONTENT_FILE, Entry, JOURNAL_FILE, Loaded, PIN_FILE, RECIPE_FILE, SCRUB_FILE, State};
 use crate::cache::held::Held;
 use crate::cache::journal::{Journal, Replay};
 use crate::cache::place::Places;
@@ -211,6 +211,23 @@ impl Entry {
             .map_err(|e| Error::io("noting a cache entry's use", &path, e))?;
         self.state.lock().used_saved = used;
         Ok(())
+    }
+
+    /// When it was last written or looked through as a whole.
+    pub fn looked_through(&self) -> SystemTime {
+        let changed = |name| fs::metadata(self.folder.join(name)).and_then(|file| file.modified());
+        let last = [SCRUB_FILE, CONTENT_FILE].into_iter().filter_map(|name| changed(name).ok());
+        last.max().unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Remembers that it was looked through now.
+    pub fn note_looked_through(&self) {
+        let made = File::create(self.folder.join(SCRUB_FILE));
+        let noted = made.and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = noted {
+            // It may be gone, or its disk full; then it is looked through again.
+            debug!(recipe = %self.id, %error, "a look through the cache is not remembered");
+        }
     }
 
     /// Moves the entry out of the way, into `trash`; later calls on it fail or do nothing. Whoever

@@ -32,6 +32,7 @@ const RECIPE_FILE: &str = "recipe";
 const CONTENT_FILE: &str = "content";
 const JOURNAL_FILE: &str = "journal";
 const PIN_FILE: &str = "pinned";
+const SCRUB_FILE: &str = "scrubbed";
 
 /// What is needed to read and write chunks; dropped when the entry was idle, to bound memory and
 /// open files.

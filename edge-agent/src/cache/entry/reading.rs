@@ -70,6 +70,15 @@ impl Entry {
         Ok(content)
     }
 
+    /// Whether chunk `index`, where it is held, reads back right at each of its places. Drops nothing.
+    pub(in crate::cache) fn is_sound(&self, index: u32) -> Result<bool, Error> {
+        if !self.contains(index) {
+            return Ok(true);
+        }
+        let loaded = self.load()?;
+        Ok(self.read_verified(&loaded, index, usize::MAX)?.is_some() || !self.contains(index))
+    }
+
     /// Reads a chunk at its first `places` places; `None` where one of them does not check, or the
     /// disk does not give it back.
     fn read_verified(

@@ -11,6 +11,7 @@ mod requests;
 mod standby;
 mod tables;
 mod tracking;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use self::mesh::Membership;
 use self::peers::{Ban, Peer, Redial};
 use self::requests::Request;
 pub use self::tables::Tables;
+pub use self::waits::Wait;
 use crate::chunk_set::ChunkSet;
 use crate::download::Download;
 use crate::event::{Action, BanReason, Event, RequestId};
@@ -107,8 +109,20 @@ impl Swarm {
 
     /// Takes what happened at `now`, the time since the shell's start; never runs backwards.
     pub fn handle(&mut self, now: Duration, event: Event) {
+        self.hear(now, event);
+        self.look(now);
+    }
+
+    /// Takes what happened, of several things of which all are known before time is looked at: what
+    /// waits to be heard is not late. [`Self::look`] follows.
+    pub fn hear(&mut self, now: Duration, event: Event) {
         self.now = self.now.max(now);
         self.apply(event);
+    }
+
+    /// Does what time brings.
+    pub fn look(&mut self, now: Duration) {
+        self.now = self.now.max(now);
         if self.now >= self.wake_at {
             self.advance();
         }
@@ -154,6 +168,7 @@ impl Swarm {
             Event::Joined { peer, recipe } => self.joined(peer, recipe),
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::BadFrame { peer } => self.ban(peer, BanReason::BadFrame),
+            Event::Landed { request, index, bytes } => self.landed(request, index, bytes),
             Event::Arrived { request, index, bytes } => self.arrived(request, index, bytes),
             Event::Elsewhere { request, index, by } => self.elsewhere(request, index, by),
             Event::Wrong { request } => {

@@ -54,16 +54,30 @@ pub(super) struct Request {
     brings_in: bool,
     /// It was late once already.
     hedged: bool,
+    /// A chunk of it is here and being written; what is behind it waits for that.
+    pub(super) landing: Option<u32>,
 }
 
 impl Swarm {
-    pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
+    /// A chunk is here before it is written: nobody else need send it any more.
+    pub(super) fn landed(&mut self, id: RequestId, index: u32, bytes: u32) {
+        let Some(recipe) = self.land(id, index, bytes) else { return };
+        if self.peek(recipe).is_some_and(|download| download.is_doubled(index)) {
+            self.cancel_redundant(recipe);
+        }
+    }
+
+    /// What its sender had to do is done; the disk's time is not its own. Gives the recipe, where the
+    /// chunk is one that the request was to bring.
+    fn land(&mut self, id: RequestId, index: u32, bytes: u32) -> Option<RecipeId> {
         let now = self.now;
-        let Some(request) = self.requests.get_mut(&id) else { return };
+        let request = self.requests.get_mut(&id)?;
+        if request.landing.is_some() || !request.open.contains(&index) {
+            return None;
+        }
         let took = (now - request.moved_at).as_secs_f64();
         let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
-        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
-        request.open.remove(place);
+        request.landing = Some(index);
         request.moved_at = now;
         request.hedged = false;
         if let Some(peer) = self.peers.get_mut(&from) {
@@ -72,11 +86,25 @@ impl Swarm {
             (peer.brought_at, peer.heard_at) = (now, now);
             peer.praise();
         }
+        self.cuts = 0;
+        self.download(recipe)?.measure(took, bytes);
+        Some(recipe)
+    }
+
+    pub(super) fn arrived(&mut self, id: RequestId, index: u32, bytes: u32) {
+        let now = self.now;
+        if self.requests.get(&id).is_some_and(|request| request.landing.is_none()) {
+            self.land(id, index, bytes);
+        }
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let (recipe, from) = (request.recipe, request.peer);
+        let Some(place) = request.open.iter().position(|&open| open == index) else { return };
+        request.open.remove(place);
+        request.landing = request.landing.filter(|&landing| landing != index);
+        request.moved_at = now;
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
         let doubled = download.is_doubled(index);
-        download.measure(took, bytes);
-        self.cuts = 0;
         self.meter.count(now, u64::from(bytes));
         self.pace.count(now, u64::from(bytes));
         download.end(&[index]);
@@ -116,13 +144,17 @@ impl Swarm {
         }
     }
 
-    /// Requests all of whose chunks came from elsewhere.
+    /// Ends requests all of whose chunks came from elsewhere.
     fn cancel_redundant(&mut self, recipe: RecipeId) {
         let Some(download) = self.peek(recipe) else { return };
+        let of_it = self.requests.values().filter(|request| request.recipe == recipe);
+        let landing: BTreeSet<u32> = of_it.filter_map(|request| request.landing).collect();
+        let is_held = |index: &u32| download.have.contains(*index);
+        let is_here = |index: &u32| is_held(index) || landing.contains(index);
         let useless = |request: &Request| {
-            request.recipe == recipe
-                && !request.open.is_empty()
-                && request.open.iter().all(|&index| download.have.contains(index))
+            let open = &request.open;
+            let all_here = request.landing.is_none() && open.iter().all(is_here);
+            request.recipe == recipe && !open.is_empty() && (all_here || open.iter().all(is_held))
         };
         let losers = self.requests.iter().filter(|(_, request)| useless(request));
         let losers: Vec<(RequestId, PeerId)> = losers.map(|(&id, r)| (id, r.peer)).collect();
@@ -183,6 +215,9 @@ impl Swarm {
 
     pub(super) fn cut_stalls(&mut self) {
         let stalled = |request: &Request| {
+            if request.landing.is_some() {
+                return false;
+            }
             let Some(peer) = self.peers.get(&request.peer) else { return true };
             let least = if peer.node { STALL_NODE } else { STALL_PEER };
             let least = least * (1 << (self.cuts / CUTS_PER_DOUBLING).min(4));
@@ -281,8 +316,10 @@ impl Swarm {
         if self.requests.len() < most {
             return false;
         }
-        let counts =
-            |request: &&Request| !request.brings_in && self.now <= request.moved_at + patience;
+        let counts = |request: &&Request| {
+            let late = request.landing.is_none() && self.now > request.moved_at + patience;
+            !request.brings_in && !late
+        };
         self.requests.values().filter(counts).count() >= most
     }
 
@@ -343,7 +380,9 @@ impl Swarm {
 
     /// What is later than twice the usual time, where nothing else is left to ask for, may be
     /// asked of another source; whoever is first cancels the other. Before that only what is very
-    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
+    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while. What is
+    /// behind something else that its sender brings gets as long once more, and what this host's own
+    /// disk holds up is not late: it would come twice.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
         let Some(membership) = self.memberships.get(&recipe) else { return };
@@ -354,7 +393,14 @@ impl Swarm {
         let mut late: Vec<u32> = Vec::new();
         let mut slow: Vec<PeerId> = Vec::new();
         for request in self.requests.values_mut() {
-            if request.recipe != recipe || now <= request.moved_at + patience {
+            let brought_at = self.peers.get(&request.peer).map_or(now, |peer| peer.brought_at);
+            // Its sender is at work for this peer: it gets as long once more.
+            let at_work = brought_at.min(request.moved_at + patience);
+            let waits_since = request.moved_at.max(at_work);
+            if request.recipe != recipe
+                || request.landing.is_some()
+                || now <= waits_since + patience
+            {
                 continue;
             }
             let node = self.peers.get(&request.peer).is_some_and(|peer| peer.node);
@@ -433,7 +479,8 @@ impl Swarm {
             found.requests += 1;
         }
         let open = indices.clone();
-        let request = Request { peer, recipe, open, moved_at: now, brings_in, hedged: false };
+        let request =
+            Request { peer, recipe, open, moved_at: now, brings_in, hedged: false, landing: None };
         self.requests.insert(id, request);
         let chunks = ChunkRange::gather(indices.iter().copied());
         for to in heads.into_iter().filter(|to| self.peers.contains_key(to)).collect::<Vec<_>>() {

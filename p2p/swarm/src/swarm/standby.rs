@@ -100,10 +100,12 @@ impl Swarm {
         let usual = self.peek(recipe).map_or(Duration::ZERO, |download| download.usual());
         let patience = (usual * LATE).clamp(SILENCE, STALL_NODE);
         let quiet = |since: Duration| self.now > since + patience;
+        // What waits for this host's own disk says nothing of the node.
+        let mut of_it = self
+            .requests
+            .values()
+            .filter(|one| one.peer == node && one.recipe == recipe && one.landing.is_none());
         self.peers.get(&node).is_some_and(|peer| !peer.brought_at.is_zero() && quiet(peer.heard_at))
-            && self
-                .requests
-                .values()
-                .any(|one| one.peer == node && one.recipe == recipe && quiet(one.moved_at))
+            && of_it.any(|one| quiet(one.moved_at))
     }
 }

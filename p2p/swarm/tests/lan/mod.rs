@@ -1,7 +1,7 @@
 //! A small swarm on a virtual clock: the cores, each with a shell of a few lines.
 //!
-//! Each host has one line each way, which carries one chunk after the other; a message takes its
-//! latency. Who is killed says nothing: the others hear of it after [`DETECTION`], as QUIC's idle
+//! Each host has one line each way, which carries one chunk after the other, and may have a disk that
+//! holds it up; a message takes its latency. Who is killed says nothing: the others hear of it after [`DETECTION`], as QUIC's idle
 //! timeout tells it. A chunk that a request to it was to bring is an orphan from then on, until it
 //! is asked of somebody else or is there.
 //! Non-goals: lines that flows share, loss, liars; `tests/simulation` has them.
@@ -49,6 +49,32 @@ struct Asked {
     of: Number,
     recipe: RecipeId,
     open: Vec<u32>,
+    /// What came while a chunk of it is being written.
+    behind: VecDeque<Piece>,
+    is_writing: bool,
+}
+
+/// A disk that takes what comes in turn, and pauses after each so many chunks, as a sync does.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    pub pauses_after: u64,
+    pub pause: Duration,
+    written: u64,
+    free_at: Duration,
+}
+
+impl Disk {
+    pub fn pausing(pauses_after: u64, pause: Duration) -> Self {
+        Self { pauses_after, pause, written: 0, free_at: Duration::ZERO }
+    }
+
+    /// When the next chunk is written.
+    fn takes(&mut self, now: Duration) -> Duration {
+        self.written += 1;
+        let pauses = self.written.is_multiple_of(self.pauses_after);
+        self.free_at = self.free_at.max(now) + if pauses { self.pause } else { Duration::ZERO };
+        self.free_at
+    }
 }
 
 pub struct Host {
@@ -59,6 +85,10 @@ pub struct Host {
     pub bans: Vec<BanReason>,
     /// Chunks that came from nodes.
     pub from_nodes: u64,
+    /// Chunks that came though they were there.
+    pub doubles: u64,
+    /// Without one, what comes is written at once.
+    pub disk: Option<Disk>,
     /// It says what it holds, and answers no request.
     pub stalls: bool,
     node: bool,
@@ -86,6 +116,7 @@ enum What {
     Ask { from: Number, to: Number, request: RequestId, indices: Vec<u32>, insists: bool },
     Sent { host: Number, life: u32 },
     Arrive { from: Number, piece: Piece },
+    Written { from: Number, life: u32, piece: Piece },
     Cancel { of: Number, from: Number, request: RequestId },
     Broken { host: Number, other: Number, link: u64 },
     Wake(Number),
@@ -158,6 +189,8 @@ impl Lan {
             done: BTreeMap::new(),
             bans: Vec::new(),
             from_nodes: 0,
+            doubles: 0,
+            disk: None,
             stalls: false,
             node: false,
             zone,
@@ -315,6 +348,10 @@ impl Lan {
             What::Sent { host, life } if self.hosts[host].life == life => self.sent(host),
             What::Sent { .. } => {}
             What::Arrive { from, piece } => self.arrive(from, piece),
+            What::Written { from, life, piece } if self.hosts[piece.to].life == life => {
+                self.written(from, piece);
+            }
+            What::Written { .. } => {}
             What::Cancel { of, from, request } => self.cancelled(of, from, request),
             What::Broken { host, other, link } => {
                 if self.hosts[host].links.get(&other) == Some(&link) {
@@ -379,7 +416,8 @@ impl Lan {
                 for &index in &indices {
                     self.is_replaced(host, recipe, index);
                 }
-                let asked = Asked { of, recipe, open: indices.clone() };
+                let (open, behind) = (indices.clone(), VecDeque::new());
+                let asked = Asked { of, recipe, open, behind, is_writing: false };
                 self.hosts[host].asked.insert(request, asked);
                 let ask = What::Ask { from: host, to: of, request, indices, insists };
                 self.later(LATENCY, ask);

@@ -104,24 +104,45 @@ impl Lan {
     }
 
     pub(super) fn arrive(&mut self, from: Number, piece: Piece) {
-        let Piece { to, request, recipe, index, last } = piece;
+        let Piece { to, request, index, .. } = piece;
         if !self.reach(from, to) && self.hosts[from].alive {
             return;
         }
-        let from_node = u64::from(self.hosts[from].node);
+        let now = self.now;
         let host = &mut self.hosts[to];
         let Some(asked) = host.asked.get_mut(&request).filter(|asked| asked.of == from) else {
             return;
         };
         asked.open.retain(|&open| open != index);
+        let Some(disk) = &mut host.disk else { return self.written(from, piece) };
+        // Nothing is read of a request while a chunk of it is being written.
+        if asked.is_writing {
+            return asked.behind.push_back(piece);
+        }
+        asked.is_writing = true;
+        let (wait, life) = (disk.takes(now) - now, host.life);
+        self.tell(to, Event::Landed { request, index, bytes: CHUNK_BYTES });
+        self.later(wait, What::Written { from, life, piece });
+    }
+
+    pub(super) fn written(&mut self, from: Number, piece: Piece) {
+        let Piece { to, request, recipe, index, last } = piece;
+        let from_node = u64::from(self.hosts[from].node);
+        let host = &mut self.hosts[to];
+        let Some(asked) = host.asked.get_mut(&request) else { return };
+        asked.is_writing = false;
+        let next = asked.behind.pop_front();
         host.from_nodes += from_node;
         if let Some(held) = host.held.get_mut(&recipe) {
-            held.insert(index);
+            host.doubles += u64::from(!held.insert(index));
         }
         self.is_replaced(to, recipe, index);
         self.tell(to, Event::Arrived { request, index, bytes: CHUNK_BYTES });
         if last && self.hosts[to].asked.remove(&request).is_some() {
             self.tell(to, Event::Ended { request, end: RequestEnd::Done });
+        }
+        if let Some(next) = next {
+            self.arrive(from, next);
         }
     }
 

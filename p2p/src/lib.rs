@@ -12,6 +12,7 @@ mod link;
 mod metrics;
 mod request;
 mod serve;
+mod status;
 mod store;
 mod swarm;
 mod tickets;
@@ -20,9 +21,8 @@ mod wire;
 
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
+pub use status::{PeerStatus, Status};
 pub use store::{ChunkStore, MemoryStore, StoreError};
-pub use swarm::{
-    Config, Error, Limits, NodeAddress, PeerRole, PeerStatus, Status, Swarm, wall_clock,
-};
+pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, Swarm, wall_clock};
 pub use tickets::{TicketKey, TicketKeys};
 pub use transfer::{FetchError, Progress, Transfer};

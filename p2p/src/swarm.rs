@@ -25,7 +25,7 @@ use crate::link::{Dials, Link};
 use crate::metrics::{CertificateEnd, Metrics};
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
-use crate::transfer::{FetchError, Handle, Owned, Progress, Running, Transfer};
+use crate::transfer::{FetchError, Handle, Owned, Running, Transfer};
 use crate::{driver, endpoint, link, request};
 
 /// Chunk bytes received and not yet written, over all transfers.
@@ -230,27 +230,6 @@ pub fn wall_clock() -> Timestamp {
     Timestamp::from_millis(since.map_or(0, |since| since.as_millis() as u64))
 }
 
-/// One connection, for people.
-#[derive(Debug, Clone, Serialize)]
-pub struct PeerStatus {
-    pub peer: PeerId,
-    pub address: SocketAddr,
-    pub zone: Zone,
-    pub node: bool,
-    pub rtt_ms: u64,
-}
-
-/// What the swarm does, for `explain`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    pub peer: PeerId,
-    pub role: PeerRole,
-    pub peers: Vec<PeerStatus>,
-    pub banned: BTreeSet<PeerId>,
-    pub transfers: BTreeMap<String, Progress>,
-    pub uploads: usize,
-}
-
 /// Members that discovery names may be worth knowing.
 async fn take_hints(shared: Arc<Shared>, mut found: broadcast::Receiver<Found>) {
     loop {
@@ -269,7 +248,7 @@ async fn take_hints(shared: Arc<Shared>, mut found: broadcast::Receiver<Found>) 
 
 /// See the module's documentation; clones share it.
 #[derive(Clone)]
-pub struct Swarm(Arc<Shared>);
+pub struct Swarm(pub(crate) Arc<Shared>);
 
 impl std::fmt::Debug for Swarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -519,42 +498,6 @@ impl Swarm {
     /// here goes on.
     pub async fn withdraw(&self, recipe: RecipeId) {
         self.0.tell(Event::Stop { recipe }).await;
-    }
-
-    pub fn status(&self) -> Status {
-        let links = self
-            .0
-            .links
-            .lock()
-            .iter()
-            .map(|(&peer, link)| PeerStatus {
-                peer,
-                address: link.address,
-                zone: link.zone.clone(),
-                node: link.node,
-                rtt_ms: link.connection.rtt().as_millis() as u64,
-            })
-            .collect();
-        let transfers = self
-            .0
-            .transfers
-            .lock()
-            .iter()
-            .filter(|(_, owned)| owned.has_owner())
-            .map(|(id, owned)| (id.to_string(), owned.running.snapshot()))
-            .collect();
-        let now = Instant::now();
-        let bans = self.0.bans.lock().clone();
-        let banned =
-            bans.iter().filter(|&(_, &until)| until > now).map(|(&peer, _)| peer).collect();
-        Status {
-            peer: self.peer_id(),
-            role: self.0.config.role,
-            peers: links,
-            banned,
-            transfers,
-            uploads: self.0.uploads.lock().total(),
-        }
     }
 
     /// Sets what may be sent and brought in from now on.

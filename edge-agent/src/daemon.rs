@@ -445,6 +445,7 @@ async fn start_swarm(
         role,
         ticket_keys: TicketKeys::new(known.ticket_keys),
         discovery,
+        bulk: config.peer.bulk,
     };
     Swarm::start(swarm_config, Arc::new(cache.clone()), registry)
         .await

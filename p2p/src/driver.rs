@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
+use crate::bulk;
 use crate::link;
 use crate::request;
 use crate::swarm::{PeerRole, Shared, wall_clock};
@@ -68,6 +69,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
+                bulk::close_idle(&driver.shared);
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }

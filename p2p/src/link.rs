@@ -16,6 +16,7 @@ use shoal_swarm::{Contact, Event, Member};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
+use crate::bulk::Lanes;
 use crate::identity::{Role, peer_of};
 use crate::serve;
 use crate::swarm::{PeerRole, Shared};
@@ -42,6 +43,7 @@ pub(crate) struct Link {
     pub(crate) node: bool,
     cache: bool,
     pub(crate) connection: quinn::Connection,
+    pub(crate) lanes: Lanes,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
     /// When anything but names went over it.
@@ -296,6 +298,7 @@ async fn run(
         node: role == Role::Node,
         cache,
         connection: connection.clone(),
+        lanes: Lanes::default(),
         dialler,
         frames,
         used: Mutex::new(Instant::now()),

@@ -1,4 +1,4 @@
-//! What a swarm does at the moment, for people.
+//! What a swarm is doing, for people and for programs that show it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,10 +7,11 @@ use std::time::Instant;
 use serde::Serialize;
 use shoal_content::{PeerId, Zone};
 
+use crate::bulk::Path;
 use crate::swarm::{PeerRole, Swarm};
 use crate::transfer::Progress;
 
-/// One connection, for people.
+/// One connection.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerStatus {
     pub peer: PeerId,
@@ -18,6 +19,8 @@ pub struct PeerStatus {
     pub zone: Zone,
     pub node: bool,
     pub rtt_ms: u64,
+    /// How chunks go between the two.
+    pub path: Path,
 }
 
 /// What the swarm does, for `explain`.
@@ -33,7 +36,7 @@ pub struct Status {
 
 impl Swarm {
     pub fn status(&self) -> Status {
-        let links = self
+        let peers = self
             .0
             .links
             .lock()
@@ -44,6 +47,7 @@ impl Swarm {
                 zone: link.zone.clone(),
                 node: link.node,
                 rtt_ms: link.connection.rtt().as_millis() as u64,
+                path: link.lanes.path(),
             })
             .collect();
         let transfers = self
@@ -61,7 +65,7 @@ impl Swarm {
         Status {
             peer: self.peer_id(),
             role: self.0.config.role,
-            peers: links,
+            peers,
             banned,
             transfers,
             uploads: self.0.uploads.lock().total(),

@@ -23,7 +23,7 @@ use shoal_content::{
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
-    ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+    Bulk, ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
 };
 use shoal_tests::host::Network;
 use tokio::runtime::Runtime;
@@ -213,6 +213,7 @@ impl Load {
                 until: None,
             }]),
             discovery: None,
+            bulk: Bulk::default(),
         };
         Ok(Swarm::start(config, store, &mut Registry::default()).await?)
     }

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::cache::{self, CHECKPOINT_INTERVAL, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
-use crate::control::{self, Control, LimitsReport, StatusReport};
+use crate::control::{self, Control, LimitsReport, PeerReport, StatusReport};
 use crate::deploy::{ClusterChanged, ClusterNews, Deployments};
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
@@ -260,10 +260,12 @@ impl Parts {
             cache_bytes_max: 0,
             recipes: 0,
             limits: LimitsReport::default(),
+            peers: Vec::new(),
         };
         let in_force = self.limits_shown.clone();
         let (cache, client) = (self.cache.clone(), self.client.clone());
         let (transfers, metrics) = (self.transfers.clone(), self.metrics.agent.clone());
+        let swarm = self.swarm.clone();
         Box::new(move || StatusReport {
             orders_connected: metrics.orders_connected.get() == 1,
             nodes: client.urls(),
@@ -279,6 +281,7 @@ impl Parts {
                     until: limits.until.clone(),
                 }
             },
+            peers: swarm.status().peers.into_iter().map(PeerReport::from).collect(),
             ..base.clone()
         })
     }

@@ -11,7 +11,6 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
-use crate::bulk;
 use crate::link;
 use crate::request;
 use crate::swarm::{PeerRole, Shared, wall_clock};
@@ -69,7 +68,6 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
             _ = sweep.tick() => {
                 driver.seek_where_no_node_helps();
                 driver.close_idle_links();
-                bulk::close_idle(&driver.shared);
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }
@@ -173,6 +171,7 @@ impl Driver {
     /// Where nothing is on its way here; whoever still wants something of this one dials again.
     fn close_idle_links(&self) {
         let shared = &self.shared;
+        crate::bulk::close_idle(shared);
         let is_busy = || shared.transfers.lock().values().any(Owned::is_under_way);
         if shared.config.role == PeerRole::Origin || is_busy() {
             return;

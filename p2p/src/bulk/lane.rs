@@ -85,7 +85,7 @@ impl<S: AsyncRead + Unpin + Send> Reader<S> {
         }
     }
 
-    /// Since when nothing came of what was asked.
+    /// For how long nothing came of what was asked.
     pub(super) fn silence(&self) -> Duration {
         self.heard.elapsed()
     }
@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn an_answer_without_an_end_is_not_read_for_ever() {
-        let bytes = [&[Answer::Content.byte()][..], &[0; 1 << 20]].concat();
+        let mut bytes = vec![Answer::Content.byte()];
+        bytes.resize(1 << 20, 0);
         for node in [false, true] {
             let mut reader = Reader::new(&bytes[..], node);
             reader.asked(16);

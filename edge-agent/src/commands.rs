@@ -138,7 +138,8 @@ async fn execute_here(
             print(&line, arguments.json.json, |line, out| match line {
                 Line::Explain { transfers, swarm } => {
                     explain(transfers, out)?;
-                    bans_of(swarm, out)
+                    bans_of(swarm, out)?;
+                    paths(swarm, out)
                 }
                 _ => Ok(()),
             })
@@ -383,6 +384,9 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     let limits = &report.limits;
     let until = limits.until.as_ref().map(|at| format!(" until {at}")).unwrap_or_default();
     writeln!(out, "limits     up {}, down {}{until}", limits.upload, limits.download)?;
+    let by_tls =
+        report.peers.iter().filter(|peer| peer.path == shoal_p2p::Path::Tls.as_str()).count();
+    writeln!(out, "peers      {} connected, {by_tls} by TLS", report.peers.len())?;
     writeln!(out, "transfers  {} running", report.transfers_running)?;
     report.banned.iter().try_for_each(|(peer, ban)| {
         writeln!(out, "banned     {peer}: {}, for {} s", ban.reason, ban.seconds_left)
@@ -418,6 +422,17 @@ fn explain(transfers: &[TransferRecord], out: &mut dyn Write) -> io::Result<()> 
     for transfer in transfers {
         writeln!(out, "{} ({}, {:?})", transfer.what, transfer.progress.state, transfer.purpose)?;
         sources(&transfer.progress, out)?;
+    }
+    Ok(())
+}
+
+/// How chunks go between this agent and those that are connected, one a line.
+fn paths(swarm: &serde_json::Value, out: &mut dyn Write) -> io::Result<()> {
+    let text = |of: &serde_json::Value| of.as_str().unwrap_or("?").to_owned();
+    for peer in swarm["peers"].as_array().into_iter().flatten() {
+        let kind = if peer["node"] == true { "node" } else { "agent" };
+        let (id, address, path) = (&peer["peer"], &peer["address"], &peer["path"]);
+        writeln!(out, "connected to {kind} {} at {} by {}", text(id), text(address), text(path))?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::cache::{self, Cache};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Config, Role};
-use crate::control::{self, BanReport, Control, LimitsReport, StatusReport};
+use crate::control::{self, BanReport, Control, LimitsReport, PeerReport, StatusReport};
 use crate::deploy::{ClusterChanged, ClusterNews, Deployments};
 use crate::enrolment::{self, DataFolder, Enrolment};
 use crate::fetch::Fetcher;
@@ -261,6 +261,7 @@ impl Parts {
             recipes: 0,
             limits: LimitsReport::default(),
             banned: BTreeMap::new(),
+            peers: Vec::new(),
         };
         let swarm = self.swarm.clone();
         let in_force = self.limits_shown.clone();
@@ -283,6 +284,7 @@ impl Parts {
                 }
             },
             banned: banned(&swarm),
+            peers: swarm.status().peers.into_iter().map(PeerReport::from).collect(),
             ..base.clone()
         })
     }
@@ -454,6 +456,7 @@ async fn start_swarm(
         role,
         ticket_keys: TicketKeys::new(known.ticket_keys),
         discovery,
+        bulk: config.peer.bulk,
     };
     Swarm::start(swarm_config, Arc::new(cache.clone()), registry)
         .await

@@ -219,6 +219,7 @@ impl Driver {
     /// Where nothing is on its way here; whoever still wants something of this one dials again.
     fn close_idle_links(&self) {
         let shared = &self.shared;
+        crate::bulk::close_idle(shared);
         let is_busy = || shared.transfers.lock().values().any(Owned::is_under_way);
         if shared.config.role == PeerRole::Origin || is_busy() {
             return;

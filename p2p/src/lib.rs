@@ -3,6 +3,8 @@
 //! The decisions are `shoal-swarm`'s; this crate gives it time, randomness and sockets, and does
 //! what it says.
 
+mod bulk;
+mod channel;
 pub mod conformance;
 mod discovery;
 mod driver;
@@ -20,6 +22,7 @@ mod tickets;
 mod transfer;
 mod wire;
 
+pub use bulk::{Bulk, Path};
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use status::{BanStatus, PeerStatus, Status};

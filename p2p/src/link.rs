@@ -17,6 +17,7 @@ use shoal_swarm::{Contact, Event, Member};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
+use crate::bulk::Lanes;
 use crate::identity::{Role, peer_of};
 use crate::serve;
 use crate::swarm::{PeerRole, Shared};
@@ -47,6 +48,7 @@ pub(crate) struct Link {
     pub(crate) node: bool,
     cache: bool,
     pub(crate) connection: quinn::Connection,
+    pub(crate) lanes: Lanes,
     dialler: PeerId,
     frames: mpsc::Sender<Frame>,
     /// Bytes of answers to it that are not acknowledged, as they count.
@@ -313,6 +315,7 @@ async fn run(
         node: role == Role::Node,
         cache,
         connection: connection.clone(),
+        lanes: Lanes::default(),
         dialler,
         frames,
         kept: AtomicU64::new(0),

@@ -10,6 +10,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge}
 use prometheus_client::registry::Registry;
 use shoal_swarm::BanReason;
 
+use crate::bulk::Path;
 use crate::identity::Credentials;
 
 /// Reasons for which a chunk that came is not kept.
@@ -22,9 +23,14 @@ type One = [(&'static str, &'static str); 1];
 pub(crate) struct Metrics {
     sent: Family<One, Counter>,
     received: Family<One, Counter>,
+    sent_by_path: Family<One, Counter>,
+    received_by_path: Family<One, Counter>,
     refused: Family<One, Counter>,
     bans: Family<One, Counter>,
     pub(crate) connections: Gauge,
+    pub(crate) bulk_connections: Gauge,
+    pub(crate) bulk_failures: Counter,
+    pub(crate) bulk_listening: Gauge,
     pub(crate) gso_segments: Gauge,
     pub(crate) discovery_connections: Gauge,
     pub(crate) contacts_found: Counter,
@@ -70,6 +76,31 @@ impl Metrics {
             all.connections.clone(),
         );
         registry.register(
+            "shoal_bulk_bytes_sent",
+            "Chunk bytes sent, by the way they went: quic, or tls for TLS over TCP",
+            all.sent_by_path.clone(),
+        );
+        registry.register(
+            "shoal_bulk_bytes_received",
+            "Verified chunk bytes received, by the way they came",
+            all.received_by_path.clone(),
+        );
+        registry.register(
+            "shoal_bulk_connections",
+            "Open bulk connections (TLS over TCP) to peers",
+            all.bulk_connections.clone(),
+        );
+        registry.register(
+            "shoal_bulk_failures",
+            "Bulk connections that could not be made or broke off; QUIC went on",
+            all.bulk_failures.clone(),
+        );
+        registry.register(
+            "shoal_bulk_listening",
+            "Whether the peer port is open for TCP, too; 0 means that all chunks go by QUIC",
+            all.bulk_listening.clone(),
+        );
+        registry.register(
             "shoal_gso_segments",
             "Datagrams the kernel takes at once; 1 means no offload and a third of the speed",
             all.gso_segments.clone(),
@@ -94,6 +125,10 @@ impl Metrics {
             self.sent(to_node, 0);
             self.received(to_node, 0);
         }
+        for path in Path::ALL {
+            self.sent_by(path, 0);
+            self.received_by(path, 0);
+        }
         for reason in BanReason::ALL {
             self.bans.get_or_create(&[("reason", reason.as_str())]).inc_by(0);
         }
@@ -110,6 +145,14 @@ impl Metrics {
     pub(crate) fn received(&self, from_node: bool, bytes: u64) {
         let from = if from_node { "node" } else { "peer" };
         self.received.get_or_create(&[("from", from)]).inc_by(bytes);
+    }
+
+    pub(crate) fn sent_by(&self, path: Path, bytes: u64) {
+        self.sent_by_path.get_or_create(&[("path", path.as_str())]).inc_by(bytes);
+    }
+
+    pub(crate) fn received_by(&self, path: Path, bytes: u64) {
+        self.received_by_path.get_or_create(&[("path", path.as_str())]).inc_by(bytes);
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
@@ -131,6 +174,8 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         metrics.sent(false, 1);
         metrics.received(true, 1);
+        metrics.sent_by(Path::Tls, 1);
+        metrics.received_by(Path::Quic, 1);
         metrics.refused("wrong_content");
         metrics.banned("wrong_content");
         let mut text = String::new();
@@ -141,6 +186,12 @@ mod tests {
             "shoal_chunks_refused_total{reason=\"wrong_content\"} 1",
             "shoal_peer_bans_total{reason=\"wrong_content\"} 1",
             "shoal_peer_connections 0",
+            "shoal_bulk_bytes_sent_total{path=\"tls\"} 1",
+            "shoal_bulk_bytes_received_total{path=\"quic\"} 1",
+            "shoal_bulk_bytes_received_total{path=\"tls\"} 0",
+            "shoal_bulk_connections 0",
+            "shoal_bulk_failures_total 0",
+            "shoal_bulk_listening 0",
             "shoal_gso_segments 0",
             "shoal_discovery_connections 0",
             "shoal_discovery_contacts_total 0",

@@ -3,6 +3,8 @@
 //! Invariants: nothing is kept or reported before its hash was checked; what is received and not
 //! yet written never exceeds the budget; a length is checked before its bytes are read.
 
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,11 @@ use shoal_content::{ChunkId, PeerId, RECIPE_BYTES_MAX, Recipe, RecipeId, Ticket}
 use shoal_swarm::frames::{Answer, Ask};
 use shoal_swarm::{Contact, Event, RequestEnd, RequestId};
 use thiserror::Error;
+use tokio::io::AsyncReadExt as _;
 use tracing::{debug, warn};
 
+use crate::bulk::{self, Exchange};
+use crate::channel::Source;
 use crate::link::{self, Link};
 use crate::metrics;
 use crate::store::StoreError;
@@ -45,6 +50,8 @@ pub(crate) enum Failure {
     Forbidden,
     #[error("an answer that is none")]
     Malformed,
+    #[error("the answer ended too early")]
+    Short,
     #[error("wrong content for chunk {0}")]
     Wrong(ChunkId),
     #[error("the content is not the recipe's")]
@@ -63,6 +70,12 @@ impl From<quinn::ReadExactError> for Failure {
     }
 }
 
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Wire(error.into())
+    }
+}
+
 async fn verified(content: Bytes, id: ChunkId) -> bool {
     if content.len() < HASH_OFF_BYTES {
         return id.verifies(&content);
@@ -75,10 +88,14 @@ async fn ask(connection: &quinn::Connection, ask: &Ask) -> Result<RecvStream, Fa
     let (mut sender, mut receiver) = opened.map_err(WireError::from)?;
     wire::write(&mut sender, ask).await?;
     let _ = sender.finish();
-    let mut answer = [0];
-    receiver.read_exact(&mut answer).await?;
-    match Answer::from_byte(answer[0]) {
-        Some(Answer::Content) => Ok(receiver),
+    accepted(receiver.read_u8().await?)?;
+    Ok(receiver)
+}
+
+/// Whether content follows the first byte of an answer.
+fn accepted(answer: u8) -> Result<(), Failure> {
+    match Answer::from_byte(answer) {
+        Some(Answer::Content) => Ok(()),
         Some(Answer::Busy) => Err(Failure::Busy),
         Some(Answer::Absent) => Err(Failure::Absent),
         Some(Answer::Forbidden) => Err(Failure::Forbidden),
@@ -128,33 +145,87 @@ pub(crate) async fn chunks(
     shared.tell(Event::Ended { request, end }).await;
 }
 
+/// Over a lane where there is one; what that does not bring, since it broke off, comes by QUIC.
 async fn receive(
-    shared: &Shared,
-    link: &Link,
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
     running: &Running,
     request: RequestId,
     (indices, insists): (Vec<u32>, bool),
 ) -> Result<(), Failure> {
-    let message = Ask::Chunks { recipe: running.id, indices: indices.clone(), insists };
-    let mut stream = ask(&link.connection, &message).await?;
-    for index in indices {
-        let Some(chunk) = running.recipe.chunks().get(index as usize) else { continue };
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).await?;
-        let length = u32::from_be_bytes(length);
+    let mut asked = Asked { shared, link, running, request, insists, rest: indices.into() };
+    if let Some(mut exchange) = bulk::take(shared, link) {
+        let outcome = tokio::select! {
+            outcome = asked.over(&mut exchange) => outcome,
+            error = link.connection.closed() => Err(Failure::Unreachable(error.to_string())),
+        };
+        match outcome {
+            Err(Failure::Wire(error)) => {
+                debug!(peer = %link.peer, %error, "a bulk connection broke off; QUIC goes on");
+                exchange.fail();
+            }
+            outcome => return outcome,
+        }
+    }
+    if asked.rest.is_empty() {
+        return Ok(());
+    }
+    let mut stream = ask(&link.connection, &asked.message()).await?;
+    asked.take(&mut stream).await
+}
+
+/// A request for chunks under way.
+struct Asked<'a> {
+    shared: &'a Shared,
+    link: &'a Link,
+    running: &'a Running,
+    request: RequestId,
+    insists: bool,
+    /// What is yet to come, in this order.
+    rest: VecDeque<u32>,
+}
+
+impl Asked<'_> {
+    fn message(&self) -> Ask {
+        let indices = self.rest.iter().copied().collect();
+        Ask::Chunks { recipe: self.running.id, indices, insists: self.insists }
+    }
+
+    async fn over(&mut self, exchange: &mut Exchange) -> Result<(), Failure> {
+        let (answer, source) = exchange.ask(&self.message(), self.rest.len()).await?;
+        accepted(answer)?;
+        self.take(source).await?;
+        match source.length().await? {
+            None => Ok(()),
+            Some(_) => Err(Failure::Malformed),
+        }
+    }
+
+    async fn take<S: Source>(&mut self, source: &mut S) -> Result<(), Failure> {
+        while let Some(&index) = self.rest.front() {
+            self.take_one(index, source).await?;
+            self.rest.pop_front();
+        }
+        Ok(())
+    }
+
+    async fn take_one<S: Source>(&self, index: u32, source: &mut S) -> Result<(), Failure> {
+        let Self { shared, link, running, request, .. } = *self;
+        let Some(chunk) = running.recipe.chunks().get(index as usize) else { return Ok(()) };
+        let length = source.length().await?.ok_or(Failure::Short)?;
         if length == 0 && link.node {
             let mut by = [0; 32];
-            stream.read_exact(&mut by).await?;
+            source.read_exact(&mut by).await?;
             let by = PeerId::from_public_key(by);
             shared.tell(Event::Elsewhere { request, index, by }).await;
-            continue;
+            return Ok(());
         }
         if length != chunk.length {
             return Err(Failure::Wrong(chunk.id));
         }
         let permit = shared.budget.acquire_many(chunk.length).await;
         let mut content = vec![0; chunk.length as usize];
-        stream.read_exact(&mut content).await?;
+        source.read_exact(&mut content).await?;
         let content = Bytes::from(content);
         if !verified(content.clone(), chunk.id).await {
             return Err(Failure::Wrong(chunk.id));
@@ -164,10 +235,12 @@ async fn receive(
         shared.store.write(running.id, index, content).await?;
         drop(permit);
         shared.metrics.received(link.node, u64::from(bytes));
+        shared.metrics.received_by(S::PATH, u64::from(bytes));
+        bulk::arrived(shared, u64::from(bytes));
         running.arrived(link, u64::from(bytes));
         shared.tell(Event::Arrived { request, index, bytes }).await;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The recipe `id` from the first of `sources` that gives it: one that is not reached, or does not

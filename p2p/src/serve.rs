@@ -10,6 +10,7 @@ use shoal_swarm::{Admission, Member};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::channel::Outlet;
 use crate::link::Link;
 use crate::outgoing::Kept;
 use crate::swarm::{PeerRole, Shared, wall_clock};
@@ -52,10 +53,10 @@ impl Drop for Slot<'_> {
 }
 
 /// An answer under way: whoever goes away waits for it.
-struct Answering<'a>(&'a Shared);
+pub(crate) struct Answering<'a>(&'a Shared);
 
 impl<'a> Answering<'a> {
-    fn begin(shared: &'a Shared) -> Self {
+    pub(crate) fn begin(shared: &'a Shared) -> Self {
         shared.answers.send_modify(|answers| *answers += 1);
         Self(shared)
     }
@@ -142,21 +143,23 @@ pub(crate) async fn answer(
     }
 }
 
-async fn say(sender: &mut SendStream, answer: Answer) -> Result<(), WireError> {
-    in_time(sender.write_all(&[answer.byte()])).await
+async fn say(outlet: &mut impl Outlet, answer: Answer) -> Result<(), WireError> {
+    in_time(outlet.put(&[answer.byte()])).await
 }
 
 /// Whoever asks and does not read would keep the slot from others.
-async fn in_time(
-    write: impl Future<Output = Result<(), quinn::WriteError>>,
-) -> Result<(), WireError> {
+pub(crate) async fn in_time<E>(write: impl Future<Output = Result<(), E>>) -> Result<(), WireError>
+where
+    WireError: From<E>,
+{
     Ok(timeout(CHUNK_TIMEOUT, write).await.map_err(|_| WireError::Stalled)??)
 }
 
-async fn chunks(
+/// Answers a request for chunks, whichever way it came.
+pub(crate) async fn chunks<O: Outlet>(
     shared: &Shared,
     link: &Link,
-    sender: &mut SendStream,
+    sender: &mut O,
     kept: &mut Kept<'_>,
     recipe: RecipeId,
     (indices, insists): (&[u32], bool),
@@ -184,8 +187,8 @@ async fn chunks(
                     say(sender, Answer::Content).await?;
                 }
                 let told = async {
-                    sender.write_all(&0u32.to_be_bytes()).await?;
-                    sender.write_all(by.as_public_key()).await
+                    sender.put(&0u32.to_be_bytes()).await?;
+                    sender.put(by.as_public_key()).await
                 };
                 in_time(told).await?;
                 continue;
@@ -207,14 +210,11 @@ async fn chunks(
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let sent = async {
-            sender.write_all(&(content.len() as u32).to_be_bytes()).await?;
-            sender.write_chunk(content).await
-        };
-        in_time(sent).await?;
+        in_time(sender.chunk(content)).await?;
         given.keep();
         link.touch();
         shared.metrics.sent(link.node, bytes);
+        shared.metrics.sent_by(O::PATH, bytes);
         shared.uploads.lock().sent(shared.began.elapsed(), bytes);
     }
     if said {

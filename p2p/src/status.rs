@@ -8,6 +8,7 @@ use serde::Serialize;
 use shoal_content::{PeerId, Zone};
 use shoal_swarm::BanReason;
 
+use crate::bulk::Path;
 use crate::swarm::{PeerRole, Swarm};
 use crate::transfer::Progress;
 
@@ -26,6 +27,8 @@ pub struct PeerStatus {
     pub zone: Zone,
     pub node: bool,
     pub rtt_ms: u64,
+    /// How chunks go between the two.
+    pub path: Path,
 }
 
 /// Why nothing is had from a peer, and how much longer.
@@ -61,6 +64,7 @@ impl Swarm {
                 zone: link.zone.clone(),
                 node: link.node,
                 rtt_ms: link.connection.rtt().as_millis() as u64,
+                path: link.lanes.path(),
             })
             .collect();
         let transfers = self

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::bulk::{self, Bulk};
 use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
 use crate::link::{Dials, EXPELLED, Link};
@@ -61,6 +62,8 @@ pub struct Config {
     /// Check tickets.
     pub ticket_keys: TicketKeys,
     pub discovery: Option<DiscoveryConfig>,
+    /// The ways that chunks may go.
+    pub bulk: Bulk,
 }
 
 /// Bytes a second at most; `None` is any number.
@@ -101,6 +104,8 @@ pub(crate) struct Shared {
     /// What others are told to dial now.
     pub(crate) advertise: Mutex<SocketAddr>,
     pub(crate) endpoint: quinn::Endpoint,
+    /// Where chunks may go over bulk connections.
+    pub(crate) bulk: Option<bulk::Dialler>,
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<Event>,
@@ -274,10 +279,12 @@ impl Swarm {
         let client = config.credentials.quinn_client(endpoint::ALPN, &Role::ALL)?;
         let failed = |error| Error::Listen { address: config.listen, error };
         let endpoint = endpoint::open(config.listen, server, client, &metrics).map_err(failed)?;
+        let bound = endpoint.local_addr().map_err(failed)?;
         let mut advertise = config.advertise;
         if advertise.port() == 0 {
-            advertise.set_port(endpoint.local_addr().map_err(failed)?.port());
+            advertise.set_port(bound.port());
         }
+        let (lanes, dialler) = bulk::open(&config, bound, &metrics)?.unzip();
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let discovery = match config.discovery.clone() {
             Some(wanted) => {
@@ -296,6 +303,7 @@ impl Swarm {
             config,
             advertise: Mutex::new(advertise),
             endpoint,
+            bulk: dialler,
             store,
             metrics,
             events,
@@ -323,6 +331,9 @@ impl Swarm {
         }
         shared.tasks.spawn(driver::run(shared.clone(), inbox));
         shared.tasks.spawn(link::accept(shared.clone()));
+        if let Some(lanes) = lanes {
+            shared.tasks.spawn(bulk::accept(shared.clone(), lanes));
+        }
         Ok(Self(shared))
     }
 

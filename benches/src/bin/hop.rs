@@ -23,12 +23,13 @@ use shoal_content::{
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
-    ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+    Bulk, ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
 };
 use shoal_tests::host::Network;
 use tokio::runtime::Runtime;
 
 const SHOAL: &str = "shoal: swarm, BLAKE3, cache, synced";
+const SHOAL_QUIC: &str = "shoal by QUIC only, the same besides";
 const QUINN: &str = "quinn, one stream, BLAKE3, file, synced";
 const BARE: &str = "quinn, one stream, thrown away";
 const TLS: &str = "TLS 1.3 over TCP, BLAKE3, file, synced";
@@ -94,10 +95,16 @@ fn main() -> Result<()> {
         .then(|| Secluded::enter(&load, folder.path()))
         .transpose()?;
     let runtime = Runtime::new()?;
-    let mut runs = [SHOAL, QUINN, BARE, TLS, SENDME, SENDME_COMMAND].map(|name| (name, Vec::new()));
+    let names = [SHOAL, SHOAL_QUIC, QUINN, BARE, TLS, SENDME, SENDME_COMMAND];
+    let mut runs = names.map(|name| (name, Vec::new()));
+    let mut without_tls = 0;
     for number in 0..arguments.runs {
-        let [shoal, quinn, bare, tls, transfer, command] = runs.each_mut().map(|(_, runs)| runs);
-        shoal.push(runtime.block_on(swarm(&load))?);
+        let [shoal, by_quic, quinn, bare, tls, transfer, command] =
+            runs.each_mut().map(|(_, runs)| runs);
+        let (run, path) = runtime.block_on(swarm(&load, Bulk::Auto))?;
+        shoal.push(run);
+        without_tls += usize::from(path != Some(shoal_p2p::Path::Tls));
+        by_quic.push(runtime.block_on(swarm(&load, Bulk::Quic))?.0);
         if takes_part(Contestant::Quinn) {
             let folder = tempfile::tempdir()?;
             quinn.push(runtime.block_on(stream(&load, Some(folder.path())))?);
@@ -127,6 +134,9 @@ fn main() -> Result<()> {
             Wanted::AtMost(CPU_OVER_SENDME),
         )
         .note("loopback; sender and receiver share this machine's cores, and CPU time is of both");
+    if without_tls > 0 {
+        report = report.note(format!("without TLS over TCP in {without_tls} runs"));
+    }
     if network.is_some() {
         report = report.note(
             "sendme verifies with BLAKE3 and syncs nothing; the whole command also starts, connects \
@@ -200,7 +210,7 @@ impl Load {
         Ok(Credentials::new(Arc::new(key), &certificate_pem, authority_pem)?)
     }
 
-    async fn join(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Result<Swarm> {
+    async fn join(&self, role: PeerRole, store: Arc<dyn ChunkStore>, bulk: Bulk) -> Result<Swarm> {
         let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
         let config = Config {
             credentials: self.credentials(kind)?,
@@ -213,6 +223,7 @@ impl Load {
                 until: None,
             }]),
             discovery: None,
+            bulk,
         };
         Ok(Swarm::start(config, store, &mut Registry::default()).await?)
     }
@@ -222,17 +233,17 @@ fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-/// One fetch by a fresh agent, from the order to the synced end.
-async fn swarm(load: &Load) -> Result<Run> {
+/// One fetch by a fresh agent, from the order to the synced end, and the way that chunks took then.
+async fn swarm(load: &Load, bulk: Bulk) -> Result<(Run, Option<shoal_p2p::Path>)> {
     let held = Arc::new(MemoryStore::default());
     held.open(load.id, load.recipe.clone()).await?;
     for (index, content) in load.contents.iter().enumerate() {
         held.write(load.id, index as u32, content.clone()).await?;
     }
-    let node = load.join(PeerRole::Origin, held).await?;
+    let node = load.join(PeerRole::Origin, held, bulk).await?;
     let folder = tempfile::tempdir()?;
     let cache = Cache::open(folder.path(), &config::Cache::default(), CacheMetrics::default())?;
-    let agent = load.join(PeerRole::Host, Arc::new(cache)).await?;
+    let agent = load.join(PeerRole::Host, Arc::new(cache), bulk).await?;
     let address = NodeAddress { peer: node.peer_id(), address: node.local_address() };
     agent.set_nodes(vec![address]).await;
     let ticket =
@@ -242,9 +253,10 @@ async fn swarm(load: &Load) -> Result<Run> {
     let recipe = agent.recipe(load.id, ticket.clone()).await?;
     let work = agent.fetch(load.id, recipe, ticket);
     let run = measure(async || Ok(work.wait().await.map(drop)?)).await?.0;
+    let path = agent.status().peers.first().map(|peer| peer.path);
     agent.shutdown().await;
     node.shutdown().await;
-    Ok(run)
+    Ok((run, path))
 }
 
 /// The same bytes over one stream of quinn; with a folder, hashed chunk by chunk, written, synced.

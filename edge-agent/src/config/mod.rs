@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shoal_content::{Labels, Zone};
+use shoal_p2p::Bulk;
 use shoal_settings::{Rate, Schema};
 
 pub use bytes::{ByteSize, ByteSizeError};
@@ -39,7 +40,7 @@ const DELTA_WAIT_SECONDS_MAX: u64 = 3600;
 pub const SETTINGS: &[(&str, &[&str])] = &[
     ("agent", &["name", "data_dir", "control_socket", "zone", "labels", "role", "drain_seconds"]),
     ("nodes", &["urls", "authority_file"]),
-    ("peer", &["listen", "advertise"]),
+    ("peer", &["listen", "advertise", "bulk"]),
     ("limits", &["upload", "download", "schedule"]),
     ("discovery", &["enabled", "listen", "mdns"]),
     (
@@ -163,11 +164,14 @@ pub struct Peer {
     /// What other peers are told to dial; where missing, `listen`, or for an unspecified address
     /// the one that this host reaches the nodes from, or anything else where their names lead nowhere.
     pub advertise: Option<SocketAddr>,
+    /// The ways that chunks may go.
+    pub bulk: Bulk,
 }
 
 impl Default for Peer {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 5002)), advertise: None }
+        let listen = SocketAddr::from(([0, 0, 0, 0], 5002));
+        Self { listen, advertise: None, bulk: Bulk::default() }
     }
 }
 
@@ -487,6 +491,14 @@ mod tests {
         assert_eq!(config.cache.low_percent, 70);
         let unknown = load("", &[("SHOAL_AGENT_CACHE_MAXBYTES", "1")]).unwrap_err().to_string();
         assert!(unknown.contains("SHOAL_AGENT_CACHE_MAX_BYTES"), "{unknown}");
+    }
+
+    #[test]
+    fn chunks_go_by_a_way_that_there_is() {
+        assert_eq!(load("", &[]).unwrap().peer.bulk, Bulk::Auto);
+        assert_eq!(load("[peer]\nbulk = \"quic\"", &[]).unwrap().peer.bulk, Bulk::Quic);
+        let text = load("[peer]\nbulk = \"tcp\"", &[]).unwrap_err().to_string();
+        assert!(text.contains("bulk") || text.contains("tcp"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use shoal_api::TransferProgress;
 use shoal_content::{ClusterId, ImageReference, PeerId};
+use shoal_p2p::PeerStatus;
 
 pub use client::{Error as ClientError, ask};
 pub use server::{Control, bind};
@@ -114,6 +115,9 @@ pub struct StatusReport {
     /// Peers that nothing is had from for now.
     #[serde(default)]
     pub banned: BTreeMap<PeerId, BanReport>,
+    /// Agents and nodes that are connected.
+    #[serde(default)]
+    pub peers: Vec<PeerReport>,
 }
 
 /// Why a peer is banned, and for how much longer.
@@ -122,6 +126,29 @@ pub struct BanReport {
     /// `wrong_content`, `bad_frame` or `unreliable`.
     pub reason: String,
     pub seconds_left: u64,
+}
+
+/// A connection to another agent or a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    pub peer: PeerId,
+    pub address: String,
+    pub node: bool,
+    pub rtt_ms: u64,
+    /// How chunks go between the two: `quic`, or `tls` over TCP.
+    pub path: String,
+}
+
+impl From<PeerStatus> for PeerReport {
+    fn from(status: PeerStatus) -> Self {
+        Self {
+            peer: status.peer,
+            address: status.address.to_string(),
+            node: status.node,
+            rtt_ms: status.rtt_ms,
+            path: status.path.as_str().to_owned(),
+        }
+    }
 }
 
 /// What may be sent and brought in at the moment; `unlimited`, or as `50 Mbit/s`.

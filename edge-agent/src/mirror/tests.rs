@@ -10,7 +10,7 @@ use shoal_content::{
     SourceObject, Zone,
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
-use shoal_p2p::{PeerRole, Swarm, TicketKey};
+use shoal_p2p::{Bulk, PeerRole, Swarm, TicketKey};
 
 use super::range::Part;
 use super::*;
@@ -160,6 +160,7 @@ async fn swarm(
         role: PeerRole::Host,
         ticket_keys: TicketKeys::new(vec![ticket_key]),
         discovery: None,
+        bulk: Bulk::default(),
     };
     Swarm::start(config, Arc::new(cache.clone()), &mut Registry::default()).await.unwrap()
 }

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_content::Zone;
+use shoal_p2p::Bulk;
 use shoal_settings::Schema;
 
 use crate::http::cors;
@@ -260,14 +261,17 @@ impl Default for Raft {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Peer {
-    /// QUIC for chunks, with agents and nodes.
+    /// QUIC for chunks, with agents and nodes; with `bulk` TLS over TCP at the same port, too.
     pub listen: SocketAddr,
     pub advertise: Option<String>,
+    /// The ways that chunks may go.
+    pub bulk: Bulk,
 }
 
 impl Default for Peer {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5002)), advertise: None }
+        let listen = SocketAddr::from(([127, 0, 0, 1], 5002));
+        Self { listen, advertise: None, bulk: Bulk::default() }
     }
 }
 

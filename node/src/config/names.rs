@@ -22,7 +22,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
     ),
     ("cors", &["allowed_origins", "allowed_methods", "allowed_headers"]),
     ("raft", &["listen", "advertise", "auto_upgrade"]),
-    ("peer", &["listen", "advertise"]),
+    ("peer", &["listen", "advertise", "bulk"]),
     ("limits", &["origin", "schedule"]),
     ("discovery", &["enabled", "listen", "advertise", "mdns"]),
     (

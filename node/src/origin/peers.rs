@@ -61,6 +61,7 @@ pub async fn serve_peers(
         role: PeerRole::Origin,
         ticket_keys: TicketKeys::new(keys.ring.ticket_keys()),
         discovery,
+        bulk: config.peer.bulk,
     };
     Ok(Swarm::start(config, Arc::new(origin), registry).await?)
 }

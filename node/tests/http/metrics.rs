@@ -15,7 +15,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 61] = [
+static NAMES: [&str; 66] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -26,6 +26,11 @@ static NAMES: [&str; 61] = [
     "image_storage_used_bytes",
     "image_upload_bytes",
     "shoal_audit_lost",
+    "shoal_bulk_bytes_received",
+    "shoal_bulk_bytes_sent",
+    "shoal_bulk_connections",
+    "shoal_bulk_failures",
+    "shoal_bulk_listening",
     "shoal_chunk_bytes_received",
     "shoal_chunk_bytes_sent",
     "shoal_chunks_refused",

@@ -13,7 +13,7 @@ use shoal_api::{AgentResolution, DiskGrant};
 use shoal_content::{Recipe, RecipeId, Ticket, Timestamp, Zone};
 use shoal_p2p::identity::Credentials;
 use shoal_p2p::{
-    ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+    Bulk, ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
 };
 use tokio::time::{Instant, timeout};
 
@@ -41,6 +41,7 @@ pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
         role: PeerRole::Host,
         ticket_keys: TicketKeys::new(keys?),
         discovery: None,
+        bulk: Bulk::default(),
     };
     let swarm = Swarm::start(config, store, &mut Registry::default()).await?;
     let nodes: Result<Vec<_>> = agent

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, CommonState, SignatureScheme, SupportedCipherSuite};
 use shoal_content::{PeerId, Timestamp};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -142,6 +143,17 @@ impl Credentials {
     /// # Errors
     /// Where TLS cannot be set up.
     pub fn quinn_server(&self, alpn: &[u8], accept: &[Role]) -> Result<quinn::ServerConfig, Error> {
+        let tls = self.tls_server(alpn, accept)?;
+        let tls =
+            QuicServerConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
+        Ok(quinn::ServerConfig::with_crypto(Arc::new(tls)))
+    }
+
+    /// The same over TCP.
+    ///
+    /// # Errors
+    /// As [`Self::quinn_server`].
+    pub fn tls_server(&self, alpn: &[u8], accept: &[Role]) -> Result<rustls::ServerConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let gate = ClientGate::new(self.trust.clone(), accept);
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -153,9 +165,7 @@ impl Credentials {
         tls.max_early_data_size = 0;
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
-        let tls =
-            QuicServerConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
-        Ok(quinn::ServerConfig::with_crypto(Arc::new(tls)))
+        Ok(tls)
     }
 
     /// A QUIC client for the one protocol `alpn` that talks to `expect` only. Which server name is
@@ -164,9 +174,34 @@ impl Credentials {
     /// # Errors
     /// As [`Self::quinn_server`].
     pub fn quinn_client(&self, alpn: &[u8], expect: &[Role]) -> Result<quinn::ClientConfig, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let tls = self.client(provider, alpn, expect)?;
+        let tls =
+            QuicClientConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
+        Ok(quinn::ClientConfig::new(Arc::new(tls)))
+    }
+
+    /// The same over TCP, for much content: AES-128 is asked for first, which costs less for each
+    /// byte than AES-256.
+    ///
+    /// # Errors
+    /// As [`Self::quinn_server`].
+    pub fn tls_client(&self, alpn: &[u8], expect: &[Role]) -> Result<rustls::ClientConfig, Error> {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        let others =
+            |suite: &SupportedCipherSuite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256;
+        provider.cipher_suites.sort_by_key(others);
+        self.client(provider, alpn, expect)
+    }
+
+    fn client(
+        &self,
+        provider: CryptoProvider,
+        alpn: &[u8],
+        expect: &[Role],
+    ) -> Result<rustls::ClientConfig, Error> {
         let gate = ServerGate::new(self.trust.clone(), expect);
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(gate))
@@ -174,9 +209,7 @@ impl Credentials {
         tls.alpn_protocols = vec![alpn.to_vec()];
         // A resumed session would show the certificate of the one before.
         tls.resumption = rustls::client::Resumption::disabled();
-        let tls =
-            QuicClientConfig::try_from(tls).map_err(|error| Error::Setup(error.to_string()))?;
-        Ok(quinn::ClientConfig::new(Arc::new(tls)))
+        Ok(tls)
     }
 }
 
@@ -226,6 +259,18 @@ fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, Error> {
 pub fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, Role), Error> {
     let identity = connection.peer_identity().ok_or(Error::Peer)?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| Error::Peer)?;
+    owner(&chain)
+}
+
+/// The same of a connection over TCP whose handshake is over.
+///
+/// # Errors
+/// As [`peer_of`].
+pub fn peer_of_tls(connection: &CommonState) -> Result<(PeerId, Role), Error> {
+    owner(connection.peer_certificates().ok_or(Error::Peer)?)
+}
+
+fn owner(chain: &[CertificateDer<'static>]) -> Result<(PeerId, Role), Error> {
     let (role, key) = chain.first().and_then(role_and_key).ok_or(Error::Peer)?;
     Ok((PeerId::from_public_key(key), role))
 }

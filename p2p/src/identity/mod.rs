@@ -25,7 +25,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 pub use authority::{Authority, CERTIFICATE_LIFETIME, HttpCertificate, Successor};
-pub use credentials::{Credentials, ends_at, is_due, peer_of};
+pub use credentials::{Credentials, ends_at, is_due, peer_of, peer_of_tls};
 pub use member::{is_member, member_client};
 pub use pin::AuthorityPin;
 pub use trust::{Trust, roots};

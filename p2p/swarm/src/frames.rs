@@ -134,7 +134,8 @@ pub enum Ask {
     Recipe { recipe: RecipeId, ticket: Ticket },
 }
 
-/// The first byte of an answer. After `Content` come, for each chunk asked for, a big-endian `u32`
+/// The first byte of an answer. Where a connection carries one answer after the other, and not a stream
+/// each, the length `u32::MAX` stands behind the last chunk. After `Content` come, for each chunk asked for, a big-endian `u32`
 /// length and the bytes, or from a node the length 0 and the id of the member that was given the
 /// chunk and will pass it on; for a recipe a `u32` length and its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

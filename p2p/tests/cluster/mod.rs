@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary takes what it needs")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use shoal_content::{
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
-    ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey,
-    TicketKeys,
+    Bulk, ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm,
+    TicketKey, TicketKeys,
 };
 
 pub const CHUNK_BYTES: usize = 64 * 1024;
@@ -23,6 +24,19 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Cluster {
     authority: Authority,
     tickets: KeyPair,
+}
+
+/// How a process listens.
+#[derive(Clone, Copy)]
+pub struct Ways {
+    pub listen: SocketAddr,
+    pub bulk: Bulk,
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 0)), bulk: Bulk::default() }
+    }
 }
 
 pub struct Process {
@@ -42,13 +56,30 @@ impl Cluster {
     }
 
     pub async fn start_on(&self, role: PeerRole, store: Arc<dyn ChunkStore>) -> Process {
-        self.start_with(role, store, None).await
+        self.start_with(role, store, None, Ways::default()).await
+    }
+
+    /// One whose chunks go by these ways.
+    pub async fn start_by(&self, role: PeerRole, store: Arc<dyn ChunkStore>, by: Ways) -> Process {
+        self.start_with(role, store, None, by).await
     }
 
     /// A host that is a member of the discovery network.
     pub async fn start_member(&self, discovery: DiscoveryConfig) -> Process {
         let store = Arc::new(MemoryStore::default());
-        self.start_with(PeerRole::Host, store, Some(discovery)).await
+        self.start_with(PeerRole::Host, store, Some(discovery), Ways::default()).await
+    }
+
+    /// Of a member that runs nowhere.
+    pub fn credentials(&self, kind: Role) -> Credentials {
+        let key = KeyPair::generate().unwrap();
+        let certificate_pem = self.authority.issue(&key.csr_pem().unwrap(), kind).unwrap();
+        let authority_pem = self.authority.certificate_pem().to_owned();
+        Credentials::new(Arc::new(key), &certificate_pem, authority_pem).unwrap()
+    }
+
+    pub fn authority_pem(&self) -> &str {
+        self.authority.certificate_pem()
     }
 
     async fn start_with(
@@ -56,20 +87,18 @@ impl Cluster {
         role: PeerRole,
         store: Arc<dyn ChunkStore>,
         discovery: Option<DiscoveryConfig>,
+        by: Ways,
     ) -> Process {
-        let key = KeyPair::generate().unwrap();
         let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
-        let certificate_pem = self.authority.issue(&key.csr_pem().unwrap(), kind).unwrap();
-        let authority_pem = self.authority.certificate_pem().to_owned();
-        let address = "127.0.0.1:0".parse().unwrap();
         let config = Config {
-            credentials: Credentials::new(Arc::new(key), &certificate_pem, authority_pem).unwrap(),
-            listen: address,
-            advertise: address,
+            credentials: self.credentials(kind),
+            listen: by.listen,
+            advertise: by.listen,
             zone: Zone::default(),
             role,
             ticket_keys: TicketKeys::new(vec![ticket_key(&self.tickets)]),
             discovery,
+            bulk: by.bulk,
         };
         let mut registry = Registry::default();
         let swarm = Swarm::start(config, store.clone(), &mut registry).await.unwrap();

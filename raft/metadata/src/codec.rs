@@ -132,7 +132,10 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::RedescribeImage { .. }
         | Command::PurgeImage { .. }
         | Command::ReportHosts { .. }
-        | Command::FollowGroup { .. } => 2,
+        | Command::FollowGroup { .. }
+        | Command::OrderScan { .. }
+        | Command::ClaimScan { .. }
+        | Command::EndScan { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -205,11 +205,15 @@ pub enum Table {
     /// The key of a right in an organization -> nothing: it was given with a group's, by what the user
     /// is in elsewhere.
     MappedMembers = 93,
+    /// Digest, image -> `Scan`.
+    Scans = 94,
+    /// When it was ordered, image, digest -> nothing: a scan that has not come to an end.
+    OpenScans = 95,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 93] = [
+    pub const ALL: [Self; 95] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -303,6 +307,8 @@ impl Table {
         Self::DiskFiles,
         Self::PurgedImages,
         Self::MappedMembers,
+        Self::Scans,
+        Self::OpenScans,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -303,6 +303,9 @@ impl Server {
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
         services.disks.make_deltas(services.deltas.clone());
+        let begun = services.scanner.begin(&config.scanner, home.scanner_folder(), &mut registry);
+        begun.context("the scanner's folder cannot be used")?;
+        services.disks.scan_pushed(services.scanner.clone());
         let upstream_metrics = UpstreamMetrics::default();
         upstream_metrics.register(&mut registry);
         let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());

@@ -16,6 +16,7 @@ mod names;
 mod passkeys;
 mod program;
 mod registry;
+mod scanner;
 mod upstreams;
 
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ pub use names::SETTINGS;
 pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
+pub use scanner::Scanner;
 pub use shoal_settings::Error;
 pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
 
@@ -70,6 +72,7 @@ pub struct Config {
     pub delta: Delta,
     pub images: Images,
     pub import: Import,
+    pub scanner: Scanner,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
@@ -502,6 +505,9 @@ impl Config {
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);
+        }
+        if let Some((key, message)) = self.scanner.mistake() {
+            return value("scanner", key, message);
         }
         if let Some((key, message)) = self.upstreams.mistake() {
             return value("upstreams", key, &message);

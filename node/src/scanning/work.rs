@@ -219,6 +219,11 @@ impl Scanner {
             let view = self.inner.raft.read().await?;
             subject::of(view.query(), &scan.of)??
         };
+        if let Subject::Disk { content_bytes, .. } = subject
+            && content_bytes > settings.config.max_disk_gib.saturating_mul(GIB)
+        {
+            return Err(DiskError::TooLarge { content_bytes }.into());
+        }
         let folder = settings.scratch.join(scan.id.to_string());
         // Of an earlier try at this node.
         let _ = std::fs::remove_dir_all(&folder);
@@ -227,9 +232,6 @@ impl Scanner {
         let in_use = settings.database.ready(&settings.config, &scratch.0).await?;
         let output = match subject {
             Subject::Disk { recipe, content_bytes } => {
-                if content_bytes > settings.config.max_disk_gib.saturating_mul(GIB) {
-                    return Err(DiskError::TooLarge { content_bytes }.into());
-                }
                 let place = settings.room.take(&scratch.0, content_bytes)?;
                 let path = scratch.0.join("disk.img");
                 disk::write(&self.inner.origin, recipe, &path).await?;

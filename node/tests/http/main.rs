@@ -43,6 +43,7 @@ mod quotas;
 mod recovery;
 mod retention;
 mod rights;
+mod scans;
 mod scrub;
 mod strangers;
 mod swarm;

@@ -48,8 +48,7 @@ pub enum ProgramError {
     Failed { status: ExitStatus, said: String },
 }
 
-/// What is run, and where.
-#[derive(Debug)]
+/// What is run, and where. Nothing shows it: variables may be secrets.
 pub struct Run<'a> {
     /// At least the program's path.
     pub command: &'a [String],

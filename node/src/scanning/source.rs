@@ -30,8 +30,7 @@ use crate::store::BlobStore;
 const NAME: &str = "image";
 const SECRET_BYTES: usize = 32;
 
-/// See the module's documentation.
-#[derive(Debug)]
+/// See the module's documentation. Nothing shows it: it has the secret.
 pub struct Source {
     address: SocketAddr,
     secret: String,

@@ -329,7 +329,7 @@ async fn run(
 
 /// Before it is tried again.
 async fn pause(error: &Error, tries: &mut u32) {
-    warn!(error = chain(error), tries, "a scan is tried again");
+    warn!(error = chain(error), tries = *tries, "a scan is tried again");
     sleep(PAUSE * *tries).await;
     *tries += 1;
 }

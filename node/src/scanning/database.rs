@@ -211,7 +211,7 @@ mod tests {
         assert!(world.database().ready(&settings, folder).await.is_err());
         fs::create_dir_all(folder.join("s.cache/db")).unwrap();
         fs::write(folder.join("s.cache/db/trivy.db"), "").unwrap();
-        world.database().ready(&settings, folder).await.unwrap();
+        drop(world.database().ready(&settings, folder).await.unwrap());
         assert_eq!(world.asked().len(), 2);
     }
 
@@ -219,7 +219,7 @@ mod tests {
     async fn offline_nothing_is_got() {
         let world = World::new();
         let settings = config::Scanner { offline: true, ..world.settings() };
-        world.database().ready(&settings, world.0.path()).await.unwrap();
+        drop(world.database().ready(&settings, world.0.path()).await.unwrap());
         assert!(world.asked().is_empty());
     }
 

@@ -332,7 +332,7 @@ impl Server {
         tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
         tasks.spawn(leaving::keep(raft.clone()));
         tasks.spawn(keep_deadlines(raft.clone()));
-        tasks.spawn(keep_warm(raft.clone()));
+        tasks.spawn(keep_warm(raft.clone(), services.scanner.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);

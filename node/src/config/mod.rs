@@ -40,7 +40,7 @@ pub use names::SETTINGS;
 pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
-pub use scanner::Scanner;
+pub use scanner::{BlockSeverity, Scanner};
 pub use shoal_settings::Error;
 pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
 

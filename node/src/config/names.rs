@@ -62,6 +62,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "db_repository",
             "java",
             "java_db_repository",
+            "ignore_unfixed",
+            "block_severity",
             "offline",
         ],
     ),

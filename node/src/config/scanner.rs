@@ -1,6 +1,7 @@
 //! The program that looks for vulnerabilities in images.
 
 use serde::{Deserialize, Serialize};
+use shoal_metadata::SeverityCounts;
 
 const PARALLEL_MAX: usize = 16;
 const TIMEOUT_SECONDS_MAX: u64 = 24 * 3600;
@@ -31,8 +32,41 @@ pub struct Scanner {
     pub java: bool,
     /// Where that is got from.
     pub java_db_repository: Option<String>,
+    /// Whether vulnerabilities are left out for which there is no version yet that is free of them.
+    pub ignore_unfixed: bool,
+    /// Versions in which the last scan has found anything as severe as this or worse are not
+    /// deployed; any are where missing.
+    pub block_severity: Option<BlockSeverity>,
     /// Nothing is got: the databases in `DATA_DIR/scanner/cache` are whoever's who puts them there.
     pub offline: bool,
+}
+
+/// From what on a version is not deployed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockSeverity {
+    Critical,
+    High,
+    Medium,
+    Low,
+}
+
+impl BlockSeverity {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Medium => "medium",
+            Self::Low => "low",
+        }
+    }
+
+    /// How many of those found are as severe or worse.
+    pub fn count(self, found: &SeverityCounts) -> u64 {
+        let SeverityCounts { critical, high, medium, low, .. } = *found;
+        let all = [critical, high, medium, low];
+        all.into_iter().take(self as usize + 1).map(u64::from).sum()
+    }
 }
 
 impl Default for Scanner {
@@ -48,6 +82,8 @@ impl Default for Scanner {
             db_repository: None,
             java: false,
             java_db_repository: None,
+            ignore_unfixed: false,
+            block_severity: None,
             offline: false,
         }
     }
@@ -86,6 +122,15 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_worse_than_blocked_is_blocked_too() {
+        let found = SeverityCounts { critical: 1, high: 10, medium: 100, low: 1000, unknown: 5 };
+        let counts = |severity: BlockSeverity| severity.count(&found);
+        assert_eq!(counts(BlockSeverity::Critical), 1);
+        assert_eq!(counts(BlockSeverity::Medium), 111);
+        assert_eq!(counts(BlockSeverity::Low), 1111);
+    }
 
     #[test]
     fn says_which_setting_is_wrong() {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use shoal_content::{AccountName, DeploymentId, Digest, PeerId, Timestamp};
 use shoal_metadata::{
     Action, Agent, AuditSource, Command, Event, Fault, HostState, Query, Read, Refusal, RobotName,
-    WarmUp, What, Who, permission,
+    ScanKey, WarmUp, What, Who, permission,
 };
 use shoal_raft::{ProposeError, Raft};
 use thiserror::Error;
@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::clock;
+use crate::scanning::Scanner;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Agents that come within this time are one order.
@@ -42,11 +43,13 @@ pub enum Trouble {
     NoTag(String, String),
     #[error("{0}, on whose behalf it orders, may not pull {1} any more")]
     Forbidden(String, String),
+    #[error("{0}")]
+    Vulnerable(String),
     #[error("the metadata cannot be read")]
     Rows(#[from] Fault),
 }
 
-/// What a policy's tag names now, where its maker may have it.
+/// What a policy's tag names now, where its maker may have it and no vulnerability is in the way.
 ///
 /// # Errors
 /// Where nothing can be ordered.
@@ -54,6 +57,7 @@ pub fn named<R: Read>(
     query: Query<'_, R>,
     policy: &WarmUp,
     now: Timestamp,
+    scanner: &Scanner,
 ) -> Result<Digest, Trouble> {
     let (name, by) = (&policy.image, &policy.created_by);
     let image = query.image_by_name(name)?.ok_or_else(|| Trouble::NoImage(name.to_string()))?;
@@ -75,14 +79,19 @@ pub fn named<R: Read>(
         return Err(Trouble::Forbidden(by.clone(), name.to_string()));
     }
     let none = || Trouble::NoTag(name.to_string(), policy.tag.to_string());
-    query.tag(image.id, &policy.tag)?.ok_or_else(none)
+    let digest = query.tag(image.id, &policy.tag)?.ok_or_else(none)?;
+    let of = ScanKey { image: image.id, digest };
+    match scanner.blocks(query, &of)? {
+        Some(blocked) => Err(Trouble::Vulnerable(blocked)),
+        None => Ok(of.digest),
+    }
 }
 
 /// When those that failed were last let try again.
 type Tries = HashMap<DeploymentId, Instant>;
 
 /// Runs until it is dropped.
-pub async fn keep_warm(raft: Raft) {
+pub async fn keep_warm(raft: Raft, scanner: Scanner) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = raft.events();
@@ -99,7 +108,7 @@ pub async fn keep_warm(raft: Raft) {
         if !raft.status().is_leader {
             continue;
         }
-        if let Err(error) = look(&raft, &mut tries, &mut troubled).await {
+        if let Err(error) = look(&raft, &scanner, &mut tries, &mut troubled).await {
             warn!(%error, "warm-up policies cannot be read");
         }
     }
@@ -124,6 +133,7 @@ async fn changed(events: &mut Receiver<Event>) -> bool {
 
 async fn look(
     raft: &Raft,
+    scanner: &Scanner,
     tries: &mut Tries,
     troubled: &mut BTreeSet<AccountName>,
 ) -> Result<(), Fault> {
@@ -142,7 +152,7 @@ async fn look(
         let agents = query.agents()?;
         let mut commands = Vec::new();
         for policy in policies {
-            match due(query, &agents, &policy, tries) {
+            match due(query, scanner, &agents, &policy, tries) {
                 Ok(command) => {
                     troubled.remove(&policy.name);
                     commands.extend(command.map(|command| (policy, command)));
@@ -174,11 +184,12 @@ async fn look(
 /// What is to be proposed for a policy, if anything.
 fn due<R: Read>(
     query: Query<'_, R>,
+    scanner: &Scanner,
     agents: &[Agent],
     policy: &WarmUp,
     tries: &mut Tries,
 ) -> Result<Option<Command>, Trouble> {
-    let digest = named(query, policy, clock::now())?;
+    let digest = named(query, policy, clock::now(), scanner)?;
     let carrying = agents.iter().filter(|agent| agent.labels.match_selector(&policy.selector));
     let hosts: BTreeSet<PeerId> = carrying.map(|agent| agent.peer).collect();
     if hosts.is_empty() {

@@ -201,6 +201,30 @@ impl Scanner {
         self.inner.settings.get().is_some()
     }
 
+    /// What keeps a version from being deployed, in words, if something does.
+    ///
+    /// # Errors
+    /// Where the rows cannot be read.
+    pub fn blocks<R: Read>(
+        &self,
+        query: Query<'_, R>,
+        of: &ScanKey,
+    ) -> Result<Option<String>, Fault> {
+        let settings = self.inner.settings.get();
+        let Some(severity) = settings.and_then(|settings| settings.config.block_severity) else {
+            return Ok(None);
+        };
+        let report = query.scan(of)?.and_then(|scan| scan.report);
+        let count = report.map_or(0, |report| severity.count(&report.found));
+        let severity = severity.as_str();
+        Ok((count > 0).then(|| {
+            format!(
+                "{count} vulnerabilities are {severity} or worse, with which nothing is deployed \
+                 ([scanner] block_severity)"
+            )
+        }))
+    }
+
     /// Carries out what is ordered, and orders what is due. Runs until it is dropped; what is under
     /// way ends with it.
     pub async fn run(self) {

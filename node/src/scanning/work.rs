@@ -305,6 +305,9 @@ async fn run(
     arguments.extend(["--list-all-pkgs=false", "--disable-telemetry", "--skip-version-check"]);
     // What was found of layers is kept in a database that takes one process at a time.
     arguments.extend(["--cache-backend", "memory"]);
+    if config.ignore_unfixed {
+        arguments.push("--ignore-unfixed");
+    }
     let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
     arguments.extend(settings.database.arguments());
     // Its own limit is shorter than many disks take; ours ends it.

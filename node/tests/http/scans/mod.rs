@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use shoal_api::{ImageDetail, Resolution, ScanOrdered, VulnerabilityReport};
+use shoal_api::{Deployment, ImageDetail, Resolution, ScanOrdered, VulnerabilityReport, WarmUp};
 use shoal_content::ImageId;
 use shoal_metadata::AuditPhase;
-use shoal_node::config::Config;
+use shoal_node::config::{BlockSeverity, Config};
 use tempfile::TempDir;
 
 use super::disks::{create_image, make_disk, upload};
+use super::members::Agent;
 use super::node::{Node, problem};
 use super::v2::{push_blob, push_image, sha256};
 use super::wait::{level_raised, until};
@@ -355,6 +356,42 @@ async fn what_was_scanned_long_ago_is_scanned_again() -> Result<()> {
     ensure!(scanner.order_due(app.now()).await? == 0);
     ensure!(scanner.order_due(app.now().plus_millis(day + 60_000)).await? == 2);
     until("both again", async || Ok((program.calls() == 4).then_some(()))).await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_vulnerable_is_not_deployed() -> Result<()> {
+    let program = Program::new()?;
+    let node = Node::start_with(|config| {
+        program.configure(config);
+        config.scanner.block_severity = Some(BlockSeverity::High);
+        config.scanner.ignore_unfixed = true;
+    })
+    .await?;
+    level_raised(&node).await?;
+    Agent::enrol(&node, "host-1").await?;
+    push_image(&node, "team/app", "v1", b"layer").await?;
+    let image = image_of(&node, "team/app:v1").await?;
+    let wanted = json!({ "reference": "team/app:v1", "hosts": ["host-1"] });
+    // Nobody has looked yet.
+    let _: Deployment = node.call(Method::POST, "deployments", &wanted).await?;
+    order(&node, image).await?;
+    ended(&node, image).await?;
+    ensure!(program.read("calls")?.contains("--ignore-unfixed"));
+    let refused = node.request(Method::POST, "deployments").json(&wanted).send().await?;
+    let refused = problem(refused, StatusCode::CONFLICT).await?;
+    ensure!(refused.code == "vulnerable", "{refused:?}");
+    ensure!(refused.message.starts_with("3 vulnerabilities are high or worse"), "{refused:?}");
+    let policy = json!({ "name": "base", "reference": "team/app:v1", "selector": "room=1" });
+    let policy: WarmUp = node.call(Method::POST, "warm-ups", &policy).await?;
+    ensure!(policy.trouble.is_some_and(|text| text.contains("high or worse")));
+
+    program.write("report", &report(&[("CVE-9", "MEDIUM")]).to_string())?;
+    order(&node, image).await?;
+    ended(&node, image).await?;
+    let _: Deployment = node.call(Method::POST, "deployments", &wanted).await?;
+    let policy: WarmUp = node.get("warm-ups/base").await?;
+    ensure!(policy.trouble.is_none(), "{policy:?}");
     node.server.stop().await
 }
 

@@ -1,26 +1,31 @@
 //! A disk as a file that the scanner can read: raw, without the bytes that are zero, in the scratch
 //! folder, for as long as the scan takes.
 //!
-//! Invariant: the room that disks under way may still take is counted, so that they do not fill the
-//! node's own disk together.
+//! Invariants: the room that disks under way may still take is counted, so that they do not fill the
+//! node's own disk together; nor does what the scanner itself writes there, which unpacks what it finds.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use parking_lot::Mutex;
 use shoal_content::RecipeId;
 use shoal_formats::{Export, ExportError, Target};
 use thiserror::Error;
+use tokio::time::sleep;
 
 use crate::disks::exported;
 use crate::origin::{self, Origin};
 
-/// Of the folder's disk, what is never filled.
+/// Of the folder's disk, what is left free where a scan begins.
 const RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+/// A scan that leaves less is ended; and how often that is looked at.
+const FREE_BYTES_MIN: u64 = RESERVE_BYTES / 2;
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why there is no file.
 #[derive(Debug, Error)]
@@ -32,6 +37,8 @@ pub enum DiskError {
     TooLarge { content_bytes: u64 },
     #[error("no_room: the node's data folder has no room for {content_bytes} bytes of a disk")]
     NoRoom { content_bytes: u64 },
+    #[error("no_room: the scanner was filling the node's data folder, and was ended")]
+    Filled,
     #[error("content_missing: the disk's recipe is not in storage")]
     NoRecipe,
     #[error("content_missing: the disk cannot be read from storage")]
@@ -78,10 +85,7 @@ impl Room {
     /// # Errors
     /// [`DiskError::NoRoom`], or what the file system says.
     pub fn take(&self, folder: &Path, bytes: u64) -> Result<Place, DiskError> {
-        let stat = nix::sys::statvfs::statvfs(folder);
-        let stat = stat.map_err(|errno| DiskError::Write(errno.into()))?;
-        let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-        self.take_of(free, bytes)
+        self.take_of(free_bytes(folder).map_err(DiskError::Write)?, bytes)
     }
 
     /// What others have written by now counts twice: better too little than too much.
@@ -93,6 +97,18 @@ impl Room {
         }
         *taken += bytes;
         Ok(Place { room: self.clone(), bytes })
+    }
+}
+
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder)?;
+    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+}
+
+/// Returns when the folder's disk has too little left. Where it does not say, it has enough.
+pub async fn filled(folder: &Path) {
+    while free_bytes(folder).map_or(true, |free| free >= FREE_BYTES_MIN) {
+        sleep(LOOK_INTERVAL).await;
     }
 }
 

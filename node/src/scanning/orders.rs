@@ -1,7 +1,7 @@
 //! Scans that nobody has ordered: of what was just pushed, and of what was scanned long ago.
 //!
-//! Invariant: at most [`OPEN_MAX`] scans are open where one is ordered because of its age, so that
-//! whoever orders one by itself does not wait for the whole cluster.
+//! Invariant: fewer than [`OPEN_MAX`] scans are open where one is ordered so, which leaves room for what
+//! people order.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -60,6 +60,10 @@ impl Scanner {
             let view = self.inner.raft.read().await?;
             let query = view.query();
             let Some(version) = query.version_by_id(version)? else { return Ok(()) };
+            if query.open_scans(OPEN_MAX)?.len() >= OPEN_MAX {
+                // It is found among those that are due.
+                return Ok(());
+            }
             // What has no tag is a part of an index that comes later, or attached to another one.
             let tagged = version.disk.is_some()
                 || !query.tags_of(version.image, &version.digest)?.is_empty();

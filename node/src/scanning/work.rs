@@ -240,6 +240,8 @@ impl Scanner {
                 output?
             }
             Subject::Image(manifest) => {
+                // It keeps none of it, but for what the program unpacks.
+                let _place = settings.room.take(&scratch.0, 0)?;
                 let store = Arc::clone(&self.inner.store);
                 let source = Source::open(store, *manifest).await.map_err(Error::Scratch)?;
                 run(settings, &scratch.0, Target::Image(&source)).await?
@@ -291,11 +293,7 @@ enum Target<'a> {
     Image(&'a Source),
 }
 
-async fn run(
-    settings: &Settings,
-    scratch: &Path,
-    target: Target<'_>,
-) -> Result<Vec<u8>, ProgramError> {
+async fn run(settings: &Settings, scratch: &Path, target: Target<'_>) -> Result<Vec<u8>, Error> {
     let config = &settings.config;
     let mut arguments = match target {
         Target::Disk(_) => vec!["vm"],
@@ -327,7 +325,10 @@ async fn run(
         folder: scratch,
         limit: Duration::from_secs(config.timeout_seconds),
     };
-    run.output().await
+    tokio::select! {
+        output = run.output() => Ok(output?),
+        () = disk::filled(scratch) => Err(DiskError::Filled.into()),
+    }
 }
 
 /// Before it is tried again.

@@ -148,7 +148,7 @@ mod tests {
         let store = FolderStore::open(folder.path(), 0).unwrap();
         let store: Arc<dyn BlobStore> = Arc::new(store);
         let object = |number| ObjectKey::Blob(UploadId::from_uuid(Uuid::from_u128(number)));
-        for (number, bytes) in [(1, &b"layer"[..]), (2, b"another's")] {
+        for (number, bytes) in [(1, &b"layer"[..]), (2, &b"another's"[..])] {
             let bytes = Bytes::from_static(bytes);
             store.put(object(number), &KeyOwner::Cluster, bytes).await.unwrap();
         }

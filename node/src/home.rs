@@ -1,7 +1,7 @@
 //! A node's data folder: who it is and which cluster it belongs to.
 //!
 //! Layout: `lock`, `key` (Ed25519, PKCS#8), `node.pem`, `ca.pem`, `member.json`, and the folders
-//! `raft`, `cache` and `storage`; `counters.json` while it is stopped. `member.json` is written last: a node whose founding or joining was cut
+//! `raft`, `cache`, `storage` and `scanner`; `counters.json` while it is stopped. `member.json` is written last: a node whose founding or joining was cut
 //! off is not a member and begins again. `begun` says of which member there is something in `raft`: who
 //! has joined starts with nothing there, and later never again.
 //!
@@ -125,6 +125,11 @@ impl Home {
     /// For blobs on their way from other registries.
     pub fn upstreams_folder(&self) -> PathBuf {
         self.folder.join("upstreams")
+    }
+
+    /// What the scanner knows, and what it is looking at.
+    pub fn scanner_folder(&self) -> PathBuf {
+        self.folder.join("scanner")
     }
 
     /// The counters of a node that was stopped.

@@ -33,6 +33,7 @@ pub mod remote;
 mod renewal;
 pub mod restore;
 pub mod retention;
+pub mod scanning;
 pub mod scrub;
 pub mod server;
 pub mod stars;

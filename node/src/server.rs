@@ -305,6 +305,9 @@ impl Server {
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
         services.disks.make_deltas(services.deltas.clone());
+        let begun = services.scanner.begin(&config.scanner, home.scanner_folder(), &mut registry);
+        begun.context("the scanner's folder cannot be used")?;
+        services.disks.scan_pushed(services.scanner.clone());
         let upstream_metrics = UpstreamMetrics::default();
         upstream_metrics.register(&mut registry);
         let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());
@@ -331,7 +334,7 @@ impl Server {
         tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
         tasks.spawn(leaving::keep(raft.clone()));
         tasks.spawn(keep_deadlines(raft.clone()));
-        tasks.spawn(keep_warm(raft.clone(), services.audit.clone()));
+        tasks.spawn(keep_warm(raft.clone(), services.audit.clone(), services.scanner.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);

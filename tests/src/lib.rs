@@ -20,3 +20,4 @@ pub mod sample;
 pub mod scene;
 pub mod skew;
 pub mod throttle;
+pub mod trivy;

@@ -82,25 +82,45 @@ pub fn container(
 
 /// The same, with so many bytes in each layer's one file.
 pub fn container_of(folder: &Path, seed: u64, layers: &[usize]) -> Result<ContainerImage> {
-    let layout = folder.join(format!("container-{seed}"));
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let mut descriptors = Vec::new();
-    let mut diff_ids = Vec::new();
-    let mut blob_bytes = 0;
-    for (layer, &layer_bytes) in layers.iter().enumerate() {
+    let layers = layers.iter().enumerate().map(|(layer, &layer_bytes)| {
         let tree = folder.join(format!("layer-{seed}-{layer}"));
         fs::create_dir_all(tree.join("data"))?;
         fs::write(
             tree.join(format!("data/{layer}.bin")),
             noise(seed + 1000 * layer as u64, layer_bytes),
         )?;
-        let tar = folder.join(format!("layer-{seed}-{layer}.tar"));
-        let mut command = Command::new("tar");
-        command.args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"]);
-        command.arg("-C").arg(&tree).arg("-cf").arg(&tar).arg(".");
-        run(command)?;
-        let bytes = fs::read(&tar)?;
+        let bytes = archive(&tree)?;
+        fs::remove_dir_all(&tree)?;
+        Ok(bytes)
+    });
+    image(folder.join(format!("container-{seed}")), layers)
+}
+
+/// Makes an image of one layer, which has what lies in `tree`.
+pub fn container_from(folder: &Path, name: &str, tree: &Path) -> Result<ContainerImage> {
+    image(folder.join(name), std::iter::once(archive(tree)))
+}
+
+/// What lies in a folder, the same bytes each time.
+fn archive(tree: &Path) -> Result<Vec<u8>> {
+    let tar = tree.with_extension("tar");
+    let mut command = Command::new("tar");
+    command.args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"]);
+    command.arg("-C").arg(tree).arg("-cf").arg(&tar).arg(".");
+    run(command)?;
+    let bytes = fs::read(&tar)?;
+    fs::remove_file(&tar)?;
+    Ok(bytes)
+}
+
+fn image(layout: PathBuf, layers: impl Iterator<Item = Result<Vec<u8>>>) -> Result<ContainerImage> {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let mut descriptors = Vec::new();
+    let mut diff_ids = Vec::new();
+    let mut blob_bytes = 0;
+    for layer in layers {
+        let bytes = layer?;
         let digest = store(&blobs, &bytes)?;
         blob_bytes += bytes.len() as u64;
         diff_ids.push(digest.clone());
@@ -108,8 +128,6 @@ pub fn container_of(folder: &Path, seed: u64, layers: &[usize]) -> Result<Contai
             "mediaType": "application/vnd.oci.image.layer.v1.tar",
             "digest": digest, "size": bytes.len(),
         }));
-        fs::remove_dir_all(&tree)?;
-        fs::remove_file(&tar)?;
     }
     let config = serde_json::to_vec(&serde_json::json!({
         "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]},

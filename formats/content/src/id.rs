@@ -135,6 +135,10 @@ prefixed_id!(
     DeploymentId, "dep-"
 );
 prefixed_id!(
+    /// One order to look for vulnerabilities in a version.
+    ScanId, "scan-"
+);
+prefixed_id!(
     /// One key that objects in storage are sealed with.
     DataKeyId, "datakey-"
 );

@@ -23,8 +23,8 @@ mod timestamp;
 pub use chunk::{CHUNK_BYTES_MAX, ChunkId};
 pub use digest::{Algorithm, Digest, DigestError};
 pub use id::{
-    ClusterId, DataKeyId, DeploymentId, IdError, ImageId, NodeId, PeerId, TransferId, UploadId,
-    VersionId,
+    ClusterId, DataKeyId, DeploymentId, IdError, ImageId, NodeId, PeerId, ScanId, TransferId,
+    UploadId, VersionId,
 };
 pub use labels::{LABELS_MAX, Labels, LabelsError, Proximity, Zone};
 pub use name::{

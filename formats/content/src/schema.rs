@@ -10,8 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::{
     AccountName, ClusterId, DeploymentId, Digest, ImageId, ImageReference, InstanceName, NodeId,
-    PeerId, Priority, ProjectName, RecipeId, RepositoryName, TagName, Timestamp, TransferId,
-    UploadId, VersionId, Zone,
+    PeerId, Priority, ProjectName, RecipeId, RepositoryName, ScanId, TagName, Timestamp,
+    TransferId, UploadId, VersionId, Zone,
 };
 
 /// One path component of a name.
@@ -97,6 +97,8 @@ texts! {
         "upload-01890a5d73a77c0ab4f5d3c1c8b1a2f3";
     DeploymentId: "One deployment order.", concat!("^dep-", uuid!()), 40,
         "dep-01890a5d73a77c0ab4f5d3c1c8b1a2f4";
+    ScanId: "One order to look for vulnerabilities in a version.", concat!("^scan-", uuid!()), 41,
+        "scan-01890a5d73a77c0ab4f5d3c1c8b1a2f6";
     TransferId: "One transfer of one recipe on one agent.", concat!("^transfer-", uuid!()), 45,
         "transfer-01890a5d73a77c0ab4f5d3c1c8b1a2f5";
     PeerId: "An agent or a node, by its Ed25519 public key.", "^[0-9a-fA-F]{64}$", 64,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 
 use crate::absent::{or_default, or_null};
-use crate::{Tag, Version};
+use crate::{Tag, Version, VulnerabilityCounts};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -148,6 +148,16 @@ pub struct Image<T = TagName, O = String> {
     pub download_count: u64,
     #[serde(default)]
     pub star_count: u64,
+    /// How the scan stands that was ordered last of the latest version: `pending`, `scanning`,
+    /// `completed` or `failed`. None where there was none.
+    #[serde(default)]
+    pub scan_status: Option<String>,
+    /// What the last scan of the latest version has found that was completed.
+    #[serde(default)]
+    pub vulnerabilities: Option<VulnerabilityCounts>,
+    /// When that was.
+    #[serde(default)]
+    pub last_scan_at: Option<String>,
     pub latest_version: Option<String>,
     pub tags: Vec<T>,
     pub labels: BTreeMap<String, String>,

@@ -15,6 +15,7 @@ pub const EXIT_UNAUTHENTICATED: u8 = 3;
 pub const EXIT_NOT_FOUND: u8 = 4;
 pub const EXIT_UNREACHABLE: u8 = 5;
 pub const EXIT_DEPLOYMENT_FAILED: u8 = 6;
+pub const EXIT_VULNERABLE: u8 = 7;
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Why a command ended without its result.

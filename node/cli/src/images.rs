@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::screen::{Screen, bytes, confirm, state, table};
 use crate::upload::begun;
-use crate::{copy, download, import, projects, upload, versions};
+use crate::{copy, download, import, projects, scans, upload, versions};
 
 /// More than a node looks at for one list; a list that never ends is a fault of the node.
 const PAGES_MAX: u64 = 10_000;
@@ -57,6 +57,12 @@ pub async fn image(
         }
         ImageCommand::Revoke { name, who } => projects::revoke(client, name, who, screen).await,
         ImageCommand::Star { name, remove } => star(client, name, !remove, screen).await,
+        ImageCommand::Scan { reference, wait } => {
+            scans::scan(client, reference, *wait, screen).await
+        }
+        ImageCommand::Vulnerabilities { reference, severity, fail_on } => {
+            scans::vulnerabilities(client, reference, severity, *fail_on, screen).await
+        }
         command => versions::version(command, client, screen).await,
     }
 }
@@ -252,6 +258,7 @@ fn profile(detail: &ImageDetail) -> String {
         ("better", machine(recommended_cpu_cores, recommended_memory_mb, recommended_disk_gb)),
         ("labels", all(&image.labels)),
         ("annotations", all(&image.annotations)),
+        ("scan", image.scan_status.clone().unwrap_or_default()),
     ];
     let lines = lines.into_iter().filter(|(_, text)| !text.is_empty());
     lines.map(|(what, text)| format!("{what}: {text}\n")).collect()

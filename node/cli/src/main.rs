@@ -42,6 +42,7 @@ mod projects;
 mod quotas;
 mod restore;
 mod resume;
+mod scans;
 mod screen;
 mod session;
 mod storage;

@@ -191,10 +191,9 @@ pub fn table(head: &[&str]) -> Table {
 pub fn state(text: &str) -> Cell {
     let colour = match text {
         "done" | "active" | "leader" | "online" => Color::Green,
-        "failed" | "offline" | "cancelled" => Color::Red,
-        "running" | "waiting" | "queued" | "paused" | "processing" | "receiving" | "learner" => {
-            Color::Yellow
-        }
+        "failed" | "offline" | "cancelled" | "CRITICAL" | "HIGH" => Color::Red,
+        "MEDIUM" | "running" | "waiting" | "queued" | "paused" | "processing" | "receiving"
+        | "learner" => Color::Yellow,
         _ => return Cell::new(text),
     };
     Cell::new(text).fg(colour)

@@ -13,7 +13,7 @@ use shoal_api::{CreateDeployment, Deadline, Deployment, RetryDeployment};
 use shoal_content::{DeploymentId, Labels, PeerId, Pin, Timestamp};
 use shoal_metadata::{
     self as metadata, Action, Agent, Command, DeploymentOrder, DeploymentPlan, Query as Metadata,
-    Read,
+    Read, ScanKey,
 };
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ use super::brought::brought;
 use super::caller::Caller;
 use super::images::resolved;
 use super::input::{Body, Path};
-use super::problem::missing;
+use super::problem::{conflict, missing};
 use crate::clock::{now, parsed};
 use crate::deploy::{Names, Reports, view, watch};
 use crate::http::problem::Problem;
@@ -48,6 +48,10 @@ pub async fn create(
     let caller = brought(&app, caller, &request.reference).await?;
     let query = caller.view.query();
     let (image, version) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
+    let of = ScanKey { image: image.id, digest: version.digest.clone() };
+    if let Some(blocked) = app.services.scanner.blocks(query, &of)? {
+        return Err(conflict("vulnerable", blocked));
+    }
     let agents = query.agents()?;
     let hosts = hosts(query, &agents, &request)?;
     let tag = match request.reference.pin {

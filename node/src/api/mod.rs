@@ -41,6 +41,7 @@ mod projects;
 mod quotas;
 mod reception;
 mod recovery;
+mod scans;
 mod second_factor;
 mod services;
 mod session;
@@ -172,6 +173,9 @@ fn catalog() -> Routes {
             post(versions::deprecate).delete(versions::undeprecate),
         )
         .route(&format!("{version}/download"), get(download::download))
+        .route(&format!("{image}/scan"), post(scans::order))
+        .route(&format!("{image}/vulnerabilities"), get(scans::show))
+        .route("/api/v1/artifacts/{digest}/vulnerabilities", get(scans::of_artifact))
         .route(&format!("{image}/tags"), get(tags::list))
         .route(&format!("{image}/tags/{{tag}}"), put(tags::put).delete(tags::delete))
         .route(&format!("{image}/rollback"), post(tags::roll_back))

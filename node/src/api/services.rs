@@ -17,6 +17,7 @@ use crate::disks::Disks;
 use crate::origin::Origin;
 use crate::pulls::Pulls;
 use crate::retention::Retainer;
+use crate::scanning::Scanner;
 use crate::scrub::Scrubber;
 use crate::stars::Stars;
 use crate::state::Keys;
@@ -42,6 +43,7 @@ pub struct Services {
     pub retainer: Retainer,
     pub audit: Audit,
     pub stars: Stars,
+    pub scanner: Scanner,
     /// Ends streams that would stay open for ever.
     pub stopping: CancellationToken,
 }
@@ -80,6 +82,7 @@ impl Services {
         Ok(Self {
             disks: Disks::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             deltas: Deltas::new(raft.clone(), Arc::clone(store), origin.clone(), node),
+            scanner: Scanner::new(raft.clone(), Arc::clone(store), origin.clone(), node),
             origin,
             gatherer: Gatherer::new(board.clone(), desk.clone(), siblings.clone()),
             siblings,
@@ -111,6 +114,7 @@ impl Services {
         let disks = self.disks.clone();
         tasks.spawn(async move { disks.expire_uploads().await });
         tasks.spawn(self.deltas.clone().run());
+        tasks.spawn(self.scanner.clone().run());
         tasks.spawn(self.collector.clone().run());
         tasks.spawn(self.scrubber.clone().run());
         tasks.spawn(self.pulls.clone().run());

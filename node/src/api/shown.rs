@@ -5,10 +5,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use shoal_api::{Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail};
+use shoal_api::{
+    Deprecation, Image, Instance, Layer, Tag, Version, VersionDetail, VulnerabilityCounts,
+};
 use shoal_content::{AccountName, Digest, ImageId, TagName};
 use shoal_metadata::{
-    self as metadata, Fault, ImageKind, Owner, Query, Read, Reference, VersionNote, Visibility,
+    self as metadata, Fault, ImageKind, Owner, Query, Read, Reference, ScanKey, ScanState,
+    SeverityCounts, VersionNote, Visibility,
 };
 
 use crate::clock::rfc3339;
@@ -147,6 +150,11 @@ pub fn image_with<R: Read, T, O>(
     let (profile, note) = (row.profile.clone(), query.image_note(row.id)?);
     let (counters, deletion) = (query.counters(row.id)?, query.deletion(row)?);
     let OfProject { visibility, organization } = of_project(query, row)?;
+    let scan = match &row.latest {
+        Some(digest) => query.scan(&ScanKey { image: row.id, digest: digest.clone() })?,
+        None => None,
+    };
+    let report = scan.as_ref().and_then(|scan| scan.report.as_ref());
     Ok(Image {
         id: row.id,
         name: row.name.clone(),
@@ -165,6 +173,9 @@ pub fn image_with<R: Read, T, O>(
         status: status(row, deletion.is_some()).to_owned(),
         download_count: counters.downloads,
         star_count: counters.stars,
+        scan_status: scan.as_ref().map(|scan| scan_status(&scan.state).to_owned()),
+        vulnerabilities: report.map(|report| severities(report.found)),
+        last_scan_at: report.map(|report| rfc3339(report.completed_at)),
         latest_version: latest.as_ref().map(number),
         tags,
         labels: profile.labels.into(),
@@ -179,6 +190,20 @@ pub fn image_with<R: Read, T, O>(
         deleted_at: deletion.as_ref().map(|deletion| rfc3339(deletion.at)),
         deleted_by: deletion.map(|deletion| deletion.by),
     })
+}
+
+pub fn scan_status(state: &ScanState) -> &'static str {
+    match state {
+        ScanState::Pending => "pending",
+        ScanState::Scanning { .. } => "scanning",
+        ScanState::Completed => "completed",
+        ScanState::Failed { .. } => "failed",
+    }
+}
+
+pub fn severities(found: SeverityCounts) -> VulnerabilityCounts {
+    let SeverityCounts { critical, high, medium, low, unknown } = found;
+    VulnerabilityCounts { critical, high, medium, low, unknown }
 }
 
 pub fn deprecation(note: &VersionNote) -> Option<Deprecation> {

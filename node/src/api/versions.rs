@@ -160,8 +160,12 @@ pub async fn create(
         ProposeError::Refused(Refusal::Exists(_)) => uploads::number_taken(&request.version),
         error => error.into(),
     })?;
-    if matches!(answer, Response::Version { created: false, .. }) {
-        return Err(uploads::number_taken(&request.version));
+    match answer {
+        Response::Version { created: false, .. } => {
+            return Err(uploads::number_taken(&request.version));
+        }
+        Response::Version { id, .. } => app.services.scanner.pushed(id),
+        _ => {}
     }
     let (changelog, build_info) = (request.changelog, uploads::build_info(request.build_info));
     if !changelog.is_empty() || !build_info.is_empty() {

@@ -20,6 +20,7 @@ use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
 use crate::deploy::{named, state};
 use crate::http::problem::Problem;
+use crate::scanning::Scanner;
 use crate::state::App;
 
 fn unknown(name: &AccountName) -> Problem {
@@ -45,8 +46,12 @@ fn permitted(
     Ok(row)
 }
 
-fn shown<R: Read>(query: Metadata<'_, R>, row: metadata::WarmUp) -> Result<WarmUp, Problem> {
-    let trouble = named(query, &row, now()).err().map(|trouble| trouble.to_string());
+fn shown<R: Read>(
+    query: Metadata<'_, R>,
+    row: metadata::WarmUp,
+    scanner: &Scanner,
+) -> Result<WarmUp, Problem> {
+    let trouble = named(query, &row, now(), scanner).err().map(|trouble| trouble.to_string());
     let ordered = match row.deployment {
         Some(id) => query.deployment(id)?.map(|ordered| (id, ordered)),
         None => None,
@@ -110,19 +115,23 @@ pub async fn create(
     })?;
     let view = app.view().await?;
     let row = view.query().warm_up(&name)?.ok_or_else(|| unknown(&name))?;
-    Ok((StatusCode::CREATED, Json(shown(view.query(), row)?)))
+    Ok((StatusCode::CREATED, Json(shown(view.query(), row, &app.services.scanner)?)))
 }
 
-pub async fn list(caller: Caller) -> Result<Json<Vec<WarmUp>>, Problem> {
-    let query = caller.view.query();
+pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<WarmUp>>, Problem> {
+    let (query, scanner) = (caller.view.query(), &app.services.scanner);
     let rows = query.warm_ups()?.into_iter();
     let seen = rows.filter(|row| may(&caller, row, Action::List).is_ok());
-    seen.map(|row| shown(query, row)).collect::<Result<_, _>>().map(Json)
+    seen.map(|row| shown(query, row, scanner)).collect::<Result<_, _>>().map(Json)
 }
 
-pub async fn show(caller: Caller, Path(name): Path<AccountName>) -> Result<Json<WarmUp>, Problem> {
+pub async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<AccountName>,
+) -> Result<Json<WarmUp>, Problem> {
     let row = permitted(&caller, &name, Action::List)?;
-    shown(caller.view.query(), row).map(Json)
+    shown(caller.view.query(), row, &app.services.scanner).map(Json)
 }
 
 /// What it has ordered goes on.

@@ -16,6 +16,7 @@ mod names;
 mod passkeys;
 mod program;
 mod registry;
+mod scanner;
 mod upstreams;
 
 use std::net::SocketAddr;
@@ -40,6 +41,7 @@ pub use names::SETTINGS;
 pub use passkeys::Passkeys;
 pub use program::Program;
 pub use registry::Registry;
+pub use scanner::{BlockSeverity, Scanner};
 pub use shoal_settings::Error;
 pub use upstreams::{UPSTREAM_SETTINGS, Upstream, Upstreams};
 
@@ -71,6 +73,7 @@ pub struct Config {
     pub delta: Delta,
     pub images: Images,
     pub import: Import,
+    pub scanner: Scanner,
     pub collection: Collection,
     pub scrub: Scrub,
     pub retention: Retention,
@@ -506,6 +509,9 @@ impl Config {
         }
         if let Some((key, message)) = self.import.mistake() {
             return value("import", key, message);
+        }
+        if let Some((key, message)) = self.scanner.mistake() {
+            return value("scanner", key, message);
         }
         if let Some((key, message)) = self.upstreams.mistake() {
             return value("upstreams", key, &message);

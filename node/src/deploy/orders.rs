@@ -327,6 +327,7 @@ impl OrderStream {
             Event::TagMoved { .. }
             | Event::UploadChanged(_)
             | Event::WarmUpsChanged
+            | Event::ScansChanged
             | Event::DeltaChanged(_) => Ok(()),
         }
     }

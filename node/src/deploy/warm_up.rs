@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use shoal_content::{AccountName, DeploymentId, Digest, PeerId, Timestamp};
 use shoal_metadata::{
     Action, Agent, AuditResult, AuditSource, Command, Event, Fault, HostState, Query, Read,
-    Refusal, RobotName, UserRole, WarmUp, What, Who, permission,
+    Refusal, RobotName, ScanKey, UserRole, WarmUp, What, Who, permission,
 };
 use shoal_raft::{ProposeError, Raft};
 use thiserror::Error;
@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::audit::Audit;
 use crate::clock;
+use crate::scanning::Scanner;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Agents that come within this time are one order.
@@ -43,11 +44,13 @@ pub enum Trouble {
     NoTag(String, String),
     #[error("{0}, on whose behalf it orders, may not order {1} any more")]
     Forbidden(String, String),
+    #[error("{0}")]
+    Vulnerable(String),
     #[error("the metadata cannot be read")]
     Rows(#[from] Fault),
 }
 
-/// What a policy's tag names now, where its maker may have it.
+/// What a policy's tag names now, where its maker may have it and no vulnerability is in the way.
 ///
 /// # Errors
 /// Where nothing can be ordered.
@@ -55,6 +58,7 @@ pub fn named<R: Read>(
     query: Query<'_, R>,
     policy: &WarmUp,
     now: Timestamp,
+    scanner: &Scanner,
 ) -> Result<Digest, Trouble> {
     let (name, by) = (&policy.image, &policy.created_by);
     let image = query.image_by_name(name)?.ok_or_else(|| Trouble::NoImage(name.to_string()))?;
@@ -77,14 +81,19 @@ pub fn named<R: Read>(
         return Err(Trouble::Forbidden(by.clone(), name.to_string()));
     }
     let none = || Trouble::NoTag(name.to_string(), policy.tag.to_string());
-    query.tag(image.id, &policy.tag)?.ok_or_else(none)
+    let digest = query.tag(image.id, &policy.tag)?.ok_or_else(none)?;
+    let of = ScanKey { image: image.id, digest };
+    match scanner.blocks(query, &of)? {
+        Some(blocked) => Err(Trouble::Vulnerable(blocked)),
+        None => Ok(of.digest),
+    }
 }
 
 /// When those that failed were last let try again.
 type Tries = HashMap<DeploymentId, Instant>;
 
 /// Runs until it is dropped.
-pub async fn keep_warm(raft: Raft, audit: Audit) {
+pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = raft.events();
@@ -101,7 +110,7 @@ pub async fn keep_warm(raft: Raft, audit: Audit) {
         if !raft.status().is_leader {
             continue;
         }
-        if let Err(error) = look(&raft, &audit, &mut tries, &mut troubled).await {
+        if let Err(error) = look(&raft, (&audit, &scanner), &mut tries, &mut troubled).await {
             warn!(%error, "warm-up policies cannot be read");
         }
     }
@@ -126,7 +135,7 @@ async fn changed(events: &mut Receiver<Event>) -> bool {
 
 async fn look(
     raft: &Raft,
-    audit: &Audit,
+    (audit, scanner): (&Audit, &Scanner),
     tries: &mut Tries,
     troubled: &mut BTreeSet<AccountName>,
 ) -> Result<(), Fault> {
@@ -145,7 +154,7 @@ async fn look(
         let agents = query.agents()?;
         let mut commands = Vec::new();
         for policy in policies {
-            match due(query, &agents, &policy, tries) {
+            match due(query, scanner, &agents, &policy, tries) {
                 Ok(command) => {
                     troubled.remove(&policy.name);
                     commands.extend(command.map(|command| (policy, command)));
@@ -187,11 +196,12 @@ fn note_refusal(audit: &Audit, policy: &WarmUp, trouble: &Trouble) {
 /// What is to be proposed for a policy, if anything.
 fn due<R: Read>(
     query: Query<'_, R>,
+    scanner: &Scanner,
     agents: &[Agent],
     policy: &WarmUp,
     tries: &mut Tries,
 ) -> Result<Option<Command>, Trouble> {
-    let digest = named(query, policy, clock::now())?;
+    let digest = named(query, policy, clock::now(), scanner)?;
     let carrying = agents.iter().filter(|agent| agent.labels.match_selector(&policy.selector));
     let hosts: BTreeSet<PeerId> = carrying.map(|agent| agent.peer).collect();
     if hosts.is_empty() {

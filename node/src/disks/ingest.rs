@@ -232,11 +232,14 @@ impl Disks {
             owner: order.upload.owner,
             upload: Some(order.upload.id),
         };
-        let image = put.image;
+        let (image, version) = (put.image, put.version);
         match self.propose_published(put, compressed_bytes).await? {
             Ok(_) => {
                 if let Some(deltas) = self.inner.deltas.get() {
                     deltas.published(image, &order.recipes, recipe);
+                }
+                if let Some(scanner) = self.inner.scanner.get() {
+                    scanner.pushed(version);
                 }
                 Ok(())
             }

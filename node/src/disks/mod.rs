@@ -41,6 +41,7 @@ use crate::clock;
 use crate::delta::Deltas;
 use crate::origin::Origin;
 use crate::remote::Remote;
+use crate::scanning::Scanner;
 use crate::store::BlobStore;
 
 pub use ahead::AHEAD_AT_ONCE_MAX;
@@ -94,6 +95,7 @@ struct Inner {
     keep_free_space: AtomicBool,
     remote: OnceLock<Remote>,
     deltas: OnceLock<Deltas>,
+    scanner: OnceLock<Scanner>,
     importing: Mutex<BTreeSet<UploadId>>,
     import_permits: Semaphore,
 }
@@ -115,6 +117,7 @@ impl Disks {
             keep_free_space,
             remote: OnceLock::new(),
             deltas: OnceLock::new(),
+            scanner: OnceLock::new(),
             importing: Mutex::default(),
             import_permits: Semaphore::new(IMPORTS_AT_ONCE_MAX),
         };
@@ -131,6 +134,12 @@ impl Disks {
     pub fn make_deltas(&self, deltas: Deltas) {
         // Only the first call counts; there is one.
         let _ = self.inner.deltas.set(deltas);
+    }
+
+    /// So is this.
+    pub fn scan_pushed(&self, scanner: Scanner) {
+        // Only the first call counts; there is one.
+        let _ = self.inner.scanner.set(scanner);
     }
 
     /// Guest bytes read so far, where this node reads the disk.

@@ -8,7 +8,10 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest as _, Sha256, Sha512};
 use shoal_content::{Algorithm, Digest, ImageId, Pin, RepositoryName, TagName, VersionId};
 use shoal_formats::parse_manifest;
-use shoal_metadata::{AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference};
+use shoal_metadata::{
+    AuditResult, Command, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Reference,
+    Response as MetadataResponse,
+};
 use shoal_raft::View;
 use uuid::Uuid;
 
@@ -169,7 +172,11 @@ async fn put(asked: Asked, body: Body, repository: RepositoryName, pin: Pin) -> 
         owner,
         upload: None,
     };
-    asked.app.propose(Command::PutManifest(command)).await?;
+    let answer = asked.app.propose(Command::PutManifest(command)).await?;
+    // What was there before may have got its first tag.
+    if let MetadataResponse::Version { id, .. } = answer {
+        asked.app.services.scanner.pushed(id);
+    }
     let mut headers = vec![
         (header::LOCATION, format!("/v2/{repository}/manifests/{digest}")),
         (CONTENT_DIGEST, digest.to_string()),

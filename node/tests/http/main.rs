@@ -44,6 +44,7 @@ mod quotas;
 mod recovery;
 mod retention;
 mod rights;
+mod scans;
 mod scrub;
 mod strangers;
 mod swarm;

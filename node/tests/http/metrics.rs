@@ -15,13 +15,15 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 66] = [
+static NAMES: [&str; 69] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
     "image_cache_hits",
     "image_cache_misses",
     "image_download_bytes",
+    "image_scan_failures",
+    "image_scans",
     "image_storage_total_bytes",
     "image_storage_used_bytes",
     "image_upload_bytes",

@@ -406,6 +406,10 @@ pub fn audited<R: Read>(
         }
         Command::TrashImage { id, .. } => ("image.delete", image(*id)?),
         Command::RestoreImage { id } => ("image.restore", image(*id)?),
+        // Those that come by themselves are nobody's doing.
+        Command::OrderScan { of, by, .. } if !by.is_empty() => {
+            ("image.scan", format!("{}@{}", image(of.image)?, of.digest))
+        }
         Command::DescribeVersion { image: id, digest, .. } => {
             ("version.update", format!("{}@{digest}", image(*id)?))
         }

@@ -133,7 +133,10 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::PurgeImage { .. }
         | Command::ReportHosts { .. }
         | Command::FollowGroup { .. }
-        | Command::SetEmail { .. } => 2,
+        | Command::SetEmail { .. }
+        | Command::OrderScan { .. }
+        | Command::ClaimScan { .. }
+        | Command::EndScan { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

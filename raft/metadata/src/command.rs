@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use shoal_content::{
     AccountName, DataKeyId, DeploymentId, Digest, ImageId, InstanceName, ObjectKey, PeerId,
-    ProjectName, RecipeId, RepositoryName, TagName, Timestamp, UploadId, VersionId,
+    ProjectName, RecipeId, RepositoryName, ScanId, TagName, Timestamp, UploadId, VersionId,
 };
 use thiserror::Error;
 
@@ -35,6 +35,7 @@ use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
     Visibility, WorkloadRule,
 };
+use crate::scan::{ScanKey, ScanOutcome};
 use crate::secrets::{SealedSecret, SecretPlace};
 
 /// The newest command version that this program can apply. A leader proposes no command newer
@@ -675,6 +676,27 @@ pub enum Command {
         user: String,
         email: String,
     },
+    /// Orders that vulnerabilities are looked for in a version; where that is ordered already, the
+    /// answer names the order that there is.
+    OrderScan {
+        of: ScanKey,
+        id: ScanId,
+        by: String,
+    },
+    /// Takes or takes over that work, or (`renews`) says that it is still under way.
+    ClaimScan {
+        of: ScanKey,
+        id: ScanId,
+        node: shoal_content::NodeId,
+        lease_until: Timestamp,
+        renews: bool,
+    },
+    EndScan {
+        of: ScanKey,
+        id: ScanId,
+        node: shoal_content::NodeId,
+        outcome: ScanOutcome,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.
@@ -758,6 +780,8 @@ pub enum Response {
     Purged {
         gone: bool,
     },
+    /// The order that stands.
+    Scan(ScanId),
 }
 
 /// Why a command changed nothing. These are answers for users, not failures.
@@ -878,6 +902,7 @@ pub enum Subject {
     Passkey,
     DataKey,
     Authority,
+    Scan,
 }
 
 impl std::fmt::Display for Subject {
@@ -915,6 +940,7 @@ impl std::fmt::Display for Subject {
             Self::Passkey => "passkey",
             Self::DataKey => "data key",
             Self::Authority => "authority",
+            Self::Scan => "scan",
         })
     }
 }
@@ -937,4 +963,5 @@ pub enum Event {
     /// events were missed.
     AllChanged,
     AuthoritiesChanged,
+    ScansChanged,
 }

@@ -17,6 +17,7 @@ use crate::lockout::Suspect;
 use crate::passkey::Answered;
 use crate::quota::{Content, Payer, QuotaOf};
 use crate::rights::{Grantee, Place, PlaceKind, RobotName};
+use crate::scan::ScanKey;
 use crate::table::Fault;
 
 pub const ID_BYTES: usize = 16;
@@ -115,6 +116,16 @@ pub fn number(id: ImageId, number: &str) -> Vec<u8> {
 
 pub fn delta(of: &DeltaKey) -> Vec<u8> {
     join(&[&image(of.image), of.old.as_bytes(), of.new.as_bytes()])
+}
+
+/// The digest first, so that the repositories that have one stand together.
+pub fn scan(of: &ScanKey) -> Vec<u8> {
+    join(&[&digest(&of.digest), &image(of.image)])
+}
+
+/// The one that was ordered first comes first.
+pub fn open_scan(ordered: Timestamp, of: &ScanKey) -> Vec<u8> {
+    join(&[&time(ordered), &image_digest(of.image, &of.digest)])
 }
 
 /// `file` is what the disk version is pulled as.

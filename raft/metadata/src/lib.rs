@@ -31,6 +31,7 @@ mod record;
 mod restore;
 mod retention;
 mod rights;
+mod scan;
 mod secrets;
 mod table;
 mod transaction;
@@ -87,6 +88,10 @@ pub use record::*;
 pub use restore::{Carried, carry};
 pub use retention::*;
 pub use rights::*;
+pub use scan::{
+    OPEN_SCANS_MAX, SCAN_REASON_BYTES_MAX, SCANNER_BYTES_MAX, Scan, ScanKey, ScanOutcome,
+    ScanReport, ScanState, SeverityCounts,
+};
 pub use secrets::{SEALED_AT_ONCE_MAX, SEALED_BYTES_MAX, SealedSecret, SecretPlace};
 pub use table::{Fault, Read, Rows, Table};
 pub use transaction::{Transaction, Writes};

@@ -10,6 +10,7 @@
 //! | upload sessions | dropped: their parts and leases were of the moment; clients begin again |
 //! | sessions of people | dropped: one may have been ended since; they log in again |
 //! | reservations | dropped with their sessions, from accounts, too |
+//! | scans | those that had not come to an end have failed |
 //! | deployments | kept as history; hosts that had not come to an end have failed |
 //!
 //! Users, agents and rights are those of the backup: what was taken away since is there again.
@@ -20,11 +21,14 @@ use crate::codec::encode_row;
 use crate::key;
 use crate::quota::Account;
 use crate::record::{Deployment, HostState, Node};
+use crate::scan::{Scan, ScanState};
 use crate::table::{Fault, Table};
 use crate::transaction::decoded;
 
 /// Why a host of a restored deployment got no further.
 const RESTORED: &str = "the cluster was restored from a backup; deploy again";
+/// Why a scan of a restored cluster found nothing.
+const RESTORED_SCAN: &str = "the cluster was restored from a backup; order the scan again";
 
 /// What becomes of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
             Carried::Instead { table, key, row: encode_row(&node.peer) }
         }
         Table::JoinTokens
+        | Table::OpenScans
         | Table::Uploads
         | Table::UploadExpiries
         | Table::PendingDeployments
@@ -71,6 +76,18 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
             None => Carried::AsItIs,
             Some(ended) => Carried::Instead { table, key: key.to_vec(), row: encode_row(&ended) },
         },
+        Table::Scans => {
+            let scan: Scan = decoded(table, row)?;
+            let at = scan.ordered_at;
+            match scan.state.is_open() {
+                false => Carried::AsItIs,
+                true => {
+                    let state = ScanState::Failed { at, reason: RESTORED_SCAN.to_owned() };
+                    let row = encode_row(&Scan { state, ..scan });
+                    Carried::Instead { table, key: key.to_vec(), row }
+                }
+            }
+        }
         Table::Cluster
         | Table::RetiredNodes
         | Table::Users

@@ -207,11 +207,15 @@ pub enum Table {
     MappedMembers = 93,
     /// User -> where it gets mail.
     Emails = 94,
+    /// Digest, image -> `Scan`.
+    Scans = 95,
+    /// When it was ordered, image, digest -> nothing: a scan that has not come to an end.
+    OpenScans = 96,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 94] = [
+    pub const ALL: [Self; 96] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -306,6 +310,8 @@ impl Table {
         Self::PurgedImages,
         Self::MappedMembers,
         Self::Emails,
+        Self::Scans,
+        Self::OpenScans,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -413,6 +413,20 @@ fn catalog_samples() -> Vec<Command> {
             belongs: true,
         },
         Command::SetEmail { user: "u".into(), email: "a@b.example".into() },
+        Command::OrderScan { of: scan_key(1, 1), id: scan_id(7), by: "o".into() },
+        Command::ClaimScan {
+            of: scan_key(1, 1),
+            id: scan_id(7),
+            node: NodeId::new(300),
+            lease_until: at(300),
+            renews: true,
+        },
+        Command::EndScan {
+            of: scan_key(1, 1),
+            id: scan_id(7),
+            node: NodeId::new(300),
+            outcome: ScanOutcome::Completed(scan_report(7, Some(1))),
+        },
     ]
 }
 

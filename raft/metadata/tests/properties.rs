@@ -12,6 +12,32 @@ use world::*;
 const CONTAINERS: [&str; 2] = ["a", "b"];
 const DISKS: [&str; 2] = ["vm", "vm/x"];
 
+/// Scans of disks, and what they refer to.
+fn scanned() -> impl Strategy<Value = Command> {
+    let of = || (0u64..2, 20u8..24).prop_map(|(image, manifest)| scan_key(10 + image, manifest));
+    prop_oneof![
+        3 => (of(), 0u64..2).prop_map(|(of, id)| Command::OrderScan {
+            of,
+            id: scan_id(id),
+            by: "admin".into(),
+        }),
+        3 => (of(), 0u64..2, 1u64..3, any::<bool>()).prop_map(|(of, id, node, renews)| {
+            let node = NodeId::new(node);
+            Command::ClaimScan { of, id: scan_id(id), node, lease_until: at(40), renews }
+        }),
+        3 => (of(), 0u64..2, prop::option::of(0u8..4)).prop_map(|(of, id, list)| {
+            let outcome = ScanOutcome::Completed(scan_report(id, list));
+            Command::EndScan { of, id: scan_id(id), node: NodeId::new(1), outcome }
+        }),
+        1 => (of(), 0u64..2).prop_map(|(of, id)| Command::EndScan {
+            of,
+            id: scan_id(id),
+            node: NodeId::new(1),
+            outcome: ScanOutcome::Failed { reason: "r".into() },
+        }),
+    ]
+}
+
 /// What moves accounts: limits, sessions, owners, members.
 fn accounted() -> impl Strategy<Value = Command> {
     let project = prop_oneof![Just("a"), Just("b"), Just("vm")];
@@ -280,6 +306,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         12 => accounted(),
         8 => catalogued(),
+        6 => scanned(),
     ]
 }
 

@@ -110,6 +110,7 @@ fn a_restored_cluster_is_the_old_one_with_other_nodes() {
         owner: "admin".into(),
     };
     world.accepts(order(1, &[1]));
+    world.accepts(Command::OrderScan { of: scan_key(1, 1), id: scan_id(1), by: "admin".into() });
 
     let new = restored(&world.rows);
     let (before, after) = (world.query(), Query::new(&new));
@@ -129,6 +130,9 @@ fn a_restored_cluster_is_the_old_one_with_other_nodes() {
     assert_eq!(after.join_tokens().unwrap(), []);
     assert_eq!(after.uploads().unwrap(), []);
     assert_eq!(after.pending_deployments(peer(1)).unwrap(), []);
+    assert_eq!(after.open_scans(9).unwrap(), []);
+    let scan = after.scan(&scan_key(1, 1)).unwrap().unwrap();
+    assert!(matches!(scan.state, ScanState::Failed { .. }), "{scan:?}");
     let shown = after.deployments(9).unwrap();
     assert_eq!(shown.len(), 1);
     assert!(matches!(shown[0].hosts[&peer(1)], HostState::Failed { .. }));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 use shoal_content::{
     Digest, ImageReference, InstanceName, Labels, RepositoryName, TagName, UploadId,
@@ -30,6 +30,8 @@ image where it is not there; `create` does so beforehand, with what is to be sai
   shoal image list --label team=blue --os linux --sort download_count:desc
   shoal image edit zedge/desktop --recommended-cpu 4 --annotation wiki=https://wiki.example/desktop
   shoal image tag zedge/desktop:1.0.0 latest
+  shoal image scan zedge/desktop --wait
+  shoal image vulnerabilities zedge/desktop --severity critical,high --fail-on critical
 
 What was stopped goes on by the same command: an upload, a download, a copy. An upload that is to
 come to nothing holds room for a day, or until `upload-abort` ends it.";
@@ -179,6 +181,25 @@ pub enum ImageCommand {
         /// user:NAME, group:ORGANIZATION/NAME or organization:NAME
         who: String,
     },
+    /// Look for vulnerabilities in a version
+    Scan {
+        /// NAME is the latest version; NAME:TAG, NAME:NUMBER or NAME@DIGEST another one
+        reference: String,
+        /// Until the scan has ended; where it fails, so does this
+        #[arg(long)]
+        wait: bool,
+    },
+    /// What the last scan of a version has found, the most severe first
+    Vulnerabilities {
+        /// NAME is the latest version; NAME:TAG, NAME:NUMBER or NAME@DIGEST another one
+        reference: String,
+        /// Only these; several are parted by commas
+        #[arg(long, value_enum, value_delimiter = ',')]
+        severity: Vec<Severity>,
+        /// Exit code 7 where anything is as severe as this or worse, and 1 where nothing is known
+        #[arg(long, value_enum)]
+        fail_on: Option<Severity>,
+    },
     /// Point a tag at a version
     Tag {
         /// NAME:TAG or NAME@DIGEST that is there
@@ -186,6 +207,32 @@ pub enum ImageCommand {
         /// The tag to set on it
         tag: TagName,
     },
+}
+
+/// How severe a vulnerability is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Severity {
+    Critical,
+    High,
+    Medium,
+    Low,
+    Unknown,
+}
+
+impl Severity {
+    /// The worst first.
+    pub const ALL: [Self; 5] = [Self::Critical, Self::High, Self::Medium, Self::Low, Self::Unknown];
+
+    /// As it stands in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Medium => "medium",
+            Self::Low => "low",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -27,6 +27,7 @@ const EXIT_CODES: &str = "Exit codes:
   4    no such image, version, deployment, agent or token
   5    no node answered, or its certificate is not trusted
   6    the deployment ended, and some host failed
+  7    a version has vulnerabilities as severe as --fail-on says
   130  stopped by Ctrl-C; what was under way says how to go on
 
 NO_COLOR turns colours off.";

@@ -54,6 +54,22 @@ fn a_deployment_has_a_plan_and_is_held_up_or_tried_again() {
 }
 
 #[test]
+fn vulnerabilities_are_asked_for_by_severity() {
+    let line = "shoal image vulnerabilities a/b:1 --severity critical,high --fail-on high";
+    let Command::Image(ImageCommand::Vulnerabilities { severity, fail_on, .. }) =
+        parse(line).unwrap().command
+    else {
+        panic!("none are asked for")
+    };
+    assert_eq!(
+        (severity, fail_on),
+        (vec![Severity::Critical, Severity::High], Some(Severity::High))
+    );
+    assert!(parse("shoal image vulnerabilities a/b --severity severe").is_err());
+    assert!(parse("shoal image scan").is_err());
+}
+
+#[test]
 fn upstreams_are_listed_or_one_is_shown() {
     let listed = parse("shoal upstreams").unwrap().command;
     assert!(matches!(listed, Command::Upstreams { command: None }));

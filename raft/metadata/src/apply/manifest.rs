@@ -331,6 +331,7 @@ impl<R: Read> Step<'_, R> {
             }
             self.drop_deltas_of(image, disk.recipe)?;
         }
+        self.drop_scan(image, digest)?;
         if let Some((file, _)) = version.file() {
             self.rows.remove(Table::DiskFiles, key::disk_file(image, &file, digest));
         }

@@ -31,6 +31,7 @@ mod policy;
 mod quota;
 mod retire;
 mod rights;
+mod scan;
 mod secrets;
 mod trash;
 mod upload;
@@ -359,6 +360,11 @@ impl<R: Read> Step<'_, R> {
                 self.follow_group(organization, group, user, belongs)
             }
             Command::SetEmail { user, email } => self.set_email(&user, &email),
+            Command::OrderScan { of, id, by } => self.order_scan(of, id, by),
+            Command::ClaimScan { of, id, node, lease_until, renews } => {
+                self.claim_scan(&of, id, scan::Claim { node, lease_until, renews })
+            }
+            Command::EndScan { of, id, node, outcome } => self.end_scan(&of, id, node, outcome),
         }
     }
 }

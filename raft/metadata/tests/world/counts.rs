@@ -50,6 +50,9 @@ pub fn check(world: &World) {
             }
         }
     }
+    for list in check_scans(world, &versions) {
+        *counts.entry(list).or_default() += 1;
+    }
     for image in images(world) {
         for blob in 0..3 {
             if world.query().blob_in(image.id, &digest(blob)).unwrap() {
@@ -87,6 +90,21 @@ pub fn check(world: &World) {
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);
     assert_eq!(drift(world.query()).unwrap(), [], "accounts differ from a recount");
+}
+
+/// Scans have their versions, and those that have not come to an end are known as such; gives the
+/// lists that they refer to.
+fn check_scans(world: &World, versions: &[(Image, Version)]) -> Vec<ObjectKey> {
+    let scans = world.query().scans_after(None, 1000).unwrap();
+    for scan in &scans {
+        let there = |(image, version): &(Image, Version)| {
+            (image.id, &version.digest) == (scan.of.image, &scan.of.digest)
+        };
+        assert!(versions.iter().any(there), "a scan has lost its version: {scan:?}");
+    }
+    let open = world.query().open_scans(1000).unwrap();
+    assert_eq!(open.len(), scans.iter().filter(|scan| scan.state.is_open()).count());
+    scans.into_iter().filter_map(|scan| scan.report?.list).collect()
 }
 
 /// Who holds a blob and how many uploads are open stands exactly as the links and sessions say; or

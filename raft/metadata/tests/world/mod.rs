@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_content::{
     AccountName, ClusterId, DataKeyId, DeploymentId, Digest, ImageId, InstanceName, Labels, NodeId,
-    ObjectKey, PackId, PeerId, Priority, RecipeId, RepositoryName, TagName, Timestamp, UploadId,
-    VersionId, Zone,
+    ObjectKey, PackId, PeerId, Priority, RecipeId, RepositoryName, ScanId, TagName, Timestamp,
+    UploadId, VersionId, Zone,
 };
 use shoal_metadata::*;
 
@@ -516,5 +516,27 @@ pub fn delta_bundle(number: u8) -> DeltaBundle {
         content_bytes: 900,
         stored_bytes: 400,
         objects: [pack(number), ObjectKey::Recipe(recipe(100 + number))].into(),
+    }
+}
+
+pub fn scan_id(number: u64) -> ScanId {
+    id("scan-", number)
+}
+
+pub fn scan_key(image: u64, manifest: u8) -> ScanKey {
+    ScanKey { image: image_id(image), digest: digest(manifest) }
+}
+
+/// Its list is in a pack.
+pub fn scan_report(number: u64, list: Option<u8>) -> ScanReport {
+    ScanReport {
+        id: scan_id(number),
+        completed_at: at(300),
+        found: SeverityCounts { critical: 1, high: 2, medium: 3, low: 4, unknown: 300 },
+        listed: 300,
+        list: list.map(pack),
+        list_bytes: 300,
+        scanner: "s".into(),
+        database_at: Some(at(300)),
     }
 }

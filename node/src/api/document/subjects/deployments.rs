@@ -20,7 +20,8 @@ pub fn deployments() -> Subject {
                     "selector_invalid reference_invalid parallel_invalid deadline_invalid",
                 )
                 .refuses(404, "agent_not_found image_not_found tag_not_found version_not_found")
-                .refuses(404, "not_found"),
+                .refuses(404, "not_found")
+                .refuses(409, "vulnerable"),
             get("/api/v1/deployments/{deployment}", "Shows an order with its hosts' progress")
                 .refuses(404, "deployment_not_found"),
             post("/api/v1/deployments/{deployment}/cancel", "Takes an order back")

@@ -18,6 +18,7 @@ pub fn all() -> Vec<Subject> {
         images::images(),
         images::rights(),
         versions::versions(),
+        versions::scans(),
         versions::uploads(),
         versions::tags(),
         versions::instances(),

@@ -53,6 +53,35 @@ pub fn versions() -> Subject {
     }
 }
 
+pub fn scans() -> Subject {
+    Subject {
+        name: "Vulnerabilities",
+        about: "A scanner that the operator names looks through versions: when it is told to, when one \
+                is pushed, and again when that was long ago.",
+        notes: vec![
+            post("/api/v1/images/{image}/scan", "Orders a scan of a version")
+                .about(
+                    "Of the latest one where none is named. Ordered again while it has not come to an \
+                        end, it is the same order.",
+                )
+                .status(202)
+                .refuses(404, NO_VERSION)
+                .refuses(409, "scanner_disabled not_scannable"),
+            get("/api/v1/images/{image}/vulnerabilities", "Lists what a scan has found")
+                .about(
+                    "The most severe first, of the last scan that was completed; how the last one \
+                        stands that was ordered is said besides.",
+                )
+                .refuses(400, "severity_invalid")
+                .refuses(404, "image_not_found version_not_found scan_not_found"),
+            get("/api/v1/artifacts/{digest}/vulnerabilities", "Lists that by a version's digest")
+                .about("In whatever repository it is that the asker may see.")
+                .refuses(400, "severity_invalid")
+                .refuses(404, "scan_not_found"),
+        ],
+    }
+}
+
 pub fn uploads() -> Subject {
     let no_upload = "image_not_found upload_not_found not_found";
     Subject {

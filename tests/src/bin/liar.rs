@@ -19,7 +19,7 @@ use shoal_agent::ticket_keys;
 use shoal_content::{Recipe, RecipeId};
 use shoal_p2p::identity::{Credentials, KeyPair};
 use shoal_p2p::{
-    ChunkSet, ChunkStore, Config, NodeAddress, PeerRole, StoreError, Swarm, TicketKeys,
+    Bulk, ChunkSet, ChunkStore, Config, NodeAddress, PeerRole, StoreError, Swarm, TicketKeys,
 };
 
 /// A cache of which every bit reads as the other one.
@@ -75,6 +75,7 @@ async fn main() -> Result<()> {
         zone: enrolment.zone.clone(),
         role: PeerRole::Host,
         ticket_keys: TicketKeys::new(ticket_keys::known(&folder, &enrolment)?),
+        bulk: Bulk::Auto,
         discovery: None,
     };
     let store = Arc::new(Lies(cache.clone()));

@@ -62,7 +62,6 @@ use axum::extract::DefaultBodyLimit;
 use crate::http::routes::{Routes, delete, get, patch, post, put};
 
 pub(crate) use compatible::reference as compatible_reference;
-pub(crate) use download::check_range as check_download_range;
 pub use services::{Services, Upkeep};
 
 /// The longest body of a request that is no part of an upload.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use axum::Json;
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{Response, Sse};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -147,7 +147,7 @@ macro_rules! silent {
     };
 }
 
-silent! { ConnectInfo<SocketAddr> HeaderMap }
+silent! { ConnectInfo<SocketAddr> HeaderMap Method }
 
 impl<S> Argument for State<S> {
     fn describe(_: &mut Signature, _: &mut Schemas) {}

@@ -150,7 +150,11 @@ pub async fn create(
         uses_left: request.uses,
     };
     let expires_at = rfc3339(row.expires_at);
-    app.propose(Command::CreateJoinToken(row)).await?;
+    if let Err(error) = app.propose(Command::CreateJoinToken(row)).await {
+        let tokens = app.raft.local().query().join_tokens()?;
+        let ends = tokens.iter().map(|token| token.expires_at).filter(|end| *end > at).min();
+        return Err(Problem::from(error).passing(ends));
+    }
     let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
     let fingerprint = URL_SAFE_NO_PAD.encode(authorities.signer().fingerprint());
     let token = format!("{PREFIX}.{fingerprint}.{id}.{}", *secret);

@@ -446,7 +446,9 @@ async fn an_account_has_so_many_disks_on_their_way_and_no_more() -> Result<()> {
     };
     let first: UploadStarted = read(init("1").await?).await?;
     let second: UploadStarted = read(init("2").await?).await?;
-    let third = problem(init("3").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    let third = init("3").await?;
+    ensure!(third.headers().contains_key(header::RETRY_AFTER), "{third:?}");
+    let third = problem(third, StatusCode::TOO_MANY_REQUESTS).await?;
     ensure!(third.code == "too_many_uploads" && third.message.contains("2 at once"), "{third:?}");
     // The end of one makes room for another, whatever the end is.
     let given_up = node.request(Method::DELETE, &format!("{path}/{}", first.upload_id));

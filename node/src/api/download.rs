@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_content::{ImageId, RecipeId};
+use shoal_content::{ImageId, Pin, RecipeId, VersionId};
 use shoal_formats::{Export, Target};
 use shoal_metadata::Action;
 
@@ -47,6 +47,14 @@ pub async fn download(
     let row = existing(&caller, image, Action::Pull)?;
     let version = version(caller.view.query(), image, &name)?.ok_or_else(|| no_version(&name))?;
     drop(caller);
+    // An id says nothing to who reads the log.
+    let named: Result<Pin, _> = match name.parse::<VersionId>() {
+        Ok(_) => number(&version).parse(),
+        Err(_) => name.parse(),
+    };
+    if let Ok(pin) = named {
+        noted::note_pin(&pin);
+    }
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
         return Err(conflict("not_a_disk", text));

@@ -55,8 +55,8 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(35);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-/// Of one request's body, sent and not yet read.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Of one request's body, sent and not yet read; of all requests together, see `backlog`.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same of all requests of a connection: an upload that waits for room takes none of what the
 /// others may send.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION_MAX * STREAM_WINDOW_BYTES;

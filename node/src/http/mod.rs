@@ -2,6 +2,7 @@
 
 mod access;
 pub mod auth;
+mod backlog;
 mod certificate;
 pub mod cors;
 mod drain;

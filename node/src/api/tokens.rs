@@ -45,6 +45,14 @@ impl fmt::Debug for Brought {
     }
 }
 
+/// What `fuzz` asks of it: what is looked up is a part of what was brought.
+pub fn check_join_token(text: &str) {
+    if let Ok(brought) = Brought::parse(text) {
+        assert!(text.len() <= TOKEN_TEXT_BYTES_MAX && !brought.id.is_empty());
+        assert!(text.contains(&format!(".{}.", brought.id)) && !brought.id.contains('.'));
+    }
+}
+
 impl Brought {
     /// # Errors
     /// 403, as for every other token that is no good.

@@ -41,6 +41,9 @@ pub use answers::{Catalogue, ReferrersIndex, RegistryErrors, RegistryToken, TagL
 pub use error::RegistryError;
 pub use intake::{BlobWriter, INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake, IntakeError};
 pub use manifests::{digest_of, references};
+#[cfg(test)]
+pub(crate) use parts::PARTS_MAX;
+pub(crate) use parts::PartSchedule;
 pub use uploads::{Publication, SESSION_TTL_MS, publish};
 
 /// The parsers, for `fuzz`.

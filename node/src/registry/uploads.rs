@@ -34,6 +34,8 @@ use crate::store::put_once;
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
 /// How long a request waits for an earlier one of its session to end.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(90);
+/// How long a piece that has come may wait for room or storage, once no more is taken in.
+const LAST_WRITE_PATIENCE: Duration = Duration::from_millis(500);
 /// What clients are told to send at least with each PATCH but the last: any length does.
 const CHUNK_BYTES_MIN: &str = "1";
 
@@ -151,7 +153,10 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
         let session = Session::load(&asked, repository, id).await?;
         return session.answer(StatusCode::NO_CONTENT, session.offset);
     }
-    let turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)).await;
+    let turn = tokio::select! {
+        turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)) => turn,
+        () = asked.app.drain.cut() => return Err(stopping()),
+    };
     let turn = turn.map_err(|_| {
         let message = "another request of this upload session is still under way";
         RegistryError::new(StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID", message)
@@ -308,7 +313,10 @@ impl Session {
         };
         let (multipart, offset) = (self.multipart.clone(), self.offset);
         let at = Resumed { checkpoint, multipart, offset };
-        Ok(BlobWriter::resume(&app.intake, store, under, turn, at).await?)
+        tokio::select! {
+            resumed = BlobWriter::resume(&app.intake, store, under, turn, at) => Ok(resumed?),
+            () = app.drain.cut() => Err(stopping()),
+        }
     }
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
@@ -532,8 +540,17 @@ async fn take(
         }
         app.metrics.upload_bytes.inc_by(piece.len() as u64);
         allowance.check(app, writer.offset() + piece.len() as u64).await?;
-        writer.write(piece).await?;
+        tokio::select! {
+            written = writer.write(piece) => written?,
+            // Others may have all room; what was taken before can be kept.
+            () = last_write(app) => return Err(stopping()),
+        }
     }
+}
+
+async fn last_write(app: &App) {
+    app.drain.cut().await;
+    tokio::time::sleep(LAST_WRITE_PATIENCE).await;
 }
 
 fn stopping() -> RegistryError {

@@ -34,8 +34,6 @@ use crate::store::put_once;
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
 /// How long a request waits for an earlier one of its session to end.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(90);
-/// How long a piece that has come may wait for room or storage, once no more is taken in.
-const LAST_WRITE_PATIENCE: Duration = Duration::from_millis(500);
 /// What clients are told to send at least with each PATCH but the last: any length does.
 const CHUNK_BYTES_MIN: &str = "1";
 
@@ -540,17 +538,8 @@ async fn take(
         }
         app.metrics.upload_bytes.inc_by(piece.len() as u64);
         allowance.check(app, writer.offset() + piece.len() as u64).await?;
-        tokio::select! {
-            written = writer.write(piece) => written?,
-            // Others may have all room; what was taken before can be kept.
-            () = last_write(app) => return Err(stopping()),
-        }
+        writer.write(piece).await?;
     }
-}
-
-async fn last_write(app: &App) {
-    app.drain.cut().await;
-    tokio::time::sleep(LAST_WRITE_PATIENCE).await;
 }
 
 fn stopping() -> RegistryError {

@@ -41,6 +41,11 @@ pub enum Error {
          start again"
     )]
     OtherStorage(PathBuf),
+    #[error(
+        "{0} holds what another membership has left, or a founding that was cut off; join with an empty \
+         data_dir, or remove that folder if nothing in it is needed"
+    )]
+    Leftover(PathBuf),
     #[error("the node's key cannot be used")]
     Identity(#[from] identity::Error),
 }
@@ -164,6 +169,21 @@ impl Home {
             return Err(Error::Forgotten { folder, node: member.node });
         }
         Ok(())
+    }
+
+    /// Refuses where there is anything in the Raft folder of who is no member yet: with another group's
+    /// log it would answer for what this one never agreed on.
+    ///
+    /// # Errors
+    /// [`Error::Leftover`], or what the file system says.
+    pub fn check_unused(&self) -> Result<(), Error> {
+        let folder = self.raft_folder();
+        match fs::read_dir(&folder).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Leftover(folder)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::File { path: folder, source }),
+        }
     }
 
     /// Notes, once, that there is something of this member in the Raft folder.
@@ -320,6 +340,17 @@ mod tests {
         assert!(matches!(home.check_raft(&member), Err(Error::Forgotten { node: 3, .. })));
         // Removed, and joined anew.
         home.check_raft(&Member { node: 4, ..member }).unwrap();
+    }
+
+    #[test]
+    fn who_is_to_join_has_nothing_of_another_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        home.check_unused().unwrap();
+        fs::create_dir(home.raft_folder()).unwrap();
+        home.check_unused().unwrap();
+        fs::write(home.raft_folder().join("log"), b"of another one").unwrap();
+        assert!(matches!(home.check_unused(), Err(Error::Leftover(_))));
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub enum Error {
     Authority { url: String },
 }
 
-/// Joins the cluster that `url` is a node of. A node that is a member already is refused.
+/// Joins the cluster that `url` is a node of. A node that is a member already is refused, and one that
+/// has another membership's log.
 ///
 /// # Errors
 /// See [`Error`].
@@ -45,6 +46,7 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
     if home.member()?.is_some() {
         return Err(home::Error::Exists(home.folder().into()).into());
     }
+    home.check_unused()?;
     let token = token.trim();
     let pin = AuthorityPin::of_token(token)?;
     let url = url.trim_end_matches('/').to_owned();

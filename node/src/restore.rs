@@ -22,7 +22,7 @@
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use futures::{StreamExt, TryStreamExt};
 use prometheus_client::registry::Registry;
@@ -35,6 +35,7 @@ use shoal_metadata::{
 use shoal_p2p::identity::Role;
 use shoal_raft::{ProposeError, Raft, Restoring};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
@@ -46,6 +47,7 @@ use crate::encryption::{self, Vault};
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
 use crate::ownership::{Ownership, OwnershipError};
+use crate::registry::PartSchedule;
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
 use crate::verification::look;
 
@@ -53,11 +55,17 @@ use crate::verification::look;
 const BUFFER_BYTES: usize = 1024 * 1024;
 /// Objects that are put or looked at at once.
 const OBJECTS_AT_ONCE: usize = 8;
-/// Parts of an object that is longer than this go to storage one by one.
+/// Parts of an object that is longer than this go to storage one by one. Those of a very long one are
+/// longer, since storage takes no more than so many (see `PartSchedule`).
 const PART_BYTES: u64 = 4 * PART_BYTES_MIN;
+/// What the parts that are on their way take together.
+const PARTS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Objects named in a message.
 const NAMED_MAX: usize = 5;
 const LEADER_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
+
+static PARTS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(units(PARTS_BYTES_MAX) as usize));
 
 /// Why nothing was restored.
 #[derive(Debug, Error)]
@@ -169,8 +177,8 @@ fn examine(file: &Path) -> Result<Sound, Error> {
             Some(Frame::Objects(_)) => {}
             Some(Frame::End(totals)) => {
                 let cluster = cluster.ok_or_else(|| Error::NoCluster { path: file.to_owned() })?;
-                let node = NodeId::new(last_node + 1);
-                return Ok(Sound { head, totals, cluster, node });
+                let next = last_node.checked_add(1).ok_or(Fault::Contradiction("a node's key"))?;
+                return Ok(Sound { head, totals, cluster, node: NodeId::new(next) });
             }
             None => return Err(backup(BackupError::Malformed("it has no end"))),
         }
@@ -439,26 +447,63 @@ async fn put_object(
         return Ok(Ok(true));
     }
     let multipart = store.begin(needed.key, &KeyOwner::Cluster).await?;
-    let (mut parts, mut offset) = (Vec::new(), 0);
-    while offset < length {
-        let bytes =
-            read_part(&mut source, PART_BYTES.min(length - offset)).await.map_err(failed)?;
-        check.update(&bytes);
-        let (number, read) = (parts.len() as u32 + 1, bytes.len() as u64);
-        parts.push(store.put_part(needed.key, &multipart, number, offset, bytes).await?);
-        offset += read;
-    }
-    // Nothing is published that was not compared.
-    if let Err(flaw) = check.finish() {
-        store.abort(needed.key, &multipart).await?;
-        return Ok(Err(flaw));
-    }
+    let parts = async {
+        let (mut parts, mut offset) = (Vec::new(), 0);
+        while offset < length {
+            let part_bytes = part_bytes(offset).min(length - offset);
+            let _held = PARTS.acquire_many(units(part_bytes)).await;
+            let bytes = read_part(&mut source, part_bytes).await.map_err(failed)?;
+            check.update(&bytes);
+            let number = parts.len() as u32 + 1;
+            parts.push(store.put_part(needed.key, &multipart, number, offset, bytes).await?);
+            offset += part_bytes;
+        }
+        // Nothing is published that was not compared.
+        Ok::<_, Error>(check.finish().map(|()| parts))
+    };
+    let parts = match parts.await {
+        Ok(Ok(parts)) => parts,
+        other => {
+            let aborted = store.abort(needed.key, &multipart).await;
+            let flaw = other?.map(drop);
+            aborted?;
+            return Ok(flaw.map(|()| false));
+        }
+    };
     store.complete(needed.key, &multipart, &parts).await?;
     Ok(Ok(true))
+}
+
+/// Of the part that starts there.
+fn part_bytes(offset: u64) -> u64 {
+    PartSchedule::STANDARD.part_bytes(offset).max(PART_BYTES)
+}
+
+fn units(bytes: u64) -> u32 {
+    bytes.div_ceil(PART_BYTES_MIN) as u32
 }
 
 async fn read_part(source: &mut tokio::fs::File, bytes: u64) -> std::io::Result<bytes::Bytes> {
     let mut part = vec![0; bytes as usize];
     tokio::io::AsyncReadExt::read_exact(source, &mut part).await?;
     Ok(part.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::PARTS_MAX;
+
+    #[test]
+    fn the_longest_blob_there_is_takes_no_more_parts_than_storage_does() {
+        let longest = PartSchedule::STANDARD.blob_bytes_max;
+        let (mut parts, mut offset) = (0, 0);
+        while offset < longest {
+            assert!(part_bytes(offset) >= PART_BYTES_MIN);
+            assert!(units(part_bytes(offset)) <= units(PARTS_BYTES_MAX), "it would wait for ever");
+            offset += part_bytes(offset);
+            parts += 1;
+        }
+        assert!(parts <= PARTS_MAX, "{parts}");
+    }
 }

@@ -6,11 +6,14 @@
 //! just about to name it wins. What sessions leave (parts, checkpoints, multipart uploads) has
 //! names that nobody else ever uses, and is deleted where it is older than any session.
 //!
-//! A sample of what is stored is read and compared with its name, a different one each time.
-//! Damage is logged and counted, and nothing is done about it here.
+//! A sample of what is stored is read and compared with its name, a different one each time; what is
+//! longer than the sample may be is read, too, when its turn comes (see `share`). Damage is logged and
+//! counted, and nothing is done about it here.
 //!
 //! Invariant: memory is bounded whatever storage holds; sessions are the only rows read as a whole.
 //! Nothing is adopted or deleted in a storage that is another cluster's (see `ownership`).
+
+mod share;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,6 +38,7 @@ use crate::collection::CollectionError;
 use crate::ownership::Ownership;
 use crate::registry::SESSION_TTL_MS;
 use crate::store::{self, BlobStore, READ_BYTES_MAX, StoreError, StoredObject};
+use share::Share;
 
 const PAGE_OBJECTS: usize = 1000;
 /// An object this young may be named by the next command.
@@ -52,7 +56,7 @@ pub struct Limits {
     pub interval: Duration,
     pub orphan_age: Duration,
     pub leftover_age: Duration,
-    /// Bytes that one scrub reads.
+    /// Bytes that one scrub reads, on average.
     pub sample_bytes: u64,
 }
 
@@ -75,6 +79,9 @@ struct Inner {
     ownership: Ownership,
     limits: Limits,
     status: Mutex<ScrubStatus>,
+    /// Of the sample, what is read of packs and recipes.
+    packs: Mutex<Share>,
+    blobs: Mutex<Share>,
     adopted: Counter,
     verified_bytes: Counter,
     damaged: Counter,
@@ -97,9 +104,19 @@ impl Scrubber {
         ] {
             registry.register(name, help, counter.clone());
         }
-        let status = Mutex::new(ScrubStatus::default());
-        let inner =
-            Inner { raft, store, ownership, limits, status, adopted, verified_bytes, damaged };
+        let half = || Mutex::new(Share::new(limits.sample_bytes / 2));
+        let inner = Inner {
+            raft,
+            store,
+            ownership,
+            limits,
+            status: Mutex::default(),
+            packs: half(),
+            blobs: half(),
+            adopted,
+            verified_bytes,
+            damaged,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -288,23 +305,22 @@ impl Scrubber {
             blobs
         };
         blobs.shuffle(&mut rand::rng());
-        // A half for each kind.
-        let mut left = self.inner.limits.sample_bytes / 2;
+        let Inner { packs: of_packs, blobs: of_blobs, .. } = &*self.inner;
+        of_packs.lock().refill();
         for object in sample {
-            if object.length > left || object.length > READ_BYTES_MAX {
+            if object.length > READ_BYTES_MAX || !of_packs.lock().takes(object.length) {
                 continue;
             }
-            left -= object.length;
             let right = self.is_named_rightly(&object).await;
             self.count(object.key, object.length, right)?;
         }
-        let mut left = self.inner.limits.sample_bytes / 2;
+        of_blobs.lock().refill();
         for blob in blobs {
-            if blob.size <= left {
-                left -= blob.size;
-                let right = self.has_digest(&blob).await;
-                self.count(blob.object, blob.size, right)?;
+            if !of_blobs.lock().takes(blob.size) {
+                continue;
             }
+            let right = self.has_digest(&blob).await;
+            self.count(blob.object, blob.size, right)?;
         }
         Ok(())
     }

@@ -450,6 +450,11 @@ impl Server {
     async fn stop_within(mut self, deadline: Duration) -> Result<()> {
         self.app.drain.give_notice();
         self.app.drain.cut_before(deadline);
+        let (drain, intake) = (self.app.drain.clone(), self.app.intake.clone());
+        tokio::spawn(async move {
+            drain.cut().await;
+            intake.close();
+        });
         self.app.services.close();
         let others = self.plain.into_iter().chain(self.challenges);
         let others = futures::future::join_all(others.map(|other| other.stop(deadline)));

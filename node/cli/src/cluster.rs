@@ -10,6 +10,7 @@ use shoal_api::{
     ClusterStatus, CreateJoinToken, JoinTokenCreated, LevelRaised, NodeStatus, RotateKey,
     SigningKeyInfo,
 };
+use shoal_content::NodeId;
 
 use crate::arguments::ClusterCommand;
 use crate::client::Client;
@@ -51,10 +52,11 @@ pub async fn cluster(
         ClusterCommand::Authority(command) => authority::authority(command, client, screen).await,
         ClusterCommand::Add { ttl } => {
             let made = token(client, *ttl).await?;
-            screen.show(&made, || how_to_join(&status, &made))
+            screen.show(&made, || how_to_join(&status, &made, None))
         }
         ClusterCommand::Remove { node, yes } => {
-            let node = remove(client, &status, node, *yes).await?;
+            let node = chosen(&status, node, *yes)?;
+            remove(client, node).await?;
             screen.show(&serde_json::json!({ "removed": node }), || {
                 format!(
                     "Removed {} (node {}). Its machine can be switched off, and its data deleted.",
@@ -63,15 +65,20 @@ pub async fn cluster(
             })
         }
         ClusterCommand::Replace { node, ttl, yes } => {
+            let node = chosen(&status, node, *yes)?;
             // The token first: where it is refused, the cluster is still whole.
             let made = token(client, *ttl).await?;
-            let node = remove(client, &status, node, *yes).await?;
+            if let Err(error) = remove(client, node).await {
+                // It was shown to nobody. Where it stays all the same, it ends with its time.
+                let _ = client.delete(format!("api/v1/join-tokens/{}", made.id)).await;
+                return Err(error);
+            }
             screen.show(&serde_json::json!({ "removed": node, "token": made }), || {
                 format!(
                     "Removed {} (node {}).\n\n{}",
                     node.name,
                     node.id,
-                    how_to_join(&status, &made)
+                    how_to_join(&status, &made, Some(node.id))
                 )
             })
         }
@@ -145,8 +152,12 @@ async fn token(client: &Client, ttl: Duration) -> Result<JoinTokenCreated, Error
     client.call(Method::POST, "api/v1/join-tokens", &request).await
 }
 
-fn how_to_join(status: &ClusterStatus, made: &JoinTokenCreated) -> String {
-    let url = status.nodes.first().map_or("https://NODE:5000", |node| &node.api_url);
+/// `removed` is who cannot be asked any more.
+fn how_to_join(status: &ClusterStatus, made: &JoinTokenCreated, removed: Option<NodeId>) -> String {
+    let mut stay = status.nodes.iter().filter(|node| Some(node.id) != removed);
+    // Whoever has just answered is surely there.
+    let through = stay.clone().find(|node| node.id == status.answered_by).or_else(|| stay.next());
+    let url = through.map_or("https://NODE:5000", |node| &node.api_url);
     format!(
         "On the new machine, with a name and addresses of its own in /etc/shoal/node.toml:\n\
          \x20 shoal-node join --node {url} --token '{}'\n\
@@ -156,13 +167,8 @@ fn how_to_join(status: &ClusterStatus, made: &JoinTokenCreated) -> String {
     )
 }
 
-/// Takes out the node that `wanted` names, once whoever asks is sure.
-async fn remove(
-    client: &Client,
-    status: &ClusterStatus,
-    wanted: &str,
-    yes: bool,
-) -> Result<NodeStatus, Error> {
+/// The node that `wanted` names, once whoever asks for its removal is sure.
+fn chosen<'a>(status: &'a ClusterStatus, wanted: &str, yes: bool) -> Result<&'a NodeStatus, Error> {
     let is_it = |node: &&NodeStatus| node.name == wanted || node.id.to_string() == wanted;
     let members = status.nodes.iter().filter(|node| node.role != "removed");
     let node = members.clone().find(is_it);
@@ -177,6 +183,56 @@ async fn remove(
     if !yes && !confirm(&question)? {
         return Err(Error::Usage("nothing was removed; --yes removes without asking".into()));
     }
-    client.delete(format!("api/v1/cluster/nodes/{}", node.id.number())).await?;
-    Ok(node.clone())
+    Ok(node)
+}
+
+async fn remove(client: &Client, node: &NodeStatus) -> Result<(), Error> {
+    client.delete(format!("api/v1/cluster/nodes/{}", node.id.number())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_content::{ClusterId, PeerId, Zone};
+
+    use super::*;
+
+    #[test]
+    fn a_node_joins_through_one_that_stays() {
+        let node = |number: u64| NodeStatus {
+            id: NodeId::new(number),
+            name: format!("node-{number}"),
+            peer: PeerId::from_public_key([number as u8; 32]),
+            zone: Zone::default(),
+            role: "voter".to_owned(),
+            api_url: format!("https://node-{number}:5000"),
+            raft_address: String::new(),
+            peer_address: String::new(),
+            program: None,
+            level: 1,
+        };
+        let status = |answered_by: u64| ClusterStatus {
+            cluster: ClusterId::from_bytes([1; 16]),
+            answered_by: NodeId::new(answered_by),
+            leader: None,
+            term: 1,
+            last_log_index: 1,
+            last_applied_index: 1,
+            nodes: [1, 2, 3].map(node).to_vec(),
+            version: String::new(),
+            level: 1,
+            level_possible: 1,
+        };
+        let made = JoinTokenCreated {
+            id: "id".to_owned(),
+            token: "token".to_owned(),
+            expires_at: "soon".to_owned(),
+        };
+        for (answered_by, removed, through) in
+            [(2, None, 2), (2, Some(1), 2), (1, Some(1), 2), (3, Some(3), 1)]
+        {
+            let said = how_to_join(&status(answered_by), &made, removed.map(NodeId::new));
+            let wanted = format!("--node https://node-{through}:5000 ");
+            assert!(said.contains(&wanted), "{answered_by} {removed:?}: {said}");
+        }
+    }
 }

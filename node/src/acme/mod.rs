@@ -51,6 +51,10 @@ pub enum Error {
     Refused(String),
     #[error("the certificate that was issued cannot be used: {0}")]
     Certificate(String),
+    #[error(
+        "the certificate that was issued is due to be replaced already; is this node's clock right?"
+    )]
+    Due,
     #[error("the account that is kept cannot be read")]
     Account(#[from] serde_json::Error),
     #[error(transparent)]
@@ -106,7 +110,11 @@ impl Acme {
                 wait.min(LOOK_INTERVAL)
             }
             Err(error) => {
-                let wait = backoff(*failures);
+                let wait = match error {
+                    // What was issued is kept, and the next one would be no better.
+                    Error::Due => RETRY_INTERVAL_MAX,
+                    _ => backoff(*failures),
+                };
                 *failures = failures.saturating_add(1);
                 let error = crate::http::problem::chain(&error);
                 let again_seconds = wait.as_secs();
@@ -118,10 +126,9 @@ impl Acme {
 
     async fn order_if_due(&self) -> Result<Duration, Error> {
         let kept = self.raft.read().await?.query().http_certificate()?;
-        let now = clock::now();
-        let due = kept.as_ref().and_then(|kept| due(kept, &self.names));
-        if let Some(due) = due.filter(|due| now < *due) {
-            return Ok(Duration::from_millis(due.as_millis() - now.as_millis()));
+        let left = |kept: &HttpCertificate| left(kept, &self.names, clock::now());
+        if let Some(left) = kept.as_ref().and_then(left) {
+            return Ok(left);
         }
         info!(names = ?self.names, directory = self.settings.directory_url, "ordering a certificate");
         let ordered = order::order(&self.raft, &self.vault, &self.settings, &self.names).await;
@@ -130,6 +137,7 @@ impl Acme {
         let cleared = self.raft.propose(clock::now(), nothing).await;
         let certificate = ordered?;
         let valid_until = clock::rfc3339(certificate.valid_until);
+        let left = left(&certificate);
         let put = Command::PutHttpCertificate(certificate);
         self.raft.propose(clock::now(), put).await?;
         info!(names = ?self.names, valid_until, "a certificate was issued");
@@ -138,8 +146,14 @@ impl Acme {
             let error = crate::http::problem::chain(&error);
             warn!(error, "answers to challenges stay until the next order");
         }
-        Ok(FOLLOW_INTERVAL)
+        left.ok_or(Error::Due)
     }
+}
+
+/// How long until a certificate for `names` is to be ordered in place of `kept`, if it is not now.
+fn left(kept: &HttpCertificate, names: &[String], now: Timestamp) -> Option<Duration> {
+    let left = due(kept, names)?.as_millis().saturating_sub(now.as_millis());
+    (left > 0).then(|| Duration::from_millis(left))
 }
 
 /// When a certificate for `names` is to be ordered in place of `kept`; at once where there is none.
@@ -171,6 +185,10 @@ mod tests {
         };
         assert_eq!(due(&kept, &names), Some(Timestamp::from_millis(3000)));
         assert_eq!(due(&kept, &["b.example".to_owned()]), None);
+        let left = |now| left(&kept, &names, Timestamp::from_millis(now));
+        assert_eq!(left(1000), Some(Duration::from_millis(2000)));
+        // By a clock that is ahead of the server's.
+        assert_eq!((left(3000), left(5000)), (None, None));
     }
 
     #[test]

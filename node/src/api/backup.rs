@@ -2,6 +2,8 @@
 //!
 //! A backup holds the cluster's secrets, so each one is noted in the log with who asked for it.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
@@ -19,6 +21,8 @@ use crate::http::problem::Problem;
 use crate::state::App;
 
 const KIND: &str = "application/vnd.shoal.backup";
+/// When whoever finds another backup under way may look again.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// `GET /api/v1/backup`: see `shoal_formats::backup`. An answer that ends without the file's last
 /// frame is no backup.
@@ -37,7 +41,10 @@ pub async fn metadata(State(app): State<App>, _caller: Admin) -> Result<Response
 
 fn problem(error: Error) -> Problem {
     match error {
-        Error::Busy => crowded("another backup is being made at this node; ask another, or later"),
+        Error::Busy => {
+            let text = "another backup is being made at this node; ask another, or later";
+            crowded(text, BUSY_RETRY_AFTER)
+        }
         error => Problem::internal(&error),
     }
 }

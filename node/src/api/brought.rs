@@ -61,7 +61,7 @@ fn problem(error: &Error) -> Problem {
         Error::Unknown(_) | Error::Denied(_) => missing("image_not_found", text),
         Error::Platform { .. } => missing("platform_not_found", text),
         Error::Forbidden(_) => Problem::forbidden(text),
-        Error::Limited { .. } => crowded(text),
+        Error::Limited { after, .. } => crowded(text, *after),
         _ => unavailable(text),
     }
 }

@@ -4,15 +4,13 @@
 //! in one format are equal byte for byte, so the entity tag names recipe and format and ranges can
 //! be put together. The bytes themselves: see `disks::export`.
 
-use std::ops::Range;
-
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_content::{ImageId, RecipeId};
+use shoal_content::{ImageId, Pin, RecipeId, VersionId};
 use shoal_formats::{Export, Target};
 use shoal_metadata::Action;
 
@@ -26,6 +24,8 @@ use crate::disks::exported;
 use crate::http::noted;
 use crate::http::problem::Problem;
 use crate::origin::Origin;
+use crate::registry::condition;
+use crate::registry::range::{Wanted, wanted};
 use crate::state::App;
 
 /// Changes when the writers' output does.
@@ -38,23 +38,22 @@ pub struct DownloadQuery {
 
 pub async fn download(
     State(app): State<App>,
-    caller: Caller,
-    Path((image, wanted)): Path<(ImageId, String)>,
-    Query(query): Query<DownloadQuery>,
     method: Method,
+    caller: Caller,
+    Path((image, name)): Path<(ImageId, String)>,
+    Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let row = existing(&caller, image, Action::Pull)?;
-    let version =
-        version(caller.view.query(), image, &wanted)?.ok_or_else(|| no_version(&wanted))?;
+    let version = version(caller.view.query(), image, &name)?.ok_or_else(|| no_version(&name))?;
     drop(caller);
-    // Who only asks how long it is has pulled nothing.
-    let pulls = method != Method::HEAD;
-    if pulls {
-        // A number that is no tag is passed over when this is written down.
-        app.services.pulls.note(image, wanted.parse().ok().as_ref(), &version.digest);
-        let target = format!("{}:{wanted}@{}", row.name, version.digest);
-        app.services.audit.note("image.pull", target, shoal_metadata::AuditResult::Done);
+    // An id says nothing to who reads the log.
+    let named: Result<Pin, _> = match name.parse::<VersionId>() {
+        Ok(_) => number(&version).parse(),
+        Err(_) => name.parse(),
+    };
+    if let Ok(pin) = named {
+        noted::note_pin(&pin);
     }
     let Some(disk) = &version.disk else {
         let text = "this is a container image; pull it with docker, skopeo or podman";
@@ -78,20 +77,24 @@ pub async fn download(
         number(&version),
         target.extension()
     );
-    let answer = answer(&app.services.origin, disk.recipe, export, &file, &headers)?;
-    if pulls && is_first(&headers, answer.status()) {
-        app.services.pulls.count(image, &version.digest);
+    let answer = answer(&app.services.origin, disk.recipe, export, &file, &method, &headers)?;
+    // Nothing is pulled by who has it already, or only asks about it.
+    if method == Method::GET && answer.status().is_success() {
+        // A number that is no tag is passed over when this is written down.
+        app.services.pulls.note(image, name.parse().ok().as_ref(), &version.digest);
+        let target = format!("{}:{name}@{}", row.name, version.digest);
+        app.services.audit.note("image.pull", target, shoal_metadata::AuditResult::Done);
+        if is_first(&answer) {
+            app.services.pulls.count(image, &version.digest);
+        }
     }
     Ok(answer)
 }
 
 /// Whether this is a download, and not a later piece of one.
-fn is_first(headers: &HeaderMap, status: StatusCode) -> bool {
-    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    match status {
-        StatusCode::PARTIAL_CONTENT => range.is_some_and(|range| range.starts_with("bytes=0-")),
-        status => status.is_success(),
-    }
+fn is_first(answer: &Response) -> bool {
+    let part = answer.headers().get(header::CONTENT_RANGE);
+    part.is_none_or(|part| part.as_bytes().starts_with(b"bytes 0-"))
 }
 
 fn answer(
@@ -99,20 +102,21 @@ fn answer(
     recipe: RecipeId,
     export: Export,
     file: &str,
+    method: &Method,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let length = export.len();
-    let etag = format!("\"{recipe}-{}-{WRITERS_VERSION}\"", export.target());
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
+    let tag = format!("{recipe}-{}-{WRITERS_VERSION}", export.target());
+    let etag = format!("\"{tag}\"");
+    if condition::has_tagged(headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    let same = text(header::IF_RANGE).is_none_or(|known| known == etag);
-    let range = text(header::RANGE).filter(|_| same).map(|range| parse_range(range, length));
-    let (status, range) = match range {
-        None | Some(Asked::Whole) => (StatusCode::OK, 0..length),
-        Some(Asked::Part(range)) => (StatusCode::PARTIAL_CONTENT, range),
-        Some(Asked::Outside) => {
+    // Ranges are defined for GET alone (RFC 9110, 14.2).
+    let range = condition::range_of(headers, &etag).filter(|_| *method == Method::GET);
+    let (status, range) = match wanted(range, length) {
+        Wanted::Whole => (StatusCode::OK, 0..length),
+        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Wanted::Unsatisfiable => {
             let text = format!("the file has {length} bytes");
             let mut refused =
                 Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", text)
@@ -134,64 +138,14 @@ fn answer(
         let shown = format!("bytes {}-{}/{length}", range.start, range.end - 1);
         answer = answer.header(header::CONTENT_RANGE, shown);
     }
-    noted::note_download();
-    let body = Body::from_stream(exported(origin.clone(), recipe, export, range));
+    let body = match *method {
+        Method::GET => {
+            noted::note_download();
+            Body::from_stream(exported(origin.clone(), recipe, export, range))
+        }
+        _ => Body::empty(),
+    };
     answer
         .body(body)
         .map_err(|_| Problem::bad_request("request_invalid", "the name cannot be sent"))
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Asked {
-    Whole,
-    Part(Range<u64>),
-    Outside,
-}
-
-/// What `fuzz` asks of it: a part lies in the file and is not empty.
-pub fn check_range(text: &str, length: u64) {
-    if let Asked::Part(range) = parse_range(text, length) {
-        assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
-    }
-}
-
-/// RFC 9110, section 14.2. More than one range, or another unit, is answered by the whole file.
-fn parse_range(text: &str, length: u64) -> Asked {
-    let Some((from, to)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
-        return Asked::Whole;
-    };
-    let (from, to) = (from.trim(), to.trim());
-    let range = if from.is_empty() {
-        let Ok(last) = to.parse::<u64>() else { return Asked::Whole };
-        length.saturating_sub(last)..length
-    } else {
-        let Ok(from) = from.parse::<u64>() else { return Asked::Whole };
-        let end = match to.parse::<u64>() {
-            Ok(to) if to < from => return Asked::Whole,
-            Ok(to) => to.saturating_add(1).min(length),
-            Err(_) if to.is_empty() => length,
-            Err(_) => return Asked::Whole,
-        };
-        from..end
-    };
-    if range.start < range.end { Asked::Part(range) } else { Asked::Outside }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_read_as_http_means_them() {
-        assert_eq!(parse_range("bytes=0-9", 100), Asked::Part(0..10));
-        assert_eq!(parse_range("bytes=90-", 100), Asked::Part(90..100));
-        assert_eq!(parse_range("bytes=-10", 100), Asked::Part(90..100));
-        assert_eq!(parse_range("bytes=-1000", 100), Asked::Part(0..100));
-        assert_eq!(parse_range("bytes=50-1000", 100), Asked::Part(50..100));
-        assert_eq!(parse_range("bytes=100-", 100), Asked::Outside);
-        assert_eq!(parse_range("bytes=-0", 100), Asked::Outside);
-        for odd in ["bytes=9-1", "bytes=a-b", "chunks=1-2", "bytes=0-1,5-6", ""] {
-            assert_eq!(parse_range(odd, 100), Asked::Whole, "{odd}");
-        }
-    }
 }

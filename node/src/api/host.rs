@@ -41,6 +41,8 @@ const MANIFESTS_MAX: usize = 512;
 const MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Blobs of one answer.
 const BLOBS_MAX: usize = 20_000;
+/// When an agent that found no place for its orders here may look again: another one may have gone.
+const STREAMS_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Disks that a host names as its own.
 const HELD_MAX: usize = 64;
 /// Senders that one report names.
@@ -237,8 +239,8 @@ pub async fn orders(State(app): State<App>, caller: Host) -> Result<Response, Pr
     let events = app.raft.events();
     let current = app.view().await?;
     let stream = app.services.desk.stream(caller.peer, current, events);
-    let stream =
-        stream.map_err(|_| crowded("this node has all the order streams that it takes"))?;
+    let full = "this node has all the order streams that it takes";
+    let stream = stream.map_err(|_| crowded(full, STREAMS_RETRY_AFTER))?;
     let headers =
         [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     let body = axum::body::Body::from_stream(stream.map(Ok::<_, std::convert::Infallible>));

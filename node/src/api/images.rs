@@ -397,6 +397,7 @@ pub(super) fn resolved(
     let query = view.query();
     let image = query.image_by_name(&reference.name)?.ok_or_else(|| no_image(&reference.name))?;
     noted::note_image(image.id, image.name.as_str());
+    noted::note_pin(&reference.pin);
     let found = match &reference.pin {
         Pin::Digest(digest) => query.version(image.id, digest)?,
         Pin::Tag(tag) => match query.tag(image.id, tag)? {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use shoal_api::{RotateKey, SigningKeyInfo};
 use shoal_content::Timestamp;
-use shoal_metadata::KeyPurpose;
+use shoal_metadata::{KeyPurpose, accepted_until};
 use tracing::{info, warn};
 
 use super::caller::Admin;
@@ -40,7 +40,11 @@ pub async fn rotate(
     let vault = app.keys.ring.vault();
     let command = rotation::command(purpose, newest, app.now(), request.distrust, vault)
         .map_err(|error| Problem::internal(&error))?;
-    app.propose(command).await?;
+    if let Err(error) = app.propose(command).await {
+        let ends = (0..keys.len()).filter_map(|at| accepted_until(&keys, at));
+        let ends = ends.filter(|end| *end > app.now()).min();
+        return Err(Problem::from(error).passing(ends));
+    }
     if request.distrust {
         warn!(purpose = purpose.name(), "nothing is believed any more that its keys have signed");
     } else {

@@ -106,6 +106,7 @@ enum SortKey {
 fn sort_of(text: &str) -> Result<(SortKey, bool), Problem> {
     let (text, minus) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
     let (key, descending) = match text.split_once(':') {
+        Some(_) if minus => ("", false),
         Some((key, "desc")) => (key, true),
         Some((key, "asc")) => (key, false),
         Some(_) => ("", false),
@@ -161,7 +162,11 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(wanted: ListQuery, caller: &Caller) -> Result<Self, Problem> {
+    /// `person` is who asks, where that matters.
+    fn new(
+        wanted: ListQuery,
+        person: impl FnOnce() -> Result<String, Problem>,
+    ) -> Result<Self, Problem> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let mut fields: Vec<(ProfileField, String)> = Vec::new();
         let mut field = |text: Option<String>, of: fn(&metadata::ImageProfile) -> &String| {
@@ -172,7 +177,7 @@ impl Filter {
         field(wanted.architecture, |profile| &profile.architecture);
         field(wanted.format, |profile| &profile.format);
         let starred_by = match wanted.starred {
-            Some(true) => Some(caller.person()?.to_owned()),
+            Some(true) => Some(person()?),
             _ => None,
         };
         Ok(Self {
@@ -243,6 +248,27 @@ impl Filter {
     }
 }
 
+/// What `fuzz` asks of it: no page is longer than it may be, and what is wanted was said.
+pub fn check_filters(text: &str) {
+    let Ok(uri) = format!("/?{text}").parse() else { return };
+    let wanted = axum::extract::Query::<ListQuery>::try_from_uri(&uri);
+    let Ok(axum::extract::Query(wanted)) = wanted else { return };
+    let all = vec![(); 2 * PAGE_SIZE_MAX as usize];
+    let (shown, at) = Window::new(wanted.page, wanted.page_size).of(all);
+    assert!(shown.len() as u64 <= at.page_size && at.page_size <= PAGE_SIZE_MAX, "{at:?}");
+    if let Some(sort) = &wanted.sort
+        && let Ok((_, descending)) = sort_of(sort)
+    {
+        assert_eq!(descending, sort.starts_with('-') || sort.ends_with(":desc"), "{sort}");
+    }
+    if let Ok(filter) = Filter::new(wanted, || Ok("alice".to_owned())) {
+        let pairs = filter.labels.iter().chain(filter.annotations.iter());
+        let longest = pairs.map(|(key, value)| key.len() + value.len()).max();
+        // What is escaped there is longer, but for what is no UTF-8.
+        assert!(longest.unwrap_or(0) <= 3 * text.len());
+    }
+}
+
 /// `GET /api/v1/images`.
 pub async fn list(
     caller: Caller,
@@ -251,7 +277,7 @@ pub async fn list(
     let window = Window::new(wanted.page, wanted.page_size);
     let sort = wanted.sort.as_deref().filter(|text| !text.is_empty());
     let order = sort_of(sort.unwrap_or("name"))?;
-    let filter = Filter::new(wanted, &caller)?;
+    let filter = Filter::new(wanted, || Ok(caller.person()?.to_owned()))?;
     // All there is may be looked at, and nobody else is to wait for that.
     let page = move || page_of(&caller, &filter, window, order);
     let page = tokio::task::spawn_blocking(page).await;

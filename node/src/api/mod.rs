@@ -62,8 +62,13 @@ use axum::extract::DefaultBodyLimit;
 
 use crate::http::routes::{Routes, delete, get, patch, post, put};
 
-pub(crate) use compatible::reference as compatible_reference;
-pub(crate) use download::check_range as check_download_range;
+/// The parsers, for `fuzz`.
+pub(crate) mod fuzzed {
+    pub use super::compatible::reference as compatible_reference;
+    pub use super::listing::check_filters;
+    pub use super::tokens::check_join_token;
+}
+
 pub use services::{Services, Upkeep};
 
 /// The longest body of a request that is no part of an upload.

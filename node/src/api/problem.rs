@@ -1,5 +1,7 @@
 //! The answers of `/api/v1` that are no success and that `http::problem` has no word for.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use shoal_formats::{ExportError, FormatError, TargetError};
 
@@ -18,8 +20,10 @@ pub fn unavailable(message: impl Into<String>) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
 }
 
-pub fn crowded(message: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+/// `after` is when to look again.
+pub fn crowded(message: impl Into<String>, after: Duration) -> Problem {
+    let refused = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message);
+    Problem { retry_after: Some(after), ..refused }
 }
 
 impl From<&origin::Error> for Problem {

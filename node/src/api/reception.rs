@@ -25,6 +25,7 @@ use tokio::sync::{
 };
 
 use super::problem::unavailable;
+use crate::http::Drain;
 use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::registry::contention::{self, Contention};
@@ -77,21 +78,26 @@ impl Room {
 /// Room for a part.
 ///
 /// # Errors
-/// 503 where others have all of it for too long.
-pub async fn room(bytes: u64) -> Result<Held<'static>, Problem> {
+/// 503 where others have all of it for too long, or the node stops.
+pub async fn room(bytes: u64, drain: &Drain) -> Result<Held<'static>, Problem> {
     let text = "the node receives as much as it has room for; try again, or at another node";
-    ROOM.take(bytes).await.ok_or_else(|| unavailable(text))
+    tokio::select! {
+        held = ROOM.take(bytes) => held.ok_or_else(|| unavailable(text)),
+        () = drain.cut() => Err(stopping()),
+    }
 }
 
 /// Reads a part that has `wanted` bytes.
 ///
 /// # Errors
-/// Where it has another length, comes too slowly, or breaks off.
+/// Where it has another length, comes too slowly, or breaks off; 503 where others want its room, or the
+/// node stops.
 pub async fn collect(
     body: Body,
     part: u32,
     wanted: u64,
     held: &Held<'_>,
+    drain: &Drain,
 ) -> Result<Bytes, Problem> {
     let mut pieces = body.into_data_stream();
     let mut bytes = BytesMut::with_capacity(wanted as usize);
@@ -102,6 +108,7 @@ pub async fn collect(
         let piece = tokio::select! {
             piece = pace.within(pieces.try_next()) => piece,
             () = &mut is_wanted => return Err(too_long(part)),
+            () = drain.cut() => return Err(stopping()),
         };
         let piece =
             piece.map_err(|_| broken(format!("part {part} came too slowly; send it again")))?;
@@ -120,6 +127,10 @@ pub async fn collect(
         return Err(wrong_length(part, wanted, bytes.len()));
     }
     Ok(bytes.freeze())
+}
+
+fn stopping() -> Problem {
+    unavailable("the node is stopping; send the part again, to any node")
 }
 
 fn too_long(part: u32) -> Problem {
@@ -186,6 +197,16 @@ mod tests {
         assert!(room.take(MIB).await.is_none());
         drop(held);
         assert!(room.take(MIB).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_stops_waits_for_no_part() {
+        let (room, drain) = (Room::new(MIB, LONG, LONG), Drain::default());
+        let held = room.take(MIB).await.unwrap();
+        let endless = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+        drain.cut_before(Duration::ZERO);
+        let refused = collect(Body::from_stream(endless), 1, 5, &held, &drain).await.unwrap_err();
+        assert_eq!((refused.status.as_u16(), refused.code), (503, "unavailable"));
     }
 
     #[tokio::test]

@@ -45,6 +45,14 @@ impl fmt::Debug for Brought {
     }
 }
 
+/// What `fuzz` asks of it: what is looked up is a part of what was brought.
+pub fn check_join_token(text: &str) {
+    if let Ok(brought) = Brought::parse(text) {
+        assert!(text.len() <= TOKEN_TEXT_BYTES_MAX && !brought.id.is_empty());
+        assert!(text.contains(&format!(".{}.", brought.id)) && !brought.id.contains('.'));
+    }
+}
+
 impl Brought {
     /// # Errors
     /// 403, as for every other token that is no good.
@@ -150,7 +158,11 @@ pub async fn create(
         uses_left: request.uses,
     };
     let expires_at = rfc3339(row.expires_at);
-    app.propose(Command::CreateJoinToken(row)).await?;
+    if let Err(error) = app.propose(Command::CreateJoinToken(row)).await {
+        let tokens = app.raft.local().query().join_tokens()?;
+        let ends = tokens.iter().map(|token| token.expires_at).filter(|end| *end > at).min();
+        return Err(Problem::from(error).passing(ends));
+    }
     let authorities = app.keys.authorities.refresh(app.raft.local().query())?;
     let fingerprint = URL_SAFE_NO_PAD.encode(authorities.signer().fingerprint());
     let token = format!("{PREFIX}.{fingerprint}.{id}.{}", *secret);

@@ -293,8 +293,8 @@ pub async fn put_part(
         return Err(reception::wrong_length(part, wanted, length));
     }
     let _way = app.services.disks.make_way(id, wanted).await;
-    let held = reception::room(wanted).await?;
-    let bytes = reception::collect(body, part, wanted, &held).await?;
+    let held = reception::room(wanted, &app.drain).await?;
+    let bytes = reception::collect(body, part, wanted, &held, &app.drain).await?;
     app.metrics.upload_bytes.inc_by(wanted);
     let hashed = bytes.clone();
     let sha256: [u8; 32] = tokio::task::spawn_blocking(move || Sha256::digest(&hashed).into())

@@ -387,7 +387,7 @@ impl Default for Collection {
 #[serde(default, deny_unknown_fields)]
 pub struct Scrub {
     pub interval_seconds: u64,
-    /// How much is read each time, and compared with its name.
+    /// How much is read each time, on average, and compared with its name.
     pub sample_bytes: u64,
 }
 

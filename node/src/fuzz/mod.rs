@@ -16,19 +16,24 @@ mod seeds;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shoal_content::{Digest, ObjectKey, Pin, Recipe, RepositoryName, TagName};
+use shoal_content::{
+    AccountName, Digest, ImageReference, ObjectKey, Pin, ProjectName, Recipe, RepositoryName,
+    TagName, Timestamp,
+};
 use shoal_formats::parse_manifest;
 use shoal_metadata::{
-    Blob, Deployment, Image, ObjectUse, PATTERN_BYTES_MAX, Pattern, Upload, Version,
-    decode_command, decode_row, encode_command, encode_row,
+    Blob, Deployment, Grantee, Image, ObjectUse, PATTERN_BYTES_MAX, Pattern, QuotaOf, RobotName,
+    Suspect, Upload, Version, decode_command, decode_row, encode_command, encode_row,
 };
 
-use crate::api::{check_download_range, compatible_reference};
+use crate::api::fuzzed::{check_filters, check_join_token, compatible_reference};
+use crate::clock;
 use crate::config::Config;
-use crate::http::check_trace_parent;
+use crate::http::{check_forwarded, check_trace_parent};
 use crate::registry::fuzzed::{
     PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, names_digest, page_size, wanted,
 };
+use crate::upstreams::check_challenge;
 
 pub use backup::backup;
 pub use credentials::authorization;
@@ -38,20 +43,25 @@ pub use scopes::{scopes, token_form};
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 23] = [
     ("names", names),
+    ("parties", parties),
     ("route", route),
     ("ranges", ranges),
     ("condition", condition),
     ("manifest", manifest),
     ("paging", paging),
+    ("filters", filters),
     ("checkpoint", checkpoint),
     ("rows", rows),
     ("recipe", recipe),
     ("trace_parent", trace_parent),
+    ("forwarded", forwarded),
+    ("challenge", challenge),
     ("authorization", authorization),
     ("token_scope", scopes),
     ("token_form", token_form),
+    ("join_token", join_token),
     ("compatible_reference", compatible),
     ("pattern", pattern),
     ("backup", backup),
@@ -74,6 +84,23 @@ pub fn names(data: &[u8]) {
     same::<Pin>(&text);
 }
 
+/// Who has rights, pays, or is locked out: what is accepted and written is read again as the same.
+pub fn parties(data: &[u8]) {
+    fn same<T: std::str::FromStr + std::fmt::Display + PartialEq>(text: &str) {
+        if let Ok(value) = text.parse::<T>() {
+            assert!(value.to_string().parse().ok() == Some(value), "{text}");
+        }
+    }
+    let text = String::from_utf8_lossy(data);
+    same::<AccountName>(&text);
+    same::<ProjectName>(&text);
+    same::<ImageReference>(&text);
+    same::<RobotName>(&text);
+    same::<Grantee>(&text);
+    same::<QuotaOf>(&text);
+    same::<Suspect>(&text);
+}
+
 pub fn route(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(route) = Route::parse(&text)
@@ -90,7 +117,6 @@ pub fn ranges(data: &[u8]) {
     if let Wanted::Part(range) = wanted(Some(&text), length) {
         assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
     }
-    check_download_range(&text, length);
     if let Some((first, last)) = content_range(&text) {
         assert_eq!(content_range(&format!("{first}-{last}")), Some((first, last)));
     }
@@ -137,6 +163,22 @@ pub fn paging(data: &[u8]) {
     assert!(longest.unwrap_or(0) <= 3 * text.len());
 }
 
+/// Of lists of images, and the times of the trail's.
+pub fn filters(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    check_filters(&text);
+    if let Some(at) = clock::parsed(&text) {
+        // A time zone makes years that no text is for.
+        let seconds = |at: Timestamp| at.as_millis() / 1000;
+        let again = clock::parsed(&clock::rfc3339(at)).map(seconds);
+        assert!(again == Some(seconds(at)) || text.starts_with("9999"), "{text}");
+    }
+}
+
+pub fn join_token(data: &[u8]) {
+    check_join_token(&String::from_utf8_lossy(data));
+}
+
 pub fn checkpoint(data: &[u8]) {
     if let Some(mut restored) = decode_checkpoint(data) {
         let before = restored.cutter.length();
@@ -172,6 +214,16 @@ pub fn recipe(data: &[u8]) {
 
 pub fn trace_parent(data: &[u8]) {
     check_trace_parent(data);
+}
+
+/// `X-Forwarded-For`.
+pub fn forwarded(data: &[u8]) {
+    check_forwarded(data);
+}
+
+/// `WWW-Authenticate` of another registry.
+pub fn challenge(data: &[u8]) {
+    check_challenge(data);
 }
 
 /// What of `/api/images/` is a reference says the path and nothing else.

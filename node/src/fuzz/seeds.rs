@@ -29,6 +29,20 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let long = format!("sha512:{HEX}{HEX}");
             texts(&["team/app", "a--b/c__d/e.f", "v1.2-rc_3", &digest, &long, &object])
         }
+        "parties" => texts(&[
+            "alice",
+            "team/app:v1",
+            &format!("team/app@sha256:{HEX}"),
+            "robot$team+builder",
+            "user:alice",
+            "group:acme/dev",
+            "organization:acme",
+            "project:team",
+            "cluster",
+            "default:user",
+            "account:alice",
+            "address:2001:db8::1",
+        ]),
         "route" => texts(&[
             "",
             "token",
@@ -53,6 +67,12 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "paging" => {
             texts(&["10", "n=10&last=v1", "last=a%2Fb&n=0", "tag=a&tag=b", "%f0%9f%90%9f=1"])
         }
+        "filters" => texts(&[
+            "page=2&page_size=50&sort=created_at:desc&kind=disk&deleted=true",
+            "labels=a=b,c=d&annotation=e%3Df&q=x&sort=-size&type=os_base&starred=true",
+            "2026-01-31T12:00:00Z",
+            "9999-12-31T23:59:59-23:59",
+        ]),
         "checkpoint" => checkpoints(),
         "rows" => rows(),
         "recipe" => {
@@ -75,6 +95,16 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "compatible_reference" => {
             texts(&["team/app/v1", "app/latest", &format!("team/app/sha256:{HEX}"), "search"])
         }
+        "join_token" => {
+            let authority = URL_SAFE_NO_PAD.encode([7; 32]);
+            texts(&[&format!("shoal-join-v1.{authority}.0123456789.c2VjcmV0")])
+        }
+        "forwarded" => texts(&["192.0.2.7, 10.0.0.2", "[2001:db8::1]:80,10.0.0.3:443", "::1"]),
+        "challenge" => texts(&[
+            "Bearer realm=\"https://auth.example/token\",service=\"registry.example\"",
+            "Bearer realm=a, scope=\"repository:a/b:pull\", error=\"insufficient \\\"scope\\\"\"",
+            "Basic realm=\"x\"",
+        ]),
         "pattern" => texts(&["team/*\0team/app", "**", "!v1.*-rc?\0v1.2-rc3", "a*a*a*b\0aaaaaaa"]),
         "backup" => vec![backup()],
         "raft_message" => shoal_raft::fuzz::messages(),

@@ -181,7 +181,7 @@ impl Line {
             user_id = text(self.noted.user.get()),
             action,
             image_id = self.noted.image_id.get().map(ToString::to_string).unwrap_or_default(),
-            image_name = text(self.noted.image_name.get()),
+            image_name = self.noted.image(),
             client_ip = self.client.map(|client| client.ip().to_string()).unwrap_or_default(),
             duration_ms = self.started.elapsed().as_millis() as u64,
             status,

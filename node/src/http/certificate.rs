@@ -71,8 +71,13 @@ struct Issued {
 struct Operator {
     certificate: PathBuf,
     key: PathBuf,
+    /// The files as they were when the node began.
+    read: FileStates,
     served: RwLock<Arc<CertifiedKey>>,
 }
+
+/// Of both files, what changes when they do.
+type FileStates = [Option<(SystemTime, u64)>; 2];
 
 impl Collector for Certificates {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -104,8 +109,10 @@ impl Certificates {
         let operator = match files(config) {
             None => None,
             Some((certificate, key)) => {
+                // Before they are read: what changes in between is read again.
+                let states = state(&certificate, &key);
                 let served = RwLock::new(read(&certificate, &key, &provider)?);
-                Some(Operator { certificate, key, served })
+                Some(Operator { certificate, key, read: states, served })
             }
         };
         let (vault, issued) = (keys.ring.vault().clone(), RwLock::new(None));
@@ -186,29 +193,46 @@ impl Certificates {
     }
 
     /// Takes the operator's certificate over whenever its files change, without a stop: connections
-    /// that are open stay as they are. Files that cannot be used are said to be so, and the old
-    /// certificate stays. Returns at once where there is none.
+    /// that are open stay as they are. Files that cannot be used are said to be so, once, and the
+    /// old certificate stays until they can. Returns at once where there is none.
     pub async fn follow(self) {
         let Some(operator) = &self.inner.operator else { return };
-        let (certificate, key) = (&operator.certificate, &operator.key);
-        let mut known = state(certificate, key);
+        let mut followed = Followed { served: operator.read, said: None };
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let now = state(certificate, key);
-            if now == known {
-                continue;
-            }
-            match read(certificate, key, &self.inner.provider) {
-                Ok(renewed) => {
-                    *operator.served.write() = renewed;
-                    info!(certificate = %certificate.display(), "a new certificate is served");
-                }
-                // One of the two may not be there yet; the next change is looked at again.
-                Err(error) => warn!("the changed certificate cannot be used: {error:#}"),
-            }
-            known = now;
+            self.look(operator, &mut followed);
         }
     }
+
+    fn look(&self, operator: &Operator, followed: &mut Followed) {
+        let (certificate, key) = (&operator.certificate, &operator.key);
+        let now = state(certificate, key);
+        if now == followed.served {
+            return;
+        }
+        match read(certificate, key, &self.inner.provider) {
+            Ok(renewed) => {
+                *operator.served.write() = renewed;
+                *followed = Followed { served: now, said: None };
+                info!(certificate = %certificate.display(), "a new certificate is served");
+            }
+            // One of the two may not be there yet, or not be ours to read: that may change without a
+            // trace in what is looked at.
+            Err(error) if followed.said != Some(now) => {
+                followed.said = Some(now);
+                warn!("the changed certificate cannot be used: {error:#}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// What is known of the operator's files.
+struct Followed {
+    /// As they were when what is served was read.
+    served: FileStates,
+    /// As they were when they were last said to be of no use.
+    said: Option<FileStates>,
 }
 
 fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>> {
@@ -280,8 +304,7 @@ fn host_of(url: &str) -> &str {
     }
 }
 
-/// What changes when a file does, for both files.
-fn state(certificate: &Path, key: &Path) -> [Option<(SystemTime, u64)>; 2] {
+fn state(certificate: &Path, key: &Path) -> FileStates {
     [certificate, key].map(|path| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))

@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use ipnet::IpNet;
@@ -47,6 +47,19 @@ fn client_behind(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
         client = address;
     }
     client
+}
+
+/// What `fuzz` asks of it: a stranger is who it is, and behind a proxy is whom the header names, or the
+/// proxy itself.
+pub fn check_forwarded(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let Ok(trusted) = "10.0.0.0/8".parse::<IpNet>() else { return };
+    let headers = HeaderMap::from_iter([(FORWARDED_FOR, value)]);
+    let (stranger, proxy) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(client_behind(stranger, &headers, &[trusted]), stranger);
+    let client = client_behind(proxy, &headers, &[trusted]);
+    let text = String::from_utf8_lossy(bytes);
+    assert!(client == proxy || text.split(',').any(|hop| address(hop.trim()) == Some(client)));
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.

@@ -55,8 +55,8 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(35);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-/// Of one request's body, sent and not yet read.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Of one request's body, sent and not yet read; of all requests together, see `backlog`.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same of all requests of a connection: an upload that waits for room takes none of what the
 /// others may send.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION_MAX * STREAM_WINDOW_BYTES;
@@ -71,6 +71,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const VANISHED_AFTER: Duration = Duration::from_secs(300);
 /// At the end: how long a connection that has not asked for anything yet may take to do so.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(1);
+/// At the end: how long a TLS handshake that has begun may take to end, several round trips.
+const TLS_PATIENCE: Duration = Duration::from_secs(3);
 /// At the end: how long a TCP handshake that has begun may take to end, a round trip.
 const LAST_HANDSHAKE_PATIENCE: Duration = Duration::from_millis(300);
 /// After an error that is not the listener's own: too many open files, for instance.
@@ -264,8 +266,17 @@ impl Serving {
             let (serving, acceptor) = (self.clone(), acceptor.clone());
             self.connections.spawn(async move {
                 let _place = place;
+                let over = async {
+                    serving.phases.ending.cancelled().await;
+                    let _ = timeout(TLS_PATIENCE, serving.phases.ended.cancelled()).await;
+                };
+                let accepted = tokio::select! {
+                    accepted = acceptor.accept(stream, ()) => accepted,
+                    // Who says nothing holds up no stop.
+                    () = over => return,
+                };
                 // Where no handshake succeeds there is nobody to serve.
-                if let Ok((stream, _)) = acceptor.accept(stream, ()).await {
+                if let Ok((stream, _)) = accepted {
                     serving.serve(stream, address).await;
                 }
             });
@@ -362,6 +373,43 @@ mod tests {
         while ask().await.is_none() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Lets nobody in, as a handshake that does not go on.
+    #[derive(Clone)]
+    struct Stuck;
+
+    impl Accept<TcpStream, ()> for Stuck {
+        type Stream = TcpStream;
+        type Service = ();
+        type Future = std::future::Pending<io::Result<(TcpStream, ())>>;
+
+        fn accept(&self, _: TcpStream, (): ()) -> Self::Future {
+            pending()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_does_not_go_on_holds_up_no_stop() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (phases, connections) = (Phases::default(), TaskTracker::new());
+        let serving = Serving {
+            router: Router::new(),
+            builder: Arc::new(builder()),
+            phases: phases.clone(),
+            connections: connections.clone(),
+            places: Arc::new(Semaphore::new(1)),
+            first_request_timeout: FIRST_REQUEST_TIMEOUT,
+            in_the_clear: false,
+        };
+        let task = tokio::spawn(serving.accept(listener, Stuck));
+        let _client = TcpStream::connect(address).await.unwrap();
+        while connections.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let listening = Listening { address, phases, connections, task };
+        timeout(HEADER_TIMEOUT, listening.stop(Duration::ZERO)).await.expect("it ends");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod access;
 pub mod auth;
+mod backlog;
 mod certificate;
 pub mod cors;
 mod drain;
@@ -25,6 +26,7 @@ mod silence;
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;
 pub use drain::Drain;
+pub(crate) use forwarded::check_forwarded;
 pub use listener::{InTheClear, Listening};
 pub use readiness::Readiness;
 pub use server::{router, routes};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use shoal_content::ImageId;
+use shoal_content::{ImageId, Pin};
 
 tokio::task_local! {
     static NOTED: Arc<Noted>;
@@ -20,6 +20,8 @@ pub struct Noted {
     pub action: OnceLock<String>,
     pub image_id: OnceLock<ImageId>,
     pub image_name: OnceLock<String>,
+    /// Which of the image's versions is asked for.
+    pub pin: OnceLock<Pin>,
     /// Set where the answer's body is the content of an image.
     pub download: OnceLock<()>,
 }
@@ -27,6 +29,16 @@ pub struct Noted {
 impl Noted {
     pub fn new(id: &str, client: Option<IpAddr>) -> Arc<Self> {
         Arc::new(Self { id: id.to_owned(), client, ..Self::default() })
+    }
+
+    /// `team/app:v1` or `team/app@sha256:…`, where one version of it is asked for; else its name.
+    pub fn image(&self) -> String {
+        let Some(name) = self.image_name.get() else { return String::new() };
+        match self.pin.get() {
+            Some(Pin::Tag(tag)) => format!("{name}:{tag}"),
+            Some(Pin::Digest(digest)) => format!("{name}@{digest}"),
+            None => name.clone(),
+        }
     }
 }
 
@@ -71,4 +83,8 @@ pub fn note_image_name(name: &str) {
 pub fn note_image(id: ImageId, name: &str) {
     note(|noted| &noted.image_id, || id);
     note_image_name(name);
+}
+
+pub fn note_pin(pin: &Pin) {
+    note(|noted| &noted.pin, || pin.clone());
 }

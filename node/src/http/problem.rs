@@ -8,17 +8,21 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use shoal_content::Timestamp;
 use shoal_metadata::{Exceeded, Fault, Refusal};
 use shoal_raft::{ProposeError, ReadError};
 use tracing::{error, info};
 
 use super::noted;
 use crate::authorities;
+use crate::clock;
 use crate::keys;
 use crate::store::StoreError;
 
 /// When a client may try again after [`StatusCode::SERVICE_UNAVAILABLE`], in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
+/// When whoever has too many uploads open may look again: one of them may have ended.
+const UPLOADS_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +66,18 @@ impl Problem {
             retry_after: Some(wait),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", text)
         }
+    }
+
+    /// Of a command whose limit passes with time, as few do: whoever is refused by it hears when, if
+    /// anything is known to end.
+    #[must_use]
+    pub fn passing(self, ends: Option<Timestamp>) -> Self {
+        if self.status != StatusCode::TOO_MANY_REQUESTS || self.retry_after.is_some() {
+            return self;
+        }
+        let left = |ends: Timestamp| ends.as_millis().saturating_sub(clock::now().as_millis());
+        let wait = ends.map(|ends| Duration::from_millis(left(ends).max(1)));
+        Self { retry_after: wait, ..self }
     }
 
     /// For the header, in whole seconds.
@@ -224,7 +240,9 @@ impl From<Refusal> for Problem {
             }
             Refusal::TooOld { .. } => (StatusCode::CONFLICT, "node_too_old"),
         };
-        Self { quota, ..Self::new(status, code, refusal.to_string()) }
+        let uploads = matches!(refusal, Refusal::TooManyUploads { .. });
+        let retry_after = uploads.then_some(UPLOADS_RETRY_AFTER);
+        Self { quota, retry_after, ..Self::new(status, code, refusal.to_string()) }
     }
 }
 
@@ -235,5 +253,30 @@ fn shown(exceeded: &Exceeded) -> shoal_api::QuotaExceeded {
         limit: exceeded.limit,
         used: exceeded.used,
         wanted: exceeded.wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_meets_a_limit_that_passes_hears_when() {
+        let later = |millis| Some(Timestamp::from_millis(clock::now().as_millis() + millis));
+        let limit = || Problem::from(Refusal::Limit("1000 join tokens".to_owned()));
+        let after = |problem: Problem| {
+            let headers = problem.into_response().headers().clone();
+            headers.get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(after(limit()), None, "most limits stay");
+        assert_eq!(after(limit().passing(None)), None);
+        let hour = after(limit().passing(later(3_600_000))).unwrap();
+        assert!((3000..=3600).contains(&hour.parse::<u32>().unwrap()), "{hour}");
+        let over = limit().passing(Some(Timestamp::from_millis(0)));
+        assert_eq!(after(over).as_deref(), Some("1"));
+        let missing = Problem::not_found("image").passing(later(3_600_000));
+        assert_eq!(after(missing), None, "no limit");
+        let uploads = Problem::from(Refusal::TooManyUploads { open: 3, most: 2 });
+        assert_eq!(after(uploads.passing(later(3_600_000))).as_deref(), Some("60"));
     }
 }

@@ -10,6 +10,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::access::observe;
 use super::auth::Principal;
+use super::backlog::{Backlog, bound_backlog};
 use super::cors;
 use super::drain::say_goodbye;
 use super::forwarded::see_through;
@@ -43,6 +44,7 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), slow_down))
         .layer(from_fn(read_leftover))
         .layer(from_fn(bound_silence))
+        .layer(from_fn_with_state(Backlog::default(), bound_backlog))
         .layer(CatchPanicLayer::new());
     let router = match cors::layer(&app.config.cors) {
         Some(cors) => router.layer(cors),

@@ -49,13 +49,9 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
         return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
     }
     let size = content.size();
-    // Ranges are defined for GET alone (RFC 9110, 14.2).
-    let range = asked.headers.get(header::RANGE).filter(|_| asked.method == Method::GET);
-    // A part is wanted only of what the asker has the rest of (RFC 9110, 13.1.5).
     let etag = condition::entity_tag(digest);
-    let of_this =
-        asked.headers.get(header::IF_RANGE).is_none_or(|of| of.as_bytes() == etag.as_bytes());
-    let range = range.filter(|_| of_this).and_then(|value| value.to_str().ok());
+    // Ranges are defined for GET alone (RFC 9110, 14.2).
+    let range = condition::range_of(&asked.headers, &etag).filter(|_| asked.method == Method::GET);
     let (status, range) = match wanted(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),

@@ -1,9 +1,10 @@
-//! `If-None-Match` of manifests and blobs (RFC 9110, section 13.1.2): whoever has the content already
-//! is told so, in place of getting it again.
+//! `If-None-Match` and `If-Range` (RFC 9110, sections 13.1.2 and 13.1.5): whoever has the content
+//! already is told so, in place of getting it again; and a part is given only of what the asker has
+//! the rest of.
 //!
-//! Invariant: an entity tag is the content's digest, so that it never stands for anything else, at
-//! whichever node.
-//! Non-goal: `If-Range`, which goes with ranges; see `blobs`.
+//! Invariant: the entity tag of a manifest or blob is its digest, so that it never stands for anything
+//! else, at whichever node.
+//! Non-goal: what a range is; see `range`.
 
 use axum::http::{HeaderMap, StatusCode, header};
 use shoal_content::Digest;
@@ -17,18 +18,31 @@ pub fn entity_tag(digest: &Digest) -> String {
 
 /// Whether the asker has what is called so.
 pub fn has(headers: &HeaderMap, digest: &Digest) -> bool {
-    let mut values =
-        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|it| it.to_str().ok());
-    values.any(|value| names(value, &digest.to_string()))
+    has_tagged(headers, &digest.to_string())
 }
 
-/// Whether one value of the header names that digest. A weak tag does as well as a strong one (RFC
+/// Whether the asker has what has that entity tag, which is without its quotes here.
+pub fn has_tagged(headers: &HeaderMap, tag: &str) -> bool {
+    let mut values =
+        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|it| it.to_str().ok());
+    values.any(|value| names(value, tag))
+}
+
+/// The range that is asked for of what has that entity tag, in its quotes. `If-Range` compares
+/// strongly, and a date that it may say is none of anything here.
+pub fn range_of<'a>(headers: &'a HeaderMap, entity_tag: &str) -> Option<&'a str> {
+    let of = headers.get(header::IF_RANGE);
+    let of_this = of.is_none_or(|of| of.as_bytes() == entity_tag.as_bytes());
+    headers.get(header::RANGE).filter(|_| of_this)?.to_str().ok()
+}
+
+/// Whether one value of the header names that tag. A weak tag does as well as a strong one (RFC
 /// 9110, section 8.8.3.2), and clients of registries leave the quotes out.
-pub fn names(value: &str, digest: &str) -> bool {
+pub fn names(value: &str, wanted: &str) -> bool {
     value.split(',').map(str::trim).any(|tag| {
         let strong = tag.strip_prefix("W/").unwrap_or(tag);
         let bare = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-        tag == "*" || bare.unwrap_or(strong) == digest
+        tag == "*" || bare.unwrap_or(strong) == wanted
     })
 }
 
@@ -73,6 +87,27 @@ mod tests {
             vec![format!("\"{}\"", Digest::sha256([8; 32]))],
         ] {
             assert!(!has(&values), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_of_what_the_asker_has_or_of_nothing() {
+        for (of, counts) in [
+            (None, true),
+            (Some("\"this\""), true),
+            (Some("\"that\""), false),
+            (Some("W/\"this\""), false),
+            (Some("this"), false),
+            (Some("Sat, 01 Jan 2000 00:00:00 GMT"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            assert_eq!(range_of(&headers, "\"this\""), None);
+            headers.insert(header::RANGE, "bytes=0-1".parse().unwrap());
+            if let Some(of) = of {
+                headers.insert(header::IF_RANGE, of.parse().unwrap());
+            }
+            let found = range_of(&headers, "\"this\"");
+            assert_eq!(found, counts.then_some("bytes=0-1"), "{of:?}");
         }
     }
 }

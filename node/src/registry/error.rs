@@ -13,8 +13,6 @@ use crate::http::auth::CODE_NEEDED;
 use crate::http::problem::Problem;
 use crate::store::StoreError;
 
-/// When whoever has too many uploads open may look again: one of them may have ended.
-const UPLOADS_RETRY_AFTER_SECONDS: &str = "60";
 /// When whoever found no room here may look again: who is slow has lost it by then.
 const ROOM_RETRY_AFTER_SECONDS: &str = "60";
 
@@ -154,8 +152,6 @@ impl From<Refusal> for RegistryError {
                 "MANIFEST_BLOB_UNKNOWN",
                 format!("the manifest refers to {digest}, which the repository does not have"),
             ),
-            Refusal::TooManyUploads { .. } => Self::from(Problem::from(refusal))
-                .with(header::RETRY_AFTER, UPLOADS_RETRY_AFTER_SECONDS),
             // Docker repeats what is refused with a code that it does not know.
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {
                 Self::new(StatusCode::PRECONDITION_FAILED, "DENIED", refusal.to_string())

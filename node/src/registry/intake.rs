@@ -125,6 +125,14 @@ impl Intake {
         if blob_bytes <= most { Ok(()) } else { Err(IntakeError::TooLong(most)) }
     }
 
+    /// Lets nobody have more room, as the node stops: who waits for some hears so, and what was taken
+    /// before can be kept.
+    pub fn close(&self) {
+        for lane in [&self.small, &self.parts, &self.long] {
+            lane.free.close();
+        }
+    }
+
     /// Waits until no other request of this session is under way at this node.
     pub async fn turn(&self, upload: UploadId) -> Turn {
         let lock = {

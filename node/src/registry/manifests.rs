@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::body::whole;
 use super::warning::warn;
 use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, condition, empty, image, text_header};
+use crate::http::noted;
 use crate::upstreams::Brought;
 
 /// Tags of one PUT in the query (development branch of the specification).
@@ -37,6 +38,7 @@ pub async fn handle(
             _ if reference.contains(':') => RegistryError::digest_invalid(error),
             _ => RegistryError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", error.to_string()),
         })?;
+    noted::note_pin(&pin);
     match asked.method {
         Method::GET | Method::HEAD => get(&asked, &repository, pin).await,
         Method::PUT => put(asked, body, repository, pin).await,

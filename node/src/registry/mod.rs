@@ -11,14 +11,14 @@ mod answers;
 mod blobs;
 mod body;
 mod checkpoint;
-mod condition;
+pub(crate) mod condition;
 pub(crate) mod contention;
 mod error;
 mod hash;
 mod intake;
 mod manifests;
 mod parts;
-mod range;
+pub(crate) mod range;
 mod route;
 mod tags;
 mod token;
@@ -41,6 +41,9 @@ pub use answers::{Catalogue, ReferrersIndex, RegistryErrors, RegistryToken, TagL
 pub use error::RegistryError;
 pub use intake::{BlobWriter, INTAKE_BYTES_MAX, INTAKE_BYTES_USUAL, Intake, IntakeError};
 pub use manifests::{digest_of, references};
+#[cfg(test)]
+pub(crate) use parts::PARTS_MAX;
+pub(crate) use parts::PartSchedule;
 pub use uploads::{Publication, SESSION_TTL_MS, publish};
 
 /// The parsers, for `fuzz`.

@@ -1,4 +1,4 @@
-//! `Range` of a blob's GET (RFC 9110, section 14.1.2): one range, or the whole; and
+//! `Range` of a GET of a blob or a disk (RFC 9110, section 14.1.2): one range, or the whole; and
 //! `Content-Range` of an upload's part, which has no unit (distribution-spec).
 
 use std::ops::Range;

@@ -151,7 +151,10 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
         let session = Session::load(&asked, repository, id).await?;
         return session.answer(StatusCode::NO_CONTENT, session.offset);
     }
-    let turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)).await;
+    let turn = tokio::select! {
+        turn = tokio::time::timeout(TURN_WAIT_MAX, asked.app.intake.turn(id)) => turn,
+        () = asked.app.drain.cut() => return Err(stopping()),
+    };
     let turn = turn.map_err(|_| {
         let message = "another request of this upload session is still under way";
         RegistryError::new(StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID", message)
@@ -263,14 +266,15 @@ impl Session {
     }
 
     /// `Content-Range: FIRST-LAST`, without a unit, must go on where the session stands and agree
-    /// with the length.
-    fn check_order(&self, asked: &Asked) -> Result<(), RegistryError> {
-        let Some(value) = asked.headers.get(header::CONTENT_RANGE) else { return Ok(()) };
-        let text = value.to_str().unwrap_or_default();
-        let (first, last) = content_range(text).ok_or_else(|| self.out_of_order())?;
-        let length = announced(asked);
-        let fits = length.is_none_or(|length| last.checked_sub(first) == length.checked_sub(1));
-        if first == self.offset && fits { Ok(()) } else { Err(self.out_of_order()) }
+    /// with the length, where one is announced. Gives the length that it says.
+    fn check_order(&self, asked: &Asked) -> Result<Option<u64>, RegistryError> {
+        let Some(value) = asked.headers.get(header::CONTENT_RANGE) else { return Ok(None) };
+        let range = content_range(value.to_str().unwrap_or_default());
+        let (first, last) = range.ok_or_else(|| self.out_of_order())?;
+        let length = last.checked_sub(first).and_then(|bytes| bytes.checked_add(1));
+        let length = length.ok_or_else(|| self.out_of_order())?;
+        let fits = announced(asked).is_none_or(|announced| announced == length);
+        if first == self.offset && fits { Ok(Some(length)) } else { Err(self.out_of_order()) }
     }
 
     /// A blob that is too long for any repository is refused before its bytes come.
@@ -307,19 +311,24 @@ impl Session {
         };
         let (multipart, offset) = (self.multipart.clone(), self.offset);
         let at = Resumed { checkpoint, multipart, offset };
-        Ok(BlobWriter::resume(&app.intake, store, under, turn, at).await?)
+        tokio::select! {
+            resumed = BlobWriter::resume(&app.intake, store, under, turn, at) => Ok(resumed?),
+            () = app.drain.cut() => Err(stopping()),
+        }
     }
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
-        self.check_order(&asked)?;
+        let length = self.check_order(&asked)?;
         self.check_length(&asked)?;
         let allowance = self.allowance(&asked, true).await?;
         // The client may say at the end only which digest it has; nearly always it is this one.
         let mut writer = self.writer(&asked.app, turn, Algorithm::Sha256).await?;
-        let taken = take(&asked.app, &mut writer, body, &allowance).await;
+        let taken = take(&asked.app, &mut writer, body, length, &allowance).await;
         let whole = match taken {
             // Nobody could go on from here: the session stays where it stood.
             Err(error) if writer.is_torn() => return Err(error),
+            // Nor does anybody know what this was a part of.
+            Ok(Taken::OtherLength) => return Err(self.out_of_order()),
             taken => taken,
         };
         let offset = writer.offset();
@@ -361,7 +370,7 @@ impl Session {
         let digest = digest
             .ok_or_else(|| RegistryError::digest_invalid("the digest parameter is missing"))?;
         let digest: Digest = digest.parse().map_err(RegistryError::digest_invalid)?;
-        self.check_order(&asked)?;
+        let length = self.check_order(&asked)?;
         self.check_length(&asked)?;
         let project = self.repository.project();
         let held = asked.app.raft.local().query().project_holds(&project, &digest)?;
@@ -374,7 +383,9 @@ impl Session {
         // Until the command is answered nobody else closes the session here.
         let _turn = Turn::clone(&turn);
         let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
-        take(&app, &mut writer, body, &allowance).await?;
+        if let Taken::OtherLength = take(&app, &mut writer, body, length, &allowance).await? {
+            return Err(self.out_of_order());
+        }
         let written = match writer.finish(&digest).await? {
             Ok(written) => written,
             Err(Mismatch { is, ended }) => {
@@ -487,16 +498,24 @@ pub async fn publish(
     Ok(())
 }
 
+/// How a body ended that did not break off.
+enum Taken {
+    Whole,
+    /// It had more bytes than it was said to have, which were not looked at, or fewer.
+    OtherLength,
+}
+
 /// Hands the body to the writer, as it comes. A body that comes too slowly is cut off, the sooner
 /// where other uploads wait for the memory that it holds. What came is kept, and the client may go
-/// on from there.
+/// on from there. Where `length` is given, the body is to have as many bytes.
 async fn take(
     app: &App,
     writer: &mut BlobWriter,
     body: Body,
+    length: Option<u64>,
     allowance: &Allowance,
-) -> Result<(), RegistryError> {
-    let mut pieces = body.into_data_stream();
+) -> Result<Taken, RegistryError> {
+    let (mut pieces, mut came) = (body.into_data_stream(), 0);
     let mut pace = Pace::begin();
     loop {
         let piece = tokio::select! {
@@ -504,12 +523,19 @@ async fn take(
             () = writer.is_wanted() => return Err(gives_way()),
             () = app.drain.cut() => return Err(stopping()),
         };
-        let Some(piece) = piece else { return Ok(()) };
+        let Some(piece) = piece else {
+            let fits = length.is_none_or(|length| length == came);
+            return Ok(if fits { Taken::Whole } else { Taken::OtherLength });
+        };
         let piece = piece.map_err(|error| {
             let message = format!("the connection broke while the body came: {error}");
             RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
         })?;
         pace.count(piece.len());
+        came += piece.len() as u64;
+        if length.is_some_and(|length| came > length) {
+            return Ok(Taken::OtherLength);
+        }
         app.metrics.upload_bytes.inc_by(piece.len() as u64);
         allowance.check(app, writer.offset() + piece.len() as u64).await?;
         writer.write(piece).await?;

@@ -3,7 +3,7 @@
 //!
 //! Invariant: what is malformed is no challenge; nothing here is longer than the header was.
 
-use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 /// See the module's documentation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,15 @@ impl Challenge {
             found.map(|(_, value)| value.clone())
         };
         Some(Self::Bearer { realm: find("realm")?, service: find("service") })
+    }
+}
+
+/// What `fuzz` asks of it.
+pub fn check_challenge(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]);
+    if let Some(Challenge::Bearer { realm, service }) = Challenge::of(&headers) {
+        assert!(realm.len() + service.map_or(0, |service| service.len()) <= 2 * bytes.len());
     }
 }
 

@@ -37,6 +37,7 @@ use shoal_metadata::Pattern;
 use thiserror::Error as ThisError;
 
 pub use blobs::Wanted;
+pub(crate) use challenge::check_challenge;
 pub use client::ClientError;
 pub use error::Error;
 pub use manifests::Brought;

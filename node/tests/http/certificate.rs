@@ -1,7 +1,8 @@
 //! A certificate of the operator's own, renewed without a stop.
 
+use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 use shoal_content::ClusterId;
@@ -54,12 +55,23 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
 
     let health = format!("{}/health", node.url);
 
-    std::fs::write(folder.path().join("https.pem"), "no certificate")?;
+    let elsewhere = tempfile::tempdir()?;
+    let second = issue(elsewhere.path())?;
+    let chain = std::fs::read(elsewhere.path().join("https.pem"))?;
+    std::fs::copy(elsewhere.path().join("https.key"), folder.path().join("https.key"))?;
+    let written = SystemTime::now();
+    let write = |bytes: &[u8]| {
+        let mut file = std::fs::File::create(folder.path().join("https.pem"))?;
+        file.write_all(bytes)?;
+        file.set_modified(written)
+    };
+    write(&vec![b'x'; chain.len()])?;
     sleep(Duration::from_secs(7)).await;
     let fresh = client(first.certificate_pem().as_bytes())?;
     ensure!(fresh.get(&health).send().await?.status().is_success(), "the old one is gone");
 
-    let second = issue(folder.path())?;
+    // As if it had been there, and had not been the node's to read: nothing tells it that it can.
+    write(&chain)?;
     let fresh = client(second.certificate_pem().as_bytes())?;
     until("the new certificate", async || Ok(fresh.get(&health).send().await.ok())).await?;
     // Who was connected stays so.

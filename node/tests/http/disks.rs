@@ -167,6 +167,7 @@ async fn a_disk_comes_back_as_it_was_in_every_format() -> Result<()> {
         let outside = node.request(Method::GET, &ranged).header(header::RANGE, past).send().await?;
         problem(outside, StatusCode::RANGE_NOT_SATISFIABLE).await?;
     }
+    conditions_and_odd_ranges_are_read_as_http_means_them(&node, image, &id).await?;
 
     let found: Resolution = node.get("resolve?reference=zedge/one:test").await?;
     ensure!(found.version == "1.0.0" && found.disk.is_some());
@@ -175,6 +176,62 @@ async fn a_disk_comes_back_as_it_was_in_every_format() -> Result<()> {
     let none: Page<Image> = node.get("images?kind=container").await?;
     ensure!(none.data.is_empty());
     node.server.stop().await
+}
+
+/// As the registry reads them of blobs.
+async fn conditions_and_odd_ranges_are_read_as_http_means_them(
+    node: &Node,
+    image: ImageId,
+    version: &str,
+) -> Result<()> {
+    let path = format!("images/{image}/versions/{version}/download?format=raw");
+    let ask = async |method: Method, headers: &[(header::HeaderName, &str)]| {
+        let mut request = node.request(method, &path);
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
+        request.send().await
+    };
+    let whole = ask(Method::HEAD, &[(header::RANGE, "bytes=0-9")]).await?;
+    ensure!(whole.status() == StatusCode::OK, "a range is for GET alone: {}", whole.status());
+    let said = |name: header::HeaderName| {
+        let value = whole.headers().get(&name).with_context(|| format!("no {name}"))?;
+        anyhow::Ok(value.to_str()?.to_owned())
+    };
+    let (etag, length) = (said(header::ETAG)?, said(header::CONTENT_LENGTH)?.parse::<u64>()?);
+    let bare = etag.trim_matches('"').to_owned();
+
+    let (weak, listed) = (format!("W/{etag}"), format!("\"another\", {etag}"));
+    for known in [&etag, &weak, &listed, &bare] {
+        let answer = ask(Method::GET, &[(header::IF_NONE_MATCH, known.as_str())]).await?;
+        ensure!(answer.status() == StatusCode::NOT_MODIFIED, "{known}: {}", answer.status());
+    }
+    // It is a part of another one's name.
+    let longer = format!("\"{bare}0\"");
+    let answer = ask(Method::HEAD, &[(header::IF_NONE_MATCH, longer.as_str())]).await?;
+    ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+
+    let last = format!("bytes 5-{}/{length}", length - 1);
+    for (range, status, shown) in [
+        ("bytes=5-99999999999999999999999", StatusCode::PARTIAL_CONTENT, Some(last)),
+        ("Bytes=5-6", StatusCode::PARTIAL_CONTENT, Some(format!("bytes 5-6/{length}"))),
+        ("bytes=9-1", StatusCode::RANGE_NOT_SATISFIABLE, Some(format!("bytes */{length}"))),
+        ("bytes=0-1,4-5", StatusCode::OK, None),
+        ("bytes=+1-2", StatusCode::OK, None),
+    ] {
+        let headers = [(header::RANGE, range), (header::IF_RANGE, etag.as_str())];
+        let answer = ask(Method::GET, &headers).await?;
+        ensure!(answer.status() == status, "{range}: {}", answer.status());
+        let found = answer.headers().get(header::CONTENT_RANGE);
+        let found = found.map(|value| value.to_str()).transpose()?;
+        ensure!(found == shown.as_deref(), "{range}: {found:?}");
+    }
+    for of in ["\"another\"", weak.as_str()] {
+        let headers = [(header::RANGE, "bytes=5-6"), (header::IF_RANGE, of)];
+        let answer = ask(Method::GET, &headers).await?;
+        ensure!(answer.status() == StatusCode::OK, "If-Range: {of}: {}", answer.status());
+    }
+    Ok(())
 }
 
 /// A machine's archive of one disk, as exporters make it.
@@ -389,7 +446,9 @@ async fn an_account_has_so_many_disks_on_their_way_and_no_more() -> Result<()> {
     };
     let first: UploadStarted = read(init("1").await?).await?;
     let second: UploadStarted = read(init("2").await?).await?;
-    let third = problem(init("3").await?, StatusCode::TOO_MANY_REQUESTS).await?;
+    let third = init("3").await?;
+    ensure!(third.headers().contains_key(header::RETRY_AFTER), "{third:?}");
+    let third = problem(third, StatusCode::TOO_MANY_REQUESTS).await?;
     ensure!(third.code == "too_many_uploads" && third.message.contains("2 at once"), "{third:?}");
     // The end of one makes room for another, whatever the end is.
     let given_up = node.request(Method::DELETE, &format!("{path}/{}", first.upload_id));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use reqwest::{Body, Client, StatusCode};
+use reqwest::{Body, Client, Method, StatusCode};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::node::{Node, client};
 use super::program::Program;
-use super::v2::sha256;
+use super::v2::{open_upload, sha256};
 use super::wait::until;
 
 /// Of each way to connect.
@@ -247,6 +247,33 @@ async fn leave(scene: Scene) -> Result<()> {
     went_on?;
     for node in staying {
         node.server.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_wait_for_room_hear_in_time_that_the_node_stops() -> Result<()> {
+    // One more than there are parts to hold, and each holds more than it may without one.
+    const UPLOADS: usize = 11;
+    const EACH_BYTES: usize = 300_000;
+    const WITHOUT_PART_BYTES: usize = 256 * 1024;
+    let node = Node::start_with(|config| config.drain.deadline_seconds = 12).await?;
+    let content = Bytes::from(vec![7; EACH_BYTES]);
+    let mut uploads = JoinSet::new();
+    for _ in 0..UPLOADS {
+        let path = open_upload(&node, "a/waiting").await?;
+        let body = held_body([content.clone(), Bytes::new()], Arc::new(Notify::new()));
+        uploads.spawn(node.v2(Method::PATCH, &path).body(body).send());
+    }
+    let metrics = &node.server.app().metrics;
+    let least = ((UPLOADS - 1) * EACH_BYTES + WITHOUT_PART_BYTES) as u64;
+    let all_came = async || Ok((metrics.upload_bytes.get() >= least).then_some(()));
+    until("as much to have come as there is room for", all_came).await?;
+    node.server.stop().await?;
+    while let Some(answer) = uploads.join_next().await {
+        let answer = answer?.context("an upload was broken off")?;
+        ensure!(answer.status() == StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+        ensure!(answer.headers().contains_key("retry-after"), "{answer:?}");
     }
     Ok(())
 }

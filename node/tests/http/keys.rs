@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{LoginResponse, OrderMessage, SigningKeyInfo, TicketKeyInfo};
-use shoal_metadata::KeyPurpose;
+use shoal_metadata::{KeyPurpose, SIGNATURES_LIVE_MS, SIGNING_KEYS_MAX};
 use tokio::time::timeout;
 
 use super::disks::{create_image, make_disk, upload};
@@ -35,6 +35,29 @@ async fn log_in(node: &Node) -> Result<String> {
     let login = json!({ "username": "admin", "password": node.password() });
     let answer: LoginResponse = node.call(Method::POST, "auth/login", &login).await?;
     Ok(answer.token)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_makes_too_many_keys_hears_when_the_first_runs_out() -> Result<()> {
+    let node = Node::start().await?;
+    for number in 1..SIGNING_KEYS_MAX {
+        let keys = rotate(&node, "token", false).await?;
+        ensure!(states(&keys, "token").len() == number + 1, "{keys:?}");
+    }
+    let path = "cluster/keys/token/rotate";
+    let one_more = node.request(Method::POST, path).json(&json!({ "distrust": false }));
+    let refused = one_more.send().await?;
+    let after = refused.headers().get("retry-after").context("no Retry-After")?.to_str()?;
+    let after: u64 = after.parse()?;
+    // A signature lives on when the next key signs, which is announced before.
+    ensure!(after > 60 && after <= SIGNATURES_LIVE_MS / 1000 + 2 * 3600, "{after}");
+    let refused = problem(refused, StatusCode::TOO_MANY_REQUESTS).await?;
+    ensure!(refused.code == "limit", "{refused:?}");
+    // The other purpose has keys of its own, and whoever distrusts all waits for none.
+    rotate(&node, "ticket", false).await?;
+    let keys = rotate(&node, "token", true).await?;
+    ensure!(states(&keys, "token").len() == 1, "{keys:?}");
+    node.server.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,11 +25,15 @@ const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Takes everything for old.
 fn scrubber(node: &Node) -> Scrubber {
+    scrubber_of(node, SAMPLE_BYTES)
+}
+
+fn scrubber_of(node: &Node, sample_bytes: u64) -> Scrubber {
     let app = node.server.app();
     let limits = Limits {
         orphan_age: Duration::ZERO,
         leftover_age: Duration::ZERO,
-        ..Limits::new(Duration::from_secs(3600), SAMPLE_BYTES)
+        ..Limits::new(Duration::from_secs(3600), sample_bytes)
     };
     let (raft, store) = (app.raft.clone(), Arc::clone(&app.store));
     Scrubber::new(raft, store, node.ownership(), limits, &mut Registry::default())
@@ -122,6 +126,23 @@ async fn damage_is_found_and_counted() -> Result<()> {
     app.store.delete(&[blob.object]).await?;
     let status = scrub(&scrubber(&node)).await?;
     ensure!(status.damaged == 1, "{status:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_a_blob_longer_than_the_sample_is_found_and_its_reading_paid_for() -> Result<()> {
+    const SHARE_BYTES: usize = 1000;
+    let node = Node::start().await?;
+    let digest = push_blob(&node, "a/long", &[7; 3 * SHARE_BYTES]).await?;
+    let app = node.server.app();
+    let blob = app.view().await?.query().blob(&digest.parse()?)?.context("the row")?;
+    let damaged = Bytes::from(vec![8; 3 * SHARE_BYTES]);
+    app.store.put(blob.object, &KeyOwner::Cluster, damaged).await?;
+    let scrubber = scrubber_of(&node, 2 * SHARE_BYTES as u64);
+    for found in [1, 0, 0, 1] {
+        let status = scrub(&scrubber).await?;
+        ensure!(status.damaged == found, "{found}: {status:?}");
+    }
     node.server.stop().await
 }
 

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use shoal_content::Timestamp;
 use shoal_metadata::{
     self as metadata, Answered, AuditResult, CREDENTIAL_BYTES_MAX, Command, LoginMeans,
-    PasskeyOwner, Refusal, Suspect, User,
+    PASSKEY_WINDOW_MS, PasskeyOwner, Refusal, Suspect, User,
 };
 use shoal_raft::{ProposeError, View};
 use webauthn_rs::prelude::{
@@ -343,13 +343,16 @@ pub async fn take_passkey(
     let challenge = blake3::derive_key(OF_ANSWER, challenge.as_bytes());
     let expires_at = Timestamp::from_millis(until.saturating_mul(1000));
     let answered = Answered { challenge, expires_at };
-    let metadata::Passkey { user: name, id, .. } = passkey;
+    let metadata::Passkey { user: name, id, uses_since, .. } = passkey;
     match app.propose(Command::UsePasskey { user: name, id, answered, counter, key }).await {
         Ok(_) => Ok((user, means)),
         Err(ProposeError::Refused(Refusal::ChallengeUsed)) => Err(wrong(Wrong::Used)),
         Err(ProposeError::Refused(Refusal::CounterBehind { .. })) => Err(wrong(Wrong::Counter)),
         Err(ProposeError::Refused(Refusal::NotFound(_))) => Err(wrong(Wrong::Other)),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            let ends = uses_since.plus_millis(PASSKEY_WINDOW_MS);
+            Err(Problem::from(error).passing(Some(ends)))
+        }
     }
 }
 

@@ -500,6 +500,23 @@ async fn nobody_waits_for_room_for_ever_and_what_came_before_is_kept() {
 }
 
 #[tokio::test]
+async fn who_waits_for_room_hears_that_the_node_stops_and_what_came_before_is_kept() {
+    let (_folder, store) = folder_store();
+    let bytes = content("stopped", SMALL_BYTES + 1_000);
+    let first = bytes.slice(..SMALL_BYTES + 1);
+    let (intake, _holders) = crowded(&store, (LONG, LONG), &first).await;
+    let mut late = begin(&intake, &store).await;
+    late.write(bytes.slice(..SMALL_BYTES)).await.unwrap();
+    let closes = async { intake.close() };
+    let (refused, ()) = tokio::join!(late.write(bytes.slice(SMALL_BYTES..)), closes);
+    assert!(matches!(refused, Err(IntakeError::Stopping)), "{refused:?}");
+    assert!(!late.is_torn() && late.offset() == SMALL_BYTES as u64);
+    let (checkpoint, _) = late.checkpoint().await.unwrap();
+    late.named();
+    assert!(store.length(checkpoint).await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_short_blob_does_not_wait_behind_all_who_wait_for_parts() {
     let (_folder, store) = folder_store();
     let bytes = content("queue", SMALL_BYTES + 1);

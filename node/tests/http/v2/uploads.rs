@@ -73,6 +73,42 @@ async fn a_stream_needs_no_ranges_and_no_length() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_as_long_as_its_range_says_or_none_of_it_counts() -> Result<()> {
+    let node = Node::start().await?;
+    let path = open_upload(&node, "a/counted").await?;
+    let stream = |bytes: &'static [u8]| {
+        // In two pieces, of which the first one alone is not too long.
+        let (one, two) = bytes.split_at(bytes.len() / 2);
+        Body::wrap_stream(stream::iter([one, two].map(Ok::<_, std::io::Error>)))
+    };
+    let send = |method: Method, path: &str, first: usize, length: usize, bytes: &'static [u8]| {
+        let range = format!("{first}-{}", first + length - 1);
+        node.v2(method, path).header("content-range", range).body(stream(bytes)).send()
+    };
+    let answer = send(Method::PATCH, &path, 0, FIRST.len(), FIRST).await?;
+    expect(&answer, StatusCode::ACCEPTED)?;
+    let stands = format!("0-{}", FIRST.len() - 1);
+    let closing = format!("{path}?digest={}", sha256(&whole()));
+    for (method, path) in [(Method::PATCH, &path), (Method::PUT, &closing)] {
+        for length in [SECOND.len() - 1, SECOND.len() + 1, 1] {
+            let answer = send(method.clone(), path, FIRST.len(), length, SECOND).await?;
+            expect(&answer, StatusCode::RANGE_NOT_SATISFIABLE)?;
+            ensure!(header(&answer, "range")? == stands, "{method} {length}: {answer:?}");
+        }
+    }
+    // As many as no number says.
+    let most = node.v2(Method::PATCH, &path).header("content-range", format!("0-{}", u64::MAX));
+    expect(&most.body(stream(SECOND)).send().await?, StatusCode::RANGE_NOT_SATISFIABLE)?;
+    let answer = node.v2(Method::GET, &path).send().await?;
+    ensure!(header(&answer, "range")? == stands, "the session lost its place: {answer:?}");
+    let answer = send(Method::PUT, &closing, FIRST.len(), SECOND.len(), SECOND).await?;
+    expect(&answer, StatusCode::CREATED)?;
+    let blob = node.v2(Method::GET, &format!("a/counted/blobs/{}", sha256(&whole())));
+    ensure!(blob.send().await?.bytes().await? == whole());
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_digest_decides_and_a_wrong_one_is_the_clients_fault() -> Result<()> {
     let node = Node::start().await?;
     for digest in [

@@ -376,7 +376,10 @@ async fn one_image_can_be_granted_alone() -> Result<()> {
     ensure!(given.principal.kind == "user_group" && given.created_at.is_some(), "{given:?}");
     let listed: Vec<Permission> = node.get(&path).await?;
     ensure!(listed.len() == 2, "{listed:?}");
-    ensure!(listed.contains(&Permission { created_at: None, ..given.clone() }), "{listed:?}");
+    ensure!(listed.contains(&given) && given.created_by == "admin", "{listed:?}");
+    ensure!(given.updated_at == given.created_at, "{given:?}");
+    // Given by its name, carol's has them as well.
+    ensure!(listed.iter().all(|one| one.created_at.is_some()), "{listed:?}");
     let taken = node.request(Method::DELETE, &format!("{path}/{}", given.id)).send().await?;
     expect(&taken, StatusCode::NO_CONTENT)?;
     let odd = node.request(Method::PUT, &format!("images/{id}/permissions/nobody"));

@@ -207,11 +207,15 @@ pub enum Table {
     MappedMembers = 93,
     /// User -> where it gets mail.
     Emails = 94,
+    /// Image, tag -> `TagAuthors`.
+    TagAuthors = 95,
+    /// Place, grantee -> `Grant`: who gave the right, and when.
+    Grants = 96,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 94] = [
+    pub const ALL: [Self; 96] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -306,6 +310,8 @@ impl Table {
         Self::PurgedImages,
         Self::MappedMembers,
         Self::Emails,
+        Self::TagAuthors,
+        Self::Grants,
     ];
 
     /// The table whose keys start with `number`, if there is one.

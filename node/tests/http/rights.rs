@@ -403,6 +403,21 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
         let answer = dave.api(method, path).json(&body).send().await?;
         expect(&answer, StatusCode::FORBIDDEN).with_context(|| path.to_owned())?;
     }
+    // Where one gets mail, one says oneself.
+    let email = async |text: &str| -> Result<Response> {
+        let request = json!({ "email": text });
+        Ok(dave.api(Method::PUT, "user/email").json(&request).send().await?)
+    };
+    for (text, status, kept) in [
+        ("dave@example.com", StatusCode::NO_CONTENT, json!("dave@example.com")),
+        ("dave", StatusCode::BAD_REQUEST, json!("dave@example.com")),
+        ("", StatusCode::NO_CONTENT, json!(null)),
+        ("d@example.com", StatusCode::NO_CONTENT, json!("d@example.com")),
+    ] {
+        expect(&email(text).await?, status).with_context(|| text.to_owned())?;
+        let shown: Value = read(dave.api(Method::GET, "users/dave").send().await?).await?;
+        ensure!(shown["email"] == kept, "{shown}");
+    }
     for weak in ["short", "aaaaaaaaaaaaaaa", "dave-dave-dave"] {
         let request = json!({ "current_password": PASSWORD, "new_password": weak });
         let answer = dave.api(Method::PUT, "user/password").json(&request).send().await?;

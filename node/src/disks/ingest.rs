@@ -36,6 +36,7 @@ use super::{Disks, Running};
 use crate::clock;
 use crate::collection::{PUBLISH_WINDOW, first_missing};
 use crate::http::problem::chain;
+use crate::registry::hash::Hash;
 use crate::store::{StoreError, put_once};
 
 /// Bytes of the uploaded file that are compared at once.
@@ -352,7 +353,7 @@ fn compare(
     let mut buffer = vec![0; COMPARED_AT_ONCE];
     let mut at = 0;
     for (number, (wanted, length)) in layers.iter().enumerate() {
-        let mut hasher = Sha256::new();
+        let mut hasher = Hash::new(wanted.algorithm());
         let end = at + length;
         while at < end {
             if running.lost.load(Ordering::Relaxed) {
@@ -364,7 +365,7 @@ fn compare(
             hasher.update(&buffer[..count]);
             at += count as u64;
         }
-        let found = Digest::sha256(hasher.finalize().into());
+        let found = hasher.digest();
         if found != *wanted {
             let text = format!("checksum_mismatch: layer {number} is {found}, not {wanted}");
             return Err(Failure::Refused(text));

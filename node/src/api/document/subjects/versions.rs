@@ -111,7 +111,7 @@ pub fn uploads() -> Subject {
             post("/api/v1/images/{image}/versions/import", "Has the nodes get a disk by its URL")
                 .about("An upload from then on.")
                 .status(202)
-                .refuses(400, "version_invalid url_invalid checksum_missing checksum_invalid")
+                .refuses(400, "version_invalid url_invalid checksum_missing")
                 .refuses(400, "format_invalid too_many_tags size_invalid text_too_long")
                 .refuses(403, "import_disabled import_not_allowed quota_exceeded")
                 .refuses(404, "image_not_found not_found")

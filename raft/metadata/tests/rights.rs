@@ -511,7 +511,7 @@ fn a_right_says_who_gave_it_and_when() {
     assert_eq!((changed.given_at, changed.given_by.as_str()), (None, ""));
 
     let take = Command::RemoveRight { place: place.clone(), grantee: bob.clone() };
-    world.accepts(take.clone());
+    world.accepts(take);
     assert_eq!(grant(&world), None);
     world.accepts(by("alice", put(ProjectRole::Guest)));
     let given = grant(&world).unwrap();

@@ -91,12 +91,36 @@ pub struct MapExtent {
 /// What an image spends on guest bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stored {
-    /// Nothing, or room whose content does not count: they read as zero.
-    Nothing,
+    /// They read as zero.
+    Zero {
+        /// Whether the image says so, where it could say nothing of them.
+        is_said: bool,
+        /// From where on it keeps room for them, whose content does not count.
+        kept: Option<u64>,
+    },
     /// They stand as they are in the image, from this byte on.
     At(u64),
     /// They have to be decompressed.
     Packed,
+}
+
+impl Stored {
+    /// The image says nothing of them, and has no room for them.
+    pub const NOTHING: Self = Self::Zero { is_said: false, kept: None };
+
+    /// Whether `next`, which begins `bytes` after this, goes on where this ends. What is packed may
+    /// be in several pieces.
+    pub fn continues(self, bytes: u64, next: Self) -> bool {
+        let adjoin = |one: u64, next| one.checked_add(bytes) == Some(next);
+        match (self, next) {
+            (Self::At(one), Self::At(next)) => adjoin(one, next),
+            (
+                Self::Zero { is_said, kept: Some(one) },
+                Self::Zero { is_said: next_said, kept: Some(next) },
+            ) => is_said == next_said && adjoin(one, next),
+            (one, next) => one == next,
+        }
+    }
 }
 
 /// Guest bytes that are stored in one piece.

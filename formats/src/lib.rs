@@ -81,6 +81,6 @@ pub use manifest::{
     media_type, parse_manifest,
 };
 pub use pack::{PACK_BYTES, PackSink, SinkError};
-pub use qcow2::{References, check_references};
+pub use qcow2::{CheckError, References, check_references};
 pub use refusal::{Foreign, OpenError, Refusal};
 pub use source::ReadAt;

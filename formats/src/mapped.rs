@@ -37,7 +37,7 @@ impl Place {
 
     const fn stored(self) -> Stored {
         match self {
-            Self::Zero => Stored::Nothing,
+            Self::Zero => Stored::NOTHING,
             Self::Host(HostOffset(at)) => Stored::At(at),
             Self::Packed { .. } => Stored::Packed,
         }

@@ -44,7 +44,7 @@ impl<S: ReadAt + Send> Disk for RawDisk<S> {
         let MapExtent { offset, length, kind } = self.next_extent(offset)?;
         let stored = match kind {
             ExtentKind::Data => Stored::At(offset),
-            ExtentKind::Zero => Stored::Nothing,
+            ExtentKind::Zero => Stored::NOTHING,
         };
         Ok(StoredExtent { offset, length, stored })
     }

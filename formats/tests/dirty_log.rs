@@ -97,6 +97,27 @@ fn an_entry_that_was_torn_and_one_without_writes_end_a_sequence() {
 }
 
 #[test]
+fn of_several_whole_sequences_the_one_with_the_highest_numbers_counts() {
+    let sound = sound();
+    let table = sound[BAT..BAT + SECTOR].to_vec();
+    let (length, wrong) = (sound.len(), vec![0; SECTOR]);
+    // Wherever in the ring they stand, and whichever is longer.
+    for (old, new) in [(0, 512 * 1024), (512 * 1024, 0)] {
+        let mut image = sound.clone();
+        let mut at = old;
+        for sequence in 3..6 {
+            let stale = entry(sequence, old, length, &[Write::Sector(BAT, &wrong)]);
+            put(&mut image, at, &stale);
+            at += stale.len();
+        }
+        put(&mut image, new, &entry(9, new, length, &[Write::Sector(BAT, &table)]));
+        image[BAT..BAT + SECTOR].fill(0xab);
+        used(&mut image);
+        judge(&image, &guest());
+    }
+}
+
+#[test]
 fn a_log_that_does_not_add_up_is_refused() {
     let sound = sound();
     let length = sound.len();

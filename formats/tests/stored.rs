@@ -4,10 +4,11 @@ mod images;
 mod judge;
 
 use std::fs;
+use std::ops::ControlFlow;
 
 use images::{guest, write};
 use judge::{run, text};
-use shoal_formats::{Stored, Target, open};
+use shoal_formats::{CheckError, Stored, Target, check_references, open};
 
 /// Holds what the image says of all of its disk against the image; answers how many guest bytes
 /// stand in it as they are, and how many have to be decompressed.
@@ -23,7 +24,7 @@ fn held(image: &[u8], guest: &[u8]) -> (u64, u64) {
         assert!(extent.offset == at && extent.length > 0, "{extent:?}");
         let part = &seen[at as usize..(at + extent.length) as usize];
         match extent.stored {
-            Stored::Nothing => assert!(part.iter().all(|&byte| byte == 0), "{extent:?}"),
+            Stored::Zero { .. } => assert!(part.iter().all(|&byte| byte == 0), "{extent:?}"),
             Stored::At(place) => {
                 let place = place as usize;
                 assert!(image[place..place + part.len()] == *part, "{extent:?}");
@@ -64,5 +65,29 @@ fn in_an_archive_the_place_is_the_archive_s() {
         run("tar", &[&kind, "-cf", text(&archive), "-C", text(folder.path()), "disk.vmdk"]);
         let (plain, packed) = held(&fs::read(&archive).unwrap(), &guest);
         assert!(packed == 0 && plain >= 500_000, "{kind}: {plain} plain, {packed} packed");
+    }
+}
+
+#[test]
+fn counting_references_ends_at_any_table_where_somebody_wants_an_end() {
+    let (image, _) = write(&guest(), Target::Qcow2);
+    let mut asked = 0;
+    let mut proceed = || {
+        asked += 1;
+        ControlFlow::Continue(())
+    };
+    check_references(&image, &mut proceed).unwrap();
+    assert!(asked > 2, "{asked}");
+    for last in 0..asked {
+        let mut left = last;
+        let mut proceed = || match left {
+            0 => ControlFlow::Break(()),
+            _ => {
+                left -= 1;
+                ControlFlow::Continue(())
+            }
+        };
+        let ended = check_references(&image, &mut proceed);
+        assert!(matches!(ended, Err(CheckError::Cancelled)), "after {last}: {ended:?}");
     }
 }

@@ -57,10 +57,12 @@ pub(super) fn partitions(disk: &mut Volume<'_>) -> Result<Vec<Partition>, Stop> 
     let sector = disk.read(0, MBR_SECTOR_BYTES as usize)?;
     let Some(entries) = mbr_entries(&sector) else { return Ok(Vec::new()) };
     if entries.iter().any(|entry| entry.kind == 0xee) {
+        let mut tables = Vec::new();
         for sector_bytes in [512, 4096] {
-            if let Some(found) = tolerate(gpt(disk, sector_bytes))?.flatten() {
-                return Ok(found);
-            }
+            tables.extend(tolerate(gpt(disk, sector_bytes))?.flatten());
+        }
+        if !tables.is_empty() {
+            return Ok(of_either(tables));
         }
     }
     let mut found = Vec::new();
@@ -74,6 +76,18 @@ pub(super) fn partitions(disk: &mut Volume<'_>) -> Result<Vec<Partition>, Stop> 
         }
     }
     Ok(found)
+}
+
+/// Of two tables one is left over, and which one, the disk does not say: what is free by one may be
+/// content by the other.
+fn of_either(tables: Vec<Vec<Partition>>) -> Vec<Partition> {
+    let is_one = tables.len() == 1;
+    let mut found = tables.concat();
+    found.truncate(PARTITIONS_MAX);
+    for partition in &mut found {
+        partition.sealed |= !is_one;
+    }
+    found
 }
 
 /// A broken part of a table hides its partitions, no others.
@@ -257,6 +271,26 @@ mod tests {
             (entry[32], entry[40]) = (10, 20);
         }
         assert_eq!(sealed(image), [true, true, false]);
+    }
+
+    #[test]
+    fn of_tables_for_both_lengths_of_sectors_none_is_believed_about_free_space() {
+        let mut image = vec![0; 100 * 4096];
+        put_entry(&mut image, 0, 0, 0xee, 1, 99);
+        let mut put_gpt = |sector: usize, table: usize, first: u8, last: u8| {
+            image[sector..sector + 8].copy_from_slice(b"EFI PART");
+            image[sector + 72] = (table / sector) as u8;
+            (image[sector + 80], image[sector + 84]) = (1, 128);
+            image[table] = 7;
+            (image[table + 32], image[table + 40]) = (first, last);
+            image.clone()
+        };
+        let one = put_gpt(4096, 8192, 10, 19);
+        let real = 10 * 4096..20 * 4096;
+        assert_eq!(all(one), [Partition { range: real.clone(), sealed: false }]);
+        let both = put_gpt(512, 1024, 50, 59);
+        let stale = Partition { range: 50 * 512..60 * 512, sealed: true };
+        assert_eq!(all(both), [stale, Partition { range: real, sealed: true }]);
     }
 
     #[test]

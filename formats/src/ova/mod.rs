@@ -169,7 +169,10 @@ impl Disk for ArchiveDisk {
         let extent = self.inner.next_stored(offset)?;
         let stored = match extent.stored {
             Stored::At(at) => Stored::At(self.at + at),
-            stored @ (Stored::Nothing | Stored::Packed) => stored,
+            Stored::Zero { is_said, kept } => {
+                Stored::Zero { is_said, kept: kept.map(|at| self.at + at) }
+            }
+            Stored::Packed => Stored::Packed,
         };
         Ok(StoredExtent { stored, ..extent })
     }

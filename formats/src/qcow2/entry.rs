@@ -8,6 +8,7 @@
 //! Non-goals: whether an entry lies inside the image, or meets another (see `check`).
 
 use super::header::{Header, SECTOR_BYTES};
+use crate::bytes::Big;
 use crate::offset::HostOffset;
 use crate::refusal::Refusal;
 
@@ -70,6 +71,20 @@ pub(super) fn decode(table: &[u8], index: usize, header: &Header) -> Result<Clus
         }
         None => Ok(Cluster::Zero { kept: None }),
         Some(offset) => Ok(Cluster::Data(offset)),
+    }
+}
+
+/// Of which subclusters entry number `index` says that they are zero, a bit for each; where there are
+/// none, of all or of none.
+pub(super) fn said_zero(table: &[u8], index: usize, header: &Header) -> u32 {
+    let fields = Big(table);
+    let at = index * header.entry_bytes() as usize;
+    let entry = fields.u64(at);
+    match entry {
+        _ if entry & COMPRESSED != 0 => 0,
+        _ if header.extended_l2 => (fields.u64(at + 8) >> SUBCLUSTERS) as u32,
+        _ if entry & ZERO != 0 => u32::MAX,
+        _ => 0,
     }
 }
 

@@ -22,4 +22,4 @@ pub(crate) use header::MAGIC;
 pub(crate) use layout::{CLUSTER_BYTES, Layout, VIRTUAL_BYTES_MAX};
 pub(crate) use packer::Packer;
 pub(crate) use reader::Qcow2Disk;
-pub use references::{References, check_references};
+pub use references::{CheckError, References, check_references};

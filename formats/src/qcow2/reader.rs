@@ -48,7 +48,8 @@ impl Place {
 
     const fn stored(self) -> Stored {
         match self {
-            Self::Zero => Stored::Nothing,
+            // What else is known of zeros, `zeros` says.
+            Self::Zero => Stored::NOTHING,
             Self::Host(HostOffset(at)) => Stored::At(at),
             Self::Compressed { .. } => Stored::Packed,
         }
@@ -173,6 +174,43 @@ impl<S: ReadAt> Qcow2Disk<S> {
         })
     }
 
+    /// How the zeros from `guest` on are stored, of which there are `most` bytes under one table.
+    fn zeros(&mut self, guest: GuestOffset, most: u64) -> Result<(u64, Stored), OpenError> {
+        let number = guest.0 / self.header.l2_span();
+        let Some(at) = entry::l2_table(self.l1[number as usize], &self.header)? else {
+            return Ok((most, Stored::NOTHING));
+        };
+        let table = self.table(number, at)?;
+        let (mut bytes, stored) = self.zero(&table, guest)?;
+        while bytes < most {
+            let (more, next) = self.zero(&table, GuestOffset(guest.0 + bytes))?;
+            if !stored.continues(bytes, next) {
+                break;
+            }
+            bytes += more;
+        }
+        Ok((bytes.min(most), stored))
+    }
+
+    /// What one entry of `table`, or the subclusters of one kind there, says of zeros at `guest`.
+    fn zero(&self, table: &[u8], guest: GuestOffset) -> Result<(u64, Stored), OpenError> {
+        let cluster_bytes = self.header.cluster_bytes();
+        let skip = guest.0 % cluster_bytes;
+        let index = (guest.0 % self.header.l2_span() / cluster_bytes) as usize;
+        let kept = match entry::decode(table, index, &self.header)? {
+            Cluster::Zero { kept } => kept,
+            Cluster::Data(at) | Cluster::Partial { at, .. } => Some(at),
+            Cluster::Compressed { .. } => None,
+        };
+        let unit = cluster_bytes / u64::from(entry::SUBCLUSTERS);
+        let from_here = entry::said_zero(table, index, &self.header) >> (skip / unit);
+        let is_said = from_here & 1 != 0;
+        let same = if is_said { from_here.trailing_ones() } else { from_here.trailing_zeros() };
+        let end = ((skip / unit + u64::from(same)) * unit).min(cluster_bytes);
+        let kept = kept.map(|HostOffset(at)| at + skip);
+        Ok((end - skip, Stored::Zero { is_said, kept }))
+    }
+
     fn fill(&mut self, place: Place, buf: &mut [u8]) -> Result<(), OpenError> {
         match place {
             Place::Zero => buf.fill(0),
@@ -268,7 +306,11 @@ impl<S: ReadAt + Send> Disk for Qcow2Disk<S> {
         check_range(offset, 1, self.header.virtual_bytes)?;
         let guest = GuestOffset(offset);
         let run = self.run(guest, u64::MAX).map_err(at_guest(guest))?;
-        Ok(StoredExtent { offset, length: run.bytes, stored: run.place.stored() })
+        let (length, stored) = match run.place {
+            Place::Zero => self.zeros(guest, run.bytes).map_err(at_guest(guest))?,
+            place => (run.bytes, place.stored()),
+        };
+        Ok(StoredExtent { offset, length, stored })
     }
 
     fn details(&self) -> Details {

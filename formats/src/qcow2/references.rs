@@ -8,6 +8,10 @@
 //! [`CLUSTERS_MAX`], and work by [`TABLES_MAX`] tables.
 //! Non-goal: mending anything.
 
+use std::ops::ControlFlow;
+
+use thiserror::Error;
+
 use super::entry::{self, Cluster};
 use super::header::{Header, L1_BYTES_MAX};
 use crate::bytes::Big;
@@ -34,20 +38,49 @@ const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 const AUTOCLEAR_BITMAPS: u64 = 1;
 const V2_HEADER_BYTES: u64 = 72;
 
-/// What is wrong with an image's reference counts.
+/// What is wrong with an image's reference counts, and how its clusters are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct References {
     /// Clusters that nothing, or less, refers to than is counted: wasted room.
     pub leaks: u64,
     /// Clusters that more refers to than is counted, and entries that are none.
     pub corruptions: u64,
+    /// Where the last cluster ends that is used, in bytes from the image's start.
+    pub image_end: u64,
+    /// That the guest's disk has.
+    pub total_clusters: u64,
+    /// Those that the active state has a place for.
+    pub allocated_clusters: u64,
+    /// Of these, such as do not stand behind the one before under the same table, and all that are
+    /// compressed.
+    pub fragmented_clusters: u64,
+    pub compressed_clusters: u64,
 }
 
-/// Looks at the whole qcow2 in `source`, which [`crate::open`] has opened before.
+/// Why references were not counted.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("somebody wanted an end")]
+    Cancelled,
+}
+
+impl From<Refusal> for CheckError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Open(refusal.into())
+    }
+}
+
+/// Looks at the whole qcow2 in `source`, which [`crate::open`] has opened before. `proceed` is asked
+/// before each table, and ends it by [`ControlFlow::Break`].
 ///
 /// # Errors
 /// [`OpenError::Refused`] where it cannot be opened, or is too large to be looked at.
-pub fn check_references(source: &dyn ReadAt) -> Result<References, OpenError> {
+pub fn check_references(
+    source: &dyn ReadAt,
+    proceed: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<References, CheckError> {
     let header = Header::read(source)?;
     let clusters = source.len().div_ceil(header.cluster_bytes());
     if clusters > CLUSTERS_MAX {
@@ -59,7 +92,11 @@ pub fn check_references(source: &dyn ReadAt) -> Result<References, OpenError> {
         counted: none.clone(),
         found: none,
         tables_left: TABLES_MAX,
-        corruptions: 0,
+        proceed,
+        judged: References {
+            total_clusters: header.virtual_bytes.div_ceil(header.cluster_bytes()),
+            ..References::default()
+        },
         header: &header,
     };
     count.refer(0, header.cluster_bytes());
@@ -79,10 +116,18 @@ struct Count<'a> {
     /// As what refers to the cluster makes it.
     found: Vec<u16>,
     tables_left: u64,
-    corruptions: u64,
+    proceed: &'a mut dyn FnMut() -> ControlFlow<()>,
+    judged: References,
 }
 
 impl Count<'_> {
+    fn go_on(&mut self) -> Result<(), CheckError> {
+        match (self.proceed)() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(CheckError::Cancelled),
+        }
+    }
+
     /// Something refers to these bytes.
     fn refer(&mut self, at: u64, bytes: u64) {
         let bits = self.header.cluster_bits;
@@ -99,7 +144,7 @@ impl Count<'_> {
             && end.is_some_and(|end| end <= self.source.len())
     }
 
-    fn read_counts(&mut self) -> Result<(), OpenError> {
+    fn read_counts(&mut self) -> Result<(), CheckError> {
         let (at, cluster) = (self.header.refcount_offset.0, self.header.cluster_bytes());
         self.refer(at, self.header.refcount_bytes);
         // Where the image ends before it, no count is there.
@@ -111,8 +156,9 @@ impl Count<'_> {
             if block == 0 {
                 continue;
             }
+            self.go_on()?;
             if !self.is_inside(block, cluster) {
-                self.corruptions += 1;
+                self.judged.corruptions += 1;
                 continue;
             }
             self.refer(block, cluster);
@@ -132,12 +178,13 @@ impl Count<'_> {
 
     /// An L1 table and all that it leads to. What else refers to a cluster of the active state is
     /// said in its entries.
-    fn state(&mut self, at: u64, bytes: u64, is_active: bool) -> Result<(), OpenError> {
+    fn state(&mut self, at: u64, bytes: u64, is_active: bool) -> Result<(), CheckError> {
+        self.go_on()?;
         if bytes == 0 {
             return Ok(());
         }
         if bytes > L1_BYTES_MAX || !self.is_inside(at, bytes) {
-            self.corruptions += 1;
+            self.judged.corruptions += 1;
             return Ok(());
         }
         self.refer(at, bytes);
@@ -158,13 +205,15 @@ impl Count<'_> {
                     }
                     self.table(table, is_active)?;
                 }
-                Ok(Some(_)) | Err(_) => self.corruptions += 1,
+                Ok(Some(_)) | Err(_) => self.judged.corruptions += 1,
             }
         }
         Ok(())
     }
 
-    fn table(&mut self, at: u64, is_active: bool) -> Result<(), OpenError> {
+    fn table(&mut self, at: u64, is_active: bool) -> Result<(), CheckError> {
+        self.go_on()?;
+        let mut expected = None;
         let cluster_bytes = self.header.cluster_bytes();
         let table = read_part(self.source, at, cluster_bytes, "the end of an L2 table")?;
         for index in 0..self.header.l2_entries() as usize {
@@ -179,15 +228,24 @@ impl Count<'_> {
                     self.refer(at, cluster_bytes);
                     if is_active {
                         self.check_copied(entry, at);
+                        self.judged.allocated_clusters += 1;
+                        let is_elsewhere = expected.is_some_and(|expected| expected != at);
+                        self.judged.fragmented_clusters += u64::from(is_elsewhere);
+                        expected = Some(at.saturating_add(cluster_bytes));
                     }
                 }
                 Ok(Cluster::Compressed { at: HostOffset(at), bytes }) => {
                     self.refer(at, u64::from(bytes));
                     if entry & COPIED != 0 {
-                        self.corruptions += 1;
+                        self.judged.corruptions += 1;
+                    }
+                    if is_active {
+                        self.judged.allocated_clusters += 1;
+                        self.judged.fragmented_clusters += 1;
+                        self.judged.compressed_clusters += 1;
                     }
                 }
-                Err(_) => self.corruptions += 1,
+                Err(_) => self.judged.corruptions += 1,
             }
         }
         Ok(())
@@ -198,15 +256,15 @@ impl Count<'_> {
         let number = at >> self.header.cluster_bits;
         let counted = usize::try_from(number).ok().and_then(|number| self.counted.get(number));
         if counted.is_some_and(|&counted| (counted == 1) != (entry & COPIED != 0)) {
-            self.corruptions += 1;
+            self.judged.corruptions += 1;
         }
     }
 
-    fn snapshots(&mut self) -> Result<(), OpenError> {
+    fn snapshots(&mut self) -> Result<(), CheckError> {
         let fields = read_part(self.source, 60, 12, "the end of its header")?;
         let (snapshots, start) = (Big(&fields).u32(0), Big(&fields).u64(4));
         if snapshots > SNAPSHOTS_MAX {
-            self.corruptions += 1;
+            self.judged.corruptions += 1;
             return Ok(());
         }
         let (mut at, mut end) = (start, start);
@@ -224,23 +282,24 @@ impl Count<'_> {
         Ok(())
     }
 
-    fn bitmaps(&mut self) -> Result<(), OpenError> {
+    fn bitmaps(&mut self) -> Result<(), CheckError> {
         let Some((bitmaps, bytes, start)) = self.bitmap_directory()? else { return Ok(()) };
         if bitmaps > BITMAPS_MAX || !self.is_inside(start, bytes) {
-            self.corruptions += 1;
+            self.judged.corruptions += 1;
             return Ok(());
         }
         self.refer(start, bytes);
         let cluster_bytes = self.header.cluster_bytes();
         let mut at = start;
         for _ in 0..bitmaps {
+            self.go_on()?;
             let entry = read_part(self.source, at, BITMAP_BYTES, "the end of its bitmaps")?;
             let fields = Big(&entry);
             let more = u64::from(fields.u16(18)) + u64::from(fields.u32(20));
             at = (at + BITMAP_BYTES + more).next_multiple_of(8);
             let (table, length) = (fields.u64(0), u64::from(fields.u32(8)) * 8);
             if length > L1_BYTES_MAX || !self.is_inside(table, length) {
-                self.corruptions += 1;
+                self.judged.corruptions += 1;
                 continue;
             }
             self.refer(table, length);
@@ -283,11 +342,15 @@ impl Count<'_> {
     }
 
     fn judged(&self) -> References {
-        let mut judged = References { leaks: 0, corruptions: self.corruptions };
-        for (counted, found) in self.counted.iter().zip(&self.found) {
+        let (mut judged, mut end) = (self.judged, 1);
+        for (number, (&counted, &found)) in self.counted.iter().zip(&self.found).enumerate() {
             judged.leaks += u64::from(counted > found);
             judged.corruptions += u64::from(counted < found);
+            if counted.max(found) > 0 {
+                end = number as u64 + 1;
+            }
         }
+        judged.image_end = end * self.header.cluster_bytes();
         judged
     }
 }

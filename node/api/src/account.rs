@@ -89,6 +89,12 @@ pub struct ChangePassword {
     pub new_password: Hidden,
 }
 
+/// Where one gets mail oneself; an empty text is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeEmail {
+    pub email: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecondFactor {
     /// Whether a code is asked for at login.

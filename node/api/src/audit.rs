@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditEntry {
     pub number: u64,
     pub at: String,
@@ -24,6 +24,31 @@ pub struct AuditEntry {
     pub node: u64,
     /// Of the entry and the hash before it.
     pub hash: String,
+    #[serde(flatten)]
+    pub words: AuditWords,
+}
+
+/// The same once more, in the words of systems that keep a log of operations.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AuditWords {
+    /// The action.
+    pub operation: String,
+    /// Who.
+    pub operator_id: String,
+    /// `user`, `service` for robots and hosts, or `system` for the cluster's own doing; nothing for
+    /// nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator_type: Option<String>,
+    /// `success` or `failure`.
+    pub status: String,
+    /// The reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<String>,
+    /// The address.
+    pub client_ip: String,
+    /// When.
+    pub created_at: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -85,9 +85,15 @@ pub struct Permission {
     pub principal: PermissionHolder,
     /// `read`, `write` or `admin`.
     pub permission_level: String,
-    /// With the answer that gives it; it is not kept.
+    /// When it was given, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
+    /// On whose behalf; empty where that is not known.
+    #[serde(default)]
+    pub created_by: String,
+    /// When its level was last said, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
     /// The id again.
     pub grantee: String,
     /// The level again.

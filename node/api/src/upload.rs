@@ -56,7 +56,7 @@ pub struct ImportVersion {
     pub version: String,
     /// `https://…`; `http://…` only together with a checksum.
     pub url: String,
-    /// `sha256:…` of the whole file, or the digits alone.
+    /// `sha256:…` or `sha512:…` of the whole file, or the digits alone.
     #[serde(default, deserialize_with = "checksum", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub checksum: Option<Digest>,

@@ -142,14 +142,23 @@ pub struct Tag {
     pub image_id: Option<ImageId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_id: Option<VersionId>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_version_id: Option<VersionId>,
     pub version: String,
     pub manifest_digest: Digest,
     /// When it came to be, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
+    /// On whose behalf; empty where that is not known.
+    #[serde(default)]
+    pub created_by: String,
     /// When it was last set.
     #[serde(default)]
     pub updated_at: String,
+    /// On whose behalf; empty where that is not known.
+    #[serde(default)]
+    pub updated_by: String,
     /// The same: when something was last pushed under it.
     #[serde(default)]
     pub pushed_at: String,

@@ -232,6 +232,7 @@ mod tests {
             request_id: "r".into(),
             node: 3,
             hash: "h".into(),
+            ..AuditEntry::default()
         };
         let line = csv_line(&entry);
         assert_eq!(

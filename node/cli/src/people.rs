@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use shoal_api::{
-    ChangePassword, CreateGroup, CreateOrganization, CreatePersonalToken, CreateUser, Deletion,
-    Group, Hidden, Member, Organization, PersonalToken, PersonalTokenCreated, PutMember,
+    ChangeEmail, ChangePassword, CreateGroup, CreateOrganization, CreatePersonalToken, CreateUser,
+    Deletion, Group, Hidden, Member, Organization, PersonalToken, PersonalTokenCreated, PutMember,
     UpdateUser, User, UserCreated,
 };
 
@@ -115,6 +115,11 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
             let (current_password, new_password) = (Hidden(current), Hidden(new));
             let request = ChangePassword { current_password, new_password };
             put(client, "api/v1/user/password".into(), &request).await?;
+            screen.show(&serde_json::json!({ "changed": true }), || "Changed.".to_owned())
+        }
+        UserCommand::Email { email } => {
+            let request = ChangeEmail { email: email.clone() };
+            put(client, "api/v1/user/email".into(), &request).await?;
             screen.show(&serde_json::json!({ "changed": true }), || "Changed.".to_owned())
         }
     }

@@ -119,27 +119,65 @@ fn info_and_map_say_what_qemu_img_says() {
         }
         joined
     };
-    let ours = json(&shoal(&["map", "--output", "json", text(&disk)]));
     let theirs = json(&qemu(&["map", "--output", "json", text(&disk)]));
+    let ours = same_map(&disk);
     assert_eq!(spans(&ours), spans(&theirs));
-    for part in ours.as_array().unwrap() {
-        let start = part["start"].as_u64().unwrap();
-        let end = start + part["length"].as_u64().unwrap();
-        let within = |other: &&Value| {
-            let at = other["start"].as_u64().unwrap();
-            (at..at + other["length"].as_u64().unwrap()).contains(&start)
-        };
-        let other = theirs.as_array().unwrap().iter().find(within).unwrap();
-        for key in ["depth", "present", "zero", "data"] {
-            assert_eq!(part[key], other[key], "{key} of {start}..{end}");
-        }
-        let place = |part: &Value| part["offset"].as_u64().zip(part["start"].as_u64());
-        let shift = |part: &Value| place(part).map(|(at, start)| at as i128 - start as i128);
-        assert_eq!(shift(part), shift(other), "{start}..{end}");
-    }
     let people = shoal(&["info", text(&disk)]);
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+}
+
+/// Holds each part of our map against the one of qemu-img's that it begins in.
+fn same_map(disk: &Path) -> Value {
+    let ours = json(&shoal(&["map", "--output", "json", text(disk)]));
+    let theirs = json(&qemu(&["map", "--output", "json", text(disk)]));
+    let mut from = 0;
+    for part in ours.as_array().unwrap() {
+        let start = part["start"].as_u64().unwrap();
+        assert_eq!(start, from, "a gap in {ours}");
+        from = start + part["length"].as_u64().unwrap();
+        let end_of =
+            |part: &Value| part["start"].as_u64().unwrap() + part["length"].as_u64().unwrap();
+        let within =
+            |other: &&Value| (other["start"].as_u64().unwrap()..end_of(other)).contains(&start);
+        let other = theirs.as_array().unwrap().iter().find(within).unwrap();
+        assert!(from <= end_of(other), "{part} is more than {other}");
+        for key in ["depth", "present", "zero", "data"] {
+            assert_eq!(part[key], other[key], "{key} of {part}, which is {other}");
+        }
+        let place = |part: &Value| part["offset"].as_u64().zip(part["start"].as_u64());
+        let shift = |part: &Value| place(part).map(|(at, start)| at as i128 - start as i128);
+        assert_eq!(shift(part), shift(other), "{part}, which is {other}");
+    }
+    ours
+}
+
+#[test]
+fn map_tells_what_is_said_to_be_zero_from_what_nothing_is_said_of() {
+    let folder = Folder::new();
+    for (options, writes) in [
+        ("compat=1.1", &["write -P 1 0 320k", "write -z 64k 128k", "write -z 1M 64k"][..]),
+        ("cluster_size=512", &["write -P 1 0 8k", "write -z 1k 2k"]),
+        (
+            "extended_l2=on,cluster_size=128k",
+            &[
+                "write -P 1 0 4k",
+                "write -z 256k 8k",
+                "write -P 1 300k 4k",
+                "write -z 512k 128k",
+                "write -P 1 640k 128k",
+                "write -z 640k 8k",
+            ],
+        ),
+    ] {
+        let disk = folder.at("zeros.qcow2");
+        let made = ["create", "-f", "qcow2", "-o", options, text(&disk), "4M"];
+        assert!(qemu(&made).status.success());
+        write_into(&disk, writes);
+        let ours = same_map(&disk);
+        let is_said = |part: &Value| part["zero"] == true && part["present"] == true;
+        assert!(ours.as_array().unwrap().iter().any(is_said), "{options}: {ours}");
+    }
 }
 
 #[test]
@@ -176,7 +214,7 @@ fn info_says_of_what_kind_a_qcow2_is() {
         assert!(made.status.success(), "{made:?}");
         let ours = json(&shoal(&["info", "--output", "json", text(&disk)]));
         let theirs = json(&qemu(&["info", "--output", "json", "-f", format, text(&disk)]));
-        for key in ["virtual-size", "cluster-size", "dirty-flag"] {
+        for key in ["format", "virtual-size", "cluster-size", "dirty-flag"] {
             assert_eq!(ours[key], theirs[key], "{key} of {format}");
         }
         let map = json(&shoal(&["map", "--output", "json", text(&disk)]));
@@ -249,7 +287,16 @@ fn reference_counts_are_checked_as_by_qemu_img() {
         let ours = shoal(&["check", "--output", "json", text(path)]);
         assert_eq!(ours.status.code(), theirs.status.code(), "{ours:?} and {theirs:?}");
         let (ours, theirs) = (json(&ours), json(&theirs));
-        for key in ["leaks", "corruptions"] {
+        let keys = [
+            "leaks",
+            "corruptions",
+            "image-end-offset",
+            "total-clusters",
+            "allocated-clusters",
+            "fragmented-clusters",
+            "compressed-clusters",
+        ];
+        for key in keys {
             let number = |of: &Value| of[key].as_u64().unwrap_or(0);
             assert_eq!(number(&ours), number(&theirs), "{key}: {ours} and {theirs}");
         }

@@ -4,9 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
+use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification, AuditWords};
 use shoal_content::Timestamp;
-use shoal_metadata::{self as metadata, Action, AuditFilter, AuditFlaw, AuditResult, What, verify};
+use shoal_metadata::{
+    self as metadata, Action, AuditFilter, AuditFlaw, AuditResult, AuditSource, What, verify,
+};
 
 use super::caller::Caller;
 use super::input::{Path, Query};
@@ -51,6 +53,15 @@ pub(super) fn shown(entry: metadata::AuditEntry) -> AuditEntry {
         AuditResult::Done => ("done", None),
         AuditResult::Refused(reason) => ("refused", Some(reason)),
     };
+    let words = AuditWords {
+        operation: action.clone(),
+        operator_id: source.who.clone(),
+        operator_type: operator_type(&source).map(str::to_owned),
+        status: if reason.is_some() { "failure" } else { "success" }.to_owned(),
+        error_message: reason.clone(),
+        client_ip: source.from.clone(),
+        created_at: rfc3339(at),
+    };
     AuditEntry {
         number: entry.number,
         at: rfc3339(at),
@@ -64,6 +75,20 @@ pub(super) fn shown(entry: metadata::AuditEntry) -> AuditEntry {
         request_id: source.request,
         node: source.node,
         hash: hex(&entry.hash),
+        words,
+    }
+}
+
+/// What kind of somebody it was.
+fn operator_type(source: &AuditSource) -> Option<&'static str> {
+    let AuditSource { who, from, .. } = source;
+    // Of these words two could be somebody's name; but people ask from somewhere.
+    let is_own = matches!(who.as_str(), "cluster" | "policy") && from.is_empty();
+    match who.as_str() {
+        "" => None,
+        _ if is_own || who.starts_with("node:") => Some("system"),
+        _ if who.starts_with("agent:") || who.starts_with("robot$") => Some("service"),
+        _ => Some("user"),
     }
 }
 

@@ -45,6 +45,9 @@ const BLOBS_MAX: usize = 20_000;
 const STREAMS_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Disks that a host names as its own.
 const HELD_MAX: usize = 64;
+/// The newest versions among which they are looked for. A host has disks of other images, too, which
+/// are found nowhere; and a row may be megabytes long.
+const VERSIONS_MAX: usize = 256;
 /// Senders that one report names.
 const SENDERS_MAX: usize = 4096;
 /// What names one: a peer id, or what a person called it.
@@ -140,11 +143,12 @@ pub async fn delta(
     let (image, version) = resolved(&view, &Who::Agent, &reference, Action::Pull)?;
     let Some(disk) = version.disk else { return Ok(Json(DeltaAnswer::None)) };
     let named: BTreeSet<RecipeId> = held.iter().copied().collect();
-    let mut of_image = BTreeSet::new();
+    let (mut of_image, mut looks) = (BTreeSet::new(), 0);
     view.query().find_version(image.id, |version| {
+        looks += 1;
         let recipe = version.disk.map(|disk| disk.recipe);
         of_image.extend(recipe.filter(|recipe| named.contains(recipe)));
-        Ok((of_image.len() == named.len()).then_some(()))
+        Ok((of_image.len() == named.len() || looks == VERSIONS_MAX).then_some(()))
     })?;
     let held: Vec<RecipeId> = held.into_iter().filter(|recipe| of_image.contains(recipe)).collect();
     drop(view);

@@ -6,13 +6,14 @@ use axum::http::StatusCode;
 use shoal_api::{GrantPermission, Member, Permission, PermissionHolder, PutMember};
 use shoal_content::{AccountName, ImageId, ProjectName};
 use shoal_metadata::{
-    Access, Action, Command, Grantee, OrganizationRole, Place, ProjectRole, Right, What,
+    Access, Action, Command, Fault, Grantee, OrganizationRole, Place, ProjectRole, Query, Read,
+    Right, What,
 };
 
 use super::caller::Caller;
 use super::images::existing;
 use super::input::{Body, Path};
-use crate::clock::{now, rfc3339};
+use crate::clock::rfc3339;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -75,21 +76,29 @@ fn listed(caller: &Caller, place: &Place) -> Result<Json<Vec<Member>>, Problem> 
 }
 
 /// A right for an image, in the words of systems that know kinds of principals.
-fn permission(grantee: &Grantee, right: Right) -> Permission {
+fn permission<R: Read>(
+    query: Query<'_, R>,
+    place: &Place,
+    grantee: &Grantee,
+    right: Right,
+) -> Result<Permission, Fault> {
+    let grant = query.grant(place, grantee)?;
     let (kind, name) = match grantee {
         Grantee::User(name) => ("user", name.to_string()),
         Grantee::Group { organization, group } => ("user_group", format!("{organization}/{group}")),
         Grantee::Organization(name) => ("organization", name.to_string()),
     };
     let (id, level) = (grantee.to_string(), role(right));
-    Permission {
+    Ok(Permission {
         id: id.clone(),
         principal: PermissionHolder { kind: kind.to_owned(), id: name.clone(), name },
         permission_level: level.clone(),
-        created_at: None,
+        created_at: grant.as_ref().and_then(|grant| grant.given_at).map(rfc3339),
+        updated_at: grant.as_ref().map(|grant| rfc3339(grant.changed_at)),
+        created_by: grant.map(|grant| grant.given_by).unwrap_or_default(),
         grantee: id,
         role: level,
-    }
+    })
 }
 
 async fn put(
@@ -184,8 +193,10 @@ pub async fn of_image(
     Path(id): Path<ImageId>,
 ) -> Result<Json<Vec<Permission>>, Problem> {
     existing(&caller, id, Action::List)?;
-    let rights = caller.view.query().rights_at(&Place::Image(id))?;
-    Ok(Json(rights.iter().map(|(grantee, right)| permission(grantee, *right)).collect()))
+    let (query, place) = (caller.view.query(), Place::Image(id));
+    let rights = query.rights_at(&place)?;
+    let shown = rights.iter().map(|(grantee, right)| permission(query, &place, grantee, *right));
+    Ok(Json(shown.collect::<Result<_, Fault>>()?))
 }
 
 /// `POST …/permissions`.
@@ -209,9 +220,10 @@ pub async fn grant_in_image(
     let grantee = grantee(&format!("{kind}:{}", request.principal_id))?;
     let place = Place::Image(id);
     let right = right(&place, &request.permission_level)?;
-    let given = permission(&grantee, right);
-    app.propose(Command::PutRight { place, grantee, right }).await?;
-    Ok((StatusCode::CREATED, Json(Permission { created_at: Some(rfc3339(now())), ..given })))
+    let (at, who) = (place.clone(), grantee.clone());
+    app.propose(Command::PutRight { place: at, grantee: who, right }).await?;
+    let view = app.view().await?;
+    Ok((StatusCode::CREATED, Json(permission(view.query(), &place, &grantee, right)?)))
 }
 
 pub async fn put_in_image(

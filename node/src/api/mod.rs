@@ -206,6 +206,7 @@ fn people() -> Routes {
         .route("/api/v1/users/{user}/passkeys", get(passkeys::list_of).delete(passkeys::remove_of))
         .route("/api/v1/users/{user}/recovery", post(recovery::recover))
         .route("/api/v1/user/password", put(users::change_password))
+        .route("/api/v1/user/email", put(users::change_email))
         .route("/api/v1/user/export", get(leaving::export))
         .route(
             "/api/v1/user/deletion",

@@ -11,7 +11,7 @@ use shoal_api::{
 use shoal_content::{AccountName, Digest, ImageId, TagName};
 use shoal_metadata::{
     self as metadata, Fault, ImageKind, Owner, Query, Read, Reference, ScanKey, ScanState,
-    SeverityCounts, VersionNote, Visibility,
+    SeverityCounts, TagAuthors, VersionNote, Visibility,
 };
 
 use crate::clock::rfc3339;
@@ -333,16 +333,20 @@ pub fn tag<R: Read>(
 ) -> Result<Tag, Fault> {
     let row = query.version(image.id, digest)?;
     let used = query.tag_use(image.id, &name)?;
+    let TagAuthors { created_by, updated_by } = query.tag_authors(image.id, &name)?;
     let set = used.as_ref().map(|used| rfc3339(used.pushed_at)).unwrap_or_default();
     Ok(Tag {
         tag_name: name.to_string(),
         kind: name.kind().as_str().to_owned(),
         image_id: Some(image.id),
         version_id: row.as_ref().map(|row| row.id),
+        image_version_id: row.as_ref().map(|row| row.id),
         version: row.as_ref().map(number).unwrap_or_default(),
         manifest_digest: digest.clone(),
         created_at: query.tag_created_at(image.id, &name)?.map(rfc3339),
+        created_by,
         updated_at: set.clone(),
+        updated_by,
         pushed_at: set,
         pulled_at: used.and_then(|used| used.pulled_at).map(rfc3339),
         name,

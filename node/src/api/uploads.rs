@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
-use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
+use shoal_content::{Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
 use shoal_formats::Format;
 use shoal_metadata::{
     Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
@@ -156,9 +156,8 @@ fn layers(layers: Vec<Layer>, total_bytes: u64) -> Result<Vec<(Digest, u64)>, Pr
         let text = format!("the layers have {sum} bytes together, and total_size_bytes is other");
         return Err(Problem::bad_request("layers_invalid", text));
     }
-    let is_sha256 = |layer: &Layer| layer.digest.algorithm() == Algorithm::Sha256;
-    if layers.len() > LAYERS_MAX || !layers.iter().all(is_sha256) {
-        let text = format!("at most {LAYERS_MAX} layers, each with its sha256: digest");
+    if layers.len() > LAYERS_MAX {
+        let text = format!("at most {LAYERS_MAX} layers");
         return Err(Problem::bad_request("layers_invalid", text));
     }
     Ok(layers.into_iter().map(|layer| (layer.digest, layer.size)).collect())

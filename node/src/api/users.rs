@@ -7,11 +7,12 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use shoal_api::{ChangePassword, CreateUser, Hidden, UpdateUser, User, UserCreated};
+use shoal_api::{ChangeEmail, ChangePassword, CreateUser, Hidden, UpdateUser, User, UserCreated};
 use shoal_metadata::{
     self as metadata, Action, Command, EMAIL_BYTES_MAX, Fault, Query, Read, Refusal, Secret,
     Subject, UserRole, What, is_email,
 };
+use shoal_raft::ProposeError;
 use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
@@ -61,6 +62,20 @@ fn check_email(text: &str) -> Result<(), Problem> {
     }
     let text = format!("an e-mail address is NAME@HOST, of {EMAIL_BYTES_MAX} bytes at most");
     Err(Problem::bad_request("email_invalid", text))
+}
+
+fn set_email(user: &str, email: String) -> Command {
+    Command::SetEmail { user: user.to_owned(), email }
+}
+
+/// Before anything else is changed with it: an address that could not be kept is refused.
+async fn check_email_kept(app: &App) -> Result<(), Problem> {
+    let needs = metadata::command_version(&set_email("", String::new()));
+    let level = app.view().await?.query().level()?;
+    if level < needs {
+        return Err(ProposeError::Unsupported { needs, oldest: level }.into());
+    }
+    Ok(())
 }
 
 fn unknown(name: &str) -> Problem {
@@ -158,6 +173,9 @@ pub async fn create(
     let role = role_of(&request.role)?;
     let email = request.email.unwrap_or_default();
     check_email(&email)?;
+    if !email.is_empty() {
+        check_email_kept(&app).await?;
+    }
     let name = request.username.to_string();
     if app.view().await?.query().user(&name)?.is_some() {
         return Err(conflict("user_exists", format!("there is a user {name} already")));
@@ -171,13 +189,13 @@ pub async fn create(
     let password_hash = hashed(&app, &name, password).await?;
     let row = metadata::User { name: name.clone(), password_hash, role, created_at: now() };
     app.propose(Command::CreateUser(row.clone())).await.map_err(|error| match error {
-        shoal_raft::ProposeError::Refused(Refusal::Exists(Subject::User)) => {
+        ProposeError::Refused(Refusal::Exists(Subject::User)) => {
             conflict("user_exists", format!("there is a user {name} already"))
         }
         error => error.into(),
     })?;
     if !email.is_empty() {
-        app.propose(Command::SetEmail { user: name, email }).await?;
+        app.propose(set_email(&name, email)).await?;
     }
     let user = shown(app.view().await?.query(), &row)?;
     Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
@@ -190,7 +208,10 @@ pub async fn update(
     Body(request): Body<UpdateUser>,
 ) -> Result<Json<User>, Problem> {
     current(&app, &name).await?;
-    check_email(request.email.as_deref().unwrap_or_default())?;
+    if let Some(email) = &request.email {
+        check_email(email)?;
+        check_email_kept(&app).await?;
+    }
     let role = request.role.as_deref().map(role_of).transpose()?;
     let password_hash = match &request.password {
         Some(password) => Some(hashed(&app, &name, password).await?),
@@ -205,7 +226,7 @@ pub async fn update(
         put_password(&app, name.clone(), password_hash, None).await?;
     }
     if let Some(email) = request.email {
-        app.propose(Command::SetEmail { user: name.clone(), email }).await?;
+        app.propose(set_email(&name, email)).await?;
     }
     let view = app.view().await?;
     let row = view.query().user(&name)?.ok_or_else(|| unknown(&name))?;
@@ -240,6 +261,20 @@ pub async fn change_password(
     };
     drop(caller);
     put_password(&app, name, password_hash, keep).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `PUT /api/v1/user/email`.
+pub async fn change_email(
+    State(app): State<App>,
+    caller: Caller,
+    Body(request): Body<ChangeEmail>,
+) -> Result<StatusCode, Problem> {
+    let name = caller.person()?.to_owned();
+    caller.scope(metadata::Scope::Admin)?;
+    drop(caller);
+    check_email(&request.email)?;
+    app.propose(set_email(&name, request.email)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -10,7 +10,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sha2::{Digest as _, Sha256};
 use shoal_content::{Digest, ObjectKey, Recipe};
 use shoal_formats::{
     DiskIngest, ForeseenFile, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
@@ -24,6 +23,7 @@ use super::packs::PackUploads;
 use super::source::PartsSource;
 use super::{Disks, Running};
 use crate::http::problem::chain;
+use crate::registry::hash::Hash;
 use crate::store::StoreError;
 
 /// Bytes of the uploaded file that are compared at once.
@@ -122,7 +122,7 @@ fn compare(
     let mut buffer = vec![0; COMPARED_AT_ONCE];
     let mut at = 0;
     for (number, (wanted, length)) in layers.iter().enumerate() {
-        let mut hasher = Sha256::new();
+        let mut hasher = Hash::new(wanted.algorithm());
         let end = at + length;
         while at < end {
             if running.lost.load(Ordering::Relaxed) {
@@ -134,7 +134,7 @@ fn compare(
             hasher.update(&buffer[..count]);
             at += count as u64;
         }
-        let found = Digest::sha256(hasher.finalize().into());
+        let found = hasher.digest();
         if found != *wanted {
             let text = format!("checksum_mismatch: layer {number} is {found}, not {wanted}");
             return Err(Failure::Refused(text));

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
+use moka::policy::EvictionPolicy;
 use shoal_content::{Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
 use shoal_formats::{ChunkError, decode_chunk};
 use thiserror::Error;
@@ -30,7 +31,8 @@ pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
 use crate::store::{BlobStore, StoreError};
 
-/// What cached recipes take together, about.
+/// What cached recipes take together, about; one that takes more by itself is kept all the same, in
+/// place of nearly all others: for each of its chunks it would be read anew.
 const RECIPE_CACHE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// What cached chunks take together, decoded.
 const CHUNK_CACHE_BYTES_MAX: u64 = 96 * 1024 * 1024;
@@ -87,12 +89,24 @@ pub struct Origin {
 
 impl Origin {
     pub fn new(store: Arc<dyn BlobStore>) -> Self {
-        let weigh = |_: &RecipeId, recipe: &Arc<Recipe>| {
+        Self::with_recipes(store, RECIPE_CACHE_BYTES_MAX)
+    }
+
+    /// With room for so many bytes of recipes.
+    fn with_recipes(store: Arc<dyn BlobStore>, room: u64) -> Self {
+        let weigh = move |_: &RecipeId, recipe: &Arc<Recipe>| {
             let bytes = recipe.chunks().len() * CHUNK_ENTRY_BYTES
                 + recipe.extents().len() * EXTENT_ENTRY_BYTES;
-            u32::try_from(bytes).unwrap_or(u32::MAX).max(1)
+            // So that small ones come and go beside it.
+            let counted = (bytes as u64).min(room / 4 * 3);
+            u32::try_from(counted).unwrap_or(u32::MAX).max(1)
         };
-        let recipes = Cache::builder().weigher(weigh).max_capacity(RECIPE_CACHE_BYTES_MAX).build();
+        // Whoever is asked for often would keep a long one out, which is asked for as often then.
+        let recipes = Cache::builder()
+            .weigher(weigh)
+            .max_capacity(room)
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
         let chunks = Cache::builder()
             .weigher(|_, chunk: &Bytes| u32::try_from(chunk.len()).unwrap_or(u32::MAX))
             .max_capacity(CHUNK_CACHE_BYTES_MAX)

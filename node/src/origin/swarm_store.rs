@@ -135,6 +135,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_recipe_that_is_longer_than_all_that_are_kept_is_read_once() {
+        let (_folder, store, _) = origin();
+        let (id, recipe) = stored(store.as_ref()).await;
+        let room = recipe.chunks().len() as u64;
+        let origin = Origin::with_recipes(Arc::clone(&store), room);
+        let swarm: &dyn ChunkStore = &origin;
+        swarm.read(id, 0).await.unwrap();
+        origin.recipes.run_pending_tasks().await;
+        store.delete(&[ObjectKey::Recipe(id)]).await.unwrap();
+        for index in 0..CHUNKS {
+            assert!(swarm.read(id, index).await.unwrap().unwrap() == content(index));
+        }
+    }
+
+    #[tokio::test]
     async fn many_who_ask_cost_storage_one_read_a_window() {
         let (_folder, store, origin) = origin();
         let (id, recipe) = stored(store.as_ref()).await;

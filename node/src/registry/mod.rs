@@ -14,7 +14,7 @@ mod checkpoint;
 pub(crate) mod condition;
 pub(crate) mod contention;
 mod error;
-mod hash;
+pub(crate) mod hash;
 mod intake;
 mod manifests;
 mod parts;

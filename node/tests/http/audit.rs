@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification};
+use shoal_api::{AuditArchive, AuditEntry, AuditPage, AuditVerification, AuditWords};
 use shoal_metadata::{AuditNote, AuditPhase, AuditResult, AuditSource};
 use shoal_node::audit::journal::Journal;
 use shoal_node::home::Member;
@@ -66,6 +66,11 @@ async fn what_is_done_pulled_and_refused_is_told_with_who_and_from_where() -> Re
     let AuditEntry { who, from, target, result, request_id, .. } = &created[0];
     ensure!((who.as_str(), target.as_str(), result.as_str()) == ("admin", "alice", "done"));
     ensure!((from.as_str(), request_id.as_str()) == ("127.0.0.1", "made-alice"), "{created:?}");
+    let AuditWords { operation, operator_id, operator_type, status, client_ip, .. } =
+        &created[0].words;
+    ensure!((operation.as_str(), operator_id.as_str()) == ("user.create", "admin"), "{created:?}");
+    ensure!((operator_type.as_deref(), status.as_str()) == (Some("user"), "success"));
+    ensure!(client_ip == from && created[0].words.created_at == created[0].at, "{created:?}");
     let pulls = search(&node, "who=alice&action=image.pull&target=shop/app:v1@").await?;
     ensure!(pulls.iter().map(|entry| entry.count).sum::<u64>() == 3, "{pulls:?}");
     let pushed = search(&node, "action=image.push&target=shop/app:v1").await?;
@@ -79,6 +84,11 @@ async fn what_is_done_pulled_and_refused_is_told_with_who_and_from_where() -> Re
     ensure!(search(&node, "action=agent").await?.is_empty());
     let refused = search(&node, "result=refused&action=organization").await?;
     ensure!(refused.len() == 1 && refused[0].reason.is_some(), "{refused:?}");
+    let AuditWords { status, error_message, .. } = &refused[0].words;
+    ensure!(status == "failure" && *error_message == refused[0].reason, "{refused:?}");
+    let begun = search(&node, "action=audit.begin").await?;
+    let kinds = begun.iter().all(|one| one.words.operator_type.as_deref() == Some("system"));
+    ensure!(!begun.is_empty() && kinds, "{begun:?}");
     let logins = search(&node, "action=session.login&result=refused").await?;
     ensure!(logins.len() == 1 && logins[0].target == "account:alice", "{logins:?}");
     let given = search(&node, "action=right").await?;

@@ -19,7 +19,7 @@ use shoal_content::ImageId;
 
 use super::disks::{create_image, download};
 use super::node::{Node, problem};
-use super::v2::sha256;
+use super::v2::{sha256, sha512};
 use super::wait::until;
 
 /// Bytes after which the flaky address breaks off the first times: in the second part.
@@ -153,6 +153,18 @@ async fn a_file_comes_whole_though_its_server_moves_it_and_breaks_off() -> Resul
     let status = ended(&node, image, &wrong).await?;
     let failure = status.failure.unwrap_or_default();
     ensure!(status.status == "failed" && failure.starts_with("checksum_mismatch"), "{failure}");
+    // As Debian publishes them.
+    for (version, sum, wanted) in
+        [("1.0.1", sha512(&file), "active"), ("1.0.2", sha512(b"other"), "failed")]
+    {
+        let request = json!({
+            "version": version, "url": url("disk.raw"), "checksum": sum, "format": "raw",
+        });
+        let status = ended(&node, image, &request).await?;
+        ensure!(status.status == wanted, "{sum}: {status:?}");
+        let failure = status.failure.unwrap_or_default();
+        ensure!(failure.is_empty() || failure.starts_with("checksum_mismatch"), "{failure}");
+    }
     let changed = json!({ "version": "3", "url": url("changing"), "checksum": sum });
     let status = ended(&node, image, &changed).await?;
     let failure = status.failure.unwrap_or_default();

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use aws_lc_rs::hmac;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use shoal_node::config::Program;
 
 use super::node::{Node, problem, read};
 use super::v2::{expect, push_image};
@@ -348,5 +349,24 @@ async fn sessions_are_listed_ended_and_limited() -> Result<()> {
     expect(&node.request(Method::DELETE, "users/mallory").send().await?, StatusCode::NO_CONTENT)?;
     make_user(&node, "mallory").await?;
     ensure!(me(&other).await? == StatusCode::UNAUTHORIZED, "an old token for a new account");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_could_not_be_kept_is_refused_before_anything_changes() -> Result<()> {
+    let earlier = Program::earlier("1").context("a program")?;
+    let node = Node::start_with(|config| config.program = earlier).await?;
+    for (method, path, request) in [
+        (Method::POST, "users", json!({ "username": "dave", "email": "d@example.com" })),
+        (Method::PATCH, "users/admin", json!({ "password": PASSWORD, "email": "a@example.com" })),
+        (Method::PUT, "user/email", json!({ "email": "a@example.com" })),
+    ] {
+        let answer = node.request(method, path).json(&request).send().await?;
+        let refused = problem(answer, StatusCode::NOT_IMPLEMENTED).await.context(path)?;
+        ensure!(refused.code == "unsupported", "{refused:?}");
+    }
+    let account = node.request(Method::GET, "users/dave").send().await?;
+    expect(&account, StatusCode::NOT_FOUND)?;
+    expect(&login(&node, "admin", PASSWORD).await?, StatusCode::UNAUTHORIZED)?;
     node.server.stop().await
 }

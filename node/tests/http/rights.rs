@@ -376,7 +376,10 @@ async fn one_image_can_be_granted_alone() -> Result<()> {
     ensure!(given.principal.kind == "user_group" && given.created_at.is_some(), "{given:?}");
     let listed: Vec<Permission> = node.get(&path).await?;
     ensure!(listed.len() == 2, "{listed:?}");
-    ensure!(listed.contains(&Permission { created_at: None, ..given.clone() }), "{listed:?}");
+    ensure!(listed.contains(&given) && given.created_by == "admin", "{listed:?}");
+    ensure!(given.updated_at == given.created_at, "{given:?}");
+    // Given by its name, carol's has them as well.
+    ensure!(listed.iter().all(|one| one.created_at.is_some()), "{listed:?}");
     let taken = node.request(Method::DELETE, &format!("{path}/{}", given.id)).send().await?;
     expect(&taken, StatusCode::NO_CONTENT)?;
     let odd = node.request(Method::PUT, &format!("images/{id}/permissions/nobody"));
@@ -399,6 +402,21 @@ async fn accounts_are_made_changed_and_ended_by_administrators() -> Result<()> {
     ] {
         let answer = dave.api(method, path).json(&body).send().await?;
         expect(&answer, StatusCode::FORBIDDEN).with_context(|| path.to_owned())?;
+    }
+    // Where one gets mail, one says oneself.
+    let email = async |text: &str| -> Result<Response> {
+        let request = json!({ "email": text });
+        Ok(dave.api(Method::PUT, "user/email").json(&request).send().await?)
+    };
+    for (text, status, kept) in [
+        ("dave@example.com", StatusCode::NO_CONTENT, json!("dave@example.com")),
+        ("dave", StatusCode::BAD_REQUEST, json!("dave@example.com")),
+        ("", StatusCode::NO_CONTENT, json!(null)),
+        ("d@example.com", StatusCode::NO_CONTENT, json!("d@example.com")),
+    ] {
+        expect(&email(text).await?, status).with_context(|| text.to_owned())?;
+        let shown: Value = read(dave.api(Method::GET, "users/dave").send().await?).await?;
+        ensure!(shown["email"] == kept, "{shown}");
     }
     for weak in ["short", "aaaaaaaaaaaaaaa", "dave-dave-dave"] {
         let request = json!({ "current_password": PASSWORD, "new_password": weak });

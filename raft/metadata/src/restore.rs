@@ -123,6 +123,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::Organizations
         | Table::Groups
         | Table::Rights
+        | Table::Grants
         | Table::MappedMembers
         | Table::GranteePlaces
         | Table::Robots
@@ -151,6 +152,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::ImageCounters
         | Table::VersionDownloads
         | Table::TagBirths
+        | Table::TagAuthors
         | Table::BlobHolders
         | Table::DeploymentPlans
         | Table::WarmUps

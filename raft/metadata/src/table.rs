@@ -211,11 +211,15 @@ pub enum Table {
     Scans = 95,
     /// When it was ordered, image, digest -> nothing: a scan that has not come to an end.
     OpenScans = 96,
+    /// Image, tag -> `TagAuthors`.
+    TagAuthors = 97,
+    /// Place, grantee -> `Grant`: who gave the right, and when.
+    Grants = 98,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 96] = [
+    pub const ALL: [Self; 98] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -312,6 +316,8 @@ impl Table {
         Self::Emails,
         Self::Scans,
         Self::OpenScans,
+        Self::TagAuthors,
+        Self::Grants,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -234,3 +234,44 @@ fn an_image_goes_with_all_it_has() {
     let gone = world.refuses(Command::DeleteImage { id: image_id(1) });
     assert_eq!(gone, Refusal::NotFound(Subject::Image));
 }
+
+#[test]
+fn a_tag_says_who_made_it_and_who_set_it_last() {
+    let mut world = World::founded();
+    let by = |who: &str, command| Command::Audited {
+        source: AuditSource { who: who.into(), ..AuditSource::default() },
+        command: Box::new(command),
+    };
+    let authors = |world: &World| {
+        let TagAuthors { created_by, updated_by } =
+            world.query().tag_authors(image_id(1), &tag("stable")).unwrap();
+        [created_by, updated_by]
+    };
+    let put = |manifest| Command::PutTag {
+        repository: name("vm/x"),
+        tag: tag("stable"),
+        digest: digest(manifest),
+    };
+    world.accepts(create_image(1, "vm/x", DISK));
+    world.accepts(Command::PutManifest(disk("vm/x", 1, 2, &[1])));
+    // A node of before would not know the row.
+    world.accepts(by("alice", put(2)));
+    assert_eq!(authors(&world), ["", ""]);
+    world.accepts(Command::RaiseLevel { to: COMMAND_VERSION });
+    world.accepts(by("bob", put(2)));
+    assert_eq!(authors(&world), ["", "bob"]);
+
+    let tagged = PutManifest { tags: vec![tag("stable")], ..disk("vm/x", 1, 1, &[1]) };
+    let delete = Command::DeleteTag { repository: name("vm/x"), tag: tag("stable") };
+    world.accepts(by("bob", delete));
+    assert_eq!(authors(&world), ["", ""]);
+    world.accepts(by("alice", Command::PutManifest(tagged)));
+    assert_eq!(authors(&world), ["alice", "alice"]);
+    world.accepts(by("bob", put(2)));
+    assert_eq!(authors(&world), ["alice", "bob"]);
+    // Said again, it is as new.
+    world.accepts(by("carol", put(2)));
+    assert_eq!(authors(&world), ["alice", "carol"]);
+    world.accepts(Command::DeleteManifest { repository: name("vm/x"), digest: digest(2) });
+    assert_eq!(authors(&world), ["", ""]);
+}

@@ -485,3 +485,42 @@ fn groups_elsewhere_give_a_membership_that_ends_with_the_last_of_them() {
     let marks = world.rows.rows().filter(|(table, ..)| *table == Table::MappedMembers);
     assert_eq!(marks.count(), 0);
 }
+
+#[test]
+fn a_right_says_who_gave_it_and_when() {
+    let mut world = World::founded();
+    let (place, bob) = (Place::Project("p".parse().unwrap()), Grantee::User(account("bob")));
+    world.accepts(Command::PutUser(user("bob", UserRole::User)));
+    world.accepts(Command::CreateProject(project("p", Owner::User("admin".into()))));
+    let put = |role| Command::PutRight {
+        place: place.clone(),
+        grantee: bob.clone(),
+        right: Right::Project(role),
+    };
+    let by = |who: &str, command| Command::Audited {
+        source: AuditSource { who: who.into(), ..AuditSource::default() },
+        command: Box::new(command),
+    };
+    let grant = |world: &World| world.query().grant(&place, &bob).unwrap();
+    // A node of before would not know the row.
+    world.accepts(by("alice", put(ProjectRole::Guest)));
+    assert_eq!(grant(&world), None);
+    world.accepts(Command::RaiseLevel { to: COMMAND_VERSION });
+    world.accepts(by("alice", put(ProjectRole::Developer)));
+    let changed = grant(&world).unwrap();
+    assert_eq!((changed.given_at, changed.given_by.as_str()), (None, ""));
+
+    let take = Command::RemoveRight { place: place.clone(), grantee: bob.clone() };
+    world.accepts(take);
+    assert_eq!(grant(&world), None);
+    world.accepts(by("alice", put(ProjectRole::Guest)));
+    let given = grant(&world).unwrap();
+    assert_eq!((given.given_at, given.given_by.as_str()), (Some(given.changed_at), "alice"));
+    world.accepts(by("carol", put(ProjectRole::Developer)));
+    let changed = grant(&world).unwrap();
+    assert_eq!((changed.given_at, &changed.given_by), (given.given_at, &given.given_by));
+    assert!(changed.changed_at > given.changed_at);
+    // It goes with its grantee, too.
+    world.accepts(Command::RemoveUser { name: "bob".into() });
+    assert_eq!(grant(&world), None);
+}

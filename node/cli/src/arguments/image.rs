@@ -253,8 +253,8 @@ pub struct Upload {
     #[arg(long, default_value_t = 4,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(PARALLEL_MAX)))]
     pub parallel: u16,
-    /// sha256:… of the whole file (or its digits alone), which becomes a version only if it arrives
-    /// as that
+    /// sha256:… or sha512:… of the whole file (or its digits alone), which becomes a version only if it
+    /// arrives as that
     #[arg(long, value_parser = Digest::of_checksum)]
     pub checksum: Option<Digest>,
     #[command(flatten)]
@@ -314,7 +314,7 @@ pub struct Import {
     /// The version's number, unique in the image
     #[arg(long = "version", value_name = "VERSION")]
     pub number: String,
-    /// sha256:… of the whole file, or its digits alone
+    /// sha256:… or sha512:… of the whole file, or its digits alone
     #[arg(long, value_parser = Digest::of_checksum)]
     pub checksum: Option<Digest>,
     /// Found out from the file where missing

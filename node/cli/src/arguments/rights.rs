@@ -108,6 +108,11 @@ pub enum UserCommand {
         #[arg(long)]
         password_stdin: bool,
     },
+    /// Say where you get mail
+    Email {
+        /// NAME@HOST; empty for nowhere
+        email: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

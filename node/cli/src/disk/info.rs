@@ -9,7 +9,7 @@ use shoal_formats::{
     Details, Disk, FileSystem, Format, Qcow2Details, ReadError, Stored, StoredExtent, survey,
 };
 
-use super::{Stop, open, unreadable};
+use super::{Stop, open, qemus_name, unreadable};
 use crate::error::Error;
 use crate::screen::{Screen, bytes, table};
 
@@ -27,7 +27,7 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     let Details { unit_bytes, is_dirty, qcow2 } = disk.details();
     let mut shown = json!({
         "filename": path,
-        "format": found.as_str(),
+        "format": qemus_name(found),
         "virtual-size": length,
         "actual-size": actual,
         "dirty-flag": is_dirty,
@@ -46,8 +46,9 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     }
     screen.show(&shown, || {
         let mut text = format!(
-            "image: {}\nfile format: {found}\nvirtual size: {} ({length} bytes)\ndisk size: {}",
+            "image: {}\nfile format: {}\nvirtual size: {} ({length} bytes)\ndisk size: {}",
             path.display(),
+            qemus_name(found),
             bytes(length),
             bytes(actual)
         );
@@ -90,25 +91,30 @@ pub(super) fn map(
 ) -> Result<(), Error> {
     let mut disk = open(path, format)?;
     let found = stored(&mut *disk, stop, unreadable(path))?;
-    // A hole of a raw file has a place, too.
+    // A hole of a raw file has a place, too; and qemu-img knows no holes that a VHD or VHDX would not
+    // hold itself.
     let is_raw = disk.format() == Format::Raw;
+    let has_all = is_raw || matches!(disk.format(), Format::Vhd | Format::Vhdx);
     let shown: Vec<_> = found
         .iter()
         .map(|extent| {
-            let is_zero = extent.stored == Stored::Nothing;
+            let is_zero = matches!(extent.stored, Stored::Zero { .. });
+            let is_there = !matches!(extent.stored, Stored::Zero { is_said: false, .. });
             let mut shown = json!({
                 "start": extent.offset,
                 "length": extent.length,
                 "depth": 0,
-                "present": is_raw || !is_zero,
+                "present": has_all || is_there,
                 "zero": is_zero,
                 "data": !is_zero,
                 "compressed": extent.stored == Stored::Packed,
             });
             match extent.stored {
-                Stored::At(at) => shown["offset"] = at.into(),
+                Stored::At(at) | Stored::Zero { kept: Some(at), .. } => {
+                    shown["offset"] = at.into();
+                }
                 _ if is_raw => shown["offset"] = extent.offset.into(),
-                Stored::Nothing | Stored::Packed => {}
+                Stored::Zero { kept: None, .. } | Stored::Packed => {}
             }
             shown
         })
@@ -117,7 +123,9 @@ pub(super) fn map(
         let mut rows = table(&["OFFSET", "LENGTH", "KIND", "AT"]);
         for extent in &found {
             let (kind, at) = match extent.stored {
-                Stored::Nothing => ("zero", String::new()),
+                Stored::Zero { kept, .. } => {
+                    ("zero", kept.map(|at| format!("{at:#x}")).unwrap_or_default())
+                }
                 Stored::At(at) => ("data", format!("{at:#x}")),
                 Stored::Packed => ("packed", String::new()),
             };
@@ -145,16 +153,11 @@ fn stored(
         let next = disk.next_stored(at).map_err(&failed)?;
         at = next.offset + next.length;
         match found.last_mut() {
-            Some(last) if goes_on(last, next.stored) => last.length += next.length,
+            Some(last) if last.stored.continues(last.length, next.stored) => {
+                last.length += next.length;
+            }
             _ => found.push(next),
         }
     }
     Ok(found)
-}
-
-fn goes_on(last: &StoredExtent, next: Stored) -> bool {
-    match (last.stored, next) {
-        (Stored::At(at), Stored::At(next)) => at.checked_add(last.length) == Some(next),
-        (one, other) => one == other,
-    }
 }

@@ -89,6 +89,14 @@ fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Disk>, Error> {
     opened.map_err(|error| refused(path, error.reason(), &error))
 }
 
+/// What qemu-img calls a format; each name is taken, and ours as well.
+fn qemus_name(format: Format) -> &'static str {
+    match format {
+        Format::Vhd => "vpc",
+        other => other.as_str(),
+    }
+}
+
 fn unreadable(path: &Path) -> impl Fn(ReadError) -> Error {
     let path = path.to_owned();
     move |error| refused(&path, error.reason(), &error)

@@ -14,6 +14,7 @@
 //! personal tokens of who is gone are good for nothing.
 //! Non-goal: people who are gone and never ask again; their sessions end by themselves.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ const GROUPS_MAX: i32 = 1000;
 const SUCCESS: u32 = 0;
 const SIZE_LIMIT_EXCEEDED: u32 = 4;
 const NO_SUCH_OBJECT: u32 = 32;
+/// Where somebody gets mail (RFC 4524, 2.16).
+const MAIL: &str = "mail";
 /// The attribute of which there is none, for who wants none (RFC 4511, 4.5.1.8).
 const NO_ATTRIBUTES: &str = "1.1";
 
@@ -84,6 +87,8 @@ pub enum SettingError {
 struct Entry {
     subject: String,
     account: String,
+    /// Where it gets mail, if the directory says that.
+    email: Option<String>,
     groups: Vec<String>,
 }
 
@@ -217,7 +222,7 @@ impl Directory {
             }
         };
         let app = &attempt.app;
-        let wanted = Wanted { name: entry.account.as_str(), email: None };
+        let wanted = Wanted { name: entry.account.as_str(), email: entry.email.as_deref() };
         let create = settings.create_accounts;
         let user = account(app, query, &issuer, &entry.subject, wanted, create).await?;
         let groups: Vec<&str> = entry.groups.iter().map(String::as_str).collect();
@@ -340,8 +345,11 @@ impl Question {
         let mut ldap = connected(settings, self.tls.as_ref()).await?;
         let name = self.attempt.name.as_str();
         let filter = fill(&settings.user_filter, name, "");
-        let wanted = [settings.account_attribute.as_str(), settings.subject_attribute.as_str()];
-        let wanted: Vec<&str> = wanted.into_iter().filter(|name| !name.is_empty()).collect();
+        let wanted =
+            [settings.account_attribute.as_str(), settings.subject_attribute.as_str(), MAIL];
+        // Each is named once, and one of them may be the address.
+        let wanted: BTreeSet<&str> = wanted.into_iter().filter(|name| !name.is_empty()).collect();
+        let wanted: Vec<&str> = wanted.into_iter().collect();
         let found = search(&mut ldap, &settings.user_base, &filter, &wanted, 2).await?;
         let [entry] = found.as_slice() else {
             if found.len() > 1 {
@@ -382,7 +390,7 @@ impl Question {
         // The other end may be gone already, and so is the connection then.
         let _ = ldap.unbind().await;
         Ok(if bound.rc == SUCCESS {
-            Said::Right(Entry { subject, account, groups })
+            Said::Right(Entry { subject, account, email: first(entry, MAIL), groups })
         } else {
             Said::Wrong
         })

@@ -75,6 +75,8 @@ async fn people_log_in_with_their_passwords_and_groups_of_a_directory() -> Resul
     let alice = session(&node, "alice", "alices secret").await?;
     let found: Value = read(me(&node, &alice).await?).await?;
     ensure!(found["username"] == "alice" && found["role"] == "user", "{found}");
+    let account: Value = node.get("users/alice").await?;
+    ensure!(account["email"] == "alice@example.com", "{account}");
     ensure!(members().await? == json!(["alice"]), "{}", members().await?);
     let sessions: Vec<Value> = node.get("users/alice/sessions").await?;
     ensure!(sessions.len() == 1, "{sessions:?}");

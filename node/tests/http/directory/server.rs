@@ -154,7 +154,7 @@ impl Directory {
     pub fn add(&self, name: &str, place: &str, password: &str) -> Result<()> {
         self.change(&format!(
             "dn: uid={name},{place}\nchangetype: add\nobjectClass: inetOrgPerson\nuid: {name}\n\
-             cn: {name}\nsn: {name}\nuserPassword: {password}\n"
+             cn: {name}\nsn: {name}\nmail: {name}@example.com\nuserPassword: {password}\n"
         ))
     }
 

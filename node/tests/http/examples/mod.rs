@@ -202,6 +202,11 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let tags = format!("images/{image}/tags");
     let listed = call(&node, Method::GET, &tags, None, StatusCode::OK).await?;
     ensure!(listed["data"].as_array().is_some_and(|tags| tags.len() == 3), "{listed}");
+    let wanted = json!({
+        "image_id": image, "image_version_id": "?ver-", "created_at": "?20", "created_by": "admin",
+        "updated_at": "?20", "updated_by": "admin",
+    });
+    agrees(&listed["data"][0], &wanted, "a tag of the list")?;
     let path = format!("{tags}/jammy");
     call(&node, Method::DELETE, &path, None, StatusCode::NO_CONTENT).await?;
     let put = Some(json!({ "description": "new" }));
@@ -251,7 +256,8 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     ensure!(listed.len() == 1, "{listed:?}");
     let wanted = json!({
         "id": given["id"], "principal": given["principal"], "permission_level": "read",
-        "grantee": "user:lisi", "role": "read",
+        "grantee": "user:lisi", "role": "read", "created_at": given["created_at"],
+        "created_by": "admin", "updated_at": "?20",
     });
     agrees(&listed[0], &wanted, "a listed right")?;
     let taken = format!("{path}/{}", given["id"].as_str().context("no id")?);

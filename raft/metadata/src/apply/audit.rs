@@ -25,6 +25,8 @@ impl<R: Read> Step<'_, R> {
         }
         // By the names that things have before it.
         let named = audited(self.query(), &command)?;
+        self.who.clone_from(&source.who);
+        cut(&mut self.who);
         let response = self.run(command)?;
         if let Some((action, target)) = named {
             let (action, result) = (action.to_owned(), AuditResult::Done);

@@ -61,6 +61,9 @@ impl<R: Read> Step<'_, R> {
             self.check_image_bytes(&project, &put.owner, bytes)?;
         }
 
+        if self.who.is_empty() {
+            self.who.clone_from(&put.owner);
+        }
         let id = match &image {
             Some(image) => image.id,
             None => {

@@ -6,6 +6,7 @@
 use shoal_content::{Digest, ImageId, RepositoryName, TagName};
 
 use super::{Step, Stop};
+use crate::catalog::TagAuthors;
 use crate::command::{Event, Refusal, Response, Subject};
 use crate::key;
 use crate::query::Pages;
@@ -187,6 +188,7 @@ impl<R: Read> Step<'_, R> {
         let old = self.query().tag(image.id, &tag)?;
         // Pushed again is as good as new.
         self.rows.put(Table::TagPushes, key::tag(image.id, &tag), &self.at);
+        self.note_authors(image.id, &tag, old.is_none())?;
         if old.as_ref() == Some(digest) {
             return Ok(());
         }
@@ -201,6 +203,22 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::Tags, key::tag(image.id, &tag), digest);
         self.rows.mark(Table::VersionTags, key::version_tag(image.id, digest, &tag));
         self.events.push(Event::TagMoved { repository: image.name.clone(), tag });
+        Ok(())
+    }
+
+    fn note_authors(&mut self, image: ImageId, tag: &TagName, is_new: bool) -> Result<(), Fault> {
+        if !self.keeps_catalog()? {
+            return Ok(());
+        }
+        let created_by = match is_new {
+            true => self.who.clone(),
+            false => self.query().tag_authors(image, tag)?.created_by,
+        };
+        let authors = TagAuthors { created_by, updated_by: self.who.clone() };
+        match authors == TagAuthors::default() {
+            true => self.rows.remove(Table::TagAuthors, key::tag(image, tag)),
+            false => self.rows.put(Table::TagAuthors, key::tag(image, tag), &authors),
+        }
         Ok(())
     }
 
@@ -223,7 +241,9 @@ impl<R: Read> Step<'_, R> {
         tag: TagName,
         digest: &Digest,
     ) {
-        for table in [Table::Tags, Table::TagPushes, Table::TagPulls, Table::TagBirths] {
+        for table in
+            [Table::Tags, Table::TagPushes, Table::TagPulls, Table::TagBirths, Table::TagAuthors]
+        {
             self.rows.remove(table, key::tag(image, &tag));
         }
         self.rows.remove(Table::VersionTags, key::version_tag(image, digest, &tag));

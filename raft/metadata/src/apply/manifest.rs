@@ -60,6 +60,9 @@ impl<R: Read> Step<'_, R> {
             self.check_image_bytes(&place.repository.project(), &place.owner, image_bytes(&put))?;
         }
 
+        if self.who.is_empty() {
+            self.who.clone_from(&put.owner);
+        }
         let id = self.take_place(place, put.kind)?;
         let missing = Fault::Contradiction("an image just taken is not there");
         let mut image = self.query().image(id)?.ok_or(missing)?;

@@ -69,6 +69,7 @@ pub fn apply<R: Read>(
     let mut step = Step {
         rows: Transaction::new(&*transaction),
         at,
+        who: String::new(),
         events: Vec::new(),
         ledger: quota::Ledger::default(),
     };
@@ -107,6 +108,8 @@ impl From<Fault> for Stop {
 struct Step<'a, R: Read> {
     rows: Transaction<'a, R>,
     at: Timestamp,
+    /// On whose behalf; empty where that is not said.
+    who: String,
     events: Vec<Event>,
     ledger: quota::Ledger,
 }

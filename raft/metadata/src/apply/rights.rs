@@ -13,7 +13,7 @@ use crate::encryption::KeyOwner;
 use crate::key;
 use crate::quota::Payer;
 use crate::rights::{
-    Action, Grantee, Group, Organization, OrganizationRole, Owner, Place, Project, Right,
+    Action, Grant, Grantee, Group, Organization, OrganizationRole, Owner, Place, Project, Right,
     RobotName, Visibility, What, Who, permission,
 };
 use crate::table::{Fault, Read, Table};
@@ -380,8 +380,18 @@ impl<R: Read> Step<'_, R> {
     }
 
     fn set_right(&mut self, place: &Place, grantee: &Grantee, right: Right) -> Result<(), Fault> {
-        if self.query().right(place, grantee)?.is_none() {
+        let is_new = self.query().right(place, grantee)?.is_none();
+        if is_new {
             self.count_member(place, grantee, 1)?;
+        }
+        if self.keeps_catalog()? {
+            let (at, by) = (self.at, self.who.clone());
+            let grant = match self.query().grant(place, grantee)? {
+                Some(grant) => Grant { changed_at: at, ..grant },
+                None if is_new => Grant { given_at: Some(at), given_by: by, changed_at: at },
+                None => Grant { given_at: None, given_by: String::new(), changed_at: at },
+            };
+            self.rows.put(Table::Grants, key::right(place, grantee), &grant);
         }
         self.rows.remove(Table::MappedMembers, key::right(place, grantee));
         self.rows.put(Table::Rights, key::right(place, grantee), &right);
@@ -390,7 +400,7 @@ impl<R: Read> Step<'_, R> {
     }
 
     fn clear_right(&mut self, place: &Place, grantee: &Grantee) -> Result<(), Fault> {
-        for table in [Table::Rights, Table::MappedMembers] {
+        for table in [Table::Rights, Table::MappedMembers, Table::Grants] {
             self.rows.remove(table, key::right(place, grantee));
         }
         self.rows.remove(Table::GranteePlaces, key::grantee_place(grantee, place));

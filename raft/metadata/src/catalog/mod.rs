@@ -106,6 +106,15 @@ pub struct Instance {
     pub updated_at: Timestamp,
 }
 
+/// On whose behalf a tag was set; an empty text is nobody that is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagAuthors {
+    /// For the first time.
+    pub created_by: String,
+    /// The last time.
+    pub updated_by: String,
+}
+
 /// How often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCounters {

@@ -8,7 +8,9 @@ use shoal_content::{
     VersionNumber,
 };
 
-use super::{DeletedImage, ImageCounters, ImageNote, Instance, UploadNote, VersionNote};
+use super::{
+    DeletedImage, ImageCounters, ImageNote, Instance, TagAuthors, UploadNote, VersionNote,
+};
 use crate::key;
 use crate::query::{Query, all_rows};
 use crate::record::Image;
@@ -180,6 +182,11 @@ impl<R: Read> Query<'_, R> {
         tag: &TagName,
     ) -> Result<Option<Timestamp>, Fault> {
         row(self.read, Table::TagBirths, &key::tag(image, tag))
+    }
+
+    /// On whose behalf a tag was set, as far as that is kept.
+    pub fn tag_authors(&self, image: ImageId, tag: &TagName) -> Result<TagAuthors, Fault> {
+        Ok(row(self.read, Table::TagAuthors, &key::tag(image, tag))?.unwrap_or_default())
     }
 }
 

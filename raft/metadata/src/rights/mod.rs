@@ -187,6 +187,17 @@ pub enum Right {
     Group,
 }
 
+/// How a right came to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// `None` where it was there before this was kept.
+    pub given_at: Option<Timestamp>,
+    /// On whose behalf; empty where that is not known.
+    pub given_by: String,
+    /// When it was last said, as what it was or as another one.
+    pub changed_at: Timestamp,
+}
+
 impl Right {
     /// Whether such a right can be had at such a place.
     pub fn fits(self, place: &Place, grantee: &Grantee) -> bool {

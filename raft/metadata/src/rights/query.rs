@@ -3,8 +3,8 @@
 use shoal_content::{AccountName, ProjectName, RepositoryName, Timestamp};
 
 use super::{
-    Grantee, Group, Organization, OrganizationRole, PersonalToken, Place, Project, Right, Robot,
-    RobotName, WorkloadRule,
+    Grant, Grantee, Group, Organization, OrganizationRole, PersonalToken, Place, Project, Right,
+    Robot, RobotName, WorkloadRule,
 };
 use crate::key;
 use crate::query::Query;
@@ -85,6 +85,11 @@ impl<R: Read> Query<'_, R> {
     /// What `grantee` itself has at `place`.
     pub fn right(&self, place: &Place, grantee: &Grantee) -> Result<Option<Right>, Fault> {
         row(self.read, Table::Rights, &key::right(place, grantee))
+    }
+
+    /// When and by whom what `grantee` itself has at `place` was given, as far as that is kept.
+    pub fn grant(&self, place: &Place, grantee: &Grantee) -> Result<Option<Grant>, Fault> {
+        row(self.read, Table::Grants, &key::right(place, grantee))
     }
 
     /// Whether a user is a member of an organization only for groups there that it is in no more: what

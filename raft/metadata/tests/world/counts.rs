@@ -250,9 +250,13 @@ fn check_catalog(world: &World) {
     let stars: u64 = images.iter().map(|one| query.counters(one.id).unwrap().stars).sum();
     assert_eq!((stars as usize, count(Table::UserStars)), (count(Table::Stars), stars as usize));
     let known = |key: &[u8]| images.iter().any(|one| key.starts_with(one.id.as_uuid().as_bytes()));
-    for table in [Table::ImageNotes, Table::ImageCounters, Table::Stars, Table::TagBirths] {
+    for table in
+        [Table::ImageNotes, Table::ImageCounters, Table::Stars, Table::TagBirths, Table::TagAuthors]
+    {
         assert!(world.rows.rows().filter(|(of, ..)| *of == table).all(|(_, key, _)| known(key)));
     }
+    assert!(count(Table::TagAuthors) <= count(Table::Tags));
+    assert!(count(Table::Grants) <= count(Table::Rights));
     for table in [Table::VersionNotes, Table::VersionDownloads] {
         for (_, key, _) in world.rows.rows().filter(|(of, ..)| *of == table) {
             assert!(world.rows.get(Table::Versions, key).unwrap().is_some(), "{table:?}");

@@ -76,6 +76,10 @@ pub fn own() -> Subject {
                 .about("Ends the other sessions.")
                 .refuses(400, "password_invalid")
                 .refuses(409, "password_elsewhere"),
+            put("/api/v1/user/email", "Says where the asker gets mail")
+                .about("An empty text is nowhere.")
+                .refuses(400, "email_invalid")
+                .refuses(404, "not_found"),
             get("/api/v1/user/tokens", "Lists the own tokens"),
             post("/api/v1/user/tokens", "Makes a token; its text is shown this once")
                 .about("For who is logged in, or gives the password: a token makes none.")

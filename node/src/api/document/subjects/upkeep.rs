@@ -6,7 +6,8 @@ pub fn quotas() -> Subject {
     Subject {
         name: "Quotas",
         about: "What may be held, and what is. `{of}` is `user:NAME`, `group:ORGANIZATION/NAME`, \
-                `organization:NAME`, `project:NAME`, `cluster`, or `default:` and a kind.",
+                `organization:NAME`, `project:NAME`, `cluster`, or `default:` and a kind; a quota has \
+                no id besides. Of one, its last setting is kept, not its first.",
         notes: vec![
             get("/api/v1/quotas", "Lists all quotas that were set"),
             get("/api/v1/quotas/{*of}", "Shows a quota and what is held")
@@ -29,7 +30,9 @@ pub fn quotas() -> Subject {
 pub fn audit() -> Subject {
     Subject {
         name: "Audit",
-        about: "Who did what. Each entry's hash covers the one before.",
+        about: "Who did what. Each entry's hash covers the one before. Images and versions stand in \
+                targets by the names that they had: their ids may name nothing any more. The program \
+                of who asked is not kept, since anyone can claim any.",
         notes: vec![
             get("/api/v1/audit", "Searches the trail, the newest first")
                 .refuses(400, "result_invalid time_invalid"),

@@ -7,7 +7,10 @@ const NO_VERSION: &str = "image_not_found version_not_found not_found";
 pub fn versions() -> Subject {
     Subject {
         name: "Versions",
-        about: "A version is immutable. `{version}` is its id, its number, its digest or a tag.",
+        about: "A version is immutable. `{version}` is its id, its number, its digest or a tag. One \
+                that is deleted is gone at once, so that none says when. A layer is known by its \
+                digest, and its media type says how it is compressed; where that lies, and how many \
+                others refer to it, is not for everyone who may see the version.",
         notes: vec![
             get("/api/v1/images/{image}/versions", "Lists an image's versions")
                 .about("The highest numbers first.")
@@ -138,7 +141,7 @@ pub fn uploads() -> Subject {
             post("/api/v1/images/{image}/versions/import", "Has the nodes get a disk by its URL")
                 .about("An upload from then on.")
                 .status(202)
-                .refuses(400, "version_invalid url_invalid checksum_missing checksum_invalid")
+                .refuses(400, "version_invalid url_invalid checksum_missing")
                 .refuses(400, "format_invalid too_many_tags size_invalid text_too_long")
                 .refuses(403, "import_disabled import_not_allowed quota_exceeded")
                 .refuses(404, "image_not_found not_found")
@@ -154,7 +157,8 @@ pub fn uploads() -> Subject {
 pub fn tags() -> Subject {
     Subject {
         name: "Tags",
-        about: "Names that move from version to version.",
+        about: "Names that move from version to version. A tag is known by its name in its image, and \
+                has no id besides.",
         notes: vec![
             get("/api/v1/images/{image}/tags", "Lists an image's tags")
                 .about("Those that were set last come first.")

@@ -2,16 +2,14 @@
 //!
 //! Invariant: at most [`VERSIONS_MAX`] recipes and [`CHUNKS_MAX`] chunks are looked at; a recipe
 //! that cannot be read, or an object that storage has lost, costs dedup, never the ingest: what was
-//! in it is stored anew. So is what lies in an object that is of little use to them otherwise: a new
-//! version holds no pack for the sake of a few chunks, and each pack ends with the versions that had
-//! most of it.
-//! Non-goals: dedup between images; packs of versions that are there, whose recipes do not change.
+//! in it is stored anew.
+//! Non-goal: dedup between images.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use shoal_content::{ChunkId, Encoding, ObjectKey, Recipe, RecipeId};
+use shoal_content::{ChunkId, ObjectKey, Recipe, RecipeId};
 use shoal_formats::StoredChunk;
 use tracing::warn;
 
@@ -24,10 +22,6 @@ pub const VERSIONS_MAX: usize = 3;
 const CHUNKS_MAX: usize = 4_000_000;
 /// Objects that storage is asked for at once.
 const LOOKS_AT_ONCE: usize = 16;
-
-/// Of an object's bytes, the share that the versions must use; of one that they use less of, a chunk
-/// is stored anew. So a byte is stored again for at least ten that can go.
-const USE_PERCENT_MIN: u64 = 10;
 
 /// Chunks by id.
 pub type Known = HashMap<ChunkId, StoredChunk>;
@@ -55,28 +49,7 @@ pub async fn known_chunks(
         warn!(objects = lost.len(), "storage lacks what versions live in; it is stored anew");
         known.retain(|_, chunk| !lost.contains(&chunk.object.key));
     }
-    // What was not looked at may be of use, too.
-    if known.len() < CHUNKS_MAX {
-        leave_sparse(&mut known);
-    }
     Ok(known)
-}
-
-/// Forgets what lies in objects that are of little use.
-fn leave_sparse(known: &mut Known) {
-    let mut used: BTreeMap<ObjectKey, u64> = BTreeMap::new();
-    for chunk in known.values() {
-        let bytes = match chunk.encoding {
-            Encoding::Raw => chunk.length,
-            Encoding::Zstd { stored } => stored,
-        };
-        *used.entry(chunk.object.key).or_default() += u64::from(bytes);
-    }
-    let is_sparse = |chunk: &StoredChunk| {
-        let least = chunk.object.length / 100 * USE_PERCENT_MIN;
-        used.get(&chunk.object.key).is_none_or(|&used| used < least)
-    };
-    known.retain(|_, chunk| !is_sparse(chunk));
 }
 
 /// Those that storage does not have, or not for long.
@@ -107,34 +80,5 @@ fn extend(known: &mut Known, recipe: &Recipe) {
             encoding: chunk.encoding,
             length: chunk.length,
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use shoal_content::{PackId, SourceObject};
-
-    use super::*;
-
-    /// A pack's chunks of 1000 bytes each, of which it could hold a hundred.
-    fn pack(number: u8, chunks: u8) -> impl Iterator<Item = (ChunkId, StoredChunk)> {
-        let object = SourceObject { key: ObjectKey::Pack(PackId::of(&[number])), length: 100_000 };
-        (0..chunks).map(move |chunk| {
-            let (at, encoding) = (u64::from(chunk) * 1000, Encoding::Zstd { stored: 1000 });
-            let stored = StoredChunk { object, at, encoding, length: 65_536 };
-            (ChunkId::of(&[number, chunk]), stored)
-        })
-    }
-
-    #[test]
-    fn a_pack_of_which_little_is_used_is_left_to_older_versions() {
-        let mut known: Known = pack(1, 9).chain(pack(2, 10)).chain(pack(3, 100)).collect();
-        leave_sparse(&mut known);
-        assert_eq!(known.len(), 110);
-        let sparse = ObjectKey::Pack(PackId::of(&[1]));
-        assert!(known.values().all(|chunk| chunk.object.key != sparse));
-        // What is left is used as much as before.
-        leave_sparse(&mut known);
-        assert_eq!(known.len(), 110);
     }
 }

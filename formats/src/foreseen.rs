@@ -228,7 +228,7 @@ mod tests {
         fn next_stored(&mut self, offset: u64) -> Result<StoredExtent, ReadError> {
             let MapExtent { offset, length, kind } = self.next_extent(offset)?;
             let is_data = kind == ExtentKind::Data;
-            let stored = if is_data { Stored::At(offset) } else { Stored::Nothing };
+            let stored = if is_data { Stored::At(offset) } else { Stored::NOTHING };
             Ok(StoredExtent { offset, length, stored })
         }
 

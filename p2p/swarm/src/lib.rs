@@ -17,6 +17,7 @@ mod download;
 mod event;
 pub mod frames;
 mod ledger;
+mod line;
 mod meter;
 mod pace;
 mod rendezvous;

@@ -34,6 +34,10 @@ impl Pace {
         self.bytes_per_second = bytes_per_second;
     }
 
+    pub fn bytes_per_second(&self) -> Option<u64> {
+        self.bytes_per_second
+    }
+
     pub fn count(&mut self, now: Duration, bytes: u64) {
         if let Some(rate) = self.bytes_per_second {
             let took = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);

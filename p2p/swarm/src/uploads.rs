@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use shoal_content::PeerId;
 
+use crate::line::{self, Line};
 use crate::meter::Meter;
 use crate::pace::Pace;
 
@@ -61,6 +62,7 @@ pub struct Uploads {
     /// When others were last named to whom.
     named: BTreeMap<PeerId, Duration>,
     meter: Meter,
+    line: Line,
     /// Slots beyond what the rate asks for, since those that are taken do not fill the line.
     extra: usize,
     pace: Pace,
@@ -94,6 +96,7 @@ impl Uploads {
             invited: Vec::new(),
             named: BTreeMap::new(),
             meter: Meter::default(),
+            line: Line::default(),
             extra: 0,
             pace: Pace::default(),
             closing: false,
@@ -135,9 +138,10 @@ impl Uploads {
         Admission::Granted
     }
 
-    /// So much of an answer went out.
+    /// So much of an answer went out, in bytes on the line.
     pub fn sent(&mut self, now: Duration, bytes: u64) {
         self.pace.count(now, bytes);
+        self.line.count(now, bytes);
         let Some(rate) = self.meter.count(now, bytes) else { return };
         if rate >= self.meter.best * IDLE_SHARE || self.waiting.is_empty() {
             self.extra = self.extra.saturating_sub(1);
@@ -210,6 +214,13 @@ impl Uploads {
     pub fn call_at(&self, now: Duration) -> Option<Duration> {
         let limited = !self.waiting.is_empty() && !self.pace.is_free(now);
         limited.then(|| self.pace.free_at())
+    }
+
+    /// Whether it is the line that receivers wait for: by its limit, or by what it has carried. Before
+    /// anything is measured it is not.
+    pub fn line_is_slow(&self) -> bool {
+        let limit = self.pace.bytes_per_second();
+        limit.is_some_and(|rate| line::is_slow(rate as f64)) || self.line.is_slow()
     }
 
     /// Begins nothing any more; what is under way goes on.
@@ -353,6 +364,20 @@ mod tests {
         .take(6)
         .collect();
         assert_eq!(called, [4, 5, 2, 6, 7, 3].map(peer));
+    }
+
+    #[test]
+    fn a_line_is_slow_by_what_it_carried_or_by_its_limit() {
+        let mut uploads = Uploads::default();
+        assert!(!uploads.line_is_slow(), "nothing is known of it");
+        uploads.limit(NOW, Some(10 << 20));
+        assert!(uploads.line_is_slow());
+        uploads.limit(NOW, Some(1 << 30));
+        assert!(!uploads.line_is_slow());
+        for second in 0..3 {
+            uploads.sent(NOW + Duration::from_secs(second), 10 << 20);
+        }
+        assert!(uploads.line_is_slow());
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What an answer to a request for chunks is written to and read from: a stream of QUIC's, or a
 //! bulk connection. Who serves and who asks are written once, for both.
+//!
+//! Before each chunk stands a big-endian `u32`: its highest bit says whether what follows is a zstd
+//! frame, and the others how many bytes follow. How long the content is, the recipe says.
 
 use std::io;
 
@@ -8,6 +11,44 @@ use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::bulk::Path;
+use crate::compression::Stored;
+
+const ZSTD: u32 = 1 << 31;
+
+/// What stands before a chunk: how it comes, and the bytes that follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Head {
+    Raw(u32),
+    Zstd(u32),
+}
+
+impl Head {
+    pub(crate) const fn from_word(word: u32) -> Self {
+        if word & ZSTD == 0 { Self::Raw(word) } else { Self::Zstd(word & !ZSTD) }
+    }
+
+    pub(crate) const fn word(self) -> u32 {
+        match self {
+            Self::Raw(bytes) => bytes,
+            Self::Zstd(bytes) => bytes | ZSTD,
+        }
+    }
+
+    pub(crate) const fn bytes(self) -> u32 {
+        match self {
+            Self::Raw(bytes) | Self::Zstd(bytes) => bytes,
+        }
+    }
+}
+
+/// The word before a chunk, as it is sent, and the chunk.
+pub(crate) fn framed(chunk: Stored) -> ([u8; 4], Bytes) {
+    let (head, bytes) = match chunk {
+        Stored::Raw(content) => (Head::Raw(content.len() as u32), content),
+        Stored::Zstd(frame) => (Head::Zstd(frame.bytes().len() as u32), frame.bytes().clone()),
+    };
+    (head.word().to_be_bytes(), bytes)
+}
 
 /// Where an answer is written.
 pub(crate) trait Outlet: Send {
@@ -16,8 +57,8 @@ pub(crate) trait Outlet: Send {
     /// A few bytes of it; they may wait for what comes behind them.
     fn put(&mut self, bytes: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// A chunk behind its length, all of it on its way when this returns.
-    fn chunk(&mut self, content: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+    /// A chunk behind its [`Head`], all of it on its way when this returns.
+    fn chunk(&mut self, chunk: Stored) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 impl Outlet for SendStream {
@@ -27,9 +68,10 @@ impl Outlet for SendStream {
         Ok(self.write_all(bytes).await?)
     }
 
-    async fn chunk(&mut self, content: Bytes) -> io::Result<()> {
-        self.write_all(&(content.len() as u32).to_be_bytes()).await?;
-        Ok(self.write_chunk(content).await?)
+    async fn chunk(&mut self, chunk: Stored) -> io::Result<()> {
+        let (head, bytes) = framed(chunk);
+        self.write_all(&head).await?;
+        Ok(self.write_chunk(bytes).await?)
     }
 }
 
@@ -37,14 +79,14 @@ impl Outlet for SendStream {
 pub(crate) trait Source: AsyncRead + Unpin + Send {
     const PATH: Path;
 
-    /// The length that stands before the next chunk; none where the answer ends here.
-    fn length(&mut self) -> impl Future<Output = io::Result<Option<u32>>> + Send;
+    /// What stands before the next chunk; nothing where the answer ends here.
+    fn head(&mut self) -> impl Future<Output = io::Result<Option<Head>>> + Send;
 }
 
 impl Source for RecvStream {
     const PATH: Path = Path::Quic;
 
-    async fn length(&mut self) -> io::Result<Option<u32>> {
-        Ok(Some(self.read_u32().await?))
+    async fn head(&mut self) -> io::Result<Option<Head>> {
+        Ok(Some(Head::from_word(self.read_u32().await?)))
     }
 }

@@ -7,6 +7,7 @@ use shoal_content::{
     Chunk, ChunkId, Encoding, Extent, ObjectKey, PackId, Recipe, RecipeId, RecipeKind, SourceObject,
 };
 
+use crate::compression::Stored;
 use crate::store::ChunkStore;
 
 const CONTENTS: [&[u8]; 3] = [b"first", b"second chunk", b"3"];
@@ -58,6 +59,12 @@ pub async fn run(store: &dyn ChunkStore) {
     assert!(store.held(id).await.expect("held").is_full());
     assert_eq!(store.recipe(id).await.expect("recipe"), Some(recipe));
     for (index, content) in contents.into_iter().enumerate() {
+        let stored = match store.read_stored(id, index as u32).await.expect("read as stored") {
+            Some(Stored::Zstd(frame)) => Some(frame.content().expect("a frame that is whole")),
+            Some(Stored::Raw(content)) => Some(content),
+            None => None,
+        };
+        assert_eq!(stored.as_ref(), Some(&content));
         assert_eq!(store.read(id, index as u32).await.expect("read"), Some(content));
     }
 }

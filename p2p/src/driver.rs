@@ -105,6 +105,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Event>) {
                 driver.close_idle_links();
                 driver.close_distrusted_links();
                 driver.tell_waits();
+                driver.shared.relay.forget_old(driver.shared.began.elapsed());
                 events.extend(driver.abandoned());
                 events.extend(driver.expired());
             }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 
-pub(crate) const ALPN: &[u8] = b"shoal-peer/2";
+pub(crate) const ALPN: &[u8] = b"shoal-peer/3";
 /// Asked of the kernel, which may give less.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// quinn sends ten segments at once; ten times more than this is past what UDP can carry, and the

@@ -5,6 +5,7 @@
 
 mod bulk;
 mod channel;
+mod compression;
 pub mod conformance;
 mod discovery;
 mod driver;
@@ -13,6 +14,7 @@ pub mod identity;
 mod link;
 mod metrics;
 mod outgoing;
+mod relay;
 mod request;
 mod serve;
 mod status;
@@ -23,6 +25,7 @@ mod transfer;
 mod wire;
 
 pub use bulk::{Bulk, Path};
+pub use compression::{Stored, ZstdFrame};
 pub use discovery::DiscoveryConfig;
 pub use shoal_swarm::ChunkSet;
 pub use status::{BanStatus, PeerStatus, Status};

@@ -17,6 +17,10 @@ use crate::identity::Credentials;
 pub(crate) const WRONG_CONTENT: &str = "wrong_content";
 pub(crate) const NO_STORAGE: &str = "storage";
 
+/// Directions in which bytes are saved.
+pub(crate) const SENT: &str = "sent";
+pub(crate) const RECEIVED: &str = "received";
+
 type One = [(&'static str, &'static str); 1];
 
 #[derive(Debug, Clone, Default)]
@@ -25,6 +29,7 @@ pub(crate) struct Metrics {
     received: Family<One, Counter>,
     sent_by_path: Family<One, Counter>,
     received_by_path: Family<One, Counter>,
+    saved: Family<One, Counter>,
     refused: Family<One, Counter>,
     bans: Family<One, Counter>,
     pub(crate) connections: Gauge,
@@ -56,12 +61,12 @@ impl Metrics {
         let all = Self::default();
         registry.register(
             "shoal_chunk_bytes_sent",
-            "Chunk bytes sent, by the receiver's role",
+            "Chunk bytes sent, as their content has them, by the receiver's role",
             all.sent.clone(),
         );
         registry.register(
             "shoal_chunk_bytes_received",
-            "Verified chunk bytes received, by the sender's role",
+            "Verified chunk bytes received, as their content has them, by the sender's role",
             all.received.clone(),
         );
         registry.register(
@@ -77,13 +82,19 @@ impl Metrics {
         );
         registry.register(
             "shoal_bulk_bytes_sent",
-            "Chunk bytes sent, by the way they went: quic, or tls for TLS over TCP",
+            "Chunk bytes sent, as their content has them, by the way they went: quic, or tls for TLS \
+             over TCP",
             all.sent_by_path.clone(),
         );
         registry.register(
             "shoal_bulk_bytes_received",
-            "Verified chunk bytes received, by the way they came",
+            "Verified chunk bytes received, as their content has them, by the way they came",
             all.received_by_path.clone(),
+        );
+        registry.register(
+            "shoal_wire_bytes_saved",
+            "Chunk bytes that compression kept off the network, by direction",
+            all.saved.clone(),
         );
         registry.register(
             "shoal_bulk_connections",
@@ -129,6 +140,9 @@ impl Metrics {
             self.sent_by(path, 0);
             self.received_by(path, 0);
         }
+        for direction in [SENT, RECEIVED] {
+            self.saved(direction, 0);
+        }
         for reason in BanReason::ALL {
             self.bans.get_or_create(&[("reason", reason.as_str())]).inc_by(0);
         }
@@ -155,6 +169,10 @@ impl Metrics {
         self.received_by_path.get_or_create(&[("path", path.as_str())]).inc_by(bytes);
     }
 
+    pub(crate) fn saved(&self, direction: &'static str, bytes: u64) {
+        self.saved.get_or_create(&[("direction", direction)]).inc_by(bytes);
+    }
+
     pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
     }
@@ -176,6 +194,7 @@ mod tests {
         metrics.received(true, 1);
         metrics.sent_by(Path::Tls, 1);
         metrics.received_by(Path::Quic, 1);
+        metrics.saved(SENT, 1);
         metrics.refused("wrong_content");
         metrics.banned("wrong_content");
         let mut text = String::new();
@@ -189,6 +208,8 @@ mod tests {
             "shoal_bulk_bytes_sent_total{path=\"tls\"} 1",
             "shoal_bulk_bytes_received_total{path=\"quic\"} 1",
             "shoal_bulk_bytes_received_total{path=\"tls\"} 0",
+            "shoal_wire_bytes_saved_total{direction=\"sent\"} 1",
+            "shoal_wire_bytes_saved_total{direction=\"received\"} 0",
             "shoal_bulk_connections 0",
             "shoal_bulk_failures_total 0",
             "shoal_bulk_listening 0",

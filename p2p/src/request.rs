@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use quinn::RecvStream;
-use shoal_content::{ChunkId, PeerId, RECIPE_BYTES_MAX, Recipe, RecipeId, Ticket};
+use shoal_content::{Chunk, ChunkId, PeerId, RECIPE_BYTES_MAX, Recipe, RecipeId, Ticket};
 use shoal_swarm::frames::{Answer, Ask};
 use shoal_swarm::{Contact, Event, RequestEnd, RequestId};
 use thiserror::Error;
@@ -20,7 +20,8 @@ use tokio::io::AsyncReadExt as _;
 use tracing::{debug, warn};
 
 use crate::bulk::{self, Exchange};
-use crate::channel::Source;
+use crate::channel::{Head, Source};
+use crate::compression::ZstdFrame;
 use crate::link::{self, Link};
 use crate::metrics;
 use crate::store::StoreError;
@@ -28,7 +29,7 @@ use crate::swarm::Shared;
 use crate::transfer::Running;
 use crate::wire::{self, WireError};
 
-/// Below this, hashing in place is cheaper than another thread.
+/// Below this, decompressing and hashing in place is cheaper than another thread.
 const HASH_OFF_BYTES: usize = 64 * 1024;
 const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
 /// So long one may take to be reached before the next is asked for a recipe beside it.
@@ -76,11 +77,42 @@ impl From<io::Error> for Failure {
     }
 }
 
-async fn verified(content: Bytes, id: ChunkId) -> bool {
-    if content.len() < HASH_OFF_BYTES {
-        return id.verifies(&content);
+/// What came for a chunk: as it is, or as a frame.
+struct Received {
+    head: Head,
+    bytes: Bytes,
+}
+
+/// A chunk's content, and the frame that it came as.
+type Opened = (Bytes, Option<ZstdFrame>);
+
+impl Received {
+    /// Whether so many bytes may be this chunk. A frame that saves nothing is none.
+    fn may_be(head: Head, chunk: &Chunk) -> bool {
+        match head {
+            Head::Raw(bytes) => bytes == chunk.length,
+            Head::Zstd(bytes) => bytes < chunk.length,
+        }
     }
-    tokio::task::spawn_blocking(move || id.verifies(&content)).await.unwrap_or(false)
+
+    /// The content, where it is the chunk's.
+    async fn opened(self, chunk: Chunk) -> Option<Opened> {
+        if (chunk.length as usize) < HASH_OFF_BYTES {
+            return self.open(&chunk);
+        }
+        tokio::task::spawn_blocking(move || self.open(&chunk)).await.ok().flatten()
+    }
+
+    fn open(self, chunk: &Chunk) -> Option<Opened> {
+        let (content, frame) = match self.head {
+            Head::Raw(_) => (self.bytes, None),
+            Head::Zstd(_) => {
+                let frame = ZstdFrame::parse(self.bytes, chunk.length)?;
+                (frame.content().ok()?, Some(frame))
+            }
+        };
+        chunk.id.verifies(&content).then_some((content, frame))
+    }
 }
 
 async fn ask(connection: &quinn::Connection, ask: &Ask) -> Result<RecvStream, Failure> {
@@ -195,7 +227,7 @@ impl Asked<'_> {
         let (answer, source) = exchange.ask(&self.message(), self.rest.len()).await?;
         accepted(answer)?;
         self.take(source).await?;
-        match source.length().await? {
+        match source.head().await? {
             None => Ok(()),
             Some(_) => Err(Failure::Malformed),
         }
@@ -212,32 +244,38 @@ impl Asked<'_> {
     async fn take_one<S: Source>(&self, index: u32, source: &mut S) -> Result<(), Failure> {
         let Self { shared, link, running, request, .. } = *self;
         let Some(chunk) = running.recipe.chunks().get(index as usize) else { return Ok(()) };
-        let length = source.length().await?.ok_or(Failure::Short)?;
-        if length == 0 && link.node {
+        let head = source.head().await?.ok_or(Failure::Short)?;
+        if head == Head::Raw(0) && link.node {
             let mut by = [0; 32];
             source.read_exact(&mut by).await?;
             let by = PeerId::from_public_key(by);
             shared.tell(Event::Elsewhere { request, index, by }).await;
             return Ok(());
         }
-        if length != chunk.length {
+        if !Received::may_be(head, chunk) {
             return Err(Failure::Wrong(chunk.id));
         }
-        let permit = shared.budget.acquire_many(chunk.length).await;
-        let mut content = vec![0; chunk.length as usize];
-        source.read_exact(&mut content).await?;
-        let content = Bytes::from(content);
-        if !verified(content.clone(), chunk.id).await {
+        let beside = if matches!(head, Head::Zstd(_)) { head.bytes() } else { 0 };
+        let permit = shared.budget.acquire_many(chunk.length + beside).await;
+        let mut bytes = vec![0; head.bytes() as usize];
+        source.read_exact(&mut bytes).await?;
+        let received = Received { head, bytes: bytes.into() };
+        let Some((content, frame)) = received.opened(*chunk).await else {
             return Err(Failure::Wrong(chunk.id));
-        }
-        let bytes = chunk.length;
+        };
+        let bytes = head.bytes();
         shared.tell(Event::Landed { request, index, bytes }).await;
         shared.store.write(running.id, index, content).await?;
         drop(permit);
-        shared.metrics.received(link.node, u64::from(bytes));
-        shared.metrics.received_by(S::PATH, u64::from(bytes));
+        if let Some(frame) = frame {
+            shared.relay.keep(shared.began.elapsed(), running.id, index, frame);
+        }
+        let saved = u64::from(chunk.length - bytes);
+        shared.metrics.received(link.node, u64::from(chunk.length));
+        shared.metrics.received_by(S::PATH, u64::from(chunk.length));
+        shared.metrics.saved(metrics::RECEIVED, saved);
         bulk::arrived(shared, u64::from(bytes));
-        running.arrived(link, u64::from(bytes));
+        running.arrived(link, u64::from(chunk.length), saved);
         shared.tell(Event::Arrived { request, index, bytes }).await;
         Ok(())
     }

@@ -12,7 +12,9 @@ use tracing::{debug, warn};
 
 use crate::channel::Outlet;
 use crate::link::Link;
+use crate::metrics;
 use crate::outgoing::Kept;
+use crate::relay;
 use crate::swarm::{PeerRole, Shared, wall_clock};
 use crate::wire::{self, WireError};
 
@@ -194,8 +196,8 @@ pub(crate) async fn chunks<O: Outlet>(
                 continue;
             }
         };
-        let content = match shared.store.read(recipe, index).await {
-            Ok(Some(content)) => content,
+        let chunk = match relay::read(shared, recipe, index).await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             Err(error) => {
                 warn!(%recipe, index, %error, "a chunk cannot be read");
@@ -205,17 +207,18 @@ pub(crate) async fn chunks<O: Outlet>(
         if !std::mem::replace(&mut said, true) {
             say(sender, Answer::Content).await?;
         }
-        let bytes = content.len() as u64;
+        let (bytes, wire_bytes) = (chunk.content_bytes(), chunk.wire_bytes());
         let pause = shared.uploads.lock().pause(shared.began.elapsed());
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        in_time(sender.chunk(content)).await?;
+        in_time(sender.chunk(chunk)).await?;
         given.keep();
         link.touch();
         shared.metrics.sent(link.node, bytes);
         shared.metrics.sent_by(O::PATH, bytes);
-        shared.uploads.lock().sent(shared.began.elapsed(), bytes);
+        shared.metrics.saved(metrics::SENT, bytes - wire_bytes);
+        shared.uploads.lock().sent(shared.began.elapsed(), wire_bytes);
     }
     if said {
         return Ok(());

@@ -13,6 +13,8 @@ use shoal_content::{Recipe, RecipeId};
 use shoal_swarm::ChunkSet;
 use thiserror::Error;
 
+use crate::compression::Stored;
+
 /// Why a store did not do its part.
 #[derive(Debug, Clone, Error)]
 pub enum StoreError {
@@ -46,6 +48,11 @@ pub trait ChunkStore: Send + Sync {
     async fn held(&self, id: RecipeId) -> Result<ChunkSet, StoreError>;
     /// One chunk's content, uncompressed; `None` where it is not held.
     async fn read(&self, id: RecipeId, index: u32) -> Result<Option<Bytes>, StoreError>;
+    /// The same as it is stored, for a store that has it compressed: a frame whose content is right,
+    /// since whoever gives another is banned.
+    async fn read_stored(&self, id: RecipeId, index: u32) -> Result<Option<Stored>, StoreError> {
+        Ok(self.read(id, index).await?.map(Stored::Raw))
+    }
     /// Prepares to receive and says what is here already; may be called again.
     async fn open(&self, id: RecipeId, recipe: Arc<Recipe>) -> Result<ChunkSet, StoreError>;
     /// Keeps a verified chunk.

@@ -24,13 +24,15 @@ use crate::discovery::{Discovery, DiscoveryConfig, Found};
 use crate::identity::{self, Credentials, Role};
 use crate::link::{Dials, EXPELLED, Link};
 use crate::metrics::{CertificateEnd, Metrics};
+use crate::relay::Relay;
 use crate::status::Banned;
 use crate::store::{ChunkStore, StoreError};
 use crate::tickets::{TicketKey, TicketKeys};
 use crate::transfer::{FetchError, Handle, Owned, Running, Transfer};
 use crate::{driver, endpoint, link, request};
 
-/// Chunk bytes received and not yet written, over all transfers.
+/// Chunk bytes received and not yet written, over all transfers; of what came compressed, the frame and
+/// the content.
 pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Recipes sent at once; who asks for more of them waits.
 const RECIPES_MAX: usize = 32;
@@ -107,6 +109,7 @@ pub(crate) struct Shared {
     /// Where chunks may go over bulk connections.
     pub(crate) bulk: Option<bulk::Dialler>,
     pub(crate) store: Arc<dyn ChunkStore>,
+    pub(crate) relay: Relay,
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) links: Mutex<HashMap<PeerId, Arc<Link>>>,
@@ -305,6 +308,7 @@ impl Swarm {
             endpoint,
             bulk: dialler,
             store,
+            relay: Relay::default(),
             metrics,
             events,
             links: Mutex::default(),
@@ -537,6 +541,7 @@ impl Swarm {
     /// Stops offering `recipe`, of which the store holds nothing any more. One that is on its way
     /// here goes on.
     pub async fn withdraw(&self, recipe: RecipeId) {
+        self.0.relay.forget(recipe);
         self.0.tell(Event::Stop { recipe }).await;
     }
 

@@ -29,6 +29,8 @@ pub struct Progress {
     pub bytes_local: u64,
     pub bytes_by_peer: BTreeMap<PeerId, u64>,
     pub bytes_by_node: BTreeMap<PeerId, u64>,
+    /// What of these two did not go over the network, since it came compressed.
+    pub bytes_saved: u64,
     /// What peers sent, by where they say that they stand.
     pub bytes_by_zone: BTreeMap<Zone, u64>,
     /// For people; nothing where that is not known, or it has ended.
@@ -142,8 +144,10 @@ impl Running {
         });
     }
 
-    pub(crate) fn arrived(&self, link: &Link, bytes: u64) {
+    /// A chunk of so many bytes, of which some were saved on the way.
+    pub(crate) fn arrived(&self, link: &Link, bytes: u64, saved: u64) {
         self.progress.send_modify(|progress| {
+            progress.bytes_saved += saved;
             if link.node {
                 *progress.bytes_by_node.entry(link.peer).or_default() += bytes;
             } else {

@@ -21,7 +21,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use cluster::{CHUNK_BYTES, Cluster, DEADLINE, Process, Ways, content, fetch, fill, holds_all};
 
-const ALPN: &[u8] = b"shoal-bulk/1";
+const ALPN: &[u8] = b"shoal-bulk/2";
 const BY_TLS: &str = "shoal_bulk_bytes_received_total{path=\"tls\"}";
 const BY_QUIC: &str = "shoal_bulk_bytes_received_total{path=\"quic\"}";
 const SENT_BY_TLS: &str = "shoal_bulk_bytes_sent_total{path=\"tls\"}";
@@ -192,11 +192,41 @@ async fn what_a_connection_that_breaks_off_owes_comes_by_quic() {
     }
 }
 
+/// The beginning of an answer with one chunk as such a frame.
+fn framed(frame: &[u8]) -> Vec<u8> {
+    let head = frame.len() as u32 | 1 << 31;
+    [&[Answer::Content.byte()][..], &head.to_be_bytes(), frame].concat()
+}
+
+/// A frame of so many zeros.
+fn frame(bytes: usize) -> Vec<u8> {
+    zstd::bulk::compress(&vec![0; bytes], 3).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_content_by_tls_bans_whose_connection_it_was() {
+    is_banned_for(zeros(CHUNK_BYTES)).await;
+    is_banned_for(framed(&frame(CHUNK_BYTES))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_is_no_chunk_bans_whose_connection_it_was() {
+    for longer in [CHUNK_BYTES + 1, 100 << 20] {
+        is_banned_for(framed(&frame(longer))).await;
+    }
+    is_banned_for(framed(&frame(CHUNK_BYTES - 1))).await;
+    is_banned_for(framed(&[frame(CHUNK_BYTES), vec![0]].concat())).await;
+    is_banned_for(framed(b"not zstd")).await;
+    is_banned_for(framed(&[])).await;
+    // As long as the chunk itself: nobody reads that.
+    is_banned_for(framed(&vec![0; CHUNK_BYTES])).await;
+}
+
+/// Whoever begins each answer by TLS like this.
+async fn is_banned_for(answer: Vec<u8>) {
     let (listener, origin) = taken();
     let pair = Pair::start_by(origin, Ways::default()).await;
-    answer_falsely(listener, pair.origin.swarm.credentials(), zeros(CHUNK_BYTES));
+    answer_falsely(listener, pair.origin.swarm.credentials(), answer);
     let banned = async {
         for chunks in 100.. {
             let (recipe, id, contents) = content(chunks);

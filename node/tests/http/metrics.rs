@@ -15,7 +15,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 68] = [
+static NAMES: [&str; 69] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -84,6 +84,7 @@ static NAMES: [&str; 68] = [
     "shoal_scrub_damaged_objects",
     "shoal_scrub_orphans",
     "shoal_scrub_verified_bytes",
+    "shoal_wire_bytes_saved",
 ];
 
 async fn scrape(node: &Node) -> Result<String> {

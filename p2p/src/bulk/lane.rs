@@ -13,15 +13,15 @@ use shoal_swarm::frames::{Answer, Ask};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::{END, Path};
-use crate::channel::Source;
+use crate::channel::{Head, Source};
 use crate::wire::{self, WireError};
 
-const LENGTH_BYTES: u64 = 4;
-/// What stands behind a length of 0 from a node: the id of who was given the chunk.
+const HEAD_BYTES: u64 = 4;
+/// What stands behind a [`Head`] of 0 bytes from a node: the id of who was given the chunk.
 const MEMBER_BYTES: u64 = 32;
 /// So much of an answer that nobody wants any more is read, so that the lane can be used again: a
 /// chunk at most, and the end.
-pub(super) const DRAIN_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 2 * LENGTH_BYTES;
+pub(super) const DRAIN_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 2 * HEAD_BYTES;
 const DRAIN_PIECE_BYTES: usize = 16 * 1024;
 
 /// Reads answers from `S`, one after the other.
@@ -31,7 +31,7 @@ pub(crate) struct Reader<S> {
     /// Whether the other side is a node.
     node: bool,
     state: State,
-    /// Bytes read, and where among them the item at hand ends: behind that a length stands.
+    /// Bytes read, and where among them the item at hand ends: behind that a [`Head`] stands.
     taken: u64,
     item_end: u64,
     /// When something was asked, or came.
@@ -77,10 +77,10 @@ impl<S: AsyncRead + Unpin + Send> Reader<S> {
             State::Idle => Some(0),
             State::Asked { .. } => None,
             State::Answered { left } => {
-                // Less than nothing: a length was read in part.
+                // Less than nothing: a head was read in part.
                 let item = self.item_end.checked_sub(self.taken)?;
-                let others = left as u64 * (LENGTH_BYTES + u64::from(CHUNK_BYTES_MAX));
-                Some(item + others + LENGTH_BYTES)
+                let others = left as u64 * (HEAD_BYTES + u64::from(CHUNK_BYTES_MAX));
+                Some(item + others + HEAD_BYTES)
             }
         }
     }
@@ -106,7 +106,7 @@ impl<S: AsyncRead + Unpin + Send> Reader<S> {
                 let bytes = owed.min(DRAIN_PIECE_BYTES as u64) as usize;
                 self.read_exact(&mut piece[..bytes]).await?;
             }
-            if self.length().await?.is_none() {
+            if self.head().await?.is_none() {
                 return Ok(());
             }
         }
@@ -143,20 +143,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reader<S> {
 impl<S: AsyncRead + Unpin + Send> Source for Reader<S> {
     const PATH: Path = Path::Tls;
 
-    async fn length(&mut self) -> io::Result<Option<u32>> {
-        let length = self.read_u32().await?;
-        if length == END {
+    async fn head(&mut self) -> io::Result<Option<Head>> {
+        let word = self.read_u32().await?;
+        if word == END {
             self.state = State::Idle;
             self.item_end = self.taken;
             return Ok(None);
         }
-        let named = length == 0 && self.node;
-        let bytes = if named { MEMBER_BYTES } else { u64::from(length) };
+        let head = Head::from_word(word);
+        let named = head == Head::Raw(0) && self.node;
+        let bytes = if named { MEMBER_BYTES } else { u64::from(head.bytes()) };
         self.item_end = self.taken + bytes;
         if let State::Answered { left } = &mut self.state {
             *left = left.saturating_sub(1);
         }
-        Ok(Some(length))
+        Ok(Some(head))
     }
 }
 
@@ -167,12 +168,13 @@ mod tests {
 
     use super::*;
 
-    /// An answer from a node with chunks of these lengths; 0 is one that another member has.
-    fn answer(lengths: &[u32]) -> Vec<u8> {
+    /// An answer from a node with such chunks; one of 0 bytes is one that another member has.
+    fn answer(heads: &[Head]) -> Vec<u8> {
         let mut bytes = vec![Answer::Content.byte()];
-        for &length in lengths {
-            bytes.extend(length.to_be_bytes());
-            let content = if length == 0 { MEMBER_BYTES as usize } else { length as usize };
+        for &head in heads {
+            bytes.extend(head.word().to_be_bytes());
+            let named = head == Head::Raw(0);
+            let content = if named { MEMBER_BYTES as usize } else { head.bytes() as usize };
             // As hostile as content gets: it looks like ends.
             bytes.extend(std::iter::repeat_n(0xff_u8, content));
         }
@@ -192,14 +194,14 @@ mod tests {
         let mut reader = reader(&bytes, 16);
         assert_eq!(reader.owed(), None);
         assert_eq!(block_on(reader.answer()).unwrap(), Answer::Busy.byte());
-        assert_eq!(reader.owed(), Some(LENGTH_BYTES));
-        assert_eq!(block_on(reader.length()).unwrap(), None);
+        assert_eq!(reader.owed(), Some(HEAD_BYTES));
+        assert_eq!(block_on(reader.head()).unwrap(), None);
         assert_eq!(reader.owed(), Some(0));
     }
 
     #[test]
-    fn who_stops_within_a_length_leaves_no_lane() {
-        let bytes = answer(&[5]);
+    fn who_stops_within_a_head_leaves_no_lane() {
+        let bytes = answer(&[Head::Raw(5)]);
         let mut reader = reader(&bytes, 1);
         block_on(reader.answer()).unwrap();
         block_on(reader.read_exact(&mut [0; 2])).unwrap();
@@ -216,29 +218,68 @@ mod tests {
             block_on(reader.answer()).unwrap();
             let error = block_on(reader.drain()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-            assert!(reader.taken <= DRAIN_BYTES_MAX + MEMBER_BYTES + 2 * LENGTH_BYTES);
+            assert!(reader.taken <= DRAIN_BYTES_MAX + MEMBER_BYTES + 2 * HEAD_BYTES);
         }
     }
 
+    #[test]
+    fn a_frame_longer_than_any_chunk_leaves_no_lane() {
+        // One byte less than what stands at an answer's end.
+        for word in [END - 1, Head::Zstd(DRAIN_BYTES_MAX as u32 + 1).word()] {
+            let mut bytes = vec![Answer::Content.byte()];
+            bytes.extend(word.to_be_bytes());
+            let mut reader = reader(&bytes, 1);
+            block_on(reader.answer()).unwrap();
+            assert_eq!(block_on(reader.head()).unwrap(), Some(Head::from_word(word)));
+            assert!(reader.owed().unwrap() > DRAIN_BYTES_MAX);
+            let error = block_on(reader.drain()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn a_frame_of_nothing_names_nobody() {
+        let bytes = [&answer(&[Head::Zstd(0)])[..], &[7; 40]].concat();
+        let mut reader = reader(&bytes, 1);
+        block_on(reader.answer()).unwrap();
+        assert_eq!(block_on(reader.head()).unwrap(), Some(Head::Zstd(0)));
+        assert_eq!(block_on(reader.head()).unwrap(), None);
+        assert_eq!(reader.owed(), Some(0));
+    }
+
+    fn any_head() -> impl Strategy<Value = Head> {
+        prop_oneof![
+            Just(Head::Raw(0)),
+            (1_u32..5_000).prop_map(Head::Raw),
+            (0_u32..5_000).prop_map(Head::Zstd),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn a_head_is_what_it_was(word in any::<u32>()) {
+            prop_assert_eq!(Head::from_word(word).word(), word);
+            prop_assert!(Head::from_word(word).bytes() < 1 << 31);
+        }
+
         /// Wherever within an item the reading stopped, the rest leads to the next answer.
         #[test]
         fn a_drained_answer_leaves_the_next_one_whole(
-            lengths in prop::collection::vec(prop_oneof![Just(0_u32), 1_u32..5_000], 1..9),
+            heads in prop::collection::vec(any_head(), 1..9),
             stop in any::<prop::sample::Index>(),
             part in any::<prop::sample::Index>(),
         ) {
-            let mut bytes = answer(&lengths);
+            let mut bytes = answer(&heads);
             let whole = bytes.len() as u64;
             bytes.extend([Answer::Busy.byte(), 7]);
-            let mut reader = reader(&bytes, lengths.len());
+            let mut reader = reader(&bytes, heads.len());
             block_on(reader.answer()).unwrap();
-            for &wanted in &lengths[..stop.index(lengths.len())] {
-                prop_assert_eq!(block_on(reader.length()).unwrap(), Some(wanted));
+            for &wanted in &heads[..stop.index(heads.len())] {
+                prop_assert_eq!(block_on(reader.head()).unwrap(), Some(wanted));
                 let item = (reader.item_end - reader.taken) as usize;
                 block_on(reader.read_exact(&mut vec![0; item])).unwrap();
             }
-            block_on(reader.length()).unwrap();
+            block_on(reader.head()).unwrap();
             let item = (reader.item_end - reader.taken) as usize;
             block_on(reader.read_exact(&mut vec![0; part.index(item + 1)])).unwrap();
             prop_assert!(reader.owed().unwrap() >= whole - reader.taken);

@@ -3,7 +3,7 @@
 //!
 //! A bulk connection, a *lane*, belongs to a link and carries one request at a time: an `Ask` for
 //! chunks, framed as on a stream of QUIC's, and its answer byte with the chunks, each behind its
-//! length. Since no end of a stream marks an answer's end, the length [`END`] does. All that is said
+//! head. Since no end of a stream marks an answer's end, [`END`] does. All that is said
 //! besides goes over the link, by QUIC, and so do the chunks wherever there is no lane.
 //!
 //! Nothing is negotiated: who has this way listens on TCP at the port of its QUIC endpoint, and who
@@ -42,8 +42,8 @@ use crate::identity::{self, Role};
 use crate::metrics::Metrics;
 use crate::swarm::{Config, Shared};
 
-const ALPN: &[u8] = b"shoal-bulk/1";
-/// Stands where a length would, behind the last chunk of an answer.
+const ALPN: &[u8] = b"shoal-bulk/2";
+/// Stands where a head would, behind the last chunk of an answer: no chunk is so long.
 const END: u32 = u32::MAX;
 
 /// Lanes over which one peer may ask here: as many as it has requests at one source.
@@ -165,7 +165,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// So much of a chunk arrived, by either way.
+/// So many bytes came over the line, by either way.
 pub(crate) fn arrived(shared: &Shared, bytes: u64) {
     if let Some(dialler) = &shared.bulk {
         dialler.rate.lock().count(Instant::now(), bytes);

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use shoal_swarm::frames::{Ask, FrameError};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
@@ -22,7 +22,8 @@ use super::{
     END, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, Listener, Open, Path, SEALED_BYTES_MAX,
     SERVED_IDLE_MAX, SERVED_MAX, UNSENT_BYTES_MAX,
 };
-use crate::channel::Outlet;
+use crate::channel::{self, Outlet};
+use crate::compression::Stored;
 use crate::identity::peer_of_tls;
 use crate::link::Link;
 use crate::outgoing::Kept;
@@ -154,10 +155,11 @@ impl Outlet for Lane {
         Ok(())
     }
 
-    async fn chunk(&mut self, content: Bytes) -> io::Result<()> {
-        self.kept.extend_from_slice(&(content.len() as u32).to_be_bytes());
+    async fn chunk(&mut self, chunk: Stored) -> io::Result<()> {
+        let (head, bytes) = channel::framed(chunk);
+        self.kept.extend_from_slice(&head);
         // Sealed and handed to the kernel in one go, without a copy that puts them together.
-        let mut both = Buf::chain(self.kept.as_slice(), content);
+        let mut both = Buf::chain(self.kept.as_slice(), bytes);
         self.stream.write_all_buf(&mut both).await?;
         self.kept.clear();
         self.stream.flush().await

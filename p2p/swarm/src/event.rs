@@ -100,12 +100,14 @@ pub enum Event {
     Landed {
         request: RequestId,
         index: u32,
+        /// What came over the line, compressed or not: rates, deadlines and limits are the line's.
         bytes: u32,
     },
     /// Verified and written.
     Arrived {
         request: RequestId,
         index: u32,
+        /// As for [`Event::Landed`].
         bytes: u32,
     },
     /// A node gave the chunk to `by`, from whom it will come.

@@ -135,9 +135,10 @@ pub enum Ask {
 }
 
 /// The first byte of an answer. Where a connection carries one answer after the other, and not a stream
-/// each, the length `u32::MAX` stands behind the last chunk. After `Content` come, for each chunk asked for, a big-endian `u32`
+/// each, the word `u32::MAX` stands behind the last chunk. After `Content` come, for each chunk asked for, a big-endian `u32`
 /// length and the bytes, or from a node the length 0 and the id of the member that was given the
-/// chunk and will pass it on; for a recipe a `u32` length and its bytes.
+/// chunk and will pass it on; where the length's highest bit is set, the rest of it is that of a zstd
+/// frame, which follows in place of the bytes. For a recipe a `u32` length and its bytes come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Content,

@@ -153,12 +153,22 @@ pub fn content(chunks: usize) -> (Arc<Recipe>, RecipeId, Vec<Bytes>) {
             Bytes::from(bytes)
         })
         .collect();
+    let (recipe, id) = recipe_of(&contents, |_| Encoding::Raw);
+    (recipe, id, contents)
+}
+
+/// A disk of these chunks, each of [`CHUNK_BYTES`], and how they are stored.
+pub fn recipe_of(
+    contents: &[Bytes],
+    encoding: impl Fn(&Bytes) -> Encoding,
+) -> (Arc<Recipe>, RecipeId) {
+    let chunks = contents.len();
     let all = contents.iter().enumerate().map(|(at, bytes)| Chunk {
         id: ChunkId::of(bytes),
         length: CHUNK_BYTES as u32,
         object: 0,
         at: (at * CHUNK_BYTES) as u64,
-        encoding: Encoding::Raw,
+        encoding: encoding(bytes),
     });
     let length = (chunks * CHUNK_BYTES) as u64;
     let object = SourceObject { key: ObjectKey::Pack(PackId::of(b"pack")), length };
@@ -168,7 +178,7 @@ pub fn content(chunks: usize) -> (Arc<Recipe>, RecipeId, Vec<Bytes>) {
     let recipe =
         Recipe::new(RecipeKind::Disk, length, vec![object], all.collect(), extents).unwrap();
     let id = recipe.encode_with_id().0;
-    (Arc::new(recipe), id, contents)
+    (Arc::new(recipe), id)
 }
 
 pub async fn fill(store: &dyn ChunkStore, recipe: &Arc<Recipe>, id: RecipeId, contents: &[Bytes]) {

@@ -73,7 +73,7 @@ pub(crate) struct Download {
     arrived_at: Duration,
     /// From asking for a chunk to having it, in seconds; 0 before the first.
     pub(crate) usual: f64,
-    /// One chunk's bytes.
+    /// What one chunk takes on the line, in bytes.
     pub(crate) chunk_bytes: f64,
     /// Since when nothing of its own duty is left to be asked for, on each way.
     idle_since: BTreeMap<Way, Duration>,
@@ -178,7 +178,7 @@ impl Download {
         self.have.insert(index)
     }
 
-    /// How long a chunk took from being asked for, of how many bytes.
+    /// How long a chunk took from being asked for, of how many bytes on the line.
     pub(crate) fn measure(&mut self, took: f64, bytes: u32) {
         let smooth =
             |old: f64, new: f64| if old == 0.0 { new } else { old + (new - old) * SMOOTHING };

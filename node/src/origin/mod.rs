@@ -18,8 +18,9 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
-use shoal_content::{Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
+use shoal_content::{Chunk, Encoding, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
 use shoal_formats::{ChunkError, decode_chunk};
+use shoal_p2p::{Stored, ZstdFrame};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
@@ -34,8 +35,10 @@ use crate::store::{BlobStore, StoreError};
 /// What cached recipes take together, about; one that takes more by itself is kept all the same, in
 /// place of nearly all others: for each of its chunks it would be read anew.
 const RECIPE_CACHE_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// What cached chunks take together, decoded.
-const CHUNK_CACHE_BYTES_MAX: u64 = 96 * 1024 * 1024;
+/// What cached chunks take together, decoded: for downloads.
+const CHUNK_CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The same as they are stored, where that is compressed: for peers.
+const FRAME_CACHE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Chunks that are looked up at once, also for those who have gone; more wait.
 const LOOKUPS_MAX: usize = 256;
 /// A decoded chunk entry and an extent, in memory.
@@ -84,6 +87,8 @@ pub struct Origin {
     windows: Windows,
     recipes: Cache<RecipeId, Arc<Recipe>>,
     chunks: Cache<(RecipeId, u32), Bytes>,
+    /// Of verified chunks.
+    frames: Cache<(RecipeId, u32), Stored>,
     lookups: Arc<Semaphore>,
 }
 
@@ -111,8 +116,13 @@ impl Origin {
             .weigher(|_, chunk: &Bytes| u32::try_from(chunk.len()).unwrap_or(u32::MAX))
             .max_capacity(CHUNK_CACHE_BYTES_MAX)
             .build();
+        let frames = Cache::builder()
+            .weigher(|_, chunk: &Stored| u32::try_from(chunk.wire_bytes()).unwrap_or(u32::MAX))
+            .max_capacity(FRAME_CACHE_BYTES_MAX)
+            .build();
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
-        Self { windows: Windows::new(Arc::clone(&store)), store, recipes, chunks, lookups }
+        let windows = Windows::new(Arc::clone(&store));
+        Self { store, windows, recipes, chunks, frames, lookups }
     }
 
     /// The recipe, `None` where storage has no such object.
@@ -162,16 +172,57 @@ impl Origin {
         if let Some(content) = self.chunks.get(&(id, index)).await {
             return Ok(content);
         }
+        let windows = self.windows.clone();
+        let read = async move {
+            let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
+            decoded(&chunk, &stored.map_err(Error::Store)?)
+        };
+        self.look_up(self.chunks.clone(), (id, index), read).await
+    }
+
+    /// The same as it is stored: a frame out of a pack is verified, and given without being compressed
+    /// anew.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stored_chunk(
+        &self,
+        id: RecipeId,
+        recipe: &Recipe,
+        index: u32,
+    ) -> Result<Stored, Error> {
+        let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
+        if chunk.encoding == Encoding::Raw {
+            return self.chunk(id, recipe, index).await.map(Stored::Raw);
+        }
+        let object = recipe.objects()[chunk.object as usize];
+        if let Some(frame) = self.frames.get(&(id, index)).await {
+            return Ok(frame);
+        }
+        let windows = self.windows.clone();
+        let read = async move {
+            let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
+            let stored = stored.map_err(Error::Store)?;
+            let content = decoded(&chunk, &stored)?;
+            // A slice would keep its whole window in memory until the peer has it.
+            let frame = ZstdFrame::parse(Bytes::copy_from_slice(&stored), chunk.length);
+            Ok(frame.map_or(Stored::Raw(content), Stored::Zstd))
+        };
+        self.look_up(self.frames.clone(), (id, index), read).await
+    }
+
+    /// What `read` gives, once for all who ask at the same time, and kept in `cache`.
+    async fn look_up<T: Clone + Send + Sync + 'static>(
+        &self,
+        cache: Cache<(RecipeId, u32), T>,
+        place: (RecipeId, u32),
+        read: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
         let lookups = Arc::clone(&self.lookups);
-        let (windows, chunks) = (self.windows.clone(), self.chunks.clone());
         let looked_up = async move {
             // A task's turn: whoever stands still among the askers holds up none of those behind.
             let _place = lookups.acquire_owned().await.map_err(|_| Error::Interrupted)?;
-            let read = async {
-                let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
-                decoded(&chunk, &stored.map_err(Error::Store)?)
-            };
-            let read = chunks.try_get_with((id, index), read).await;
+            let read = cache.try_get_with(place, read).await;
             read.map_err(|error: Arc<Error>| error.as_ref().clone())
         };
         // Others wait for it, too, so that it goes on whether or not it is asked for again here.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_content::{Recipe, RecipeId};
-use shoal_p2p::{ChunkStore, StoreError};
+use shoal_p2p::{ChunkStore, StoreError, Stored};
 use shoal_swarm::ChunkSet;
 
 use super::{Error, Origin};
@@ -42,6 +42,14 @@ impl ChunkStore for Origin {
         Ok(Some(self.chunk(id, &recipe, index).await?))
     }
 
+    async fn read_stored(&self, id: RecipeId, index: u32) -> Result<Option<Stored>, StoreError> {
+        let Some(recipe) = Self::recipe(self, id).await? else { return Ok(None) };
+        if index as usize >= recipe.chunks().len() {
+            return Ok(None);
+        }
+        Ok(Some(self.stored_chunk(id, &recipe, index).await?))
+    }
+
     async fn open(&self, _id: RecipeId, _recipe: Arc<Recipe>) -> Result<ChunkSet, StoreError> {
         Err(read_only())
     }
@@ -68,7 +76,7 @@ mod tests {
     use super::super::LOOKUPS_MAX;
     use super::*;
     use crate::store::disturbed::DisturbedStore;
-    use crate::store::{BlobStore, FolderStore};
+    use crate::store::{self, BlobStore, FolderStore};
 
     const CHUNKS: u32 = 40;
     const CHUNK_BYTES: usize = 200_000;
@@ -135,6 +143,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn gives_compressed_chunks_as_they_lie_in_the_pack() {
+        let (_folder, store, origin) = origin();
+        let (id, recipe) = stored(store.as_ref()).await;
+        let object = recipe.objects()[0];
+        let pack = store::read(store.as_ref(), object.key, 0..object.length).await.unwrap();
+        let origin: &dyn ChunkStore = &origin;
+        // The second time what was verified is at hand.
+        for index in (0..CHUNKS).chain(0..CHUNKS) {
+            let chunk = recipe.chunks()[index as usize];
+            let kept = &pack[chunk.at as usize..][..chunk.stored() as usize];
+            match origin.read_stored(id, index).await.unwrap().unwrap() {
+                Stored::Raw(content) => {
+                    assert_eq!(chunk.encoding, Encoding::Raw);
+                    assert!(content == kept, "chunk {index}");
+                }
+                Stored::Zstd(frame) => {
+                    assert_ne!(chunk.encoding, Encoding::Raw);
+                    assert!(frame.bytes() == kept, "chunk {index}");
+                    assert!(frame.content().unwrap() == content(index), "chunk {index}");
+                }
+            }
+        }
+        assert_eq!(origin.read_stored(id, CHUNKS).await.unwrap(), None);
+        assert_eq!(origin.read_stored(RecipeId::of(b"unknown"), 0).await.unwrap(), None);
+    }
+
+    /// Whoever got it would ban this node.
+    #[tokio::test]
+    async fn a_frame_that_is_damaged_in_its_pack_is_not_passed_on() {
+        let (_folder, store, origin) = origin();
+        let (id, recipe) = stored(store.as_ref()).await;
+        let object = recipe.objects()[0];
+        let pack = store::read(store.as_ref(), object.key, 0..object.length).await.unwrap();
+        let mut pack = pack.to_vec();
+        let chunk = recipe.chunks()[1];
+        pack[(chunk.at + u64::from(chunk.stored()) / 2) as usize] ^= 1;
+        store.put(object.key, &KeyOwner::Cluster, pack.into()).await.unwrap();
+        let swarm: &dyn ChunkStore = &origin;
+        assert!(swarm.read_stored(id, 1).await.is_err());
+        assert!(swarm.read_stored(id, 3).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
     async fn a_recipe_that_is_longer_than_all_that_are_kept_is_read_once() {
         let (_folder, store, _) = origin();
         let (id, recipe) = stored(store.as_ref()).await;
@@ -173,8 +224,12 @@ mod tests {
             .await
             .unwrap();
         let swarm: &dyn ChunkStore = &origin;
-        assert!(swarm.read(id, 0).await.is_err());
+        for index in 0..2 {
+            assert!(swarm.read(id, index).await.is_err());
+            assert!(swarm.read_stored(id, index).await.is_err());
+        }
     }
+
     /// As the body of a download is left when its client takes no more.
     #[tokio::test]
     async fn whoever_stands_still_holds_up_nobody() {

@@ -1,4 +1,4 @@
-//! Content to move: noise that does not compress, and disks of real files.
+//! Content to move: noise that does not compress, digits that do, and disks of real files.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -17,6 +17,13 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// The same as hexadecimal digits: half of it is left when it is compressed.
+pub fn digits(seed: u64, length: usize) -> Vec<u8> {
+    let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
+    let noise = noise(seed, length.div_ceil(2));
+    noise.into_iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).take(length).collect()
 }
 
 /// A raw disk in `folder`, with an ext4 file system of about `bytes` of this machine's programs, and

@@ -11,7 +11,7 @@ use shoal_benches::fanout::torrent::Torrent;
 use shoal_benches::fanout::{
     Case, Contest, Daemons, Field, Outcome, Taker, registry, spread, swarm,
 };
-use shoal_benches::sample::noise;
+use shoal_benches::sample::{digits, noise};
 use shoal_benches::sendme::{self, Sender};
 use shoal_tests::process::Process;
 
@@ -30,6 +30,9 @@ struct Arguments {
     /// The disk, and about the container image, in MiB; neither compresses.
     #[arg(long, default_value_t = 128)]
     mib: usize,
+    /// The disk compresses to a half.
+    #[arg(long)]
+    compressible: bool,
     /// Whom to measure. What is over HTTP, and sendme, whose receivers give to nobody, take as many
     /// times the bound as there are hosts.
     #[arg(long, value_enum, value_delimiter = ',', default_values = CONTESTANTS)]
@@ -112,7 +115,8 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let content = folder.path().join("source/content.raw");
     std::fs::create_dir_all(folder.path().join("source"))?;
-    std::fs::write(&content, noise(1, arguments.mib << 20))?;
+    let sample = if arguments.compressible { digits } else { noise };
+    std::fs::write(&content, sample(1, arguments.mib << 20))?;
     let mut outcomes = Vec::new();
     for contestant in &arguments.contestants {
         let field = Field::create(arguments.hosts, arguments.mbit)?;

@@ -273,8 +273,8 @@ fn a_stranger_gets_nothing_from_the_raft_port_or_a_peer_port() -> Result<()> {
     let agent = cluster.agents[0].host().address();
     let doors = [
         (node.raft_address(), "shoal-raft/1"),
-        (format!("{}:5002", node.address), "shoal-peer/1"),
-        (format!("{agent}:5002"), "shoal-peer/1"),
+        (format!("{}:5002", node.address), "shoal-peer/3"),
+        (format!("{agent}:5002"), "shoal-peer/3"),
     ];
     for (address, protocol) in doors {
         let stranger = binary_of_this_crate("stranger")?;

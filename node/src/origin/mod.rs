@@ -9,6 +9,7 @@
 mod grant;
 mod limits;
 mod peers;
+mod places;
 mod swarm_store;
 mod windows;
 
@@ -18,8 +19,9 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
-use shoal_content::{Chunk, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
-use shoal_formats::{ChunkError, decode_chunk};
+use shoal_content::{ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
+use shoal_formats::ChunkError;
+use shoal_raft::Raft;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
@@ -27,6 +29,7 @@ use tracing::Instrument;
 pub use grant::{TICKET_TTL, issue_ticket};
 pub use limits::keep_limits;
 pub use peers::{PeersError, follow_members, serve_peers};
+pub use places::Place;
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
 use crate::store::{BlobStore, StoreError};
@@ -59,13 +62,15 @@ pub enum Error {
     Chunk(Arc<ChunkError>),
     #[error("decoding was interrupted")]
     Interrupted,
+    #[error("where chunks were moved to cannot be read: {0}")]
+    Rows(String),
 }
 
 impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Interrupted => true,
+            Self::Interrupted | Self::Rows(_) => true,
             _ => false,
         }
     }
@@ -85,6 +90,8 @@ pub struct Origin {
     recipes: Cache<RecipeId, Arc<Recipe>>,
     chunks: Cache<(RecipeId, u32), Bytes>,
     lookups: Arc<Semaphore>,
+    /// `None` where nothing was ever moved.
+    raft: Option<Raft>,
 }
 
 impl Origin {
@@ -112,7 +119,8 @@ impl Origin {
             .max_capacity(CHUNK_CACHE_BYTES_MAX)
             .build();
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
-        Self { windows: Windows::new(Arc::clone(&store)), store, recipes, chunks, lookups }
+        let windows = Windows::new(Arc::clone(&store));
+        Self { windows, store, recipes, chunks, lookups, raft: None }
     }
 
     /// The recipe, `None` where storage has no such object.
@@ -129,7 +137,11 @@ impl Origin {
         }
     }
 
-    async fn load_recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
+    /// The same, past the cache: for whoever looks at many, each once.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn load_recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
         let key = ObjectKey::Recipe(id);
         let length = self.store.length(key).await?.ok_or(StoreError::NotFound(key))?;
         if length > RECIPE_BYTES_MAX as u64 {
@@ -158,29 +170,21 @@ impl Origin {
     /// See [`Error`].
     pub async fn chunk(&self, id: RecipeId, recipe: &Recipe, index: u32) -> Result<Bytes, Error> {
         let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
-        let object = recipe.objects()[chunk.object as usize];
+        let named = Place::of(recipe, &chunk);
         if let Some(content) = self.chunks.get(&(id, index)).await {
             return Ok(content);
         }
-        let lookups = Arc::clone(&self.lookups);
-        let (windows, chunks) = (self.windows.clone(), self.chunks.clone());
+        let this = self.clone();
         let looked_up = async move {
             // A task's turn: whoever stands still among the askers holds up none of those behind.
+            let lookups = Arc::clone(&this.lookups);
             let _place = lookups.acquire_owned().await.map_err(|_| Error::Interrupted)?;
-            let read = async {
-                let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
-                decoded(&chunk, &stored.map_err(Error::Store)?)
-            };
-            let read = chunks.try_get_with((id, index), read).await;
+            let read = async { this.read_chunk(&this.windows, id, named).await.map(Bytes::from) };
+            let read = this.chunks.try_get_with((id, index), read).await;
             read.map_err(|error: Arc<Error>| error.as_ref().clone())
         };
         // Others wait for it, too, so that it goes on whether or not it is asked for again here.
         let ended = tokio::spawn(looked_up.in_current_span()).await;
         ended.map_err(|_| Error::Interrupted)?
     }
-}
-
-fn decoded(chunk: &Chunk, stored: &[u8]) -> Result<Bytes, Error> {
-    let decoded = decode_chunk(chunk, stored);
-    decoded.map(Bytes::from).map_err(|error| Error::Chunk(Arc::new(error)))
 }

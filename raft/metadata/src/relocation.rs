@@ -8,8 +8,9 @@
 //!
 //! Versions count as referring to the placement and to the packs that it leads to, as they do to any
 //! object; those that they need no more they let go of in the same command. A version of the same
-//! recipe that was published later refers to what the recipe itself says: while there is a row, it
-//! is read by that, and afterwards as the recipe says.
+//! recipe that is published later refers to what the recipe itself says: while there is a row, it
+//! is read by that, and afterwards as the recipe says. One that is made of another version refers to
+//! what that one does, and is refused where its chunks were moved meanwhile.
 //!
 //! Invariants: a row is there exactly while a version refers to its placement, and counts those that
 //! do; what a version was read by stays referred to by it until the row says otherwise.

@@ -133,6 +133,35 @@ fn content_that_comes_again_lives_in_what_its_recipe_names() {
     check(&world);
 }
 
+/// What version 2 lives in at that moment, under another number.
+fn copied(world: &World, manifest: u8) -> Command {
+    let version = world.query().version(image_id(10), &digest(2)).unwrap().unwrap();
+    let mut copy = disk("vm", 10, manifest, &[]);
+    let disk = copy.disk.as_mut().unwrap();
+    (disk.recipe, disk.objects) = (recipe(2), version.disk.unwrap().objects);
+    Command::PutManifest(copy)
+}
+
+#[test]
+fn a_version_that_is_made_of_one_that_was_moved_refers_to_the_same() {
+    let mut world = thinned();
+    world.accepts(move_chunks(50, &[1], &[(2, None, &[3])], &[(10, 2)]));
+    let (first, late) = (copied(&world, 4), copied(&world, 5));
+    world.accepts(first);
+    assert_eq!(placement_of(&world, 2), Some((50, 2)));
+    check(&world);
+    world.accepts(move_chunks(51, &[3], &[(2, Some(50), &[6])], &[(10, 2), (10, 4)]));
+    assert_eq!(placement_of(&world, 2), Some((51, 2)));
+    // It would refer to what is on its way out.
+    assert_eq!(world.refuses(late), Refusal::Changed(Subject::Version));
+    let late = copied(&world, 5);
+    world.accepts(delete(2));
+    world.accepts(delete(4));
+    assert_eq!(placement_of(&world, 2), None);
+    assert_eq!(world.refuses(late), Refusal::Changed(Subject::Version));
+    check(&world);
+}
+
 #[test]
 fn what_is_gone_is_passed_over_and_what_is_being_deleted_is_not_named() {
     let mut world = thinned();
@@ -228,6 +257,12 @@ enum Happens {
         image: u64,
         manifest: u8,
     },
+    /// Somebody looks at a version of that content, to publish it under another number.
+    Noted(usize),
+    Copied {
+        image: u64,
+        manifest: u8,
+    },
     /// Which versions have chunks in the pack, and where they lie.
     Surveyed(usize),
     /// What the survey has found is moved.
@@ -247,8 +282,11 @@ fn happens() -> impl Strategy<Value = Happens> {
         3 => manifest().prop_map(Happens::Seen),
         6 => (image(), manifest())
             .prop_map(|(image, manifest)| Happens::Published { image, manifest }),
-        3 => (image(), manifest())
+        4 => (image(), 1u8..6)
             .prop_map(|(image, manifest)| Happens::Deleted { image, manifest }),
+        2 => (0usize..8).prop_map(Happens::Noted),
+        3 => (image(), 4u8..6)
+            .prop_map(|(image, manifest)| Happens::Copied { image, manifest }),
         3 => (0usize..8).prop_map(Happens::Surveyed),
         3 => Just(Happens::Moved),
         2 => Just(Happens::Swept),
@@ -278,8 +316,12 @@ struct Storage {
     placements: BTreeMap<u8, BTreeMap<Chunk, u8>>,
     seen: BTreeSet<u8>,
     survey: Option<Survey>,
+    noted: Option<Disk>,
     next: u8,
 }
+
+/// Of which image, by which digest, and of which recipe.
+type Found = (u64, u8, u8, Disk);
 
 impl Storage {
     fn new() -> Self {
@@ -289,17 +331,18 @@ impl Storage {
             placements: BTreeMap::new(),
             seen: BTreeSet::new(),
             survey: None,
+            noted: None,
             next: 10,
         }
     }
 
-    fn versions(&self) -> Vec<(u64, u8, Disk)> {
+    fn versions(&self) -> Vec<Found> {
         let query = self.world.query();
         let of = |(image, _): (u64, &str)| {
             let versions = query.versions(image_id(image)).unwrap();
             versions.into_iter().map(move |version| {
                 let disk = version.disk.unwrap();
-                (image, disk.recipe.as_bytes()[0], disk)
+                (image, version.digest.as_bytes()[0], disk.recipe.as_bytes()[0], disk)
             })
         };
         IMAGES.into_iter().flat_map(of).collect()
@@ -338,6 +381,19 @@ impl Storage {
                 let _gone_or_not =
                     self.world.propose(Command::DeleteManifest { repository, digest });
             }
+            Happens::Noted(at) => {
+                let versions = self.versions();
+                let found = versions.get(at % versions.len().max(1));
+                self.noted = found.map(|(.., disk)| disk.clone());
+            }
+            Happens::Copied { image, manifest } => {
+                let Some(noted) = &self.noted else { return };
+                let (image, repository) = IMAGES[*image as usize];
+                let mut put = disk(repository, image, *manifest, &[]);
+                let copy = put.disk.as_mut().unwrap();
+                (copy.recipe, copy.objects) = (noted.recipe, noted.objects.clone());
+                let _refused_or_not = self.world.propose(Command::PutManifest(put));
+            }
             Happens::Surveyed(at) => self.survey(*at),
             Happens::Moved => self.move_surveyed(),
             Happens::Swept => {
@@ -359,7 +415,7 @@ impl Storage {
                 self.world
                     .accepts(Command::ForgetObjects { objects, deleting_before: at(u64::MAX) });
                 self.seen.clear();
-                self.survey = None;
+                (self.survey, self.noted) = (None, None);
             }
         }
     }
@@ -377,9 +433,9 @@ impl Storage {
         let Some(of) = packs.iter().nth(at % packs.len().max(1)).copied() else { return };
         let holds = |disk: &Disk| disk.objects.contains(&pack(of));
         let recipes: BTreeSet<u8> =
-            versions.iter().filter(|(.., disk)| holds(disk)).map(|(_, of, _)| *of).collect();
-        let listed = versions.iter().filter(|(_, of, _)| recipes.contains(of));
-        let listed = listed.map(|(image, manifest, _)| (*image, *manifest)).collect();
+            versions.iter().filter(|(.., disk)| holds(disk)).map(|(.., of, _)| *of).collect();
+        let listed = versions.iter().filter(|(.., of, _)| recipes.contains(of));
+        let listed = listed.map(|(image, manifest, ..)| (*image, *manifest)).collect();
         let recipes = recipes.into_iter().map(|of| (of, self.placement(of))).collect();
         self.survey = Some(Survey { of, recipes, versions: listed });
     }
@@ -418,7 +474,7 @@ impl Storage {
 
     /// Every chunk of every version is where it is looked for.
     fn check(&self) {
-        for (image, manifest, _) in self.versions() {
+        for (image, _, manifest, _) in self.versions() {
             let placement = self.placement(manifest);
             for chunk in originals(manifest).map(|original| (manifest, original)) {
                 let place = self.place(placement, chunk);

@@ -129,6 +129,9 @@ impl<R: Read> Step<'_, R> {
         for object in put.disk.iter().flat_map(|disk| &disk.objects) {
             self.check_object(object)?;
         }
+        if let Some(disk) = &put.disk {
+            self.check_placement(disk)?;
+        }
         if let (Some(disk), Some(image)) = (&put.disk, image)
             && self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))?
         {
@@ -226,6 +229,7 @@ impl<R: Read> Step<'_, R> {
             for object in &disk.objects {
                 self.hold_object(object)?;
             }
+            self.join_relocation(disk)?;
         }
         if let Some((file, _)) = version.file() {
             self.rows.mark(Table::DiskFiles, key::disk_file(image.id, &file, digest));

@@ -97,6 +97,35 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
+    /// To be asked before a version comes: it may be made of another one, which refers to a placement,
+    /// and has to refer to the one that there is.
+    pub(super) fn check_placement(&self, disk: &Disk) -> Result<(), Stop> {
+        let own = ObjectKey::Recipe(disk.recipe);
+        let is_placement =
+            |object: &&ObjectKey| matches!(object, ObjectKey::Recipe(_)) && **object != own;
+        let mut named = disk.objects.iter().filter(is_placement).peekable();
+        if named.peek().is_none() {
+            return Ok(());
+        }
+        let row = self.query().relocation(disk.recipe)?;
+        let known = row.map(|row| ObjectKey::Recipe(row.placement));
+        match named.all(|object| Some(*object) == known) {
+            true => Ok(()),
+            false => Err(Refusal::Changed(Subject::Version).into()),
+        }
+    }
+
+    /// After a disk version came.
+    pub(super) fn join_relocation(&mut self, disk: &Disk) -> Result<(), Fault> {
+        if let Some(row) = self.query().relocation(disk.recipe)?
+            && refers_to(disk, Some(row.placement))
+        {
+            let row = Relocation { versions: row.versions + 1, ..row };
+            self.rows.put(Table::Relocations, disk.recipe.as_bytes(), &row);
+        }
+        Ok(())
+    }
+
     /// After a disk version went.
     pub(super) fn leave_relocation(&mut self, image: ImageId, disk: &Disk) -> Result<(), Fault> {
         if let Some(row) = self.query().relocation(disk.recipe)?

@@ -84,13 +84,9 @@ impl Origin {
                 Ok(placement) => placement
                     .and_then(|placement| Place::moved(&placement, &named.chunk))
                     .unwrap_or(named),
-                // Most were never moved.
+                // Most chunks were never moved.
                 Err(Error::Rows(_)) => named,
-                // Another placement took its place, and it was deleted, since the row was read.
-                Err(error) if is_gone(&error) => {
-                    last = Some((named, error));
-                    continue;
-                }
+                Err(error) if is_gone(&error) => named,
                 Err(error) => return Err(error),
             };
             if last.as_ref().is_some_and(|(before, _)| *before == place) {

@@ -42,7 +42,7 @@ fn scanned() -> impl Strategy<Value = Command> {
 fn moved() -> impl Strategy<Value = Command> {
     let placement = || 40u8..43;
     let of = (20u8..24, prop::option::of(placement()), 4u8..6);
-    let versions = prop_oneof![Just(vec![10]), Just(vec![11]), Just(vec![10, 11])];
+    let versions = prop_oneof![Just(vec![10u64]), Just(vec![11u64]), Just(vec![10u64, 11u64])];
     prop_oneof![
         8 => (placement(), 0u8..6, of, versions).prop_map(
             |(placement, dropped, (manifest, from, pack), images)| {

@@ -179,7 +179,7 @@ impl Compactor {
             let read = windows.read(place.object, place.chunk.at, stored).await;
             chunks.push((place, read.map_err(Error::Read)?));
         }
-        let compare = move || {
+        let compare = move || -> Result<_, Error> {
             for (place, stored) in &chunks {
                 decode_chunk(&place.chunk, stored).map_err(Error::Chunk)?;
             }

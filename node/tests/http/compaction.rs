@@ -277,7 +277,7 @@ async fn a_dry_run_changes_nothing_and_administrators_see_how_far_it_is() -> Res
     let pack = thinned(&node, image).await?;
     let before = stored(&node).await?;
     let status = async || anyhow::Ok(node.get::<StorageStatus>("storage").await?.compaction);
-    let compact = async |dry_run: bool| {
+    let compact = async |dry_run: bool| -> Result<CompactionStatus> {
         let wanted = json!({ "dry_run": dry_run });
         let begun: CompactionStatus = node.call(Method::POST, "storage/compact", &wanted).await?;
         ensure!(begun.dry_run == dry_run && begun.started_at.is_some(), "{begun:?}");

@@ -25,7 +25,8 @@
 //! What it frees is what storage says of the lengths before it deletes; an object that storage does
 //! not tell of is deleted all the same, and counts as nothing.
 //!
-//! Non-goals: objects that no row ever named (see `scrub`), sessions that expire (see `disks`).
+//! Non-goals: objects that no row ever named (see `scrub`), sessions that expire (see `disks`), packs of
+//! which little is needed (see `compaction`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ mod authorities;
 pub mod backup;
 pub mod clock;
 pub mod collection;
+pub mod compaction;
 pub mod config;
 pub mod delta;
 pub mod deploy;

@@ -23,6 +23,7 @@ use crate::api::{Services, Upkeep};
 use crate::audit::Audit;
 use crate::authorities::{self, Authorities};
 use crate::collection::{Collector, Timing};
+use crate::compaction::{self, Compactor};
 use crate::config::Config;
 use crate::deploy::{keep_deadlines, keep_warm};
 use crate::encryption::{self, Keyless, MasterKeys, Shredder, Vault};
@@ -37,7 +38,7 @@ use crate::keys::{self, Keyring};
 use crate::leaving;
 use crate::level;
 use crate::metrics::{CacheReads, Metrics, StorageGauges, show_images};
-use crate::origin::{follow_members, keep_limits, serve_peers};
+use crate::origin::{Origin, follow_members, keep_limits, serve_peers};
 use crate::ownership::Ownership;
 use crate::pulls::Pulls;
 use crate::registry::Intake;
@@ -284,6 +285,15 @@ impl Server {
         let limits = Limits::new(seconds(config.scrub.interval_seconds), config.scrub.sample_bytes);
         // What lies in a cache says nothing about storage.
         let Stores { front: store, behind } = store;
+        let origin = Origin::new(Arc::clone(&store)).following(raft.clone());
+        let compaction = compaction::Limits {
+            below_percent: config.collection.compact_below_percent,
+            bytes_per_second: config.collection.compact_bytes_per_second,
+            grace: timing.grace,
+            interval: timing.interval,
+        };
+        let (group, front) = (raft.clone(), Arc::clone(&store));
+        let compactor = Compactor::new(group, front, origin.clone(), compaction, &mut registry);
         let verifier = Verifier::new(raft.clone(), Arc::clone(&behind));
         let (group, scrubbed) = (raft.clone(), Arc::clone(&behind));
         let scrubber = Scrubber::new(group, scrubbed, ownership, limits, &mut registry);
@@ -298,9 +308,10 @@ impl Server {
         let (group, front, settings) = (raft.clone(), Arc::clone(&store), &config.audit);
         let (waiting, life) = (home.audit_file(), member.life());
         let audit = Audit::new(group, id, front, settings, (&waiting, &life), &mut registry);
-        let upkeep = Upkeep { collector, scrubber, verifier, pulls, retainer, audit };
+        let upkeep = Upkeep { collector, compactor, scrubber, verifier, pulls, retainer, audit };
         let trust = credentials.trust();
-        let services = Services::new(&raft, &store, id, &keys, (key, trust), upkeep)?;
+        let stored = (&store, origin.clone());
+        let services = Services::new(&raft, stored, id, &keys, (key, trust), upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
@@ -312,7 +323,6 @@ impl Server {
         upstream_metrics.register(&mut registry);
         let (folder, siblings) = (home.upstreams_folder(), services.siblings.clone());
         let upstreams = Upstreams::new(&config, folder, id, siblings, &upstream_metrics)?;
-        let origin = services.origin.clone();
         let swarm = serve_peers(&config, credentials.clone(), &keys, origin, &mut registry).await?;
         *begun_swarm = Some(swarm.clone());
         let renewing = certificates.clone();

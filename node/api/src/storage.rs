@@ -21,6 +21,8 @@ pub struct StorageStatus {
     pub open_upload_bytes: u64,
     #[serde(default)]
     pub collection: CollectionStatus,
+    #[serde(default)]
+    pub compaction: CompactionStatus,
     pub scrub: ScrubStatus,
     #[serde(default)]
     pub verification: VerificationStatus,
@@ -120,6 +122,35 @@ pub struct CollectionDone {
     pub forgotten: u64,
     /// Blobs that repositories let go of.
     pub unlinked: u64,
+}
+
+/// `POST /api/v1/storage/compact`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CompactStorage {
+    /// Whether nothing is changed: it is counted what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The compaction under way at the node that answers, or its last one: what is needed of packs that
+/// are mostly garbage is written anew, so that they can go. The leader compacts by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CompactionStatus {
+    pub running: bool,
+    /// Whether nothing is changed.
+    pub dry_run: bool,
+    pub started_at: Option<String>,
+    pub ended_at: Option<String>,
+    /// Images that lost versions, and are yet to be looked through.
+    pub images_left: u64,
+    /// Packs that are not needed any more.
+    pub packs: u64,
+    /// What was needed of them, and is in other packs now.
+    pub written_bytes: u64,
+    /// What storage gets back once the packs are deleted, after the grace period.
+    pub saved_bytes: u64,
+    /// Why it ended early, or what kept it from an image.
+    pub error: Option<String>,
 }
 
 /// The scrub under way at the node that answers, or its last one.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use shoal_api::{
-    CollectionDone, CollectionStatus, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus,
-    VerifyStorage, Waiting,
+    CollectionDone, CollectionStatus, CompactStorage, CompactionStatus, OpenUpload, ScrubStatus,
+    StorageStatus, VerificationStatus, VerifyStorage, Waiting,
 };
 
 use crate::arguments::StorageCommand;
@@ -25,8 +25,12 @@ pub async fn storage(
         StorageCommand::Status => {
             let status: StorageStatus = client.get(PATH).await?;
             screen.show(&status, || {
-                let parts =
-                    [waiting(&status), collection(&status.collection), scrub(&status.scrub)];
+                let parts = [
+                    waiting(&status),
+                    collection(&status.collection),
+                    compaction(&status.compaction),
+                    scrub(&status.scrub),
+                ];
                 parts.join("\n\n")
             })
         }
@@ -38,6 +42,7 @@ pub async fn storage(
             let done = follow_collection(client, screen).await?;
             screen.show(&done, || collected(&done))
         }
+        StorageCommand::Compact { dry_run } => follow_compaction(*dry_run, client, screen).await,
         StorageCommand::Uploads => {
             let uploads: Vec<OpenUpload> = client.get(format!("{PATH}/uploads")).await?;
             screen.show(&uploads, || {
@@ -129,6 +134,57 @@ async fn follow_collection(client: &Client, screen: Screen) -> Result<Collection
     };
     spinner.finish_and_clear();
     done
+}
+
+/// How far a compaction is, or how it ended.
+fn compaction(status: &CompactionStatus) -> String {
+    let CompactionStatus { running, dry_run, packs, written_bytes, saved_bytes, .. } = status;
+    let Some(started_at) = &status.started_at else {
+        return "This node has not compacted since it started; the leader does by itself."
+            .to_owned();
+    };
+    let state = match (&status.error, running) {
+        (_, true) => format!("is under way, {} images are left", status.images_left),
+        (Some(error), false) => format!("ended, and met this: {error}"),
+        (None, false) => "ended".to_owned(),
+    };
+    let (written, saved) = (bytes(*written_bytes), bytes(*saved_bytes));
+    if *dry_run {
+        return format!(
+            "The dry run of a compaction of {started_at} {state}; of {packs} packs {written} would \
+             be written anew, and {saved} saved.",
+        );
+    }
+    format!(
+        "The compaction of {started_at} {state}; of {packs} packs {written} were written anew, which \
+         saves {saved} after the grace period.",
+    )
+}
+
+/// Starts a compaction, and shows how far it is.
+async fn follow_compaction(dry_run: bool, client: &Client, screen: Screen) -> Result<(), Error> {
+    let path = format!("{PATH}/compact");
+    let wanted = CompactStorage { dry_run };
+    let mut status: CompactionStatus = client.call(Method::POST, path, &wanted).await?;
+    if status.dry_run != dry_run {
+        let other = if dry_run { "a compaction" } else { "a dry run" };
+        return Err(Error::Usage(format!("{other} is under way")));
+    }
+    let spinner = screen.spinner("compacting");
+    while status.running {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        status = client.get::<StorageStatus>(PATH).await?.compaction;
+        let (packs, left) = (status.packs, status.images_left);
+        let saved = bytes(status.saved_bytes);
+        spinner
+            .set_message(format!("compacting: {packs} packs, {saved} saved, {left} images left"));
+    }
+    spinner.finish_and_clear();
+    screen.show(&status, || compaction(&status))?;
+    match status.error {
+        None => Ok(()),
+        Some(reason) => Err(Error::Failed { what: "the compaction".into(), reason }),
+    }
 }
 
 fn examples(status: &StorageStatus) -> String {

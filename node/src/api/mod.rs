@@ -151,6 +151,7 @@ pub fn router() -> Routes {
         .route("/api/v1/storage/uploads", get(storage::uploads))
         .route("/api/v1/storage/uploads/{upload}", delete(storage::abort))
         .route("/api/v1/storage/collect", post(storage::collect))
+        .route("/api/v1/storage/compact", post(storage::compact))
         .route("/api/v1/storage/scrub", post(storage::scrub))
         .route("/api/v1/storage/verify", post(storage::verify))
         .route("/api/v1/backup", get(backup::metadata))

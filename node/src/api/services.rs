@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Audit;
 use crate::backup::BackupMaker;
 use crate::collection::Collector;
+use crate::compaction::Compactor;
 use crate::delta::Deltas;
 use crate::deploy::{Board, Gatherer, HostChanges, OrderDesk, Siblings, SiblingsError};
 use crate::disks::Disks;
@@ -36,6 +37,7 @@ pub struct Services {
     pub gatherer: Gatherer,
     pub siblings: Siblings,
     pub collector: Collector,
+    pub compactor: Compactor,
     pub scrubber: Scrubber,
     pub verifier: Verifier,
     pub backups: BackupMaker,
@@ -52,6 +54,7 @@ pub struct Services {
 #[derive(Debug)]
 pub struct Upkeep {
     pub collector: Collector,
+    pub compactor: Compactor,
     pub scrubber: Scrubber,
     pub verifier: Verifier,
     pub pulls: Pulls,
@@ -67,15 +70,14 @@ impl Services {
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         raft: &Raft,
-        store: &Arc<dyn BlobStore>,
+        (store, origin): (&Arc<dyn BlobStore>, Origin),
         node: NodeId,
         keys: &Keys,
         own: (Arc<KeyPair>, &Trust),
         upkeep: Upkeep,
     ) -> Result<Self, SiblingsError> {
-        let Upkeep { collector, scrubber, verifier, pulls, retainer, audit } = upkeep;
+        let Upkeep { collector, compactor, scrubber, verifier, pulls, retainer, audit } = upkeep;
         let siblings = Siblings::new(raft.clone(), node, keys, own)?;
-        let origin = Origin::new(Arc::clone(store));
         let board = Board::default();
         let stopping = CancellationToken::new();
         let desk = OrderDesk::new(raft.clone(), keys.ring.clone(), stopping.clone());
@@ -90,6 +92,7 @@ impl Services {
             board,
             desk,
             collector,
+            compactor,
             scrubber,
             verifier,
             backups: BackupMaker::default(),
@@ -116,6 +119,7 @@ impl Services {
         tasks.spawn(self.deltas.clone().run());
         tasks.spawn(self.scanner.clone().run());
         tasks.spawn(self.collector.clone().run());
+        tasks.spawn(self.compactor.clone().run());
         tasks.spawn(self.scrubber.clone().run());
         tasks.spawn(self.pulls.clone().run());
         tasks.spawn(self.retainer.clone().run());

@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use shoal_api::{
-    CollectionDone, OpenUpload, ScrubStatus, StorageStatus, VerificationStatus, VerifyStorage,
-    Waiting,
+    CollectionDone, CompactStorage, CompactionStatus, OpenUpload, ScrubStatus, StorageStatus,
+    VerificationStatus, VerifyStorage, Waiting,
 };
 use shoal_content::{Timestamp, UploadId};
 use shoal_metadata::{Action, DiskUploadState, Upload, UploadPurpose, What};
@@ -55,6 +55,7 @@ pub async fn status(
         open_uploads: uploads.len() as u64,
         open_upload_bytes,
         collection: app.services.collector.status(),
+        compaction: app.services.compactor.status(),
         scrub: app.services.scrubber.status(),
         verification: app.services.verifier.status(),
     }))
@@ -145,6 +146,16 @@ pub async fn collect(
         }
     })?;
     Ok(Json(done.into()))
+}
+
+/// `POST /api/v1/storage/compact`: starts a compaction at this node, unless one is under way.
+pub async fn compact(
+    State(app): State<App>,
+    _caller: Admin,
+    Body(wanted): Body<CompactStorage>,
+) -> (StatusCode, Json<CompactionStatus>) {
+    app.services.compactor.start(wanted.dry_run);
+    (StatusCode::ACCEPTED, Json(app.services.compactor.status()))
 }
 
 /// `POST /api/v1/storage/verify`: starts a verification at this node, unless one is under way.

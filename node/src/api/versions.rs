@@ -26,6 +26,9 @@ use crate::disks::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
 use crate::state::App;
 
+/// How often a version is made of another one whose chunks are moved meanwhile.
+const ATTEMPTS_MAX: usize = 3;
+
 pub(super) fn no_version(what: impl std::fmt::Display) -> Problem {
     missing("version_not_found", format!("the image has no version {what}"))
 }
@@ -136,7 +139,7 @@ pub async fn create(
         source_format: disk.source_format.parse()?,
     };
     let (bytes, digest) = manifest.encode();
-    let put = PutManifest {
+    let mut put = PutManifest {
         repository: image.name.clone(),
         image: id,
         version: VersionId::from_uuid(Uuid::now_v7()),
@@ -155,7 +158,20 @@ pub async fn create(
     };
     // The version that it is made of holds its objects, or the command finds them going.
     let compressed_bytes = note.compressed_bytes.unwrap_or_default();
-    let answer = app.propose(Command::PublishDisk { put, compressed_bytes }).await;
+    let mut attempts = 1;
+    let answer = loop {
+        let command = Command::PublishDisk { put: put.clone(), compressed_bytes };
+        match app.propose(command).await {
+            // Its chunks were moved since it was looked at.
+            Err(ProposeError::Refused(Refusal::Changed(_))) if attempts < ATTEMPTS_MAX => {
+                attempts += 1;
+                let now = app.view().await?.query().version(id, &row.digest)?;
+                let now = now.and_then(|now| now.disk).ok_or_else(|| no_version(&from))?;
+                put.disk = put.disk.map(|disk| metadata::Disk { objects: now.objects, ..disk });
+            }
+            answer => break answer,
+        }
+    };
     let answer = answer.map_err(|error| match error {
         ProposeError::Refused(Refusal::Exists(_)) => uploads::number_taken(&request.version),
         error => error.into(),

@@ -5,6 +5,7 @@
 //! holds it against the types.
 //! Non-goal: what founding or joining a cluster brings (identity, certificates); see `identity`.
 
+mod collection;
 mod delta;
 mod directory;
 mod encryption;
@@ -30,6 +31,7 @@ use shoal_settings::Schema;
 
 use crate::http::cors;
 
+pub use collection::Collection;
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
 pub use encryption::Encryption;
@@ -367,21 +369,6 @@ pub struct Disks {
     pub keep_free_space: bool,
 }
 
-/// When objects are deleted that nothing refers to any more.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Collection {
-    /// How long they are kept: downloads under way may still need them.
-    pub grace_seconds: u64,
-    pub interval_seconds: u64,
-}
-
-impl Default for Collection {
-    fn default() -> Self {
-        Self { grace_seconds: 24 * 3600, interval_seconds: 600 }
-    }
-}
-
 /// When all of storage is looked through.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -540,8 +527,8 @@ impl Config {
         if self.storage.kind == StorageKind::S3 && self.storage.endpoint.is_empty() {
             return value("storage", "endpoint", "S3 needs the address of its service");
         }
-        if self.collection.interval_seconds == 0 {
-            return value("collection", "interval_seconds", "at least 1");
+        if let Some((key, message)) = self.collection.mistake() {
+            return value("collection", key, message);
         }
         if self.scrub.interval_seconds == 0 {
             return value("scrub", "interval_seconds", "at least 1");

@@ -67,7 +67,10 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "offline",
         ],
     ),
-    ("collection", &["grace_seconds", "interval_seconds"]),
+    (
+        "collection",
+        &["grace_seconds", "interval_seconds", "compact_below_percent", "compact_bytes_per_second"],
+    ),
     ("scrub", &["interval_seconds", "sample_bytes"]),
     ("retention", &["interval_seconds", "pulls_interval_seconds"]),
     (

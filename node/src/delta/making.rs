@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_content::{ImageId, ObjectKey, Recipe, RecipeId};
-use shoal_formats::{
-    DeltaEnd, DeltaError, MadeDelta, Side, SinkError, decode_chunk, fresh_chunks, make_delta,
-};
+use shoal_formats::{DeltaEnd, DeltaError, MadeDelta, Side, SinkError, fresh_chunks, make_delta};
 use shoal_metadata::{Command, DeltaBundle, DeltaKey, Fault, KeyOwner, Refusal};
 use shoal_raft::ProposeError;
 use thiserror::Error;
@@ -21,7 +19,7 @@ use crate::clock;
 use crate::collection::first_missing;
 use crate::disks::PackUploads;
 use crate::http::problem::chain;
-use crate::origin;
+use crate::origin::{self, Place};
 use crate::store::{StoreError, put_once};
 
 /// How long a node may be silent before another one takes over.
@@ -191,16 +189,15 @@ impl Deltas {
         let sink =
             PackUploads::new(Arc::clone(&self.inner.store), self.under(of.image)?, runtime.clone());
         let (windows, lost) = (self.inner.windows.clone(), Arc::clone(lost));
+        let origin = self.inner.origin.clone();
         let work = move || -> Result<DeltaEnd<()>, Error> {
             let read = &mut |side, chunk: u32, to: &mut Vec<u8>| -> Result<(), SinkError> {
-                let recipe = match side {
-                    Side::Old => &old,
-                    Side::New => &new,
+                let (id, recipe) = match side {
+                    Side::Old => (of.old, &old),
+                    Side::New => (of.new, &new),
                 };
-                let chunk = &recipe.chunks()[chunk as usize];
-                let object = recipe.objects()[chunk.object as usize];
-                let stored = windows.read(object, chunk.at, u64::from(chunk.stored()));
-                to.extend(decode_chunk(chunk, &runtime.block_on(stored)?)?);
+                let place = Place::of(recipe, &recipe.chunks()[chunk as usize]);
+                to.extend(runtime.block_on(origin.read_chunk(&windows, id, place))?);
                 Ok(())
             };
             let go_on = &mut || match lost.load(Ordering::Relaxed) {

@@ -2,18 +2,18 @@
 //!
 //! Invariant: at most [`VERSIONS_MAX`] recipes and [`CHUNKS_MAX`] chunks are looked at; a recipe
 //! that cannot be read, or an object that storage has lost, costs dedup, never the ingest: what was
-//! in it is stored anew.
+//! in it is stored anew. A chunk that was moved is known where it lies now.
 //! Non-goal: dedup between images.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use shoal_content::{ChunkId, ObjectKey, Recipe, RecipeId};
+use shoal_content::{Chunk, ChunkId, ObjectKey, Recipe, RecipeId};
 use shoal_formats::StoredChunk;
 use tracing::warn;
 
-use crate::origin::Origin;
+use crate::origin::{Origin, Place};
 use crate::store::{BlobStore, StoreError};
 
 /// The newest versions that are looked at.
@@ -38,7 +38,10 @@ pub async fn known_chunks(
     let mut known = Known::new();
     for &id in recipes.iter().take(VERSIONS_MAX) {
         match origin.recipe(id).await {
-            Ok(Some(recipe)) => extend(&mut known, &recipe),
+            Ok(Some(recipe)) => match origin.placement(id).await {
+                Ok(placement) => extend(&mut known, &recipe, placement.as_deref()),
+                Err(error) => warn!(recipe = %id, %error, "where its chunks lie cannot be read"),
+            },
             Ok(None) => warn!(recipe = %id, "a version's recipe is not in storage"),
             Err(error) => warn!(recipe = %id, %error, "a version's recipe cannot be read"),
         }
@@ -69,16 +72,15 @@ async fn lost(
     Ok(lost)
 }
 
-fn extend(known: &mut Known, recipe: &Recipe) {
+fn extend(known: &mut Known, recipe: &Recipe, placement: Option<&Recipe>) {
     for chunk in recipe.chunks() {
         if known.len() >= CHUNKS_MAX {
             return;
         }
-        known.entry(chunk.id).or_insert(StoredChunk {
-            object: recipe.objects()[chunk.object as usize],
-            at: chunk.at,
-            encoding: chunk.encoding,
-            length: chunk.length,
+        known.entry(chunk.id).or_insert_with(|| {
+            let Place { object, chunk } = Place::find(recipe, placement, chunk);
+            let Chunk { at, encoding, length, .. } = chunk;
+            StoredChunk { object, at, encoding, length }
         });
     }
 }

@@ -9,6 +9,7 @@
 mod grant;
 mod limits;
 mod peers;
+mod places;
 mod swarm_store;
 mod windows;
 
@@ -18,9 +19,10 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
-use shoal_content::{Chunk, Encoding, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
-use shoal_formats::{ChunkError, decode_chunk};
+use shoal_content::{Encoding, ObjectKey, RECIPE_BYTES_MAX, Recipe, RecipeError, RecipeId};
+use shoal_formats::ChunkError;
 use shoal_p2p::{Stored, ZstdFrame};
+use shoal_raft::Raft;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
@@ -28,6 +30,7 @@ use tracing::Instrument;
 pub use grant::{TICKET_TTL, issue_ticket};
 pub use limits::keep_limits;
 pub use peers::{PeersError, follow_members, serve_peers};
+pub use places::Place;
 pub use windows::{WINDOW_BYTES, WINDOW_CACHE_BYTES_MAX, Windows};
 
 use crate::store::{BlobStore, StoreError};
@@ -62,13 +65,15 @@ pub enum Error {
     Chunk(Arc<ChunkError>),
     #[error("decoding was interrupted")]
     Interrupted,
+    #[error("where chunks were moved to cannot be read: {0}")]
+    Rows(String),
 }
 
 impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Interrupted => true,
+            Self::Interrupted | Self::Rows(_) => true,
             _ => false,
         }
     }
@@ -90,6 +95,8 @@ pub struct Origin {
     /// Of verified chunks.
     frames: Cache<(RecipeId, u32), Stored>,
     lookups: Arc<Semaphore>,
+    /// `None` where nothing was ever moved.
+    raft: Option<Raft>,
 }
 
 impl Origin {
@@ -122,7 +129,7 @@ impl Origin {
             .build();
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
         let windows = Windows::new(Arc::clone(&store));
-        Self { store, windows, recipes, chunks, frames, lookups }
+        Self { windows, store, recipes, chunks, frames, lookups, raft: None }
     }
 
     /// The recipe, `None` where storage has no such object.
@@ -139,7 +146,11 @@ impl Origin {
         }
     }
 
-    async fn load_recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
+    /// The same, past the cache: for whoever looks at many, each once.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn load_recipe(&self, id: RecipeId) -> Result<Arc<Recipe>, Error> {
         let key = ObjectKey::Recipe(id);
         let length = self.store.length(key).await?.ok_or(StoreError::NotFound(key))?;
         if length > RECIPE_BYTES_MAX as u64 {
@@ -168,14 +179,14 @@ impl Origin {
     /// See [`Error`].
     pub async fn chunk(&self, id: RecipeId, recipe: &Recipe, index: u32) -> Result<Bytes, Error> {
         let chunk = *recipe.chunks().get(index as usize).ok_or(Error::NoChunk { id, index })?;
-        let object = recipe.objects()[chunk.object as usize];
+        let named = Place::of(recipe, &chunk);
         if let Some(content) = self.chunks.get(&(id, index)).await {
             return Ok(content);
         }
-        let windows = self.windows.clone();
+        let this = self.clone();
         let read = async move {
-            let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
-            decoded(&chunk, &stored.map_err(Error::Store)?)
+            let read = this.read_chunk(&this.windows, id, named).await;
+            read.map(Bytes::from)
         };
         self.look_up(self.chunks.clone(), (id, index), read).await
     }
@@ -195,18 +206,17 @@ impl Origin {
         if chunk.encoding == Encoding::Raw {
             return self.chunk(id, recipe, index).await.map(Stored::Raw);
         }
-        let object = recipe.objects()[chunk.object as usize];
+        let named = Place::of(recipe, &chunk);
         if let Some(frame) = self.frames.get(&(id, index)).await {
             return Ok(frame);
         }
-        let windows = self.windows.clone();
+        let this = self.clone();
         let read = async move {
-            let stored = windows.read(object, chunk.at, u64::from(chunk.stored())).await;
-            let stored = stored.map_err(Error::Store)?;
-            let content = decoded(&chunk, &stored)?;
-            // A slice would keep its whole window in memory until the peer has it.
+            let (content, stored) = this.read_stored(&this.windows, id, named).await?;
+            // A slice would keep its whole window in memory until the peer has it. What was moved may
+            // be stored otherwise than the recipe says, and is no frame then.
             let frame = ZstdFrame::parse(Bytes::copy_from_slice(&stored), chunk.length);
-            Ok(frame.map_or(Stored::Raw(content), Stored::Zstd))
+            Ok(frame.map_or_else(|| Stored::Raw(content.into()), Stored::Zstd))
         };
         self.look_up(self.frames.clone(), (id, index), read).await
     }
@@ -229,9 +239,4 @@ impl Origin {
         let ended = tokio::spawn(looked_up.in_current_span()).await;
         ended.map_err(|_| Error::Interrupted)?
     }
-}
-
-fn decoded(chunk: &Chunk, stored: &[u8]) -> Result<Bytes, Error> {
-    let decoded = decode_chunk(chunk, stored);
-    decoded.map(Bytes::from).map_err(|error| Error::Chunk(Arc::new(error)))
 }

@@ -60,7 +60,7 @@ pub async fn save(node: &Node, folder: &Path) -> Result<Saved> {
     Ok(Saved { file, objects, head, needed, totals })
 }
 
-async fn verify(node: &Node, read: bool) -> Result<VerificationStatus> {
+pub async fn verify(node: &Node, read: bool) -> Result<VerificationStatus> {
     let wanted = json!({ "read": read });
     let _begun: VerificationStatus = node.call(Method::POST, "storage/verify", &wanted).await?;
     let status = until("the verification", async || {

@@ -12,6 +12,7 @@ mod catalog;
 mod certificate;
 mod cluster;
 mod collection;
+mod compaction;
 mod compatible;
 mod directory;
 mod disks;

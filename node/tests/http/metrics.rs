@@ -15,7 +15,7 @@ static LAYER: [u8; 70_000] = [7; 70_000];
 
 /// Every name that a node with a folder for storage shows, in the order of the alphabet. Dashboards
 /// and alerts are made of them.
-static NAMES: [&str; 69] = [
+static NAMES: [&str; 73] = [
     "api_request_duration_seconds",
     "api_requests",
     "api_requests_errors",
@@ -41,6 +41,10 @@ static NAMES: [&str; 69] = [
     "shoal_collection_left",
     "shoal_collection_objects",
     "shoal_collection_unlinked",
+    "shoal_compaction_failures",
+    "shoal_compaction_packs",
+    "shoal_compaction_saved_bytes",
+    "shoal_compaction_written_bytes",
     "shoal_delta_bundles_failed",
     "shoal_delta_bundles_made",
     "shoal_delta_bundles_made_bytes",

@@ -136,7 +136,9 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::SetEmail { .. }
         | Command::OrderScan { .. }
         | Command::ClaimScan { .. }
-        | Command::EndScan { .. } => 2,
+        | Command::EndScan { .. }
+        | Command::MoveChunks(_)
+        | Command::SettleImages { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

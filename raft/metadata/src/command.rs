@@ -30,6 +30,7 @@ use crate::record::{
     AcmeAccount, Agent, Cluster, Disk, HostState, HttpCertificate, ImageKind, ImageProfile,
     JoinToken, Multipart, Node, Reference, Secret, Upload, UploadPart, User,
 };
+use crate::relocation::MovedChunks;
 use crate::retention::{NameUse, PolicyError, PolicyRules};
 use crate::rights::{
     Grantee, Group, Organization, Owner, PersonalToken, Place, Project, Right, Robot, RobotName,
@@ -696,6 +697,15 @@ pub enum Command {
         id: ScanId,
         node: shoal_content::NodeId,
         outcome: ScanOutcome,
+    },
+    /// Has disk versions live where their chunks were written anew, and let go of the packs in which
+    /// they lay. Versions that are gone are passed over; refused where chunks of one of the recipes
+    /// were moved by somebody else meanwhile.
+    MoveChunks(MovedChunks),
+    /// Says that images were looked through for packs that are mostly garbage since they lost a
+    /// version, with the time when they had lost the last one.
+    SettleImages {
+        images: BTreeMap<ImageId, Timestamp>,
     },
 }
 

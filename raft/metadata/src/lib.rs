@@ -28,6 +28,7 @@ mod passkey;
 mod query;
 mod quota;
 mod record;
+mod relocation;
 mod restore;
 mod retention;
 mod rights;
@@ -85,6 +86,10 @@ pub use quota::{
     drift,
 };
 pub use record::*;
+pub use relocation::{
+    MOVED_OBJECTS_MAX, MOVED_REFERENCES_MAX, MOVED_VERSIONS_MAX, MovedChunks, Moving, Relocation,
+    SETTLED_IMAGES_MAX,
+};
 pub use restore::{Carried, carry};
 pub use retention::*;
 pub use rights::*;

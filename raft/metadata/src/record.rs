@@ -218,7 +218,8 @@ pub struct Disk {
     pub content_bytes: u64,
     /// What this version alone added to storage, in bytes.
     pub added_bytes: u64,
-    /// Every object the version lives in: its recipe and its packs.
+    /// Every object the version lives in: its recipe and its packs, and a placement where chunks were
+    /// moved (see `relocation`).
     pub objects: BTreeSet<ObjectKey>,
     /// `1.2.3` or whatever its uploader called it; unique in the image.
     pub number: String,

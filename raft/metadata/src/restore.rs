@@ -168,6 +168,8 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::HandedKeys
         | Table::Expelled
         | Table::DiskFiles
+        | Table::Relocations
+        | Table::ThinnedImages
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -215,11 +215,16 @@ pub enum Table {
     TagAuthors = 97,
     /// Place, grantee -> `Grant`: who gave the right, and when.
     Grants = 98,
+    /// Recipe id -> `Relocation`.
+    Relocations = 99,
+    /// Image -> when a disk version last left it, until it was looked through for packs that are
+    /// mostly garbage since.
+    ThinnedImages = 100,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 98] = [
+    pub const ALL: [Self; 100] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -318,6 +323,8 @@ impl Table {
         Self::OpenScans,
         Self::TagAuthors,
         Self::Grants,
+        Self::Relocations,
+        Self::ThinnedImages,
     ];
 
     /// The table whose keys start with `number`, if there is one.

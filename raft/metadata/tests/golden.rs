@@ -427,6 +427,8 @@ fn catalog_samples() -> Vec<Command> {
             node: NodeId::new(300),
             outcome: ScanOutcome::Completed(scan_report(7, Some(1))),
         },
+        move_chunks(9, &[1], &[(1, Some(8), &[2])], &[(1, 1)]),
+        Command::SettleImages { images: [(image_id(1), at(300))].into() },
     ]
 }
 

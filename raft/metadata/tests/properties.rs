@@ -38,6 +38,24 @@ fn scanned() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// Chunks of disks that come to lie in other packs.
+fn moved() -> impl Strategy<Value = Command> {
+    let placement = || 40u8..43;
+    let of = (20u8..24, prop::option::of(placement()), 4u8..6);
+    let versions = prop_oneof![Just(vec![10u64]), Just(vec![11u64]), Just(vec![10u64, 11u64])];
+    prop_oneof![
+        8 => (placement(), 0u8..6, of, versions).prop_map(
+            |(placement, dropped, (manifest, from, pack), images)| {
+                let versions: Vec<_> = images.iter().map(|image| (*image, manifest)).collect();
+                move_chunks(placement, &[dropped], &[(manifest, from, &[pack])], &versions)
+            }
+        ),
+        1 => (10u64..12, 0u64..60).prop_map(|(image, since)| Command::SettleImages {
+            images: [(image_id(image), at(since))].into(),
+        }),
+    ]
+}
+
 /// What moves accounts: limits, sessions, owners, members.
 fn accounted() -> impl Strategy<Value = Command> {
     let project = prop_oneof![Just("a"), Just("b"), Just("vm")];
@@ -307,6 +325,7 @@ fn command() -> impl Strategy<Value = Command> {
         12 => accounted(),
         8 => catalogued(),
         6 => scanned(),
+        6 => moved(),
     ]
 }
 

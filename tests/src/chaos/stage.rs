@@ -27,7 +27,7 @@ const GATEWAY: &str = "10.77.0.8";
 const DISK_MIB: u64 = 16 * 1024;
 /// What nothing refers to is deleted while clients push: that is part of what is tested.
 const SETTINGS: &str = "[collection]\ngrace_seconds = 20\ninterval_seconds = 4\n\
-                        [metrics]\npublic = true\n";
+                        compact_below_percent = 95\n[metrics]\npublic = true\n";
 /// More than a fault sets a clock ahead, and the grace; S3 allows a quarter of an hour.
 const CLOCK_JUMP_MS: i64 = 14 * 60 * 1000;
 /// Within this time of the end of all faults, all nodes serve again.

@@ -418,6 +418,13 @@ pub enum StorageCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Write anew what is needed of packs that are mostly garbage since versions are gone, so that
+    /// the packs can go after the grace period
+    Compact {
+        /// Only say what would be written, and what that would save
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Uploads that have not come to their end, and hold space until they do
     Uploads,
     /// End an upload and free what it holds

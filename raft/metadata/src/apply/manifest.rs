@@ -24,7 +24,7 @@ use crate::transaction::row;
 const TAGS_PER_MANIFEST_MAX: usize = 64;
 
 /// The most objects one disk version lives in: 100,000 packs of 32 MiB are 3 TiB.
-const OBJECTS_PER_VERSION_MAX: usize = 100_000;
+pub(super) const OBJECTS_PER_VERSION_MAX: usize = 100_000;
 
 /// The most versions of one disk image: one command may let go of all of them (`DeleteImage`).
 const DISK_VERSIONS_MAX: usize = 10_000;
@@ -129,6 +129,9 @@ impl<R: Read> Step<'_, R> {
         for object in put.disk.iter().flat_map(|disk| &disk.objects) {
             self.check_object(object)?;
         }
+        if let Some(disk) = &put.disk {
+            self.check_placement(disk)?;
+        }
         if let (Some(disk), Some(image)) = (&put.disk, image)
             && self.rows.has(Table::VersionNumbers, &key::number(image.id, &disk.number))?
         {
@@ -226,6 +229,7 @@ impl<R: Read> Step<'_, R> {
             for object in &disk.objects {
                 self.hold_object(object)?;
             }
+            self.join_relocation(disk)?;
         }
         if let Some((file, _)) = version.file() {
             self.rows.mark(Table::DiskFiles, key::disk_file(image.id, &file, digest));
@@ -332,6 +336,7 @@ impl<R: Read> Step<'_, R> {
             for object in &disk.objects {
                 self.release_object(object)?;
             }
+            self.leave_relocation(image, disk)?;
             self.drop_deltas_of(image, disk.recipe)?;
         }
         self.drop_scan(image, digest)?;

@@ -29,6 +29,7 @@ mod object;
 mod passkey;
 mod policy;
 mod quota;
+mod relocation;
 mod retire;
 mod rights;
 mod scan;
@@ -368,6 +369,8 @@ impl<R: Read> Step<'_, R> {
                 self.claim_scan(&of, id, scan::Claim { node, lease_until, renews })
             }
             Command::EndScan { of, id, node, outcome } => self.end_scan(&of, id, node, outcome),
+            Command::MoveChunks(moved) => self.move_chunks(&moved),
+            Command::SettleImages { images } => self.settle_images(&images),
         }
     }
 }

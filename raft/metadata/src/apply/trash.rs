@@ -165,7 +165,9 @@ impl<R: Read> Step<'_, R> {
             self.rows.remove(Table::UserStars, key::user_star(&user, image.id));
             self.rows.remove(Table::Stars, key);
         }
-        for table in [Table::ImageNotes, Table::ImageCounters, Table::PurgedImages] {
+        for table in
+            [Table::ImageNotes, Table::ImageCounters, Table::PurgedImages, Table::ThinnedImages]
+        {
             self.rows.remove(table, prefix);
         }
         self.rows.remove(Table::DeletedImages, key::deleted_image(&image.name, image.id));

@@ -83,6 +83,7 @@ pub fn check(world: &World) {
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
     check_loose(world, &versions);
     check_holders(world);
+    check_relocations(world, &versions);
     for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
         assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
     }
@@ -90,6 +91,28 @@ pub fn check(world: &World) {
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), unreferenced);
     check_indexes(world, &versions);
     assert_eq!(drift(world.query()).unwrap(), [], "accounts differ from a recount");
+}
+
+/// A recipe has a placement exactly while versions refer to one, which they do to the same.
+fn check_relocations(world: &World, versions: &[(Image, Version)]) {
+    let mut expected: BTreeMap<RecipeId, Relocation> = BTreeMap::new();
+    for disk in versions.iter().filter_map(|(_, version)| version.disk.as_ref()) {
+        for object in &disk.objects {
+            let ObjectKey::Recipe(placement) = *object else { continue };
+            if placement != disk.recipe {
+                let none = Relocation { placement, versions: 0 };
+                let row = expected.entry(disk.recipe).or_insert(none);
+                assert_eq!(row.placement, placement, "{disk:?}");
+                row.versions += 1;
+            }
+        }
+    }
+    let rows = world.rows.rows().filter(|(table, ..)| *table == Table::Relocations);
+    let rows = rows.map(|(_, key, _)| {
+        let recipe = RecipeId::from_bytes(key.try_into().unwrap());
+        (recipe, world.query().relocation(recipe).unwrap().unwrap())
+    });
+    assert_eq!(rows.collect::<BTreeMap<_, _>>(), expected);
 }
 
 /// Scans have their versions, and those that have not come to an end are known as such; gives the
@@ -250,9 +273,14 @@ fn check_catalog(world: &World) {
     let stars: u64 = images.iter().map(|one| query.counters(one.id).unwrap().stars).sum();
     assert_eq!((stars as usize, count(Table::UserStars)), (count(Table::Stars), stars as usize));
     let known = |key: &[u8]| images.iter().any(|one| key.starts_with(one.id.as_uuid().as_bytes()));
-    for table in
-        [Table::ImageNotes, Table::ImageCounters, Table::Stars, Table::TagBirths, Table::TagAuthors]
-    {
+    for table in [
+        Table::ImageNotes,
+        Table::ImageCounters,
+        Table::Stars,
+        Table::TagBirths,
+        Table::TagAuthors,
+        Table::ThinnedImages,
+    ] {
         assert!(world.rows.rows().filter(|(of, ..)| *of == table).all(|(_, key, _)| known(key)));
     }
     assert!(count(Table::TagAuthors) <= count(Table::Tags));

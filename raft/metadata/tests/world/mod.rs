@@ -540,3 +540,23 @@ pub fn scan_report(number: u64, list: Option<u8>) -> ScanReport {
         database_at: Some(at(300)),
     }
 }
+
+/// Recipes with the placements that they had, and the packs that they are led to.
+pub fn move_chunks(
+    placement: u8,
+    dropped: &[u8],
+    recipes: &[(u8, Option<u8>, &[u8])],
+    versions: &[(u64, u8)],
+) -> Command {
+    let moving = |(of, from, packs): &(u8, Option<u8>, &[u8])| {
+        let mut objects: BTreeSet<ObjectKey> = packs.iter().copied().map(pack).collect();
+        objects.insert(ObjectKey::Recipe(recipe(placement)));
+        (recipe(*of), Moving { from: from.map(recipe), objects })
+    };
+    Command::MoveChunks(MovedChunks {
+        placement: recipe(placement),
+        dropped: dropped.iter().copied().map(pack).collect(),
+        recipes: recipes.iter().map(moving).collect(),
+        versions: versions.iter().map(|(image, of)| (image_id(*image), digest(*of))).collect(),
+    })
+}

@@ -59,6 +59,12 @@ pub fn storage() -> Subject {
                 .refuses(404, "upload_not_found not_found"),
             post("/api/v1/storage/collect", "Deletes now what nothing refers to any more")
                 .refuses(409, "storage_not_owned"),
+            post(
+                "/api/v1/storage/compact",
+                "Begins to write anew what is needed of wasteful packs",
+            )
+            .about("Those that are mostly garbage since versions of their images are gone.")
+            .status(202),
             post("/api/v1/storage/scrub", "Begins to look through all of storage").status(202),
             post("/api/v1/storage/verify", "Begins to compare storage with the metadata")
                 .status(202),

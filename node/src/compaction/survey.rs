@@ -1,0 +1,229 @@
+//! Which packs of an image are mostly garbage, and who needs what of them.
+//!
+//! Recipes are read one at a time: first for the least that each pack has to keep, then, of the packs
+//! that may be thin, for the chunks themselves. Whatever is found is true of the recipes and
+//! placements that were looked at, and of no other: versions that came meanwhile are not among those
+//! that are given.
+//!
+//! Non-goals: packs that another image's versions, or a delta bundle, refer to as well: all who need
+//! them would have to be known.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use shoal_content::{Digest, ImageId, ObjectKey, Recipe, RecipeId};
+use shoal_metadata::{Disk, Fault, MOVED_VERSIONS_MAX, Query, Read};
+use tokio::task::spawn_blocking;
+use tracing::info;
+
+use super::thin::{Needed, Tally, is_thin};
+use super::{Compactor, Error};
+use crate::origin::Place;
+use crate::store::StoreError;
+
+/// Packs of an image that are looked at.
+const PACKS_MAX: usize = 200_000;
+
+/// A pack that is mostly garbage.
+#[derive(Debug)]
+pub(super) struct ThinPack {
+    /// In bytes.
+    pub length: u64,
+    /// What is needed of it, in the order in which it lies there.
+    pub places: Vec<Place>,
+}
+
+impl ThinPack {
+    pub fn needed_bytes(&self) -> u64 {
+        self.places.iter().map(|place| u64::from(place.chunk.stored())).sum()
+    }
+}
+
+/// A recipe that versions of the image have.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// As it was when the recipe was looked at.
+    pub placement: Option<RecipeId>,
+    pub versions: BTreeSet<Digest>,
+    /// Of these, so many refer to the placement.
+    moved: u64,
+    /// Versions are known to refer to the placement that are not among these, or there are too many.
+    is_partial: bool,
+}
+
+/// What is to be moved.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub packs: BTreeMap<ObjectKey, ThinPack>,
+    /// Whose versions refer to one of the packs.
+    pub recipes: BTreeMap<RecipeId, Held>,
+}
+
+/// What the rows say of an image.
+#[derive(Debug, Default)]
+struct Rows {
+    /// How many of its versions refer to each pack.
+    packs: BTreeMap<ObjectKey, u64>,
+    recipes: BTreeMap<RecipeId, Held>,
+}
+
+impl Compactor {
+    /// At most `packs_max` packs, and none of `skip`; `None` where there is nothing to be moved.
+    pub(super) async fn survey(
+        &self,
+        image: ImageId,
+        skip: &BTreeSet<ObjectKey>,
+        packs_max: usize,
+    ) -> Result<Option<Survey>, Error> {
+        let Some(rows) = rows_of(self.raft.read().await?.query(), image)? else {
+            info!(%image, "it lives in too many packs to be compacted");
+            return Ok(None);
+        };
+        let Rows { packs, recipes } = rows;
+        let mut tally = Tally::default();
+        for (id, held) in &recipes {
+            let (recipe, placement) = self.recipe_of(*id, held).await?;
+            let add = move || {
+                tally.add(&recipe, placement.as_deref());
+                tally
+            };
+            tally = spawn_blocking(add).await.map_err(|_| Error::Interrupted)?;
+        }
+        let mut thin = Vec::new();
+        for (pack, holders) in packs {
+            if skip.contains(&pack) {
+                continue;
+            }
+            let (length, needed) = match tally.of(&pack) {
+                Some(tallied) => (tallied.length, tallied.needed_min),
+                None => match self.store.length(pack).await? {
+                    Some(length) => (length, 0),
+                    None => continue,
+                },
+            };
+            if is_thin(needed, length, self.limits.below_percent) {
+                thin.push((length - needed, pack, length, holders));
+            }
+        }
+        // Where most is saved comes first.
+        thin.sort_unstable_by_key(|one| Reverse(*one));
+        let (lengths, holding) = {
+            let view = self.raft.read().await?;
+            let mut lengths = BTreeMap::new();
+            for (_, pack, length, holders) in thin {
+                let used = view.query().object(&pack)?.map_or(0, |used| used.count);
+                if used == holders && lengths.len() < packs_max {
+                    lengths.insert(pack, length);
+                }
+            }
+            let holding = holding(view.query(), image, &recipes, &mut lengths)?;
+            (lengths, holding)
+        };
+        if lengths.is_empty() {
+            return Ok(None);
+        }
+        let recipes: BTreeMap<RecipeId, Held> =
+            recipes.into_iter().filter(|(id, _)| holding.contains(id)).collect();
+        self.list(lengths, recipes).await
+    }
+
+    /// The chunks that are needed of the packs, where those are thin after all.
+    async fn list(
+        &self,
+        lengths: BTreeMap<ObjectKey, u64>,
+        recipes: BTreeMap<RecipeId, Held>,
+    ) -> Result<Option<Survey>, Error> {
+        let mut needed = Needed::of(lengths.keys().copied().collect());
+        for (id, held) in &recipes {
+            let (recipe, placement) = self.recipe_of(*id, held).await?;
+            let add = move || {
+                needed.add(&recipe, placement.as_deref());
+                needed
+            };
+            needed = spawn_blocking(add).await.map_err(|_| Error::Interrupted)?;
+        }
+        let packs = needed.into_packs().into_iter().filter_map(|(pack, places)| {
+            let thin = ThinPack { length: *lengths.get(&pack)?, places };
+            let is_thin = is_thin(thin.needed_bytes(), thin.length, self.limits.below_percent);
+            is_thin.then_some((pack, thin))
+        });
+        let packs: BTreeMap<ObjectKey, ThinPack> = packs.collect();
+        Ok((!packs.is_empty()).then_some(Survey { packs, recipes }))
+    }
+
+    /// A recipe, and the placement that it had when the rows were looked at.
+    pub(super) async fn recipe_of(
+        &self,
+        id: RecipeId,
+        held: &Held,
+    ) -> Result<(Arc<Recipe>, Option<Arc<Recipe>>), Error> {
+        let recipe = self.origin.load_recipe(id).await?;
+        let placement = match held.placement {
+            None => None,
+            // Many recipes have the same.
+            Some(placement) => {
+                let missing = || StoreError::NotFound(ObjectKey::Recipe(placement));
+                Some(self.origin.recipe(placement).await?.ok_or_else(missing)?)
+            }
+        };
+        Ok((recipe, placement))
+    }
+}
+
+/// `None` where there are too many packs.
+fn rows_of<R: Read>(query: Query<'_, R>, image: ImageId) -> Result<Option<Rows>, Fault> {
+    let mut rows = Rows::default();
+    let too_many = query.find_version(image, |version| {
+        let Some(disk) = version.disk else { return Ok(None) };
+        for pack in packs_of(&disk) {
+            *rows.packs.entry(pack).or_default() += 1;
+        }
+        let held = rows.recipes.entry(disk.recipe).or_default();
+        if held.versions.is_empty() {
+            held.placement = query.relocation(disk.recipe)?.map(|row| row.placement);
+        }
+        let moved = held.placement.map(ObjectKey::Recipe);
+        held.moved += u64::from(moved.is_some_and(|moved| disk.objects.contains(&moved)));
+        held.versions.insert(version.digest);
+        Ok((rows.packs.len() > PACKS_MAX).then_some(()))
+    })?;
+    if too_many.is_some() {
+        return Ok(None);
+    }
+    for (id, held) in &mut rows.recipes {
+        let known = query.relocation(*id)?.map_or(0, |row| row.versions);
+        held.is_partial = known != held.moved || held.versions.len() > MOVED_VERSIONS_MAX;
+    }
+    Ok(Some(rows))
+}
+
+/// Of the recipes, those whose versions refer to one of the packs. Packs are taken out to which
+/// others refer as well.
+fn holding<R: Read>(
+    query: Query<'_, R>,
+    image: ImageId,
+    recipes: &BTreeMap<RecipeId, Held>,
+    packs: &mut BTreeMap<ObjectKey, u64>,
+) -> Result<BTreeSet<RecipeId>, Fault> {
+    let mut holders: BTreeMap<ObjectKey, BTreeSet<RecipeId>> = BTreeMap::new();
+    query.find_version(image, |version| {
+        let Some(disk) = version.disk else { return Ok(None) };
+        let is_known = recipes
+            .get(&disk.recipe)
+            .is_some_and(|held| !held.is_partial && held.versions.contains(&version.digest));
+        for pack in packs_of(&disk) {
+            if !is_known {
+                packs.remove(&pack);
+            } else if packs.contains_key(&pack) {
+                holders.entry(pack).or_default().insert(disk.recipe);
+            }
+        }
+        Ok(None::<()>)
+    })?;
+    Ok(packs.keys().filter_map(|pack| holders.get(pack)).flatten().copied().collect())
+}
+
+fn packs_of(disk: &Disk) -> impl Iterator<Item = ObjectKey> {
+    disk.objects.iter().copied().filter(|object| matches!(object, ObjectKey::Pack(_)))
+}

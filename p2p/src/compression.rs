@@ -122,7 +122,7 @@ mod tests {
     const LENGTH: u32 = 100_000;
 
     fn text() -> Vec<u8> {
-        (0..LENGTH).map(|at| (at / 7 ^ at >> 9) as u8).collect()
+        (0..LENGTH).map(|at| ((at / 7) ^ (at >> 9)) as u8).collect()
     }
 
     fn frame(of: &[u8]) -> Vec<u8> {

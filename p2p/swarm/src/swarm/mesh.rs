@@ -94,7 +94,7 @@ impl Membership {
 
 impl Swarm {
     pub(super) fn is_near(&self, zone: &Zone) -> bool {
-        zone.room() == self.room
+        zone.shares_room(&self.settings.zone)
     }
 
     /// A member that discovery found: its place is not known before it says hello.
@@ -159,8 +159,8 @@ impl Swarm {
         if self.retiring {
             return self.refuse(peer, recipe);
         }
-        let Some(member) = self.peers.get(&peer).map(|peer| peer.member.clone()) else { return };
-        let near = self.is_near(&member.zone);
+        let Some(found) = self.peers.get(&peer) else { return };
+        let (member, near) = (found.member.clone(), found.near);
         let Some(membership) = self.memberships.get_mut(&recipe) else {
             return self.track(peer, recipe, member, true);
         };
@@ -227,7 +227,7 @@ impl Swarm {
         let now = self.now;
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.heard_at = now;
-        let near = known.member.zone.room() == self.room;
+        let near = known.near;
         match frame {
             Frame::Have { recipe, chunks } => {
                 let Some(download) = self.download(recipe) else { return };

@@ -48,7 +48,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Swarm {
     settings: Settings,
-    room: Zone,
     now: Duration,
     draws: u64,
     nodes: Vec<Contact>,
@@ -81,7 +80,6 @@ pub struct Swarm {
 impl Swarm {
     pub fn new(settings: Settings) -> Self {
         Self {
-            room: settings.zone.room(),
             settings,
             now: Duration::ZERO,
             draws: 0,

@@ -41,6 +41,8 @@ const TOOK_MIN: f64 = 1e-5;
 pub(super) struct Peer {
     pub(super) member: Member,
     pub(super) node: bool,
+    /// In the same room.
+    pub(super) near: bool,
     pub(super) rtt: Duration,
     pub(super) requests: usize,
     /// One chunk's bytes and seconds, smoothed apart: chunks that come together say nothing of the
@@ -108,6 +110,7 @@ impl Swarm {
         let peer = Peer {
             member: member.clone(),
             node,
+            near: self.is_near(&member.zone),
             rtt,
             requests: 0,
             brought_bytes: 0.0,

@@ -253,20 +253,20 @@ impl Swarm {
         else {
             return;
         };
-        if !download.sources.contains_key(&peer) {
+        let Some(source) = download.sources.get(&peer) else {
             if self.peers.get(&peer).is_some_and(|peer| peer.node) {
                 self.ask_nodes(recipe);
             }
             return;
-        }
-        if !membership.joined.contains(&peer) {
+        };
+        // Most are busy, so that is looked at first.
+        let most = requests_at_once(download);
+        if !self.is_ready(peer, most) || !membership.joined.contains(&peer) {
             return;
         }
-        let near = download.sources.get(&peer).is_some_and(|source| source.near);
-        if near && self.is_full(download.usual() * LATE) {
+        if source.near && self.is_full(download.usual() * LATE) {
             return;
         }
-        let most = (REQUESTS_ALL / download.sources.len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
         self.ask_source(recipe, peer, Some(peer), most, false);
     }
 
@@ -331,11 +331,14 @@ impl Swarm {
 
     pub(super) fn ask_all(&mut self, recipe: RecipeId) {
         let draw = self.draw();
-        let Some(download) = self.download(recipe) else { return };
-        let mut sources: Vec<PeerId> = download.sources.keys().copied().collect();
-        let start = draw as usize % sources.len().max(1);
-        sources.rotate_left(start);
-        for peer in sources {
+        let Some(download) = self.peek(recipe) else { return };
+        let (count, most) = (download.sources.len(), requests_at_once(download));
+        let start = draw as usize % count.max(1);
+        let all = || download.sources.keys().copied();
+        let turn = all().skip(start).chain(all().take(start));
+        // What one is asked for makes no other one ready.
+        let ready: Vec<PeerId> = turn.filter(|&peer| self.is_ready(peer, most)).collect();
+        for peer in ready {
             self.ask(recipe, peer);
         }
         self.ask_nodes(recipe);
@@ -441,6 +444,11 @@ impl Swarm {
         }
         self.actions.push_back(Action::Request { request: id, peer, recipe, indices, insists });
     }
+}
+
+/// Requests under way at one source at most.
+fn requests_at_once(download: &Download) -> usize {
+    (REQUESTS_ALL / download.sources.len().max(1)).clamp(REQUESTS_MIN, REQUESTS_MAX)
 }
 
 /// How long `bytes` take from `peer`, from its measured rate.

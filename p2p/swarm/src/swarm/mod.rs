@@ -113,7 +113,12 @@ impl Swarm {
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if self.actions.is_empty() {
+            // The next ones go where these were, not through all that was ever reserved.
+            self.actions.clear();
+        }
+        action
     }
 
     /// When [`Event::Tick`] is due if nothing happens before.

@@ -283,7 +283,7 @@ impl Swarm {
         }
         let counts =
             |request: &&Request| !request.brings_in && self.now <= request.moved_at + patience;
-        self.requests.values().filter(counts).count() >= most
+        self.requests.values().filter(counts).nth(most - 1).is_some()
     }
 
     /// Whether a limit lets another request be made. Where not, the next step looks again.

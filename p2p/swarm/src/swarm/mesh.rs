@@ -241,6 +241,7 @@ impl Swarm {
             Frame::Claim { recipe, chunks } => {
                 let Some(membership) = self.memberships.get_mut(&recipe) else { return };
                 let Some(download) = &mut membership.download else { return };
+                download.heads.hear(now, peer);
                 if membership.joined.contains(&peer) {
                     download.welcome(peer, near);
                 }
@@ -280,8 +281,10 @@ impl Swarm {
         near: bool,
         indices: impl Iterator<Item = u32>,
     ) {
+        let now = self.now;
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
+        download.heads.hear(now, peer);
         // One that only serves does not join back: what it holds is its welcome.
         if membership.joined.contains(&peer) && download.sources.len() < NEIGHBOURS_MAX * 2 {
             download.welcome(peer, near);

@@ -8,6 +8,7 @@
 mod mesh;
 mod peers;
 mod requests;
+mod silence;
 mod standby;
 mod tables;
 mod tracking;
@@ -302,6 +303,7 @@ impl Swarm {
         membership.step_at = now + (download.usual() / 2).clamp(STEP_MIN, STEP_MAX);
         self.gather_neighbours(recipe);
         self.stand_by(recipe);
+        self.hush_heads(recipe);
         self.ask_all(recipe);
         self.hedge(recipe);
         self.relieve(recipe);

@@ -62,6 +62,7 @@ impl Swarm {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let took = (now - request.moved_at).as_secs_f64();
         let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
+        let brought_in = request.brings_in;
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
@@ -75,7 +76,8 @@ impl Swarm {
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
         let doubled = download.is_doubled(index);
-        download.measure(took, bytes);
+        download.measure(took, bytes, brought_in);
+        download.heads.hear(now, from);
         self.cuts = 0;
         self.meter.count(now, u64::from(bytes));
         self.pace.count(now, u64::from(bytes));

@@ -66,8 +66,9 @@ impl Swarm {
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
-        request.hedged = false;
+        let was_late = std::mem::take(&mut request.hedged);
         if let Some(peer) = self.peers.get_mut(&from) {
+            peer.owes -= usize::from(was_late);
             // The connection brought others before: this one did not take all the time.
             peer.brought(bytes, now - asked_at.max(peer.brought_at));
             (peer.brought_at, peer.heard_at) = (now, now);
@@ -108,7 +109,9 @@ impl Swarm {
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
+        let was_late = std::mem::take(&mut request.hedged);
         let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.owes -= usize::from(was_late);
         peer.heard_at = now;
         let node = peer.node;
         let Some(download) = self.download(recipe) else { return };
@@ -176,6 +179,7 @@ impl Swarm {
         let Some(request) = self.requests.remove(&id) else { return false };
         if let Some(peer) = self.peers.get_mut(&request.peer) {
             peer.requests -= 1;
+            peer.owes -= usize::from(request.hedged);
         }
         if cancel {
             self.actions.push_back(Action::Cancel { request: id });
@@ -236,7 +240,9 @@ impl Swarm {
 
     fn is_ready(&self, peer: PeerId, most: usize) -> bool {
         self.peers.get(&peer).is_some_and(|found| {
-            found.requests < most && found.cool_until.max(found.busy_until) <= self.now
+            found.requests < most
+                && found.owes == 0
+                && found.cool_until.max(found.busy_until) <= self.now
         })
     }
 
@@ -348,7 +354,8 @@ impl Swarm {
 
     /// What is later than twice the usual time, where nothing else is left to ask for, may be
     /// asked of another source; whoever is first cancels the other. Before that only what is very
-    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while.
+    /// late, since a source in the mesh may just be busy. Who is late is asked for nothing else
+    /// before it brings something: one that is gone would be asked for what is late once more.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
         let now = self.now;
         let Some(membership) = self.memberships.get(&recipe) else { return };
@@ -373,7 +380,7 @@ impl Swarm {
             if !std::mem::replace(&mut request.hedged, true) {
                 slow.push(request.peer);
                 if let Some(peer) = self.peers.get_mut(&request.peer) {
-                    peer.busy_until = peer.busy_until.max(now + patience * LATE);
+                    peer.owes += 1;
                 }
             }
         }

@@ -117,16 +117,21 @@ impl Swarm {
         }
     }
 
-    /// Someone who came by itself is remembered in place of someone who is not there.
+    /// Someone who came by itself is remembered in place of someone who is not there, but not of a
+    /// head that is being dialled: one that has all does not join by itself, and is waited for.
     fn know_present(&mut self, recipe: RecipeId, member: Member) {
-        self.know_instead(recipe, member, |swarm, peer| !swarm.peers.contains_key(&peer));
+        self.know_instead(recipe, member, |swarm, peer| {
+            !swarm.peers.contains_key(&peer) && !swarm.is_head(recipe, peer)
+        });
     }
 
     /// A head is remembered in place of another member: its share is waited for.
     pub(super) fn know_head(&mut self, recipe: RecipeId, member: Member) {
-        self.know_instead(recipe, member, |swarm, peer| {
-            swarm.peek(recipe).is_none_or(|download| !download.heads.contains(peer))
-        });
+        self.know_instead(recipe, member, |swarm, peer| !swarm.is_head(recipe, peer));
+    }
+
+    fn is_head(&self, recipe: RecipeId, peer: PeerId) -> bool {
+        self.peek(recipe).is_some_and(|download| download.heads.contains(peer))
     }
 
     fn know_instead(

@@ -57,7 +57,7 @@ impl<T> Queue<T> {
     }
 
     /// When the first is due.
-    pub fn next(&mut self) -> Option<Duration> {
+    pub fn next_due(&mut self) -> Option<Duration> {
         if self.soon.is_empty() {
             self.open_slot(u64::MAX);
         }
@@ -114,7 +114,9 @@ mod tests {
         };
         (0..100).for_each(|_| enter(&mut queue, 0, &mut expected));
         let mut came = Vec::new();
-        for end in (0..20_000).step_by(11) {
+        let mut end = 0;
+        while queue.next_due().is_some() {
+            end += 11;
             while let Some((at, what)) = queue.pop(Duration::from_nanos(end)) {
                 assert!(at <= Duration::from_nanos(end));
                 came.push((at.as_nanos() as u64, what));
@@ -124,7 +126,7 @@ mod tests {
             }
         }
         expected.sort_unstable();
-        assert!(came == expected && queue.next().is_none());
+        assert!(came == expected && came.len() > 2000);
     }
 
     #[test]
@@ -132,10 +134,10 @@ mod tests {
         let mut queue = Queue::new(Duration::from_micros(1));
         let at = Duration::from_secs;
         queue.push(at(9), 'c');
-        assert_eq!(queue.next(), Some(at(9)));
+        assert_eq!(queue.next_due(), Some(at(9)));
         queue.push(at(5), 'b');
         queue.push(at(4), 'a');
-        assert_eq!((queue.next(), queue.pop(at(3))), (Some(at(4)), None));
+        assert_eq!((queue.next_due(), queue.pop(at(3))), (Some(at(4)), None));
         assert_eq!(queue.pop(at(5)), Some((at(4), 'a')));
         assert_eq!(queue.pop(at(5)), Some((at(5), 'b')));
         assert_eq!(queue.pop(at(5)), None);

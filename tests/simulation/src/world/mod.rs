@@ -209,7 +209,7 @@ impl World {
             + Duration::from_secs(20);
         while self.unfinished > 0 && self.now < limit {
             let end = if self.network.is_idle() {
-                let Some(next) = self.queue.next() else { break };
+                let Some(next) = self.queue.next_due() else { break };
                 next.max(self.now)
             } else {
                 self.now + self.step

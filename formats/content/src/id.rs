@@ -44,6 +44,29 @@ macro_rules! hex_text {
 }
 pub(crate) use hex_text;
 
+/// Orders a 32-byte newtype by its bytes. Swarms keep ids in ordered maps and look them up for
+/// every message: the first eight bytes, as a number, almost always decide.
+macro_rules! ordered_by_bytes {
+    ($name:ident) => {
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                let lead = |[a, b, c, d, e, f, g, h, ..]: [u8; 32]| {
+                    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+                };
+                let first = lead(self.0).cmp(&lead(other.0));
+                if first.is_ne() || self.0 == other.0 { first } else { self.0.cmp(&other.0) }
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+    };
+}
+pub(crate) use ordered_by_bytes;
+
 /// Serializes a newtype as its text where people read it (JSON), else as what it wraps.
 macro_rules! text_or_compact {
     ($name:ident, $inner:ty) => {
@@ -180,8 +203,9 @@ impl FromStr for NodeId {
 }
 
 /// A process that takes part in swarms, agent or node: its Ed25519 public key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId([u8; 32]);
+ordered_by_bytes!(PeerId);
 
 impl PeerId {
     /// From the 32 raw bytes of an Ed25519 public key.
@@ -199,6 +223,25 @@ hex_text!(PeerId, "a peer id is 64 hexadecimal digits");
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_in_the_order_of_their_bytes() {
+        let bytes = |place: usize, value: u8| {
+            let mut bytes = [7; 32];
+            bytes[place] = value;
+            bytes
+        };
+        let all: Vec<[u8; 32]> = [0, 6, 7, 8, 31]
+            .into_iter()
+            .flat_map(|place| [0, 7, 8, 255].map(|value| bytes(place, value)))
+            .collect();
+        for &one in &all {
+            for &other in &all {
+                let ids = [one, other].map(PeerId::from_public_key);
+                assert_eq!(ids[0].cmp(&ids[1]), one.cmp(&other), "{one:?} and {other:?}");
+            }
+        }
+    }
 
     #[test]
     fn ids_are_text_in_json_and_compact_elsewhere() {

@@ -90,6 +90,9 @@ pub enum Proximity {
     Far,
 }
 
+/// The parts of a zone that say which room: region and room.
+const ROOM_PARTS: usize = 2;
+
 /// A place: region, room and rack, from far to near. Missing parts are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -110,7 +113,12 @@ impl Zone {
 
     /// The place without its rack: members of one room reach each other without a thin line.
     pub fn room(&self) -> Self {
-        Self(self.0.iter().take(2).cloned().collect())
+        Self(self.0.iter().take(ROOM_PARTS).cloned().collect())
+    }
+
+    /// Whether both have the same [`Self::room`].
+    pub fn shares_room(&self, other: &Self) -> bool {
+        self.0.iter().take(ROOM_PARTS).eq(other.0.iter().take(ROOM_PARTS))
     }
 }
 

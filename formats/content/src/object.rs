@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::id::{IdError, UploadId, hex_text};
+use crate::id::{IdError, UploadId, hex_text, ordered_by_bytes};
 
 /// A pack, by the BLAKE3 of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,9 +21,10 @@ impl PackId {
 }
 
 /// A recipe, by the BLAKE3 of its encoded bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RecipeId([u8; 32]);
 hex_text!(RecipeId, "a recipe id is 64 hexadecimal digits");
+ordered_by_bytes!(RecipeId);
 
 impl RecipeId {
     pub fn of(encoded: &[u8]) -> Self {

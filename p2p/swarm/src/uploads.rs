@@ -132,7 +132,7 @@ impl Uploads {
             }
             _ => {}
         }
-        self.waiting.retain(|&(waiting, _)| waiting != peer);
+        self.leave_line(peer);
         self.by_peer.insert(peer, mine + 1);
         self.total += 1;
         Admission::Granted
@@ -181,8 +181,14 @@ impl Uploads {
 
     /// `peer` needs no slot any more, or is gone.
     pub fn pass(&mut self, peer: PeerId) {
-        self.waiting.retain(|&(waiting, _)| waiting != peer);
+        self.leave_line(peer);
         self.invited.retain(|&(invited, _)| invited != peer);
+    }
+
+    fn leave_line(&mut self, peer: PeerId) {
+        if let Some(at) = self.waiting.iter().position(|&(waiting, _)| waiting == peer) {
+            self.waiting.remove(at);
+        }
     }
 
     /// Who is to be told that a slot is free; to be asked until it names nobody.

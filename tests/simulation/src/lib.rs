@@ -5,6 +5,7 @@
 
 pub mod draw;
 pub mod network;
+pub mod queue;
 pub mod report;
 pub mod scenario;
 pub mod world;

@@ -56,6 +56,13 @@ fn a_head_that_is_banned_is_not_waited_for() {
 }
 
 #[test]
+fn a_head_that_crashes_costs_its_zone_no_second_copy() {
+    // The whole is over in a fiftieth of the time after which its connections break.
+    let report = run(Scenario { seed: 3, ..scenario("hard", 300, 60) });
+    assert!(report.zone_copies.0 < 1.01 && report.zone_copies.1 < 1.1, "{report}");
+}
+
+#[test]
 fn a_mesh_that_forms_later_than_the_content_comes_costs_the_nodes_no_second_copy() {
     for chunks in [5, 48, 300] {
         let found = scenario("late-mesh", 4, 1);

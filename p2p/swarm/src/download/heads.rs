@@ -5,7 +5,8 @@
 //! other rooms. A head that has nothing of its own left on one of these ways takes over there what
 //! others have not begun (they are slow). What comes from other rooms is claimed before the other
 //! heads of the room; a node needs it only where one takes over, since its ledger gives nothing
-//! twice. The groups of a head that is lost fall to the others at once. Without a tracker, whoever is near and this peer are the heads.
+//! twice. The groups of a head that is lost, or of which nothing is heard, fall to the others at
+//! once. Without a tracker, whoever is near and this peer are the heads.
 //!
 //! Non-goal: choosing the heads; see `tracker`.
 
@@ -27,6 +28,8 @@ const CLAIM_CHUNKS: u32 = 3;
 const CLAIMS_MAX: usize = 4096;
 /// As long a head that was just named may take to become a neighbour.
 const SETTLE: Duration = Duration::from_millis(500);
+/// As long a silent head is passed over at least: one that is slow is not to come and go.
+const HUSHED_MIN: Duration = Duration::from_millis(250);
 /// So few heads tell each other all that they bring in.
 const FEW: usize = 12;
 /// What a node says another was given is insisted on after so many times a chunk's usual time,
@@ -62,6 +65,13 @@ struct Duty {
     far: Right,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    since: Duration,
+    /// It ended.
+    heard: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Heads {
     me: PeerId,
@@ -70,6 +80,10 @@ pub(crate) struct Heads {
     whole: Vec<(PeerId, bool)>,
     room: Vec<PeerId>,
     lost: BTreeSet<PeerId>,
+    /// Heads from which nothing is heard while others are: they may be gone.
+    silent: BTreeMap<PeerId, Silence>,
+    /// For so long a head that came back was silent, doubled: it was not gone.
+    pub(crate) pause: Duration,
     /// When each other head was first named; `None` where it will be no neighbour.
     named: BTreeMap<PeerId, Option<Duration>>,
     claims: BTreeMap<u32, (PeerId, Duration)>,
@@ -87,6 +101,8 @@ impl Heads {
             whole: Vec::new(),
             room: Vec::new(),
             lost: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            pause: Duration::ZERO,
             named: BTreeMap::new(),
             claims: BTreeMap::new(),
             put_off: BTreeMap::new(),
@@ -101,6 +117,7 @@ impl Heads {
             (self.whole, self.room) = (whole, room);
             let others = self.others();
             self.named.retain(|peer, _| others.contains(peer));
+            self.silent.retain(|peer, _| others.contains(peer));
             for peer in others {
                 self.named.entry(peer).or_insert(Some(now));
             }
@@ -129,6 +146,27 @@ impl Heads {
     /// It is there (again).
     pub(crate) fn find(&mut self, peer: PeerId) {
         if self.lost.remove(&peer) {
+            self.duties.clear();
+        }
+    }
+
+    /// Nothing is heard of it: others do its duty until it is heard again, after a while.
+    pub(crate) fn hush(&mut self, now: Duration, peer: PeerId) {
+        if self.contains(peer) && !self.silent.contains_key(&peer) {
+            self.silent.insert(peer, Silence { since: now, heard: false });
+            self.duties.clear();
+        }
+    }
+
+    /// It is heard.
+    pub(crate) fn hear(&mut self, now: Duration, peer: PeerId) {
+        let Some(silence) = self.silent.get_mut(&peer) else { return };
+        let lasted = now.saturating_sub(silence.since);
+        if !std::mem::replace(&mut silence.heard, true) {
+            self.pause = self.pause.max(lasted * 2);
+        }
+        if lasted >= HUSHED_MIN {
+            self.silent.remove(&peer);
             self.duties.clear();
         }
     }
@@ -259,7 +297,9 @@ impl Heads {
     }
 
     fn alive(&self, heads: impl Iterator<Item = (PeerId, bool)>) -> Vec<(PeerId, bool)> {
-        heads.filter(|(peer, _)| !self.lost.contains(peer)).collect()
+        heads
+            .filter(|(peer, _)| !self.lost.contains(peer) && !self.silent.contains_key(peer))
+            .collect()
     }
 
     pub(super) fn right(&self, way: Way, index: u32) -> Right {

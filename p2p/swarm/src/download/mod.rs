@@ -70,9 +70,11 @@ pub(crate) struct Download {
     demanded_at: Duration,
     /// When anything arrived, or was tried because nothing did.
     pub(crate) progress_at: Duration,
-    arrived_at: Duration,
+    pub(crate) arrived_at: Duration,
     /// From asking for a chunk to having it, in seconds; 0 before the first.
     pub(crate) usual: f64,
+    /// The same of chunks from a node or from another room.
+    usual_in: f64,
     /// What one chunk takes on the line, in bytes.
     pub(crate) chunk_bytes: f64,
     /// Since when nothing of its own duty is left to be asked for, on each way.
@@ -97,6 +99,7 @@ impl Download {
             progress_at: now,
             arrived_at: now,
             usual: 0.0,
+            usual_in: 0.0,
             chunk_bytes: f64::from(CHUNK_BYTES_MAX),
             idle_since: BTreeMap::new(),
             turn: (weight(me, recipe, u32::MAX - 1) >> 11) as f64 / (1u64 << 53) as f64,
@@ -178,11 +181,15 @@ impl Download {
         self.have.insert(index)
     }
 
-    /// How long a chunk took from being asked for, of how many bytes on the line.
-    pub(crate) fn measure(&mut self, took: f64, bytes: u32) {
+    /// How long a chunk took from being asked for, of how many bytes on the line, and whether it came
+    /// from a node or from another room.
+    pub(crate) fn measure(&mut self, took: f64, bytes: u32, brought_in: bool) {
         let smooth =
             |old: f64, new: f64| if old == 0.0 { new } else { old + (new - old) * SMOOTHING };
         self.usual = smooth(self.usual, took);
+        if brought_in {
+            self.usual_in = smooth(self.usual_in, took);
+        }
         self.chunk_bytes = smooth(self.chunk_bytes, f64::from(bytes).max(1.0));
     }
 
@@ -257,6 +264,11 @@ impl Download {
         } else {
             Duration::from_secs_f64(self.usual.min(10.0))
         }
+    }
+
+    /// The usual time of a chunk that is brought in; many want those, so it may be longer.
+    fn usual_in(&self) -> Duration {
+        self.usual().max(Duration::from_secs_f64(self.usual_in.min(10.0)))
     }
 
     /// Nothing came for so long that this peer brings something in though it is not its duty.

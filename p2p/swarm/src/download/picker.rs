@@ -100,7 +100,7 @@ impl Download {
             return false;
         }
         self.heads.right(way, index) == right
-            && !self.heads.is_claimed(now, self.usual(), index)
+            && !self.heads.is_claimed(now, self.usual_in(), index)
             && !self.is_nearer(way, index)
     }
 

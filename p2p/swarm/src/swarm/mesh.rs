@@ -94,7 +94,7 @@ impl Membership {
 
 impl Swarm {
     pub(super) fn is_near(&self, zone: &Zone) -> bool {
-        zone.room() == self.room
+        zone.shares_room(&self.settings.zone)
     }
 
     /// A member that discovery found: its place is not known before it says hello.
@@ -117,16 +117,21 @@ impl Swarm {
         }
     }
 
-    /// Someone who came by itself is remembered in place of someone who is not there.
+    /// Someone who came by itself is remembered in place of someone who is not there, but not of a
+    /// head that is being dialled: one that has all does not join by itself, and is waited for.
     fn know_present(&mut self, recipe: RecipeId, member: Member) {
-        self.know_instead(recipe, member, |swarm, peer| !swarm.peers.contains_key(&peer));
+        self.know_instead(recipe, member, |swarm, peer| {
+            !swarm.peers.contains_key(&peer) && !swarm.is_head(recipe, peer)
+        });
     }
 
     /// A head is remembered in place of another member: its share is waited for.
     pub(super) fn know_head(&mut self, recipe: RecipeId, member: Member) {
-        self.know_instead(recipe, member, |swarm, peer| {
-            swarm.peek(recipe).is_none_or(|download| !download.heads.contains(peer))
-        });
+        self.know_instead(recipe, member, |swarm, peer| !swarm.is_head(recipe, peer));
+    }
+
+    fn is_head(&self, recipe: RecipeId, peer: PeerId) -> bool {
+        self.peek(recipe).is_some_and(|download| download.heads.contains(peer))
     }
 
     fn know_instead(
@@ -159,8 +164,8 @@ impl Swarm {
         if self.retiring {
             return self.refuse(peer, recipe);
         }
-        let Some(member) = self.peers.get(&peer).map(|peer| peer.member.clone()) else { return };
-        let near = self.is_near(&member.zone);
+        let Some(found) = self.peers.get(&peer) else { return };
+        let (member, near) = (found.member.clone(), found.near);
         let Some(membership) = self.memberships.get_mut(&recipe) else {
             return self.track(peer, recipe, member, true);
         };
@@ -227,7 +232,7 @@ impl Swarm {
         let now = self.now;
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.heard_at = now;
-        let near = known.member.zone.room() == self.room;
+        let near = known.near;
         match frame {
             Frame::Have { recipe, chunks } => {
                 let Some(download) = self.download(recipe) else { return };
@@ -241,6 +246,7 @@ impl Swarm {
             Frame::Claim { recipe, chunks } => {
                 let Some(membership) = self.memberships.get_mut(&recipe) else { return };
                 let Some(download) = &mut membership.download else { return };
+                download.heads.hear(now, peer);
                 if membership.joined.contains(&peer) {
                     download.welcome(peer, near);
                 }
@@ -280,8 +286,10 @@ impl Swarm {
         near: bool,
         indices: impl Iterator<Item = u32>,
     ) {
+        let now = self.now;
         let Some(membership) = self.memberships.get_mut(&recipe) else { return };
         let Some(download) = &mut membership.download else { return };
+        download.heads.hear(now, peer);
         // One that only serves does not join back: what it holds is its welcome.
         if membership.joined.contains(&peer) && download.sources.len() < NEIGHBOURS_MAX * 2 {
             download.welcome(peer, near);

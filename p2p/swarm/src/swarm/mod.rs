@@ -8,6 +8,7 @@
 mod mesh;
 mod peers;
 mod requests;
+mod silence;
 mod standby;
 mod tables;
 mod tracking;
@@ -50,7 +51,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Swarm {
     settings: Settings,
-    room: Zone,
     now: Duration,
     draws: u64,
     nodes: Vec<Contact>,
@@ -83,7 +83,6 @@ pub struct Swarm {
 impl Swarm {
     pub fn new(settings: Settings) -> Self {
         Self {
-            room: settings.zone.room(),
             settings,
             now: Duration::ZERO,
             draws: 0,
@@ -129,7 +128,12 @@ impl Swarm {
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if self.actions.is_empty() {
+            // The next ones go where these were, not through all that was ever reserved.
+            self.actions.clear();
+        }
+        action
     }
 
     /// When [`Event::Tick`] is due if nothing happens before.
@@ -314,6 +318,7 @@ impl Swarm {
         membership.step_at = now + (download.usual() / 2).clamp(STEP_MIN, STEP_MAX);
         self.gather_neighbours(recipe);
         self.stand_by(recipe);
+        self.hush_heads(recipe);
         self.ask_all(recipe);
         self.hedge(recipe);
         self.relieve(recipe);

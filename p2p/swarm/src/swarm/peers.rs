@@ -41,8 +41,12 @@ const TOOK_MIN: f64 = 1e-5;
 pub(super) struct Peer {
     pub(super) member: Member,
     pub(super) node: bool,
+    /// In the same room.
+    pub(super) near: bool,
     pub(super) rtt: Duration,
     pub(super) requests: usize,
+    /// Those of them that are late: before they bring anything it is asked for nothing else.
+    pub(super) owes: usize,
     /// One chunk's bytes and seconds, smoothed apart: chunks that come together say nothing of the
     /// line each for itself.
     brought_bytes: f64,
@@ -108,8 +112,10 @@ impl Swarm {
         let peer = Peer {
             member: member.clone(),
             node,
+            near: self.is_near(&member.zone),
             rtt,
             requests: 0,
+            owes: 0,
             brought_bytes: 0.0,
             brought_seconds: 0.0,
             brought_at: Duration::ZERO,

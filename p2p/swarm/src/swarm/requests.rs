@@ -77,17 +77,21 @@ impl Swarm {
         }
         let took = (now - request.moved_at).as_secs_f64();
         let (recipe, from, asked_at) = (request.recipe, request.peer, request.moved_at);
+        let brought_in = request.brings_in;
         request.landing = Some(index);
         request.moved_at = now;
-        request.hedged = false;
+        let was_late = std::mem::take(&mut request.hedged);
         if let Some(peer) = self.peers.get_mut(&from) {
+            peer.owes -= usize::from(was_late);
             // The connection brought others before: this one did not take all the time.
             peer.brought(bytes, now - asked_at.max(peer.brought_at));
             (peer.brought_at, peer.heard_at) = (now, now);
             peer.praise();
         }
         self.cuts = 0;
-        self.download(recipe)?.measure(took, bytes);
+        let download = self.download(recipe)?;
+        download.measure(took, bytes, brought_in);
+        download.heads.hear(now, from);
         Some(recipe)
     }
 
@@ -134,7 +138,9 @@ impl Swarm {
         let Some(place) = request.open.iter().position(|&open| open == index) else { return };
         request.open.remove(place);
         request.moved_at = now;
+        let was_late = std::mem::take(&mut request.hedged);
         let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.owes -= usize::from(was_late);
         peer.heard_at = now;
         let node = peer.node;
         let Some(download) = self.download(recipe) else { return };
@@ -206,6 +212,7 @@ impl Swarm {
         let Some(request) = self.requests.remove(&id) else { return false };
         if let Some(peer) = self.peers.get_mut(&request.peer) {
             peer.requests -= 1;
+            peer.owes -= usize::from(request.hedged);
         }
         if cancel {
             self.actions.push_back(Action::Cancel { request: id });
@@ -269,7 +276,9 @@ impl Swarm {
 
     fn is_ready(&self, peer: PeerId, most: usize) -> bool {
         self.peers.get(&peer).is_some_and(|found| {
-            found.requests < most && found.cool_until.max(found.busy_until) <= self.now
+            found.requests < most
+                && found.owes == 0
+                && found.cool_until.max(found.busy_until) <= self.now
         })
     }
 
@@ -288,20 +297,20 @@ impl Swarm {
         else {
             return;
         };
-        if !download.sources.contains_key(&peer) {
+        let Some(source) = download.sources.get(&peer) else {
             if self.peers.get(&peer).is_some_and(|peer| peer.node) {
                 self.ask_nodes(recipe);
             }
             return;
-        }
-        if !membership.joined.contains(&peer) {
+        };
+        // Most are busy, so that is looked at first.
+        let most = requests_at_once(download);
+        if !self.is_ready(peer, most) || !membership.joined.contains(&peer) {
             return;
         }
-        let near = download.sources.get(&peer).is_some_and(|source| source.near);
-        if near && self.is_full(download.usual() * LATE) {
+        if source.near && self.is_full(download.usual() * LATE) {
             return;
         }
-        let most = (REQUESTS_ALL / download.sources.len()).clamp(REQUESTS_MIN, REQUESTS_MAX);
         self.ask_source(recipe, peer, Some(peer), most, false);
     }
 
@@ -320,7 +329,7 @@ impl Swarm {
             let late = request.landing.is_none() && self.now > request.moved_at + patience;
             !request.brings_in && !late
         };
-        self.requests.values().filter(counts).count() >= most
+        self.requests.values().filter(counts).nth(most - 1).is_some()
     }
 
     /// Whether a limit lets another request be made. Where not, the next step looks again.
@@ -368,11 +377,14 @@ impl Swarm {
 
     pub(super) fn ask_all(&mut self, recipe: RecipeId) {
         let draw = self.draw();
-        let Some(download) = self.download(recipe) else { return };
-        let mut sources: Vec<PeerId> = download.sources.keys().copied().collect();
-        let start = draw as usize % sources.len().max(1);
-        sources.rotate_left(start);
-        for peer in sources {
+        let Some(download) = self.peek(recipe) else { return };
+        let (count, most) = (download.sources.len(), requests_at_once(download));
+        let start = draw as usize % count.max(1);
+        let all = || download.sources.keys().copied();
+        let turn = all().skip(start).chain(all().take(start));
+        // What one is asked for makes no other one ready.
+        let ready: Vec<PeerId> = turn.filter(|&peer| self.is_ready(peer, most)).collect();
+        for peer in ready {
             self.ask(recipe, peer);
         }
         self.ask_nodes(recipe);
@@ -380,7 +392,8 @@ impl Swarm {
 
     /// What is later than twice the usual time, where nothing else is left to ask for, may be
     /// asked of another source; whoever is first cancels the other. Before that only what is very
-    /// late, since a source in the mesh may just be busy. Who is late is not asked for a while. What is
+    /// late, since a source in the mesh may just be busy. Who is late is asked for nothing else
+    /// before it brings something: one that is gone would be asked for what is late once more. What is
     /// behind something else that its sender brings gets as long once more, and what this host's own
     /// disk holds up is not late: it would come twice.
     pub(super) fn hedge(&mut self, recipe: RecipeId) {
@@ -414,7 +427,7 @@ impl Swarm {
             if !std::mem::replace(&mut request.hedged, true) {
                 slow.push(request.peer);
                 if let Some(peer) = self.peers.get_mut(&request.peer) {
-                    peer.busy_until = peer.busy_until.max(now + patience * LATE);
+                    peer.owes += 1;
                 }
             }
         }
@@ -488,6 +501,11 @@ impl Swarm {
         }
         self.actions.push_back(Action::Request { request: id, peer, recipe, indices, insists });
     }
+}
+
+/// Requests under way at one source at most.
+fn requests_at_once(download: &Download) -> usize {
+    (REQUESTS_ALL / download.sources.len().max(1)).clamp(REQUESTS_MIN, REQUESTS_MAX)
 }
 
 /// How long `bytes` take from `peer`, from its measured rate.

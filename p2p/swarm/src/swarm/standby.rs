@@ -21,7 +21,7 @@ use crate::rendezvous::ranked;
 
 /// A node from which nothing is heard for so long, or for twice a chunk's usual time, is silent.
 /// Longer than a host that others keep busy has no turn, and storage takes for a chunk.
-const SILENCE: Duration = Duration::from_millis(600);
+pub(super) const SILENCE: Duration = Duration::from_millis(600);
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy)]

@@ -10,8 +10,7 @@
 mod serving;
 mod setup;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use shoal_content::{PeerId, RecipeId, Zone};
@@ -23,11 +22,14 @@ use shoal_swarm::{
 
 use crate::draw::Draw;
 use crate::network::{FlowId, LinkId, Network};
+use crate::queue::Queue;
 use crate::report::{Report, bound};
 use crate::scenario::{Conduct, Scenario};
 
 /// Steps in a chunk's time on an empty line.
 const STEPS_PER_CHUNK: u32 = 8;
+/// Slots of the queue in a step: what is due within one should be near in memory.
+const SLOTS_PER_STEP: u32 = 8;
 /// From dialling to the first message: the handshake, in round trips.
 const DIAL_ROUNDS: u32 = 2;
 /// Others that a busy host names.
@@ -40,7 +42,7 @@ type Number = usize;
 enum What {
     Tell(Number, Event),
     /// A connection's message: it is lost with the connection.
-    Message(Number, Number, Event),
+    Message(Number, Number, Box<Event>),
     Dialled(Number, Number),
     Ask {
         from: Number,
@@ -97,14 +99,15 @@ struct Host {
     ledger: Ledger,
     held: ChunkSet,
     conduct: Conduct,
-    zone: usize,
     up: LinkId,
     down: LinkId,
     /// Bytes a second, each way.
     line: f64,
     peers: BTreeSet<Number>,
     /// Own requests under way, and whom they were sent to.
-    asked: HashMap<RequestId, Number>,
+    asked: BTreeMap<RequestId, Number>,
+    /// Its connections' ways out.
+    streams: BTreeMap<Number, FlowId>,
     alive: bool,
     began: Duration,
     finished: Option<Duration>,
@@ -125,8 +128,6 @@ struct Stream {
     from: Number,
     to: Number,
     queue: VecDeque<Piece>,
-    /// Bytes of the first piece that are still to go.
-    left: f64,
 }
 
 #[derive(Default)]
@@ -147,14 +148,12 @@ struct World {
     step: Duration,
     hosts: Vec<Host>,
     network: Network,
+    /// Each host's zone, apart from the rest of it: every message looks here.
+    zones: Vec<usize>,
     zone_up: Vec<LinkId>,
     zone_down: Vec<LinkId>,
     streams: Vec<Stream>,
-    stream_of: HashMap<(Number, Number), FlowId>,
-    queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
-    waiting: Vec<Option<What>>,
-    vacant: Vec<usize>,
-    serial: u64,
+    queue: Queue<What>,
     counts: Counts,
     unfinished: usize,
     recipe: RecipeId,
@@ -190,23 +189,13 @@ pub fn simulate(scenario: Scenario) -> Report {
 
 impl World {
     fn later(&mut self, after: Duration, what: What) {
-        self.at(self.now + after, what);
-    }
-
-    fn at(&mut self, at: Duration, what: What) {
-        let place = self.vacant.pop().unwrap_or_else(|| {
-            self.waiting.push(None);
-            self.waiting.len() - 1
-        });
-        self.waiting[place] = Some(what);
-        self.serial += 1;
-        self.queue.push(Reverse((at, self.serial, place)));
+        self.queue.push(self.now + after, what);
     }
 
     /// One way from one to the other, with what was lost sent again.
     fn latency(&mut self, one: Number, other: Number) -> Duration {
         let with_node = self.is_node(one) || self.is_node(other);
-        let near = !with_node && self.hosts[one].zone == self.hosts[other].zone;
+        let near = !with_node && self.zones[one] == self.zones[other];
         let way = if near { self.scenario.latency_near } else { self.scenario.latency_far };
         let mut total = way;
         while self.scenario.loss > 0.0 && self.draw.share() < self.scenario.loss {
@@ -219,24 +208,17 @@ impl World {
         let limit = Duration::from_secs_f64(self.bound_of(None) * self.scenario.limit)
             + Duration::from_secs(20);
         while self.unfinished > 0 && self.now < limit {
-            let end = if self.network.active().is_empty() {
-                let Some(&Reverse((next, ..))) = self.queue.peek() else { break };
+            let end = if self.network.is_idle() {
+                let Some(next) = self.queue.next_due() else { break };
                 next.max(self.now)
             } else {
                 self.now + self.step
             };
             self.flow(end);
-            while let Some(&Reverse((at, _, place))) = self.queue.peek()
-                && at <= end
-            {
-                self.queue.pop();
+            while let Some((at, what)) = self.queue.pop(end) {
                 self.now = self.now.max(at);
-                let what = self.waiting[place].take();
-                self.vacant.push(place);
-                if let Some(what) = what {
-                    self.counts.events += 1;
-                    self.happen(what);
-                }
+                self.counts.events += 1;
+                self.happen(what);
             }
             self.now = end;
         }
@@ -249,7 +231,7 @@ impl World {
             if matches!(what, What::Wake(_)) {
                 self.hosts[host].wake_at = Some(self.hosts[host].paused_until);
             }
-            return self.at(self.hosts[host].paused_until, what);
+            return self.queue.push(self.hosts[host].paused_until, what);
         }
         match what {
             What::Tell(to, event) => self.tell(to, event),
@@ -257,11 +239,11 @@ impl World {
                 if !self.hosts[to].peers.contains(&from) {
                     return;
                 }
-                if let Event::Frame { frame: Frame::Pass, .. } = event {
+                if let Event::Frame { frame: Frame::Pass, .. } = *event {
                     self.hosts[to].uploads.pass(contact(from).peer);
                     self.invite(to);
                 }
-                self.tell(to, event);
+                self.tell(to, *event);
             }
             What::Dialled(from, to) => self.dialled(from, to),
             What::Ask { from, to, request, indices, insists } => {
@@ -304,7 +286,7 @@ impl World {
         }
         found.alive = false;
         let counted = matches!(found.conduct, Conduct::Honest | Conduct::FreeRider);
-        let (zone, unfinished) = (found.zone, counted && found.finished.is_none());
+        let unfinished = counted && found.finished.is_none();
         if !self.is_node(host) && unfinished {
             self.unfinished -= 1;
         }
@@ -315,12 +297,12 @@ impl World {
             self.later(self.scenario.detection, What::Tell(other, Event::Disconnected { peer }));
         }
         if !self.is_node(host) {
-            self.add_peer(zone);
+            self.add_peer(self.zones[host]);
         }
     }
 
     fn drop_stream(&mut self, from: Number, to: Number) {
-        if let Some(&flow) = self.stream_of.get(&(from, to)) {
+        if let Some(&flow) = self.hosts[from].streams.get(&to) {
             let queue = std::mem::take(&mut self.streams[flow as usize].queue);
             self.network.stop(flow);
             queue.iter().filter(|piece| piece.last).for_each(|_| self.end_upload(from, to));
@@ -346,7 +328,7 @@ impl World {
         {
             let due = due.max(self.now);
             self.hosts[host].wake_at = Some(due);
-            self.at(due, What::Wake(host));
+            self.queue.push(due, What::Wake(host));
         }
     }
 
@@ -361,7 +343,7 @@ impl World {
         }
         if self.hosts[from].peers.contains(&to) {
             let wait = self.latency(from, to);
-            self.later(wait, What::Message(from, to, event));
+            self.later(wait, What::Message(from, to, Box::new(event)));
         }
     }
 

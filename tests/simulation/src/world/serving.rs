@@ -21,7 +21,7 @@ impl World {
                 self.counts.wasted += u64::from(self.scenario.chunk_bytes);
                 let wait = self.latency(to, from);
                 if self.hosts[from].asked.remove(&request).is_some() {
-                    self.later(wait, What::Message(to, from, Event::Wrong { request }));
+                    self.later(wait, What::Message(to, from, Box::new(Event::Wrong { request })));
                 }
                 return;
             }
@@ -71,12 +71,13 @@ impl World {
         let wait = self.latency(node, from);
         self.counts.control += 36 * others.len() as u64;
         for (index, by) in others {
-            self.later(wait, What::Message(node, from, Event::Elsewhere { request, index, by }));
+            let event = Event::Elsewhere { request, index, by };
+            self.later(wait, What::Message(node, from, Box::new(event)));
         }
         if indices.is_empty() {
             self.hosts[from].asked.remove(&request);
             let end = RequestEnd::Done;
-            self.later(wait, What::Message(node, from, Event::Ended { request, end }));
+            self.later(wait, What::Message(node, from, Box::new(Event::Ended { request, end })));
         }
         indices.is_empty()
     }
@@ -92,13 +93,10 @@ impl World {
         let flow = self.stream(to, from);
         let count = indices.len();
         let stream = &mut self.streams[flow as usize];
-        if stream.queue.is_empty() {
-            stream.left = f64::from(self.scenario.chunk_bytes);
-        }
         for (at, &index) in indices.iter().enumerate() {
             stream.queue.push_back(Piece { request, index, last: at + 1 == count });
         }
-        self.network.start(flow);
+        self.network.start(flow, f64::from(self.scenario.chunk_bytes));
     }
 
     /// Those who get chunks from here now soon have what others ask for.
@@ -117,37 +115,39 @@ impl World {
         let wait = self.latency(to, from);
         self.hosts[from].asked.remove(&request);
         self.counts.control += 8;
-        self.later(wait, What::Message(to, from, Event::Ended { request, end }));
+        self.later(wait, What::Message(to, from, Box::new(Event::Ended { request, end })));
     }
 
     pub(super) fn stream(&mut self, from: Number, to: Number) -> FlowId {
-        if let Some(&flow) = self.stream_of.get(&(from, to)) {
+        if let Some(&flow) = self.hosts[from].streams.get(&to) {
             return flow;
         }
         let (a, b) = (&self.hosts[from], &self.hosts[to]);
         let mut hops = vec![a.up];
-        if a.zone != b.zone {
-            hops.extend(self.zone_up.get(a.zone));
-            hops.extend(self.zone_down.get(b.zone));
+        if self.is_far(from, to) {
+            hops.extend(self.zone_up.get(self.zones[from]));
+            hops.extend(self.zone_down.get(self.zones[to]));
         }
         hops.push(b.down);
         let flow = self.network.add_flow(&hops);
-        self.streams.push(Stream { from, to, queue: VecDeque::new(), left: 0.0 });
-        self.stream_of.insert((from, to), flow);
+        self.streams.push(Stream { from, to, queue: VecDeque::new() });
+        self.hosts[from].streams.insert(to, flow);
         flow
     }
 
     pub(super) fn cancel(&mut self, from: Number, to: Number, request: RequestId) {
-        let Some(&flow) = self.stream_of.get(&(to, from)) else { return };
+        let Some(&flow) = self.hosts[to].streams.get(&from) else { return };
         let stream = &mut self.streams[flow as usize];
         let was = stream.queue.len();
         for piece in stream.queue.iter().filter(|piece| piece.request == request) {
             self.hosts[to].ledger.take_back(self.recipe, piece.index, contact(from).peer);
         }
         let whole = f64::from(self.scenario.chunk_bytes);
-        if stream.queue.front().is_some_and(|piece| piece.request == request) {
-            self.counts.wasted += (whole - stream.left) as u64;
-            stream.left = whole;
+        if stream.queue.front().is_some_and(|piece| piece.request == request)
+            && let Some(left) = self.network.left(flow)
+        {
+            self.counts.wasted += (whole - *left) as u64;
+            *left = whole;
         }
         stream.queue.retain(|piece| piece.request != request);
         if stream.queue.len() == was {
@@ -174,29 +174,23 @@ impl World {
     /// Content flows until `end`.
     pub(super) fn flow(&mut self, end: Duration) {
         let seconds = (end.saturating_sub(self.now)).as_secs_f64();
-        if seconds == 0.0 || self.network.active().is_empty() {
+        if seconds == 0.0 || self.network.is_idle() {
             return;
         }
-        self.network.share();
         let whole = f64::from(self.scenario.chunk_bytes);
         let mut sent: Vec<(Number, Number, Piece)> = Vec::new();
-        let mut idle = Vec::new();
-        for &flow in self.network.active() {
-            let mut budget = self.network.rate(flow) * seconds;
-            let stream = &mut self.streams[flow as usize];
-            while budget >= stream.left
+        let streams = &mut self.streams;
+        self.network.advance(seconds, |flow, mut left, mut budget| {
+            let stream = &mut streams[flow as usize];
+            while budget >= left
                 && let Some(piece) = stream.queue.pop_front()
             {
-                budget -= stream.left;
-                stream.left = whole;
+                budget -= left;
+                left = whole;
                 sent.push((stream.from, stream.to, piece));
             }
-            stream.left -= budget;
-            if stream.queue.is_empty() {
-                idle.push(flow);
-            }
-        }
-        idle.into_iter().for_each(|flow| self.network.stop(flow));
+            (!stream.queue.is_empty()).then_some(left - budget)
+        });
         for (from, to, piece) in sent {
             self.deliver(end, from, to, piece);
         }
@@ -209,13 +203,12 @@ impl World {
         if self.is_node(from) {
             self.counts.origin += bytes;
         }
-        let zone = self.hosts[to].zone;
-        if self.hosts[from].zone != zone {
-            self.counts.zones_in[zone] += bytes;
+        if self.is_far(from, to) {
+            self.counts.zones_in[self.zones[to]] += bytes;
         }
         let Piece { request, index, last } = piece;
         let wait = self.latency(from, to);
-        self.at(end + wait, What::Arrive { to, from, request, index, last });
+        self.queue.push(end + wait, What::Arrive { to, from, request, index, last });
         if last {
             self.end_upload(from, to);
         }

@@ -14,15 +14,12 @@ impl World {
             now: Duration::ZERO,
             step: Duration::from_secs_f64(step),
             hosts: Vec::new(),
+            zones: Vec::new(),
             network,
             zone_up,
             zone_down,
             streams: Vec::new(),
-            stream_of: HashMap::new(),
-            queue: BinaryHeap::new(),
-            waiting: Vec::new(),
-            vacant: Vec::new(),
-            serial: 0,
+            queue: Queue::new(Duration::from_secs_f64(step) / SLOTS_PER_STEP),
             counts: Counts { zones_in: vec![0; scenario.zones], ..Counts::default() },
             unfinished: 0,
             recipe: RecipeId::of(&scenario.seed.to_be_bytes()),
@@ -45,18 +42,19 @@ impl World {
         let at = self.hosts.len();
         let seed = self.draw.number();
         let settings = Settings { me: contact(at).peer, seed, zone: self.label(zone) };
+        self.zones.push(zone);
         self.hosts.push(Host {
             core: Swarm::new(settings),
             uploads: Uploads::default(),
             ledger: Ledger::default(),
             held: ChunkSet::empty(self.scenario.chunks()),
             conduct,
-            zone,
             up: self.network.add_link(line * (1.0 - self.scenario.loss)),
             down: self.network.add_link(line),
             line,
             peers: BTreeSet::new(),
-            asked: HashMap::new(),
+            asked: BTreeMap::new(),
+            streams: BTreeMap::new(),
             alive: true,
             began: Duration::ZERO,
             finished: None,
@@ -72,7 +70,7 @@ impl World {
     }
 
     pub(super) fn is_far(&self, one: Number, other: Number) -> bool {
-        self.hosts[one].zone != self.hosts[other].zone
+        self.zones[one] != self.zones[other]
     }
 
     /// The label of a zone; none where all are in one.
@@ -83,7 +81,7 @@ impl World {
     }
 
     pub(super) fn member(&self, host: Number) -> Member {
-        Member { contact: contact(host), zone: self.label(self.hosts[host].zone), cache: false }
+        Member { contact: contact(host), zone: self.label(self.zones[host]), cache: false }
     }
 
     pub(super) fn add_peer(&mut self, zone: usize) -> Number {

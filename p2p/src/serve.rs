@@ -24,6 +24,8 @@ const OTHERS_MAX: usize = 4;
 /// How long a peer may take to take one chunk, or as much of a recipe.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 const RECIPE_PIECE_BYTES: usize = 256 * 1024;
+/// Says why a stream ends before its answer does.
+const BROKEN_OFF: u32 = 1;
 
 /// An upload slot, given back however the answer ends.
 struct Slot<'a> {
@@ -140,6 +142,9 @@ pub(crate) async fn answer(
     tokio::select! {
         done = work => if let Err(error) = done {
             debug!(%peer, %error, "an answer broke off");
+            // Dropped only, the stream would keep what was written for as long as the connection stands,
+            // and it counts no more.
+            let _ = sender.reset(BROKEN_OFF.into());
         },
         () = shared.cancel.cancelled() => {}
     }

@@ -45,13 +45,17 @@ async fn rot_is_found_at_every_place_and_nothing_else_is_lost() -> Result<()> {
     ensure!(cache.due_for_scrub(DAY, now).is_empty(), "it was written a moment ago");
     ensure!(cache.due_for_scrub(DAY, now + 2 * DAY).len() == 2);
 
+    let mut removals = cache.removals();
     let found = cache.scrub(rotten, None).await?;
     let bytes = 11 * CHUNK_BYTES as u64;
     ensure!(found == Scrubbed { bytes, corrupt: 2 }, "{found:?}");
     ensure!(entry.held().runs() == [(1, 3), (5, 5)], "{:?}", entry.held().runs());
     ensure!(entry.used() == used, "a look is no use");
+    ensure!(removals.try_recv() == Ok(rotten), "it is offered as whole");
+    while removals.try_recv().is_ok() {}
     let found = cache.scrub(sound, Some(1 << 30)).await?;
     ensure!(found == Scrubbed { bytes, corrupt: 0 }, "{found:?}");
+    ensure!(removals.try_recv().is_err(), "what is sound is offered on");
     ensure!(cache.metrics().corrupt.get() == 2);
     ensure!(cache.metrics().scrubbed_bytes.get() == 2 * bytes);
 

@@ -7,10 +7,12 @@ use quinn::{RecvStream, SendStream};
 use shoal_content::{PeerId, RecipeId};
 use shoal_swarm::frames::{Answer, Ask, Frame};
 use shoal_swarm::{Admission, Member};
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::channel::Outlet;
+use crate::endpoint::SEND_WINDOW_BYTES;
 use crate::link::Link;
 use crate::metrics;
 use crate::outgoing::Kept;
@@ -24,6 +26,12 @@ const OTHERS_MAX: usize = 4;
 /// How long a peer may take to take one chunk, or as much of a recipe.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 const RECIPE_PIECE_BYTES: usize = 256 * 1024;
+/// As long what others keep of recipes may leave no room for another; then it is asked for elsewhere.
+const RECIPE_ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+/// From writing a recipe's last byte until the peer has it; it does not wait for longer, either.
+const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Says why a stream ends before its answer does.
+const BROKEN_OFF: u32 = 1;
 
 /// An upload slot, given back however the answer ends.
 struct Slot<'a> {
@@ -126,7 +134,12 @@ pub(crate) async fn answer(
             }
             Ask::Recipe { recipe, ticket } => {
                 if shared.entitled(&ticket, recipe, peer) {
-                    send_recipe(&shared, &mut sender, recipe).await?;
+                    let sent = send_recipe(&shared, &mut sender, recipe).await?;
+                    if let Some(_kept) = sent {
+                        let _ = sender.finish();
+                        let ended = timeout(RECIPE_TIMEOUT, sender.stopped()).await;
+                        let _ = ended.map_err(|_| WireError::Stalled)?;
+                    }
                 } else {
                     say(&mut sender, Answer::Forbidden).await?;
                 }
@@ -140,6 +153,9 @@ pub(crate) async fn answer(
     tokio::select! {
         done = work => if let Err(error) = done {
             debug!(%peer, %error, "an answer broke off");
+            // Dropped only, the stream would keep what was written for as long as the connection stands,
+            // and it counts no more.
+            let _ = sender.reset(BROKEN_OFF.into());
         },
         () = shared.cancel.cancelled() => {}
     }
@@ -245,14 +261,15 @@ fn tell_others(shared: &Shared, link: &Link, recipe: RecipeId) {
     }
 }
 
-async fn send_recipe(
-    shared: &Shared,
+/// Gives what its last bytes take until the peer has them; nothing where none were sent.
+async fn send_recipe<'a>(
+    shared: &'a Shared,
     sender: &mut SendStream,
     id: RecipeId,
-) -> Result<(), WireError> {
+) -> Result<Option<SemaphorePermit<'a>>, WireError> {
     // Recipes are small and everything waits for them: they have a line of their own.
     let Ok(_turn) = shared.recipes.acquire().await else {
-        return say(sender, Answer::Busy).await;
+        return say(sender, Answer::Busy).await.map(|()| None);
     };
     let found = shared.store.recipe(id).await;
     let encoded = match found {
@@ -263,11 +280,19 @@ async fn send_recipe(
             None
         }
     };
-    let Some(encoded) = encoded else { return say(sender, Answer::Absent).await };
+    let Some(encoded) = encoded else {
+        return say(sender, Answer::Absent).await.map(|()| None);
+    };
+    // Of one that is written the connection may keep so much.
+    let kept = (encoded.len() as u64).min(SEND_WINDOW_BYTES) as u32;
+    let Ok(Ok(kept)) = timeout(RECIPE_ROOM_TIMEOUT, shared.recipe_bytes.acquire_many(kept)).await
+    else {
+        return say(sender, Answer::Busy).await.map(|()| None);
+    };
     say(sender, Answer::Content).await?;
     in_time(sender.write_all(&(encoded.len() as u32).to_be_bytes())).await?;
     for piece in encoded.chunks(RECIPE_PIECE_BYTES) {
         in_time(sender.write_all(piece)).await?;
     }
-    Ok(())
+    Ok(Some(kept))
 }

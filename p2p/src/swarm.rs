@@ -36,6 +36,8 @@ use crate::{driver, endpoint, link, request};
 pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Recipes sent at once; who asks for more of them waits.
 const RECIPES_MAX: usize = 32;
+/// Bytes of recipes that were written and may not have reached those who asked, over all connections.
+const RECIPES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Events waiting for the driver; whoever brings more waits, a peer's control stream with it.
 const EVENTS_MAX: usize = 8 * 1024;
 /// Tickets kept for recipes; the first to expire go first.
@@ -126,6 +128,8 @@ pub(crate) struct Shared {
     expelled: Mutex<BTreeSet<PeerId>>,
     /// Recipes sent at once.
     pub(crate) recipes: Semaphore,
+    /// Room for those that are sent, until they are there.
+    pub(crate) recipe_bytes: Semaphore,
     pub(crate) budget: Arc<Semaphore>,
     pub(crate) discovery: Option<Discovery>,
     /// Answers under way, and who waits for their end.
@@ -322,6 +326,7 @@ impl Swarm {
             bans: Mutex::default(),
             expelled: Mutex::default(),
             recipes: Semaphore::new(RECIPES_MAX),
+            recipe_bytes: Semaphore::new(RECIPES_BYTES_MAX),
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             discovery,
             answers: watch::Sender::new(0),

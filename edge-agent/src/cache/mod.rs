@@ -7,7 +7,7 @@
 //! Invariants: nothing is handed out that was not hashed; what is leased or pinned is not evicted;
 //! bytes are counted before they are written, at every place of a chunk, so the files never take
 //! more than the limits; one process works on the folder, which its owner has locked; whoever asked
-//! for it ([`Cache::removals`]) hears of every recipe that leaves.
+//! for it ([`Cache::removals`]) hears of every recipe that leaves, whole or in part.
 //! Non-goals: names of images (see `catalogue`), whom to fetch from (the swarm).
 
 mod entry;
@@ -269,8 +269,8 @@ impl Cache {
         &self.0.metrics
     }
 
-    /// Brings every recipe that leaves from now on, evicted or removed, to the last who asked. It may
-    /// be here anew by the time it is heard of.
+    /// Brings every recipe that leaves from now on, evicted or removed, or of which chunks do, being
+    /// corrupt, to the last who asked. It may be here anew by the time it is heard of.
     pub fn removals(&self) -> mpsc::UnboundedReceiver<RecipeId> {
         let (sender, receiver) = mpsc::unbounded_channel();
         *self.0.removals.lock() = Some(sender);
@@ -395,6 +395,7 @@ impl Cache {
         let content = entry.read(index)?;
         if was_held && content.is_none() {
             self.0.metrics.corrupt.inc();
+            self.tell_removal(entry);
             self.discharge(entry, entry.chunk_bytes(index)?);
         }
         Ok(content)
@@ -406,16 +407,22 @@ impl Cache {
         entry: &Entry,
         chunks: impl IntoIterator<Item = u32>,
     ) -> Result<(), Error> {
-        for index in chunks {
+        let mut lost = false;
+        let dropped: Result<(), Error> = chunks.into_iter().try_for_each(|index| {
             if !entry.contains(index) {
-                continue;
+                return Ok(());
             }
             warn!(recipe = %entry.id(), chunk = index, "cached content does not check; dropped");
+            lost = true;
             entry.drop_chunk(index)?;
             self.0.metrics.corrupt.inc();
             self.discharge(entry, entry.chunk_bytes(index)?);
+            Ok(())
+        });
+        if lost {
+            self.tell_removal(entry);
         }
-        Ok(())
+        dropped
     }
 
     /// Takes a verified chunk. Blocks on the disk.

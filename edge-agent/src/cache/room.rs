@@ -208,11 +208,16 @@ impl Cache {
         self.0.by_slot.write().remove(&entry.slot());
         let bytes = self.discharge(entry, u64::MAX);
         self.0.metrics.recipes.dec();
+        self.tell_removal(entry);
+        Ok((bytes, gone))
+    }
+
+    /// Tells who asked that not all is here any more that was.
+    pub(super) fn tell_removal(&self, entry: &Entry) {
         if let Some(listener) = &*self.0.removals.lock() {
             // Nobody listens any more when the process ends.
             let _ = listener.send(entry.id());
         }
-        Ok((bytes, gone))
     }
 
     /// Deletes something in the trash; what cannot be deleted waits for the next start.

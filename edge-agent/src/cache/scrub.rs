@@ -102,18 +102,20 @@ impl Cache {
     /// Hashes about [`STEP_BYTES`] from chunk `from` on; also gives where to go on, if anywhere.
     fn scrub_step(&self, entry: &Entry, from: u32) -> Result<(Scrubbed, Option<u32>), Error> {
         let (_, count) = entry.count();
-        let (mut index, mut found) = (from, Scrubbed::default());
+        let (mut index, mut found, mut rotten) = (from, Scrubbed::default(), Vec::new());
         while index < count && found.bytes < STEP_BYTES {
             self.go_on()?;
             if entry.contains(index) {
                 found.bytes += entry.chunk_bytes(index)?;
                 if !entry.is_sound(index)? {
-                    self.drop_corrupt(entry, [index])?;
-                    found.corrupt += 1;
+                    rotten.push(index);
                 }
             }
             index += 1;
         }
+        found.corrupt = rotten.len() as u64;
+        // Once for all: whoever offers this to others hears of it.
+        self.drop_corrupt(entry, rotten)?;
         self.0.metrics.scrubbed_bytes.inc_by(found.bytes);
         Ok((found, (index < count).then_some(index)))
     }

@@ -7,7 +7,8 @@
 //! which attempt they are of.
 //!
 //! Of several orders those of the highest priority go first; a lower one that was under way lets go
-//! of the swarm, keeps what it has, and goes on when they are through (see `turns`).
+//! of the swarm, keeps what it has, and goes on when they are through (see `turns`), or while they wait
+//! long for their next attempt.
 //!
 //! Bounds: [`turns::AT_ONCE_MAX`] orders are carried out at once, [`ORDERS_MAX`] are known; what is
 //! refused beyond that stays pending at the nodes and comes again.
@@ -39,7 +40,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const FINAL_REPORTS_MAX: u32 = 120;
 const FINAL_REPORT_PAUSE: Duration = Duration::from_secs(2);
 /// What people read while an order waits for others.
-const YIELDS: &str = "a deployment of a higher priority";
+const YIELDS: &str = "other deployments that go first";
 
 /// Takes what a node says of the cluster.
 pub type ClusterChanged = Box<dyn Fn(ClusterNews) + Send + Sync>;
@@ -161,6 +162,13 @@ impl Deployments {
         self.at_work.send_replace(turns.at_work());
     }
 
+    /// Lets others have an order's turn while it waits for its next attempt.
+    fn rest(&self, deployment: DeploymentId, rests: bool) {
+        let mut desk = self.desk.lock();
+        desk.turns.rest(deployment, rests);
+        self.at_work.send_replace(desk.turns.at_work());
+    }
+
     /// Whether there is nothing left to be said of it to the nodes.
     async fn carry_out(&self, order: Order) -> bool {
         let Order { deployment, reference, attempt, .. } = &order;
@@ -193,16 +201,18 @@ impl Deployments {
     async fn fetch(&self, order: &Order, tracked: &Tracked) -> Result<Fetched, fetch::Error> {
         let deployment = order.deployment;
         let mut at_work = self.at_work.subscribe();
+        let rests = |rests| self.rest(deployment, rests);
+        let (reference, patience) = (&order.reference, Patience::ORDER);
         loop {
             let mine = at_work.wait_for(|at_work| at_work.contains(&deployment)).await;
             mine.map_err(|_| fetch::Error::Stopped)?;
             tokio::select! {
-                outcome = self.fetcher.image(&order.reference, tracked, Patience::ORDER) => {
+                outcome = self.fetcher.image_in_turns(reference, tracked, patience, &rests) => {
                     return outcome;
                 }
                 yields = at_work.wait_for(|at_work| !at_work.contains(&deployment)) => {
                     yields.map_err(|_| fetch::Error::Stopped)?;
-                    info!(%deployment, "the deployment waits for one of a higher priority");
+                    info!(%deployment, "the deployment waits for its turn");
                     tracked.wait_for(YIELDS);
                 }
             }

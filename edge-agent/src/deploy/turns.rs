@@ -1,7 +1,8 @@
 //! Whose turn it is: which of the orders that this host has are carried out at the moment.
 //!
 //! Of the highest priority that there is, the oldest [`AT_ONCE_MAX`]; all others wait, also those
-//! that were under way, and go on where they were.
+//! that were under way, and go on where they were. One that rests before its next attempt takes
+//! nobody's turn: what cannot be done for now, or never, holds up nothing else.
 //!
 //! Non-goals: carrying out, stopping or reporting anything; see the module above.
 
@@ -16,6 +17,7 @@ pub const AT_ONCE_MAX: usize = 4;
 struct Turn {
     priority: Priority,
     arrival: u64,
+    rests: bool,
 }
 
 /// See the module's documentation.
@@ -30,23 +32,32 @@ impl Turns {
     pub fn enter(&mut self, order: DeploymentId, priority: Priority) {
         self.arrivals += 1;
         let arrival = self.arrivals;
-        let turn = self.orders.entry(order).or_insert(Turn { priority, arrival });
-        turn.priority = priority;
+        let turn = self.orders.entry(order).or_insert(Turn { priority, arrival, rests: false });
+        (turn.priority, turn.rests) = (priority, false);
+    }
+
+    /// An order at work waits for its next attempt. Afterwards it is behind those of its priority.
+    pub fn rest(&mut self, order: DeploymentId, rests: bool) {
+        self.arrivals += 1;
+        if let Some(turn) = self.orders.get_mut(&order) {
+            (turn.rests, turn.arrival) = (rests, self.arrivals);
+        }
     }
 
     pub fn leave(&mut self, order: DeploymentId) {
         self.orders.remove(&order);
     }
 
-    /// Who is to be at work.
+    /// Who is to be at work, or may rest.
     pub fn at_work(&self) -> BTreeSet<DeploymentId> {
-        let Some(highest) = self.orders.values().map(|turn| turn.priority).max() else {
-            return BTreeSet::new();
-        };
-        let first = self.orders.iter().filter(|(_, turn)| turn.priority == highest);
+        let (resting, awake): (Vec<_>, Vec<_>) =
+            self.orders.iter().partition(|(_, turn)| turn.rests);
+        let highest = awake.iter().map(|(_, turn)| turn.priority).max();
+        let first = awake.into_iter().filter(|(_, turn)| Some(turn.priority) == highest);
         let mut first: Vec<_> = first.map(|(order, turn)| (turn.arrival, *order)).collect();
         first.sort_unstable();
-        first.into_iter().take(AT_ONCE_MAX).map(|(_, order)| order).collect()
+        let first = first.into_iter().take(AT_ONCE_MAX).map(|(_, order)| order);
+        first.chain(resting.into_iter().map(|(order, _)| *order)).collect()
     }
 }
 
@@ -89,5 +100,31 @@ mod tests {
         assert_eq!(at_work(&turns), [order(3)]);
         turns.leave(order(3));
         assert_eq!(at_work(&turns), []);
+    }
+
+    #[test]
+    fn who_rests_before_its_next_attempt_holds_up_nobody() {
+        let mut turns = Turns::default();
+        turns.enter(order(9), Priority::Urgent);
+        for number in 1..=5 {
+            turns.enter(order(number), Priority::Normal);
+        }
+        assert_eq!(at_work(&turns), [order(9)]);
+        turns.rest(order(9), true);
+        assert_eq!(at_work(&turns), [1, 2, 3, 4, 9].map(order));
+        turns.rest(order(1), true);
+        assert_eq!(at_work(&turns), [1, 2, 3, 4, 5, 9].map(order));
+        // Its turn is at the end of the line, or it would have rested at another one's cost.
+        turns.rest(order(1), false);
+        assert_eq!(at_work(&turns), [2, 3, 4, 5, 9].map(order));
+        turns.rest(order(9), false);
+        assert_eq!(at_work(&turns), [order(9)]);
+        turns.rest(order(9), true);
+        // It comes as another attempt.
+        turns.enter(order(9), Priority::Urgent);
+        assert_eq!(at_work(&turns), [order(9)]);
+        turns.leave(order(9));
+        turns.rest(order(9), true);
+        assert_eq!(at_work(&turns), [2, 3, 4, 5].map(order));
     }
 }

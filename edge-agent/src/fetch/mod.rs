@@ -35,6 +35,8 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_DOUBLED_MAX: Duration = Duration::from_secs(15);
 const RETRY_PAUSE_PART: u32 = 8;
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// In a pause that is as long, others have their turn.
+const REST_MIN: Duration = Duration::from_secs(5);
 
 /// Why an image did not arrive.
 #[derive(Debug, Error)]
@@ -125,7 +127,19 @@ impl Fetcher {
         tracked: &Tracked,
         patience: Patience,
     ) -> Result<Fetched, Error> {
-        self.attempts(reference, tracked, patience).instrument(tracked.span().clone()).await
+        self.image_in_turns(reference, tracked, patience, &|_| {}).await
+    }
+
+    /// The same; `rests` hears when a long pause before another attempt begins, and when it ends.
+    pub async fn image_in_turns(
+        &self,
+        reference: &ImageReference,
+        tracked: &Tracked,
+        patience: Patience,
+        rests: &(dyn Fn(bool) + Send + Sync),
+    ) -> Result<Fetched, Error> {
+        let attempts = self.attempts(reference, tracked, patience, rests);
+        attempts.instrument(tracked.span().clone()).await
     }
 
     async fn attempts(
@@ -133,6 +147,7 @@ impl Fetcher {
         reference: &ImageReference,
         tracked: &Tracked,
         patience: Patience,
+        rests: &(dyn Fn(bool) + Send + Sync),
     ) -> Result<Fetched, Error> {
         let began = Instant::now();
         let mut attempts = 0;
@@ -152,7 +167,14 @@ impl Fetcher {
             let seconds = pause.as_secs_f64();
             tracked.note_error(&format!("{text} (attempt {attempts}, again in {seconds:.0} s)"));
             tracked.wait_for("the next attempt");
+            let is_long = pause >= REST_MIN;
+            if is_long {
+                rests(true);
+            }
             tokio::time::sleep(pause).await;
+            if is_long {
+                rests(false);
+            }
         }
     }
 

@@ -193,6 +193,12 @@ impl Download {
         self.chunk_bytes = smooth(self.chunk_bytes, f64::from(bytes).max(1.0));
     }
 
+    /// It is here and being written: it is not asked for again, though it was given up as late, unless
+    /// its request ends without it.
+    pub(crate) fn landed(&mut self, index: u32) {
+        self.taken.insert(index);
+    }
+
     pub(crate) fn begin(&mut self, indices: &[u32]) {
         for &index in indices {
             let count = &mut self.flight[index as usize];

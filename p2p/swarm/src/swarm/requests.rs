@@ -91,6 +91,7 @@ impl Swarm {
         self.cuts = 0;
         let download = self.download(recipe)?;
         download.measure(took, bytes, brought_in);
+        download.landed(index);
         download.heads.hear(now, from);
         Some(recipe)
     }

@@ -125,7 +125,7 @@ impl Pending {
 
     /// Takes over what an earlier process has left, of whose batches the trail has those up to `last`.
     fn recover(&mut self, node: NodeId, at: Timestamp, found: Found, last: Option<(u64, u64)>) {
-        let Found { run, batch, sent, notes, lost, is_whole } = found;
+        let Found { run, batch, sent, mut notes, lost, is_whole } = found;
         let ended = sent.as_ref().is_some_and(|sent| sent.phase == AuditPhase::Ends);
         let sent_notes = sent.as_ref().map_or(0, |sent| sent.notes.len());
         let next = batch + u64::from(sent.is_some());
@@ -144,6 +144,15 @@ impl Pending {
             notes: folded(sent.notes),
             lost: sent.lost,
         });
+        // A machine that fell may have kept the file as it was some batches ago, of which each took what
+        // stood first then.
+        if let Some((of, done)) = last
+            && of == run
+            && done >= next
+        {
+            let batches = usize::try_from(done - next).unwrap_or(usize::MAX).saturating_add(1);
+            notes.drain(..notes.len().min(batches.saturating_mul(AUDIT_BATCH_MAX)));
+        }
         self.lost = lost;
         let kept = (sent_notes + notes.len()) as u64;
         self.notes = notes;
@@ -459,6 +468,32 @@ mod tests {
         let source = AuditSource { who: who.into(), from: from.into(), ..AuditSource::default() };
         let (at, action, target) = (Timestamp::from_millis(1), "a.b".into(), "c".into());
         AuditNote { at, source, action, target, result, count: 1 }
+    }
+
+    #[test]
+    fn what_the_trail_has_already_is_not_put_in_again() {
+        let done = || note("alice", "", AuditResult::Done);
+        for (is_sent, last, left) in [
+            (false, None, 2),
+            (false, Some((6, 9)), 2),
+            (false, Some((7, 2)), 2),
+            (false, Some((7, 3)), 0),
+            (true, Some((7, 2)), 2),
+            (true, Some((7, 3)), 2),
+            (true, Some((7, 4)), 0),
+        ] {
+            let sent = is_sent.then(|| {
+                let notes = vec![done()];
+                journal::Sent { phase: AuditPhase::Goes, notes, lost: 0 }
+            });
+            let notes = vec![done(), done()];
+            let found = Found { run: 7, batch: 3, sent, notes, lost: 0, is_whole: false };
+            let mut pending = Pending { run: 9, ..Pending::default() };
+            pending.recover(NodeId::new(1), Timestamp::from_millis(1), found, last);
+            // One tells of it.
+            assert_eq!(pending.notes.len(), left + 1, "{is_sent} {last:?}");
+            assert_eq!((pending.run, pending.batch, pending.sent.is_some()), (9, 0, is_sent));
+        }
     }
 
     #[test]

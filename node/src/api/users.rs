@@ -13,6 +13,7 @@ use shoal_metadata::{
     Subject, UserRole, What, is_email,
 };
 use shoal_raft::ProposeError;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
@@ -48,12 +49,16 @@ fn role_of(text: &str) -> Result<UserRole, Problem> {
 }
 
 pub(super) fn shown<R: Read>(query: Query<'_, R>, row: &metadata::User) -> Result<User, Fault> {
-    Ok(User {
+    Ok(with_email(row, query.email(&row.name)?))
+}
+
+fn with_email(row: &metadata::User, email: Option<String>) -> User {
+    User {
         username: row.name.clone(),
         role: role_name(row.role).to_owned(),
-        email: query.email(&row.name)?,
+        email,
         created_at: rfc3339(row.created_at),
-    })
+    }
 }
 
 fn check_email(text: &str) -> Result<(), Problem> {
@@ -194,10 +199,15 @@ pub async fn create(
         }
         error => error.into(),
     })?;
-    if !email.is_empty() {
-        app.propose(set_email(&name, email)).await?;
+    // The account is there by now, and a password that was made for it is told in this answer alone.
+    let mut kept = Some(email).filter(|email| !email.is_empty());
+    if let Some(email) = &kept
+        && let Err(error) = app.propose(set_email(&name, email.clone())).await
+    {
+        warn!(user = %name, %error, "a new account's e-mail address could not be kept");
+        kept = None;
     }
-    let user = shown(app.view().await?.query(), &row)?;
+    let user = with_email(&row, kept);
     Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
 }
 

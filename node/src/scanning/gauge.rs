@@ -58,9 +58,12 @@ impl Scanner {
     pub(super) async fn count_criticals(&self) {
         let mut events = self.inner.raft.events();
         loop {
-            match self.criticals() {
-                Ok(counted) => *self.inner.criticals.known.lock() = counted,
-                Err(fault) => warn!(error = chain(&fault), "vulnerabilities cannot be counted"),
+            let this = self.clone();
+            // All scans are looked at, and nobody else is to wait for that.
+            match tokio::task::spawn_blocking(move || this.criticals()).await {
+                Ok(Ok(counted)) => *self.inner.criticals.known.lock() = counted,
+                Ok(Err(fault)) => warn!(error = chain(&fault), "vulnerabilities cannot be counted"),
+                Err(error) => warn!(%error, "vulnerabilities cannot be counted"),
             }
             sleep(INTERVAL_MIN).await;
             let _ = timeout(INTERVAL_MAX, changed(&mut events)).await;

@@ -37,7 +37,8 @@ use prometheus_client::registry::Registry;
 use shoal_api::Vulnerability;
 use shoal_content::{NodeId, ObjectKey, ScanId};
 use shoal_metadata::{
-    Command, Fault, Query, Read, Scan, ScanKey, ScanReport, ScanState, command_version,
+    Command, Fault, OPEN_SCANS_MAX, Query, Read, Scan, ScanKey, ScanReport, ScanState,
+    command_version,
 };
 use shoal_raft::Raft;
 use thiserror::Error;
@@ -62,8 +63,6 @@ pub use subject::Unfit;
 
 /// How often what is open is looked at, besides whenever something changes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Open scans that one look considers.
-const LOOKED_AT_MAX: usize = 200;
 /// Lists that are read at once; each is in memory.
 const READS_AT_ONCE_MAX: usize = 4;
 /// Versions just pushed that are about to be ordered; more are left to the next round.
@@ -238,10 +237,9 @@ impl Scanner {
         let mut tasks = JoinSet::new();
         loop {
             if let Some(settings) = self.settings() {
-                match self.due() {
+                match self.due(settings.config.parallel.saturating_sub(tasks.len())) {
                     Ok(due) => {
-                        let free = settings.config.parallel.saturating_sub(tasks.len());
-                        for scan in due.into_iter().take(free) {
+                        for scan in due {
                             if let Some(task) = self.at_work(scan) {
                                 tasks.spawn(task);
                             }
@@ -258,12 +256,17 @@ impl Scanner {
         }
     }
 
-    /// What waits for a node, or for a node to take over; the one that was ordered first comes first.
-    fn due(&self) -> Result<Vec<Scan>, Fault> {
+    /// What waits for a node, or for a node to take over, at most `free`; the one that was ordered first
+    /// comes first.
+    fn due(&self, free: usize) -> Result<Vec<Scan>, Fault> {
+        let mut due = Vec::new();
+        if free == 0 {
+            return Ok(due);
+        }
         let view = self.inner.raft.local();
         let now = clock::now();
-        let mut due = Vec::new();
-        for scan in view.query().open_scans(LOOKED_AT_MAX)? {
+        // Of all: others may be at any number of them.
+        for scan in view.query().open_scans(OPEN_SCANS_MAX)? {
             let waits = match &scan.state {
                 ScanState::Pending => true,
                 // What this node began and is not at, it began before it was started again.
@@ -273,9 +276,12 @@ impl Scanner {
                 ScanState::Completed | ScanState::Failed { .. } => false,
             };
             let here = self.inner.running.lock().contains(&scan.of);
-            // Those of a deleted image wait until it is restored, or gone.
+            // Those of an image that is being deleted have nothing to be done.
             if waits && !here && view.query().live_image(scan.of.image)?.is_some() {
                 due.push(scan);
+            }
+            if due.len() == free {
+                break;
             }
         }
         Ok(due)

@@ -114,17 +114,13 @@ impl Scanner {
         };
         let (mut after, mut ordered) = (None::<RepositoryName>, 0);
         while room > 0 {
-            let due = {
-                let view = self.inner.raft.local();
-                let page = view.query().images(after.as_ref(), PAGE_IMAGES)?;
-                let Some(last) = page.last() else { break };
-                after = Some(last.name.clone());
-                let mut due = Vec::new();
-                for image in page {
-                    due.extend(due_of(view.query(), &image, before)?);
-                }
-                due
-            };
+            let (this, from) = (self.clone(), after.take());
+            // What is not due has its rows read, too, and nobody else is to wait for that.
+            let page = tokio::task::spawn_blocking(move || this.due_after(from.as_ref(), before));
+            // Else the node is stopping.
+            let Ok(page) = page.await else { break };
+            let Some((last, due)) = page? else { break };
+            after = Some(last);
             for of in due.into_iter().take(room) {
                 match self.inner.raft.propose(clock::now(), order(of, String::new())).await {
                     Ok(_) => (ordered, room) = (ordered + 1, room - 1),
@@ -137,6 +133,22 @@ impl Scanner {
             }
         }
         Ok(ordered)
+    }
+
+    /// What is due of a page of images, and the last of them; nothing behind the last page.
+    fn due_after(
+        &self,
+        after: Option<&RepositoryName>,
+        before: Timestamp,
+    ) -> Result<Option<(RepositoryName, Vec<ScanKey>)>, Fault> {
+        let view = self.inner.raft.local();
+        let page = view.query().images(after, PAGE_IMAGES)?;
+        let Some(last) = page.last().map(|image| image.name.clone()) else { return Ok(None) };
+        let mut due = Vec::new();
+        for image in page {
+            due.extend(due_of(view.query(), &image, before)?);
+        }
+        Ok(Some((last, due)))
     }
 }
 

@@ -74,8 +74,31 @@ fn only_versions_that_are_there_are_scanned() {
     assert_eq!(world.refuses(order(2, 2)), Refusal::NotFound(Subject::Image));
     assert_eq!(world.refuses(claim(1, 1, 1_000, false)), Refusal::NotFound(Subject::Image));
     check(&world);
+    // Meanwhile it is in nobody's way.
+    assert_eq!(world.query().open_scans(9).unwrap(), []);
     world.accepts(Command::RestoreImage { id: image_id(10) });
+    assert_eq!(world.refuses(claim(1, 1, 1_000, false)), Refusal::NotFound(Subject::Scan));
+    assert!(matches!(scan(&world).state, ScanState::Failed { .. }));
+    assert_eq!(world.accepts(order(1, 3)), Response::Scan(scan_id(3)));
+    world.accepts(claim(3, 1, 1_000, false));
+    check(&world);
+}
+
+#[test]
+fn an_image_that_is_deleted_keeps_nobody_from_having_others_scanned() {
+    let mut world = world();
+    world.accepts(Command::PutManifest(disk("other", 20, 4, &[4])));
+    world.accepts(order(1, 1));
     world.accepts(claim(1, 1, 1_000, false));
+    world.accepts(order(2, 2));
+    let other = Command::OrderScan { of: scan_key(20, 4), id: scan_id(4), by: "admin".into() };
+    world.accepts(other);
+    world.accepts(Command::TrashImage { id: image_id(10), by: "admin".into() });
+    let open: Vec<_> = world.query().open_scans(9).unwrap().iter().map(|scan| scan.id).collect();
+    assert_eq!(open, [scan_id(4)]);
+    // The node that is at it has nothing to end.
+    assert_eq!(world.refuses(end(1, 1, completed(1, None))), Refusal::NotFound(Subject::Scan));
+    check(&world);
 }
 
 #[test]

@@ -261,10 +261,12 @@ impl Directory {
     }
 
     async fn asked(&self, settings: &Arc<Ldap>, subjects: Vec<String>) -> bool {
-        let Ok(_place) = Arc::clone(&self.places).acquire_owned().await else { return false };
         let (settings, tls) = (settings.clone(), self.tls.clone());
-        let seconds = settings.timeout_seconds;
+        let (seconds, places) = (settings.timeout_seconds, Arc::clone(&self.places));
         let asking = async move {
+            // Within the time as well: where the directory hangs, all places are taken, and a token is
+            // good all the same.
+            let _place = places.acquire_owned().await;
             let mut ldap = connected(&settings, tls.as_ref()).await?;
             let gone = are_gone(&mut ldap, &settings, &subjects).await;
             // The other end may be gone already, and so is the connection then.

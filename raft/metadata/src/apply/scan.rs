@@ -1,7 +1,7 @@
 //! Scans of versions: ordered, claimed, ended, dropped.
 //!
-//! Invariant: a scan is carried out by the node whose claim stands, and by one at a time in the
-//! cluster.
+//! Invariants: a scan is carried out by the node whose claim stands, and by one at a time in the
+//! cluster; one of a deleted image is not open.
 
 use shoal_content::{Digest, ImageId, NodeId, ScanId, Timestamp};
 
@@ -13,6 +13,9 @@ use crate::scan::{
     ScanReport, ScanState,
 };
 use crate::table::{Fault, Read, Table};
+
+/// Why a scan of a deleted image found nothing.
+const IMAGE_DELETED: &str = "version_gone: the image was deleted; order the scan again";
 
 /// Who takes the work.
 pub(super) struct Claim {
@@ -109,6 +112,24 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::OpenScans, key::open_scan(scan.ordered_at, of));
         self.put_scan(&Scan { state, report, ..scan });
         Ok(Response::Done)
+    }
+
+    /// Of an image that is deleted: for as long as it could be restored, its orders would keep others from
+    /// being carried out, and from being given.
+    pub(super) fn give_up_scans(&mut self, image: ImageId) -> Result<(), Fault> {
+        for (key, _) in self.rows.scan(Table::OpenScans, b"", b"", OPEN_SCANS_MAX)? {
+            let of = key.get(key::TIME_BYTES..).unwrap_or_default();
+            let (of_image, digest) = key::read_image_digest(of)?;
+            if of_image != image {
+                continue;
+            }
+            let missing = Fault::Contradiction("an index names no scan");
+            let scan = self.query().scan(&ScanKey { image, digest })?.ok_or(missing)?;
+            let state = ScanState::Failed { at: self.at, reason: IMAGE_DELETED.to_owned() };
+            self.rows.remove(Table::OpenScans, key);
+            self.put_scan(&Scan { state, ..scan });
+        }
+        Ok(())
     }
 
     /// With its version.

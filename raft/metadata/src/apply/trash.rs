@@ -38,6 +38,7 @@ impl<R: Read> Step<'_, R> {
         self.leave_name(&image)?;
         let deletion = DeletedImage { id, at: self.at, by };
         self.rows.put(Table::DeletedImages, key::deleted_image(&image.name, id), &deletion);
+        self.give_up_scans(id)?;
         self.tell_tags(&image)?;
         Ok(Response::Done)
     }

@@ -302,16 +302,22 @@ impl Compactor {
             }
             return Ok(false);
         }
-        let mut unreadable: BTreeSet<ObjectKey> = BTreeSet::new();
+        // Packs that cannot be read, or turned out to be worth their bytes.
+        let mut skipped: BTreeSet<ObjectKey> = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
-            let Some(survey) = self.survey(image, &unreadable, PACKS_AT_ONCE).await? else {
+            let Some(survey) = self.survey(image, &skipped, PACKS_AT_ONCE).await? else {
                 return Ok(true);
             };
+            // Else they would be looked at in place of others, each time.
+            skipped.extend(&survey.thick);
+            if survey.packs.is_empty() {
+                continue;
+            }
             let moved = self.move_chunks(image, survey, pace).await?;
             if moved.is_overtaken {
                 return Ok(false);
             }
-            unreadable.extend(&moved.unreadable);
+            skipped.extend(&moved.unreadable);
             let saved_bytes = moved.dropped_bytes.saturating_sub(moved.written_bytes);
             self.meters.packs.inc_by(moved.packs);
             self.meters.written_bytes.inc_by(moved.written_bytes);

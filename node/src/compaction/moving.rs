@@ -117,7 +117,7 @@ impl Compactor {
         survey: Survey,
         pace: &mut Pace,
     ) -> Result<Moved, Error> {
-        let Survey { packs, recipes } = survey;
+        let Survey { packs, recipes, .. } = survey;
         let under = self.raft.local().query().key_owner(image)?;
         let windows = Windows::with_capacity(self.store.clone(), READ_CACHE_BYTES_MAX);
         let mut writer = Writer {
@@ -132,7 +132,7 @@ impl Compactor {
         // Which may lie in several of the packs.
         let mut taken: BTreeSet<ChunkId> = BTreeSet::new();
         for (pack, thin) in packs {
-            let (length, needed) = (thin.length, thin.needed_bytes());
+            let (length, read_bytes) = (thin.length, thin.read_bytes());
             match self.read_needed(&windows, thin).await {
                 Ok(chunks) => {
                     for (place, stored) in chunks {
@@ -149,7 +149,7 @@ impl Compactor {
                 }
                 Err(error) => return Err(error),
             }
-            pace.spend(needed).await;
+            pace.spend(read_bytes).await;
         }
         writer.close().await?;
         let Writer { placed, written_bytes, .. } = writer;
@@ -215,7 +215,9 @@ impl Compactor {
                 return Err(Error::TooManyChunks);
             }
         }
-        let listed = spawn_blocking(move || listed(placed));
+        let before: BTreeSet<RecipeId> =
+            recipes.values().filter_map(|held| held.placement).collect();
+        let listed = spawn_blocking(move || listed(placed, &before));
         let (placement, encoded) = listed.await.map_err(|_| Error::Interrupted)??;
         let id = RecipeId::of(&encoded);
         put_and_see(&*self.store, ObjectKey::Recipe(id), under, encoded).await?;
@@ -313,8 +315,12 @@ impl Size {
     }
 }
 
-/// A placement, and its bytes.
-fn listed(placed: BTreeMap<ChunkId, Place>) -> Result<(Recipe, Bytes), Error> {
+/// A placement, and its bytes: another one than any of `before`. It would list the same where a version
+/// came with what its recipe names, and the others of that content are where it is to be.
+fn listed(
+    placed: BTreeMap<ChunkId, Place>,
+    before: &BTreeSet<RecipeId>,
+) -> Result<(Recipe, Bytes), Error> {
     let mut numbers: BTreeMap<ObjectKey, u32> = BTreeMap::new();
     let (mut objects, mut chunks) = (Vec::new(), Vec::with_capacity(placed.len()));
     for Place { object, chunk } in placed.into_values() {
@@ -324,9 +330,17 @@ fn listed(placed: BTreeMap<ChunkId, Place>) -> Result<(Recipe, Bytes), Error> {
         });
         chunks.push(Chunk { object: number, ..chunk });
     }
-    let placement = Recipe::new(RecipeKind::Disk, 0, objects, chunks, Vec::new())?;
-    let encoded = Bytes::from(placement.encode());
-    Ok((placement, encoded))
+    let mut placement = Recipe::new(RecipeKind::Disk, 0, objects, chunks, Vec::new())?;
+    loop {
+        let (id, encoded) = placement.encode_with_id();
+        if !before.contains(&id) {
+            return Ok((placement, Bytes::from(encoded)));
+        }
+        // Nobody goes by its length.
+        let (length, objects) = (placement.length() + 1, placement.objects().to_vec());
+        let chunks = placement.chunks().to_vec();
+        placement = Recipe::new(RecipeKind::Disk, length, objects, chunks, Vec::new())?;
+    }
 }
 
 /// The packs that a placement leads to for a recipe.
@@ -340,6 +354,7 @@ mod tests {
     use shoal_content::{Encoding, Extent};
 
     use super::*;
+    use crate::origin::WINDOW_BYTES;
 
     fn place(content: u8, pack: u8, at: u64) -> Place {
         let key = ObjectKey::Pack(PackId::of(&[pack]));
@@ -353,7 +368,7 @@ mod tests {
         let places: Vec<Place> =
             (0..200).map(|n| place(n, n % 3, u64::from(n % 9) * 100)).collect();
         let placed = places.iter().map(|place| (place.chunk.id, *place)).collect();
-        let (placement, encoded) = listed(placed).unwrap();
+        let (placement, encoded) = listed(placed, &BTreeSet::new()).unwrap();
         assert_eq!(Recipe::decode(&encoded).unwrap(), placement);
         for place in &places {
             let found = Place::moved(&placement, &place.chunk).unwrap();
@@ -364,10 +379,39 @@ mod tests {
     }
 
     #[test]
+    fn a_placement_that_lists_what_one_before_did_is_another() {
+        let placed: BTreeMap<ChunkId, Place> =
+            [place(1, 1, 0), place(2, 2, 0)].map(|place| (place.chunk.id, place)).into();
+        let mut before = BTreeSet::new();
+        for _ in 0..3 {
+            let (placement, encoded) = listed(placed.clone(), &before).unwrap();
+            assert_eq!(Recipe::decode(&encoded).unwrap(), placement);
+            for place in placed.values() {
+                let found = Place::moved(&placement, &place.chunk);
+                assert_eq!(found.map(|found| found.object), Some(place.object));
+            }
+            assert!(before.insert(RecipeId::of(&encoded)), "it was there before");
+        }
+    }
+
+    #[test]
+    fn what_is_read_of_a_pack_is_windows() {
+        let far = |at| Place { chunk: Chunk { at, ..place(1, 1, 0).chunk }, ..place(1, 1, 0) };
+        let read = |places: &[u64], length| {
+            ThinPack { length, places: places.iter().copied().map(far).collect() }.read_bytes()
+        };
+        assert_eq!(read(&[], 8 * WINDOW_BYTES), 0);
+        assert_eq!(read(&[0, 500], 8 * WINDOW_BYTES), WINDOW_BYTES);
+        assert_eq!(read(&[WINDOW_BYTES - 1], 8 * WINDOW_BYTES), 2 * WINDOW_BYTES);
+        assert_eq!(read(&[0, 7 * WINDOW_BYTES], 7 * WINDOW_BYTES + 100), WINDOW_BYTES * 2);
+        assert_eq!(read(&[0], 100), 100);
+    }
+
+    #[test]
     fn a_recipe_is_led_to_the_packs_of_its_own_chunks_alone() {
         let places = [place(1, 1, 0), place(2, 2, 0), place(3, 2, 100)];
         let placed = places.iter().map(|place| (place.chunk.id, *place)).collect();
-        let (placement, _) = listed(placed).unwrap();
+        let (placement, _) = listed(placed, &BTreeSet::new()).unwrap();
         let own = place(2, 9, 500);
         let chunks = vec![Chunk { object: 0, ..own.chunk }];
         let extents = vec![Extent { offset: 0, chunk: 0 }];

@@ -19,7 +19,7 @@ use tracing::info;
 
 use super::thin::{Needed, Tally, is_thin};
 use super::{Compactor, Error};
-use crate::origin::Place;
+use crate::origin::{Place, WINDOW_BYTES};
 use crate::store::StoreError;
 
 /// Packs of an image that are looked at.
@@ -38,6 +38,16 @@ impl ThinPack {
     pub fn needed_bytes(&self) -> u64 {
         self.places.iter().map(|place| u64::from(place.chunk.stored())).sum()
     }
+
+    /// What is read of it for that, in whole windows.
+    pub fn read_bytes(&self) -> u64 {
+        let windows = self.places.iter().flat_map(|Place { chunk, .. }| {
+            let end = chunk.at + u64::from(chunk.stored());
+            chunk.at / WINDOW_BYTES..end.div_ceil(WINDOW_BYTES)
+        });
+        let windows: BTreeSet<u64> = windows.collect();
+        (windows.len() as u64 * WINDOW_BYTES).min(self.length)
+    }
 }
 
 /// A recipe that versions of the image have.
@@ -55,7 +65,10 @@ pub(super) struct Held {
 /// What is to be moved.
 #[derive(Debug)]
 pub(super) struct Survey {
+    /// May be none, while there are others that were not looked at.
     pub packs: BTreeMap<ObjectKey, ThinPack>,
+    /// Looked at, and not thin: recipes need different parts of them.
+    pub thick: BTreeSet<ObjectKey>,
     /// Whose versions refer to one of the packs.
     pub recipes: BTreeMap<RecipeId, Held>,
 }
@@ -143,13 +156,18 @@ impl Compactor {
             };
             needed = spawn_blocking(add).await.map_err(|_| Error::Interrupted)?;
         }
-        let packs = needed.into_packs().into_iter().filter_map(|(pack, places)| {
-            let thin = ThinPack { length: *lengths.get(&pack)?, places };
-            let is_thin = is_thin(thin.needed_bytes(), thin.length, self.limits.below_percent);
-            is_thin.then_some((pack, thin))
-        });
-        let packs: BTreeMap<ObjectKey, ThinPack> = packs.collect();
-        Ok((!packs.is_empty()).then_some(Survey { packs, recipes }))
+        let (mut packs, mut thick) = (BTreeMap::new(), BTreeSet::new());
+        for (pack, places) in needed.into_packs() {
+            let Some(&length) = lengths.get(&pack) else { continue };
+            let thin = ThinPack { length, places };
+            if is_thin(thin.needed_bytes(), length, self.limits.below_percent) {
+                packs.insert(pack, thin);
+            } else {
+                thick.insert(pack);
+            }
+        }
+        let is_nothing = packs.is_empty() && thick.is_empty();
+        Ok((!is_nothing).then_some(Survey { packs, thick, recipes }))
     }
 
     /// A recipe, and the placement that it had when the rows were looked at.

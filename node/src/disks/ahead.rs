@@ -12,6 +12,7 @@
 //! sends first what is read first gains most; see `shoal_formats::read_first`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -186,16 +187,22 @@ impl Disks {
                 arrivals.came(&parts);
                 Stage::Receiving
             }
-            // The ingest makes them known, and takes over what was read.
-            DiskUploadState::Ingesting { node, .. } if node == self.inner.node => Stage::Ingesting,
+            // The ingest takes over what was read. It may wait for others before, and no other parts
+            // come any more.
+            DiskUploadState::Ingesting { node, .. } if node == self.inner.node => {
+                arrivals.came(&parts);
+                Stage::Ingesting
+            }
             _ => Stage::Ended,
         }
     }
 
-    /// The reader of an upload, as the ingest that begins sees it.
+    /// The reader of an upload, as the ingest that begins sees it. None that lost its lease before: an
+    /// ingest that began with that would end at once, as if it had lost its own.
     pub(super) fn running_ahead(&self, upload: UploadId) -> Option<Arc<Running>> {
         let known = self.inner.ahead.lock();
-        known.get(&upload).map(|ahead| Arc::clone(&ahead.running))
+        let running = known.get(&upload).map(|ahead| Arc::clone(&ahead.running));
+        running.filter(|running| !running.lost.load(Ordering::Relaxed))
     }
 
     /// What was read of the disk while it came in, where that is the disk of `order`. Waits until it

@@ -4,7 +4,9 @@
 //! are looked at before anything else; on a thread of its own, since it waits for a client, who may
 //! stop for as long as it likes. What comes of it counts only where the upload is
 //! completed at this node, of the parts that were read; in every other case the disk is read when it
-//! is there, as if nothing had been. So it needs no lease, and no failure of it is anybody's.
+//! is there, as if nothing had been. So it needs no lease, and no failure of it is anybody's. Packs that
+//! nothing came of get a row, so that they go after the grace period like all that nothing refers to: an
+//! upload that is given up again and again would else fill storage, beyond any quota, until a scrub.
 //!
 //! Invariants: at most [`AHEAD_AT_ONCE_MAX`] disks are read ahead on a node, each within the bounds of
 //! any ingest; chunks, packs and recipe are the same as of a disk that is read when it is there.
@@ -12,13 +14,13 @@
 //! sends first what is read first gains most; see `shoal_formats::read_first`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use shoal_content::UploadId;
-use shoal_metadata::{DiskUploadState, Event, KeyOwner, UploadPurpose};
+use shoal_content::{ObjectKey, UploadId};
+use shoal_metadata::{Command, DiskUploadState, Event, KeyOwner, UploadPurpose};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -29,6 +31,8 @@ use super::arrivals::{Arrivals, Way};
 use super::ingest::{Failure, Order};
 use super::reading::Cut;
 use super::{Disks, Running};
+use crate::clock;
+use crate::http::problem::chain;
 
 /// Disks that one node reads at once while they come in.
 pub const AHEAD_AT_ONCE_MAX: usize = 2;
@@ -38,6 +42,8 @@ const AHEAD_BYTES_MIN: u64 = 32 * 1024 * 1024;
 const KEPT_MAX: Duration = Duration::from_secs(60);
 /// The rows are looked at so often at least, should nothing be heard of them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Objects that one command makes known.
+const ADOPTED_AT_ONCE: usize = 1000;
 
 /// A disk that is read while it comes in.
 #[derive(Debug)]
@@ -48,6 +54,10 @@ pub(super) struct Ahead {
     /// Whose key its packs are sealed with.
     under: KeyOwner,
     outcome: Mutex<Option<oneshot::Receiver<Result<Cut, Failure>>>>,
+    /// Those that its reader has begun to store.
+    packs: Arc<Mutex<Vec<ObjectKey>>>,
+    /// Whether an ingest has taken over what was read.
+    is_taken: AtomicBool,
     /// What was read takes memory until it is published.
     _permit: OwnedSemaphorePermit,
 }
@@ -131,9 +141,31 @@ impl Disks {
                 break;
             }
         }
+        self.forget_ahead(upload, &ahead);
+        if !ahead.is_taken.load(Ordering::Relaxed) {
+            ahead.arrivals.give_up();
+            ahead.arrivals.ended().await;
+            self.leave_packs(upload, &ahead).await;
+        }
+    }
+
+    fn forget_ahead(&self, upload: UploadId, ahead: &Arc<Ahead>) {
         let mut known = self.inner.ahead.lock();
-        if known.get(&upload).is_some_and(|known| Arc::ptr_eq(known, &ahead)) {
+        if known.get(&upload).is_some_and(|known| Arc::ptr_eq(known, ahead)) {
             known.remove(&upload);
+        }
+    }
+
+    /// Makes packs known of which nothing came here. Those that have a row stay as they are.
+    async fn leave_packs(&self, upload: UploadId, ahead: &Ahead) {
+        let packs = std::mem::take(&mut *ahead.packs.lock());
+        for some in packs.chunks(ADOPTED_AT_ONCE) {
+            let adopt = Command::AdoptObjects { objects: some.iter().copied().collect() };
+            if let Err(error) = self.inner.raft.propose(clock::now(), adopt).await {
+                // The scrub finds them.
+                info!(%upload, error = chain(&error), "packs of a disk that did not come stay");
+                return;
+            }
         }
     }
 
@@ -153,6 +185,8 @@ impl Disks {
             running,
             under: order.under(),
             outcome: Mutex::new(Some(outcome)),
+            packs: Arc::clone(&reading.packs),
+            is_taken: AtomicBool::new(false),
             _permit: permit,
         });
         {
@@ -216,7 +250,10 @@ impl Disks {
         }
         let outcome = ahead.outcome.lock().take();
         match outcome?.await {
-            Ok(Ok(cut)) => Some(cut),
+            Ok(Ok(cut)) => {
+                ahead.is_taken.store(true, Ordering::Relaxed);
+                Some(cut)
+            }
             Ok(Err(failure)) => {
                 info!(%upload, ?failure, "reading a disk while it came in failed; it is read anew");
                 None

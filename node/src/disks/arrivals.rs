@@ -231,6 +231,19 @@ impl Arrivals {
         self.state.lock().reading == Reading::Ended
     }
 
+    /// Waits until the reader reads no more.
+    pub async fn ended(&self) {
+        loop {
+            let mut went_on = std::pin::pin!(self.went_on.notified());
+            // Before the look, so that what happens after it is not missed.
+            went_on.as_mut().enable();
+            if self.has_ended() {
+                return;
+            }
+            went_on.await;
+        }
+    }
+
     /// Waits until a part of so many bytes may come.
     pub async fn make_way(self: Arc<Self>, bytes: u64) -> Way {
         let latest = Instant::now() + self.way_wait_max;
@@ -355,5 +368,16 @@ mod tests {
         let arrivals = Arrivals::coming(parts([0]));
         arrivals.give_up();
         assert!(arrivals.wait(1).is_err());
+    }
+
+    #[test]
+    fn whoever_waits_for_the_reader_hears_of_its_end() {
+        let arrivals = Arrivals::coming(parts([0]));
+        let mut ended = Box::pin(arrivals.ended());
+        assert!(ended.as_mut().now_or_never().is_none());
+        arrivals.read(0);
+        assert!(ended.as_mut().now_or_never().is_none());
+        arrivals.end_reading();
+        assert!(ended.as_mut().now_or_never().is_some());
     }
 }

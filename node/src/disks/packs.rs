@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use shoal_content::{ObjectKey, PackId};
 use shoal_formats::{PackSink, SinkError};
 use shoal_metadata::KeyOwner;
@@ -24,12 +25,19 @@ pub struct PackUploads {
     under: KeyOwner,
     runtime: Handle,
     tasks: JoinSet<Result<(), StoreError>>,
+    begun: Arc<Mutex<Vec<ObjectKey>>>,
 }
 
 impl PackUploads {
     /// What it stores is for the project of `under`.
     pub fn new(store: Arc<dyn BlobStore>, under: KeyOwner, runtime: Handle) -> Self {
-        Self { store, under, runtime, tasks: JoinSet::new() }
+        Self { store, under, runtime, tasks: JoinSet::new(), begun: Arc::default() }
+    }
+
+    /// The packs that it has begun to store, as they become more: for whoever sees to those that nothing
+    /// comes of.
+    pub fn begun(&self) -> Arc<Mutex<Vec<ObjectKey>>> {
+        Arc::clone(&self.begun)
     }
 
     /// Waits until `most` packs are under way.
@@ -57,6 +65,7 @@ impl PackSink for PackUploads {
     fn put_pack(&mut self, id: PackId, bytes: Vec<u8>) -> Result<(), SinkError> {
         self.wait(PACKS_IN_FLIGHT_MAX - 1)?;
         let (store, under) = (Arc::clone(&self.store), self.under.clone());
+        self.begun.lock().push(ObjectKey::Pack(id));
         let store_pack = async move {
             // An ingest that another node began may have stored it: the name says what it holds.
             put_and_see(&*store, ObjectKey::Pack(id), &under, Bytes::from(bytes)).await

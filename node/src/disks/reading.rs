@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use shoal_content::{Digest, ObjectKey, Recipe};
 use shoal_formats::{
     DiskIngest, ForeseenFile, Format, FreeSpace, IngestError, Ingested, ReadAt, SinkError, open,
@@ -50,6 +51,8 @@ pub(super) struct Reading {
     layers: Vec<(Digest, u64)>,
     known: Known,
     ingest: DiskIngest<PackUploads>,
+    /// Those that it has begun to store.
+    pub packs: Arc<Mutex<Vec<ObjectKey>>>,
     running: Arc<Running>,
 }
 
@@ -73,9 +76,10 @@ impl Disks {
             FreeSpace::Zero
         };
         let sink = PackUploads::new(store, order.under(), runtime);
+        let packs = sink.begun();
         let ingest = DiskIngest::new(sink).free_space(free_space).foresee_file();
         let (layers, hint, source) = (order.layers.clone(), order.hint, Arc::new(source));
-        Ok(Reading { source, hint, layers, known, ingest, running })
+        Ok(Reading { source, hint, layers, known, ingest, packs, running })
     }
 }
 

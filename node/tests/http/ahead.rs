@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use shoal_content::{ImageId, ObjectKey};
+use reqwest::Method;
+use shoal_content::{ImageId, ObjectKey, Timestamp};
 
 use super::disks::{Session, begin, create_image, download, fill, finish, put};
 use super::node::Node;
@@ -94,5 +95,25 @@ async fn a_part_that_comes_anew_after_it_was_read_counts_as_it_came_last() -> Re
     ensure!(status.status == "active", "{status:?}");
     let back = download(&node, image, "1", "raw").await?;
     ensure!(back == session.parts.concat(), "it is not what came last");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_of_an_upload_that_is_given_up_are_known_to_be_garbage() -> Result<()> {
+    let node = Node::start().await?;
+    let image = create_image(&node, "zedge/given-up").await?;
+    let session = begin_noise(&node, image, "1").await?;
+    send_most(&node, &session).await?;
+    let given_up = node.request(Method::DELETE, &session.path).send().await?;
+    ensure!(given_up.status().is_success(), "{}", given_up.text().await?);
+    until("all of its packs to have a row", async || {
+        let known: BTreeSet<ObjectKey> = {
+            let view = node.server.app().raft.local();
+            let long_after = Timestamp::from_millis(u64::MAX);
+            view.query().unreferenced_objects(long_after, 1000)?.into_iter().collect()
+        };
+        Ok((!known.is_empty() && stored(&node).await?.is_subset(&known)).then_some(()))
+    })
+    .await?;
     node.server.stop().await
 }

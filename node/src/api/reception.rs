@@ -87,6 +87,20 @@ pub async fn room(bytes: u64, drain: &Drain) -> Result<Held<'static>, Problem> {
     }
 }
 
+/// What `wait` gives, for a part.
+///
+/// # Errors
+/// 503 where the node stops before.
+pub async fn unless_stopping<T>(
+    drain: &Drain,
+    wait: impl Future<Output = T>,
+) -> Result<T, Problem> {
+    tokio::select! {
+        done = wait => Ok(done),
+        () = drain.cut() => Err(stopping()),
+    }
+}
+
 /// Reads a part that has `wanted` bytes.
 ///
 /// # Errors

@@ -291,7 +291,8 @@ pub async fn put_part(
     {
         return Err(reception::wrong_length(part, wanted, length));
     }
-    let _way = app.services.disks.make_way(id, wanted).await;
+    let way = app.services.disks.make_way(id, wanted);
+    let _way = reception::unless_stopping(&app.drain, way).await?;
     let held = reception::room(wanted, &app.drain).await?;
     let bytes = reception::collect(body, part, wanted, &held, &app.drain).await?;
     app.metrics.upload_bytes.inc_by(wanted);

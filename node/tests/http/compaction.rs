@@ -1,6 +1,7 @@
 //! What versions leave in packs that others use a little of goes from storage, and nobody who reads,
 //! uploads or restores sees anything of that.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,9 +214,11 @@ async fn a_later_version_shares_what_was_moved_and_the_same_content_may_come_aga
     ensure!(after < before + 13 * MIB as u64, "what was moved is stored twice");
     is_read_whole(&node, image, "3", later).await?;
 
-    // The name of the old pack is free once its deletion is forgotten.
+    // The names of what the first version had are free once their deletion is forgotten.
     let app = node.server.app();
-    let objects = [pack].into();
+    let gone = app.raft.read().await?.query().deleting_objects(None, OBJECTS_MAX)?;
+    let objects: BTreeSet<ObjectKey> = gone.into_iter().map(|(object, _)| object).collect();
+    ensure!(objects.contains(&pack), "{objects:?}");
     let forget = Command::ForgetObjects { objects, deleting_before: app.now().plus_millis(1) };
     app.raft.propose(app.now(), forget).await?;
     let again = create_image(&node, "vm/again").await?;

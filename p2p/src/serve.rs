@@ -30,6 +30,9 @@ const RECIPE_PIECE_BYTES: usize = 256 * 1024;
 const RECIPE_ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// From writing a recipe's last byte until the peer has it; it does not wait for longer, either.
 const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
+/// From the end of an answer to its last acknowledgement: what a connection keeps comes within it over
+/// a line of 1 Mbit/s.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Says why a stream ends before its answer does.
 const BROKEN_OFF: u32 = 1;
 
@@ -146,8 +149,10 @@ pub(crate) async fn answer(
             }
         }
         let _ = sender.finish();
-        // The stream is dropped only when the peer has it all, else its end would be cut.
-        let _ = sender.stopped().await;
+        // The stream is dropped only when the peer has it all, else its end would be cut; and who does
+        // not take it keeps room from others.
+        let taken = timeout(TAKEN_TIMEOUT, sender.stopped()).await;
+        let _ = taken.map_err(|_| WireError::Stalled)?;
         Ok::<(), WireError>(())
     };
     tokio::select! {

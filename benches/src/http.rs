@@ -20,12 +20,15 @@ pub struct Request {
     /// Sent after `body`, so that a long one that is new each time need not be put together.
     pub tail: bytes::Bytes,
     pub expect: u16,
+    /// As good.
+    pub or_expect: Option<u16>,
 }
 
 impl Request {
     pub fn get(path: impl Into<String>) -> Self {
         let (body, tail) = (bytes::Bytes::new(), bytes::Bytes::new());
-        Self { method: "GET", path: path.into(), headers: String::new(), body, tail, expect: 200 }
+        let (path, headers) = (path.into(), String::new());
+        Self { method: "GET", path, headers, body, tail, expect: 200, or_expect: None }
     }
 }
 
@@ -84,7 +87,8 @@ impl Connection {
 
     /// Sends a request and reads the whole answer.
     pub async fn send(&mut self, request: &Request) -> Result<Answer> {
-        let Request { method, path, headers, body, tail, expect } = request;
+        let Request { method, path, headers, body, tail, expect, or_expect } = request;
+        let is_expected = |status| status == *expect || Some(status) == *or_expect;
         let length = match *method {
             "GET" | "HEAD" => String::new(),
             _ => format!("Content-Length: {}\r\n", body.len() + tail.len()),
@@ -102,15 +106,15 @@ impl Connection {
             Some(length) => length,
             None => {
                 let text = self.read_chunks().await?;
-                ensure!(status == *expect, "{method} {path}: {status}, not {expect}: {text}");
+                ensure!(is_expected(status), "{method} {path}: {status}, not {expect}: {text}");
                 return Ok(Answer { location, body_bytes: text.len() as u64, text });
             }
         };
-        if length <= SHORT_BODY_BYTES_MAX || status != *expect {
+        if length <= SHORT_BODY_BYTES_MAX || !is_expected(status) {
             let mut body = vec![0; usize::try_from(length)?];
             self.stream.read_exact(&mut body).await?;
             let text = String::from_utf8_lossy(&body).into_owned();
-            ensure!(status == *expect, "{method} {path}: {status}, not {expect}: {text}");
+            ensure!(is_expected(status), "{method} {path}: {status}, not {expect}: {text}");
             return Ok(Answer { location, body_bytes: length, text });
         }
         let mut left = length;

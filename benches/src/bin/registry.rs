@@ -311,6 +311,7 @@ async fn push(connection: &mut Connection, digest: &str, body: Bytes, tail: Byte
         body,
         tail,
         expect: 201,
+        or_expect: None,
     };
     connection.send(&close).await.map(drop)
 }

@@ -3,13 +3,14 @@
 mod cluster;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_content::ClusterId;
+use shoal_content::{ClusterId, Recipe, RecipeId};
 use shoal_p2p::identity::{self, KeyPair, Role, Successor};
-use shoal_p2p::{FetchError, PeerRole};
+use shoal_p2p::{FetchError, PeerRole, Transfer};
 
-use cluster::{Cluster, DEADLINE, content, fill, holds_all, ticket_by, ticket_key};
+use cluster::{Cluster, DEADLINE, Process, content, fill, holds_all, ticket_by, ticket_key};
 
 /// Long enough for who is let in to get a recipe.
 const SOON: Duration = Duration::from_secs(3);
@@ -22,13 +23,8 @@ async fn a_key_that_is_distrusted_ends_what_it_allowed_and_another_goes_on() {
     // Not all of it, so that nobody can be done.
     fill(&*origin.store, &recipe, id, &contents[..32]).await;
     let agent = cluster.start(PeerRole::Host).await;
-    agent.swarm.set_nodes(vec![origin.address()]).await;
     let me = agent.swarm.peer_id();
-    let old = cluster.ticket(id, me);
-    let transfer = agent.swarm.fetch(id, recipe.clone(), old);
-    let mut progress = transfer.progress();
-    let half = progress.wait_for(|progress| progress.chunks_done == 32);
-    tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
+    let transfer = half_way(&cluster, &origin, &agent, (id, &recipe)).await;
 
     let new = KeyPair::generate().unwrap();
     for process in [&origin, &agent] {
@@ -76,6 +72,22 @@ async fn a_peer_that_learns_of_a_key_late_is_shown_the_ticket_again() {
     holds_all(&*agent.store, id, &contents).await;
 }
 
+/// A transfer that has brought the 32 chunks that the origin holds of more.
+async fn half_way(
+    cluster: &Cluster,
+    origin: &Process,
+    agent: &Process,
+    (id, recipe): (RecipeId, &Arc<Recipe>),
+) -> Transfer {
+    agent.swarm.set_nodes(vec![origin.address()]).await;
+    let ticket = cluster.ticket(id, agent.swarm.peer_id());
+    let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
+    let mut progress = transfer.progress();
+    let half = progress.wait_for(|progress| progress.chunks_done == 32);
+    tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
+    transfer
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_removed_is_cut_off_and_gets_nothing_with_a_good_ticket() {
     let cluster = Cluster::found(1);
@@ -87,13 +99,7 @@ async fn who_was_removed_is_cut_off_and_gets_nothing_with_a_good_ticket() {
     let (removed, stays) = (removed.await, stays.await);
     let mut transfers = Vec::new();
     for agent in [&removed, &stays] {
-        agent.swarm.set_nodes(vec![origin.address()]).await;
-        let ticket = cluster.ticket(id, agent.swarm.peer_id());
-        let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
-        let mut progress = transfer.progress();
-        let half = progress.wait_for(|progress| progress.chunks_done == 32);
-        tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
-        transfers.push(transfer);
+        transfers.push(half_way(&cluster, &origin, agent, (id, &recipe)).await);
     }
     let expelled = BTreeSet::from([removed.swarm.peer_id()]);
     for process in [&origin, &stays] {
@@ -133,13 +139,7 @@ async fn who_shows_a_certificate_of_a_withdrawn_authority_is_cut_off_until_it_ha
     let (renewed, forged) = (renewed.await, forged.await);
     let mut transfers = Vec::new();
     for agent in [&renewed, &forged] {
-        agent.swarm.set_nodes(vec![origin.address()]).await;
-        let ticket = cluster.ticket(id, agent.swarm.peer_id());
-        let transfer = agent.swarm.fetch(id, recipe.clone(), ticket);
-        let mut progress = transfer.progress();
-        let half = progress.wait_for(|progress| progress.chunks_done == 32);
-        tokio::time::timeout(DEADLINE, half).await.unwrap().unwrap();
-        transfers.push(transfer);
+        transfers.push(half_way(&cluster, &origin, agent, (id, &recipe)).await);
     }
     // All believe both, and the node and one host have changed over.
     let pems = [cluster.authority().certificate_pem(), next.certificate_pem()];

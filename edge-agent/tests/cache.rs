@@ -101,6 +101,29 @@ fn a_killed_writer_loses_nothing_that_was_written_and_lies_about_nothing() -> Re
 }
 
 #[test]
+fn a_checkpoint_trusts_nothing_that_is_still_in_doubt() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recipe = recipe(9, 10);
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.open_entry(id(&recipe), &recipe)?;
+    fill(&cache, &entry, 9, 0..5)?;
+    drop((entry, cache));
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+    ensure!(entry.has_doubtful(), "nothing is in doubt");
+    let loaded = entry.load()?;
+    loaded.content.write_all_at(b"lost", loaded.places.offsets(2)[0])?;
+    fill(&cache, &entry, 9, 5..6)?;
+    entry.sync()?;
+    drop((loaded, entry, cache));
+    let cache = open(folder.path(), u64::MAX)?;
+    let entry = cache.entry(id(&recipe)).context("the entry is gone")?;
+    ensure!(cache.verify(&entry)? == 1, "the lost chunk is trusted");
+    ensure!(entry.held().runs() == [(0, 2), (3, 3)], "{:?}", entry.held().runs());
+    Ok(())
+}
+
+#[test]
 fn damaged_content_is_noticed_and_fetched_again() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let recipe = recipe(1, 20);

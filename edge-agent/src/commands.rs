@@ -335,6 +335,10 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
     let share = |bytes: u64| 100.0 * bytes as f64 / progress.bytes_done.max(1) as f64;
     let local = progress.bytes_local;
     writeln!(out, "  {:>5.1} %  {:>10}  own cache", share(local), HumanBytes(local).to_string())?;
+    if progress.bytes_deduplicated > 0 {
+        let copied = HumanBytes(progress.bytes_deduplicated).to_string();
+        writeln!(out, "           {copied:>10}  of that out of other images")?;
+    }
     if progress.bytes_by_delta > 0 {
         let (made, bundle) = (progress.bytes_by_delta, progress.delta_bundle_bytes);
         writeln!(
@@ -345,7 +349,8 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
             HumanBytes(bundle),
         )?;
     }
-    for (kind, from) in [("agent", &progress.bytes_by_peer), ("node", &progress.bytes_by_node)] {
+    let (peers, nodes) = (&progress.bytes_by_peer, &progress.bytes_by_node);
+    for (kind, from) in [("agent", peers), ("storage through node", nodes)] {
         for (name, bytes) in from {
             let human = HumanBytes(*bytes).to_string();
             writeln!(out, "  {:>5.1} %  {human:>10}  {kind} {name}", share(*bytes))?;

@@ -160,6 +160,7 @@ pub fn describe(span: &Span, progress: &TransferProgress) {
         ("shoal.bytes.total", progress.bytes_total),
         ("shoal.bytes.done", progress.bytes_done),
         ("shoal.bytes.local", progress.bytes_local),
+        ("shoal.bytes.deduplicated", progress.bytes_deduplicated),
         ("shoal.bytes.delta", progress.bytes_by_delta),
         ("shoal.bytes.delta_bundles", progress.delta_bundle_bytes),
         ("shoal.bytes.peers", sum(bytes_by_peer)),

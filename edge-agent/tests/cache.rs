@@ -228,6 +228,7 @@ fn chunks_of_other_images_are_copied_instead_of_fetched() -> Result<()> {
     ensure!(entry.held().runs() == [(0, 10)], "copied {:?}", entry.held().runs());
     ensure_sound(&cache, &entry, 3)?;
     ensure!(cache.metrics().bytes_copied.get() == 10 * CHUNK_BYTES as u64);
+    ensure!(entry.copied_bytes() == 10 * CHUNK_BYTES as u64);
     Ok(())
 }
 

@@ -381,6 +381,7 @@ impl Cache {
             {
                 self.write_chunk(entry, index, &content)?;
                 copied += content.len() as u64;
+                entry.count_copied(content.len() as u64);
             }
             self.0.index.lock().insert(&chunk.id, here);
         }

@@ -346,8 +346,8 @@ pub struct TransferProgress {
     pub delta_bundle_bytes: u64,
     /// By the name of the agent, else its peer id.
     pub bytes_by_peer: BTreeMap<String, u64>,
-    /// By the name of the node, else its peer id: what came out of central storage, which hosts reach
-    /// through nodes only. One read there serves all who ask, so that how much of it was read for this
+    /// By the name of the node, else its peer id: what came out of central storage, which agents
+    /// reach through nodes only. One read there serves all who ask, so that how much of it was read for this
     /// host alone is no number; what is read in all, a node's metrics have.
     pub bytes_by_node: BTreeMap<String, u64>,
     /// What agents sent, by where they stand: `REGION/ROOM/RACK`, and nothing for those that do not say.

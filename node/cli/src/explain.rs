@@ -28,7 +28,7 @@ struct Sums {
     /// Of those bundles; among what peers and nodes sent.
     delta_bundle_bytes: u64,
     bytes_from_peers: u64,
-    /// Out of central storage, which hosts reach through nodes only.
+    /// Out of central storage, which agents reach through nodes only.
     bytes_from_nodes: u64,
     /// Of what crossed the network.
     percent_from_peers: u64,

@@ -318,13 +318,24 @@ fn json_line(value: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
+/// How much of what the line brings was used.
+fn bound_percent(progress: &TransferProgress) -> Option<u64> {
+    let line = progress.line_bytes_per_second?;
+    let share = u128::from(progress.rate_bytes_per_second) * 100;
+    Some(share.checked_div(u128::from(line))?.min(100) as u64)
+}
+
 /// Where the bytes came from, one source a line.
 fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
     let seconds = progress.elapsed_ms as f64 / 1000.0;
     // The rate is that of what had to be moved; of what was here there is none to tell.
     let rate = match progress.rate_bytes_per_second {
         0 => String::new(),
-        rate => format!(", {}/s", HumanBytes(rate)),
+        rate => {
+            let of_bound = bound_percent(progress);
+            let of_bound = of_bound.map(|percent| format!(", {percent} % of the bound"));
+            format!(", {}/s{}", HumanBytes(rate), of_bound.unwrap_or_default())
+        }
     };
     writeln!(
         out,
@@ -335,6 +346,10 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
     let share = |bytes: u64| 100.0 * bytes as f64 / progress.bytes_done.max(1) as f64;
     let local = progress.bytes_local;
     writeln!(out, "  {:>5.1} %  {:>10}  own cache", share(local), HumanBytes(local).to_string())?;
+    if progress.bytes_deduplicated > 0 {
+        let copied = HumanBytes(progress.bytes_deduplicated).to_string();
+        writeln!(out, "           {copied:>10}  of that out of other images")?;
+    }
     if progress.bytes_by_delta > 0 {
         let (made, bundle) = (progress.bytes_by_delta, progress.delta_bundle_bytes);
         writeln!(
@@ -345,7 +360,8 @@ fn sources(progress: &TransferProgress, out: &mut dyn Write) -> io::Result<()> {
             HumanBytes(bundle),
         )?;
     }
-    for (kind, from) in [("agent", &progress.bytes_by_peer), ("node", &progress.bytes_by_node)] {
+    let (peers, nodes) = (&progress.bytes_by_peer, &progress.bytes_by_node);
+    for (kind, from) in [("agent", peers), ("storage through node", nodes)] {
         for (name, bytes) in from {
             let human = HumanBytes(*bytes).to_string();
             writeln!(out, "  {:>5.1} %  {human:>10}  {kind} {name}", share(*bytes))?;
@@ -435,4 +451,41 @@ fn paths(swarm: &serde_json::Value, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "connected to {kind} {} at {} by {}", text(id), text(address), text(path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_transfer_tells_its_sources_and_its_bound() {
+        let by = |name: &str, bytes: u64| BTreeMap::from([(name.to_owned(), bytes)]);
+        let progress = TransferProgress {
+            bytes_total: 1000,
+            bytes_done: 1000,
+            bytes_local: 300,
+            bytes_deduplicated: 100,
+            bytes_by_peer: by("other", 500),
+            bytes_by_node: by("first", 200),
+            rate_bytes_per_second: 90,
+            line_bytes_per_second: Some(100),
+            ..TransferProgress::default()
+        };
+        let mut out = Vec::new();
+        sources(&progress, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "90 % of the bound",
+            "30.0 %       300 B  own cache",
+            "100 B  of that out of other images",
+            "50.0 %       500 B  agent other",
+            "20.0 %       200 B  storage through node first",
+        ] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+        let unknown = TransferProgress { line_bytes_per_second: None, ..progress };
+        assert_eq!(bound_percent(&unknown), None);
+        let over = TransferProgress { line_bytes_per_second: Some(50), ..unknown };
+        assert_eq!(bound_percent(&over), Some(100));
+    }
 }

@@ -124,7 +124,7 @@ pub async fn run(
             limits: limits_shown.clone(),
         },
     };
-    let transfers = Transfers::new(metrics.agent.clone());
+    let transfers = Transfers::new(metrics.agent.clone(), limits_shown.clone());
     let deployments = Deployments::new(fetcher.clone(), transfers.clone(), limits_shown.clone());
     let parts = Parts {
         config,

@@ -62,13 +62,15 @@ pub async fn keep(swarm: Swarm, mut settings: watch::Receiver<Limits>, shown: Sh
     }
 }
 
-/// What this host's line brings at most, in bytes a second: its fastest interface that is up, or
-/// the limit that is in force. Nothing where neither is known.
+/// What this host's line brings at most, in bytes a second: its fastest line that is up, or the limit
+/// that is in force. Nothing where neither is known.
 pub fn line(shown: &Shown) -> Option<u64> {
     let limit = shown.read().download.bytes_per_second();
     [fastest(Path::new(INTERFACES)), limit].into_iter().flatten().min()
 }
 
+/// Of hardware and of bonds of it. A container's or a virtual machine's end, and the bridge between such,
+/// say 10 Gbit/s whatever the host's line; they count where there is nothing else, as in a namespace.
 fn fastest(interfaces: &Path) -> Option<u64> {
     let read = |path: &Path, what: &str| std::fs::read_to_string(path.join(what)).ok();
     let speeds = std::fs::read_dir(interfaces).ok()?.flatten().filter_map(|interface| {
@@ -76,9 +78,10 @@ fn fastest(interfaces: &Path) -> Option<u64> {
         let up = read(&path, "operstate")?.trim() == "up";
         // In Mbit/s; -1 where it does not know.
         let speed: u64 = read(&path, "speed")?.trim().parse().ok()?;
-        up.then_some(speed * 125_000)
+        let is_line = ["device", "bonding"].iter().any(|entry| path.join(entry).exists());
+        (up && speed > 0).then(|| (is_line, speed.saturating_mul(125_000)))
     });
-    speeds.max().filter(|speed| *speed > 0)
+    speeds.max().map(|(_, speed)| speed)
 }
 
 #[cfg(test)]
@@ -108,15 +111,24 @@ mod tests {
     #[test]
     fn the_fastest_interface_that_is_up_counts() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, state, speed) in
-            [("lo", "unknown", ""), ("a", "up", "1000"), ("b", "down", "25000"), ("c", "up", "-1")]
-        {
+        let add = |name: &str, state: &str, speed: &str| {
             let path = folder.path().join(name);
             std::fs::create_dir(&path).unwrap();
             std::fs::write(path.join("operstate"), format!("{state}\n")).unwrap();
             std::fs::write(path.join("speed"), format!("{speed}\n")).unwrap();
+            path
+        };
+        for (name, state, speed) in
+            [("lo", "unknown", ""), ("a", "up", "1000"), ("b", "down", "25000"), ("c", "up", "-1")]
+        {
+            add(name, state, speed);
         }
         assert_eq!(fastest(folder.path()), Some(125_000_000));
         assert_eq!(fastest(&folder.path().join("none")), None);
+        // Hardware's speed is the line's, and what a bond of it makes.
+        std::fs::create_dir(add("eth0", "up", "100").join("device")).unwrap();
+        assert_eq!(fastest(folder.path()), Some(12_500_000));
+        std::fs::create_dir(add("bond0", "up", "200").join("bonding")).unwrap();
+        assert_eq!(fastest(folder.path()), Some(25_000_000));
     }
 }

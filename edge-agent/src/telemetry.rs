@@ -160,6 +160,7 @@ pub fn describe(span: &Span, progress: &TransferProgress) {
         ("shoal.bytes.total", progress.bytes_total),
         ("shoal.bytes.done", progress.bytes_done),
         ("shoal.bytes.local", progress.bytes_local),
+        ("shoal.bytes.deduplicated", progress.bytes_deduplicated),
         ("shoal.bytes.delta", progress.bytes_by_delta),
         ("shoal.bytes.delta_bundles", progress.delta_bundle_bytes),
         ("shoal.bytes.peers", sum(bytes_by_peer)),
@@ -227,7 +228,7 @@ mod tests {
         let collector = Collector::default();
         let provider = SdkTracerProvider::builder().with_simple_exporter(collector.clone()).build();
         let subscriber = tracing_subscriber::registry().with(traces(&provider));
-        let transfers = Transfers::new(AgentMetrics::default());
+        let transfers = Transfers::new(AgentMetrics::default(), Default::default());
         let asked = tracing::subscriber::with_default(subscriber, || {
             let tracked = transfers.start("team/app:v1".into(), Purpose::Deployment);
             let asked = headers(tracked.span());
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn without_a_collector_nobody_is_told_of_anything() {
         assert!(headers(&Span::current()).is_empty());
-        let transfers = Transfers::new(AgentMetrics::default());
+        let transfers = Transfers::new(AgentMetrics::default(), Default::default());
         let tracked = transfers.start("a:1".into(), Purpose::Fetch);
         assert!(headers(tracked.span()).is_empty());
         assert_eq!(tracked.done().state, "done");

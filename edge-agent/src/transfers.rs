@@ -16,7 +16,7 @@ use tracing::{Span, debug_span};
 use uuid::Uuid;
 
 use crate::metrics::AgentMetrics;
-use crate::telemetry;
+use crate::{limits, telemetry};
 
 const FINISHED_MAX: usize = 100;
 
@@ -60,6 +60,7 @@ struct Log {
 pub struct Transfers {
     log: Arc<Mutex<Log>>,
     metrics: AgentMetrics,
+    limits: limits::Shown,
 }
 
 /// One running transfer, held by whoever drives it.
@@ -73,8 +74,9 @@ pub struct Tracked {
 }
 
 impl Transfers {
-    pub fn new(metrics: AgentMetrics) -> Self {
-        Self { log: Arc::default(), metrics }
+    /// By `limits` it is known what the line brings.
+    pub fn new(metrics: AgentMetrics, limits: limits::Shown) -> Self {
+        Self { log: Arc::default(), metrics, limits }
     }
 
     pub fn start(&self, what: String, purpose: Purpose) -> Tracked {
@@ -92,10 +94,12 @@ impl Transfers {
 
     /// Running ones first, then the finished, newest first.
     pub fn recent(&self, limit: usize) -> Vec<TransferRecord> {
+        let line_bytes_per_second = limits::line(&self.limits);
         let log = self.log.lock();
-        let running = log.running.iter().map(|live| TransferRecord {
-            progress: live.progress.borrow().clone(),
-            ..live.record.clone()
+        let running = log.running.iter().map(|live| {
+            let progress = live.progress.borrow().clone();
+            let progress = TransferProgress { line_bytes_per_second, ..progress };
+            TransferRecord { progress, ..live.record.clone() }
         });
         running.chain(log.finished.iter().cloned()).take(limit).collect()
     }
@@ -153,6 +157,7 @@ impl Tracked {
         let mut progress = self.progress.borrow().clone();
         progress.state = state.to_owned();
         progress.waits_for = None;
+        progress.line_bytes_per_second = limits::line(&self.transfers.limits);
         progress.last_error = error.or(progress.last_error);
         self.update(progress);
         self.progress.borrow().clone()
@@ -186,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_transfer_is_seen_while_it_runs_and_after() {
-        let transfers = Transfers::new(AgentMetrics::default());
+        let transfers = Transfers::new(AgentMetrics::default(), limits::Shown::default());
         let good = transfers.start("a:1".into(), Purpose::Fetch);
         let lost = transfers.start("b:1".into(), Purpose::Mirror);
         good.update(TransferProgress {

@@ -129,3 +129,47 @@ fn other_data_on_the_disk_gets_the_room_that_is_kept_for_it() -> Result<()> {
     ensure!(free >= RESERVE, "{free} bytes are free");
     Ok(())
 }
+
+#[test]
+fn what_frees_nothing_on_the_disk_is_not_evicted_for_it() -> Result<()> {
+    const RESERVE: u64 = 8 << 20;
+    const DEADLINE: Duration = Duration::from_secs(20);
+    /// So many go before it is plain that nothing comes free.
+    const TRIED: u64 = 3;
+    let folder = tempfile::tempdir()?;
+    let disk = SmallDisk::mount(folder.path().join("disk"), 32)?;
+    let settings =
+        config::Cache { min_free_bytes: Some(ByteSize::new(RESERVE)), ..config::Cache::default() };
+    let cache = Cache::open(&disk.0.join("cache"), &settings, CacheMetrics::default())?;
+    fill_all(&cache, 1..21)?;
+    // A second name keeps the blocks as a reflink does.
+    let exports = disk.0.join("exports");
+    fs::create_dir(&exports)?;
+    for held in cache.holdings() {
+        let entry = cache.entry(held.recipe).context("gone")?;
+        fs::hard_link(entry.folder().join("content"), exports.join(held.recipe.to_string()))?;
+    }
+    fs::write(disk.0.join("others"), vec![1; 14 << 20])?;
+    let started = std::time::Instant::now();
+    while cache.metrics().evictions.get() < TRIED {
+        cache.give_way()?;
+        ensure!(started.elapsed() < DEADLINE, "nothing gave way");
+        std::thread::yield_now();
+    }
+    for _ in 0..10 {
+        ensure!(cache.give_way()? == 0);
+    }
+    ensure!(cache.metrics().evictions.get() == TRIED, "the cache was emptied for nothing");
+    ensure!(cache.holdings().len() == 17);
+
+    // What the guests no longer use comes free, so that it helps again.
+    fs::remove_dir_all(&exports)?;
+    while cache.give_way()? == 0 {
+        ensure!(started.elapsed() < 2 * DEADLINE, "nothing gives way any more");
+        std::thread::yield_now();
+    }
+    let free = nix::sys::statvfs::statvfs(&disk.0)?;
+    let free = free.blocks_available() * free.fragment_size();
+    ensure!(free >= RESERVE, "{free} bytes are free");
+    Ok(())
+}

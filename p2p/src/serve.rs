@@ -24,7 +24,7 @@ use crate::wire::{self, WireError};
 const OTHERS_MAX: usize = 4;
 
 /// How long a peer may take to take one chunk, or as much of a recipe.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 const RECIPE_PIECE_BYTES: usize = 256 * 1024;
 /// As long what others keep of recipes may leave no room for another; then it is asked for elsewhere.
 const RECIPE_ROOM_TIMEOUT: Duration = Duration::from_secs(5);

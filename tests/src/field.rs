@@ -80,6 +80,14 @@ impl Field {
         Ok(bytes / DISK_BYTES as f64)
     }
 
+    /// How many chunks of the disk an agent has verified in its cache, as its `list` says.
+    pub fn holds(&self, agent: usize) -> Result<f64> {
+        let listed = self.cluster.agents[agent].json("list", &[])?;
+        let images = listed["images"].as_array().context("a list has images")?;
+        let held = images.iter().map(|image| image["chunks_held"].as_f64());
+        held.sum::<Option<f64>>().context("an image has chunks")
+    }
+
     /// Waits until each of these agents has got such a share of the disk, and holds that none has
     /// all of it, so that what comes now comes in the middle.
     pub fn reach(&self, agents: &[usize], share: f64) -> Result<()> {

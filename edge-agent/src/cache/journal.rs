@@ -65,27 +65,39 @@ pub struct Journal {
 impl Journal {
     /// Makes an empty one, synced, in place of whatever is there.
     pub fn create(path: &Path, recipe: RecipeId, chunks: u32) -> io::Result<Self> {
-        Self::rewrite(path, recipe, &Held::empty(chunks))
+        Self::rewrite(path, recipe, &Held::empty(chunks), &Held::empty(chunks))
     }
 
-    /// Writes a journal that trusts exactly `held`, syncs it and puts it in place of the old one.
-    /// The content of `held` must have been synced before.
-    pub fn rewrite(path: &Path, recipe: RecipeId, held: &Held) -> io::Result<Self> {
+    /// Writes a journal that trusts exactly `held` and doubts `doubtful`, syncs it and puts it in place
+    /// of the old one: whoever is killed meanwhile has the one or the other, whole. The content of
+    /// `held` must have been synced before.
+    pub fn rewrite(
+        path: &Path,
+        recipe: RecipeId,
+        held: &Held,
+        doubtful: &Held,
+    ) -> io::Result<Self> {
         let beside = path.with_extension("new");
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&beside)?;
         let runs = held.runs();
-        let mut bytes = header(recipe, held.count()).to_vec();
-        for (number, (first, length)) in (0..).zip(&runs) {
-            bytes.extend_from_slice(&record(recipe, number, WRITTEN, *first, *length));
-        }
         let covered = runs.len() as u32;
-        bytes.extend_from_slice(&record(recipe, covered, CHECKPOINT, covered, 0));
+        let written = |(first, length)| (WRITTEN, first, length);
+        let records: Vec<_> = runs
+            .into_iter()
+            .map(written)
+            .chain([(CHECKPOINT, covered, 0)])
+            .chain(doubtful.runs().into_iter().map(written))
+            .collect();
+        let mut bytes = header(recipe, held.count()).to_vec();
+        for (number, (kind, first, length)) in (0..).zip(&records) {
+            bytes.extend_from_slice(&record(recipe, number, *kind, *first, *length));
+        }
         file.write_all_at(&bytes, 0)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
         super::sync_parent(path)?;
-        Ok(Self { file, recipe, records: covered + 1 })
+        Ok(Self { file, recipe, records: records.len() as u32 })
     }
 
     /// Opens and reads one. `Ok(None)` where the bytes are no journal of this recipe.
@@ -245,12 +257,33 @@ mod tests {
     fn a_dropped_chunk_stays_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        let mut journal = Journal::rewrite(&path, recipe(), &Held::full(10)).unwrap();
+        let mut journal =
+            Journal::rewrite(&path, recipe(), &Held::full(10), &Held::empty(10)).unwrap();
         journal.append_dropped(3).unwrap();
         drop(journal);
         let (_, replay) = Journal::open(&path, recipe()).unwrap().unwrap();
         assert_eq!(replay.trusted.runs(), [(0, 3), (4, 6)]);
         assert_eq!(replay.doubtful.len(), 0);
+    }
+
+    #[test]
+    fn what_is_in_doubt_stays_so_in_a_journal_that_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (mut held, mut doubtful) = (Held::empty(10), Held::empty(10));
+        for index in [0, 1, 5] {
+            held.insert(index);
+            doubtful.insert(index + 3);
+        }
+        drop(Journal::rewrite(&path, recipe(), &held, &doubtful).unwrap());
+        let (mut journal, replay) = Journal::open(&path, recipe()).unwrap().unwrap();
+        assert_eq!(replay.trusted.runs(), [(0, 2), (5, 1)]);
+        assert_eq!(replay.doubtful.runs(), [(3, 2), (8, 1)]);
+        journal.append_written(9).unwrap();
+        journal.append_checkpoint(journal.records()).unwrap();
+        let (_, replay) = Journal::open(&path, recipe()).unwrap().unwrap();
+        assert_eq!(replay.trusted.runs(), [(0, 2), (3, 3), (8, 2)]);
+        assert!(replay.doubtful.is_empty());
     }
 
     proptest! {

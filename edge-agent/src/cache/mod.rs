@@ -16,6 +16,7 @@ mod held;
 mod index;
 mod journal;
 mod place;
+mod relief;
 mod room;
 mod scrub;
 mod space;
@@ -49,6 +50,7 @@ pub use space::Limits;
 use crate::config;
 use crate::metrics::CacheMetrics;
 use index::{ChunkIndex, Place};
+use relief::Relief;
 use room::EVICTION_STEP_BYTES;
 use space::Space;
 
@@ -148,6 +150,7 @@ struct Inner {
     slots: AtomicU32,
     used_bytes: AtomicU64,
     space: Space,
+    relief: Mutex<Relief>,
     metrics: CacheMetrics,
     /// Who hears of what leaves.
     removals: Mutex<Option<mpsc::UnboundedSender<RecipeId>>>,
@@ -247,6 +250,7 @@ impl Cache {
             slots,
             used_bytes: AtomicU64::new(used_bytes),
             space,
+            relief: Mutex::default(),
             metrics,
             removals: Mutex::default(),
             complained: Mutex::default(),
@@ -377,6 +381,7 @@ impl Cache {
             {
                 self.write_chunk(entry, index, &content)?;
                 copied += content.len() as u64;
+                entry.count_copied(content.len() as u64);
             }
             self.0.index.lock().insert(&chunk.id, here);
         }
@@ -444,7 +449,7 @@ impl Cache {
                 }
                 // The file system was fuller than it said. Room made now serves the next try.
                 self.0.metrics.full.inc();
-                self.evict(EVICTION_STEP_BYTES);
+                self.evict_for_disk(EVICTION_STEP_BYTES);
                 Err(error)
             }
         }

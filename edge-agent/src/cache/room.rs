@@ -8,12 +8,13 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use shoal_content::{Recipe, RecipeId};
 use tracing::{info, warn};
 
 use super::eviction::{self, Candidate};
+use super::relief::Turn;
 use super::{Cache, Entry, Error};
 
 /// Made free at once when there is too little, so that eviction does not run for every chunk.
@@ -103,7 +104,7 @@ impl Cache {
     /// Makes sure that the file system takes `bytes` more, by eviction where it does not.
     pub(super) fn make_room(&self, bytes: u64) -> Result<(), Error> {
         let mut missing = self.0.space.missing(bytes)?;
-        if missing > 0 && self.evict(missing.saturating_add(EVICTION_STEP_BYTES)) > 0 {
+        if missing > 0 && self.evict_for_disk(missing.saturating_add(EVICTION_STEP_BYTES)) > 0 {
             missing = self.0.space.missing(bytes)?;
         }
         self.fits(missing)
@@ -132,34 +133,70 @@ impl Cache {
     pub fn give_way(&self) -> Result<u64, Error> {
         let _one = self.0.admission.lock();
         let (limits, used) = (self.limits(), self.used_bytes());
-        let over = if used > limits.high { used - limits.low } else { 0 };
-        let wanted = match self.0.space.would_miss(0)? {
-            0 => over,
-            missing => over.max(missing.saturating_add(EVICTION_STEP_BYTES)),
+        let over = if used > limits.high { self.evict(used - limits.low) } else { 0 };
+        let beside = match self.0.space.would_miss(0)? {
+            0 => 0,
+            missing => self.evict_for_disk(missing.saturating_add(EVICTION_STEP_BYTES)),
         };
-        Ok(if wanted > 0 { self.evict(wanted) } else { 0 })
+        Ok(over + beside)
     }
 
     /// Removes what nobody used for `age`. Gives what came free, in bytes.
     pub fn evict_idle(&self, age: Duration, now: SystemTime) -> u64 {
-        self.remove_all(eviction::idle(self.candidates(), age, now))
+        self.remove_all(eviction::idle(self.candidates(), age, now), &mut |_| true)
     }
 
     /// Frees about `wanted` bytes; gives what came free.
     pub(super) fn evict(&self, wanted: u64) -> u64 {
-        self.remove_all(eviction::choose(self.candidates(), wanted, SystemTime::now()))
+        let chosen = eviction::choose(self.candidates(), wanted, SystemTime::now());
+        self.remove_all(chosen, &mut |_| true)
     }
 
-    fn remove_all(&self, recipes: Vec<RecipeId>) -> u64 {
+    /// The same where it is the file system that has too little: no more goes once that has no more for
+    /// it (see `relief`). Gives what the cache counts less, in bytes.
+    pub(super) fn evict_for_disk(&self, wanted: u64) -> u64 {
+        // A file system that does not say how full it is says nothing against it.
+        let available = || self.0.space.available().ok();
+        let mut before = available();
+        let turn = before.map_or(Turn::Go, |room| self.0.relief.lock().begin(Instant::now(), room));
+        match turn {
+            Turn::Go => {}
+            Turn::Wait => return 0,
+            Turn::GiveUp => {
+                warn!(
+                    path = %self.0.folder.display(),
+                    "what leaves the cache frees nothing on its disk: exports may share its blocks; for \
+                     some minutes nothing more leaves it for others"
+                );
+                return 0;
+            }
+        }
+        let chosen = eviction::choose(self.candidates(), wanted, SystemTime::now());
+        self.remove_all(chosen, &mut |counted| {
+            let after = available();
+            let looks = before.zip(after);
+            before = after;
+            looks.is_none_or(|looks| self.0.relief.lock().went(Instant::now(), looks, counted))
+        })
+    }
+
+    /// `goes_on` hears what each was counted with, and says whether the next goes as well.
+    fn remove_all(&self, recipes: Vec<RecipeId>, goes_on: &mut dyn FnMut(u64) -> bool) -> u64 {
         let (mut freed, mut slots) = (0, HashSet::new());
         for recipe in recipes {
             let Some(entry) = self.entry(recipe) else { continue };
-            match self.remove_if_unleased(&entry) {
+            let (removed, slot) = (self.remove_if_unleased(&entry), entry.slot());
+            // Its content may be open, which keeps the blocks.
+            drop(entry);
+            match removed {
                 Ok(Some(bytes)) => {
                     info!(%recipe, bytes, "evicted from the cache");
                     freed += bytes;
-                    slots.insert(entry.slot());
+                    slots.insert(slot);
                     self.0.metrics.evictions.inc();
+                    if !goes_on(bytes) {
+                        break;
+                    }
                 }
                 Ok(None) => {}
                 Err(error) => warn!(%recipe, %error, "eviction failed"),

@@ -121,6 +121,11 @@ impl Space {
         Ok(missing)
     }
 
+    /// What the file system says now that it has left, in bytes.
+    pub fn available(&self) -> Result<u64, Error> {
+        Ok(ask(&self.folder)?.available)
+    }
+
     /// After something was deleted, or a write failed: look again next time.
     pub fn forget(&self) {
         self.last.lock().stale = true;

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, fchmod};
 use shoal_api::TransferProgress;
 use shoal_content::{ImageReference, RecipeId};
 use shoal_formats::{Format, Target};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -28,6 +30,8 @@ use crate::transfers::{Purpose, Tracked, Transfers};
 
 /// Clients at once; further ones wait.
 const CLIENTS_MAX: usize = 64;
+/// Those that the kernel lets wait until they are looked at.
+const BACKLOG: i32 = 128;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const EXPLAIN_MAX: usize = 100;
@@ -76,10 +80,15 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Err(_) => {}
     }
-    // Between the two calls the folder's own permissions (0700) keep others out.
-    let listener = UnixListener::bind(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Linux makes the file with the mode that the socket has, less the umask: at no moment may others
+    // open it, whichever folder the settings name.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket.into())
 }
 
 impl Control {

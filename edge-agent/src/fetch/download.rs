@@ -222,6 +222,7 @@ impl Downloads {
             progress: progress_sender,
             recipe: recipe_sender,
             demands,
+            copied_before: 0,
         };
         let download = Download::of(running.clone());
         let shared = self.0.clone();
@@ -280,6 +281,8 @@ struct Task {
     progress: watch::Sender<TransferProgress>,
     recipe: watch::Sender<Option<Arc<Recipe>>>,
     demands: mpsc::Receiver<Range<u32>>,
+    /// What had been copied for the recipe out of others before, in bytes.
+    copied_before: u64,
 }
 
 impl Task {
@@ -303,6 +306,7 @@ impl Task {
         let room = crate::blocking(move || cache.check_room(id, &wanted)).await;
         room.ok_or(Error::Stopped)?.map_err(Error::Cache)?;
         self.recipe.send_replace(Some(recipe.clone()));
+        self.copied_before = self.copied();
         let rebuilt = self.rebuild(&recipe).await;
         let transfer = self.shared.swarm.fetch(id, recipe, ticket);
         let mut changes = transfer.progress();
@@ -327,6 +331,12 @@ impl Task {
 
     fn waits_for(&self, what: &str) {
         self.progress.send_modify(|progress| progress.waits_for = Some(what.to_owned()));
+    }
+
+    /// What was copied for the recipe out of others since the start, in bytes.
+    fn copied(&self) -> u64 {
+        let entry = self.shared.cache.entry(self.wanted.recipe);
+        entry.map_or(0, |entry| entry.copied_bytes())
     }
 
     /// Makes what it can from a disk that is here; without a bundle, nothing.
@@ -378,6 +388,8 @@ impl Task {
         let mut converted = self.convert_own(progress);
         // What was made stood in the cache before the chunks' transfer began.
         converted.bytes_local = converted.bytes_local.saturating_sub(rebuilt.content_bytes);
+        let copied = self.copied().saturating_sub(self.copied_before);
+        converted.bytes_deduplicated = copied.min(converted.bytes_local);
         converted.bytes_by_delta = rebuilt.content_bytes;
         self.add_bundle(&mut converted, &rebuilt.bundle);
         converted
@@ -394,6 +406,7 @@ impl Task {
             bytes_total: progress.bytes_total,
             bytes_done: progress.bytes_done,
             bytes_local: progress.bytes_local,
+            bytes_deduplicated: 0,
             bytes_by_delta: 0,
             delta_bundle_bytes: 0,
             bytes_by_peer: progress.bytes_by_peer.iter().map(named).collect(),

@@ -305,6 +305,7 @@ fn sum(parts: &[TransferProgress]) -> TransferProgress {
         total.bytes_total += part.bytes_total;
         total.bytes_done += part.bytes_done;
         total.bytes_local += part.bytes_local;
+        total.bytes_deduplicated += part.bytes_deduplicated;
         total.bytes_by_delta += part.bytes_by_delta;
         total.delta_bundle_bytes += part.delta_bundle_bytes;
         for (peer, bytes) in &part.bytes_by_peer {

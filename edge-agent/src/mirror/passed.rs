@@ -87,6 +87,7 @@ fn pass(mirror: &Mirror, what: String, mut answer: reqwest::Response) -> Body {
     let tracked = mirror.transfers.start(what, Purpose::Mirror);
     let metrics = mirror.metrics.clone();
     let total = answer.content_length().unwrap_or(0);
+    let node = answer.url().host_str().unwrap_or("a node").to_owned();
     tokio::spawn(async move {
         let mut progress = TransferProgress {
             state: "running".into(),
@@ -110,6 +111,7 @@ fn pass(mirror: &Mirror, what: String, mut answer: reqwest::Response) -> Body {
             metrics.mirror_bytes.inc_by(length);
             metrics.mirror_passed_bytes.inc_by(length);
             progress.bytes_done += length;
+            *progress.bytes_by_node.entry(node.clone()).or_default() += length;
             tracked.update(progress.clone());
         };
         tracked.failed(&broken);

@@ -79,7 +79,7 @@ impl Stage {
         fetcher.catalogue.remember(&reference, resolution(grant));
         let mirror = Mirror {
             fetcher,
-            transfers: Transfers::new(metrics.clone()),
+            transfers: Transfers::new(metrics.clone(), Default::default()),
             metrics,
             peer: key.peer_id(),
             ticket_keys: swarm.ticket_keys().clone(),

@@ -25,6 +25,10 @@ struct Change {
     /// What was there before the first set-up; `None` for no file.
     before: Option<String>,
     after: String,
+    /// In a note, what `after` takes the place of and an earlier set-up wrote: that is what stands
+    /// there where a process ended between the note and the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaced: Option<String>,
 }
 
 /// What was changed for one engine, kept in the agent's data folder.
@@ -64,7 +68,7 @@ impl Plan {
         self.check_inside(&path)?;
         let before = read(&path)?;
         let after = after(before.as_deref())?;
-        self.changes.push(Change { path, before, after });
+        self.changes.push(Change { path, before, after, replaced: None });
         Ok(())
     }
 
@@ -123,7 +127,8 @@ impl Plan {
             match note.changes.iter_mut().find(|noted| noted.path == change.path) {
                 // What was there before the first time is what an undo brings back, as long as
                 // nobody else has changed it since.
-                Some(noted) if change.before.as_ref() == Some(&noted.after) => {
+                Some(noted) if noted.wrote(change.before.as_deref()) => {
+                    noted.replaced.clone_from(&change.before);
                     noted.after.clone_from(&change.after);
                 }
                 Some(noted) => noted.clone_from(change),
@@ -153,6 +158,11 @@ impl Change {
     fn is_done(&self) -> bool {
         self.before.as_ref() == Some(&self.after)
     }
+
+    /// Whether a set-up wrote what is there now.
+    fn wrote(&self, now: Option<&str>) -> bool {
+        now.is_some() && (now == Some(self.after.as_str()) || now == self.replaced.as_deref())
+    }
 }
 
 /// What takes a set-up back.
@@ -178,10 +188,10 @@ impl Undo {
             if now == change.before {
                 continue; // It was never written, or is put back already.
             }
-            if now.as_ref() != Some(&change.after) {
-                return Err(Error::Changed(change.path));
+            match now.filter(|now| change.wrote(Some(now.as_str()))) {
+                Some(now) => changes.push(Change { after: now, ..change }),
+                None => return Err(Error::Changed(change.path)),
             }
-            changes.push(change);
         }
         Ok(Some(Self { note_path, changes, folders: note.folders }))
     }

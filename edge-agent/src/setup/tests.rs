@@ -85,6 +85,32 @@ fn each_engine_is_set_up_once_and_set_back_to_the_byte() {
 }
 
 #[test]
+fn a_set_up_that_ended_before_its_files_can_be_taken_back_and_made_again() {
+    for is_made_again in [false, true] {
+        let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        put(root.path(), "etc/containers/registries.conf.d/50-shoal.conf", "# mine\n");
+        let before = files(root.path());
+        facts().plan(Engine::Podman, root.path()).unwrap().carry_out(data.path()).unwrap();
+        let first = files(root.path());
+        let mut other = facts();
+        other.mirror.set_port(6055);
+        let plan = other.plan(Engine::Podman, root.path()).unwrap();
+        plan.carry_out(data.path()).unwrap();
+        // As if it had been killed after its note.
+        for (path, text) in first.iter().filter(|(path, _)| path.is_file()) {
+            fs::write(path, text).unwrap();
+        }
+        if is_made_again {
+            let plan = other.plan(Engine::Podman, root.path()).unwrap();
+            plan.carry_out(data.path()).unwrap();
+            assert_ne!(files(root.path()), first);
+        }
+        Undo::read(data.path(), Engine::Podman).unwrap().unwrap().carry_out().unwrap();
+        assert_eq!(files(root.path()), before, "made again: {is_made_again}");
+    }
+}
+
+#[test]
 fn other_registries_go_through_the_agent_and_are_themselves_behind_it() {
     let (root, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();

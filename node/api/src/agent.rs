@@ -335,6 +335,9 @@ pub struct TransferProgress {
     pub bytes_done: u64,
     /// From its own cache.
     pub bytes_local: u64,
+    /// Of these, what stood there as part of other images and was copied.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_deduplicated: u64,
     /// Made from its own cache and delta bundles.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub bytes_by_delta: u64,
@@ -343,7 +346,9 @@ pub struct TransferProgress {
     pub delta_bundle_bytes: u64,
     /// By the name of the agent, else its peer id.
     pub bytes_by_peer: BTreeMap<String, u64>,
-    /// By the name of the node, else its peer id.
+    /// By the name of the node, else its peer id: what came out of central storage, which agents
+    /// reach through nodes only. One read there serves all who ask, so that how much of it was read for this
+    /// host alone is no number; what is read in all, a node's metrics have.
     pub bytes_by_node: BTreeMap<String, u64>,
     /// What agents sent, by where they stand: `REGION/ROOM/RACK`, and nothing for those that do not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -21,11 +21,14 @@ struct Sums {
     bytes_total: u64,
     bytes_done: u64,
     bytes_from_own_cache: u64,
+    /// Of these, copied out of other images.
+    bytes_deduplicated: u64,
     /// Made from own caches and delta bundles.
     bytes_by_delta: u64,
     /// Of those bundles; among what peers and nodes sent.
     delta_bundle_bytes: u64,
     bytes_from_peers: u64,
+    /// Out of central storage, which agents reach through nodes only.
     bytes_from_nodes: u64,
     /// Of what crossed the network.
     percent_from_peers: u64,
@@ -62,6 +65,7 @@ fn sums(hosts: &[DeploymentHost]) -> Sums {
         bytes_total: add(|host| host.progress.bytes_total),
         bytes_done: add(|host| host.progress.bytes_done),
         bytes_from_own_cache: add(|host| host.progress.bytes_local),
+        bytes_deduplicated: add(|host| host.progress.bytes_deduplicated),
         bytes_by_delta: add(|host| host.progress.bytes_by_delta),
         delta_bundle_bytes: add(|host| host.progress.delta_bundle_bytes),
         bytes_from_peers: peers,
@@ -116,9 +120,13 @@ fn shown(deployment: &Deployment, sums: &Sums) -> String {
         0 => String::new(),
         made => format!(", {} made by deltas of {}", bytes(made), bytes(sums.delta_bundle_bytes)),
     };
+    let shared = match sums.bytes_deduplicated {
+        0 => String::new(),
+        copied => format!(" ({} of that out of other images)", bytes(copied)),
+    };
     format!(
-        "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from nodes, {} from own caches{delta}; \
-         {crossed}{}",
+        "{} of {}, {}\n{rows}\nin sum {}: {} from peers, {} from storage through nodes, {} from own \
+         caches{shared}{delta}; {crossed}{}",
         deployment.id,
         deployment.reference,
         deployment.state,
@@ -192,10 +200,12 @@ mod tests {
 
     #[test]
     fn sums_tell_peers_nodes_and_caches_apart() {
-        let hosts = [host(&[("a", 60), ("b", 15)], &[("n", 20)], 5), host(&[], &[("n", 5)], 0)];
+        let mut hosts = [host(&[("a", 60), ("b", 15)], &[("n", 20)], 5), host(&[], &[("n", 5)], 0)];
+        hosts[0].progress.bytes_deduplicated = 3;
         let found = sums(&hosts);
         assert_eq!((found.bytes_from_peers, found.bytes_from_nodes), (75, 25));
         assert_eq!((found.bytes_from_own_cache, found.percent_from_peers), (5, 75));
+        assert_eq!(found.bytes_deduplicated, 3);
     }
 
     #[test]

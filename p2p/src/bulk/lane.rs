@@ -34,8 +34,12 @@ pub(crate) struct Reader<S> {
     /// Bytes read, and where among them the item at hand ends: behind that a [`Head`] stands.
     taken: u64,
     item_end: u64,
-    /// When something was asked, or came.
-    heard: Instant,
+    /// Since when the other side is waited for; nothing while whoever reads does something else.
+    waits_since: Option<Instant>,
+    /// When something came, where nothing was looked for behind it since.
+    left_at: Option<Instant>,
+    /// The longest that an answer stood unread here.
+    left_longest: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +54,22 @@ enum State {
 
 impl<S: AsyncRead + Unpin + Send> Reader<S> {
     pub(super) fn new(stream: S, node: bool) -> Self {
-        let heard = Instant::now();
-        Self { stream, node, state: State::Idle, taken: 0, item_end: 0, heard }
+        Self {
+            stream,
+            node,
+            state: State::Idle,
+            taken: 0,
+            item_end: 0,
+            waits_since: None,
+            left_at: None,
+            left_longest: Duration::ZERO,
+        }
     }
 
     fn asked(&mut self, chunks: usize) {
         self.state = State::Asked { chunks };
-        self.heard = Instant::now();
+        self.waits_since = Some(Instant::now());
+        (self.left_at, self.left_longest) = (None, Duration::ZERO);
     }
 
     /// The first byte of the answer; behind any but that for content only the end comes.
@@ -85,9 +98,15 @@ impl<S: AsyncRead + Unpin + Send> Reader<S> {
         }
     }
 
-    /// For how long nothing came of what was asked.
+    /// For how long nothing came while it was waited for: what this host does with a chunk, or waits
+    /// for to keep it, is no silence of the other side's.
     pub(super) fn silence(&self) -> Duration {
-        self.heard.elapsed()
+        self.waits_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The longest that this host let the answer at hand stand between two reads.
+    pub(super) fn stood_unread(&self) -> Duration {
+        self.left_longest.max(self.left_at.map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
     /// Reads the answer to its end.
@@ -129,12 +148,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reader<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(at) = this.left_at.take() {
+            this.left_longest = this.left_longest.max(at.elapsed());
+        }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if polled.is_pending() {
+            this.waits_since.get_or_insert_with(Instant::now);
+        }
+        ready!(polled)?;
         let read = buffer.filled().len() - before;
         if read > 0 {
             this.taken += read as u64;
-            this.heard = Instant::now();
+            this.waits_since = None;
+            this.left_at = Some(Instant::now());
         }
         Poll::Ready(Ok(()))
     }
@@ -148,6 +175,7 @@ impl<S: AsyncRead + Unpin + Send> Source for Reader<S> {
         if word == END {
             self.state = State::Idle;
             self.item_end = self.taken;
+            self.left_at = None;
             return Ok(None);
         }
         let head = Head::from_word(word);
@@ -163,6 +191,8 @@ impl<S: AsyncRead + Unpin + Send> Source for Reader<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use futures::executor::block_on;
     use proptest::prelude::*;
 
@@ -197,6 +227,29 @@ mod tests {
         assert_eq!(reader.owed(), Some(HEAD_BYTES));
         assert_eq!(block_on(reader.head()).unwrap(), None);
         assert_eq!(reader.owed(), Some(0));
+    }
+
+    #[test]
+    fn what_is_left_unread_here_is_no_silence_of_the_other_side() {
+        const DISK: Duration = Duration::from_secs(7);
+        let (mut far, near) = tokio::io::duplex(64);
+        let mut reader = Reader::new(near, false);
+        assert_eq!((reader.silence(), reader.stood_unread()), (Duration::ZERO, Duration::ZERO));
+        reader.asked(1);
+        assert!(reader.waits_since.is_some(), "it is the other side's turn");
+        block_on(far.write_all(&[Answer::Content.byte()])).unwrap();
+        block_on(reader.answer()).unwrap();
+        assert_eq!(reader.silence(), Duration::ZERO);
+        // A chunk is being written to the disk meanwhile.
+        reader.left_at = reader.left_at.unwrap().checked_sub(DISK);
+        assert!(reader.stood_unread() >= DISK);
+        let (mut context, mut one) = (Context::from_waker(Waker::noop()), [0]);
+        let polled = Pin::new(&mut reader).poll_read(&mut context, &mut ReadBuf::new(&mut one));
+        assert!(polled.is_pending());
+        assert!(reader.waits_since.is_some(), "now it is waited for");
+        assert!(reader.stood_unread() >= DISK, "it was so long in this answer");
+        reader.asked(1);
+        assert_eq!(reader.stood_unread(), Duration::ZERO);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::identity::{Role, peer_of_tls};
 use crate::link::Link;
+use crate::serve::CHUNK_TIMEOUT;
 use crate::swarm::Shared;
 use crate::wire::WireError;
 
@@ -35,6 +36,10 @@ use crate::wire::WireError;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Who gave up after so long a silence may have asked over a connection that carries nothing.
 const SILENCE_MAX: Duration = Duration::from_millis(500);
+
+/// An answer that this host left unread for as long may have been ended for that: who serves waits for
+/// so long that one chunk is taken, of which a few fit into buffers on the way.
+const UNREAD_MAX: Duration = Duration::from_secs(CHUNK_TIMEOUT.as_secs() / 4);
 
 type Stream = Box<TlsStream<BufReader<TcpStream>>>;
 pub(crate) type Incoming = Reader<Stream>;
@@ -216,11 +221,17 @@ impl Exchange {
         Ok((answer, &mut lane.reader))
     }
 
-    /// It broke off: lanes are done without for a while.
+    /// It broke off: lanes are done without for a while, unless this host brought that about. Whoever
+    /// serves ends an answer that nobody takes, and a disk here that is slow leaves one unread.
     pub(crate) fn fail(mut self) {
-        self.lane = None;
+        let Some(lane) = self.lane.take() else { return };
         self.shared.metrics.bulk_failures.inc();
-        self.link.lanes.failed();
+        let stood = lane.reader.stood_unread();
+        if stood < UNREAD_MAX {
+            self.link.lanes.failed();
+        } else {
+            debug!(peer = %self.link.peer, ?stood, "an answer was left unread too long");
+        }
     }
 }
 

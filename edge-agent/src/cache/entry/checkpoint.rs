@@ -48,7 +48,8 @@ impl Entry {
                 self.bump();
                 return Err(error);
             }
-            state.stale |= state.generation != generation;
+            // A checkpoint over the records would cover those of what is in doubt as well.
+            state.stale |= state.generation != generation || !state.doubtful.is_empty();
             let rewritten = state.stale;
             let journal = self.journal(&mut state)?;
             // A rewrite trusts and syncs what is held; there is nothing left to say.
@@ -87,16 +88,14 @@ impl Entry {
         let path = self.folder.join(JOURNAL_FILE);
         if state.journal.is_none() || state.stale {
             // Only what is certainly synced may stand under the new journal's checkpoint.
-            let mut certain = state.held.clone();
-            let unsynced = state.unsynced.iter().chain(&state.syncing).copied();
-            let uncertain: Vec<u32> = unsynced.chain(state.doubtful.iter()).collect();
-            for index in &uncertain {
-                certain.remove(*index);
+            let (mut certain, mut uncertain) = (state.held.clone(), state.doubtful.clone());
+            for &index in state.unsynced.iter().chain(&state.syncing) {
+                uncertain.insert(index);
             }
-            let rewritten = Journal::rewrite(&path, self.id, &certain).and_then(|mut journal| {
-                uncertain.iter().try_for_each(|index| journal.append_written(*index))?;
-                Ok(journal)
-            });
+            for index in uncertain.iter() {
+                certain.remove(index);
+            }
+            let rewritten = Journal::rewrite(&path, self.id, &certain, &uncertain);
             let journal =
                 rewritten.map_err(|e| Error::io("writing the cache's journal", &path, e))?;
             state.journal = Some(journal);

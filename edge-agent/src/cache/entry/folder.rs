@@ -128,6 +128,7 @@ impl Entry {
             checkpoint: Mutex::new(()),
             changes: watch::Sender::new(0),
             counted: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
         }
     }
 

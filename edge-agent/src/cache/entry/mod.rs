@@ -79,6 +79,8 @@ pub struct Entry {
     changes: watch::Sender<u64>,
     /// What the cache counts for it, in bytes.
     counted: AtomicU64,
+    /// What was copied from other entries since the start, in bytes of content.
+    copied: AtomicU64,
 }
 
 impl Entry {
@@ -139,6 +141,15 @@ impl Entry {
     /// Gives what was counted before.
     pub(in crate::cache) fn count_anew(&self, bytes: u64) -> u64 {
         self.counted.swap(bytes, Ordering::Relaxed)
+    }
+
+    /// What was copied from other entries since the start, in bytes of content.
+    pub fn copied_bytes(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::cache) fn count_copied(&self, bytes: u64) {
+        self.copied.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub fn contains(&self, index: u32) -> bool {

@@ -278,6 +278,7 @@ pub async fn restore(
     if home.member()?.is_some() {
         return Err(home::Error::Exists(home.folder().into()).into());
     }
+    home.drop_unfounded()?;
     let marker = home.folder().join("restoring");
     let (staged, raft_folder) = (home.folder().join("raft.restoring"), home.raft_folder());
     if marker.exists() {

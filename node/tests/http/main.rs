@@ -21,6 +21,7 @@ mod drain;
 mod encryption;
 mod examples;
 mod forge;
+mod founding;
 mod forwarded;
 mod hostile;
 mod imports;

@@ -368,6 +368,12 @@ pub async fn reports(
     Json(reports.into_iter().map(|(peer, report)| (peer.to_string(), report)).collect())
 }
 
+/// Writes down the pulls that were noted here, for a node that is about to judge by them.
+pub async fn write_pulls(State(app): State<App>, _caller: Sibling) -> Result<StatusCode, Problem> {
+    app.services.pulls.write_down().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// The agents that listen here, for the other nodes.
 pub async fn streams(State(app): State<App>, _caller: Sibling) -> Json<Vec<String>> {
     Json(app.services.desk.online().iter().map(ToString::to_string).collect())

@@ -413,6 +413,9 @@ impl Session {
             Err(Mismatch { is, ended }) => {
                 if ended && registered {
                     app.propose(Command::AbortUpload { upload: self.upload }).await?;
+                    if let Some(checkpoint) = self.checkpoint {
+                        discard(&app, &[checkpoint]).await;
+                    }
                 }
                 let message = format!("the content's digest is {is}, not {digest}");
                 return Err(RegistryError::digest_invalid(message));

@@ -184,6 +184,15 @@ impl Drop for Look<'_> {
 
 type Lengths = BTreeMap<ObjectKey, u64>;
 
+/// What storage has of an object that was to be deleted.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    Gone,
+    /// Stored since, for an upload that wants it.
+    Anew,
+    There,
+}
+
 impl Collector {
     pub fn new(
         raft: Raft,
@@ -354,22 +363,33 @@ impl Collector {
             let Some(&(last, _)) = rows.last() else { return Ok(()) };
             after = Some(last);
             let now = clock::now();
-            let (mut gone, mut there, mut wanted) =
-                (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+            let (mut young, mut old) = (BTreeMap::<_, BTreeSet<_>>::new(), Vec::new());
             for (object, since) in rows {
                 let age = Duration::from_millis(now.as_millis().saturating_sub(since.as_millis()));
                 if age < self.timing.window {
-                    // The node that marked it may not have come to it.
-                    self.delete(&[object].into(), since, &Lengths::new()).await?;
+                    young.entry(since).or_default().insert(object);
                 } else if age >= self.timing.forget {
-                    match self.store.length(object).await? {
-                        None => gone.insert(object),
-                        Some(_) if self.is_stored_anew(object, since).await? => {
-                            wanted.insert(object)
-                        }
-                        Some(_) => there.insert(object),
-                    };
+                    old.push((object, since));
                 }
+            }
+            for (since, objects) in young {
+                // The node that marked them may not have come to them.
+                self.delete(&objects, since, &Lengths::new()).await?;
+            }
+            let (mut gone, mut there, mut wanted) =
+                (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+            let look = |(object, since): (ObjectKey, Timestamp)| async move {
+                Ok::<_, CollectionError>((object, self.standing(object, since).await?))
+            };
+            let mut looks =
+                futures::stream::iter(old.into_iter().map(look)).buffer_unordered(LENGTHS_AT_ONCE);
+            while let Some(looked) = looks.next().await {
+                let (object, standing) = looked?;
+                match standing {
+                    Standing::Gone => gone.insert(object),
+                    Standing::Anew => wanted.insert(object),
+                    Standing::There => there.insert(object),
+                };
             }
             if !there.is_empty() {
                 let now = clock::now();
@@ -394,6 +414,19 @@ impl Collector {
                 self.raft.propose(clock::now(), adopt).await?;
             }
         }
+    }
+
+    /// How an object stands whose deletion began at `since`, when that is over.
+    async fn standing(
+        &self,
+        object: ObjectKey,
+        since: Timestamp,
+    ) -> Result<Standing, CollectionError> {
+        if self.store.length(object).await?.is_none() {
+            return Ok(Standing::Gone);
+        }
+        let anew = self.is_stored_anew(object, since).await?;
+        Ok(if anew { Standing::Anew } else { Standing::There })
     }
 
     /// Whether the object was stored after `since`, when its deletion began; or so shortly before

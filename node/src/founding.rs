@@ -1,4 +1,10 @@
 //! The first moments of a cluster: its authority, its keys, its administrator.
+//!
+//! Order: a marker; certificates; a Raft group of this node, and the cluster's rows in it; the level;
+//! `member.json`, which makes it a member; the marker goes; the password is shown. Where it is cut off
+//! before `member.json`, nobody knows of that cluster, and the next founding begins with another one in
+//! its place. Behind it there is a cluster whose administrator may need another password
+//! (`unblocking`).
 
 use rand::distr::{Alphanumeric, SampleString};
 use shoal_content::{ClusterId, NodeId};
@@ -51,14 +57,16 @@ pub fn made_up_password() -> Zeroizing<String> {
 }
 
 impl Founding {
-    /// Makes the authority and this node's certificate.
+    /// Makes the authority and this node's certificate. What an earlier founding has left that was cut
+    /// off goes.
     ///
     /// # Errors
-    /// [`home::Error::Exists`] for a node that is a member already.
+    /// [`home::Error::Founded`] for a node that is a member already; as [`Home::begin_founding`].
     pub fn begin(home: &Home) -> Result<Self, Error> {
         if home.member()?.is_some() {
-            return Err(home::Error::Exists(home.folder().into()).into());
+            return Err(home::Error::Founded(home.folder().into()).into());
         }
+        home.begin_founding()?;
         let cluster = ClusterId::from_uuid(Uuid::new_v4());
         let authority = Authority::create(&cluster)?;
         let certificate = authority.issue(&home.key().csr_pem()?, Role::Node)?;
@@ -112,6 +120,7 @@ impl Founding {
             raft.propose(now(), Command::RaiseLevel { to }).await?;
         }
         home.save_member(&member)?;
+        home.drop_markers();
         Ok(self.password)
     }
 }

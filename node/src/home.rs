@@ -2,7 +2,8 @@
 //!
 //! Layout: `lock`, `key` (Ed25519, PKCS#8), `node.pem`, `ca.pem`, `member.json`, and the folders
 //! `raft`, `cache`, `storage` and `scanner`; `counters.json` while it is stopped. `member.json` is written last: a node whose founding or joining was cut
-//! off is not a member and begins again. `begun` says of which member there is something in `raft`: who
+//! off is not a member and begins again. `founding` and `restoring` are there from before either puts
+//! anything into `raft` until the membership is written, and say that what lies there is nobody's. `begun` says of which member there is something in `raft`: who
 //! has joined starts with nothing there, and later never again.
 //!
 //! Invariant: one process at a time.
@@ -18,6 +19,9 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{ClusterId, NodeId};
 use shoal_p2p::identity::{self, Credentials, KeyPair};
 use thiserror::Error;
+use tracing::warn;
+
+use crate::http::problem::chain;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -29,6 +33,17 @@ pub enum Error {
     Member(PathBuf),
     #[error("the node is a member of a cluster already; its data is in {0}")]
     Exists(PathBuf),
+    #[error(
+        "the node is a member of a cluster already; its data is in {0}. If it was founded here and nobody \
+         has seen its administrator's password, start it with 'shoal-node run', and have another one made \
+         by 'shoal-node recover-admin'"
+    )]
+    Founded(PathBuf),
+    #[error(
+        "a restore into {0} was cut off: repeat it, or begin with another data_dir, or remove the file \
+         'restoring' there and what it has left in 'raft' and 'raft.restoring'"
+    )]
+    Restoring(PathBuf),
     #[error(
         "{folder} holds nothing of what node {node} knew and has promised to others, without which it \
          must not vote: bring the folder back, or remove the node from its cluster and have it join \
@@ -42,7 +57,7 @@ pub enum Error {
     )]
     OtherStorage(PathBuf),
     #[error(
-        "{0} holds what another membership has left, or a founding that was cut off; join with an empty \
+        "{0} holds what another membership has left, or a founding that was cut off; begin with an empty \
          data_dir, or remove that folder if nothing in it is needed"
     )]
     Leftover(PathBuf),
@@ -52,6 +67,10 @@ pub enum Error {
 
 /// Says that this member has seen its cluster's name in storage.
 const STORED: &str = "stored";
+/// Says that a founding has begun that has not ended.
+const FOUNDING: &str = "founding";
+/// The same of a restore.
+const RESTORING: &str = "restoring";
 const RAFT_PROTOCOL: &[u8] = b"shoal-raft/1";
 
 /// What `member.json` says.
@@ -186,6 +205,54 @@ impl Home {
         }
     }
 
+    /// The first step of a founding. What an earlier one has left that was cut off goes.
+    ///
+    /// # Errors
+    /// [`Error::Restoring`], [`Error::Leftover`], or what the file system says.
+    pub fn begin_founding(&self) -> Result<(), Error> {
+        self.drop_unfounded()?;
+        if self.folder.join(RESTORING).exists() {
+            return Err(Error::Restoring(self.folder.clone()));
+        }
+        self.check_unused()?;
+        self.save(FOUNDING, b"")
+    }
+
+    /// Clears away what a founding has left that was cut off. Its cluster had this node alone, and
+    /// nobody was told its password: nothing there is needed. To be asked of who is no member.
+    ///
+    /// # Errors
+    /// What the file system says; then it is asked again.
+    pub fn drop_unfounded(&self) -> Result<(), Error> {
+        if !self.folder.join(FOUNDING).exists() {
+            return Ok(());
+        }
+        let folder = self.raft_folder();
+        // The marker goes last: it says that the rest is nobody's.
+        empty(&folder).map_err(|source| Error::File { path: folder, source })?;
+        self.remove(FOUNDING)
+    }
+
+    /// Forgets that a founding or restore had not ended. A member's Raft folder is its own, whatever
+    /// should become of its membership.
+    pub fn drop_markers(&self) {
+        for name in [FOUNDING, RESTORING] {
+            if let Err(error) = self.remove(name) {
+                warn!(error = chain(&error), "a file that says nothing any more stays");
+            }
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.folder.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::File { path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Notes, once, that there is something of this member in the Raft folder.
     ///
     /// # Errors
@@ -272,7 +339,7 @@ impl Home {
     /// # Errors
     /// As [`Self::save_certificates`].
     pub fn save_marker(&self) -> Result<(), Error> {
-        self.save("restoring", b"")
+        self.save(RESTORING, b"")
     }
 
     /// The last step of founding and of joining.
@@ -307,6 +374,23 @@ impl Home {
         })();
         written.map_err(|source| Error::File { path, source })
     }
+}
+
+/// Removes all that is in a folder, if there is one.
+fn empty(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
@@ -351,6 +435,37 @@ mod tests {
         home.check_unused().unwrap();
         fs::write(home.raft_folder().join("log"), b"of another one").unwrap();
         assert!(matches!(home.check_unused(), Err(Error::Leftover(_))));
+    }
+
+    #[test]
+    fn what_a_founding_has_left_that_was_cut_off_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        let raft = home.raft_folder();
+        let fill = || {
+            fs::create_dir_all(raft.join("log")).unwrap();
+            fs::write(raft.join("log/1"), b"entries").unwrap();
+            fs::write(raft.join("state.current"), b"state-1").unwrap();
+        };
+        home.begin_founding().unwrap();
+        fill();
+        home.begin_founding().unwrap();
+        home.check_unused().unwrap();
+        fill();
+        home.drop_unfounded().unwrap();
+        home.check_unused().unwrap();
+        assert!(!folder.path().join(FOUNDING).exists());
+        // What no founding put there is somebody's.
+        fill();
+        home.drop_unfounded().unwrap();
+        assert!(matches!(home.begin_founding(), Err(Error::Leftover(_))));
+        assert!(raft.join("log/1").exists());
+        // Neither is what a restore was about to make.
+        empty(&raft).unwrap();
+        home.save_marker().unwrap();
+        assert!(matches!(home.begin_founding(), Err(Error::Restoring(_))));
+        home.drop_markers();
+        home.begin_founding().unwrap();
     }
 
     #[test]

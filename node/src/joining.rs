@@ -36,7 +36,7 @@ pub enum Error {
 }
 
 /// Joins the cluster that `url` is a node of. A node that is a member already is refused, and one that
-/// has another membership's log.
+/// has another membership's log, unless it is that of a founding that was cut off.
 ///
 /// # Errors
 /// See [`Error`].
@@ -46,6 +46,7 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<Member, Err
     if home.member()?.is_some() {
         return Err(home::Error::Exists(home.folder().into()).into());
     }
+    home.drop_unfounded()?;
     home.check_unused()?;
     let token = token.trim();
     let pin = AuthorityPin::of_token(token)?;

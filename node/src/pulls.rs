@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use shoal_content::{Digest, ImageId, NodeId, TagName, Timestamp};
 use shoal_metadata::{Command, ImagePulls, PULLS_MAX};
 use shoal_raft::{ProposeError, Raft};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::warn;
 
@@ -38,6 +39,8 @@ struct Inner {
     raft: Raft,
     interval: Duration,
     noted: Mutex<Noted>,
+    /// Held by who writes down: whoever comes next finds what that has taken out written.
+    writing: AsyncMutex<()>,
     downloads: Downloads,
     written: Counter,
     lost: Counter,
@@ -119,9 +122,15 @@ impl Pulls {
             "Pulls that were not noted because too many waited to be",
             lost.clone(),
         );
-        let noted = Mutex::new(Noted::default());
+        let (noted, writing) = (Mutex::new(Noted::default()), AsyncMutex::new(()));
         let downloads = Downloads::new(node);
-        Self { inner: Arc::new(Inner { raft, interval, noted, downloads, written, lost }) }
+        let inner = Inner { raft, interval, noted, writing, downloads, written, lost };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// How long a pull waits to be written down, where the metadata take it.
+    pub fn interval(&self) -> Duration {
+        self.inner.interval
     }
 
     /// Notes that a version was pulled, by `tag` where it was by name.
@@ -153,33 +162,51 @@ impl Pulls {
         }
     }
 
-    /// Writes down what was noted, now.
+    /// Writes down what was noted, now. When it returns, all that was noted before is in the metadata.
     ///
     /// # Errors
     /// Where the metadata do not take it; it waits for the next time.
     pub async fn write_down(&self) -> Result<(), ProposeError> {
-        let Inner { raft, noted, written, downloads, .. } = &*self.inner;
+        let Inner { raft, noted, writing, written, downloads, .. } = &*self.inner;
+        let _turn = writing.lock().await;
         downloads.write_down(raft).await?;
         loop {
-            let pulls = noted.lock().take(PULLS_MAX);
-            if pulls.is_empty() {
+            let mut taken = Taken::of(noted);
+            if taken.pulls.is_empty() {
                 return Ok(());
             }
+            let pulls = taken.pulls.clone();
             let count = pulls.values().map(|of| of.tags.len() + of.versions.len()).sum::<usize>();
-            let command = Command::NotePulls { pulls: pulls.clone() };
-            if let Err(error) = raft.propose(clock::now(), command).await {
-                let mut noted = noted.lock();
-                for (image, ImagePulls { tags, versions }) in pulls {
-                    for (tag, at) in &tags {
-                        noted.note(image, Some(tag), None, *at);
-                    }
-                    for (digest, at) in &versions {
-                        noted.note(image, None, Some(digest), *at);
-                    }
-                }
-                return Err(error);
-            }
+            raft.propose(clock::now(), Command::NotePulls { pulls }).await?;
+            taken.pulls.clear();
             written.inc_by(count as u64);
+        }
+    }
+}
+
+/// Pulls that are about to be written down. Those that were not, whatever the reason, are noted again.
+struct Taken<'a> {
+    noted: &'a Mutex<Noted>,
+    pulls: BTreeMap<ImageId, ImagePulls>,
+}
+
+impl<'a> Taken<'a> {
+    fn of(noted: &'a Mutex<Noted>) -> Self {
+        let pulls = noted.lock().take(PULLS_MAX);
+        Self { noted, pulls }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut noted = self.noted.lock();
+        for (image, ImagePulls { tags, versions }) in std::mem::take(&mut self.pulls) {
+            for (tag, at) in &tags {
+                noted.note(image, Some(tag), None, *at);
+            }
+            for (digest, at) in &versions {
+                noted.note(image, None, Some(digest), *at);
+            }
         }
     }
 }
@@ -212,6 +239,25 @@ mod tests {
         assert_eq!(rest[&image(1)].versions[&digest], Timestamp::from_millis(9));
         assert_eq!((rest.len(), noted.count), (2, 0));
         assert!(noted.take(10).is_empty() && noted.images.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_out_and_not_written_is_noted_again() {
+        let noted = Mutex::new(Noted::default());
+        let (tag, digest): (TagName, Digest) = ("v1".parse().unwrap(), Digest::sha256([1; 32]));
+        let at = Timestamp::from_millis;
+        assert!(noted.lock().note(image(1), Some(&tag), Some(&digest), at(5)));
+        let taken = Taken::of(&noted);
+        assert!(noted.lock().images.is_empty());
+        assert!(noted.lock().note(image(1), Some(&tag), None, at(7)));
+        drop(taken);
+        assert_eq!(noted.lock().count, 2);
+        let mut taken = Taken::of(&noted);
+        assert_eq!(taken.pulls[&image(1)].tags[&tag], at(7));
+        assert_eq!(taken.pulls[&image(1)].versions[&digest], at(5));
+        taken.pulls.clear();
+        drop(taken);
+        assert_eq!(noted.lock().count, 0);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use shoal_raft::{ProposeError, Raft, Restoring};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::authorities::{self, Held};
@@ -46,6 +46,7 @@ use crate::config::Config;
 use crate::encryption::{self, Vault};
 use crate::founding::node_row;
 use crate::home::{self, Home, Member};
+use crate::http::problem::chain;
 use crate::ownership::{Ownership, OwnershipError};
 use crate::registry::PartSchedule;
 use crate::store::{BlobStore, PART_BYTES_MIN, StoreError};
@@ -246,7 +247,7 @@ fn remove(path: &Path) {
     if let Err(error) = removed
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        tracing::warn!(path = %path.display(), %error, "cannot be removed");
+        warn!(path = %path.display(), %error, "cannot be removed");
     }
 }
 
@@ -278,6 +279,7 @@ pub async fn restore(
     if home.member()?.is_some() {
         return Err(home::Error::Exists(home.folder().into()).into());
     }
+    home.drop_unfounded()?;
     let marker = home.folder().join("restoring");
     let (staged, raft_folder) = (home.folder().join("raft.restoring"), home.raft_folder());
     if marker.exists() {
@@ -470,7 +472,14 @@ async fn put_object(
             return Ok(flaw.map(|()| false));
         }
     };
-    store.complete(needed.key, &multipart, &parts).await?;
+    if let Err(error) = store.complete(needed.key, &multipart, &parts).await {
+        // Where it was completed and the answer was lost, there is nothing to drop.
+        if let Err(error) = store.abort(needed.key, &multipart).await {
+            let error = chain(&error);
+            warn!(key = %needed.key, error, "parts that were put into storage may have stayed there");
+        }
+        return Err(error.into());
+    }
     Ok(Ok(true))
 }
 
@@ -491,8 +500,31 @@ async fn read_part(source: &mut tokio::fs::File, bytes: u64) -> std::io::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::Ordering;
+
+    use shoal_content::{ObjectKey, PackId};
+
     use super::*;
     use crate::registry::PARTS_MAX;
+    use crate::store::disturbed::DisturbedStore;
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_completed_leaves_no_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DisturbedStore::open(&folder.path().join("storage"));
+        let (path, bytes) = (folder.path().join("pack"), vec![7; PART_BYTES as usize + 1]);
+        std::fs::write(&path, &bytes).unwrap();
+        let key = ObjectKey::Pack(PackId::of(&bytes));
+        let needed = Needed { key, size: None, digest: None };
+        store.failing_completions.store(1, Ordering::Relaxed);
+        let failed = put_object(&needed, &path, &*store).await;
+        assert!(matches!(failed, Err(Error::Store(_))), "{failed:?}");
+        let later = now().plus_millis(60_000);
+        let left = store.abort_stale(later, &BTreeSet::new()).await.unwrap();
+        assert_eq!(left, 0, "its parts are in storage yet");
+        assert!(matches!(put_object(&needed, &path, &*store).await, Ok(Ok(true))));
+    }
 
     #[test]
     fn the_longest_blob_there_is_takes_no_more_parts_than_storage_does() {

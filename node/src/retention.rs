@@ -5,9 +5,14 @@
 //! own (`shoal_metadata::judge`), the same for both; what goes, goes by commands that look at all
 //! of it again, so that pushes and pulls go on meanwhile and win.
 //!
+//! Where a policy looks at pulls, all nodes write down first what they have noted. One that does not
+//! answer writes its own down once an interval, if it lives: nothing is dropped by pulls before it was
+//! silent for so long. What it lets be pulled after it fell silent may not count.
+//!
 //! Invariants: one repository is judged at a time; a command drops at most [`DROPPED_AT_ONCE`]
 //! names; a policy that changes ends the run. Dropped versions free storage by way of `collection`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +26,11 @@ use shoal_metadata::{
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::deploy::Siblings;
 use crate::pulls::Pulls;
 
 const PAGE_ROWS: usize = 100;
@@ -32,6 +38,9 @@ const PAGE_ROWS: usize = 100;
 const DROPPED_AT_ONCE: usize = 200;
 /// The same where each is a disk, which refers to thousands of objects.
 const DISKS_AT_ONCE: usize = 4;
+const PULLS_PATH: &str = "/api/v1/cluster/pulls";
+/// How long a node may take to write its pulls down once their interval is over.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a run ended early.
 #[derive(Debug, Error)]
@@ -44,6 +53,11 @@ pub enum RetentionError {
     UnderWay,
     #[error("the node is stopping")]
     Stopping,
+    #[error(
+        "{nodes} may know of pulls that are not written down yet, and does not answer; it is waited for \
+         {} s more at most", left.as_secs() + 1
+    )]
+    Silent { nodes: String, left: Duration },
     #[error("the metadata cannot be read")]
     Read(#[from] ReadError),
     #[error("the metadata cannot be read")]
@@ -69,6 +83,9 @@ pub struct Retained {
 pub struct Retainer {
     raft: Raft,
     pulls: Pulls,
+    siblings: Option<Siblings>,
+    /// Nodes that do not answer, by name, and since when.
+    silent: Arc<Silences>,
     interval: Duration,
     running: Arc<Mutex<()>>,
     tags: Counter,
@@ -87,8 +104,29 @@ impl Retainer {
         ] {
             registry.register(name, help, counter.clone());
         }
-        let running = Arc::new(Mutex::new(()));
-        Self { raft, pulls, interval, running, tags, versions, failures }
+        let (running, silent) = (Arc::new(Mutex::new(())), Arc::default());
+        let siblings = None;
+        Self { raft, pulls, siblings, silent, interval, running, tags, versions, failures }
+    }
+
+    /// Has pulls of these nodes count, too, that they have not written down.
+    #[must_use]
+    pub fn hearing(self, siblings: Siblings) -> Self {
+        Self { siblings: Some(siblings), ..self }
+    }
+
+    /// Has all pulls written down that were before this, at all nodes, where `rules` look at them.
+    async fn gather_pulls(&self, rules: &PolicyRules) -> Result<(), RetentionError> {
+        if !rules.looks_at_pulls() {
+            return Ok(());
+        }
+        self.pulls.write_down().await?;
+        let Some(siblings) = &self.siblings else { return Ok(()) };
+        let silent = siblings.tell(PULLS_PATH).await;
+        match self.silent.left(&silent, Instant::now(), self.pulls.interval() + WRITTEN_WITHIN) {
+            Some(left) => Err(RetentionError::Silent { nodes: silent.join(", "), left }),
+            None => Ok(()),
+        }
     }
 
     /// Runs every automatic policy at every interval while this node leads, until it is dropped.
@@ -113,6 +151,12 @@ impl Retainer {
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.project.clone());
             for policy in page.into_iter().filter(|policy| policy.rules.automatic) {
+                if let Err(RetentionError::Silent { nodes, left }) =
+                    self.gather_pulls(&policy.rules).await
+                {
+                    info!(nodes, "retention waits for pulls of nodes that do not answer");
+                    sleep(left).await;
+                }
                 let guard = Arc::clone(&self.running).lock_owned().await;
                 let project = policy.project.clone();
                 match self.carry_out(guard, policy).await {
@@ -145,8 +189,8 @@ impl Retainer {
         _guard: OwnedMutexGuard<()>,
         policy: Policy,
     ) -> Result<Retained, RetentionError> {
-        // What was pulled here a moment ago counts.
-        self.pulls.write_down().await?;
+        // What was pulled a moment ago counts.
+        self.gather_pulls(&policy.rules).await?;
         let (mut done, now) = (Retained::default(), clock::now());
         let mut after = None;
         while let Some(image) = self.next_image(&policy.project, after.as_ref()).await? {
@@ -221,7 +265,11 @@ impl Retainer {
         rules: &PolicyRules,
         mut each: impl FnMut(Judgement),
     ) -> Result<Vec<RepositoryName>, RetentionError> {
-        self.pulls.write_down().await?;
+        match self.gather_pulls(rules).await {
+            // Nothing is dropped by this.
+            Ok(()) | Err(RetentionError::Silent { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let (now, mut skipped) = (clock::now(), Vec::new());
         let mut after = None;
         while let Some(image) = self.next_image(project, after.as_ref()).await? {
@@ -260,5 +308,45 @@ impl Retainer {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Since when which nodes do not answer.
+#[derive(Debug, Default)]
+struct Silences(parking_lot::Mutex<BTreeMap<String, Instant>>);
+
+impl Silences {
+    /// How much longer those that are silent `now` are to be waited for, so that none was silent for
+    /// less than `wait`.
+    fn left(&self, silent: &[String], now: Instant, wait: Duration) -> Option<Duration> {
+        let mut known = self.0.lock();
+        known.retain(|node, _| silent.contains(node));
+        let since = silent.iter().map(|node| *known.entry(node.clone()).or_insert(now)).max()?;
+        let left = (since + wait).saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_silent_is_waited_for_from_when_it_fell_silent() {
+        let silences = Silences::default();
+        let (begin, wait) = (Instant::now(), Duration::from_secs(60));
+        let left = |nodes: &[&str], seconds| {
+            let nodes: Vec<String> = nodes.iter().map(|node| (*node).to_owned()).collect();
+            let left = silences.left(&nodes, begin + Duration::from_secs(seconds), wait);
+            left.map(|left| left.as_secs())
+        };
+        assert_eq!(left(&[], 0), None);
+        assert_eq!(left(&["a"], 10), Some(60));
+        assert_eq!(left(&["a"], 50), Some(20));
+        assert_eq!(left(&["a", "b"], 65), Some(60));
+        assert_eq!(left(&["a"], 70), None);
+        // Who has answered since may know of other pulls.
+        assert_eq!(left(&[], 80), None);
+        assert_eq!(left(&["a"], 90), Some(60));
     }
 }

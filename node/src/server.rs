@@ -193,7 +193,13 @@ impl Server {
         if let (None, Some(masters)) = (&member, &masters) {
             masters.prove().await?;
         }
-        let founding = if member.is_none() { Some(Founding::begin(&home)?) } else { None };
+        let founding = match &member {
+            Some(_) => {
+                home.drop_markers();
+                None
+            }
+            None => Some(Founding::begin(&home)?),
+        };
         let member = match (member, &founding) {
             (Some(member), _) => member,
             (None, Some(founding)) => founding.first_member(),

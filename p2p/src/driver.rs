@@ -242,11 +242,13 @@ impl Driver {
         }
     }
 
-    /// Transfers whose owner is gone without that the driver was told.
+    /// Transfers whose owner is gone without that the driver was told. Who watches one of them yet sees
+    /// that it has ended.
     fn abandoned(&mut self) -> Vec<Event> {
         let mut stops = Vec::new();
         self.shared.transfers.lock().retain(|&recipe, owned| {
             if owned.is_abandoned() {
+                owned.end(FetchError::Stopped);
                 stops.push(Event::Stop { recipe });
             }
             owned.has_owner()

@@ -285,8 +285,6 @@ async fn who_lets_go_of_a_failed_transfer_does_not_stop_the_next_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_that_is_given_up_while_the_store_opens_never_begins() {
-    /// What has no owner is swept away; nothing shows that from outside.
-    const SWEPT_WITHIN: Duration = Duration::from_secs(2);
     /// Those that are asked in vain are banned after their third failure, within a second.
     const BLAMED_WITHIN: Duration = Duration::from_secs(3);
     let offer = Offer::of(64).await;
@@ -294,9 +292,14 @@ async fn a_transfer_that_is_given_up_while_the_store_opens_never_begins() {
     offer.fetch(&holder).await;
     let store = SmallStore::slow_to_open();
     let agent = offer.agent(store.clone()).await;
-    drop(offer.begin(&agent));
-    tokio::time::sleep(SWEPT_WITHIN).await;
+    let given_up = offer.begin(&agent);
+    let mut progress = given_up.progress();
+    drop(given_up);
+    // Nothing else changes it before the store is open.
+    tokio::time::timeout(DEADLINE, progress.changed()).await.unwrap().unwrap();
     store.open_now();
+    let told = async { while progress.changed().await.is_ok() {} };
+    tokio::time::timeout(DEADLINE, told).await.expect("whoever opened the store is done");
     let blamed = async {
         while agent.swarm.status().banned.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -176,7 +176,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::{Authority, Home, Member, eventually, register};
+    use crate::harness::{Authority, Home, Member, eventually, peer, register};
 
     /// Whether `from` gets an answer to a vote request for `target` from whoever is at an address.
     fn asks(from: &Member, target: u64, address: String) -> Result<(), String> {
@@ -221,5 +221,22 @@ mod tests {
             // Nor does the old one come back by being removed.
             let _ = first.propose(shoal_metadata::Command::RemoveNode(NodeId::new(2)));
         }
+    }
+    #[test]
+    fn who_was_not_believed_at_first_is_asked_once_it_is() {
+        let authority = Authority::new();
+        let (mut home, mut other) = (Home::new(1), Home::new(2));
+        let first = home.start(&authority);
+        first.bootstrap();
+        let second = other.start(&authority);
+        let address = second.address.to_string();
+        authority.refuse(&[peer(2)]);
+        for id in [1, 2] {
+            first.propose(register(id, 1)).unwrap();
+        }
+        let refused = asks(&first, 2, address.clone()).unwrap_err();
+        assert!(refused.contains("another node than"), "{refused}");
+        authority.refuse(&[]);
+        eventually("it is believed", || asks(&first, 2, address.clone()).ok());
     }
 }

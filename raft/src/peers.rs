@@ -3,8 +3,8 @@
 //! Invariants: one connection to an address, made when it is needed; a request that gets no answer
 //! in time takes its connection down, so that the next one starts afresh rather than wait for QUIC
 //! to notice that the other side was replaced. Who is at an address is known from its certificate:
-//! what is meant for one node is not said to another that has come to its place. Who is not believed any
-//! more is looked for again, on a new connection.
+//! what is meant for one node is not said to another that has come to its place. Who is not believed, or not
+//! any more, is looked for again, on a new connection.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -135,13 +135,16 @@ impl Peers {
         Ok(reached)
     }
 
-    /// Whether whoever was known to be at the other end is yet, as far as it is time to look.
+    /// Whether whoever was known to be at the other end is yet, as far as it is time to look. Who was not
+    /// believed may be now; who is not believed yet may show another certificate on another connection.
     fn is_still(&self, reached: &mut Reached) -> bool {
-        if reached.peer.is_none() || reached.looked_at.elapsed() < LOOK_INTERVAL {
+        if reached.looked_at.elapsed() < LOOK_INTERVAL {
             return true;
         }
         reached.looked_at = Instant::now();
-        (self.authenticate)(&reached.connection) == reached.peer
+        let (before, now) = (reached.peer, (self.authenticate)(&reached.connection));
+        reached.peer = now;
+        now.is_some() && (before.is_none() || before == now)
     }
 
     async fn connect(&self, address: &str) -> io::Result<Connection> {

@@ -339,7 +339,9 @@ fn who_was_removed_from_the_cluster_is_no_member_again() {
     let first = homes[0].start(&authority);
     first.bootstrap();
     let second = homes[1].start(&authority);
-    first.propose(register(2, 1)).unwrap();
+    for id in [1, 2] {
+        first.propose(register(id, 1)).unwrap();
+    }
     first.propose(Command::RemoveNode(second.id)).unwrap();
     let (id, address) = (second.id, second.address.to_string());
     let added = first.run(move |raft| async move { raft.add_member(id, address).await });

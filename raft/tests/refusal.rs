@@ -100,6 +100,7 @@ fn a_removed_node_is_refused_from_then_on() {
         other => other,
     };
     let known = || authority.client(Some(&authority));
+    member.propose(register(7, 2)).unwrap();
     member.propose(row(5)).unwrap();
     approach(&member, known()).unwrap();
     member.propose(Command::RemoveNode(NodeId::new(5))).unwrap();

@@ -54,9 +54,9 @@ pub async fn cluster(
             let made = token(client, *ttl).await?;
             screen.show(&made, || how_to_join(&status, &made, None))
         }
-        ClusterCommand::Remove { node, yes } => {
+        ClusterCommand::Remove { node, force, yes } => {
             let node = chosen(&status, node, *yes)?;
-            remove(client, node).await?;
+            remove(client, node, *force).await?;
             screen.show(&serde_json::json!({ "removed": node }), || {
                 format!(
                     "Removed {} (node {}). Its machine can be switched off, and its data deleted.",
@@ -64,11 +64,11 @@ pub async fn cluster(
                 )
             })
         }
-        ClusterCommand::Replace { node, ttl, yes } => {
+        ClusterCommand::Replace { node, ttl, force, yes } => {
             let node = chosen(&status, node, *yes)?;
             // The token first: where it is refused, the cluster is still whole.
             let made = token(client, *ttl).await?;
-            if let Err(error) = remove(client, node).await {
+            if let Err(error) = remove(client, node, *force).await {
                 // It was shown to nobody. Where it stays all the same, it ends with its time.
                 let _ = client.delete(format!("api/v1/join-tokens/{}", made.id)).await;
                 return Err(error);
@@ -186,8 +186,8 @@ fn chosen<'a>(status: &'a ClusterStatus, wanted: &str, yes: bool) -> Result<&'a 
     Ok(node)
 }
 
-async fn remove(client: &Client, node: &NodeStatus) -> Result<(), Error> {
-    client.delete(format!("api/v1/cluster/nodes/{}", node.id.number())).await
+async fn remove(client: &Client, node: &NodeStatus, force: bool) -> Result<(), Error> {
+    client.delete(format!("api/v1/cluster/nodes/{}?force={force}", node.id.number())).await
 }
 
 #[cfg(test)]

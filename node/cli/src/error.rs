@@ -98,6 +98,10 @@ impl Error {
             Self::Refused { status: 401, .. } => {
                 Some("log in (again): shoal login https://NODE:PORT".into())
             }
+            Self::Refused { problem, .. } if problem.code == "too_few_nodes" => Some(
+                "'shoal cluster nodes' lists them; remove lost ones first, or repeat it with --force"
+                    .into(),
+            ),
             Self::Refused { status: 500.., problem } => problem
                 .request_id
                 .as_ref()

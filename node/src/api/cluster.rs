@@ -6,7 +6,7 @@
 //! answer costs nothing: the same key gets the same id.
 //!
 //! A node is removed by its row, for good; whoever asked, the leader then takes it out of the group,
-//! as often as it takes.
+//! as often as it takes. That needs more than half of those who stay, too, so they are looked at first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,6 +15,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use shoal_api::{ClusterStatus, JoinRequest, JoinResponse, LevelRaised, NodeStatus};
 use shoal_content::{DeploymentId, NodeId};
 use shoal_metadata::{Command, JoinRole, Node, Refusal};
@@ -25,7 +27,7 @@ use tracing::{info, warn};
 
 use super::agents::{check_name, issue};
 use super::caller::{Admin, Reader, Sibling};
-use super::input::{Body, Path};
+use super::input::{Body, Path, Query};
 use super::problem::conflict;
 use super::tokens::Brought;
 use crate::clock::now;
@@ -194,18 +196,22 @@ async fn check_name_free(
     Ok(())
 }
 
-/// Takes a node out for good; its id is never given out again.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct RemoveQuery {
+    force: bool,
+}
+
+/// Takes a node out for good; its id is never given out again. With `?force=true` also where too few
+/// of those that stay answer.
 pub async fn remove_node(
     State(app): State<App>,
     _caller: Admin,
     Path(id): Path<u64>,
+    Query(RemoveQuery { force }): Query<RemoveQuery>,
 ) -> Result<StatusCode, Problem> {
     let id = NodeId::new(id);
-    let status = app.raft.status();
-    if status.voters.len() <= 1 && status.voters.contains(&id) {
-        let text = "the last node cannot be removed";
-        return Err(conflict("last_node", text));
-    }
+    check_rest(&app, id, force).await?;
     // The row first: the leader would make it a member again otherwise.
     match app.propose(Command::RemoveNode(id)).await {
         Ok(_) => {}
@@ -228,6 +234,48 @@ pub async fn remove_node(
         super::problem::unavailable("the group could not be changed right now; try again")
     })?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses where nobody would vote any more, or fewer of those who would answer than it takes to agree
+/// on anything. Each of them is asked here and now; that they answer says that they hear a leader.
+async fn check_rest(app: &App, id: NodeId, force: bool) -> Result<(), Problem> {
+    let voters = app.raft.status().voters;
+    let nodes = app.view().await?.query().nodes()?;
+    // Of one that was removed before, there may be the group left to be changed.
+    if !voters.contains(&id) || !nodes.iter().any(|node| node.id == id) {
+        return Ok(());
+    }
+    let stays = |node: &&Node| node.id != id && voters.contains(&node.id);
+    let rest: Vec<&Node> = nodes.iter().filter(stays).collect();
+    if rest.is_empty() {
+        return Err(Refusal::LastNode.into());
+    }
+    if force {
+        return Ok(());
+    }
+    let heard: Vec<ClusterStatus> = app.services.siblings.ask("/api/v1/cluster").await;
+    let heard: BTreeSet<NodeId> = heard.into_iter().map(|status| status.answered_by).collect();
+    let silent: Vec<&str> = rest
+        .iter()
+        .filter(|node| node.id != app.node && !heard.contains(&node.id))
+        .map(|node| node.name.as_str())
+        .collect();
+    if can_agree(rest.len(), silent.len()) {
+        return Ok(());
+    }
+    let text = format!(
+        "of the {} nodes that would stay these do not answer: {}; the others could agree on nothing \
+         any more. Start them again, or, where they are lost, remove them first. With force the node is \
+         removed all the same",
+        rest.len(),
+        silent.join(", ")
+    );
+    Err(conflict("too_few_nodes", text))
+}
+
+/// Whether more than half of so many voters are not among the silent.
+fn can_agree(voters: usize, silent: usize) -> bool {
+    voters - silent > voters / 2
 }
 
 /// Makes every node that has a row a voter, and takes out who was removed, on whichever node leads.
@@ -320,7 +368,34 @@ pub async fn reports(
     Json(reports.into_iter().map(|(peer, report)| (peer.to_string(), report)).collect())
 }
 
+/// Writes down the pulls that were noted here, for a node that is about to judge by them.
+pub async fn write_pulls(State(app): State<App>, _caller: Sibling) -> Result<StatusCode, Problem> {
+    app.services.pulls.write_down().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// The agents that listen here, for the other nodes.
 pub async fn streams(State(app): State<App>, _caller: Sibling) -> Json<Vec<String>> {
     Json(app.services.desk.online().iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_half_of_those_who_stay_have_to_answer() {
+        for (voters, silent, agree) in [
+            (1, 0, true),
+            (1, 1, false),
+            (2, 0, true),
+            (2, 1, false),
+            (3, 1, true),
+            (3, 2, false),
+            (4, 1, true),
+            (4, 2, false),
+        ] {
+            assert_eq!(can_agree(voters, silent), agree, "{silent} of {voters}");
+        }
+    }
 }

@@ -133,6 +133,7 @@ pub fn router() -> Routes {
         .route("/api/v1/cluster/encryption", get(encryption::status))
         .route("/api/v1/cluster/encryption/rotate", post(encryption::rotate))
         .route("/api/v1/cluster/nodes/{node}", delete(cluster::remove_node))
+        .route("/api/v1/cluster/pulls", post(cluster::write_pulls))
         .route("/api/v1/cluster/reports/{deployment}", get(cluster::reports))
         .route("/api/v1/cluster/streams", get(cluster::streams))
         .merge(people())

@@ -290,6 +290,9 @@ fn problem(error: RetentionError, project: &ProjectName) -> Problem {
         RetentionError::PolicyChanged => Refusal::PolicyChanged.into(),
         RetentionError::UnderWay => conflict("retention_under_way", error.to_string()),
         RetentionError::Stopping => unavailable(error.to_string()),
+        RetentionError::Silent { left, .. } => {
+            Problem { retry_after: Some(left), ..unavailable(error.to_string()) }
+        }
         RetentionError::Read(error) => error.into(),
         RetentionError::Rows(error) => error.into(),
         RetentionError::Propose(error) => error.into(),

@@ -1,8 +1,8 @@
 //! Asks the other nodes, over HTTPS that only the cluster's authority can serve.
 //!
 //! Invariants: requests carry a token signed for each of them by this node's own key; an answer is
-//! read within [`ANSWER_BYTES_MAX`] and [`ANSWER_TIMEOUT`], unless it is content that streams. A node
-//! that does not answer is left out.
+//! read within [`ANSWER_BYTES_MAX`] and [`ANSWER_TIMEOUT`], unless it is content that streams or what a
+//! node is told to do. A node that does not answer is left out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
+use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde::de::DeserializeOwned;
 use shoal_content::{ClusterId, NodeId};
@@ -26,6 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// With TLS, for content that streams: who gives up a node too soon asks elsewhere for all of it.
 const STREAM_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
+/// For what a node is told to do, which takes commands.
+const DONE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A node that passes on what comes from elsewhere may be silent for so long.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -130,6 +133,30 @@ impl Siblings {
         asked.filter_map(std::future::ready).collect().await
     }
 
+    /// Has all other nodes carry out `POST path`; gives the names of those that have not said in time that
+    /// they did.
+    pub async fn tell(&self, path: &str) -> Vec<String> {
+        let nodes = self.raft.local().query().nodes().unwrap_or_default();
+        let others = nodes.into_iter().filter(|node| node.id != self.node);
+        let told: FuturesUnordered<_> = others
+            .map(|node| async move {
+                let told = self.post(&node.api_url, path).await;
+                if let Err(error) = &told {
+                    debug!(node = %node.id, error, "a node did not do what it was told");
+                }
+                told.is_err().then_some(node.name)
+            })
+            .collect();
+        told.filter_map(std::future::ready).collect().await
+    }
+
+    async fn post(&self, api_url: &str, path: &str) -> Result<(), String> {
+        let request = self.request(&self.clients()?.http, Method::POST, api_url, path)?;
+        let sent = request.timeout(DONE_TIMEOUT).send().await;
+        let status = sent.map_err(|error| error.to_string())?.status();
+        if status.is_success() { Ok(()) } else { Err(status.to_string()) }
+    }
+
     /// The answer of the node at `api_url` to `GET path`, whatever it is, to be read as it comes.
     ///
     /// # Errors
@@ -140,23 +167,25 @@ impl Siblings {
         path: &str,
         headers: HeaderMap,
     ) -> Result<reqwest::Response, String> {
-        let request = self.request(&self.clients()?.streams, api_url, path)?.headers(headers);
+        let request = self.request(&self.clients()?.streams, Method::GET, api_url, path)?;
+        let request = request.headers(headers);
         request.send().await.map_err(|error| error.to_string())
     }
 
     fn request(
         &self,
         http: &reqwest::Client,
+        method: Method,
         api_url: &str,
         path: &str,
     ) -> Result<reqwest::RequestBuilder, String> {
         let url = format!("{}{path}", api_url.trim_end_matches('/'));
         let token = node_token::issue(&self.key, self.cluster, clock::now());
-        Ok(http.get(url).bearer_auth(token.map_err(|error| error.to_string())?))
+        Ok(http.request(method, url).bearer_auth(token.map_err(|error| error.to_string())?))
     }
 
     async fn get<T: DeserializeOwned>(&self, api_url: &str, path: &str) -> Result<T, String> {
-        let request = self.request(&self.clients()?.http, api_url, path)?;
+        let request = self.request(&self.clients()?.http, Method::GET, api_url, path)?;
         let response = request.send().await.map_err(|error| error.to_string())?;
         let status = response.status();
         if !status.is_success() {

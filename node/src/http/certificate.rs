@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -74,6 +75,8 @@ struct Operator {
     /// The files as they were when the node began.
     read: FileStates,
     served: RwLock<Arc<CertifiedKey>>,
+    /// Whether the files hold something else than what is served, that cannot be.
+    unusable: AtomicBool,
 }
 
 /// Of both files, what changes when they do.
@@ -87,7 +90,12 @@ impl Collector for Certificates {
             u64::try_from(parsed.validity().not_after.timestamp()).ok()
         });
         let help = "Until when the certificate for HTTPS is valid, in seconds since 1970";
-        gauge(&mut encoder, "shoal_https_certificate_expiry_seconds", help, until)
+        gauge(&mut encoder, "shoal_https_certificate_expiry_seconds", help, until)?;
+        let unusable = self.inner.operator.as_ref();
+        let unusable = unusable.map(|own| u64::from(own.unusable.load(Ordering::Relaxed)));
+        let help = "Whether the certificate's files were changed and cannot be used; the one from before \
+                    is served";
+        gauge(&mut encoder, "shoal_https_certificate_unusable", help, unusable)
     }
 }
 
@@ -112,7 +120,8 @@ impl Certificates {
                 // Before they are read: what changes in between is read again.
                 let states = state(&certificate, &key);
                 let served = RwLock::new(read(&certificate, &key, &provider)?);
-                Some(Operator { certificate, key, read: states, served })
+                let unusable = AtomicBool::new(false);
+                Some(Operator { certificate, key, read: states, served, unusable })
             }
         };
         let (vault, issued) = (keys.ring.vault().clone(), RwLock::new(None));
@@ -208,9 +217,12 @@ impl Certificates {
         let (certificate, key) = (&operator.certificate, &operator.key);
         let now = state(certificate, key);
         if now == followed.served {
+            operator.unusable.store(false, Ordering::Relaxed);
             return;
         }
-        match read(certificate, key, &self.inner.provider) {
+        let read = read(certificate, key, &self.inner.provider);
+        operator.unusable.store(read.is_err(), Ordering::Relaxed);
+        match read {
             Ok(renewed) => {
                 *operator.served.write() = renewed;
                 *followed = Followed { served: now, said: None };

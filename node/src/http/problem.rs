@@ -222,6 +222,7 @@ impl From<Refusal> for Problem {
             Refusal::JoinToken => (StatusCode::FORBIDDEN, "join_token"),
             Refusal::BeingDeleted(_) => (StatusCode::SERVICE_UNAVAILABLE, "being_deleted"),
             Refusal::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
+            Refusal::LastNode => (StatusCode::CONFLICT, "last_node"),
             Refusal::LastOwner => (StatusCode::CONFLICT, "last_owner"),
             Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             Refusal::WrongRight => (StatusCode::BAD_REQUEST, "wrong_right"),

@@ -148,6 +148,12 @@ impl Intake {
         Arc::new(lock.lock_owned().await)
     }
 
+    /// Requests of this session that are under way at this node: one has the turn, the others wait.
+    pub fn under_way(&self, upload: UploadId) -> usize {
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.get(&upload).map_or(0, Weak::strong_count)
+    }
+
     /// Room for little.
     async fn admit_small(&self) -> Result<Room, IntakeError> {
         Ok(Room { bytes: SMALL_BYTES, held: Some(self.small.take(1).await?) })

@@ -18,6 +18,7 @@ pub(crate) mod hash;
 mod intake;
 mod manifests;
 mod parts;
+mod publication;
 pub(crate) mod range;
 mod route;
 mod tags;
@@ -44,7 +45,8 @@ pub use manifests::{digest_of, references};
 #[cfg(test)]
 pub(crate) use parts::PARTS_MAX;
 pub(crate) use parts::PartSchedule;
-pub use uploads::{Publication, SESSION_TTL_MS, publish};
+pub use publication::{Publication, publish};
+pub use uploads::SESSION_TTL_MS;
 
 /// The parsers, for `fuzz`.
 pub(crate) mod fuzzed {

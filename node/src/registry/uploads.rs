@@ -9,10 +9,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use futures::StreamExt;
-use shoal_content::{Algorithm, Digest, ImageId, ObjectKey, RepositoryName, Timestamp, UploadId};
+use shoal_content::{Algorithm, Digest, ObjectKey, RepositoryName, Timestamp, UploadId};
 use shoal_metadata::{
-    Action, Command, KeyOwner, Multipart, Refusal, Response as Answered, Upload, UploadPurpose,
-    What, command_version, holder, permission,
+    Action, Command, KeyOwner, Multipart, Refusal, Upload, UploadPurpose, What, command_version,
+    holder, permission,
 };
 use shoal_raft::ProposeError;
 use tracing::{Instrument, Span, warn};
@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::access::covers;
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
-use super::intake::{BlobWriter, Mismatch, Resumed, Turn, Written};
+use super::intake::{BlobWriter, IntakeError, Mismatch, Resumed, Turn};
+use super::publication::{Publication, discard, new_image, publish};
 use super::range::content_range;
 use super::route::Route;
 use super::{Answer, Asked, CHUNK_MIN_LENGTH, CONTENT_DIGEST, RegistryError, blob_location, empty};
@@ -28,7 +29,7 @@ use crate::http::noted;
 use crate::http::pace::Pace;
 use crate::http::problem::Problem;
 use crate::state::App;
-use crate::store::put_once;
+use crate::store::StoreError;
 
 /// A session that nothing was heard of for so long has ended, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 24 * 3600 * 1000;
@@ -163,7 +164,7 @@ pub async fn handle(asked: Asked, body: Body, repository: RepositoryName, upload
     match asked.method {
         Method::PATCH => to_the_end(session.append(asked, body, turn)).await,
         Method::PUT => to_the_end(session.close(asked, body, turn, true)).await,
-        Method::DELETE => session.cancel(&asked, turn).await,
+        Method::DELETE => to_the_end(session.cancel(asked, turn)).await,
         _ => Err(RegistryError::unsupported()),
     }
 }
@@ -256,8 +257,12 @@ impl Session {
     }
 
     fn out_of_order(&self) -> RegistryError {
-        let message = format!("the upload stands at byte {}", self.offset);
-        let range = format!("0-{}", self.offset.saturating_sub(1));
+        self.stands_at(self.offset)
+    }
+
+    fn stands_at(&self, offset: u64) -> RegistryError {
+        let message = format!("the upload stands at byte {offset}");
+        let range = format!("0-{}", offset.saturating_sub(1));
         let location =
             format!("/v2/{}/blobs/uploads/{}", self.repository, self.upload.as_uuid().simple());
         RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message)
@@ -312,9 +317,26 @@ impl Session {
         let (multipart, offset) = (self.multipart.clone(), self.offset);
         let at = Resumed { checkpoint, multipart, offset };
         tokio::select! {
-            resumed = BlobWriter::resume(&app.intake, store, under, turn, at) => Ok(resumed?),
+            resumed = BlobWriter::resume(&app.intake, store, under, turn, at) => match resumed {
+                Err(
+                    error @ (IntakeError::Checkpoint
+                    | IntakeError::Store(StoreError::NotFound(_))),
+                ) => Err(self.overtaken(app).await?.unwrap_or_else(|| error.into())),
+                resumed => Ok(resumed?),
+            },
             () = app.drain.cut() => Err(stopping()),
         }
+    }
+
+    /// What is answered where another request of the session went through at another node since the row
+    /// was read: what this one was to go on from is gone then.
+    async fn overtaken(&self, app: &App) -> Result<Option<RegistryError>, RegistryError> {
+        let row = app.view().await?.query().upload(self.upload)?;
+        Ok(match row.map(|row| row.purpose) {
+            Some(UploadPurpose::Blob { checkpoint, .. }) if checkpoint == self.checkpoint => None,
+            Some(UploadPurpose::Blob { offset, .. }) => Some(self.stands_at(offset)),
+            _ => Some(RegistryError::upload_unknown()),
+        })
     }
 
     async fn append(self, asked: Asked, body: Body, turn: Turn) -> Answer {
@@ -347,7 +369,7 @@ impl Session {
             Err(ProposeError::Refused(refusal)) => {
                 discard(&asked.app, &[checkpoint]).await;
                 return Err(match refusal {
-                    Refusal::OffsetMismatch(at) => Self { offset: at, ..self }.out_of_order(),
+                    Refusal::OffsetMismatch(at) => self.stands_at(at),
                     refusal => ProposeError::Refused(refusal).into(),
                 });
             }
@@ -391,6 +413,9 @@ impl Session {
             Err(Mismatch { is, ended }) => {
                 if ended && registered {
                     app.propose(Command::AbortUpload { upload: self.upload }).await?;
+                    if let Some(checkpoint) = self.checkpoint {
+                        discard(&app, &[checkpoint]).await;
+                    }
                 }
                 let message = format!("the content's digest is {is}, not {digest}");
                 return Err(RegistryError::digest_invalid(message));
@@ -410,92 +435,19 @@ impl Session {
         created(&self.repository, &digest)
     }
 
-    async fn cancel(self, asked: &Asked, _turn: Turn) -> Answer {
+    /// The session is gone with its row; what cannot be dropped then is found by the scrub.
+    async fn cancel(self, asked: Asked, _turn: Turn) -> Answer {
         asked.app.propose(Command::AbortUpload { upload: self.upload }).await?;
-        if let Some(multipart) = &self.multipart {
-            asked.app.store.abort(multipart.object, &multipart.id).await?;
+        if let Some(multipart) = &self.multipart
+            && let Err(error) = asked.app.store.abort(multipart.object, &multipart.id).await
+        {
+            warn!(upload = %self.upload, %error, "a cancelled upload's parts stay in storage");
         }
         if let Some(checkpoint) = self.checkpoint {
             discard(&asked.app, &[checkpoint]).await;
         }
         empty(StatusCode::NO_CONTENT, &[])
     }
-}
-
-/// What a blob that lies in storage is to be known by.
-#[derive(Debug)]
-pub struct Publication {
-    /// The session that this ends.
-    pub upload: Option<UploadId>,
-    pub repository: RepositoryName,
-    pub digest: Digest,
-    pub owner: String,
-    /// Whether nobody else can have written the object.
-    pub own: bool,
-}
-
-/// Names a stored blob by a command. What turns out not to be needed is deleted again.
-///
-/// # Errors
-/// Where storage or the command fails.
-pub async fn publish(
-    app: &App,
-    written: Written,
-    publication: Publication,
-) -> Result<(), RegistryError> {
-    let Publication { upload, repository, digest, owner, own } = publication;
-    let key = written.object;
-    // Its project may have been removed since the upload began. To be asked before anything else
-    // is stored for it: that would make a key for a project that is not there.
-    if app.encryption.is_some() && !app.store.lasts(key).await? {
-        if own {
-            discard(app, &[key]).await;
-        }
-        return Err(RegistryError::upload_unknown());
-    }
-    let (recipe, encoded) = written.recipe.encode_with_id();
-    let under = KeyOwner::Project(repository.project());
-    let (name, bytes) = (ObjectKey::Recipe(recipe), encoded.into());
-    match own {
-        true => app.store.put(name, &under, bytes).await?,
-        // Another node may close the same session, and store the same recipe.
-        false => put_once(&*app.store, name, &under, bytes).await?,
-    }
-    let commit = Command::CommitBlob {
-        upload,
-        repository,
-        digest: digest.clone(),
-        size: written.size,
-        object: key,
-        recipe,
-        owner,
-        image: new_image(),
-    };
-    let answer = match app.propose(commit).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            // An object that the session's row named may be another request's, too, at another
-            // node: whose command went through, there it is in use. The scrub knows.
-            if own && matches!(error, ProposeError::Refused(_)) {
-                discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
-            }
-            return Err(error.into());
-        }
-    };
-    match answer {
-        // The content is there already, and ours is not needed; unless storage lost it.
-        Answered::Blob { stored } if stored != key => {
-            if app.store.lasts(stored).await? {
-                discard(app, &[key, ObjectKey::Recipe(recipe)]).await;
-            } else {
-                warn!(%digest, object = %stored, "storage had lost a blob that was pushed again");
-                let heal = Command::HealBlob { digest, missing: stored, object: key, recipe };
-                app.propose(heal).await?;
-            }
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// How a body ended that did not break off.
@@ -559,13 +511,6 @@ fn too_slow() -> RegistryError {
     RegistryError::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
 }
 
-/// Deletes what no row names. A failure leaves an orphan for the scrub, and is no one's error.
-async fn discard(app: &App, keys: &[ObjectKey]) {
-    if let Err(error) = app.store.delete(keys).await {
-        warn!(?keys, %error, "objects nobody needs were not deleted");
-    }
-}
-
 fn created(repository: &RepositoryName, digest: &Digest) -> Answer {
     let location = blob_location(repository, digest);
     empty(
@@ -576,9 +521,4 @@ fn created(repository: &RepositoryName, digest: &Digest) -> Answer {
 
 fn expiry(app: &App) -> Timestamp {
     app.now().plus_millis(SESSION_TTL_MS)
-}
-
-/// For the image row, where the command makes the repository.
-fn new_image() -> ImageId {
-    ImageId::from_uuid(Uuid::now_v7())
 }

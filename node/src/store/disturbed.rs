@@ -27,6 +27,8 @@ pub struct DisturbedStore {
     pub gate: Semaphore,
     /// So many parts fail before one is taken again.
     pub failing_parts: AtomicU64,
+    /// So many multipart uploads are not made an object of before one is again.
+    pub failing_completions: AtomicU64,
     /// So many looks at whose it is fail before one is answered.
     pub failing_owners: AtomicU64,
     /// So many reads break off halfway before one comes whole again.
@@ -54,6 +56,7 @@ impl DisturbedStore {
             reads: AtomicU64::new(0),
             gate: Semaphore::new(1),
             failing_parts: AtomicU64::new(0),
+            failing_completions: AtomicU64::new(0),
             failing_owners: AtomicU64::new(0),
             breaking_reads: AtomicU64::new(0),
         })
@@ -93,6 +96,7 @@ impl BlobStore for DisturbedStore {
         multipart: &str,
         parts: &[StoredPart],
     ) -> Result<Completion, StoreError> {
+        fail_one_of(&self.failing_completions, "completing a multipart upload")?;
         self.inner.complete(key, multipart, parts).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Result, ensure};
 use shoal_content::ClusterId;
@@ -10,7 +10,6 @@ use shoal_node::config::Config;
 use shoal_node::joining;
 use shoal_p2p::identity::{Authority, Trust, member_client};
 use tempfile::TempDir;
-use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::node::{Node, client, free_tcp, free_udp};
@@ -33,6 +32,13 @@ fn issue(folder: &Path) -> Result<Authority> {
     std::fs::write(folder.join("https.key"), made.key_pem.as_bytes())?;
     std::fs::write(folder.join("https.pem"), made.chain_pem)?;
     Ok(authority)
+}
+
+/// Whether the files are known to hold what cannot be served.
+fn metric(text: &str) -> Option<u64> {
+    let value =
+        text.lines().find_map(|line| line.strip_prefix("shoal_https_certificate_unusable "));
+    value?.parse().ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +72,9 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
         file.set_modified(written)
     };
     write(&vec![b'x'; chain.len()])?;
-    sleep(Duration::from_secs(7)).await;
+    let unusable = || Ok::<_, anyhow::Error>(metric(&node.server.app().metrics.text()?));
+    until("word of what cannot be used", async || Ok((unusable()? == Some(1)).then_some(())))
+        .await?;
     let fresh = client(first.certificate_pem().as_bytes())?;
     ensure!(fresh.get(&health).send().await?.status().is_success(), "the old one is gone");
 
@@ -74,6 +82,7 @@ async fn a_renewed_certificate_is_served_without_a_stop_and_a_broken_one_is_not(
     write(&chain)?;
     let fresh = client(second.certificate_pem().as_bytes())?;
     until("the new certificate", async || Ok(fresh.get(&health).send().await.ok())).await?;
+    ensure!(unusable()? == Some(0));
     // Who was connected stays so.
     ensure!(node.http.get(&health).send().await?.status().is_success());
     node.server.stop().await

@@ -4,12 +4,13 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentInfo, ClusterStatus, Deployment, Resolution};
+use shoal_content::NodeId;
 use shoal_node::server::Server;
 use tokio::time::timeout;
 
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
-use super::node::{DEADLINE, Node};
+use super::node::{DEADLINE, Node, problem};
 use super::orders::{orders, report};
 use super::wait::until;
 
@@ -94,6 +95,64 @@ async fn a_node_that_is_removed_through_itself_votes_no_more() -> Result<()> {
     let nobody = second.request(Method::DELETE, "cluster/nodes/99").send().await?;
     ensure!(nobody.status() == StatusCode::NOT_FOUND, "{nobody:?}");
     third.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_node_is_removed_where_the_rest_could_agree_on_nothing() -> Result<()> {
+    let first = Node::start().await?;
+    let second = first.join("node-2").await?;
+    let third = second.join("node-3").await?;
+    let group = first.server.app().raft.clone();
+    let voters = || group.status().voters;
+    until("three voters", async || Ok((voters().len() == 3).then_some(()))).await?;
+    let (here, alive, lost) =
+        (first.server.app().node, second.server.app().node, third.server.app().node);
+    let removed = async |id: NodeId, query: &str| {
+        first.request(Method::DELETE, &format!("cluster/nodes/{id}{query}")).send().await
+    };
+    third.server.stop().await?;
+    let leads = async || Ok(group.status().leader.filter(|leader| *leader != lost));
+    until("somebody to lead", leads).await?;
+    for wanted in [alive, here] {
+        let refused = problem(removed(wanted, "").await?, StatusCode::CONFLICT).await?;
+        ensure!(refused.code == "too_few_nodes", "{refused:?}");
+        ensure!(refused.message.contains("node-3"), "{refused:?}");
+    }
+    ensure!(voters().len() == 3);
+
+    let gone = removed(lost, "").await?;
+    ensure!(gone.status() == StatusCode::NO_CONTENT, "{gone:?}");
+    until("two voters", async || Ok((voters().len() == 2).then_some(()))).await?;
+    let gone = removed(alive, "").await?;
+    ensure!(gone.status() == StatusCode::NO_CONTENT, "{gone:?}");
+    until("one voter", async || Ok((voters().len() == 1).then_some(()))).await?;
+    for query in ["", "?force=true"] {
+        let refused = problem(removed(here, query).await?, StatusCode::CONFLICT).await?;
+        ensure!(refused.code == "last_node", "{refused:?}");
+    }
+    second.server.stop().await?;
+    first.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_insists_removes_a_node_that_the_rest_would_need() -> Result<()> {
+    let first = Node::start().await?;
+    let second = first.join("node-2").await?;
+    let third = second.join("node-3").await?;
+    let group = first.server.app().raft.clone();
+    let voting = async || Ok((group.status().voters.len() == 3).then_some(()));
+    until("three voters", voting).await?;
+    let alive = second.server.app().node;
+    third.server.stop().await?;
+    let path = format!("cluster/nodes/{alive}?force=true");
+    // The answer waits for a change of the group that the lost node would have to agree to.
+    let asked = tokio::spawn(first.request(Method::DELETE, &path).send());
+    until("its row to be gone", async || {
+        Ok(group.local().query().node(alive)?.is_none().then_some(()))
+    })
+    .await?;
+    asked.abort();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,7 @@ mod encryption;
 mod examples;
 mod forge;
 mod forwarded;
+mod founding;
 mod hostile;
 mod imports;
 mod issuers;

@@ -10,6 +10,7 @@ use shoal_metadata::{Command, PolicyRules};
 use super::disks::{create_image, make_disk, upload};
 use super::node::{Node, problem, read};
 use super::v2::{push_image, sha256};
+use super::wait::until;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -152,6 +153,79 @@ async fn what_was_pulled_lately_stays() -> Result<()> {
     let after = written(&node)?;
     // The interval may end in between, once.
     ensure!(after == before + 2 || after == before + 4, "{before} {after}");
+    node.server.stop().await
+}
+
+/// A further node that writes pulls down by itself so seldom.
+async fn joined(node: &Node, name: &str, pulls_interval_seconds: u64) -> Result<Node> {
+    let (token, storage) =
+        (node.join_token("node", Some(1)).await?, node.path().join("node/storage"));
+    let joined = Node::join_with(name, &node.url, &token, &storage, |config| {
+        config.retention.pulls_interval_seconds = pulls_interval_seconds;
+    });
+    Ok(joined.await?.logged_in_as(node))
+}
+
+/// Images that were pushed long ago, in a cluster that has noted pulls for longer than a rule looks at.
+async fn with_old_tags(node: &Node, tags: [&str; 2]) -> Result<()> {
+    for tag in tags {
+        let manifest = push_image(node, "shop/app", tag, tag.as_bytes()).await?;
+        age(node, "shop/app", tag, &manifest, 90).await?;
+    }
+    let app = node.server.app();
+    let since = Timestamp::from_millis(app.now().as_millis() - 60 * DAY_MS);
+    let (project, rules) = ("shop".parse()?, PolicyRules::default());
+    let first = Command::SetPolicy { project, rules, expected: None, by: "admin".into() };
+    app.raft.propose(since, first).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pulled_at_another_node_counts_before_that_writes_it_down() -> Result<()> {
+    let node = Node::start().await?;
+    let other = joined(&node, "node-2", 3600).await?;
+    with_old_tags(&node, ["pulled", "idle"]).await?;
+    let retention = json!([{ "keep": { "pulled_within_days": 30 } }]);
+    put_policy(&node, "shop", json!({ "retention": retention })).await?;
+    let get = other.v2(Method::GET, "shop/app/manifests/pulled").send().await?;
+    ensure!(get.status().is_success());
+    let report = dry_run(&node, "shop", json!({})).await?;
+    ensure!(about(&report, "pulled")?.0 == "keep", "{report:?}");
+    ensure!(about(&report, "idle")?.0 == "drop", "{report:?}");
+    ensure!(run(&node, "shop").await?.tags == 1);
+    ensure!(tags(&node, "shop/app").await? == ["pulled"]);
+    other.server.stop().await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_answer_is_waited_for_as_long_as_it_may_have_pulls() -> Result<()> {
+    let node = Node::start_with(|config| config.retention.pulls_interval_seconds = 1).await?;
+    let second = joined(&node, "node-2", 1).await?;
+    let third = joined(&node, "node-3", 1).await?;
+    let voters = || node.server.app().raft.status().voters;
+    until("three voters", async || Ok((voters().len() == 3).then_some(()))).await?;
+    with_old_tags(&node, ["old", "idle"]).await?;
+    third.server.stop().await?;
+    let ran = async || {
+        node.request(Method::POST, "projects/shop/retention/run").json(&json!({})).send().await
+    };
+    // By what nobody's pulls change.
+    put_policy(&node, "shop", json!({ "retention": [{ "keep": { "newest": 1 } }] })).await?;
+    until("a leader", async || Ok(ran().await?.status().is_success().then_some(()))).await?;
+    ensure!(tags(&node, "shop/app").await?.len() == 1);
+
+    let retention = json!([{ "keep": { "pulled_within_days": 30 } }]);
+    put_policy(&node, "shop", json!({ "retention": retention })).await?;
+    let refused = ran().await?;
+    ensure!(refused.headers().contains_key("retry-after"), "{refused:?}");
+    let refused = problem(refused, StatusCode::SERVICE_UNAVAILABLE).await?;
+    ensure!(refused.message.contains("node-3"), "{refused:?}");
+    ensure!(tags(&node, "shop/app").await?.len() == 1);
+    until("its interval to be over", async || Ok(ran().await?.status().is_success().then_some(())))
+        .await?;
+    ensure!(tags(&node, "shop/app").await?.is_empty());
+    second.server.stop().await?;
     node.server.stop().await
 }
 

@@ -875,6 +875,8 @@ pub enum Refusal {
     /// Compare-and-set: it is not what it is to be changed from.
     #[error("the {0} was changed in the meantime")]
     Changed(Subject),
+    #[error("the last node cannot be removed")]
+    LastNode,
 }
 
 /// The kinds of thing that can be missing or there already.

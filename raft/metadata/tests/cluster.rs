@@ -33,11 +33,26 @@ fn a_node_keeps_its_id_and_its_key_and_an_id_is_never_used_again() {
     assert_eq!(world.refuses(Command::RegisterNode(Node { peer: peer(101), ..node(2) })), taken);
     assert_eq!(world.query().next_node_id().unwrap(), NodeId::new(2));
 
-    world.accepts(Command::RemoveNode(NodeId::new(1)));
-    let gone = world.refuses(Command::RemoveNode(NodeId::new(1)));
+    world.accepts(Command::RegisterNode(node(2)));
+    world.accepts(Command::RemoveNode(NodeId::new(2)));
+    let gone = world.refuses(Command::RemoveNode(NodeId::new(2)));
     assert_eq!(gone, Refusal::NotFound(Subject::Node));
-    assert_eq!(world.refuses(Command::RegisterNode(node(1))), taken);
-    assert_eq!(world.query().next_node_id().unwrap(), NodeId::new(2));
+    assert_eq!(world.refuses(Command::RegisterNode(node(2))), taken);
+    assert_eq!(world.query().next_node_id().unwrap(), NodeId::new(3));
+}
+
+#[test]
+fn there_is_always_a_node() {
+    let mut world = World::founded();
+    let remove = |number| Command::RemoveNode(NodeId::new(number));
+    for number in [1, 2] {
+        world.accepts(Command::RegisterNode(node(number)));
+    }
+    world.accepts(remove(1));
+    assert_eq!(world.refuses(remove(2)), Refusal::LastNode);
+    assert_eq!(world.query().nodes().unwrap(), [node(2)]);
+    world.accepts(Command::RegisterNode(node(3)));
+    world.accepts(remove(2));
 }
 
 #[test]
@@ -194,6 +209,7 @@ fn who_is_expelled_is_known_until_its_certificate_ends_or_it_is_let_in_again() {
     assert_eq!(expelled(&world), [peer(3)]);
     // A node, too, until its machine joins anew.
     let away = Node { peer: peer(9), ..node(9) };
+    world.accepts(Command::RegisterNode(node(1)));
     world.accepts(Command::RegisterNode(away.clone()));
     world.accepts(Command::RemoveNode(away.id));
     assert_eq!(expelled(&world), [peer(3), peer(9)]);

@@ -56,7 +56,9 @@ fn what_a_node_runs_is_noted_until_it_is_removed() {
         Command::DescribeNode { id: NodeId::new(1), program }
     };
     assert_eq!(world.refuses(describe("0.1.0")), Refusal::NotFound(Subject::Node));
-    world.accepts(Command::RegisterNode(node(1)));
+    for number in [1, 2] {
+        world.accepts(Command::RegisterNode(node(number)));
+    }
     world.accepts(describe("0.1.0"));
     world.accepts(describe("0.2.0"));
     assert!(matches!(world.refuses(describe(&"x".repeat(201))), Refusal::Limit(_)));

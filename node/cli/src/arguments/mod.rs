@@ -197,6 +197,10 @@ pub enum ClusterCommand {
     Remove {
         /// Its name or id
         node: String,
+        /// Also where too few of the other nodes answer to work on without it: nothing can be changed
+        /// then before they come back
+        #[arg(long)]
+        force: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -208,6 +212,10 @@ pub enum ClusterCommand {
         /// How long the token holds
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
+        /// Also where too few of the other nodes answer to work on without it: nothing can be changed
+        /// then before they come back
+        #[arg(long)]
+        force: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,

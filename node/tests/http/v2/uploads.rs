@@ -1,10 +1,13 @@
 //! Pushing blobs: sessions, chunks, streams, mounts.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::stream;
 use reqwest::{Body, Method, StatusCode};
+use shoal_content::UploadId;
+use uuid::Uuid;
 
 use super::super::node::Node;
+use super::super::wait::until;
 use super::{expect, header, open_upload, push_blob, refused, session, sha256, sha512};
 
 const FIRST: &[u8] = b"the first chunk, ";
@@ -231,26 +234,34 @@ async fn two_requests_that_close_one_session_do_not_harm_each_others_bytes() -> 
     let node = Node::start().await?;
     for first_ends_first in [true, false] {
         let path = open_upload(&node, "a/race").await?;
+        let id = path.rsplit('/').next().context("an id")?;
+        let id = UploadId::from_uuid(Uuid::try_parse(id)?);
         let mut gates = Vec::new();
         let mut requests = tokio::task::JoinSet::new();
-        for bytes in [FIRST, SECOND] {
+        for (before, bytes) in [FIRST, SECOND].into_iter().enumerate() {
             let (go, body) = held_body(bytes);
             gates.push(go);
             let closing = format!("{path}?digest={}", sha256(bytes));
             let request = node.v2(Method::PUT, &closing).body(body);
             requests.spawn(async move { (bytes, request.send().await) });
-            // Time for the request to find its session.
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            until("the request at the session", async || {
+                Ok((node.server.app().intake.under_way(id) > before).then_some(()))
+            })
+            .await?;
         }
+        let mut answers = Vec::new();
         if !first_ends_first {
             gates.reverse();
         }
         for go in gates {
             let _ = go.send(());
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            if first_ends_first {
+                answers.extend(requests.join_next().await);
+            }
         }
+        answers.extend(requests.join_all().await.into_iter().map(Ok));
         let mut created = 0;
-        while let Some(ended) = requests.join_next().await {
+        for ended in answers {
             let (bytes, answer) = ended?;
             let answer = answer?;
             let blob = format!("a/race/blobs/{}", sha256(bytes));

@@ -1,7 +1,7 @@
 //! Who belongs to the cluster: itself, nodes, users, join tokens, agents.
 //!
-//! Invariants: once there is an administrator there is always one; a node's id is never given out
-//! twice; names of nodes and agents are unique, and so is a peer among the nodes.
+//! Invariants: once there is an administrator there is always one, and once there is a node; a node's id
+//! is never given out twice; names of nodes and agents are unique, and so is a peer among the nodes.
 
 use shoal_content::{AccountName, NodeId, PeerId, Timestamp};
 
@@ -71,6 +71,9 @@ impl<R: Read> Step<'_, R> {
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Response, Stop> {
         let node = self.query().node(id)?.ok_or(Refusal::NotFound(Subject::Node))?;
+        if self.query().nodes()?.len() <= 1 {
+            return Err(Refusal::LastNode.into());
+        }
         self.rows.remove(Table::Nodes, key::node(id));
         self.rows.put(Table::RetiredNodes, key::node(id), &node.peer);
         self.rows.remove(Table::Cluster, key::program(id));

@@ -122,6 +122,12 @@ impl PolicyRules {
         }
     }
 
+    /// Whether what is dropped depends on when it was pulled.
+    pub fn looks_at_pulls(&self) -> bool {
+        let by_pull = |rule: &RetentionRule| matches!(rule.keep, Keep::PulledWithin { .. });
+        self.untagged_days.is_some() || self.retention.iter().any(by_pull)
+    }
+
     /// What is immutable in one repository.
     pub fn immutability(&self, name: &RepositoryName) -> Immutability {
         let here = self.immutable.iter().enumerate().filter(|(_, of)| of.has_repository(name));

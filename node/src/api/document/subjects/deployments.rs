@@ -159,8 +159,15 @@ pub fn cluster() -> Subject {
                 .refuses(409, "encryption_off exists master_key_missing")
                 .refuses(404, "not_found"),
             delete("/api/v1/cluster/nodes/{node}", "Takes a node out for good")
+                .about(
+                    "Not where too few of those that stay answer to agree on anything without it, \
+                     unless with `force`: then nothing can be changed before they come back.",
+                )
                 .refuses(404, "not_found")
-                .refuses(409, "last_node"),
+                .refuses(409, "last_node too_few_nodes"),
+            post("/api/v1/cluster/pulls", "Writes down the pulls that this node has noted").about(
+                "For the other nodes, before one of them judges by when images were pulled.",
+            ),
             get("/api/v1/cluster/reports/{deployment}", "Says what this node heard of an order")
                 .about("For the other nodes; by the agent's id.")
                 .refuses(404, "deployment_not_found"),

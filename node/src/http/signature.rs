@@ -46,7 +46,6 @@ pub enum Answer {
         schema: Schema,
         chooses_status: bool,
     },
-    Text,
     /// Server-sent events.
     Events,
 }
@@ -188,12 +187,6 @@ impl<T: JsonSchema> Outcome for (StatusCode, Json<T>) {
 impl Outcome for StatusCode {
     fn describe(_: &mut Schemas) -> Answer {
         Answer::Empty
-    }
-}
-
-impl Outcome for &'static str {
-    fn describe(_: &mut Schemas) -> Answer {
-        Answer::Text
     }
 }
 

@@ -107,8 +107,8 @@ fn sort_of(text: &str) -> Result<(SortKey, bool), Problem> {
     let (text, minus) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
     let (key, descending) = match text.split_once(':') {
         Some(_) if minus => ("", false),
-        Some((key, "desc")) => (key, true),
-        Some((key, "asc")) => (key, false),
+        Some((key, way)) if way.eq_ignore_ascii_case("desc") => (key, true),
+        Some((key, way)) if way.eq_ignore_ascii_case("asc") => (key, false),
         Some(_) => ("", false),
         None => (text, false),
     };
@@ -259,7 +259,8 @@ pub fn check_filters(text: &str) {
     if let Some(sort) = &wanted.sort
         && let Ok((_, descending)) = sort_of(sort)
     {
-        assert_eq!(descending, sort.starts_with('-') || sort.ends_with(":desc"), "{sort}");
+        let ends = sort.to_ascii_lowercase().ends_with(":desc");
+        assert_eq!(descending, sort.starts_with('-') || ends, "{sort}");
     }
     if let Ok(filter) = Filter::new(wanted, || Ok("alice".to_owned())) {
         let pairs = filter.labels.iter().chain(filter.annotations.iter());
@@ -401,6 +402,7 @@ mod tests {
             ("created_at:asc", (SortKey::CreatedAt, false)),
             ("-updated_at", (SortKey::UpdatedAt, true)),
             ("download_count:desc", (SortKey::Downloads, true)),
+            ("star_count:DESC", (SortKey::Stars, true)),
         ] {
             assert_eq!(sort_of(text).unwrap(), wanted, "{text}");
         }

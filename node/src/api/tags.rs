@@ -16,7 +16,7 @@ use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
 use super::uploads::number_taken;
-use super::versions::{no_version, version};
+use super::versions::{by_id, no_version, version};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -64,11 +64,9 @@ pub async fn put(
     caller.account()?;
     let query = caller.view.query();
     let row = existing(&caller, id, Action::Push)?;
-    let found = match (request.version_id, &request.version) {
-        (Some(wanted), _) => {
-            let found = query.version_by_id(wanted)?.filter(|version| version.image == id);
-            found.ok_or_else(|| no_version(wanted))?
-        }
+    let said = request.version_id.or(request.image_version_id);
+    let found = match (said, &request.version) {
+        (Some(wanted), _) => by_id(query, id, &wanted)?.ok_or_else(|| no_version(wanted))?,
         (None, Some(wanted)) => version(query, id, wanted)?.ok_or_else(|| no_version(wanted))?,
         (None, None) => {
             let text = "version_id or version says what the tag is to name";

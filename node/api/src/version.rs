@@ -34,9 +34,10 @@ pub struct Version {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deprecation: Option<Deprecation>,
     pub tags: Vec<TagName>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default)]
     pub changelog: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What was said of how it was built, if anything.
+    #[serde(default)]
     pub build_info: Option<serde_json::Value>,
     #[serde(default)]
     pub download_count: u64,

@@ -16,7 +16,13 @@ use crate::screen::{Screen, bytes, table};
 /// `stat` counts in these, whatever the file system's blocks are.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Result<(), Error> {
+/// With `chain`, programs get a list of one.
+pub(super) fn info(
+    path: &Path,
+    format: Option<Format>,
+    chain: bool,
+    screen: Screen,
+) -> Result<(), Error> {
     let mut disk = open(path, format)?;
     let about = path.metadata().map_err(Error::file("looking at", path))?;
     let actual = about.blocks() * STAT_BLOCK_BYTES;
@@ -44,6 +50,7 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     if let Some(qcow2) = &qcow2 {
         shown["format-specific"] = specific(qcow2);
     }
+    let shown = if chain { json!([shown]) } else { shown };
     screen.show(&shown, || {
         let mut text = format!(
             "image: {}\nfile format: {}\nvirtual size: {} ({length} bytes)\ndisk size: {}",

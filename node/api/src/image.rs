@@ -110,6 +110,9 @@ pub struct UpdateImage {
     /// The same as `public`, where no visibility is given; else of no account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_public: Option<bool>,
+    /// The one that owns its project, whose to change it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,6 +172,15 @@ pub struct Image<T = TagName, O = String> {
     /// What the last scan of the latest version has found that was completed.
     #[serde(default)]
     pub vulnerabilities: Option<VulnerabilityCounts>,
+    /// The same numbers; none where no scan was completed, so that `last_scan_at` says what they mean.
+    #[serde(default)]
+    pub vulnerabilities_critical: u32,
+    #[serde(default)]
+    pub vulnerabilities_high: u32,
+    #[serde(default)]
+    pub vulnerabilities_medium: u32,
+    #[serde(default)]
+    pub vulnerabilities_low: u32,
     /// When that was.
     #[serde(default)]
     pub last_scan_at: Option<String>,

@@ -315,6 +315,7 @@ fn changed(edit: &EditImage) -> UpdateImage {
         // It is the project's: `project set` changes it.
         visibility: None,
         is_public: None,
+        organization_id: None,
     }
 }
 

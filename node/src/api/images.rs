@@ -143,7 +143,9 @@ pub async fn update(
     check_name(&row, request.name.as_deref())?;
     let wanted = request.visibility.as_deref().unwrap_or_default();
     let wanted = visibility::wanted(wanted, request.is_public)?;
-    let changed = visibility::change(&caller, &row, wanted)?;
+    let organization = request.organization_id.as_deref().unwrap_or_default();
+    let organization = visibility::organization(organization)?;
+    let changed = visibility::change(&caller, &row, wanted, organization.as_ref())?;
     let mut note = caller.view.query().image_note(id)?;
     let who = caller.who();
     drop(caller);

@@ -137,14 +137,17 @@ pub async fn make(
 /// image and nothing else, which are as visible as each other then.
 ///
 /// # Errors
-/// Where there are others, or the project is not the caller's to open or to close.
+/// Where there are others, the project is not the caller's to open or to close, or it is another
+/// organization's than is said.
 pub fn change(
     caller: &Caller,
     image: &metadata::Image,
     wanted: Option<Visibility>,
+    organization: Option<&AccountName>,
 ) -> Result<Option<Visibility>, Problem> {
     let query = caller.view.query();
     let Some(project) = query.project(&image.name.project())? else { return Ok(None) };
+    check_owner(&project, organization)?;
     let Err(mismatch) = check(&project, wanted) else { return Ok(None) };
     let is_owned = matches!(project.owner, Owner::Organization(_));
     let may = wanted != Some(Visibility::Organization) || is_owned;

@@ -138,6 +138,7 @@ async fn an_image_alone_in_its_project_opens_and_closes_it() -> Result<()> {
         // It is no organization's.
         (json!({ "visibility": "organization" }), "visibility_mismatch"),
         (json!({ "name": "debian" }), "name_fixed"),
+        (json!({ "organization_id": "acme" }), "organization_mismatch"),
     ] {
         let found = refused(&node, Method::PUT, &path, &change, StatusCode::CONFLICT).await?;
         ensure!(found == code, "{change}: {found}");

@@ -192,6 +192,7 @@ async fn what_is_ordered_is_scanned_and_shown() -> Result<()> {
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.image.scan_status.as_deref() == Some("completed"));
     ensure!(detail.image.vulnerabilities == shown.summary);
+    ensure!(detail.image.vulnerabilities_critical == 1 && detail.image.vulnerabilities_high == 2);
     ensure!(detail.image.last_scan_at == shown.scanned_at);
     node.server.app().services.audit.flush(AuditPhase::Goes).await?;
     let trail: Value = node.get("audit?action=image.scan").await?;

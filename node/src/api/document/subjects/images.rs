@@ -37,8 +37,8 @@ pub fn images() -> Subject {
                 .header("If-Match", "Of an ETag: nothing is changed where another one came since.")
                 .refuses(400, "visibility_invalid format_invalid image_type_invalid")
                 .refuses(400, "labels_invalid annotations_invalid text_too_long")
-                .refuses(404, "image_not_found not_found")
-                .refuses(409, "visibility_mismatch name_fixed changed")
+                .refuses(404, "image_not_found organization_not_found not_found")
+                .refuses(409, "visibility_mismatch organization_mismatch name_fixed changed")
                 .refuses(412, "changed"),
             delete("/api/v1/images/{image}", "Deletes an image")
                 .about("It can be restored for a while; with `purge` it is gone for good.")

@@ -17,7 +17,7 @@ use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
 
 use super::caller::Caller;
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, flag};
 use super::problem::{conflict, missing};
 use super::profile::{self, Described};
 use super::shown::{self, number};
@@ -190,7 +190,8 @@ fn check_name(image: &metadata::Image, name: Option<&str>) -> Result<(), Problem
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DeleteQuery {
-    purge: bool,
+    #[serde(deserialize_with = "flag")]
+    purge: Option<bool>,
 }
 
 /// `DELETE /api/v1/images/{id}`: it can be restored for a while; with `?purge=true` it is gone for
@@ -201,6 +202,7 @@ pub async fn delete(
     Path(id): Path<ImageId>,
     Query(DeleteQuery { purge }): Query<DeleteQuery>,
 ) -> Result<StatusCode, Problem> {
+    let purge = purge.unwrap_or(false);
     let row = match existing(&caller, id, Action::Delete) {
         Err(problem) if purge => deleted(&caller, id).map_err(|_| problem)?,
         row => row?,

@@ -14,7 +14,7 @@ use shoal_content::{Labels, RepositoryName};
 use shoal_metadata::{self as metadata, Action, Fault, ImageKind, Read, Visible, What};
 
 use super::caller::Caller;
-use super::input::Query;
+use super::input::{Query, count, flag};
 use super::shown::{self, OfProject};
 use crate::http::problem::Problem;
 
@@ -52,7 +52,9 @@ impl Window {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
     /// A part of the name.
     name: Option<String>,
@@ -79,8 +81,10 @@ pub struct ListQuery {
     #[serde(alias = "annotation")]
     annotations: Option<String>,
     /// Those that were deleted and can be restored, in place of those that are there.
+    #[serde(deserialize_with = "flag")]
     deleted: Option<bool>,
     /// Only what the asker has starred.
+    #[serde(deserialize_with = "flag")]
     starred: Option<bool>,
     /// A key of [`SortKey`], with `:desc` after it or `-` before it for descending.
     sort: Option<String>,

@@ -11,7 +11,7 @@ use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, count};
 use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
@@ -25,7 +25,9 @@ pub(super) const LATEST: &str = "latest";
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TagsQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
 }
 

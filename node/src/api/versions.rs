@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, count};
 use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::tags::check_new;
@@ -87,7 +87,9 @@ pub(super) fn by_id<R: Read>(
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VersionsQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
     /// `active` or `deprecated`.
     status: Option<String>,

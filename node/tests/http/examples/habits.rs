@@ -68,8 +68,16 @@ async fn ids_and_names_are_taken_as_clients_have_them() -> Result<()> {
     let back = json!({ "target_version": "1.0.0" });
     let rolled = sent(&node, Method::POST, &format!("images/{image}/rollback"), back).await?;
     agrees(&rolled, &json!({ "tag_name": "latest", "version": "1.0.0" }), "rollback")?;
-    let descending = "images?sort=created_at:DESC";
-    call(&node, Method::GET, descending, None, StatusCode::OK).await?;
+    for (query, count) in [
+        ("sort=created_at:DESC", 1),
+        ("page=&page_size=&type=&visibility=&starred=&sort=", 1),
+        ("starred=True", 0),
+        ("deleted=0", 1),
+    ] {
+        let path = format!("images?{query}");
+        let list = call(&node, Method::GET, &path, None, StatusCode::OK).await?;
+        ensure!(list["pagination"]["total_count"] == count, "{query}: {list}");
+    }
 
     // All that was shown, with one thing changed.
     let path = format!("images/{id}");

@@ -125,6 +125,20 @@ fn info_and_map_say_what_qemu_img_says() {
     let people = shoal(&["info", text(&disk)]);
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+
+    // Of a part of it, too, also one that goes on behind the end.
+    for (start, most) in [("1M", "2500k"), ("4M", "1G"), ("0", "1000")] {
+        let words =
+            ["map", "--output=json", "--start-offset", start, "--max-length", most, text(&disk)];
+        let [ours, theirs] = [shoal(&words), qemu(&words)].map(|output| {
+            let number = |part: &Value, key: &str| part[key].as_u64().unwrap();
+            let map = json(&output);
+            let parts = map.as_array().unwrap();
+            let lengths: u64 = parts.iter().map(|part| number(part, "length")).sum();
+            (number(&parts[0], "start"), lengths)
+        });
+        assert_eq!(ours, theirs, "{words:?}");
+    }
 }
 
 /// Holds each part of our map against the one of qemu-img's that it begins in.

@@ -37,6 +37,12 @@ pub enum DiskCommand {
         format: Option<Format>,
         #[command(flatten)]
         output: Output,
+        /// Where the list begins
+        #[arg(long, value_name = "SIZE")]
+        start_offset: Option<Size>,
+        /// How much of the disk is listed
+        #[arg(long, value_name = "SIZE")]
+        max_length: Option<Size>,
         #[command(flatten)]
         opening: Opening,
     },

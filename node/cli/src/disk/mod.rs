@@ -22,7 +22,7 @@ use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 use shoal_formats::{Disk, Format, MapExtent, ReadError};
 
-use crate::arguments::{DiskCommand, Manner, Output, Shape};
+use crate::arguments::{DiskCommand, Manner, Output, Shape, Size};
 use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
@@ -38,8 +38,11 @@ pub async fn disk(command: DiskCommand, screen: Screen) -> Result<(), Error> {
         DiskCommand::Info { file, format, output, backing_chain, .. } => {
             info::info(&file, format, backing_chain, shaped(&output))
         }
-        DiskCommand::Map { file, format, output, .. } => {
-            info::map(&file, format, &seen, shaped(&output))
+        DiskCommand::Map { file, format, output, start_offset, max_length, .. } => {
+            let from = start_offset.map_or(0, |Size(bytes)| bytes);
+            let bytes = max_length.map_or(u64::MAX, |Size(bytes)| bytes);
+            let window = from..from.saturating_add(bytes);
+            info::map(&file, format, window, &seen, shaped(&output))
         }
         DiskCommand::Check { file, format, output, manner } => {
             check::check(&file, format, &seen, hushed(shaped(&output), &manner))

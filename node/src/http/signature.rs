@@ -42,10 +42,7 @@ pub enum Answer {
     /// A status and no body.
     Empty,
     /// A body; `chooses_status` is that the handler says the status, too.
-    Json {
-        schema: Schema,
-        chooses_status: bool,
-    },
+    Json { schema: Schema, chooses_status: bool },
     /// Server-sent events.
     Events,
 }

@@ -39,7 +39,7 @@ macro_rules! hex_text {
             }
         }
 
-        $crate::id::text_or_compact!($name, [u8; 32]);
+        $crate::id::text_or_compact!($name, [u8; 32], <$name as std::str::FromStr>::from_str);
     };
 }
 pub(crate) use hex_text;
@@ -67,9 +67,10 @@ macro_rules! ordered_by_bytes {
 }
 pub(crate) use ordered_by_bytes;
 
-/// Serializes a newtype as its text where people read it (JSON), else as what it wraps.
+/// Serializes a newtype as its text where people read it (JSON), else as what it wraps; `$read` makes
+/// one of a text.
 macro_rules! text_or_compact {
-    ($name:ident, $inner:ty) => {
+    ($name:ident, $inner:ty, $read:expr) => {
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
@@ -84,7 +85,7 @@ macro_rules! text_or_compact {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 if deserializer.is_human_readable() {
                     let text = <String as serde::Deserialize>::deserialize(deserializer)?;
-                    text.parse().map_err(serde::de::Error::custom)
+                    $read(&text).map_err(serde::de::Error::custom)
                 } else {
                     <$inner as serde::Deserialize>::deserialize(deserializer).map(Self)
                 }
@@ -94,7 +95,9 @@ macro_rules! text_or_compact {
 }
 pub(crate) use text_or_compact;
 
-/// Makes an id of a UUID with a short prefix, as it appears in the REST API.
+/// Makes an id of a UUID with a short prefix, as it appears in the REST API. `parse` wants the prefix,
+/// which tells an id from a name or a tag; where nothing else can stand, in JSON and in paths, the UUID
+/// alone is read as well, since others keep ids in columns for UUIDs.
 macro_rules! prefixed_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -113,6 +116,10 @@ macro_rules! prefixed_id {
 
             pub const fn as_uuid(&self) -> &Uuid {
                 &self.0
+            }
+
+            fn with_prefix_or_without(text: &str) -> Result<Self, IdError> {
+                Uuid::try_parse(text).map_or_else(|_| text.parse(), |uuid| Ok(Self(uuid)))
             }
         }
 
@@ -133,7 +140,7 @@ macro_rules! prefixed_id {
             }
         }
 
-        text_or_compact!($name, Uuid);
+        text_or_compact!($name, Uuid, $name::with_prefix_or_without);
     };
 }
 
@@ -255,6 +262,17 @@ mod tests {
         let bytes = postcard::to_allocvec(&image).unwrap();
         assert_eq!(postcard::from_bytes::<ImageId>(&bytes).unwrap(), image);
         assert!(serde_json::from_str::<ImageId>("\"ver-0\"").is_err());
+    }
+
+    #[test]
+    fn an_id_is_a_uuid_alone_where_nothing_else_can_stand() {
+        let id = VersionId::from_uuid(Uuid::from_u128(7));
+        let read = |text: String| serde_json::from_value::<VersionId>(text.into()).ok();
+        for text in [id.as_uuid().to_string(), id.as_uuid().simple().to_string()] {
+            assert_eq!(read(text.clone()), Some(id));
+            assert!(text.parse::<VersionId>().is_err(), "{text} may be a tag");
+        }
+        assert_eq!(read(format!("img-{}", id.as_uuid())), None);
     }
 
     #[test]

@@ -53,6 +53,13 @@ pub struct CreateImage {
     /// there it has to be that one's.
     #[serde(default, deserialize_with = "or_default")]
     pub visibility: String,
+    /// The same as `public`, where no visibility is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_public: Option<bool>,
+    /// The organization that is to own the project, where this makes it. Of one that is there it has
+    /// to be that one's.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
+    pub organization_id: String,
     #[serde(default, deserialize_with = "or_default")]
     pub min_cpu_cores: u32,
     #[serde(default, deserialize_with = "or_default")]
@@ -79,6 +86,9 @@ fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpdateImage {
+    /// The one that it has, which it keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub display_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,9 +103,16 @@ pub struct UpdateImage {
     pub architecture: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    /// That of its project, which alone can be changed.
+    /// That of its project, which gets another one where this is its only image and who asks may
+    /// change the project.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visibility: Option<String>,
+    /// The same as `public`, where no visibility is given; else of no account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_public: Option<bool>,
+    /// The one that owns its project, whose to change it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,13 +172,22 @@ pub struct Image<T = TagName, O = String> {
     /// What the last scan of the latest version has found that was completed.
     #[serde(default)]
     pub vulnerabilities: Option<VulnerabilityCounts>,
+    /// The same numbers; none where no scan was completed, so that `last_scan_at` says what they mean.
+    #[serde(default)]
+    pub vulnerabilities_critical: u32,
+    #[serde(default)]
+    pub vulnerabilities_high: u32,
+    #[serde(default)]
+    pub vulnerabilities_medium: u32,
+    #[serde(default)]
+    pub vulnerabilities_low: u32,
     /// When that was.
     #[serde(default)]
     pub last_scan_at: Option<String>,
     pub latest_version: Option<String>,
     pub tags: Vec<T>,
     pub labels: BTreeMap<String, String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     pub owner: O,
     #[serde(default)]
@@ -177,9 +203,10 @@ pub struct Image<T = TagName, O = String> {
     /// Who described it last; empty where nobody has since it was made.
     #[serde(default)]
     pub updated_by: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// None while it is there; so is who did it.
+    #[serde(default)]
     pub deleted_at: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub deleted_by: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use shoal_content::{AccountName, ProjectName, RepositoryName};
+use shoal_content::{AccountName, ImageId, ProjectName, RepositoryName};
 
 use crate::{Hidden, Usage};
 
@@ -83,6 +83,13 @@ pub struct Permission {
     /// What `DELETE …/permissions/{id}` takes it back by.
     pub id: String,
     pub principal: PermissionHolder,
+    /// The principal's type and id again.
+    #[serde(default)]
+    pub principal_type: String,
+    #[serde(default)]
+    pub principal_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<ImageId>,
     /// `read`, `write` or `admin`.
     pub permission_level: String,
     /// When it was given, where that is known.

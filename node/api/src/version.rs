@@ -34,9 +34,10 @@ pub struct Version {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deprecation: Option<Deprecation>,
     pub tags: Vec<TagName>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default)]
     pub changelog: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What was said of how it was built, if anything.
+    #[serde(default)]
     pub build_info: Option<serde_json::Value>,
     #[serde(default)]
     pub download_count: u64,
@@ -167,11 +168,17 @@ pub struct Tag {
     pub pulled_at: Option<String>,
 }
 
-/// `PUT /api/v1/images/{id}/tags/{tag}`: by id or by number.
+/// `PUT /api/v1/images/{id}/tags/{tag}`: by id or by number. What tags are shown with may be sent back:
+/// where both are said, the id counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveTag {
+    /// What is no id is one that there is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version_id: Option<VersionId>,
+    pub version_id: Option<String>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_version_id: Option<String>,
+    /// A number, a digest or a tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
@@ -179,7 +186,8 @@ pub struct MoveTag {
 /// `POST /api/v1/images/{id}/rollback`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rollback {
-    /// A number, or an id.
+    /// A number, or an id; `target_version` is another name for it.
+    #[serde(alias = "target_version")]
     pub version: String,
     /// `latest` where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -169,6 +169,8 @@ fn described(target: &ImageReference, detail: ImageDetail) -> CreateImage {
         // As with the type.
         format: image.format.parse::<Target>().map(|one| one.to_string()).unwrap_or_default(),
         visibility: String::new(),
+        is_public: None,
+        organization_id: String::new(),
         min_cpu_cores: detail.min_cpu_cores,
         min_memory_mb: detail.min_memory_mb,
         min_disk_gb: detail.min_disk_gb,

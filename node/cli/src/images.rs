@@ -178,6 +178,8 @@ fn described(new: &NewImage) -> CreateImage {
         architecture: said.architecture.unwrap_or_default(),
         format: said.format.map(|format| format.as_str().to_owned()).unwrap_or_default(),
         visibility: new.visibility.map(|one| one.as_str().to_owned()).unwrap_or_default(),
+        is_public: None,
+        organization_id: String::new(),
         min_cpu_cores: said.min_cpu_cores.unwrap_or_default(),
         min_memory_mb: said.min_memory_mb.unwrap_or_default(),
         min_disk_gb: said.min_disk_gb.unwrap_or_default(),
@@ -294,6 +296,7 @@ fn changed(edit: &EditImage) -> UpdateImage {
     let said = edit.profile.clone();
     let all = |given: &[Labels]| (!given.is_empty()).then(|| joined(given));
     UpdateImage {
+        name: None,
         display_name: said.display_name,
         description: said.description,
         image_type: said.image_type,
@@ -311,6 +314,8 @@ fn changed(edit: &EditImage) -> UpdateImage {
         annotations: all(&said.annotations),
         // It is the project's: `project set` changes it.
         visibility: None,
+        is_public: None,
+        organization_id: None,
     }
 }
 

@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
-    let screen = Screen { json: arguments.json };
+    let screen = Screen { json: arguments.json, quiet: false };
     match run(arguments, screen).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -95,7 +95,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         // It goes where it can; there is nobody left to tell that it could not.
         let _ = error.print();
     }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED))
+    let words = std::env::args_os().skip(1).collect::<Vec<_>>();
+    let code = match error.use_stderr() {
+        true => disk::usage_exit_code(&words, error.kind()),
+        false => None,
+    };
+    ExitCode::from(code.or(u8::try_from(error.exit_code()).ok()).unwrap_or(EXIT_FAILED))
 }
 
 fn complain(error: &Error, screen: Screen) {

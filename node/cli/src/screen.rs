@@ -21,6 +21,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy)]
 pub struct Screen {
     pub json: bool,
+    /// Results and remarks are not shown; errors are.
+    pub quiet: bool,
 }
 
 impl Screen {
@@ -30,6 +32,9 @@ impl Screen {
         value: &impl Serialize,
         people: impl FnOnce() -> String,
     ) -> Result<(), Error> {
+        if self.quiet {
+            return Ok(());
+        }
         let text = if self.json {
             serde_json::to_string_pretty(value).map_err(|e| Error::Answer(e.to_string()))?
         } else {
@@ -40,13 +45,13 @@ impl Screen {
 
     /// A line for people about what goes on.
     pub fn remark(self, text: &str) {
-        if !self.json {
+        if !self.json && !self.quiet {
             eprintln!("{text}");
         }
     }
 
     pub fn bars(self) -> bool {
-        !self.json && io::stderr().is_terminal()
+        !self.json && !self.quiet && io::stderr().is_terminal()
     }
 
     pub fn draw_target(self) -> ProgressDrawTarget {

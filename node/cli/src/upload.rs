@@ -434,6 +434,8 @@ fn undescribed(name: &RepositoryName) -> CreateImage {
         architecture: String::new(),
         format: String::new(),
         visibility: String::new(),
+        is_public: None,
+        organization_id: String::new(),
         min_cpu_cores: 0,
         min_memory_mb: 0,
         min_disk_gb: 0,

@@ -213,7 +213,8 @@ async fn tag(
 ) -> Result<(), Error> {
     let found = resolve(client, source).await?;
     let path = format!("api/v1/images/{}/tags/{tag}", found.image_id);
-    let request = MoveTag { version_id: Some(found.version_id), version: None };
+    let version_id = Some(found.version_id.to_string());
+    let request = MoveTag { version_id, ..MoveTag::default() };
     let moved: Tag = client.call(Method::PUT, path, &request).await?;
     screen.show(&moved, || format!("{}:{tag} is version {}.", source.name, moved.version))
 }

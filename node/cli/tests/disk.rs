@@ -125,6 +125,20 @@ fn info_and_map_say_what_qemu_img_says() {
     let people = shoal(&["info", text(&disk)]);
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("file format: qcow2") && people.contains("5243392 bytes"), "{people}");
+
+    // Of a part of it, too, also one that goes on behind the end.
+    for (start, most) in [("1M", "2500k"), ("4M", "1G"), ("0", "1000")] {
+        let words =
+            ["map", "--output=json", "--start-offset", start, "--max-length", most, text(&disk)];
+        let [ours, theirs] = [shoal(&words), qemu(&words)].map(|output| {
+            let number = |part: &Value, key: &str| part[key].as_u64().unwrap();
+            let map = json(&output);
+            let parts = map.as_array().unwrap();
+            let lengths: u64 = parts.iter().map(|part| number(part, "length")).sum();
+            (number(&parts[0], "start"), lengths)
+        });
+        assert_eq!(ours, theirs, "{words:?}");
+    }
 }
 
 /// Holds each part of our map against the one of qemu-img's that it begins in.
@@ -261,6 +275,19 @@ fn what_differs_is_broken_or_missing_has_the_exit_code_of_qemu_img() {
     assert_eq!(codes(&["check", text(&disk)]).0, Some(0));
     assert_eq!(codes(&["check", text(&raw)]).0, Some(63));
     assert_eq!(codes(&["info", text(&none)]).0, Some(1));
+    for wrong in [
+        &["check", "--bogus", text(&disk)][..],
+        &["check"],
+        &["check", "-f", "bogus", text(&disk)],
+        &["info", "--output=xml", text(&disk)],
+        &["compare", text(&raw)],
+        &["compare", "-f", "bogus", text(&raw), text(&disk)],
+        &["convert", "-O", "bogus", text(&raw), text(&none)],
+        &["convert", "-O", "qcow2", "-o", "bogus=1", text(&raw), text(&none)],
+        &["convert", "-O", "vhdx", "-c", text(&raw), text(&none)],
+    ] {
+        assert!([Some(1), Some(2)].contains(&codes(wrong).0), "{wrong:?}");
+    }
 
     // Compressed clusters, nearly all of the file, that are none any more.
     let (words, compressed) = (folder.at("words.raw"), folder.at("compressed.qcow2"));
@@ -371,6 +398,44 @@ fn write_into(disk: &Path, commands: &[&str]) {
     assert!(output.status.success() && !said.contains("failed"), "{output:?}");
 }
 
+/// As people type it from memory: the same line does the same with either program.
+#[test]
+fn lines_for_qemu_img_are_taken_as_they_are() {
+    let folder = Folder::new();
+    let raw = folder.at("disk.raw");
+    for (at, words) in [
+        "convert -p -f raw -O qcow2 -c -S 4k -o cluster_size=64k,compat=1.1",
+        "convert -q -O qcow2 -m 4 -W -t none -T none -o compression_type=zstd,lazy_refcounts=off",
+        "convert -O vmdk -o subformat=streamOptimized,adapter_type=lsilogic",
+        "convert -U -O vpc -o subformat=fixed,force_size=on",
+        "convert -O vhdx -o subformat=dynamic",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let words: Vec<&str> = words.split(' ').collect();
+        let [ours, theirs] = ["ours", "theirs"].map(|name| folder.at(&format!("{at}.{name}")));
+        let done = [
+            shoal(&[&words[..], &[text(&raw), text(&ours)]].concat()),
+            qemu(&[&words[..], &[text(&raw), text(&theirs)]].concat()),
+        ];
+        assert!(done.iter().all(|one| one.status.success()), "{words:?}: {done:?}");
+        let same = ["compare", "-q", "-p", "-T", "none", text(&ours), text(&theirs)];
+        let compared = shoal(&same);
+        assert!(compared.status.success(), "{words:?}: {compared:?}");
+        assert!(compared.stdout.is_empty() && compared.stderr.is_empty(), "{compared:?}");
+        let [format, wanted] = [&ours, &theirs].map(|disk| {
+            let told = qemu(&["info", "-U", "--backing-chain", "--output", "json", text(disk)]);
+            json(&told)[0]["format"].clone()
+        });
+        assert_eq!(format, wanted, "{words:?}");
+        let chain = json(&shoal(&["info", "-U", "--backing-chain", "--output=json", text(&ours)]));
+        assert_eq!(chain.as_array().map(Vec::len), Some(1), "{chain}");
+    }
+    let quiet = shoal(&["check", "-q", "-U", text(&folder.at("0.ours"))]);
+    assert!(quiet.status.success() && quiet.stdout.is_empty(), "{quiet:?}");
+}
+
 #[test]
 fn a_refused_conversion_leaves_what_was_there_and_nothing_beside_it() {
     let folder = Folder::new();
@@ -386,7 +451,7 @@ fn a_refused_conversion_leaves_what_was_there_and_nothing_beside_it() {
     let named: Value = serde_json::from_slice(&named.stderr).unwrap();
     assert_eq!(named["error"]["code"], "backing_file", "{named}");
     let no_way = shoal(&["convert", "-O", "vhdx", "--compress", text(&raw), text(&target)]);
-    assert_eq!(no_way.status.code(), Some(2), "{no_way:?}");
+    assert_eq!(no_way.status.code(), Some(1), "{no_way:?}");
     assert_eq!(fs::read(&target).unwrap(), b"what was there");
     let left: Vec<_> =
         fs::read_dir(folder.0.path()).unwrap().map(|f| f.unwrap().file_name()).collect();

@@ -16,7 +16,7 @@ use shoal_raft::{ProposeError, View};
 
 use super::caller::Caller;
 use super::images::resolved;
-use super::input::{Path, Query};
+use super::input::{Path, Query, count};
 use super::listing::{self, ListQuery};
 use super::problem::missing;
 use crate::clock::rfc3339;
@@ -32,7 +32,9 @@ const LISTED_MAX: usize = 100;
 pub struct SearchQuery {
     #[serde(default)]
     q: String,
+    #[serde(default, deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     page_size: Option<u64>,
 }
 

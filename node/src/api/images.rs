@@ -10,20 +10,20 @@ use shoal_api::{
 };
 use shoal_content::{ImageId, ImageReference, Pin, RepositoryName, TagName, UploadId};
 use shoal_metadata::{
-    self as metadata, Action, Command, Decision, Fault, ImageDescription, ImageNote, Owner,
-    Refusal, Response, UploadPurpose, Visibility, What, Who, permission,
+    self as metadata, Action, Command, Decision, Fault, ImageDescription, ImageNote, Refusal,
+    Response, UploadPurpose, What, Who, permission,
 };
 use shoal_raft::{ProposeError, View};
 use uuid::Uuid;
 
 use super::caller::Caller;
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, flag};
 use super::problem::{conflict, missing};
 use super::profile::{self, Described};
-use super::projects::{visibility_name, visibility_of};
 use super::shown::{self, number};
 use super::tagged::{EntityTag, Tagged};
-use crate::clock::{CLOCKS_APART_MS, now};
+use super::visibility;
+use crate::clock::CLOCKS_APART_MS;
 use crate::http::noted;
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
@@ -38,7 +38,8 @@ pub async fn create(
     caller: Caller,
     Body(request): Body<CreateImage>,
 ) -> Result<(StatusCode, Json<Image>), Problem> {
-    let wanted = wanted_visibility(&request.visibility)?;
+    let wanted = visibility::wanted(&request.visibility, request.is_public)?;
+    let organization = visibility::organization(&request.organization_id)?;
     caller.permit(Action::Push, What::Repository(&request.name))?;
     let owner = caller.account()?;
     let project = request.name.project();
@@ -46,26 +47,21 @@ pub async fn create(
         let text = format!("{project} holds what is pulled from there; nothing is put into it");
         return Err(Problem::forbidden(text));
     }
-    let found = caller.view.query().project(&project)?;
-    match &found {
-        Some(found) => check_visibility(found, wanted)?,
-        None if wanted == Some(Visibility::Organization) => {
-            let text = format!(
-                "there is no project {project}, and what this makes is yours, no organization's: \
-                 make it with its organization first (POST /api/v1/projects)"
-            );
-            return Err(Problem::bad_request("visibility_invalid", text));
+    let needed = match caller.view.query().project(&project)? {
+        Some(found) => {
+            visibility::check(&found, wanted)?;
+            visibility::check_owner(&found, organization.as_ref())?;
+            None
         }
-        None => {}
-    }
+        None => visibility::needed(&caller, &request.name, wanted, organization)?,
+    };
     let who = caller.who();
     drop(caller);
     let id = ImageId::from_uuid(Uuid::now_v7());
     let name = request.name.clone();
     let Described { kind, profile, note } = profile::described(request)?;
-    // One that the image makes is private.
-    if let (None, Some(Visibility::Public)) = (found, wanted) {
-        make_project(&app, &name, &who, &owner).await?;
+    if let Some(project) = needed {
+        visibility::make(&app, &name, &who, project).await?;
     }
     // Nodes of an earlier version know the shorter command only.
     app.propose(match note == ImageNote::default() {
@@ -76,56 +72,6 @@ pub async fn create(
     let view = app.view().await?;
     let row = view.query().image(id)?.ok_or_else(|| no_image(id))?;
     Ok((StatusCode::CREATED, Json(shown::image(view.query(), &row)?)))
-}
-
-fn wanted_visibility(text: &str) -> Result<Option<Visibility>, Problem> {
-    Some(text).filter(|text| !text.is_empty()).map(visibility_of).transpose()
-}
-
-/// An image is as visible as its project, which has others, too.
-fn check_visibility(
-    project: &metadata::Project,
-    wanted: Option<Visibility>,
-) -> Result<(), Problem> {
-    let Some(wanted) = wanted.filter(|wanted| *wanted != project.visibility) else {
-        return Ok(());
-    };
-    let [is, wanted] = [project.visibility, wanted].map(visibility_name);
-    let name = &project.name;
-    let text = format!(
-        "an image is as visible as its project, and {name} is {is}, not {wanted}: change that of \
-         the project (PUT /api/v1/projects/{name}), or make the image in another one"
-    );
-    Err(conflict("visibility_mismatch", text))
-}
-
-/// Makes the project of an image that is to be public. Before the image, so that a project which
-/// somebody else makes in the meantime stays as it is, and no image comes to be in it that is as
-/// visible as nobody asked for.
-async fn make_project(
-    app: &App,
-    image: &RepositoryName,
-    who: &Who,
-    owner: &str,
-) -> Result<(), Problem> {
-    let (name, at, visibility) = (image.project(), now(), Visibility::Public);
-    let row = metadata::Project {
-        name: name.clone(),
-        owner: Owner::User(owner.to_owned()),
-        visibility,
-        description: String::new(),
-        created_at: at,
-        updated_at: at,
-    };
-    match app.propose(Command::CreateProject(row)).await {
-        Err(ProposeError::Refused(Refusal::Exists(_))) => {
-            let view = app.view().await?;
-            permit(&view, who, Action::Push, What::Repository(image))?;
-            let found = view.query().project(&name)?;
-            found.map_or(Ok(()), |found| check_visibility(&found, Some(visibility)))
-        }
-        answer => answer.map(drop).map_err(Problem::from),
-    }
 }
 
 pub(super) fn no_image(id: impl std::fmt::Display) -> Problem {
@@ -194,10 +140,12 @@ pub async fn update(
 ) -> Result<Tagged<ImageDetail>, Problem> {
     let by = caller.account()?;
     let mut row = existing(&caller, id, Action::Push)?;
-    let wanted = wanted_visibility(request.visibility.as_deref().unwrap_or_default())?;
-    if let Some(project) = caller.view.query().project(&row.name.project())? {
-        check_visibility(&project, wanted)?;
-    }
+    check_name(&row, request.name.as_deref())?;
+    let wanted = request.visibility.as_deref().unwrap_or_default();
+    let wanted = visibility::wanted(wanted, request.is_public)?;
+    let organization = request.organization_id.as_deref().unwrap_or_default();
+    let organization = visibility::organization(organization)?;
+    let changed = visibility::change(&caller, &row, wanted, organization.as_ref())?;
     let mut note = caller.view.query().image_note(id)?;
     let who = caller.who();
     drop(caller);
@@ -214,16 +162,36 @@ pub async fn update(
                 note = view.query().image_note(id)?
             }
             Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(detail(&view, &row, &who)?),
+            Ok(_) => {
+                let Some(visibility) = changed else { return Ok(detail(&view, &row, &who)?) };
+                drop(view);
+                visibility::set(&app, &row, visibility).await?;
+                return Ok(detail(&app.view().await?, &row, &who)?);
+            }
         }
     }
     Err(conflict("changed", format!("{id} is changed by others all the time; try again")))
 }
 
+/// What was shown may be sent back; another name is none that it can get.
+fn check_name(image: &metadata::Image, name: Option<&str>) -> Result<(), Problem> {
+    match name.filter(|name| !name.is_empty() && *name != image.name.as_str()) {
+        None => Ok(()),
+        Some(_) => {
+            let text = format!(
+                "an image keeps its name, which it is pulled by; make another one, and delete {}",
+                image.name
+            );
+            Err(conflict("name_fixed", text))
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DeleteQuery {
-    purge: bool,
+    #[serde(deserialize_with = "flag")]
+    purge: Option<bool>,
 }
 
 /// `DELETE /api/v1/images/{id}`: it can be restored for a while; with `?purge=true` it is gone for
@@ -234,6 +202,7 @@ pub async fn delete(
     Path(id): Path<ImageId>,
     Query(DeleteQuery { purge }): Query<DeleteQuery>,
 ) -> Result<StatusCode, Problem> {
+    let purge = purge.unwrap_or(false);
     let row = match existing(&caller, id, Action::Delete) {
         Err(problem) if purge => deleted(&caller, id).map_err(|_| problem)?,
         row => row?,

@@ -5,7 +5,8 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, RawPathParams, Request};
 use axum::http::request::Parts;
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use shoal_content::{DeploymentId, ImageId, UploadId};
 
 use super::problem::missing;
@@ -68,6 +69,24 @@ fn absent((part, text): (&str, &str)) -> Option<Problem> {
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub struct Query<T>(pub T);
 
+/// A number after the question mark; none where nothing stands behind its name, as forms send it.
+pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    let given = text.filter(|text| !text.is_empty());
+    given.map(|text| text.parse::<u64>().map_err(D::Error::custom)).transpose()
+}
+
+/// The same of what is so or not, in the words of several languages.
+pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    match text.to_ascii_lowercase().as_str() {
+        "" => Ok(None),
+        "true" | "1" => Ok(Some(true)),
+        "false" | "0" => Ok(Some(false)),
+        _ => Err(D::Error::custom("true or false is wanted")),
+    }
+}
+
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
         Self::new(rejection.status(), "body_invalid", rejection.body_text())
@@ -102,5 +121,39 @@ impl<T: JsonSchema> Argument for Query<T> {
     /// Its fields are parameters of their own, and it needs no name.
     fn describe(signature: &mut Signature, schemas: &mut Schemas) {
         signature.query = Some(T::json_schema(&mut schemas.taken));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+    #[serde(default)]
+    struct Wanted {
+        #[serde(deserialize_with = "count")]
+        page: Option<u64>,
+        #[serde(deserialize_with = "flag")]
+        starred: Option<bool>,
+    }
+
+    #[test]
+    fn what_stands_after_the_question_mark_is_read_as_clients_write_it() {
+        let read = |text: &str| {
+            let uri = format!("/?{text}").parse::<axum::http::Uri>().unwrap();
+            axum::extract::Query::<Wanted>::try_from_uri(&uri).ok().map(|query| query.0)
+        };
+        for (text, page, starred) in [
+            ("", None, None),
+            ("page=&starred=", None, None),
+            ("page=2&starred=true", Some(2), Some(true)),
+            ("starred=True", None, Some(true)),
+            ("page=1&starred=0", Some(1), Some(false)),
+        ] {
+            assert_eq!(read(text), Some(Wanted { page, starred }), "{text}");
+        }
+        for text in ["page=-1", "page=x", "starred=maybe", "page=1.5"] {
+            assert_eq!(read(text), None, "{text}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use shoal_raft::ProposeError;
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, count};
 use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::shown;
@@ -39,7 +39,9 @@ fn no_instance(name: &InstanceName) -> Problem {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
     image_id: Option<ImageId>,
     image: Option<RepositoryName>,

@@ -14,7 +14,7 @@ use shoal_content::{Labels, RepositoryName};
 use shoal_metadata::{self as metadata, Action, Fault, ImageKind, Read, Visible, What};
 
 use super::caller::Caller;
-use super::input::Query;
+use super::input::{Query, count, flag};
 use super::shown::{self, OfProject};
 use crate::http::problem::Problem;
 
@@ -52,7 +52,9 @@ impl Window {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
     /// A part of the name.
     name: Option<String>,
@@ -79,8 +81,10 @@ pub struct ListQuery {
     #[serde(alias = "annotation")]
     annotations: Option<String>,
     /// Those that were deleted and can be restored, in place of those that are there.
+    #[serde(deserialize_with = "flag")]
     deleted: Option<bool>,
     /// Only what the asker has starred.
+    #[serde(deserialize_with = "flag")]
     starred: Option<bool>,
     /// A key of [`SortKey`], with `:desc` after it or `-` before it for descending.
     sort: Option<String>,
@@ -107,8 +111,8 @@ fn sort_of(text: &str) -> Result<(SortKey, bool), Problem> {
     let (text, minus) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
     let (key, descending) = match text.split_once(':') {
         Some(_) if minus => ("", false),
-        Some((key, "desc")) => (key, true),
-        Some((key, "asc")) => (key, false),
+        Some((key, way)) if way.eq_ignore_ascii_case("desc") => (key, true),
+        Some((key, way)) if way.eq_ignore_ascii_case("asc") => (key, false),
         Some(_) => ("", false),
         None => (text, false),
     };
@@ -259,7 +263,8 @@ pub fn check_filters(text: &str) {
     if let Some(sort) = &wanted.sort
         && let Ok((_, descending)) = sort_of(sort)
     {
-        assert_eq!(descending, sort.starts_with('-') || sort.ends_with(":desc"), "{sort}");
+        let ends = sort.to_ascii_lowercase().ends_with(":desc");
+        assert_eq!(descending, sort.starts_with('-') || ends, "{sort}");
     }
     if let Ok(filter) = Filter::new(wanted, || Ok("alice".to_owned())) {
         let pairs = filter.labels.iter().chain(filter.annotations.iter());
@@ -401,6 +406,7 @@ mod tests {
             ("created_at:asc", (SortKey::CreatedAt, false)),
             ("-updated_at", (SortKey::UpdatedAt, true)),
             ("download_count:desc", (SortKey::Downloads, true)),
+            ("star_count:DESC", (SortKey::Stars, true)),
         ] {
             assert_eq!(sort_of(text).unwrap(), wanted, "{text}");
         }

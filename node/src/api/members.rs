@@ -91,6 +91,12 @@ fn permission<R: Read>(
     let (id, level) = (grantee.to_string(), role(right));
     Ok(Permission {
         id: id.clone(),
+        principal_type: kind.to_owned(),
+        principal_id: name.clone(),
+        image_id: match place {
+            Place::Image(id) => Some(*id),
+            Place::Project(_) | Place::Organization(_) | Place::Group { .. } => None,
+        },
         principal: PermissionHolder { kind: kind.to_owned(), id: name.clone(), name },
         permission_level: level.clone(),
         created_at: grant.as_ref().and_then(|grant| grant.given_at).map(rfc3339),

@@ -55,6 +55,7 @@ mod uploads;
 mod upstreams;
 mod users;
 mod versions;
+mod visibility;
 mod warm_ups;
 mod workload;
 

@@ -11,7 +11,7 @@ use shoal_metadata::{self as metadata, Action, Response, Scan, ScanKey, ScanStat
 
 use super::caller::Caller;
 use super::images::existing;
-use super::input::{Path, Query};
+use super::input::{Path, Query, count};
 use super::listing::Window;
 use super::problem::{conflict, missing, unavailable};
 use super::shown::{number, scan_status, severities};
@@ -97,7 +97,9 @@ pub struct VulnerabilitiesQuery {
     version: Option<String>,
     /// `critical,high,…`: those alone. The summary is of all.
     severity: Option<String>,
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
 }
 
@@ -121,7 +123,9 @@ pub async fn show(
 pub struct ArtifactQuery {
     /// `critical,high,…`: those alone. The summary is of all.
     severity: Option<String>,
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
 }
 

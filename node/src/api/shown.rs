@@ -155,6 +155,8 @@ pub fn image_with<R: Read, T, O>(
         None => None,
     };
     let report = scan.as_ref().and_then(|scan| scan.report.as_ref());
+    let vulnerabilities = report.map(|report| severities(report.found));
+    let counts = vulnerabilities.unwrap_or_default();
     Ok(Image {
         id: row.id,
         name: row.name.clone(),
@@ -174,7 +176,11 @@ pub fn image_with<R: Read, T, O>(
         download_count: counters.downloads,
         star_count: counters.stars,
         scan_status: scan.as_ref().map(|scan| scan_status(&scan.state).to_owned()),
-        vulnerabilities: report.map(|report| severities(report.found)),
+        vulnerabilities,
+        vulnerabilities_critical: counts.critical,
+        vulnerabilities_high: counts.high,
+        vulnerabilities_medium: counts.medium,
+        vulnerabilities_low: counts.low,
         last_scan_at: report.map(|report| rfc3339(report.completed_at)),
         latest_version: latest.as_ref().map(number),
         tags,

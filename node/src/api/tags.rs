@@ -11,12 +11,12 @@ use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, count};
 use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
 use super::uploads::number_taken;
-use super::versions::{no_version, version};
+use super::versions::{by_id, no_version, version};
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -25,7 +25,9 @@ pub(super) const LATEST: &str = "latest";
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TagsQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
 }
 
@@ -64,11 +66,9 @@ pub async fn put(
     caller.account()?;
     let query = caller.view.query();
     let row = existing(&caller, id, Action::Push)?;
-    let found = match (request.version_id, &request.version) {
-        (Some(wanted), _) => {
-            let found = query.version_by_id(wanted)?.filter(|version| version.image == id);
-            found.ok_or_else(|| no_version(wanted))?
-        }
+    let said = request.version_id.or(request.image_version_id);
+    let found = match (said, &request.version) {
+        (Some(wanted), _) => by_id(query, id, &wanted)?.ok_or_else(|| no_version(wanted))?,
         (None, Some(wanted)) => version(query, id, wanted)?.ok_or_else(|| no_version(wanted))?,
         (None, None) => {
             let text = "version_id or version says what the tag is to name";

@@ -10,6 +10,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
@@ -55,6 +57,8 @@ const TAGS_MAX: usize = 63;
 const LAYERS_MAX: usize = 1000;
 const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
+/// The standard's own, for clients that know no other.
+const CONTENT_DIGEST: &str = "content-digest";
 
 fn expiry() -> Timestamp {
     now().plus_millis(SESSION_TTL.as_millis() as u64)
@@ -377,10 +381,27 @@ fn received(part: u32, known: &UploadPart, uploaded: usize, total: u32) -> Chunk
 }
 
 fn announced(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
-    let Some(value) = headers.get(CHECKSUM_HEADER) else { return Ok(None) };
-    let digest = value.to_str().ok().and_then(|text| Digest::of_checksum(text).ok());
-    let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
-    digest.map(Some).ok_or_else(|| Problem::bad_request("checksum_invalid", text))
+    let wrong = |text: String| Problem::bad_request("checksum_invalid", text);
+    if let Some(value) = headers.get(CHECKSUM_HEADER) {
+        let digest = value.to_str().ok().and_then(|text| Digest::of_checksum(text).ok());
+        let text = format!("{CHECKSUM_HEADER} is sha256: and 64 hexadecimal digits");
+        return digest.map(Some).ok_or_else(|| wrong(text));
+    }
+    let mut values = headers.get_all(CONTENT_DIGEST).iter();
+    let digest = values.find_map(|value| content_digest(value.to_str().ok()?));
+    let text =
+        format!("{CONTENT_DIGEST} has sha-256=: and 32 bytes as Base64 before the next colon");
+    digest.transpose().map_err(|()| wrong(text))
+}
+
+/// The SHA-256 among the digests of a `Content-Digest` (RFC 9530, section 2); others say nothing here.
+fn content_digest(value: &str) -> Option<Result<Digest, ()>> {
+    let mut members = value.split(',').map(str::trim);
+    let encoded = members.find_map(|member| member.strip_prefix("sha-256="))?;
+    let bytes = encoded.strip_prefix(':').and_then(|text| text.strip_suffix(':'));
+    let bytes = bytes.and_then(|text| STANDARD.decode(text).ok());
+    let bytes: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    Some(bytes.map(Digest::sha256).ok_or(()))
 }
 
 pub async fn status(
@@ -519,7 +540,34 @@ pub async fn abort(
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
+
+    #[test]
+    fn a_checksum_is_read_from_the_standard_s_header_too() {
+        let digest = Digest::sha256(Sha256::digest(b"a part").into());
+        let encoded = STANDARD.encode(digest.as_bytes());
+        let read = |headers: &[(&'static str, String)]| {
+            let pairs = headers.iter().map(|(name, value)| {
+                (header::HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap())
+            });
+            announced(&pairs.collect::<HeaderMap>()).map_err(|problem| problem.code)
+        };
+        let standard = format!("sha-256=:{encoded}:");
+        for value in [standard.clone(), format!("sha-512=:AAAA:, {standard}")] {
+            assert_eq!(read(&[(CONTENT_DIGEST, value)]), Ok(Some(digest.clone())));
+        }
+        let unknown = [(CONTENT_DIGEST, "sha-512=:AAAA:".to_owned())];
+        assert_eq!((read(&[]), read(&unknown)), (Ok(None), Ok(None)));
+        for value in ["sha-256=:AAAA:".to_owned(), format!("sha-256={encoded}")] {
+            assert_eq!(read(&[(CONTENT_DIGEST, value)]), Err("checksum_invalid"));
+        }
+        // Ours counts where both are there.
+        let own = Digest::sha256([7; 32]);
+        let both = [(CHECKSUM_HEADER, own.to_string()), (CONTENT_DIGEST, standard)];
+        assert_eq!(read(&both), Ok(Some(own)));
+    }
 
     #[test]
     fn parts_are_as_long_as_is_wished_where_they_are_not_too_many() {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
-use super::input::{Body, Path, Query};
+use super::input::{Body, Path, Query, count};
 use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::tags::check_new;
@@ -48,14 +48,14 @@ pub(super) fn numbered<R: Read>(
     }
 }
 
-/// By version id, digest, number or tag.
+/// By version id, digest, number or tag; by the UUID of an id alone where nothing else is called so.
 pub(super) fn version<R: Read>(
     query: metadata::Query<'_, R>,
     image: ImageId,
     wanted: &str,
 ) -> Result<Option<metadata::Version>, Fault> {
-    if let Ok(id) = wanted.parse::<VersionId>() {
-        return Ok(query.version_by_id(id)?.filter(|version| version.image == image));
+    if wanted.parse::<VersionId>().is_ok() {
+        return by_id(query, image, wanted);
     }
     if let Ok(digest) = wanted.parse::<Digest>() {
         return query.version(image, &digest);
@@ -66,14 +66,30 @@ pub(super) fn version<R: Read>(
     let tag = wanted.parse::<TagName>().ok();
     match tag.map(|tag| query.tag(image, &tag)).transpose()?.flatten() {
         Some(digest) => query.version(image, &digest),
-        None => numbered(query, image, wanted),
+        None => match numbered(query, image, wanted)? {
+            Some(version) => Ok(Some(version)),
+            None => by_id(query, image, wanted),
+        },
     }
+}
+
+/// By version id, with its prefix or without. What is no id is one that there is not.
+pub(super) fn by_id<R: Read>(
+    query: metadata::Query<'_, R>,
+    image: ImageId,
+    text: &str,
+) -> Result<Option<metadata::Version>, Fault> {
+    let id = text.parse::<VersionId>().or_else(|_| Uuid::try_parse(text).map(VersionId::from_uuid));
+    let Ok(id) = id else { return Ok(None) };
+    Ok(query.version_by_id(id)?.filter(|version| version.image == image))
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VersionsQuery {
+    #[serde(deserialize_with = "count")]
     page: Option<u64>,
+    #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
     /// `active` or `deprecated`.
     status: Option<String>,

@@ -1,10 +1,11 @@
 //! The HTTP server's routes, and what every request passes through.
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use shoal_api::{Health, HealthData};
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -69,8 +70,9 @@ async fn no_such_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
-async fn health() -> &'static str {
-    "ok\n"
+async fn health() -> Json<Health> {
+    let (status, version) = ("healthy".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    Json(Health { success: true, data: HealthData { status, version } })
 }
 
 /// Whether this node can do its work: it is a member, a majority answers, and so does storage.

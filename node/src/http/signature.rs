@@ -42,11 +42,7 @@ pub enum Answer {
     /// A status and no body.
     Empty,
     /// A body; `chooses_status` is that the handler says the status, too.
-    Json {
-        schema: Schema,
-        chooses_status: bool,
-    },
-    Text,
+    Json { schema: Schema, chooses_status: bool },
     /// Server-sent events.
     Events,
 }
@@ -188,12 +184,6 @@ impl<T: JsonSchema> Outcome for (StatusCode, Json<T>) {
 impl Outcome for StatusCode {
     fn describe(_: &mut Schemas) -> Answer {
         Answer::Empty
-    }
-}
-
-impl Outcome for &'static str {
-    fn describe(_: &mut Schemas) -> Answer {
-        Answer::Text
     }
 }
 

@@ -87,6 +87,94 @@ async fn a_project_that_an_image_makes_is_as_open_as_it_or_not_made() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_an_image_makes_is_the_organization_s_that_is_named() -> Result<()> {
+    let node = Node::start().await?;
+    let request = json!({ "name": "acme", "owner": "admin" });
+    let _made: Value = node.call(Method::POST, "organizations", &request).await?;
+    for (name, more) in [("desk/one", json!("organization")), ("desk/two", Value::Null)] {
+        let request = json!({ "name": name, "visibility": more, "organization_id": "acme" });
+        let image: Image = node.call(Method::POST, "images", &request).await?;
+        ensure!(image.visibility == "organization", "{image:?}");
+        ensure!(image.organization_id.as_deref() == Some("acme"), "{image:?}");
+    }
+    let project: Project = node.get("projects/desk").await?;
+    ensure!(project.owner == "organization:acme", "{project:?}");
+    let _own: Image = node.call(Method::POST, "images", &json!({ "name": "own/vm" })).await?;
+    for (name, organization, status, code) in [
+        ("own/other", "acme", StatusCode::CONFLICT, "organization_mismatch"),
+        ("desk/three", "others", StatusCode::CONFLICT, "organization_mismatch"),
+        ("new/vm", "others", StatusCode::NOT_FOUND, "organization_not_found"),
+        ("new/vm", "No Name", StatusCode::NOT_FOUND, "organization_not_found"),
+    ] {
+        let request = json!({ "name": name, "organization_id": organization });
+        let found = refused(&node, Method::POST, "images", &request, status).await?;
+        ensure!(found == code, "{name}: {found}");
+    }
+    let missing = node.request(Method::GET, "projects/new").send().await?;
+    ensure!(missing.status() == StatusCode::NOT_FOUND, "{}", missing.status());
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_alone_in_its_project_opens_and_closes_it() -> Result<()> {
+    let node = Node::start().await?;
+    let request = json!({ "name": "ubuntu", "is_public": true });
+    let image: Image = node.call(Method::POST, "images", &request).await?;
+    ensure!(image.is_public && image.visibility == "public", "{image:?}");
+    let path = format!("images/{}", image.id);
+    for (change, wanted) in [
+        (json!({ "visibility": "private", "description": "closed" }), "private"),
+        (json!({ "is_public": true }), "public"),
+        (json!({ "visibility": "private", "is_public": true }), "private"),
+        (json!({ "visibility": "public" }), "public"),
+    ] {
+        let shown: ImageDetail = node.call(Method::PUT, &path, &change).await?;
+        ensure!(shown.image.visibility == wanted, "{change}: {shown:?}");
+        ensure!(shown.image.description == "closed", "{change}: {shown:?}");
+        let project: Project = node.get("projects/ubuntu").await?;
+        ensure!(project.visibility == wanted, "{change}: {project:?}");
+    }
+    for (change, code) in [
+        // It is no organization's.
+        (json!({ "visibility": "organization" }), "visibility_mismatch"),
+        (json!({ "name": "debian" }), "name_fixed"),
+        (json!({ "organization_id": "acme" }), "organization_mismatch"),
+    ] {
+        let found = refused(&node, Method::PUT, &path, &change, StatusCode::CONFLICT).await?;
+        ensure!(found == code, "{change}: {found}");
+    }
+    // Who may write to it may not show it to all, nor hide it.
+    let lisi = json!({ "username": "lisi", "password": "correct-horse-7" });
+    let _made: Value = node.call(Method::POST, "users", &lisi).await?;
+    let right = json!({
+        "principal_type": "user", "principal_id": "lisi", "permission_level": "write",
+    });
+    let _given: Value = node.call(Method::POST, &format!("{path}/permissions"), &right).await?;
+    let close = json!({ "visibility": "private" });
+    for (change, status) in
+        [(&close, StatusCode::CONFLICT), (&json!({ "os_type": "linux" }), StatusCode::OK)]
+    {
+        let url = format!("{}/api/v1/{path}", node.url);
+        let request = node.http.put(url).basic_auth("lisi", Some("correct-horse-7"));
+        let answer = request.json(change).send().await?;
+        ensure!(answer.status() == status, "{change}: {}", answer.status());
+    }
+    // Another one, in the trash as well, would be closed with it.
+    let other = create_image(&node, "ubuntu/server").await?;
+    for end in ["", "?purge=true"] {
+        let code = refused(&node, Method::PUT, &path, &close, StatusCode::CONFLICT).await?;
+        ensure!(code == "visibility_mismatch", "{code}");
+        let gone = node.request(Method::DELETE, &format!("images/{other}{end}")).send().await?;
+        ensure!(gone.status() == StatusCode::NO_CONTENT, "{}", gone.status());
+    }
+    // Of a name that only begins like it, nothing is closed.
+    create_image(&node, "ubuntu-server").await?;
+    let closed: ImageDetail = node.call(Method::PUT, &path, &close).await?;
+    ensure!(closed.image.visibility == "private", "{closed:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn null_is_read_as_nothing_said() -> Result<()> {
     let node = Node::start().await?;
     let request = json!({

@@ -1,6 +1,12 @@
 //! Disk images as files, without a cluster.
+//!
+//! What people type after qemu-img is taken here as well: options that change nothing for us are read
+//! and left, those that would be broken are refused.
+
+#![allow(dead_code, reason = "some options are taken and change nothing")]
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 use shoal_formats::{Format, Target};
@@ -15,6 +21,11 @@ pub enum DiskCommand {
         format: Option<Format>,
         #[command(flatten)]
         output: Output,
+        /// List the image alone, as a chain of one: no other file is ever opened
+        #[arg(long)]
+        backing_chain: bool,
+        #[command(flatten)]
+        opening: Opening,
     },
     /// Which parts of the disk hold data, and which read as zero
     ///
@@ -26,6 +37,14 @@ pub enum DiskCommand {
         format: Option<Format>,
         #[command(flatten)]
         output: Output,
+        /// Where the list begins
+        #[arg(long, value_name = "SIZE")]
+        start_offset: Option<Size>,
+        /// How much of the disk is listed
+        #[arg(long, value_name = "SIZE")]
+        max_length: Option<Size>,
+        #[command(flatten)]
+        opening: Opening,
     },
     /// Read all of the disk, and say what is broken (exit code 2), that room is wasted (3), or that
     /// the format has nothing to be checked (63)
@@ -39,6 +58,8 @@ pub enum DiskCommand {
         format: Option<Format>,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        manner: Manner,
     },
     /// Write the disk in another format; the same disk gives the same bytes
     Convert(Convert),
@@ -56,6 +77,8 @@ pub enum DiskCommand {
         /// Disks of different lengths differ, whatever is behind the shorter one's end
         #[arg(long, short)]
         strict: bool,
+        #[command(flatten)]
+        manner: Manner,
     },
     /// How disks are cut, and what each has that those before it do not
     Chunks {
@@ -86,6 +109,57 @@ pub struct Convert {
     /// How a qcow2 is compressed; zstd is for QEMU 5.1 and later
     #[arg(long, value_enum, default_value_t, requires = "compress")]
     pub compression: Compression,
+    /// NAME=VALUE,…: as qemu-img has them; what is not written so is refused
+    #[arg(short = 'o', long = "options")]
+    pub options: Vec<String>,
+    /// Zeros are left out of the target, however short they are; 0 is refused
+    #[arg(short = 'S', long = "sparse", value_name = "SIZE")]
+    pub sparse: Option<Size>,
+    /// Changes nothing
+    #[arg(short = 'm', hide = true, value_name = "NUMBER")]
+    pub coroutines: Option<u32>,
+    /// Changes nothing
+    #[arg(short = 'W', hide = true)]
+    pub out_of_order: bool,
+    /// Changes nothing
+    #[arg(short = 't', hide = true, value_enum)]
+    pub target_cache: Option<Cache>,
+    #[command(flatten)]
+    pub manner: Manner,
+}
+
+/// How something that takes long goes on.
+#[derive(Debug, Args)]
+pub struct Manner {
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Changes nothing: a terminal shows how far it is, without being told
+    #[arg(short, hide = true)]
+    pub progress: bool,
+    /// Changes nothing
+    #[arg(short = 'T', hide = true, value_enum)]
+    pub source_cache: Option<Cache>,
+    #[command(flatten)]
+    pub opening: Opening,
+}
+
+/// How a file is opened.
+#[derive(Debug, Args)]
+pub struct Opening {
+    /// Changes nothing: no file is locked
+    #[arg(short = 'U', long, hide = true)]
+    pub force_share: bool,
+}
+
+/// As qemu-img knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    None,
+    Writeback,
+    Writethrough,
+    Directsync,
+    Unsafe,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -108,4 +182,42 @@ pub enum Shape {
     #[default]
     Human,
     Json,
+}
+
+/// A number of bytes as qemu-img reads it: powers of 1024 by their letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no size; it is a number with k, M, G or T, or without");
+        let (digits, power) = match text.as_bytes().last().map(u8::to_ascii_lowercase) {
+            Some(b'b') => (&text[..text.len() - 1], 0),
+            Some(b'k') => (&text[..text.len() - 1], 1),
+            Some(b'm') => (&text[..text.len() - 1], 2),
+            Some(b'g') => (&text[..text.len() - 1], 3),
+            Some(b't') => (&text[..text.len() - 1], 4),
+            _ => (text, 0),
+        };
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << (10 * power)).map(Self).ok_or_else(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_letters_of_qemu_img() {
+        for (text, bytes) in [("0", 0), ("512", 512), ("512b", 512), ("4k", 4096), ("1G", 1 << 30)]
+        {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "k", "-1", "1x", "99999999T", "1.5M"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
 }

@@ -54,7 +54,7 @@ mod node {
     }
 }
 
-const SCREEN: Screen = Screen { json: true };
+const SCREEN: Screen = Screen { json: true, quiet: false };
 
 fn pack(bytes: &[u8]) -> (ObjectKey, Vec<u8>) {
     (ObjectKey::Pack(PackId::of(bytes)), bytes.to_vec())

@@ -11,7 +11,7 @@ use crate::screen::Screen;
 
 /// As qemu-img compare ends.
 const EXIT_DIFFERENT: u8 = 1;
-const EXIT_NOT_OPENED: u8 = 2;
+pub(super) const EXIT_NOT_OPENED: u8 = 2;
 const EXIT_NOT_MAPPED: u8 = 3;
 const EXIT_NOT_READ: u8 = 4;
 const WINDOW_BYTES: u64 = 1024 * 1024;

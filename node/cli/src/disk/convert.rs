@@ -21,14 +21,17 @@ use shoal_formats::{
 use tempfile::NamedTempFile;
 
 use super::cut::cut;
-use super::{Stop, bar, open, told, unreadable};
+use super::options::{Chosen, chosen};
+use super::{Stop, bar, open, told, unreadable, usage};
 use crate::arguments::{Compression, Convert};
 use crate::error::Error;
 use crate::screen::{Screen, bytes};
 
 pub(super) fn convert(arguments: &Convert, stop: &Stop, screen: Screen) -> Result<(), Error> {
-    let compressed = compressed(arguments)?;
-    let Convert { source, target, to, format, .. } = arguments;
+    let chosen = chosen(arguments)?;
+    let compressed = compressed(chosen)?;
+    let Chosen { target: to, .. } = chosen;
+    let Convert { source, target, format, .. } = arguments;
     let mut disk = open(source, *format)?;
     if target.exists() && !target.is_file() {
         return Err(Error::Disk(format!("{}: it is no regular file", target.display())));
@@ -39,13 +42,13 @@ pub(super) fn convert(arguments: &Convert, stop: &Stop, screen: Screen) -> Resul
     let bar = bar(screen, disk.virtual_bytes());
     match compressed {
         Some(how) => compress(how, (source, target), &mut *disk, beside.as_file(), stop, &bar),
-        None if *to == Target::Raw => {
+        None if to == Target::Raw => {
             bar.set_message("writing");
             let progress = &mut watched(stop, &bar);
             let written = flatten(&mut *disk, beside.as_file(), progress);
             written.map_err(refused((source, target)))
         }
-        None => lay_out(*to, (source, target), &mut *disk, beside.as_file(), stop, &bar),
+        None => lay_out(to, (source, target), &mut *disk, beside.as_file(), stop, &bar),
     }?;
     bar.finish_and_clear();
     let file = beside.as_file();
@@ -59,15 +62,15 @@ pub(super) fn convert(arguments: &Convert, stop: &Stop, screen: Screen) -> Resul
 }
 
 /// What is asked for with `--compress`.
-fn compressed(arguments: &Convert) -> Result<Option<Compressed>, Error> {
-    if !arguments.compress {
+fn compressed(chosen: Chosen) -> Result<Option<Compressed>, Error> {
+    if !chosen.compress {
         return Ok(None);
     }
-    match (arguments.to, arguments.compression) {
+    match (chosen.target, chosen.compression) {
         (Target::Qcow2, Compression::Zlib) => Ok(Some(Compressed::Qcow2Zlib)),
         (Target::Qcow2, Compression::Zstd) => Ok(Some(Compressed::Qcow2Zstd)),
         (Target::VmdkStream, Compression::Zlib) => Ok(Some(Compressed::VmdkStream)),
-        (other, _) => Err(Error::Usage(format!(
+        (other, _) => Err(usage(format!(
             "{other} is not written compressed so; -O qcow2 is, with zlib or zstd, and -O vmdk-stream"
         ))),
     }

@@ -1,5 +1,6 @@
 //! What a file is, and where its disk has data.
 
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,7 +17,13 @@ use crate::screen::{Screen, bytes, table};
 /// `stat` counts in these, whatever the file system's blocks are.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Result<(), Error> {
+/// With `chain`, programs get a list of one.
+pub(super) fn info(
+    path: &Path,
+    format: Option<Format>,
+    chain: bool,
+    screen: Screen,
+) -> Result<(), Error> {
     let mut disk = open(path, format)?;
     let about = path.metadata().map_err(Error::file("looking at", path))?;
     let actual = about.blocks() * STAT_BLOCK_BYTES;
@@ -44,6 +51,7 @@ pub(super) fn info(path: &Path, format: Option<Format>, screen: Screen) -> Resul
     if let Some(qcow2) = &qcow2 {
         shown["format-specific"] = specific(qcow2);
     }
+    let shown = if chain { json!([shown]) } else { shown };
     screen.show(&shown, || {
         let mut text = format!(
             "image: {}\nfile format: {}\nvirtual size: {} ({length} bytes)\ndisk size: {}",
@@ -83,14 +91,16 @@ fn specific(qcow2: &Qcow2Details) -> Value {
     json!({ "type": "qcow2", "data": data })
 }
 
+/// What of the disk is in `window`.
 pub(super) fn map(
     path: &Path,
     format: Option<Format>,
+    window: Range<u64>,
     stop: &Stop,
     screen: Screen,
 ) -> Result<(), Error> {
     let mut disk = open(path, format)?;
-    let found = stored(&mut *disk, stop, unreadable(path))?;
+    let found = stored(&mut *disk, window, stop, unreadable(path))?;
     // A hole of a raw file has a place, too; and qemu-img knows no holes that a VHD or VHDX would not
     // hold itself.
     let is_raw = disk.format() == Format::Raw;
@@ -140,17 +150,19 @@ pub(super) fn map(
     })
 }
 
-/// All parts of a disk in turn, as one what is stored in one piece.
+/// All parts of a window of a disk in turn, as one what is stored in one piece.
 fn stored(
     disk: &mut dyn Disk,
+    window: Range<u64>,
     stop: &Stop,
     failed: impl Fn(ReadError) -> Error,
 ) -> Result<Vec<StoredExtent>, Error> {
     let mut found: Vec<StoredExtent> = Vec::new();
-    let (mut at, end) = (0, disk.virtual_bytes());
+    let (mut at, end) = (window.start, window.end.min(disk.virtual_bytes()));
     while at < end {
         stop.check()?;
-        let next = disk.next_stored(at).map_err(&failed)?;
+        let mut next = disk.next_stored(at).map_err(&failed)?;
+        next.length = next.length.min(end - at);
         at = next.offset + next.length;
         match found.last_mut() {
             Some(last) if last.stored.continues(last.length, next.stored) => {

@@ -9,36 +9,49 @@ mod compare;
 mod convert;
 mod cut;
 mod info;
+mod options;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 use shoal_formats::{Disk, Format, MapExtent, ReadError};
 
-use crate::arguments::{DiskCommand, Output, Shape};
+use crate::arguments::{DiskCommand, Manner, Output, Shape, Size};
 use crate::error::{EXIT_FAILED, Error};
 use crate::screen::Screen;
 
 pub async fn disk(command: DiskCommand, screen: Screen) -> Result<(), Error> {
-    let shaped =
-        move |output: &Output| Screen { json: screen.json || output.output == Shape::Json };
+    let shaped = move |output: &Output| Screen {
+        json: screen.json || output.output == Shape::Json,
+        ..screen
+    };
+    let hushed = |screen: Screen, manner: &Manner| Screen { quiet: manner.quiet, ..screen };
     let stop = Stop::default();
     let seen = stop.clone();
     let work = tokio::task::spawn_blocking(move || match command {
-        DiskCommand::Info { file, format, output } => info::info(&file, format, shaped(&output)),
-        DiskCommand::Map { file, format, output } => {
-            info::map(&file, format, &seen, shaped(&output))
+        DiskCommand::Info { file, format, output, backing_chain, .. } => {
+            info::info(&file, format, backing_chain, shaped(&output))
         }
-        DiskCommand::Check { file, format, output } => {
-            check::check(&file, format, &seen, shaped(&output))
+        DiskCommand::Map { file, format, output, start_offset, max_length, .. } => {
+            let from = start_offset.map_or(0, |Size(bytes)| bytes);
+            let bytes = max_length.map_or(u64::MAX, |Size(bytes)| bytes);
+            let window = from..from.saturating_add(bytes);
+            info::map(&file, format, window, &seen, shaped(&output))
         }
-        DiskCommand::Convert(convert) => convert::convert(&convert, &seen, screen),
-        DiskCommand::Compare { a, b, format, other, strict } => {
-            compare::compare((&a, format), (&b, other), strict, &seen, screen)
+        DiskCommand::Check { file, format, output, manner } => {
+            check::check(&file, format, &seen, hushed(shaped(&output), &manner))
+        }
+        DiskCommand::Convert(convert) => {
+            convert::convert(&convert, &seen, hushed(screen, &convert.manner))
+        }
+        DiskCommand::Compare { a, b, format, other, strict, manner } => {
+            compare::compare((&a, format), (&b, other), strict, &seen, hushed(screen, &manner))
         }
         DiskCommand::Chunks { files, keep_free_space, output } => {
             chunks::chunks(&files, keep_free_space, &seen, shaped(&output))
@@ -105,6 +118,28 @@ fn unreadable(path: &Path) -> impl Fn(ReadError) -> Error {
 /// The image's own fault, by the name that the API has for it.
 fn refused(path: &Path, reason: &'static str, error: &dyn std::error::Error) -> Error {
     Error::Judged { code: EXIT_FAILED, word: reason, message: told(path, error) }
+}
+
+/// How wrong arguments of `shoal disk` end, which is what `words` are of then: as qemu-img ends, since 2
+/// says of a check that the disk is corrupt.
+pub fn usage_exit_code(words: &[OsString], kind: ErrorKind) -> Option<u8> {
+    let mut said = words.iter().filter_map(|word| word.to_str());
+    let mut next = || said.find(|word| !word.starts_with('-'));
+    if next() != Some("disk") {
+        return None;
+    }
+    match (next(), kind) {
+        // A format that nobody knows is one that cannot be opened.
+        (Some("compare"), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
+            Some(compare::EXIT_NOT_OPENED)
+        }
+        _ => Some(EXIT_FAILED),
+    }
+}
+
+/// Something is wanted that is not done.
+fn usage(message: String) -> Error {
+    Error::Judged { code: EXIT_FAILED, word: "usage", message }
 }
 
 /// What went wrong with the file `path`, with all that led to it.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::*;
 use crate::config::{Context, Trust};
 
-const SCREEN: Screen = Screen { json: true };
+const SCREEN: Screen = Screen { json: true, quiet: false };
 
 /// One file, with what was asked of it.
 #[derive(Default)]

@@ -18,7 +18,7 @@ use super::*;
 use crate::arguments::{Arguments, Command, ImageCommand};
 use crate::config::{Context, Trust};
 
-const SCREEN: Screen = Screen { json: true };
+const SCREEN: Screen = Screen { json: true, quiet: false };
 const PART_BYTES: u64 = 1000;
 
 fn status(total: u32, received: &[u32], chunk: u64, bytes: u64) -> UploadStatus {

@@ -286,7 +286,6 @@ impl One<'_> {
         match std::mem::take(&mut self.signature.answer) {
             Answer::Unsaid => lacks_status = self.note.given.is_empty(),
             Answer::Empty => add(self.note.status.unwrap_or(204), "", None),
-            Answer::Text => add(200, "", Some(json!({ "text/plain": {} }))),
             Answer::Events => add(200, "", Some(json!({ "text/event-stream": {} }))),
             Answer::Json { schema, chooses_status } => {
                 lacks_status = chooses_status != self.note.status.is_some();

@@ -1,6 +1,8 @@
 //! What Zedge sends and expects, call by call: fields, statuses and order as its engineers wrote
 //! them down; only ids, times and digests are this run's own.
 
+mod guide;
+mod habits;
 mod registry;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +15,7 @@ use super::node::{Node, read};
 
 /// Every field of `wanted` is in `found`, of the same kind, and numbers, texts and truths are the
 /// same; what begins with `?` is any text but none, `null` is anything.
-fn agrees(found: &Value, wanted: &Value, place: &str) -> Result<()> {
+pub fn agrees(found: &Value, wanted: &Value, place: &str) -> Result<()> {
     match (found, wanted) {
         (_, Value::Null) => {}
         (Value::Object(found), Value::Object(wanted)) => {
@@ -257,6 +259,7 @@ async fn the_calls_that_zedge_makes_are_answered_as_it_expects() -> Result<()> {
     let wanted = json!({
         "id": given["id"], "principal": given["principal"], "permission_level": "read",
         "grantee": "user:lisi", "role": "read", "created_at": given["created_at"],
+        "image_id": image, "principal_type": "user", "principal_id": "lisi",
         "created_by": "admin", "updated_at": "?20",
     });
     agrees(&listed[0], &wanted, "a listed right")?;

@@ -16,7 +16,10 @@ const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 const REPOSITORY: &str = "shop/web";
 
 /// The answer's status, headers and bytes, where it is the one that is wanted.
-async fn sent(request: RequestBuilder, status: StatusCode) -> Result<(header::HeaderMap, Vec<u8>)> {
+pub(super) async fn sent(
+    request: RequestBuilder,
+    status: StatusCode,
+) -> Result<(header::HeaderMap, Vec<u8>)> {
     let (client, request) = request.build_split();
     let request = request?;
     let (method, path) = (request.method().clone(), request.url().path().to_owned());

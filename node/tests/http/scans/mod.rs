@@ -16,6 +16,7 @@ use shoal_node::config::{BlockSeverity, Config};
 use tempfile::TempDir;
 
 use super::disks::{create_image, make_disk, upload};
+use super::examples::agrees;
 use super::members::Agent;
 use super::node::{Node, problem};
 use super::v2::{push_blob, push_image, sha256};
@@ -143,7 +144,10 @@ async fn what_is_ordered_is_scanned_and_shown() -> Result<()> {
     program.write("hold", "")?;
     let answer = node.request(Method::POST, &format!("images/{image}/scan")).send().await?;
     ensure!(answer.status() == StatusCode::ACCEPTED, "{}", answer.status());
-    let ordered: ScanOrdered = answer.json().await?;
+    let ordered: Value = answer.json().await?;
+    let wanted = json!({ "scan_id": "?scan-", "status": "?", "message": "?" });
+    agrees(&ordered, &wanted, "an order")?;
+    let ordered: ScanOrdered = serde_json::from_value(ordered)?;
     ensure!(["pending", "scanning"].contains(&ordered.status.as_str()), "{ordered:?}");
     until("the scanner to be run", async || Ok((program.calls() > 0).then_some(()))).await?;
     let again = order(&node, image).await?;
@@ -169,6 +173,13 @@ async fn what_is_ordered_is_scanned_and_shown() -> Result<()> {
 
     let some: VulnerabilityReport = node.get(&format!("{path}?severity=high,LOW")).await?;
     ensure!(ids(&some) == ["CVE-1", "CVE-4", "CVE-3"] && some.summary == shown.summary);
+    // As Zedge's engineers have it written down.
+    let said: Value = node.get(&format!("{path}?severity=critical,high")).await?;
+    let wanted = json!({
+        "scan_id": "?scan-", "scan_status": "completed", "scanned_at": "?20", "summary": counts,
+        "vulnerabilities": [{ "id": "CVE-2", "severity": "CRITICAL" }, expected, { "id": "CVE-4" }],
+    });
+    agrees(&said, &wanted, "what was found")?;
     let page: VulnerabilityReport = node.get(&format!("{path}?page=2&page_size=3")).await?;
     ensure!(ids(&page) == ["CVE-3"] && page.pagination.total_count == 4, "{page:?}");
     let refused = node.request(Method::GET, &format!("{path}?severity=awful")).send().await?;
@@ -181,6 +192,7 @@ async fn what_is_ordered_is_scanned_and_shown() -> Result<()> {
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.image.scan_status.as_deref() == Some("completed"));
     ensure!(detail.image.vulnerabilities == shown.summary);
+    ensure!(detail.image.vulnerabilities_critical == 1 && detail.image.vulnerabilities_high == 2);
     ensure!(detail.image.last_scan_at == shown.scanned_at);
     node.server.app().services.audit.flush(AuditPhase::Goes).await?;
     let trail: Value = node.get("audit?action=image.scan").await?;

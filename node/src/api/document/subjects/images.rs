@@ -12,15 +12,16 @@ pub fn images() -> Subject {
                 .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             post("/api/v1/images", "Makes an image without versions")
                 .about(
-                    "And its project, where that is not there: private, or public where the image is \
-                        to be. A public one is made first, and stays where the image is refused.",
+                    "And its project, where that is not there: private, or as visible as the image is \
+                        to be, and the organization's that is named. One that is not private, or an \
+                        organization's, is made first, and stays where the image is refused.",
                 )
                 .status(201)
                 .refuses(400, "visibility_invalid format_invalid image_type_invalid")
                 .refuses(400, "labels_invalid annotations_invalid text_too_long")
                 .refuses(403, "quota_exceeded")
-                .refuses(404, "image_not_found")
-                .refuses(409, "exists visibility_mismatch"),
+                .refuses(404, "image_not_found organization_not_found not_found")
+                .refuses(409, "exists visibility_mismatch organization_mismatch"),
             get("/api/v1/images/{image}", "Shows an image with its tags and versions")
                 .about(
                     "With its newest tags and versions; lists of their own have all of them. Also a \
@@ -29,12 +30,15 @@ pub fn images() -> Subject {
                 )
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}", "Describes an image anew")
-                .about("What is not given stays. Who sees it is its project's to say.")
+                .about(
+                    "What is not given stays. Who sees it is its project's to say, which is changed \
+                        with it where it has no other image.",
+                )
                 .header("If-Match", "Of an ETag: nothing is changed where another one came since.")
                 .refuses(400, "visibility_invalid format_invalid image_type_invalid")
                 .refuses(400, "labels_invalid annotations_invalid text_too_long")
-                .refuses(404, "image_not_found not_found")
-                .refuses(409, "visibility_mismatch changed")
+                .refuses(404, "image_not_found organization_not_found not_found")
+                .refuses(409, "visibility_mismatch organization_mismatch name_fixed changed")
                 .refuses(412, "changed"),
             delete("/api/v1/images/{image}", "Deletes an image")
                 .about("It can be restored for a while; with `purge` it is gone for good.")

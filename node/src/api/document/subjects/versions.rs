@@ -105,6 +105,7 @@ pub fn uploads() -> Subject {
             put("/api/v1/images/{image}/versions/upload/{upload}/chunks/{part}", "Sends a part")
                 .about("Parts count from 0; all but the last are `chunk_size` bytes long.")
                 .header("x-shoal-checksum", "`sha256:…` of the part; refused where it is another.")
+                .header("Content-Digest", "The same as `sha-256=:BASE64:` (RFC 9530).")
                 .refuses(400, "chunk_out_of_range chunk_size_mismatch chunk_incomplete")
                 .refuses(400, "checksum_invalid checksum_mismatch part_out_of_range")
                 .refuses(404, no_upload)

@@ -4,7 +4,7 @@
 //! the disk's end. But most formats say so in tables of their own, and file systems what of it is free.
 //! So the file's layout is foreseen, its bytes are hashed as content comes, and at the end the layout
 //! is compared with the real one. Where it turns out otherwise there is no digest, and who wants one
-//! reads the disk once more.
+//! reads the disk once more (see `again`).
 //!
 //! Invariants: a digest that is given is that of the file which [`Export`](crate::Export) describes;
 //! memory is bounded by [`RANGES_MAX`]. Nothing more is hashed once the layout is found to be wrong by
@@ -108,12 +108,8 @@ impl Foreseen {
                 return None;
             }
         }
-        let chunks = recipe.chunks();
-        let used = recipe.extents().iter().map(|extent| {
-            extent.offset..extent.offset + u64::from(chunks[extent.chunk as usize].length)
-        });
         let length = self.layout.len();
-        let is_so = Layout::new(recipe.length(), used) == self.layout;
+        let is_so = layout_of(recipe) == self.layout;
         is_so.then(|| ForeseenFile { sha256: self.hasher.finalize().into(), length })
     }
 
@@ -148,6 +144,15 @@ impl Foreseen {
         }
         self.at += length;
     }
+}
+
+/// Of a disk that is no larger than such a file can be.
+pub(crate) fn layout_of(recipe: &Recipe) -> Layout {
+    let chunks = recipe.chunks();
+    let used = recipe.extents().iter().map(|extent| {
+        extent.offset..extent.offset + u64::from(chunks[extent.chunk as usize].length)
+    });
+    Layout::new(recipe.length(), used)
 }
 
 /// Adds what of `range` is not free. Of `free`, what ends before is dropped: ranges come in order.

@@ -14,6 +14,7 @@
 //! One module for each format; a further format is a reader that implements [`Disk`], a line in
 //! `detect`, and a layout for `export`.
 
+mod again;
 pub mod backup;
 mod blob;
 mod bytes;

@@ -93,6 +93,7 @@ struct Inner {
     ahead: Mutex<HashMap<UploadId, Arc<Ahead>>>,
     ahead_permits: Arc<Semaphore>,
     keep_free_space: AtomicBool,
+    parts_are_near: AtomicBool,
     remote: OnceLock<Remote>,
     deltas: OnceLock<Deltas>,
     scanner: OnceLock<Scanner>,
@@ -115,6 +116,7 @@ impl Disks {
             ahead: Mutex::default(),
             ahead_permits: Arc::new(Semaphore::new(AHEAD_AT_ONCE_MAX)),
             keep_free_space,
+            parts_are_near: AtomicBool::new(false),
             remote: OnceLock::new(),
             deltas: OnceLock::new(),
             scanner: OnceLock::new(),
@@ -128,6 +130,12 @@ impl Disks {
     /// are read from now on.
     pub fn keep_free_space(&self, keep: bool) {
         self.inner.keep_free_space.store(keep, Ordering::Relaxed);
+    }
+
+    /// Whether what was uploaded is read again as quickly as this node's own packs, which have to be
+    /// decompressed besides: where both lie in a folder.
+    pub fn parts_are_near(&self, near: bool) {
+        self.inner.parts_are_near.store(near, Ordering::Relaxed);
     }
 
     /// From now on it is told of every version that is published here.

@@ -50,7 +50,7 @@ pub fn fill(bytes: &mut [u8], seed: u8) {
     }
 }
 
-fn checksum(part: &[u8]) -> String {
+pub fn checksum(part: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(part)))
 }
 

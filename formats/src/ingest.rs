@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::again::{NoFile, hash_again};
 use crate::cutter::{Cut, Cutter};
 use crate::disk::{Disk, ExtentKind, MapExtent, ReadError};
+use crate::expected::ContentMap;
 use crate::filesystem::{Plan, StretchKind, survey};
 use crate::foreseen::{Foreseen, ForeseenFile};
 use crate::grain::Grain;
@@ -112,17 +113,26 @@ pub struct DiskIngest<S> {
     free_space: FreeSpace,
     foresees: bool,
     again_bytes_max: u64,
+    zeros: Vec<Range<u64>>,
 }
 
 impl<S: PackSink> DiskIngest<S> {
     pub fn new(sink: S) -> Self {
-        Self { sink, free_space: FreeSpace::default(), foresees: false, again_bytes_max: 0 }
+        let (free_space, zeros) = (FreeSpace::default(), Vec::new());
+        Self { sink, free_space, foresees: false, again_bytes_max: 0, zeros }
     }
 
     /// Hashes the disk as a qcow2 file on the way, as far as its length and its tables can be foreseen.
     #[must_use]
     pub fn foresee_file(mut self) -> Self {
         self.foresees = true;
+        self
+    }
+
+    /// That file is foreseen by what `map` says of the disk. Where that is wrong, it is not.
+    #[must_use]
+    pub fn expect_content(mut self, map: &ContentMap) -> Self {
+        self.zeros = map.zeros().collect();
         self
     }
 
@@ -156,7 +166,7 @@ impl<S: PackSink> DiskIngest<S> {
         if self.free_space == FreeSpace::Keep {
             plan = plan.keeping_free_space();
         }
-        let foreseen = if self.foresees { Foreseen::new(disk, &plan)? } else { None };
+        let foreseen = if self.foresees { Foreseen::new(disk, &plan, &self.zeros)? } else { None };
         let again_bytes_max = if self.foresees { self.again_bytes_max } else { 0 };
         // What is compressed in the background is waited for, whatever happens here.
         thread::scope(|scope| {

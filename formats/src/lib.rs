@@ -24,6 +24,7 @@ mod cutter;
 mod delta;
 mod detect;
 mod disk;
+mod expected;
 mod export;
 mod filesystem;
 mod first;
@@ -65,6 +66,7 @@ pub use disk::{
     Details, Disk, ExtentKind, Format, FormatError, MapExtent, Qcow2Details, ReadError, Stored,
     StoredExtent,
 };
+pub use expected::{CONTENT_RUNS_MAX, ContentMap};
 pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
     WRITE_BYTES_MAX, write_file,

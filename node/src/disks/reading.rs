@@ -86,7 +86,11 @@ impl Disks {
             false => 0,
         };
         let ingest = DiskIngest::new(sink).free_space(free_space).foresee_file();
-        let ingest = ingest.read_again_for_file(again_bytes_max);
+        let mut ingest = ingest.read_again_for_file(again_bytes_max);
+        let content = self.inner.expected.lock().get(&order.uploaded.upload).cloned();
+        if let Some(content) = content {
+            ingest = ingest.expect_content(&content);
+        }
         let (layers, hint, source) = (order.layers.clone(), order.hint, Arc::new(source));
         Ok(Reading { source, hint, layers, known, ingest, packs, running })
     }

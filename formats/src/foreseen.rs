@@ -1,10 +1,11 @@
 //! The digest of a disk as a qcow2 file, taken while the disk is cut.
 //!
 //! Such a file begins with its tables, which say where the disk has content, and that is known only at
-//! the disk's end. But most formats say so in tables of their own, and file systems what of it is free.
+//! the disk's end. But most formats say so in tables of their own, and file systems what of it is free;
+//! of the rest whoever has all of the disk may say so (see `expected`).
 //! So the file's layout is foreseen, its bytes are hashed as content comes, and at the end the layout
 //! is compared with the real one. Where it turns out otherwise there is no digest, and who wants one
-//! reads the disk once more.
+//! reads the disk once more (see `again`).
 //!
 //! Invariants: a digest that is given is that of the file which [`Export`](crate::Export) describes;
 //! memory is bounded by [`RANGES_MAX`]. Nothing more is hashed once the layout is found to be wrong by
@@ -45,22 +46,20 @@ pub(crate) struct Foreseen {
 }
 
 impl Foreseen {
-    /// What `disk` says of itself. `None` where that is too much, or no such file can be.
-    pub fn new(disk: &mut dyn Disk, plan: &Plan) -> Result<Option<Self>, ReadError> {
+    /// What `disk` says of itself, but for `zeros`, which somebody says are zero: ascending and disjoint.
+    /// `None` where that is too much, or no such file can be.
+    pub fn new(
+        disk: &mut dyn Disk,
+        plan: &Plan,
+        zeros: &[Range<u64>],
+    ) -> Result<Option<Self>, ReadError> {
         let virtual_bytes = disk.virtual_bytes();
         if virtual_bytes > VIRTUAL_BYTES_MAX {
             return Ok(None);
         }
-        let (mut used, mut at) = (Vec::new(), 0);
-        let mut free = plan.free();
-        while at < virtual_bytes {
-            let extent = disk.next_extent(at)?;
-            let end = extent.offset + extent.length;
-            if extent.kind == ExtentKind::Data && !add(&mut used, at..end, &mut free) {
-                return Ok(None);
-            }
-            at = end;
-        }
+        let mut empty = [plan.free(), zeros].concat();
+        empty.sort_by_key(|range| range.start);
+        let Some(used) = used_ranges(disk, &empty)? else { return Ok(None) };
         let layout = Layout::new(virtual_bytes, used.into_iter());
         Ok(Some(Self { layout, hasher: Sha256::new(), at: 0 }))
     }
@@ -108,12 +107,8 @@ impl Foreseen {
                 return None;
             }
         }
-        let chunks = recipe.chunks();
-        let used = recipe.extents().iter().map(|extent| {
-            extent.offset..extent.offset + u64::from(chunks[extent.chunk as usize].length)
-        });
         let length = self.layout.len();
-        let is_so = Layout::new(recipe.length(), used) == self.layout;
+        let is_so = layout_of(recipe) == self.layout;
         is_so.then(|| ForeseenFile { sha256: self.hasher.finalize().into(), length })
     }
 
@@ -148,6 +143,33 @@ impl Foreseen {
         }
         self.at += length;
     }
+}
+
+/// What `disk` does not call zero, without what is `empty`: ranges that begin in order, and may overlap.
+/// `None` where that is too much.
+pub(crate) fn used_ranges(
+    disk: &mut dyn Disk,
+    mut empty: &[Range<u64>],
+) -> Result<Option<Vec<Range<u64>>>, ReadError> {
+    let (mut used, mut at) = (Vec::new(), 0);
+    while at < disk.virtual_bytes() {
+        let extent = disk.next_extent(at)?;
+        let end = extent.offset + extent.length;
+        if extent.kind == ExtentKind::Data && !add(&mut used, at..end, &mut empty) {
+            return Ok(None);
+        }
+        at = end;
+    }
+    Ok(Some(used))
+}
+
+/// Of a disk that is no larger than such a file can be.
+pub(crate) fn layout_of(recipe: &Recipe) -> Layout {
+    let chunks = recipe.chunks();
+    let used = recipe.extents().iter().map(|extent| {
+        extent.offset..extent.offset + u64::from(chunks[extent.chunk as usize].length)
+    });
+    Layout::new(recipe.length(), used)
 }
 
 /// Adds what of `range` is not free. Of `free`, what ends before is dropped: ranges come in order.

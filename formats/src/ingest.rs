@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -16,8 +16,10 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use shoal_content::{Chunk, ChunkId, Encoding, Extent, Recipe, RecipeKind, SourceObject};
 use thiserror::Error;
 
+use crate::again::{NoFile, hash_again};
 use crate::cutter::{Cut, Cutter};
 use crate::disk::{Disk, ExtentKind, MapExtent, ReadError};
+use crate::expected::ContentMap;
 use crate::filesystem::{Plan, StretchKind, survey};
 use crate::foreseen::{Foreseen, ForeseenFile};
 use crate::grain::Grain;
@@ -51,6 +53,9 @@ pub struct StoredChunk {
 pub struct IngestProgress {
     /// Guest bytes passed, holes included.
     pub bytes_done: u64,
+    /// Whether all of the disk was cut, and `bytes_done` counts anew: it is read once more, for its
+    /// file's digest.
+    pub is_again: bool,
     /// Guest bytes in all.
     pub bytes_total: u64,
     /// Bytes that a file system calls free and that count as zero for it, so far.
@@ -71,7 +76,8 @@ pub struct Ingested<S> {
     pub totals: IngestProgress,
     /// The packs this ingest made, in the order they were handed over.
     pub packs: Vec<SourceObject>,
-    /// The disk as a qcow2 file, where that was asked for and could be foreseen.
+    /// The disk as a qcow2 file, where that was asked for, and could be foreseen or found by reading
+    /// the disk again.
     pub file: Option<ForeseenFile>,
     pub sink: S,
 }
@@ -106,17 +112,36 @@ pub struct DiskIngest<S> {
     sink: S,
     free_space: FreeSpace,
     foresees: bool,
+    again_bytes_max: u64,
+    zeros: Vec<Range<u64>>,
 }
 
 impl<S: PackSink> DiskIngest<S> {
     pub fn new(sink: S) -> Self {
-        Self { sink, free_space: FreeSpace::default(), foresees: false }
+        let (free_space, zeros) = (FreeSpace::default(), Vec::new());
+        Self { sink, free_space, foresees: false, again_bytes_max: 0, zeros }
     }
 
     /// Hashes the disk as a qcow2 file on the way, as far as its length and its tables can be foreseen.
     #[must_use]
     pub fn foresee_file(mut self) -> Self {
         self.foresees = true;
+        self
+    }
+
+    /// That file is foreseen by what `map` says of the disk. Where that is wrong, it is not.
+    #[must_use]
+    pub fn expect_content(mut self, map: &ContentMap) -> Self {
+        self.zeros = map.zeros().collect();
+        self
+    }
+
+    /// Where that file cannot be foreseen, and all of the disk is in packs of this ingest, a disk of at
+    /// most so many bytes of content is read once more for it, while the last packs are stored. That
+    /// it cannot be read again is no failure.
+    #[must_use]
+    pub fn read_again_for_file(mut self, content_bytes_max: u64) -> Self {
+        self.again_bytes_max = content_bytes_max;
         self
     }
 
@@ -141,11 +166,12 @@ impl<S: PackSink> DiskIngest<S> {
         if self.free_space == FreeSpace::Keep {
             plan = plan.keeping_free_space();
         }
-        let foreseen = if self.foresees { Foreseen::new(disk, &plan)? } else { None };
+        let foreseen = if self.foresees { Foreseen::new(disk, &plan, &self.zeros)? } else { None };
+        let again_bytes_max = if self.foresees { self.again_bytes_max } else { 0 };
         // What is compressed in the background is waited for, whatever happens here.
         thread::scope(|scope| {
-            Run { scope, builder: RecipeBuilder::new(self.sink), foreseen, known, progress }
-                .through(disk, &plan)
+            let builder = RecipeBuilder::new(self.sink);
+            Run { scope, builder, foreseen, again_bytes_max, known, progress }.through(disk, &plan)
         })
     }
 }
@@ -155,6 +181,7 @@ struct Run<'scope, 'env, 'a, S> {
     scope: &'scope Scope<'scope, 'env>,
     builder: RecipeBuilder<'scope, S>,
     foreseen: Option<Foreseen>,
+    again_bytes_max: u64,
     known: &'a mut dyn FnMut(ChunkId) -> Option<StoredChunk>,
     progress: &'a mut dyn FnMut(IngestProgress) -> ControlFlow<()>,
 }
@@ -201,10 +228,25 @@ impl<S: PackSink> Run<'_, '_, '_, S> {
         self.foresee(&cuts);
         self.builder.add(self.scope, cuts, self.known, &mut totals)?;
         self.builder.settle(&mut totals)?;
+        let is_new = self.builder.old.is_empty();
         let (recipe, packs, sink) = self.builder.finish(totals.bytes_total)?;
-        let file = self.foreseen.and_then(|foreseen| foreseen.finish(&recipe));
+        let mut file = self.foreseen.and_then(|foreseen| foreseen.finish(&recipe));
         if (self.progress)(totals).is_break() {
             return Err(IngestError::Cancelled);
+        }
+        let is_short = (1..=self.again_bytes_max).contains(&totals.content_bytes);
+        if file.is_none() && is_new && is_short {
+            let mut at = |bytes_done| {
+                (self.progress)(IngestProgress { bytes_done, is_again: true, ..totals })
+            };
+            if at(0).is_break() {
+                return Err(IngestError::Cancelled);
+            }
+            file = match hash_again(disk, plan.free(), &recipe, &mut at) {
+                Ok(file) => Some(file),
+                Err(NoFile::Unreadable) => None,
+                Err(NoFile::Cancelled) => return Err(IngestError::Cancelled),
+            };
         }
         Ok(Ingested { recipe, totals, packs, file, sink })
     }

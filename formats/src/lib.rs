@@ -14,6 +14,7 @@
 //! One module for each format; a further format is a reader that implements [`Disk`], a line in
 //! `detect`, and a layout for `export`.
 
+mod again;
 pub mod backup;
 mod blob;
 mod bytes;
@@ -23,6 +24,7 @@ mod cutter;
 mod delta;
 mod detect;
 mod disk;
+mod expected;
 mod export;
 mod filesystem;
 mod first;
@@ -64,6 +66,7 @@ pub use disk::{
     Details, Disk, ExtentKind, Format, FormatError, MapExtent, Qcow2Details, ReadError, Stored,
     StoredExtent,
 };
+pub use expected::{CONTENT_RUNS_MAX, ContentMap};
 pub use export::{
     Adler32, Content, Export, ExportError, ExportProgress, Piece, Pieces, Target, TargetError,
     WRITE_BYTES_MAX, write_file,

@@ -24,7 +24,7 @@ use crate::audit::Audit;
 use crate::authorities::{self, Authorities};
 use crate::collection::{Collector, Timing};
 use crate::compaction::{self, Compactor};
-use crate::config::Config;
+use crate::config::{Config, StorageKind};
 use crate::deploy::{keep_deadlines, keep_warm};
 use crate::encryption::{self, Keyless, MasterKeys, Shredder, Vault};
 use crate::founding::{Founding, node_row};
@@ -319,6 +319,7 @@ impl Server {
         let stored = (&store, origin.clone());
         let services = Services::new(&raft, stored, id, &keys, (key, trust), upkeep)?;
         services.disks.keep_free_space(config.disks.keep_free_space);
+        services.disks.parts_are_near(config.storage.kind == StorageKind::Folder);
         services.disks.import_from(Remote::new(config.import.clone())?);
         services.deltas.begin(config.delta.clone(), &mut registry);
         services.disks.make_deltas(services.deltas.clone());

@@ -23,6 +23,13 @@ pub struct InitUpload {
     /// `raw`, `qcow2`, `vmdk`, `vhd`, `vhdx` or `ova`; found out where missing.
     #[serde(default)]
     pub format: Option<String>,
+    /// Where the disk in the file has content, for whoever knows it before the file is sent: clusters of
+    /// 64 KiB of what the guest sees, from its beginning, by turns how many are zero or free and how many
+    /// are neither. The version is there sooner after the last byte, above all for formats that do not
+    /// say so themselves (`raw`, `vhd`, `vhdx`). It is compared with what comes, and costs that time
+    /// where it is wrong; more than 100,000 numbers are not looked at.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub content_clusters: Vec<u32>,
     /// Tags that the version gets besides `latest`, which it gets where its number is the highest
     /// or where it is named here.
     #[serde(default, deserialize_with = "or_default")]

@@ -5,6 +5,7 @@
 //! file to a name; a session is forgotten only where nothing can come of it any more.
 
 pub mod begun;
+mod clusters;
 mod sending;
 
 use std::fs::File;
@@ -31,6 +32,7 @@ use crate::images;
 use crate::resume::{Place, Session, Source};
 use crate::screen::{Screen, bytes, per_second, rate, seconds};
 
+use clusters::content_clusters;
 pub use sending::Content;
 use sending::{Sender, received_bytes};
 
@@ -402,6 +404,7 @@ async fn started(
         total_size_bytes: source.bytes,
         chunk_size_bytes: order.chunk_size.map(|mib| mib * MIB),
         format: order.format.map(|format| format.as_str().to_owned()),
+        content_clusters: content_clusters(&order.content, order.format, source.bytes).await,
         tags,
         manifest: whole,
         changelog: order.changelog.to_owned(),

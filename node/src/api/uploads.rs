@@ -16,7 +16,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_api::{ChunkReceived, InitUpload, Layer, UploadStarted, UploadStatus};
 use shoal_content::{Digest, ImageId, ObjectKey, TagName, Timestamp, UploadId};
-use shoal_formats::Format;
+use shoal_formats::{ContentMap, Format};
 use shoal_metadata::{
     Action, Command, DiskUploadState, Refusal, Upload, UploadNote, UploadPart, UploadPurpose, What,
 };
@@ -128,6 +128,8 @@ pub async fn init(
         layers: layers(manifest.layers, request.total_size_bytes)?,
         import: None,
     };
+    let content = Some(request.content_clusters).filter(|runs| !runs.is_empty());
+    let content = content.and_then(ContentMap::new);
     let order = Order {
         image,
         owner,
@@ -138,6 +140,9 @@ pub async fn init(
         format,
     };
     let upload = begin(&app, order, note).await?;
+    if let Some(content) = content {
+        app.services.disks.expect_content(upload.id, content);
+    }
     let UploadPurpose::Disk { total_bytes, part_bytes, .. } = upload.purpose else {
         return Err(unavailable("the session is none of a disk"));
     };

@@ -44,6 +44,8 @@ enum Reading {
     Surveying,
     /// It goes over the disk from its beginning to its end.
     Cutting,
+    /// It goes over what it has read once more, and wants nothing else.
+    Again,
     Ended,
 }
 
@@ -221,6 +223,22 @@ impl Arrivals {
         }
     }
 
+    /// From now on it reads only what it has read before: nothing waits for it any more. Gives whether
+    /// somebody still wants it.
+    pub fn read_again(&self) -> bool {
+        let mut state = self.state.lock();
+        let begins = matches!(state.reading, Reading::Surveying | Reading::Cutting);
+        if begins {
+            state.reading = Reading::Again;
+        }
+        let is_wanted = state.outlook != Outlook::GivenUp;
+        drop(state);
+        if begins {
+            self.went_on.notify_waiters();
+        }
+        is_wanted
+    }
+
     /// The reader reads no more.
     pub fn end_reading(&self) {
         self.state.lock().reading = Reading::Ended;
@@ -313,6 +331,26 @@ mod tests {
         arrivals.end_reading();
         assert!(may_come(&arrivals).is_some());
         assert_eq!(arrivals.state.lock().under_way, 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_waits_for_a_reader_that_reads_again() {
+        let arrivals = Arc::new(Arrivals::coming(parts(0..4)));
+        arrivals.begin_cut();
+        let mut waiting = std::pin::pin!(Arc::clone(&arrivals).make_way(PART));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(arrivals.read_again());
+        assert!(waiting.now_or_never().is_some());
+        // It begins where it began before.
+        arrivals.at(0);
+        arrivals.begin_cut();
+        assert!(may_come(&arrivals).is_some());
+        assert!(!arrivals.has_ended());
+        arrivals.give_up();
+        assert!(!arrivals.read_again(), "nobody wants it");
+        arrivals.end_reading();
+        assert!(!arrivals.read_again());
+        assert!(arrivals.has_ended());
     }
 
     #[tokio::test]

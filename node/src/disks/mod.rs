@@ -24,13 +24,14 @@ mod reading;
 mod source;
 mod sweep;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use shoal_content::{NodeId, ObjectKey, UploadId};
+use shoal_formats::ContentMap;
 use shoal_metadata::{Command, DiskUploadState, Refusal, Upload, UploadPurpose};
 use shoal_raft::{ProposeError, Raft};
 use tokio::sync::Semaphore;
@@ -64,6 +65,9 @@ const ATTEMPTS_MAX: u32 = 5;
 const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
 /// How often a node looks for disks that nobody reads any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
+/// Disks of which their senders said where they have content, at 400 KB at most; of more, those that were
+/// begun last.
+const EXPECTED_MAX: usize = 32;
 /// Keys in one call of delete.
 const DELETE_BATCH: usize = 500;
 
@@ -92,7 +96,10 @@ struct Inner {
     /// Of those that have a permit.
     ahead: Mutex<HashMap<UploadId, Arc<Ahead>>>,
     ahead_permits: Arc<Semaphore>,
+    /// What senders said of their disks. It is believed nothing, and only this node has it.
+    expected: Mutex<BTreeMap<UploadId, Arc<ContentMap>>>,
     keep_free_space: AtomicBool,
+    parts_are_near: AtomicBool,
     remote: OnceLock<Remote>,
     deltas: OnceLock<Deltas>,
     scanner: OnceLock<Scanner>,
@@ -114,7 +121,9 @@ impl Disks {
             permits,
             ahead: Mutex::default(),
             ahead_permits: Arc::new(Semaphore::new(AHEAD_AT_ONCE_MAX)),
+            expected: Mutex::default(),
             keep_free_space,
+            parts_are_near: AtomicBool::new(false),
             remote: OnceLock::new(),
             deltas: OnceLock::new(),
             scanner: OnceLock::new(),
@@ -128,6 +137,22 @@ impl Disks {
     /// are read from now on.
     pub fn keep_free_space(&self, keep: bool) {
         self.inner.keep_free_space.store(keep, Ordering::Relaxed);
+    }
+
+    /// Whether what was uploaded is read again as quickly as this node's own packs, which have to be
+    /// decompressed besides: where both lie in a folder.
+    pub fn parts_are_near(&self, near: bool) {
+        self.inner.parts_are_near.store(near, Ordering::Relaxed);
+    }
+
+    /// Takes what whoever begins an upload says of the disk, for when it is read here.
+    pub fn expect_content(&self, upload: UploadId, content: ContentMap) {
+        let mut expected = self.inner.expected.lock();
+        expected.insert(upload, Arc::new(content));
+        // Their ids ascend in time.
+        while expected.len() > EXPECTED_MAX {
+            expected.pop_first();
+        }
     }
 
     /// From now on it is told of every version that is published here.
@@ -190,6 +215,7 @@ impl Disks {
                 () = this.work(upload, &entry) => {}
             }
             this.inner.running.lock().remove(&upload);
+            this.inner.expected.lock().remove(&upload);
         });
     }
 

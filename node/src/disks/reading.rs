@@ -27,6 +27,10 @@ use crate::http::problem::chain;
 use crate::registry::hash::Hash;
 use crate::store::StoreError;
 
+/// Where storage is a folder, a disk of so many bytes of content at most is read a second time from its
+/// parts: they are mostly in the page cache still. Of a longer one the packs are, if anything is, and
+/// they are shorter.
+const AGAIN_BYTES_MAX: u64 = 8 << 30;
 /// Bytes of the uploaded file that are compared at once.
 const COMPARED_AT_ONCE: usize = 1024 * 1024;
 
@@ -39,7 +43,7 @@ pub(super) struct Cut {
     pub content_bytes: u64,
     pub added_bytes: u64,
     /// The file that the registry gives for it, where all of the disk is in packs that were stored and
-    /// read back just now.
+    /// read back just now, and its bytes were hashed as they came, or a second time.
     pub file: Option<ForeseenFile>,
 }
 
@@ -77,7 +81,16 @@ impl Disks {
         };
         let sink = PackUploads::new(store, order.under(), runtime);
         let packs = sink.begun();
+        let again_bytes_max = match self.inner.parts_are_near.load(Ordering::Relaxed) {
+            true => AGAIN_BYTES_MAX,
+            false => 0,
+        };
         let ingest = DiskIngest::new(sink).free_space(free_space).foresee_file();
+        let mut ingest = ingest.read_again_for_file(again_bytes_max);
+        let content = self.inner.expected.lock().get(&order.uploaded.upload).cloned();
+        if let Some(content) = content {
+            ingest = ingest.expect_content(&content);
+        }
         let (layers, hint, source) = (order.layers.clone(), order.hint, Arc::new(source));
         Ok(Reading { source, hint, layers, known, ingest, packs, running })
     }
@@ -167,11 +180,12 @@ fn cut(
         observed.begin_cut();
         arrivals.begin_cut();
         running.processed_bytes.store(progress.bytes_done, Ordering::Relaxed);
-        if running.lost.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
+        let mut is_wanted = !running.lost.load(Ordering::Relaxed);
+        if progress.is_again {
+            observed.read_again();
+            is_wanted &= arrivals.read_again();
         }
+        if is_wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     let ingested = ingest.run(disk.as_mut(), &mut look_up, &mut progress).map_err(ended)?;
     let Ingested { recipe, totals, packs, file, sink } = ingested;

@@ -2,7 +2,8 @@
 //!
 //! A part is read whole when the first byte of it is wanted, and compared with the checksum that was
 //! acknowledged to whoever sent it. What is read of it again must be what it was then. So a file
-//! that is read in order is read once, and of what nobody wants nothing is read at all.
+//! that is read in order is read once, and of what nobody wants nothing is read at all. Who goes over
+//! the file a second time has each next window fetched while it takes the one before.
 //!
 //! Used from blocking threads only: a read waits for storage, and for a part that is still to come
 //! (see `arrivals`). Invariants: no byte is given but of a part as it was acknowledged, though another
@@ -50,6 +51,7 @@ pub(super) struct Uploaded {
 pub(super) struct Observed {
     damaged: OnceLock<u64>,
     is_cut: AtomicBool,
+    is_again: AtomicBool,
 }
 
 impl Observed {
@@ -61,6 +63,16 @@ impl Observed {
     /// From now on somebody else tells how far the ingest is.
     pub fn begin_cut(&self) {
         self.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on what was read is read once more, in order. All that came of it is safe: a part that
+    /// is another by now fails that, and is not damaged.
+    pub fn read_again(&self) {
+        self.is_again.store(true, Ordering::Relaxed);
+    }
+
+    fn is_again(&self) -> bool {
+        self.is_again.load(Ordering::Relaxed)
     }
 }
 
@@ -82,7 +94,11 @@ struct State {
     hashes: HashMap<u64, Vec<blake3::Hash>>,
     compared_bytes: u64,
     kept: Kept,
+    /// What whoever reads again is about to want.
+    ahead: Option<(Place, Fetch)>,
 }
+
+type Fetch = JoinHandle<Result<Bytes, StoreError>>;
 
 impl PartsSource {
     pub fn new(
@@ -92,7 +108,8 @@ impl PartsSource {
         running: Arc<Running>,
     ) -> Self {
         let kept = Kept::new(SOURCE_CACHE_BYTES_MAX);
-        let state = Mutex::new(State { hashes: HashMap::new(), compared_bytes: 0, kept });
+        let state = State { hashes: HashMap::new(), compared_bytes: 0, kept, ahead: None };
+        let state = Mutex::new(state);
         Self { store, runtime, uploaded, arrivals, running, observed: Arc::default(), state }
     }
 
@@ -170,8 +187,15 @@ impl PartsSource {
     }
 
     fn read_again(&self, place @ (part, _): Place, hash: blake3::Hash) -> io::Result<Bytes> {
-        let read = self.runtime.block_on(self.fetch(place));
+        let begun = self.state.lock().ahead.take().filter(|(begun, _)| *begun == place);
+        let read = self.runtime.block_on(begun.map_or_else(|| self.fetch(place), |(_, it)| it));
         let window = self.read(part, read)?;
+        if self.observed.is_again()
+            && let Some(next) = self.next_again(place)
+        {
+            let fetch = self.fetch(next);
+            self.state.lock().ahead = Some((next, fetch));
+        }
         if blake3::hash(&window) != hash {
             return Err(self.damaged(part));
         }
@@ -179,8 +203,18 @@ impl PartsSource {
         Ok(window)
     }
 
+    /// The window that follows, if it was read before and is not kept.
+    fn next_again(&self, (part, number): Place) -> Option<Place> {
+        let state = self.state.lock();
+        let windows = state.hashes.get(&part)?.len() as u64;
+        let next = if number + 1 < windows { (part, number + 1) } else { (part + 1, 0) };
+        let is_wanted =
+            state.hashes.contains_key(&next.0) && !state.kept.windows.contains_key(&next);
+        is_wanted.then_some(next)
+    }
+
     /// A task of its own, which goes on while another window is hashed.
-    fn fetch(&self, (part, number): Place) -> JoinHandle<Result<Bytes, StoreError>> {
+    fn fetch(&self, (part, number): Place) -> Fetch {
         let (store, key) = (Arc::clone(&self.store), self.key(part));
         let start = number * WINDOW_BYTES;
         let end = (start + WINDOW_BYTES).min(self.part_length(part));
@@ -206,8 +240,10 @@ impl PartsSource {
         }
     }
 
-    fn damaged(&self, part: u64) -> io::Error {
-        let part = *self.observed.damaged.get_or_init(|| part);
+    fn damaged(&self, mut part: u64) -> io::Error {
+        if !self.observed.is_again() {
+            part = *self.observed.damaged.get_or_init(|| part);
+        }
         io::Error::other(format!("part {part} is not what was acknowledged"))
     }
 }
@@ -376,6 +412,22 @@ mod tests {
         parts.store(0, |part| part[0] ^= 1).await;
         assert!(parts.read(50, 10).await.is_err());
         assert_eq!(parts.source.observed().damaged(), Some(0));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_reads_again_gets_the_same_or_nothing_and_no_part_is_damaged() {
+        let parts = Parts::of(0).await;
+        assert_eq!(parts.read(0, 250).await.unwrap(), parts.content);
+        parts.source.observed().read_again();
+        // Each is fetched once, whether it is wanted next or left out.
+        assert_eq!(parts.read(0, 250).await.unwrap(), parts.content);
+        assert_eq!(parts.store.reads(), 6);
+        assert_eq!(parts.read(0, 100).await.unwrap(), parts.content[..100]);
+        assert_eq!(parts.read(200, 50).await.unwrap(), parts.content[200..]);
+        parts.store(1, |part| part[0] ^= 1).await;
+        assert!(parts.read(90, 20).await.is_err());
+        assert_eq!(parts.source.observed().damaged(), None);
+        assert_eq!(parts.read(0, 100).await.unwrap(), parts.content[..100]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

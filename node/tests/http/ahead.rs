@@ -1,12 +1,14 @@
 //! Disks that are read while they come in.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use reqwest::Method;
-use shoal_content::{ImageId, ObjectKey, Timestamp};
+use shoal_content::{Digest, ImageId, ObjectKey, Timestamp};
+use shoal_node::disks::DiskFile;
 
-use super::disks::{Session, begin, create_image, download, fill, finish, put};
+use super::disks::{Session, begin_saying, checksum, create_image, download, fill, finish, put};
 use super::node::Node;
 use super::wait::until;
 
@@ -16,11 +18,36 @@ const DISK_MIB: usize = 80;
 
 /// An upload of a raw disk of noise, in parts of 1 MiB.
 async fn begin_noise(node: &Node, image: ImageId, version: &str) -> Result<Session> {
+    begin_with_holes(node, image, version, &[], &[]).await
+}
+
+/// The same with zeros here and there, of which nothing in the file tells; `clusters` is what its sender
+/// says.
+async fn begin_with_holes(
+    node: &Node,
+    image: ImageId,
+    version: &str,
+    holes: &[Range<usize>],
+    clusters: &[u32],
+) -> Result<Session> {
     let file = node.path().join("noise.raw");
     let mut bytes = vec![0; DISK_MIB * MIB];
     fill(&mut bytes, 9);
+    for hole in holes {
+        bytes[hole.clone()].fill(0);
+    }
     std::fs::write(&file, bytes)?;
-    begin(node, image, &file, version).await
+    begin_saying(node, image, &file, version, clusters).await
+}
+
+/// What the registry gives for a version, as its manifest says.
+fn file_of(node: &Node, image: ImageId, number: &str) -> Result<DiskFile> {
+    let view = node.server.app().raft.local();
+    let file = view.query().find_version(image, |version| {
+        let is_it = version.disk.as_ref().is_some_and(|disk| disk.number == number);
+        Ok(if is_it { DiskFile::of(&version) } else { None })
+    })?;
+    file.context("the version has no file")
 }
 
 /// Packs and recipes.
@@ -79,6 +106,56 @@ async fn a_disk_that_is_read_while_it_comes_in_is_stored_like_any_other() -> Res
     let status = finish(&node, &session).await?;
     ensure!(status.status == "active", "{status:?}");
     ensure!(stored(&node).await? == ahead, "it was cut or packed otherwise");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_a_disk_is_the_same_whenever_it_is_hashed() -> Result<()> {
+    let node = Node::start().await?;
+    // A part and a half, one cluster, and less than one that is not at its border.
+    let holes = [9 * MIB..10 * MIB + MIB / 2, 50 * MIB..50 * MIB + 65_536, 60 * MIB - 3..60 * MIB];
+    let image = create_image(&node, "zedge/ahead").await?;
+    let session = begin_with_holes(&node, image, "1", &holes, &[]).await?;
+    let missing = send_most(&node, &session).await?;
+    put(&node, &session, missing).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    let file = file_of(&node, image, "1")?;
+    let back = download(&node, image, "1", "qcow2").await?;
+    let found: Digest = checksum(&back).parse()?;
+    ensure!(file == DiskFile { digest: found, length: back.len() as u64 }, "it has {file:?}");
+
+    // All of it is in packs of the version before, out of which it is read.
+    let session = begin_with_holes(&node, image, "2", &holes, &[]).await?;
+    let missing = send_all_but_one(&node, &session).await?;
+    put(&node, &session, missing).await?;
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    ensure!(file_of(&node, image, "2")? == file, "out of packs it is another");
+
+    // What is looked at first comes last: it is read when it is there.
+    let image = create_image(&node, "zedge/whole").await?;
+    let session = begin_with_holes(&node, image, "1", &holes, &[]).await?;
+    for index in 0..session.parts.len() {
+        put(&node, &session, index).await?;
+    }
+    let status = finish(&node, &session).await?;
+    ensure!(status.status == "active", "{status:?}");
+    ensure!(file_of(&node, image, "1")? == file, "read when it is there it is another");
+
+    // Right, wrong in one cluster that has content, and far beyond the disk.
+    let right = [0, 144, 24, 632, 1, 479];
+    let wrong = [0, 144, 24, 632, 2, 478];
+    let said: [&[u32]; 3] = [&right, &wrong, &[u32::MAX; 5000]];
+    for (number, clusters) in said.into_iter().enumerate() {
+        let image = create_image(&node, &format!("zedge/said-{number}")).await?;
+        let session = begin_with_holes(&node, image, "1", &holes, clusters).await?;
+        let missing = send_all_but_one(&node, &session).await?;
+        put(&node, &session, missing).await?;
+        let status = finish(&node, &session).await?;
+        ensure!(status.status == "active", "{status:?}");
+        ensure!(file_of(&node, image, "1")? == file, "by what was said it is another: {number}");
+    }
     node.server.stop().await
 }
 

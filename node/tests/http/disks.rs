@@ -50,7 +50,7 @@ pub fn fill(bytes: &mut [u8], seed: u8) {
     }
 }
 
-fn checksum(part: &[u8]) -> String {
+pub fn checksum(part: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(part)))
 }
 
@@ -65,9 +65,21 @@ pub struct Session {
 }
 
 pub async fn begin(node: &Node, image: ImageId, file: &Path, version: &str) -> Result<Session> {
+    begin_saying(node, image, file, version, &[]).await
+}
+
+/// By turns how many clusters have no content, and how many have some, is said of it.
+pub async fn begin_saying(
+    node: &Node,
+    image: ImageId,
+    file: &Path,
+    version: &str,
+    clusters: &[u32],
+) -> Result<Session> {
     let bytes = std::fs::read(file)?;
     let wanted = json!({
         "version": version, "total_size_bytes": bytes.len(), "chunk_size_bytes": MIB, "tags": ["test"],
+        "content_clusters": clusters,
     });
     let path = format!("images/{image}/versions/upload");
     let started: UploadStarted = node.call(Method::POST, &format!("{path}/init"), &wanted).await?;

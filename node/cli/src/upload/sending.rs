@@ -33,7 +33,7 @@ const POLL_MAX: Duration = Duration::from_secs(2);
 /// A node that shows no progress with a disk for so long is waited for no more.
 const PROCESSING_STALL_MAX: Duration = Duration::from_secs(900);
 /// Nodes read no shorter files while they come in, in bytes.
-const READ_AHEAD_BYTES_MIN: u64 = 32 << 20;
+pub const READ_AHEAD_BYTES_MIN: u64 = 32 << 20;
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where the bytes of an upload come from.

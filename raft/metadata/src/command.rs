@@ -707,6 +707,9 @@ pub enum Command {
     SettleImages {
         images: BTreeMap<ImageId, Timestamp>,
     },
+    /// Puts projects into their audiences, with how many images they have, in a cluster that was founded
+    /// before that was kept (see `rights::Audience`). Once more changes nothing but the time.
+    IndexProjects,
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

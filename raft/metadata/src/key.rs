@@ -16,7 +16,7 @@ use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
 use crate::passkey::Answered;
 use crate::quota::{Content, Payer, QuotaOf};
-use crate::rights::{Grantee, Place, PlaceKind, RobotName};
+use crate::rights::{Audience, Grantee, Place, PlaceKind, RobotName};
 use crate::scan::ScanKey;
 use crate::table::Fault;
 
@@ -226,6 +226,29 @@ pub fn grantee_place(grantee: &Grantee, at: &Place) -> Vec<u8> {
 pub fn membership_prefixes(grantee: &Grantee) -> [Vec<u8>; 2] {
     let of = |kind: PlaceKind| join(&[&grantee_prefix(grantee), &[kind as u8]]);
     [of(PlaceKind::Organization), of(PlaceKind::Group)]
+}
+
+/// What the keys of an audience's projects begin with. The numbers are never used again for another
+/// kind.
+pub fn audience(of: &Audience) -> Vec<u8> {
+    let (kind, name): (u8, &str) = match of {
+        Audience::Everyone => return vec![1],
+        Audience::User(name) => (2, name.as_str()),
+        Audience::Members(name) => (3, name.as_str()),
+        Audience::Owners(name) => (4, name.as_str()),
+    };
+    join(&[&[kind], name.as_bytes(), &[END]])
+}
+
+pub fn audience_project(of: &Audience, project: &ProjectName) -> Vec<u8> {
+    join(&[&audience(of), project.as_str().as_bytes()])
+}
+
+/// What the counts of audiences' images begin with.
+pub const AUDIENCE_IMAGES: &[u8] = b"images-for:";
+
+pub fn audience_images(of: &Audience) -> Vec<u8> {
+    join(&[AUDIENCE_IMAGES, &audience(of)])
 }
 
 /// The name first, so that a project's stand together.

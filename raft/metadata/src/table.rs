@@ -220,11 +220,13 @@ pub enum Table {
     /// Image -> when a disk version last left it, until it was looked through for packs that are
     /// mostly garbage since.
     ThinnedImages = 100,
+    /// Audience, project -> how many images are in it.
+    ProjectAudiences = 101,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 100] = [
+    pub const ALL: [Self; 101] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -325,6 +327,7 @@ impl Table {
         Self::Grants,
         Self::Relocations,
         Self::ThinnedImages,
+        Self::ProjectAudiences,
     ];
 
     /// The table whose keys start with `number`, if there is one.

@@ -83,6 +83,7 @@ pub fn check(world: &World) {
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
     check_loose(world, &versions);
     check_holders(world);
+    check_audiences(world);
     check_relocations(world, &versions);
     for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
         assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
@@ -157,6 +158,38 @@ fn check_holders(world: &World) {
     assert_eq!(rows.count(), open.len());
     for (owner, open) in open {
         assert_eq!(world.query().open_uploads(&owner).unwrap(), open, "{owner}");
+    }
+}
+
+/// Each project is in its audience and in no other, with the images that are there; or none is, before
+/// that is kept.
+fn check_audiences(world: &World) {
+    let query = world.query();
+    let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
+    let sums = world
+        .rows
+        .rows()
+        .filter(|(table, key, _)| *table == Table::Counts && key.starts_with(b"images-for:"));
+    let sums = sums.count();
+    if !query.indexes_projects().unwrap() {
+        assert_eq!((count(Table::ProjectAudiences), sums), (0, 0));
+        return;
+    }
+    assert_eq!(count(Table::ProjectAudiences), count(Table::Projects));
+    let live = query.images(None, usize::MAX).unwrap();
+    let mut expected: BTreeMap<Audience, u64> = BTreeMap::new();
+    for project in query.projects(None, usize::MAX).unwrap() {
+        let audience = Audience::of(&project);
+        let listed = query.projects_for(&audience, "", usize::MAX).unwrap();
+        assert!(listed.contains(&project.name), "{project:?}");
+        let images = live.iter().filter(|image| image.name.project() == project.name).count();
+        assert_eq!(query.images_in(&audience, &project.name).unwrap(), images as u64);
+        *expected.entry(audience).or_default() += images as u64;
+    }
+    expected.retain(|_, images| *images > 0);
+    assert_eq!(sums, expected.len());
+    for (audience, images) in expected {
+        assert_eq!(query.images_for(&audience).unwrap(), images, "{audience:?}");
     }
 }
 

@@ -56,6 +56,7 @@ mod upstreams;
 mod users;
 mod versions;
 mod warm_ups;
+mod window;
 mod workload;
 
 use axum::extract::DefaultBodyLimit;

@@ -12,11 +12,11 @@ use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query};
-use super::listing::Window;
 use super::problem::conflict;
 use super::shown;
 use super::uploads::number_taken;
 use super::versions::{no_version, version};
+use super::window::Window;
 use crate::http::problem::Problem;
 use crate::state::App;
 

@@ -411,11 +411,22 @@ async fn lists_are_filtered_searched_and_sorted() -> Result<()> {
         ("sort=size&kind=disk", vec!["alpha", "beta", "gamma"]),
         ("sort=size:desc", vec!["container", "alpha", "beta", "gamma"]),
         ("sort=-star_count&page=2&page_size=2", vec!["container", "gamma"]),
+        ("sort=-name&page_size=2", vec!["gamma", "container"]),
+        ("page_size=3", vec!["alpha", "beta", "container"]),
+        ("page=2&page_size=3", vec!["gamma"]),
+        ("page=3&page_size=3", vec![]),
+        ("page_size=2&after=zedge%2Fbeta", vec!["container", "gamma"]),
+        ("page_size=2&after=zedge%2Fgamma", vec![]),
+        ("os_type=linux&after=zedge%2Falpha", vec!["beta", "gamma"]),
     ] {
         let found = names(query).await?;
         ensure!(found == wanted, "{query}: {found:?}");
     }
-    for bad in ["sort=id", "labels=team", "kind=tape", "page=x"] {
+    for query in ["page_size=1", "page=9", "after=zedge%2Fbeta", "sort=-name&after=zedge%2Fbeta"] {
+        let page: Page<Image> = node.get(&format!("images?{query}")).await?;
+        ensure!(page.pagination.total_count == 4, "{query}: {page:?}");
+    }
+    for bad in ["sort=id", "labels=team", "kind=tape", "page=x", "after=Z"] {
         let refused = node.request(Method::GET, &format!("images?{bad}")).send().await?;
         problem(refused, StatusCode::BAD_REQUEST).await?;
     }

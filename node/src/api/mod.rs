@@ -32,6 +32,7 @@ mod listing;
 mod members;
 mod oidc;
 mod organizations;
+mod part;
 mod passkeys;
 mod personal_tokens;
 mod policy;

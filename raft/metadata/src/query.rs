@@ -121,6 +121,13 @@ impl<'a, R: Read> Query<'a, R> {
         self.all(Table::Users, b"")
     }
 
+    /// A page by name, of those behind the text `after`.
+    pub fn users_after(&self, after: &str, limit: usize) -> Result<Vec<User>, Fault> {
+        let from = key::after(after.as_bytes().to_vec());
+        let rows = self.read.scan(Table::Users, &from, b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Users, bytes)).collect()
+    }
+
     /// By id.
     pub fn join_tokens(&self) -> Result<Vec<JoinToken>, Fault> {
         self.all(Table::JoinTokens, b"")

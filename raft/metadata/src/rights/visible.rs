@@ -260,24 +260,20 @@ impl<'a, R: Read> Visible<'a, R> {
         Ok(Some(count))
     }
 
-    /// Projects by name, of those after `after`, at most `limit`. All that the asker may see or pull from
+    /// Projects by name, of those behind the text `after`, at most `limit`. All that the asker may see or pull from
     /// are among them; others may be, so that each is to be asked for.
     ///
     /// # Errors
     /// Where the rows cannot be read.
-    pub fn projects(
-        &mut self,
-        after: Option<&ProjectName>,
-        limit: usize,
-    ) -> Result<Vec<Project>, Fault> {
+    pub fn projects(&mut self, after: &str, limit: usize) -> Result<Vec<Project>, Fault> {
         if self.reach == Reach::Nothing {
             return Ok(Vec::new());
         }
         if self.reach == Reach::Everything || !self.is_indexed {
-            return self.query.projects(after, limit);
+            return self.query.projects_behind(after, limit);
         }
         let mut found = Vec::new();
-        let mut last = after.map(ToString::to_string).unwrap_or_default();
+        let mut last = after.to_owned();
         while found.len() < limit
             && let Some(next) = self.project_behind(&last)?
         {

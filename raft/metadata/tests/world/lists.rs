@@ -1,6 +1,6 @@
 //! What lists have to show: all that the asker may list, one by one.
 
-use shoal_content::{ProjectName, RepositoryName};
+use shoal_content::RepositoryName;
 use shoal_metadata::*;
 
 use super::*;
@@ -53,11 +53,11 @@ fn check_projects(world: &World, who: &Who, sizes: &[usize]) {
     for size in sizes.iter().copied() {
         let mut visible = Visible::new(world.query(), who.clone()).unwrap();
         let mut found: Vec<Project> = Vec::new();
-        let mut after: Option<ProjectName> = None;
+        let mut after = String::new();
         loop {
-            let page = visible.projects(after.as_ref(), size).unwrap();
+            let page = visible.projects(&after, size).unwrap();
             let ended = page.len() < size;
-            after = page.last().map(|project| project.name.clone());
+            after = page.last().map(|project| project.name.to_string()).unwrap_or(after);
             found.extend(page);
             if ended {
                 break;

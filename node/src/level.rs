@@ -74,13 +74,13 @@ pub async fn keep(raft: Raft, row: Node, auto_upgrade: bool) {
 }
 
 async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> {
-    let (counts, indexes, indexes_projects);
+    let (counts, indexes, indexes_lists);
     let (registered, program, level, possible) = {
         // The newest rows are not needed: this comes again.
         let view = raft.local();
         let query = view.query();
         (counts, indexes) = (query.counts_usage()?, query.indexes_blobs()?);
-        indexes_projects = query.indexes_projects()?;
+        indexes_lists = query.indexes_lists()?;
         (query.node(row.id)?, query.program(row.id)?, query.level()?, possible(query)?)
     };
     // One that was removed has no row, and does not come back by itself.
@@ -107,9 +107,9 @@ async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> 
         raft.propose(now(), Command::IndexBlobs).await?;
         info!("it was written down who holds which blob");
     }
-    if !indexes_projects && level >= command_version(&Command::IndexProjects) && leads {
-        raft.propose(now(), Command::IndexProjects).await?;
-        info!("it was written down whom projects are open to");
+    if !indexes_lists && level >= command_version(&Command::IndexLists) && leads {
+        raft.propose(now(), Command::IndexLists).await?;
+        info!("it was written down what lists go by");
     }
     if auto_upgrade && possible > level && leads {
         match raise(raft).await {

@@ -136,6 +136,18 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     ensure!((pagination.total_count, pagination.page_size) == (7, 50), "{pagination:?}");
     let second: Page<Tag> = node.get(&format!("images/{image}/tags?page=2&page_size=5")).await?;
     ensure!(second.data == tags[5..] && second.pagination.total_pages == 2, "{second:?}");
+    let mut named = tags.clone();
+    named.sort_by(|one, other| one.tag_name.cmp(&other.tag_name));
+    let path = format!("images/{image}/tags?sort=name&page_size=3");
+    let first: Page<Tag> = node.get(&path).await?;
+    ensure!(first.data == named[..3] && first.pagination.total_count == 7, "{first:?}");
+    let behind: Page<Tag> = node.get(&format!("{path}&after={}", named[2].tag_name)).await?;
+    ensure!(behind.data == named[3..6] && behind.pagination.total_count == 7, "{behind:?}");
+    for wrong in ["sort=size", "after=v1"] {
+        let path = format!("images/{image}/tags?{wrong}");
+        let wrong = node.request(Method::GET, &path).send().await?;
+        ensure!(problem(wrong, StatusCode::BAD_REQUEST).await?.code == "sort_invalid");
+    }
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.image.tags == tags, "{detail:?}");
     ensure!(tags.windows(2).all(|pair| pair[0].updated_at >= pair[1].updated_at), "{tags:?}");

@@ -156,6 +156,12 @@ pub fn tag(id: ImageId, name: &TagName) -> Vec<u8> {
     join(&[&image(id), name.as_str().as_bytes()])
 }
 
+/// Those that were set last come first.
+pub fn tag_order(id: ImageId, pushed: Timestamp, name: &TagName) -> Vec<u8> {
+    let counted_down = (u64::MAX - pushed.as_millis()).to_be_bytes();
+    join(&[&image(id), &counted_down, name.as_str().as_bytes()])
+}
+
 pub fn version_tag(id: ImageId, of: &Digest, name: &TagName) -> Vec<u8> {
     join(&[&image(id), &digest(of), name.as_str().as_bytes()])
 }
@@ -434,10 +440,14 @@ pub fn read_digest(key: &[u8], skip: usize) -> Result<Digest, Fault> {
     }
 }
 
+/// Reads back the image that a key begins with.
+pub fn read_image(key: &[u8]) -> Result<ImageId, Fault> {
+    read_id(key.get(..ID_BYTES).unwrap_or_default(), 0).map(ImageId::from_bytes)
+}
+
 /// Reads back an image and a digest, which are the whole key.
 pub fn read_image_digest(key: &[u8]) -> Result<(ImageId, Digest), Fault> {
-    let id = read_id(key.get(..ID_BYTES).unwrap_or_default(), 0)?;
-    Ok((ImageId::from_bytes(id), read_digest(key, ID_BYTES)?))
+    Ok((read_image(key)?, read_digest(key, ID_BYTES)?))
 }
 
 /// Reads back a UUID that ends a key after `skip` bytes.

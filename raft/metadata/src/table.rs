@@ -222,11 +222,16 @@ pub enum Table {
     ThinnedImages = 100,
     /// Audience, project -> how many images are in it.
     ProjectAudiences = 101,
+    /// Image, when a tag was last set counted down, tag -> nothing; so the one that was set last comes
+    /// first.
+    TagOrder = 102,
+    /// Image -> `ImageTally`.
+    ImageTallies = 103,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 101] = [
+    pub const ALL: [Self; 103] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -328,6 +333,8 @@ impl Table {
         Self::Relocations,
         Self::ThinnedImages,
         Self::ProjectAudiences,
+        Self::TagOrder,
+        Self::ImageTallies,
     ];
 
     /// The table whose keys start with `number`, if there is one.

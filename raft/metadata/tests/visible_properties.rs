@@ -107,7 +107,7 @@ fn command() -> impl Strategy<Value = Command> {
         2 => image().prop_map(|number| Command::RestoreImage { id: image_id(number) }),
         1 => image().prop_map(|number| Command::DeleteImage { id: image_id(number) }),
         1 => person().prop_map(|name| Command::RemoveUser { name: name.into() }),
-        1 => Just(Command::IndexProjects),
+        1 => Just(Command::IndexLists),
     ]
 }
 
@@ -129,7 +129,7 @@ fn askers() -> Vec<Who> {
 fn peopled(indexed: bool) -> World {
     let mut world = World::founded();
     if !indexed {
-        world.rows.commit([((Table::Counts, b"projects-indexed-since".to_vec()), None)].into());
+        world.rows.commit([((Table::Counts, b"lists-indexed-since".to_vec()), None)].into());
     }
     for name in PEOPLE {
         world.accepts(Command::CreateUser(user(name, UserRole::User)));

@@ -1,28 +1,22 @@
 //! Keeps projects in their audiences, with how many images they have.
 //!
 //! Invariant: nothing is written before audiences are kept, so that the rows of a cluster that was
-//! founded earlier are the same on every node until [`Command::IndexProjects`].
+//! founded earlier are the same on every node until [`Command::IndexLists`].
 //!
-//! [`Command::IndexProjects`]: crate::Command::IndexProjects
+//! [`Command::IndexLists`]: crate::Command::IndexLists
 
 use std::collections::BTreeMap;
 
 use shoal_content::{ProjectName, RepositoryName};
 
-use super::{Step, Stop};
-use crate::command::Response;
+use super::Step;
 use crate::key;
 use crate::query::{Pages, all_rows};
-use crate::rights::{Audience, PROJECTS_INDEXED_SINCE, Project};
+use crate::rights::{Audience, Project};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::decoded;
 
 impl<R: Read> Step<'_, R> {
-    /// Audiences are kept from the first command on.
-    pub(super) fn begin_indexing_projects(&mut self) {
-        self.rows.put(Table::Counts, PROJECTS_INDEXED_SINCE, &self.at);
-    }
-
     /// A project comes to be, changes hands or visibility, or goes.
     pub(super) fn move_audience(
         &mut self,
@@ -31,7 +25,7 @@ impl<R: Read> Step<'_, R> {
         to: Option<&Project>,
     ) -> Result<(), Fault> {
         let (from, to) = (from.map(Audience::of), to.map(Audience::of));
-        if from == to || !self.query().indexes_projects()? {
+        if from == to || !self.query().indexes_lists()? {
             return Ok(());
         }
         let mut images = 0;
@@ -51,7 +45,7 @@ impl<R: Read> Step<'_, R> {
 
     /// An image of the project comes to be (`by` is 1) or goes (-1).
     pub(super) fn count_in_audience(&mut self, name: &ProjectName, by: i8) -> Result<(), Fault> {
-        if !self.query().indexes_projects()? {
+        if !self.query().indexes_lists()? {
             return Ok(());
         }
         let Some(project) = self.query().project(name)? else {
@@ -74,8 +68,8 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
-    /// It takes as long as there are images; afterwards nothing needs it.
-    pub(super) fn index_projects(&mut self) -> Result<Response, Stop> {
+    /// Puts all projects into their audiences anew.
+    pub(super) fn index_audiences(&mut self) -> Result<(), Fault> {
         for (table, prefix) in
             [(Table::ProjectAudiences, &b""[..]), (Table::Counts, key::AUDIENCE_IMAGES)]
         {
@@ -83,7 +77,6 @@ impl<R: Read> Step<'_, R> {
                 self.rows.remove(table, key);
             }
         }
-        self.begin_indexing_projects();
         let mut images: BTreeMap<ProjectName, u64> = BTreeMap::new();
         let mut names = Pages::of(Table::ImageNames, b"");
         while let Some(page) = names.next_page(&self.rows)? {
@@ -108,6 +101,6 @@ impl<R: Read> Step<'_, R> {
         for (audience, images) in sums {
             self.put_images_for(&audience, Some(images))?;
         }
-        Ok(Response::Done)
+        Ok(())
     }
 }

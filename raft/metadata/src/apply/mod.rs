@@ -22,6 +22,7 @@ mod image;
 mod instance;
 mod keys;
 mod level;
+mod lists;
 mod lockout;
 mod login;
 mod manifest;
@@ -372,7 +373,7 @@ impl<R: Read> Step<'_, R> {
             Command::EndScan { of, id, node, outcome } => self.end_scan(&of, id, node, outcome),
             Command::MoveChunks(moved) => self.move_chunks(&moved),
             Command::SettleImages { images } => self.settle_images(&images),
-            Command::IndexProjects => self.index_projects(),
+            Command::IndexLists => self.index_lists(),
         }
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! Invariants: a project is in one audience, with how many images it has; what an audience has is the
 //! sum of that. Both change in the command that changes what they follow from. A cluster that was
-//! founded before has neither until [`Command::IndexProjects`] (see [`Query::indexes_projects`]).
+//! founded before has neither until [`Command::IndexLists`] (see [`Query::indexes_lists`]).
 //! Non-goal: rights that were given to somebody; those stand by who has them.
 //!
-//! [`Command::IndexProjects`]: crate::Command::IndexProjects
+//! [`Command::IndexLists`]: crate::Command::IndexLists
 
 use shoal_content::{AccountName, ProjectName};
 
@@ -15,9 +15,6 @@ use crate::key;
 use crate::query::Query;
 use crate::table::{Fault, Read, Table};
 use crate::transaction::row;
-
-/// The count under [`Table::Counts`] that says since when audiences are kept.
-pub(crate) const PROJECTS_INDEXED_SINCE: &[u8] = b"projects-indexed-since";
 
 /// Who sees a project without having been given a right in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,11 +40,6 @@ impl Audience {
 }
 
 impl<R: Read> Query<'_, R> {
-    /// Whether audiences are kept.
-    pub fn indexes_projects(&self) -> Result<bool, Fault> {
-        Ok(self.read.get(Table::Counts, PROJECTS_INDEXED_SINCE)?.is_some())
-    }
-
     /// An audience's projects in the order of their names, of those behind the text `after`, at most
     /// `limit`; none where audiences are not kept.
     pub fn projects_for(

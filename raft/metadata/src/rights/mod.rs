@@ -21,7 +21,6 @@ use shoal_content::{AccountName, ImageId, ProjectName, Timestamp};
 use thiserror::Error;
 
 pub use audience::Audience;
-pub(crate) use audience::PROJECTS_INDEXED_SINCE;
 pub use credential::{PersonalToken, Robot, RobotName, Scope};
 pub use holder::{first_holder, holder};
 pub use permission::{Action, Decision, Denial, Ground, What, Who, permission};

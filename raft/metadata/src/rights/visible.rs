@@ -95,7 +95,7 @@ impl<'a, R: Read> Visible<'a, R> {
             query,
             who: who.clone(),
             reach: Reach::Part,
-            is_indexed: query.indexes_projects()?,
+            is_indexed: query.indexes_lists()?,
             granted: BTreeSet::new(),
             audiences: vec![Ahead::of(Audience::Everyone)],
             projects: BTreeSet::new(),

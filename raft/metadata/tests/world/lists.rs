@@ -23,7 +23,7 @@ pub fn check(world: &World, who: &Who, sizes: &[usize]) {
         }
         assert_eq!(found, expected, "{who:?}, {size} at once");
     }
-    if world.query().indexes_projects().unwrap() {
+    if world.query().indexes_lists().unwrap() {
         assert_eq!(visible().count().unwrap(), Some(expected.len() as u64), "{who:?}");
     }
     check_projects(world, who, sizes);

@@ -74,12 +74,13 @@ pub async fn keep(raft: Raft, row: Node, auto_upgrade: bool) {
 }
 
 async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> {
-    let (counts, indexes);
+    let (counts, indexes, indexes_lists);
     let (registered, program, level, possible) = {
         // The newest rows are not needed: this comes again.
         let view = raft.local();
         let query = view.query();
         (counts, indexes) = (query.counts_usage()?, query.indexes_blobs()?);
+        indexes_lists = query.indexes_lists()?;
         (query.node(row.id)?, query.program(row.id)?, query.level()?, possible(query)?)
     };
     // One that was removed has no row, and does not come back by itself.
@@ -105,6 +106,10 @@ async fn look(raft: &Raft, row: &Node, auto_upgrade: bool) -> Result<(), Error> 
     if !indexes && level >= command_version(&Command::IndexBlobs) && leads {
         raft.propose(now(), Command::IndexBlobs).await?;
         info!("it was written down who holds which blob");
+    }
+    if !indexes_lists && level >= command_version(&Command::IndexLists) && leads {
+        raft.propose(now(), Command::IndexLists).await?;
+        info!("it was written down what lists go by");
     }
     if auto_upgrade && possible > level && leads {
         match raise(raft).await {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LINK, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +31,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const PART_TIMEOUT: Duration = Duration::from_secs(600);
 /// A body that brings nothing for so long is given up.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Parts that one list may have.
+const PARTS_MAX: usize = 1000;
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How finely the sending of a part is reported.
 const PIECE_BYTES: usize = 128 * 1024;
@@ -111,6 +113,24 @@ impl Client {
 
     pub async fn get<T: DeserializeOwned>(&self, path: impl Into<String>) -> Result<T, Error> {
         json(self.send(&Request::get(path)).await?).await
+    }
+
+    /// All of a list that comes in parts.
+    ///
+    /// # Errors
+    /// Those of [`Self::get`]; for more than [`PARTS_MAX`] parts.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        let (mut all, mut path) = (Vec::new(), path.to_owned());
+        for _ in 0..PARTS_MAX {
+            let response = self.send(&Request::get(path.as_str())).await?;
+            let next = next_part(response.headers());
+            all.extend(json::<Vec<T>>(response).await?);
+            match next {
+                Some(next) => path = next,
+                None => return Ok(all),
+            }
+        }
+        Err(Error::Answer(format!("{path}: a list of more than {PARTS_MAX} parts")))
     }
 
     pub async fn call<T: DeserializeOwned>(
@@ -252,6 +272,14 @@ fn redirection(from: &Url, response: &Response) -> Option<Url> {
 }
 
 /// What a node says when it refuses, as far as it can be understood.
+/// Where an answer leads on to (RFC 8288), as a path of ours.
+fn next_part(headers: &HeaderMap) -> Option<String> {
+    let links = headers.get_all(LINK).iter().filter_map(|link| link.to_str().ok());
+    let next = links.filter_map(|link| link.strip_prefix('<')?.split_once('>'));
+    let next = next.filter(|(_, about)| about.contains("rel=\"next\"")).map(|(target, _)| target);
+    next.map(|target| target.trim_start_matches('/').to_owned()).next()
+}
+
 async fn refusal(response: Response) -> Error {
     let status = response.status();
     let body = read_body(response).await.unwrap_or_default();
@@ -358,6 +386,29 @@ mod tests {
         let client = client(&[closed_port().await, ill, well]);
         assert_eq!(client.get::<u32>("x").await.unwrap(), 7);
         assert_eq!(client.preferred.load(Ordering::Relaxed), 2, "the next call starts there");
+    }
+
+    #[tokio::test]
+    async fn a_list_is_all_of_its_parts() {
+        let part = |uri: axum::http::Uri| async move {
+            let (content, next) = match uri.query() {
+                None => ("[1, 2]", Some("/x?limit=2&after=a%2Fb")),
+                Some("limit=2&after=a%2Fb") => ("[]", Some("/x?after=c")),
+                Some("after=c") => ("[3]", None),
+                Some(other) => panic!("{other}"),
+            };
+            let mut headers = HeaderMap::new();
+            if let Some(next) = next {
+                headers.insert(LINK, format!("<{next}>; rel=\"next\"").parse().unwrap());
+            }
+            (headers, content)
+        };
+        let endless = || async { ([(LINK, "</y>; rel=\"next\"")], "[]") };
+        let router = Router::new().route("/x", get(part)).route("/y", get(endless));
+        let client = client(&[serve(router).await]);
+        assert_eq!(client.list::<u32>("x").await.unwrap(), [1, 2, 3]);
+        let refused = client.list::<u32>("y").await.unwrap_err();
+        assert!(matches!(refused, Error::Answer(_)), "{refused}");
     }
 
     #[tokio::test]

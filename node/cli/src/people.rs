@@ -29,7 +29,7 @@ fn role_name(role: UserRole) -> String {
 pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Result<(), Error> {
     match command {
         UserCommand::List => {
-            let users: Vec<User> = client.get("api/v1/users").await?;
+            let users: Vec<User> = client.list("api/v1/users").await?;
             screen.show(&users, || {
                 let mut rows = table(&["NAME", "ROLE", "E-MAIL", "CREATED"]);
                 for user in &users {
@@ -187,7 +187,7 @@ pub async fn organization(
     let done = |text: String| screen.show(&serde_json::json!({ "done": text }), || text.clone());
     match command {
         OrganizationCommand::List => {
-            let found: Vec<Organization> = client.get(PATH).await?;
+            let found: Vec<Organization> = client.list(PATH).await?;
             screen.show(&found, || {
                 let mut rows = table(&["NAME", "DESCRIPTION", "CREATED"]);
                 for one in &found {

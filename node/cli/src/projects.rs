@@ -42,7 +42,7 @@ pub async fn project(
     let done = |text: String| screen.show(&serde_json::json!({ "done": text }), || text.clone());
     match command {
         ProjectCommand::List => {
-            let projects: Vec<Project> = client.get(PATH).await?;
+            let projects: Vec<Project> = client.list(PATH).await?;
             screen.show(&projects, || project_table(&projects))
         }
         ProjectCommand::Create { name, organization, visibility, description } => {

@@ -21,10 +21,10 @@ use shoal_raft::ProposeError;
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query, count};
-use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::shown;
 use super::versions::{no_version, numbered, version};
+use super::window::Window;
 use crate::http::problem::Problem;
 use crate::state::App;
 

@@ -1,53 +1,33 @@
 //! Lists of images, as pages: filtered, searched and sorted.
 //!
+//! The list by name of all that somebody may see costs what a page shows, and a look at the name of each
+//! image before it; behind a name that is given, not even that. How many there are is counted beforehand
+//! (see [`Visible::count`]). Any other list looks at one row after another, and holds no more of them than
+//! up to the page's end, each by its id.
+//!
 //! Invariant: what somebody may not see is in no page and in no count; the work of one list is
 //! bounded by [`IMAGES_LISTED_MAX`] rows.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use axum::Json;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_api::{Image, Page, Pagination};
-use shoal_content::{Labels, RepositoryName};
+use shoal_api::{Image, Page};
+use shoal_content::{ImageId, Labels, RepositoryName};
 use shoal_metadata::{self as metadata, Action, Fault, ImageKind, Read, Visible, What};
 
 use super::caller::Caller;
 use super::input::{Query, count, flag};
 use super::shown::{self, OfProject};
+use super::window::{PAGE_SIZE_MAX, Selection, Window};
 use crate::http::problem::Problem;
 
-const PAGE_SIZE_DEFAULT: u64 = 20;
-pub const PAGE_SIZE_MAX: u64 = 500;
-/// Rows that one scan of the list takes.
-const SCAN_ROWS: usize = 1000;
+/// Rows of deleted images that are held at once: each may have pages of text.
+const SCAN_ROWS: usize = 100;
 /// Images that a list looks at; what comes after is not shown.
-const IMAGES_LISTED_MAX: usize = 200_000;
-
-/// Which part of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    page: u64,
-    page_size: u64,
-}
-
-impl Window {
-    pub fn new(page: Option<u64>, page_size: Option<u64>) -> Self {
-        let page_size = page_size.unwrap_or(PAGE_SIZE_DEFAULT).clamp(1, PAGE_SIZE_MAX);
-        Self { page: page.unwrap_or(1).max(1), page_size }
-    }
-
-    /// What of `all` is in it, and where that is.
-    pub fn of<T>(self, all: Vec<T>) -> (Vec<T>, Pagination) {
-        let Self { page, page_size } = self;
-        let total_count = all.len() as u64;
-        let skip = (page - 1).saturating_mul(page_size).min(total_count) as usize;
-        let shown = all.into_iter().skip(skip).take(page_size as usize).collect();
-        let total_pages = total_count.div_ceil(page_size);
-        (shown, Pagination { page, page_size, total_pages, total_count })
-    }
-}
+const IMAGES_LISTED_MAX: u64 = 200_000;
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -86,6 +66,8 @@ pub struct ListQuery {
     /// Only what the asker has starred.
     #[serde(deserialize_with = "flag")]
     starred: Option<bool>,
+    /// The last name of the page before: only names that come behind it. The counts are of all.
+    after: Option<RepositoryName>,
     /// A key of [`SortKey`], with `:desc` after it or `-` before it for descending.
     sort: Option<String>,
 }
@@ -163,6 +145,7 @@ struct Filter {
     annotations: Labels,
     deleted: bool,
     starred_by: Option<String>,
+    after: Option<RepositoryName>,
 }
 
 impl Filter {
@@ -197,7 +180,33 @@ impl Filter {
             annotations: pairs(wanted.annotations, "annotations_invalid")?,
             deleted: wanted.deleted.unwrap_or(false),
             starred_by,
+            after: wanted.after,
         })
+    }
+
+    /// Whether it takes all that is there.
+    fn takes_all(&self) -> bool {
+        let Self {
+            name,
+            q,
+            kind,
+            fields,
+            visibility,
+            status,
+            owner,
+            organization,
+            labels,
+            annotations,
+            deleted,
+            starred_by,
+            after: _,
+        } = self;
+        let texts = [name, q, visibility, status, owner, organization, starred_by];
+        texts.into_iter().all(Option::is_none)
+            && kind.is_none()
+            && fields.is_empty()
+            && [labels, annotations].into_iter().all(|pairs| *pairs == Labels::default())
+            && !deleted
     }
 
     /// What the row alone says.
@@ -296,81 +305,140 @@ fn page_of(
     order: (SortKey, bool),
 ) -> Result<Page<Image>, Problem> {
     let query = caller.view.query();
-    let mut found =
-        if filter.deleted { deleted(caller, filter)? } else { present(caller, filter)? };
-    sorted(query, &mut found, order)?;
-    let (rows, pagination) = window.of(found);
-    let data =
-        rows.iter().map(|row| shown::image(query, row)).collect::<Result<Vec<_>, Fault>>()?;
+    if order == (SortKey::Name, false) && filter.takes_all() {
+        return page_by_name(caller, filter.after.as_ref(), window);
+    }
+    let mut selection = Selection::new(window);
+    match filter.deleted {
+        true => select_deleted(caller, filter, order, &mut selection)?,
+        false => select_present(caller, filter, order, &mut selection)?,
+    }
+    let (ids, pagination) = selection.finish();
+    let mut data = Vec::with_capacity(ids.len());
+    for id in ids {
+        let row =
+            query.image(id)?.ok_or(Fault::Contradiction("an image just seen is not there"))?;
+        data.push(shown::image(query, &row)?);
+    }
     Ok(Page { data, pagination })
 }
 
-/// By name.
-fn present(caller: &Caller, filter: &Filter) -> Result<Vec<metadata::Image>, Problem> {
+/// All that the asker may see, by name.
+fn page_by_name(
+    caller: &Caller,
+    after: Option<&RepositoryName>,
+    window: Window,
+) -> Result<Page<Image>, Problem> {
     let query = caller.view.query();
     let mut visible = Visible::new(query, caller.who())?;
-    let mut found = Vec::new();
-    let mut after: Option<RepositoryName> = None;
-    let mut seen = 0;
-    loop {
-        let rows = query.images(after.as_ref(), SCAN_ROWS)?;
-        let last = rows.len() < SCAN_ROWS;
-        seen += rows.len();
-        after = rows.last().map(|image| image.name.clone());
-        for image in rows {
-            if filter.takes_row(&image)
-                && visible.shows(&image.name)?
-                && filter.takes_rest(query, &image)?
-            {
-                found.push(image);
+    let total = match visible.count()? {
+        Some(total) => total,
+        None => counted(&mut visible)?,
+    };
+    let (mut skip, mut names) = (window.skipped(), Vec::new());
+    if skip < total.min(IMAGES_LISTED_MAX) {
+        visible.walk(after.map(RepositoryName::as_str), |name| {
+            match skip.checked_sub(1) {
+                Some(left) => skip = left,
+                None => names.push(name),
             }
-        }
-        if last || seen >= IMAGES_LISTED_MAX {
-            return Ok(found);
-        }
+            Ok::<_, Fault>(match names.len() == window.size() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
     }
+    let mut data = Vec::with_capacity(names.len());
+    for name in names {
+        let row = query.image_by_name(&name)?;
+        let row = row.ok_or(Fault::Contradiction("an image just seen is not there"))?;
+        data.push(shown::image(query, &row)?);
+    }
+    Ok(Page { data, pagination: window.among(total) })
 }
 
-/// Those that the asker may restore, by name.
-fn deleted(caller: &Caller, filter: &Filter) -> Result<Vec<metadata::Image>, Problem> {
+/// In a cluster that does not keep the count yet.
+fn counted<R: Read>(visible: &mut Visible<'_, R>) -> Result<u64, Fault> {
+    let mut count = 0;
+    visible.walk(None, |_| {
+        count += 1;
+        Ok::<_, Fault>(match count == IMAGES_LISTED_MAX {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })?;
+    Ok(count)
+}
+
+fn select_present(
+    caller: &Caller,
+    filter: &Filter,
+    order: (SortKey, bool),
+    selection: &mut Selection<ImageId>,
+) -> Result<(), Problem> {
     let query = caller.view.query();
-    let mut found = Vec::new();
-    let mut after: Option<(RepositoryName, shoal_content::ImageId)> = None;
+    let mut seen = 0;
+    Visible::new(query, caller.who())?.walk(None, |name| -> Result<_, Problem> {
+        if let Some(image) = query.image_by_name(&name)?
+            && filter.takes_row(&image)
+            && filter.takes_rest(query, &image)?
+        {
+            select(query, filter, order, &image, selection)?;
+        }
+        seen += 1;
+        Ok(match seen == IMAGES_LISTED_MAX {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })
+}
+
+/// Those that the asker may restore.
+fn select_deleted(
+    caller: &Caller,
+    filter: &Filter,
+    order: (SortKey, bool),
+    selection: &mut Selection<ImageId>,
+) -> Result<(), Problem> {
+    let query = caller.view.query();
+    let mut after: Option<(RepositoryName, ImageId)> = None;
     let mut seen = 0;
     loop {
         let rows = query.deleted_images(after.as_ref().map(|(name, id)| (name, *id)), SCAN_ROWS)?;
         let last = rows.len() < SCAN_ROWS;
-        seen += rows.len();
+        seen += rows.len() as u64;
         after = rows.last().map(|(image, _)| (image.name.clone(), image.id));
         for (image, _) in rows {
             let project = image.name.project();
             let may = || caller.permit(Action::Delete, What::Project(&project)).is_ok();
             if filter.takes_row(&image) && may() && filter.takes_rest(query, &image)? {
-                found.push(image);
+                select(query, filter, order, &image, selection)?;
             }
         }
         if last || seen >= IMAGES_LISTED_MAX {
-            return Ok(found);
+            return Ok(());
         }
     }
 }
 
-/// Equal ones by name, whichever way the others go: so a page has the same ones each time.
-fn sorted<R: Read>(
+/// One after another, by name: equal ones stay so, whichever way the others go, and a page has the same
+/// ones each time.
+fn select<R: Read>(
     query: metadata::Query<'_, R>,
-    found: &mut Vec<metadata::Image>,
+    filter: &Filter,
     (key, descending): (SortKey, bool),
+    image: &metadata::Image,
+    selection: &mut Selection<ImageId>,
 ) -> Result<(), Fault> {
-    let mut keyed = Vec::with_capacity(found.len());
-    for image in found.drain(..) {
-        keyed.push((weight(query, &image, key)?, image));
+    if filter.after.as_ref().is_some_and(|after| image.name <= *after) {
+        selection.pass();
+        return Ok(());
     }
-    let directed = |order: Ordering| if descending { order.reverse() } else { order };
-    keyed.sort_by(|(weight, image), (other_weight, other)| match key {
-        SortKey::Name => directed(image.name.cmp(&other.name)),
-        _ => directed(weight.cmp(other_weight)).then_with(|| image.name.cmp(&other.name)),
-    });
-    found.extend(keyed.into_iter().map(|(_, image)| image));
+    let weight = match key {
+        SortKey::Name => selection.count(),
+        _ => weight(query, image, key)?,
+    };
+    selection.offer(if descending { u64::MAX - weight } else { weight }, image.id);
     Ok(())
 }
 
@@ -413,15 +481,5 @@ mod tests {
         for text in ["", "size:up", "id", "name:", "created_at:desc:desc"] {
             assert!(sort_of(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_window_past_the_end_is_empty_and_counts_all() {
-        let (rows, pagination) = Window::new(Some(2), Some(2)).of(vec![1, 2, 3]);
-        assert_eq!((rows, pagination.total_pages, pagination.total_count), (vec![3], 2, 3));
-        let (rows, pagination) = Window::new(Some(u64::MAX), None).of(vec![1, 2, 3]);
-        assert!(rows.is_empty() && pagination.total_count == 3);
-        let (rows, pagination) = Window::new(Some(0), Some(0)).of(vec![1, 2]);
-        assert_eq!((rows, pagination.page, pagination.page_size), (vec![1], 1, 1));
     }
 }

@@ -32,6 +32,7 @@ mod listing;
 mod members;
 mod oidc;
 mod organizations;
+mod part;
 mod passkeys;
 mod personal_tokens;
 mod policy;
@@ -57,6 +58,7 @@ mod users;
 mod versions;
 mod visibility;
 mod warm_ups;
+mod window;
 mod workload;
 
 use axum::extract::DefaultBodyLimit;

@@ -6,13 +6,15 @@ use axum::http::StatusCode;
 use shoal_api::{CreateGroup, CreateOrganization, Group, Organization};
 use shoal_content::AccountName;
 use shoal_metadata::{
-    self as metadata, Action, Command, Fault, Grantee, Payer, Place, Query, Read, What,
+    self as metadata, Action, Command, Fault, Grantee, Payer, Place, Query, Read, UserRole, What,
 };
 
 use super::caller::{Admin, Caller};
-use super::input::{Body, Path};
+use super::input::{self, Body, Path};
+use super::part::{Part, PartQuery};
 use super::{members, quotas};
 use crate::clock::{now, rfc3339};
+use crate::http::auth::Principal;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -22,13 +24,24 @@ fn shown<R: Read>(query: Query<'_, R>, row: metadata::Organization) -> Result<Or
     Ok(Organization { name: row.name, description: row.description, created_at, usage })
 }
 
-/// Those that the caller may see.
-pub async fn list(caller: Caller) -> Result<Json<Vec<Organization>>, Problem> {
-    let mut rows = caller.view.query().organizations()?;
-    rows.retain(|row| caller.permit(Action::List, What::Organization(&row.name)).is_ok());
+/// Those that the caller may see, by name.
+pub async fn list(
+    caller: Caller,
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Organization>, Problem> {
     let query = caller.view.query();
-    let shown = rows.into_iter().map(|row| shown(query, row));
-    Ok(Json(shown.collect::<Result<_, Fault>>()?))
+    let mut rows = match &caller.principal {
+        // Of what others have it sees what it is a member of.
+        Principal::User { role: UserRole::User, name, .. } => {
+            query.organizations_of(name, &wanted.after, wanted.limit() + 1)?
+        }
+        Principal::Robot(_) => Vec::new(),
+        _ => query.organizations_after(&wanted.after, wanted.limit() + 1)?,
+    };
+    let next = wanted.cut(&mut rows, |row| row.name.as_str());
+    rows.retain(|row| caller.permit(Action::List, What::Organization(&row.name)).is_ok());
+    let found = rows.into_iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?;
+    Ok(Part::new("/api/v1/organizations", &wanted, found, next))
 }
 
 pub async fn show(

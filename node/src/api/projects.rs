@@ -9,12 +9,13 @@ use shoal_api::{CreateProject, CreateRobot, Hidden, Project, Robot, RobotCreated
 use shoal_content::{AccountName, ProjectName};
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, Grantee, Owner, Payer, Query, Read, RobotName,
-    Visibility, What,
+    Visibility, Visible, What,
 };
 
 use super::caller::Caller;
-use super::input::{Body, Path};
+use super::input::{self, Body, Path};
 use super::members;
+use super::part::{Part, PartQuery};
 use super::personal_tokens::{end, scope_names, scopes_of};
 use super::problem::conflict;
 use super::quotas;
@@ -22,8 +23,7 @@ use crate::clock::{now, rfc3339};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-/// Rows that one scan of the list takes.
-const SCAN_ROWS: usize = 1000;
+const PATH: &str = "/api/v1/projects";
 /// Of a robot's secret, before encoding.
 const SECRET_BYTES: usize = 24;
 
@@ -64,25 +64,24 @@ fn shown<R: Read>(query: Query<'_, R>, row: metadata::Project) -> Result<Project
 }
 
 /// Those that the caller may see, by name.
-pub async fn list(caller: Caller) -> Result<Json<Vec<Project>>, Problem> {
+pub async fn list(
+    caller: Caller,
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Project>, Problem> {
+    let query = caller.view.query();
+    let mut visible = Visible::new(query, caller.who())?;
+    let mut rows = visible.projects(&wanted.after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rows, |row| row.name.as_str());
     let mut found = Vec::new();
-    let mut after: Option<ProjectName> = None;
-    loop {
-        let rows = caller.view.query().projects(after.as_ref(), SCAN_ROWS)?;
-        let last = rows.len() < SCAN_ROWS;
-        after = rows.last().map(|row| row.name.clone());
-        for row in rows {
-            // Who may pull what it can name sees the project that it is in.
-            if caller.permit(Action::Pull, What::Project(&row.name)).is_ok()
-                || caller.permit(Action::List, What::Project(&row.name)).is_ok()
-            {
-                found.push(shown(caller.view.query(), row)?);
-            }
-        }
-        if last {
-            return Ok(Json(found));
+    for row in rows {
+        // Who may pull what it can name sees the project that it is in.
+        if caller.permit(Action::Pull, What::Project(&row.name)).is_ok()
+            || caller.permit(Action::List, What::Project(&row.name)).is_ok()
+        {
+            found.push(shown(query, row)?);
         }
     }
+    Ok(Part::new(PATH, &wanted, found, next))
 }
 
 pub async fn show(caller: Caller, Path(name): Path<ProjectName>) -> Result<Json<Project>, Problem> {

@@ -12,10 +12,10 @@ use shoal_metadata::{self as metadata, Action, Response, Scan, ScanKey, ScanStat
 use super::caller::Caller;
 use super::images::existing;
 use super::input::{Path, Query, count};
-use super::listing::Window;
 use super::problem::{conflict, missing, unavailable};
 use super::shown::{number, scan_status, severities};
 use super::versions::{no_version, version};
+use super::window::Window;
 use crate::clock::rfc3339;
 use crate::http::problem::Problem;
 use crate::scanning::{self, ListError};

@@ -18,8 +18,8 @@ use crate::clock::rfc3339;
 
 /// Tags shown with an image.
 const TAGS_SHOWN_MAX: usize = 1000;
-/// Tags that a list looks at; those whose names come after are not shown.
-const TAGS_LISTED_MAX: usize = 100_000;
+/// Tags that a list looks at; what comes after is not shown.
+pub const TAGS_LISTED_MAX: usize = 100_000;
 /// Versions shown with an image.
 const VERSIONS_SHOWN_MAX: usize = 100;
 /// Manifests of one index whose layers are summed up.
@@ -233,12 +233,29 @@ pub fn indexed<R: Read>(
     query.version(image, digest)?.ok_or(Fault::Contradiction("an index names no version"))
 }
 
+/// Digests of versions, those with the highest numbers first: so many behind the first `skip`. Containers
+/// have no numbers, and may have any number of versions.
+pub fn newest<R: Read>(
+    query: Query<'_, R>,
+    image: &metadata::Image,
+    skip: usize,
+    limit: usize,
+) -> Result<Vec<Digest>, Fault> {
+    match image.kind {
+        ImageKind::Container => query.versions_by_sequence(image.id, skip, limit),
+        ImageKind::Disk => {
+            let all = query.newest_versions(image.id)?;
+            Ok(all.into_iter().skip(skip).take(limit).collect())
+        }
+    }
+}
+
 /// Those with the highest numbers.
 pub fn versions<R: Read>(
     query: Query<'_, R>,
     image: &metadata::Image,
 ) -> Result<Vec<Version>, Fault> {
-    let newest = query.newest_versions(image.id)?.into_iter().take(VERSIONS_SHOWN_MAX);
+    let newest = newest(query, image, 0, VERSIONS_SHOWN_MAX)?.into_iter();
     newest.map(|digest| version(query, image, &indexed(query, image.id, &digest)?)).collect()
 }
 
@@ -359,17 +376,9 @@ pub fn tag<R: Read>(
     })
 }
 
-/// Those that were set last come first.
-pub fn tag_names<R: Read>(
-    query: Query<'_, R>,
-    image: ImageId,
-) -> Result<Vec<(TagName, Digest)>, Fault> {
-    query.tags_by_push(image, TAGS_LISTED_MAX)
-}
-
 /// Those that were set last.
 pub fn tags<R: Read>(query: Query<'_, R>, image: &metadata::Image) -> Result<Vec<Tag>, Fault> {
-    let newest = tag_names(query, image.id)?.into_iter().take(TAGS_SHOWN_MAX);
+    let newest = query.tags_by_push(image.id, 0, TAGS_SHOWN_MAX, TAGS_LISTED_MAX)?.into_iter();
     newest.map(|(name, digest)| tag(query, image, name, &digest)).collect()
 }
 

@@ -12,11 +12,11 @@ use shoal_metadata::{self as metadata, Action, Command, Fault, Read};
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query, count};
-use super::listing::Window;
 use super::problem::conflict;
-use super::shown;
+use super::shown::{self, TAGS_LISTED_MAX};
 use super::uploads::number_taken;
 use super::versions::{by_id, no_version, version};
+use super::window::Window;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -29,9 +29,15 @@ pub struct TagsQuery {
     page: Option<u64>,
     #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
+    /// `pushed_at`, those that were set last first, which is the default; or `name`.
+    sort: Option<String>,
+    /// The last name of the page before, of a list by name: only names that come behind it. The counts
+    /// are of all.
+    after: Option<TagName>,
 }
 
-/// `GET …/tags`: those that were set last come first.
+/// `GET …/tags`: those that were set last come first. A page costs what is on it, and a look at the key of
+/// each tag before it; of a list by name that is none, behind a name that is given.
 pub async fn list(
     caller: Caller,
     Path(id): Path<ImageId>,
@@ -39,10 +45,29 @@ pub async fn list(
 ) -> Result<Json<Page<Tag>>, Problem> {
     let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    let names = shown::tag_names(query, id)?;
-    let (names, pagination) = Window::new(wanted.page, wanted.page_size).of(names);
+    let by_name = match wanted.sort.as_deref() {
+        Some("name") => true,
+        None | Some("" | "pushed_at") if wanted.after.is_none() => false,
+        _ => {
+            let text = "sort is pushed_at or name; after goes with name";
+            return Err(Problem::bad_request("sort_invalid", text));
+        }
+    };
+    let window = Window::new(wanted.page, wanted.page_size);
+    let total = match query.tally(id)? {
+        Some(tally) => tally.tags,
+        None => query.tags(id, None, TAGS_LISTED_MAX)?.len() as u64,
+    };
+    let names = match usize::try_from(window.skipped()) {
+        Ok(skip) if skip < TAGS_LISTED_MAX && window.skipped() < total => match by_name {
+            true => query.tags_by_name(id, wanted.after.as_ref(), skip, window.size())?,
+            false => query.tags_by_push(id, skip, window.size(), TAGS_LISTED_MAX)?,
+        },
+        _ => Vec::new(),
+    };
     let data = names.into_iter().map(|(name, digest)| shown::tag(query, &image, name, &digest));
-    Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
+    let data = data.collect::<Result<_, Fault>>()?;
+    Ok(Json(Page { data, pagination: window.among(total) }))
 }
 
 async fn shown_again(

@@ -17,7 +17,8 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::caller::{Admin, Caller};
-use super::input::{Body, Path};
+use super::input::{self, Body, Path};
+use super::part::{Part, PartQuery};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
 use crate::http::auth::session::are_known;
@@ -155,11 +156,17 @@ async fn put_password(
     Ok(())
 }
 
-pub async fn list(caller: Caller) -> Result<Json<Vec<User>>, Problem> {
+/// By name.
+pub async fn list(
+    caller: Caller,
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<User>, Problem> {
     caller.permit(Action::Audit, What::System)?;
     let query = caller.view.query();
-    let rows = query.users()?;
-    Ok(Json(rows.iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?))
+    let mut rows = query.users_after(&wanted.after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rows, |row| row.name.as_str());
+    let found = rows.iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?;
+    Ok(Part::new("/api/v1/users", &wanted, found, next))
 }
 
 pub async fn show(caller: Caller, Path(name): Path<String>) -> Result<Json<User>, Problem> {

@@ -7,7 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_api::{CreateVersion, DeprecateVersion, Page, UpdateVersion, Version, VersionDetail};
+use shoal_api::{
+    CreateVersion, DeprecateVersion, Page, Pagination, UpdateVersion, Version, VersionDetail,
+};
 use shoal_content::{Digest, ImageId, TagName, VersionId};
 use shoal_metadata::{
     self as metadata, Action, Command, Fault, ImageKind, PutManifest, Read, Refusal, Response,
@@ -18,9 +20,9 @@ use uuid::Uuid;
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query, count};
-use super::listing::Window;
 use super::problem::{conflict, missing};
 use super::tags::check_new;
+use super::window::{Selection, Window};
 use super::{shown, uploads};
 use crate::disks::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
@@ -95,7 +97,9 @@ pub struct VersionsQuery {
     status: Option<String>,
 }
 
-/// `GET …/versions`: the highest numbers first.
+/// `GET …/versions`: the highest numbers first. A page costs what is on it, and a look at the key of each
+/// version before it; of a disk, at those of all, which are some thousands at most. By status, it costs a
+/// row of each version, of which no more are held than up to the page's end.
 pub async fn list(
     caller: Caller,
     Path(id): Path<ImageId>,
@@ -103,20 +107,50 @@ pub async fn list(
 ) -> Result<Json<Page<Version>>, Problem> {
     let query = caller.view.query();
     let image = existing(&caller, id, Action::List)?;
-    let mut digests = query.newest_versions(id)?;
-    if let Some(status) = wanted.status.filter(|text| !text.is_empty()) {
-        let mut found = Vec::new();
-        for digest in digests {
-            if shown::version_status(&query.version_note(id, &digest)?) == status {
-                found.push(digest);
-            }
+    let window = Window::new(wanted.page, wanted.page_size);
+    let (digests, pagination) = match wanted.status.filter(|text| !text.is_empty()) {
+        Some(status) => with_status(query, &image, window, &status)?,
+        None => {
+            let total = match query.tally(id)? {
+                Some(tally) => tally.versions,
+                None => query.versions_by_sequence(id, 0, usize::MAX)?.len() as u64,
+            };
+            let digests = match usize::try_from(window.skipped()) {
+                Ok(skip) if window.skipped() < total => {
+                    shown::newest(query, &image, skip, window.size())?
+                }
+                _ => Vec::new(),
+            };
+            (digests, window.among(total))
         }
-        digests = found;
-    }
-    let (digests, pagination) = Window::new(wanted.page, wanted.page_size).of(digests);
+    };
     let rows = digests.iter().map(|digest| shown::indexed(query, id, digest));
     let data = rows.map(|row| shown::version(query, &image, &row?));
     Ok(Json(Page { data: data.collect::<Result<_, Fault>>()?, pagination }))
+}
+
+fn with_status<R: Read>(
+    query: metadata::Query<'_, R>,
+    image: &metadata::Image,
+    window: Window,
+    status: &str,
+) -> Result<(Vec<Digest>, Pagination), Fault> {
+    let mut selection = Selection::new(window);
+    let mut look = |digest: Digest| -> Result<(), Fault> {
+        if shown::version_status(&query.version_note(image.id, &digest)?) == status {
+            selection.offer(0, digest);
+        }
+        Ok(())
+    };
+    match image.kind {
+        ImageKind::Container => query.each_version(image.id, look)?,
+        ImageKind::Disk => {
+            for digest in query.newest_versions(image.id)? {
+                look(digest)?;
+            }
+        }
+    }
+    Ok(selection.finish())
 }
 
 /// `POST …/versions`: content that is there, under another number.

@@ -83,7 +83,7 @@ pub async fn catalogue(asked: Asked) -> Answer {
     let size = page_size(asked.query.get("n").map(String::as_str))?;
     let after = asked.query.get("last").cloned();
     let (view, who) = (asked.view().await?, asked.who());
-    // Who may see little of much has many rows read, and nobody else is to wait for that.
+    // A page may have ten thousand names, and nobody else is to wait for that.
     let page = move || Visible::new(view.query(), who)?.page(after.as_deref(), size);
     let page = tokio::task::spawn_blocking(page).await;
     let (names, more) = page.map_err(|error| Problem::internal(&error))??;

@@ -136,6 +136,18 @@ async fn the_highest_number_is_the_latest_and_a_rollback_is_one_step() -> Result
     ensure!((pagination.total_count, pagination.page_size) == (7, 50), "{pagination:?}");
     let second: Page<Tag> = node.get(&format!("images/{image}/tags?page=2&page_size=5")).await?;
     ensure!(second.data == tags[5..] && second.pagination.total_pages == 2, "{second:?}");
+    let mut named = tags.clone();
+    named.sort_by(|one, other| one.tag_name.cmp(&other.tag_name));
+    let path = format!("images/{image}/tags?sort=name&page_size=3");
+    let first: Page<Tag> = node.get(&path).await?;
+    ensure!(first.data == named[..3] && first.pagination.total_count == 7, "{first:?}");
+    let behind: Page<Tag> = node.get(&format!("{path}&after={}", named[2].tag_name)).await?;
+    ensure!(behind.data == named[3..6] && behind.pagination.total_count == 7, "{behind:?}");
+    for wrong in ["sort=size", "after=v1"] {
+        let path = format!("images/{image}/tags?{wrong}");
+        let wrong = node.request(Method::GET, &path).send().await?;
+        ensure!(problem(wrong, StatusCode::BAD_REQUEST).await?.code == "sort_invalid");
+    }
     let detail: ImageDetail = node.get(&format!("images/{image}")).await?;
     ensure!(detail.image.tags == tags, "{detail:?}");
     ensure!(tags.windows(2).all(|pair| pair[0].updated_at >= pair[1].updated_at), "{tags:?}");
@@ -411,11 +423,22 @@ async fn lists_are_filtered_searched_and_sorted() -> Result<()> {
         ("sort=size&kind=disk", vec!["alpha", "beta", "gamma"]),
         ("sort=size:desc", vec!["container", "alpha", "beta", "gamma"]),
         ("sort=-star_count&page=2&page_size=2", vec!["container", "gamma"]),
+        ("sort=-name&page_size=2", vec!["gamma", "container"]),
+        ("page_size=3", vec!["alpha", "beta", "container"]),
+        ("page=2&page_size=3", vec!["gamma"]),
+        ("page=3&page_size=3", vec![]),
+        ("page_size=2&after=zedge%2Fbeta", vec!["container", "gamma"]),
+        ("page_size=2&after=zedge%2Fgamma", vec![]),
+        ("os_type=linux&after=zedge%2Falpha", vec!["beta", "gamma"]),
     ] {
         let found = names(query).await?;
         ensure!(found == wanted, "{query}: {found:?}");
     }
-    for bad in ["sort=id", "labels=team", "kind=tape", "page=x"] {
+    for query in ["page_size=1", "page=9", "after=zedge%2Fbeta", "sort=-name&after=zedge%2Fbeta"] {
+        let page: Page<Image> = node.get(&format!("images?{query}")).await?;
+        ensure!(page.pagination.total_count == 4, "{query}: {page:?}");
+    }
+    for bad in ["sort=id", "labels=team", "kind=tape", "page=x", "after=Z"] {
         let refused = node.request(Method::GET, &format!("images?{bad}")).send().await?;
         problem(refused, StatusCode::BAD_REQUEST).await?;
     }

@@ -29,6 +29,7 @@ mod issuers;
 mod keys;
 mod kms;
 mod limits;
+mod lists;
 mod lockout;
 mod logins;
 mod logs;

@@ -707,6 +707,10 @@ pub enum Command {
     SettleImages {
         images: BTreeMap<ImageId, Timestamp>,
     },
+    /// Writes down what lists go by, in a cluster that was founded before that was kept: the audiences of
+    /// projects, how much images have, the order in which tags were set. Once more changes nothing but
+    /// the time.
+    IndexLists,
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

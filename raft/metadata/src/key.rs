@@ -16,7 +16,7 @@ use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
 use crate::passkey::Answered;
 use crate::quota::{Content, Payer, QuotaOf};
-use crate::rights::{Grantee, Place, PlaceKind, RobotName};
+use crate::rights::{Audience, Grantee, Place, PlaceKind, RobotName};
 use crate::scan::ScanKey;
 use crate::table::Fault;
 
@@ -156,6 +156,12 @@ pub fn tag(id: ImageId, name: &TagName) -> Vec<u8> {
     join(&[&image(id), name.as_str().as_bytes()])
 }
 
+/// Those that were set last come first.
+pub fn tag_order(id: ImageId, pushed: Timestamp, name: &TagName) -> Vec<u8> {
+    let counted_down = (u64::MAX - pushed.as_millis()).to_be_bytes();
+    join(&[&image(id), &counted_down, name.as_str().as_bytes()])
+}
+
 pub fn version_tag(id: ImageId, of: &Digest, name: &TagName) -> Vec<u8> {
     join(&[&image(id), &digest(of), name.as_str().as_bytes()])
 }
@@ -226,6 +232,29 @@ pub fn grantee_place(grantee: &Grantee, at: &Place) -> Vec<u8> {
 pub fn membership_prefixes(grantee: &Grantee) -> [Vec<u8>; 2] {
     let of = |kind: PlaceKind| join(&[&grantee_prefix(grantee), &[kind as u8]]);
     [of(PlaceKind::Organization), of(PlaceKind::Group)]
+}
+
+/// What the keys of an audience's projects begin with. The numbers are never used again for another
+/// kind.
+pub fn audience(of: &Audience) -> Vec<u8> {
+    let (kind, name): (u8, &str) = match of {
+        Audience::Everyone => return vec![1],
+        Audience::User(name) => (2, name.as_str()),
+        Audience::Members(name) => (3, name.as_str()),
+        Audience::Owners(name) => (4, name.as_str()),
+    };
+    join(&[&[kind], name.as_bytes(), &[END]])
+}
+
+pub fn audience_project(of: &Audience, project: &ProjectName) -> Vec<u8> {
+    join(&[&audience(of), project.as_str().as_bytes()])
+}
+
+/// What the counts of audiences' images begin with.
+pub const AUDIENCE_IMAGES: &[u8] = b"images-for:";
+
+pub fn audience_images(of: &Audience) -> Vec<u8> {
+    join(&[AUDIENCE_IMAGES, &audience(of)])
 }
 
 /// The name first, so that a project's stand together.
@@ -411,10 +440,14 @@ pub fn read_digest(key: &[u8], skip: usize) -> Result<Digest, Fault> {
     }
 }
 
+/// Reads back the image that a key begins with.
+pub fn read_image(key: &[u8]) -> Result<ImageId, Fault> {
+    read_id(key.get(..ID_BYTES).unwrap_or_default(), 0).map(ImageId::from_bytes)
+}
+
 /// Reads back an image and a digest, which are the whole key.
 pub fn read_image_digest(key: &[u8]) -> Result<(ImageId, Digest), Fault> {
-    let id = read_id(key.get(..ID_BYTES).unwrap_or_default(), 0)?;
-    Ok((ImageId::from_bytes(id), read_digest(key, ID_BYTES)?))
+    Ok((read_image(key)?, read_digest(key, ID_BYTES)?))
 }
 
 /// Reads back a UUID that ends a key after `skip` bytes.

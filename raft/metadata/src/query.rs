@@ -21,13 +21,16 @@ use crate::table::{Fault, Read, Rows, Table};
 use crate::transaction::{decoded, row};
 
 /// The rows that one scan of a list that is wanted whole takes.
-const SCAN_ROWS: usize = 1024;
+pub(crate) const SCAN_ROWS: usize = 1024;
 
 /// The count under [`Table::Counts`] of all images.
 pub(crate) const IMAGES_COUNT: &[u8] = b"images";
 
 /// The count under [`Table::Counts`] that says since when it is written down who holds a blob.
 pub(crate) const BLOBS_INDEXED_SINCE: &[u8] = b"blobs-indexed-since";
+
+/// The count that says since when what lists go by is kept: audiences, tallies, the order of tags.
+pub(crate) const LISTS_INDEXED_SINCE: &[u8] = b"lists-indexed-since";
 
 /// Questions to a consistent state.
 #[derive(Debug)]
@@ -119,6 +122,13 @@ impl<'a, R: Read> Query<'a, R> {
     /// By name.
     pub fn users(&self) -> Result<Vec<User>, Fault> {
         self.all(Table::Users, b"")
+    }
+
+    /// A page by name, of those behind the text `after`.
+    pub fn users_after(&self, after: &str, limit: usize) -> Result<Vec<User>, Fault> {
+        let from = key::after(after.as_bytes().to_vec());
+        let rows = self.read.scan(Table::Users, &from, b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Users, bytes)).collect()
     }
 
     /// By id.
@@ -349,6 +359,12 @@ impl<'a, R: Read> Query<'a, R> {
     /// that was founded before that, until [`crate::Command::IndexBlobs`].
     pub fn indexes_blobs(&self) -> Result<bool, Fault> {
         Ok(self.read.get(Table::Counts, BLOBS_INDEXED_SINCE)?.is_some())
+    }
+
+    /// Whether what lists go by is kept: not in a cluster that was founded before that, until
+    /// [`crate::Command::IndexLists`].
+    pub fn indexes_lists(&self) -> Result<bool, Fault> {
+        Ok(self.read.get(Table::Counts, LISTS_INDEXED_SINCE)?.is_some())
     }
 
     /// How many of an account's uploads of blobs are open; none where it is not written down.

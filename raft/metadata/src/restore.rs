@@ -170,6 +170,9 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::DiskFiles
         | Table::Relocations
         | Table::ThinnedImages
+        | Table::ProjectAudiences
+        | Table::TagOrder
+        | Table::ImageTallies
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

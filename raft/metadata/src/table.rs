@@ -220,11 +220,18 @@ pub enum Table {
     /// Image -> when a disk version last left it, until it was looked through for packs that are
     /// mostly garbage since.
     ThinnedImages = 100,
+    /// Audience, project -> how many images are in it.
+    ProjectAudiences = 101,
+    /// Image, when a tag was last set counted down, tag -> nothing; so the one that was set last comes
+    /// first.
+    TagOrder = 102,
+    /// Image -> `ImageTally`.
+    ImageTallies = 103,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 100] = [
+    pub const ALL: [Self; 103] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -325,6 +332,9 @@ impl Table {
         Self::Grants,
         Self::Relocations,
         Self::ThinnedImages,
+        Self::ProjectAudiences,
+        Self::TagOrder,
+        Self::ImageTallies,
     ];
 
     /// The table whose keys start with `number`, if there is one.

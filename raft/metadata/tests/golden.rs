@@ -429,6 +429,7 @@ fn catalog_samples() -> Vec<Command> {
         },
         move_chunks(9, &[1], &[(1, Some(8), &[2])], &[(1, 1)]),
         Command::SettleImages { images: [(image_id(1), at(300))].into() },
+        Command::IndexLists,
     ]
 }
 

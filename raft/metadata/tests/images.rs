@@ -228,6 +228,7 @@ fn an_image_goes_with_all_it_has() {
         Table::UnreferencedObjects,
         Table::Counts,
         Table::Projects,
+        Table::ProjectAudiences,
     ];
     assert_eq!(left, expected.into());
     assert_eq!(world.query().image_count().unwrap(), 0);

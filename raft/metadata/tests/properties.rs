@@ -107,10 +107,10 @@ fn accounted() -> impl Strategy<Value = Command> {
             }
         }),
         1 => (3u64..6).prop_map(|number| Command::AbortUpload { upload: upload_id(number) }),
-        2 => (project.clone(), prop::option::of(user()))
-            .prop_map(|(name, user)| Command::UpdateProject {
+        2 => (project.clone(), prop::option::of(user()), any::<bool>())
+            .prop_map(|(name, user, public)| Command::UpdateProject {
                 name: name.parse().unwrap(),
-                visibility: Visibility::Private,
+                visibility: if public { Visibility::Public } else { Visibility::Private },
                 description: String::new(),
                 owner: Some(match user {
                     Some(user) => Owner::User(user.into()),
@@ -133,6 +133,7 @@ fn accounted() -> impl Strategy<Value = Command> {
         1 => Just(Command::CreateUser(user_alice())),
         1 => Just(Command::CountUsage),
         1 => Just(Command::IndexBlobs),
+        1 => Just(Command::IndexLists),
         2 => (3u64..6, 0usize..2).prop_map(|(number, at)| {
             let upload = blob_upload(number, CONTAINERS[at]);
             Command::BeginBlobUpload { upload, open_max: 2 }
@@ -160,7 +161,7 @@ fn peopled(counts: bool) -> World {
     world.accepts(Command::PutRight { place, grantee: alice, right });
     world.accepts(Command::CreateGroup(group_dev()));
     if !counts {
-        for since in ["usage-since", "blobs-indexed-since"] {
+        for since in ["usage-since", "blobs-indexed-since", "lists-indexed-since"] {
             world.rows.commit([((Table::Counts, since.into()), None)].into());
         }
     }

@@ -58,27 +58,9 @@ fn pages_hold_what_each_asker_may_list_and_nothing_else() {
     check_pages(&world, askers());
 }
 
-/// Every asker's pages, of any size, are what it may list, name by name.
 fn check_pages(world: &World, askers: Vec<Who>) {
-    let names = world.query().image_names("", usize::MAX).unwrap();
     for who in askers {
-        let listed = |name: &&RepositoryName| {
-            let what = What::Repository(name);
-            permission(world.query(), &who, Action::List, what).unwrap().is_allowed()
-        };
-        let expected: Vec<_> = names.iter().filter(listed).cloned().collect();
-        for size in [1, 2, 5, 84, 1000] {
-            let mut visible = Visible::new(world.query(), who.clone()).unwrap();
-            let (mut found, mut more) = (Vec::new(), true);
-            while more {
-                let page;
-                (page, more) =
-                    visible.page(found.last().map(RepositoryName::as_str), size).unwrap();
-                assert!(page.len() == size || !more, "{who:?} {size}: {}", page.len());
-                found.extend(page);
-            }
-            assert_eq!(found, expected, "{who:?}, {size} at once");
-        }
+        lists::check(world, &who, &[1, 2, 5, 84, 1000]);
     }
 }
 
@@ -146,34 +128,120 @@ fn pages_hold_what_groups_and_organizations_open() {
     assert_eq!((seen, more), (expected, false));
 }
 
-/// A repository whose name has one part is a project of its own.
-#[test]
-fn a_closed_project_costs_one_row_however_many_there_are() {
-    const PROJECTS: usize = 3_000;
+/// A user with something of each kind among as many closed projects: owned, by an organization, by a
+/// group, by a right of its own, one image, and what everyone sees; and a robot of a closed project.
+fn shut_in(closed: usize) -> World {
     let mut world = World::founded();
     for name in ["user", "other"] {
         world.accepts(Command::PutUser(user(name, UserRole::User)));
     }
-    for at in 0..PROJECTS {
-        let name = format!("app{at:05}");
-        let visibility = if at + 1 == PROJECTS { Visibility::Public } else { Visibility::Private };
-        let closed = project(&name, Owner::User("other".into()));
-        world.accepts(Command::CreateProject(Project { visibility, ..closed }));
-        world.accepts(create_image(at as u64 + 1, &name, ImageKind::Container));
+    let owner = account("other");
+    world.accepts(Command::CreateOrganization { organization: organization("acme"), owner });
+    world.accepts(Command::CreateGroup(group("acme", "dev")));
+    let person = || Grantee::User(account("user"));
+    let whole = Place::Organization(account("acme"));
+    let dev = Place::Group { organization: account("acme"), group: account("dev") };
+    let member = Right::Organization(OrganizationRole::Member);
+    for (place, right) in [(whole, member), (dev, Right::Group)] {
+        world.accepts(Command::PutRight { place, grantee: person(), right });
     }
-    for name in ["user", "nobody-like-that"] {
-        let counting = Counting::of(&world.rows);
-        let who = Who::User { name: name.into(), scopes: None };
-        let mut visible = Visible::new(Query::new(&counting), who).unwrap();
-        let (names, more) = visible.page(None, 1_000).unwrap();
-        assert!(!more && names.len() == usize::from(name == "user"), "{names:?}");
+    let mut number = 0;
+    // A repository whose name has one part is a project of its own.
+    let mut add = |world: &mut World, name: &str, owner: Owner, visibility: Visibility| {
+        number += 1;
+        world.accepts(Command::CreateProject(Project { visibility, ..project(name, owner) }));
+        world.accepts(create_image(number, name, ImageKind::Container));
+        number
+    };
+    let other = || Owner::User("other".into());
+    for at in 0..closed {
+        // The projects of an organization that are closed to its members, too.
+        let owner = if at % 2 == 0 { other() } else { Owner::Organization(account("acme")) };
+        add(&mut world, &format!("app{at:05}"), owner, Visibility::Private);
     }
-    let counting = Counting::of(&world.rows);
-    let who = Who::User { name: "user".into(), scopes: None };
-    Visible::new(Query::new(&counting), who).unwrap().page(None, 1_000).unwrap();
-    let read = counting.read.get();
-    // Its name, and whose it is.
-    assert!(read <= 2 * PROJECTS + 50, "{read} rows were read");
+    for at in (0..10).map(|part| closed * part / 10) {
+        let name = |kind: &str| format!("app{at:05}-{kind}");
+        let acme = Owner::Organization(account("acme"));
+        add(&mut world, &name("acme"), acme, Visibility::Organization);
+        add(&mut world, &name("mine"), Owner::User("user".into()), Visibility::Private);
+        add(&mut world, &name("open"), other(), Visibility::Public);
+        add(&mut world, &name("given"), other(), Visibility::Private);
+        let place = Place::Project(name("given").parse().unwrap());
+        let right = Right::Project(ProjectRole::Guest);
+        let dev = Grantee::Group { organization: account("acme"), group: account("dev") };
+        world.accepts(Command::PutRight { place, grantee: dev, right });
+        let image = add(&mut world, &name("image"), other(), Visibility::Private);
+        let (place, right) = (Place::Image(image_id(image)), Right::Image(Access::Read));
+        world.accepts(Command::PutRight { place, grantee: person(), right });
+    }
+    world.accepts(Command::PutRobot(robot("robot$app00000+all", &[Scope::Read])));
+    world
+}
+
+#[test]
+fn a_page_costs_the_same_however_many_projects_are_closed_to_who_asks() {
+    let person = |name: &str| Who::User { name: name.into(), scopes: None };
+    let robot = Who::Robot("robot$app00000+all".parse().unwrap());
+    for (who, seen, most) in [
+        (person("user"), 50, 2_500),
+        (person("nobody-like-that"), 0, 10),
+        (Who::Anonymous, 10, 250),
+        (robot, 11, 350),
+    ] {
+        let cost = |closed: usize| {
+            let world = shut_in(closed);
+            let counting = Counting::of(&world.rows);
+            let mut visible = Visible::new(Query::new(&counting), who.clone()).unwrap();
+            let (names, more) = visible.page(None, 1_000).unwrap();
+            assert_eq!((names.len(), more), (seen, false), "{who:?} among {closed}");
+            assert_eq!(visible.count().unwrap(), Some(seen as u64), "{who:?} among {closed}");
+            visible.projects("", 1_000).unwrap();
+            counting.read.get()
+        };
+        let (few, many) = (cost(200), cost(2_000));
+        assert_eq!(few, many, "{who:?}");
+        assert!(many <= most, "{who:?}: {many} rows were read");
+    }
+}
+
+#[test]
+fn a_cluster_that_kept_no_audiences_shows_the_same_and_begins_with_what_is_there() {
+    let mut world = World::founded();
+    world.rows.commit([((Table::Counts, b"lists-indexed-since".to_vec()), None)].into());
+    for name in ["user", "other"] {
+        world.accepts(Command::PutUser(user(name, UserRole::User)));
+    }
+    for (number, (name, visibility)) in (1..).zip([
+        ("a", Visibility::Public),
+        ("a-b", Visibility::Private),
+        ("b", Visibility::Private),
+    ]) {
+        let owner = Owner::User("user".into());
+        world.accepts(Command::CreateProject(Project { visibility, ..project(name, owner) }));
+        world.accepts(create_image(number, &format!("{name}/x"), ImageKind::Container));
+    }
+    let update = |name: &str, visibility| Command::UpdateProject {
+        name: name.parse().unwrap(),
+        visibility,
+        description: String::new(),
+        owner: None,
+    };
+    let trash = |number| Command::TrashImage { id: image_id(number), by: "admin".into() };
+    world.accepts(update("b", Visibility::Public));
+    check_pages(&world, askers());
+    let counted = |world: &World| Visible::new(world.query(), Who::Anonymous).unwrap().count();
+    assert_eq!(counted(&world).unwrap(), None);
+    for _ in 0..2 {
+        world.accepts(Command::IndexLists);
+        counts::check(&world);
+        check_pages(&world, askers());
+        assert_eq!(counted(&world).unwrap(), Some(2));
+    }
+    world.accepts(update("b", Visibility::Private));
+    world.accepts(trash(1));
+    counts::check(&world);
+    check_pages(&world, askers());
+    assert_eq!(counted(&world).unwrap(), Some(0));
 }
 
 #[test]

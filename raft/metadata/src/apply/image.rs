@@ -186,6 +186,7 @@ impl<R: Read> Step<'_, R> {
         digest: &Digest,
     ) -> Result<(), Fault> {
         let old = self.query().tag(image.id, &tag)?;
+        self.order_tag(image.id, &tag, old.as_ref())?;
         // Pushed again is as good as new.
         self.rows.put(Table::TagPushes, key::tag(image.id, &tag), &self.at);
         self.note_authors(image.id, &tag, old.is_none())?;
@@ -240,7 +241,8 @@ impl<R: Read> Step<'_, R> {
         repository: &RepositoryName,
         tag: TagName,
         digest: &Digest,
-    ) {
+    ) -> Result<(), Fault> {
+        self.forget_tag_order(image, &tag, digest)?;
         for table in
             [Table::Tags, Table::TagPushes, Table::TagPulls, Table::TagBirths, Table::TagAuthors]
         {
@@ -248,5 +250,6 @@ impl<R: Read> Step<'_, R> {
         }
         self.rows.remove(Table::VersionTags, key::version_tag(image, digest, &tag));
         self.events.push(Event::TagMoved { repository: repository.clone(), tag });
+        Ok(())
     }
 }

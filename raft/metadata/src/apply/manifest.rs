@@ -220,6 +220,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::VersionIds, key::version(version.id), &named);
         let sequence = key::sequence(image.id, version.sequence);
         self.rows.put(Table::VersionSequences, sequence, digest);
+        self.tally_version(image.id, 1)?;
         if let Some(subject) = &version.subject {
             self.rows.mark(Table::Referrers, key::referrer(image.id, subject, digest));
         }
@@ -312,7 +313,7 @@ impl<R: Read> Step<'_, R> {
         let project = repository.project();
         self.release_content(&project, &Content::Digest(digest.clone()))?;
         for tag in self.query().tags_of(image, digest)? {
-            self.drop_tag(image, repository, tag, digest);
+            self.drop_tag(image, repository, tag, digest)?;
         }
         let key = key::image_digest(image, digest);
         for table in [
@@ -327,6 +328,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.remove(Table::Manifests, key);
         self.rows.remove(Table::VersionIds, key::version(version.id));
         self.rows.remove(Table::VersionSequences, key::sequence(image, version.sequence));
+        self.tally_version(image, -1)?;
         if let Some(subject) = &version.subject {
             self.rows.remove(Table::Referrers, key::referrer(image, subject, digest));
         }

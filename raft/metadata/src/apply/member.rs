@@ -35,6 +35,7 @@ impl<R: Read> Step<'_, R> {
         self.rows.put(Table::Users, admin.name.as_bytes(), admin);
         self.begin_counting();
         self.begin_indexing();
+        self.begin_indexing_lists();
         Ok(Response::Done)
     }
 

@@ -7,6 +7,7 @@
 
 mod acme;
 mod ancestry;
+mod audience;
 mod audit;
 mod authority;
 mod awaited;
@@ -21,6 +22,7 @@ mod image;
 mod instance;
 mod keys;
 mod level;
+mod lists;
 mod lockout;
 mod login;
 mod manifest;
@@ -371,6 +373,7 @@ impl<R: Read> Step<'_, R> {
             Command::EndScan { of, id, node, outcome } => self.end_scan(&of, id, node, outcome),
             Command::MoveChunks(moved) => self.move_chunks(&moved),
             Command::SettleImages { images } => self.settle_images(&images),
+            Command::IndexLists => self.index_lists(),
         }
     }
 }

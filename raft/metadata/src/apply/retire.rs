@@ -166,7 +166,7 @@ impl<R: Read> Step<'_, R> {
         digest: &Digest,
         since: Timestamp,
     ) -> Result<(), Fault> {
-        self.drop_tag(image.id, &image.name, tag.clone(), digest);
+        self.drop_tag(image.id, &image.name, tag.clone(), digest)?;
         self.mark_untagged(image.id, digest, since)
     }
 

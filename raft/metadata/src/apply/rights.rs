@@ -144,8 +144,10 @@ impl<R: Read> Step<'_, R> {
     }
 
     fn put_project(&mut self, project: &Project) -> Result<(), Fault> {
-        let old = self.query().project(&project.name)?.map(|old| old.owner);
-        self.move_project(&project.name, old.as_ref(), Some(&project.owner))?;
+        let old = self.query().project(&project.name)?;
+        let owner = old.as_ref().map(|old| &old.owner);
+        self.move_project(&project.name, owner, Some(&project.owner))?;
+        self.move_audience(&project.name, old.as_ref(), Some(project))?;
         self.rows.put(Table::Projects, project.name.as_str().as_bytes(), project);
         Ok(())
     }
@@ -231,6 +233,7 @@ impl<R: Read> Step<'_, R> {
         self.drop_rights_at(&Place::Project(name.clone()))?;
         self.drop_policy(name);
         self.move_project(name, Some(&project.owner), None)?;
+        self.move_audience(name, Some(&project), None)?;
         self.release_reservations_in(name)?;
         self.drop_quota(Payer::Project(name.clone()));
         self.retire_data_keys(&KeyOwner::Project(name.clone()))?;

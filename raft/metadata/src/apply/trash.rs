@@ -140,7 +140,9 @@ impl<R: Read> Step<'_, R> {
     }
 
     pub(super) fn change_image_count(&mut self, image: &Image, by: i8) -> Result<(), Fault> {
-        self.count_image(&image.name.project(), by)?;
+        let project = image.name.project();
+        self.count_image(&project, by)?;
+        self.count_in_audience(&project, by)?;
         let count = self.query().image_count()?;
         let count = count.checked_add_signed(by.into());
         let count = count.ok_or(Fault::Contradiction("fewer images than none"))?;

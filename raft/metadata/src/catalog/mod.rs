@@ -10,6 +10,7 @@
 
 mod latest;
 mod query;
+mod tally;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use crate::record::ImageProfile;
 pub use latest::newest_first;
 pub(crate) use latest::{LATEST, is_later, latest_of};
 pub(crate) use query::INSTANCES_COUNT;
+pub use tally::ImageTally;
 
 /// What people say of an image besides its profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,13 +59,23 @@ impl<R: Read> Query<'_, R> {
     pub fn tag_use(&self, image: ImageId, tag: &TagName) -> Result<Option<NameUse>, Fault> {
         let Some(digest) = self.tag(image, tag)? else { return Ok(None) };
         let key = key::tag(image, tag);
-        let pushed_at = match row(self.read, Table::TagPushes, &key)? {
-            Some(at) => at,
-            None => self.created_at(image, &digest)?,
-        };
+        let pushed_at = self.pushed_at(image, tag, &digest)?;
         let by_name: Option<Timestamp> = row(self.read, Table::TagPulls, &key)?;
         let pulled_at = by_name.max(self.version_pulled_at(image, &digest)?);
         Ok(Some(NameUse { digest, pushed_at, pulled_at }))
+    }
+
+    /// When a tag of that version was last set.
+    pub(crate) fn pushed_at(
+        &self,
+        image: ImageId,
+        tag: &TagName,
+        digest: &Digest,
+    ) -> Result<Timestamp, Fault> {
+        match row(self.read, Table::TagPushes, &key::tag(image, tag))? {
+            Some(at) => Ok(at),
+            None => self.created_at(image, digest),
+        }
     }
 
     fn created_at(&self, image: ImageId, digest: &Digest) -> Result<Timestamp, Fault> {
@@ -105,9 +115,9 @@ impl<R: Read> Query<'_, R> {
         rows.into_iter().map(|(key, bytes)| Ok((key, decoded(table, &bytes)?))).collect()
     }
 
-    /// An image's tags, those that were set last first, and of those of one moment by name. Of more
+    /// All of an image's tags, those that were set last first, and of those of one moment by name. Of more
     /// than `limit`, those are left out whose names come last.
-    pub fn tags_by_push(
+    pub(crate) fn all_tags_by_push(
         &self,
         image: ImageId,
         limit: usize,

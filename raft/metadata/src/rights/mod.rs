@@ -5,6 +5,7 @@
 //! whoever leaves takes nothing along.
 //! Non-goal: what a right allows; see `permission`.
 
+mod audience;
 mod credential;
 mod holder;
 mod permission;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use shoal_content::{AccountName, ImageId, ProjectName, Timestamp};
 use thiserror::Error;
 
+pub use audience::Audience;
 pub use credential::{PersonalToken, Robot, RobotName, Scope};
 pub use holder::{first_holder, holder};
 pub use permission::{Action, Decision, Denial, Ground, What, Who, permission};

@@ -1,5 +1,7 @@
 //! Questions about rights: who is a member of what, and who may act for whom.
 
+use std::collections::BTreeSet;
+
 use shoal_content::{AccountName, ProjectName, RepositoryName, Timestamp};
 
 use super::{
@@ -23,8 +25,13 @@ impl<R: Read> Query<'_, R> {
         after: Option<&ProjectName>,
         limit: usize,
     ) -> Result<Vec<Project>, Fault> {
-        let from = after.map(|name| key::after(name.as_str().as_bytes().to_vec()));
-        let rows = self.read.scan(Table::Projects, &from.unwrap_or_default(), b"", limit)?;
+        self.projects_behind(after.map(ProjectName::as_str).unwrap_or_default(), limit)
+    }
+
+    /// The same of those behind a text.
+    pub(super) fn projects_behind(&self, text: &str, limit: usize) -> Result<Vec<Project>, Fault> {
+        let from = key::after(text.as_bytes().to_vec());
+        let rows = self.read.scan(Table::Projects, &from, b"", limit)?;
         rows.iter().map(|(_, bytes)| decoded(Table::Projects, bytes)).collect()
     }
 
@@ -64,9 +71,34 @@ impl<R: Read> Query<'_, R> {
         row(self.read, Table::Organizations, name.as_str().as_bytes())
     }
 
-    /// By name.
-    pub fn organizations(&self) -> Result<Vec<Organization>, Fault> {
-        self.all(Table::Organizations, b"")
+    /// A page by name, of those behind the text `after`.
+    pub fn organizations_after(
+        &self,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Organization>, Fault> {
+        let from = key::after(after.as_bytes().to_vec());
+        let rows = self.read.scan(Table::Organizations, &from, b"", limit)?;
+        rows.iter().map(|(_, bytes)| decoded(Table::Organizations, bytes)).collect()
+    }
+
+    /// The same of those that a user is a member of.
+    pub fn organizations_of(
+        &self,
+        user: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Organization>, Fault> {
+        let mut names: BTreeSet<AccountName> = BTreeSet::new();
+        for grantee in self.grantees_of(user)? {
+            if let Grantee::Organization(name) = grantee
+                && name.as_str() > after
+            {
+                names.insert(name);
+            }
+        }
+        let rows = names.iter().take(limit).map(|name| self.organization(name));
+        Ok(rows.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
     }
 
     pub fn group(

@@ -83,6 +83,8 @@ pub fn check(world: &World) {
     assert_eq!(counts, BTreeMap::new(), "objects in use without a row");
     check_loose(world, &versions);
     check_holders(world);
+    check_audiences(world);
+    check_order(world);
     check_relocations(world, &versions);
     for (object, _) in world.query().deleting_objects(None, 1000).unwrap() {
         assert_eq!(world.query().object(&object).unwrap(), None, "{object} is used and deleted");
@@ -158,6 +160,67 @@ fn check_holders(world: &World) {
     for (owner, open) in open {
         assert_eq!(world.query().open_uploads(&owner).unwrap(), open, "{owner}");
     }
+}
+
+/// Each project is in its audience and in no other, with the images that are there; or none is, before
+/// that is kept.
+fn check_audiences(world: &World) {
+    let query = world.query();
+    let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
+    let sums = world
+        .rows
+        .rows()
+        .filter(|(table, key, _)| *table == Table::Counts && key.starts_with(b"images-for:"));
+    let sums = sums.count();
+    if !query.indexes_lists().unwrap() {
+        assert_eq!((count(Table::ProjectAudiences), sums), (0, 0));
+        return;
+    }
+    assert_eq!(count(Table::ProjectAudiences), count(Table::Projects));
+    let live = query.images(None, usize::MAX).unwrap();
+    let mut expected: BTreeMap<Audience, u64> = BTreeMap::new();
+    for project in query.projects(None, usize::MAX).unwrap() {
+        let audience = Audience::of(&project);
+        let listed = query.projects_for(&audience, "", usize::MAX).unwrap();
+        assert!(listed.contains(&project.name), "{project:?}");
+        let images = live.iter().filter(|image| image.name.project() == project.name).count();
+        assert_eq!(query.images_in(&audience, &project.name).unwrap(), images as u64);
+        *expected.entry(audience).or_default() += images as u64;
+    }
+    expected.retain(|_, images| *images > 0);
+    assert_eq!(sums, expected.len());
+    for (audience, images) in expected {
+        assert_eq!(query.images_for(&audience).unwrap(), images, "{audience:?}");
+    }
+}
+
+/// Each image has its tags in the order in which they were set, and says how many tags and versions there
+/// are; whether that is kept or not, pages are the same.
+fn check_order(world: &World) {
+    let query = world.query();
+    let kept = query.indexes_lists().unwrap();
+    let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
+    let mut tallied = 0;
+    for image in images(world) {
+        let mut tags = query.tags(image.id, None, usize::MAX).unwrap();
+        let page = |skip| query.tags_by_name(image.id, None, skip, 2).unwrap();
+        for (skip, expected) in tags.chunks(2).enumerate().map(|(at, part)| (2 * at, part)) {
+            assert_eq!(page(skip), expected);
+        }
+        let pushed = |tag: &TagName| query.tag_use(image.id, tag).unwrap().unwrap().pushed_at;
+        tags.sort_by_key(|(tag, _)| (std::cmp::Reverse(pushed(tag)), tag.clone()));
+        let page = |skip, limit| query.tags_by_push(image.id, skip, limit, usize::MAX).unwrap();
+        assert_eq!(page(0, usize::MAX), tags);
+        assert_eq!(page(1, 1), tags.iter().skip(1).take(1).cloned().collect::<Vec<_>>());
+        let versions = query.versions(image.id).unwrap();
+        let newest: Vec<Digest> = versions.into_iter().rev().map(|one| one.digest).collect();
+        assert_eq!(query.versions_by_sequence(image.id, 0, usize::MAX).unwrap(), newest);
+        let tally = ImageTally { tags: tags.len() as u64, versions: newest.len() as u64 };
+        assert_eq!(query.tally(image.id).unwrap(), kept.then_some(tally));
+        tallied += usize::from(tally != ImageTally::default());
+    }
+    let expected = if kept { (count(Table::Tags), tallied) } else { (0, 0) };
+    assert_eq!((count(Table::TagOrder), count(Table::ImageTallies)), expected);
 }
 
 /// What is awaited is not there, is awaited by a version that is, and stands in both tables.

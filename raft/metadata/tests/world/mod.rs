@@ -3,6 +3,7 @@
 
 pub mod counting;
 pub mod counts;
+pub mod lists;
 pub mod retention;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,6 +9,12 @@ pub fn images() -> Subject {
                 the asker may not see is answered like what is not there.",
         notes: vec![
             get("/api/v1/images", "Lists the images that the asker may see")
+                .about(
+                    "By name, and without filters, a page costs what is on it, however many images \
+                        there are: go on with `after`, since a page by its number costs a look at each \
+                        name before it. What is filtered or sorted otherwise is looked for among the \
+                        first 200000 images.",
+                )
                 .refuses(400, "kind_invalid sort_invalid labels_invalid annotations_invalid"),
             post("/api/v1/images", "Makes an image without versions")
                 .about(

@@ -8,7 +8,8 @@ pub fn organizations() -> Subject {
         name: "Organizations",
         about: "Organizations own projects; their groups get rights together.",
         notes: vec![
-            get("/api/v1/organizations", "Lists the organizations that the asker may see"),
+            get("/api/v1/organizations", "Lists the organizations that the asker may see")
+                .about("By name, at most 1000 in one answer; a Link leads on."),
             post("/api/v1/organizations", "Makes an organization")
                 .status(201)
                 .refuses(400, "owner_invalid")
@@ -59,7 +60,8 @@ pub fn users() -> Subject {
         name: "Users",
         about: "People's accounts, for administrators; auditors may look.",
         notes: vec![
-            get("/api/v1/users", "Lists the accounts"),
+            get("/api/v1/users", "Lists the accounts")
+                .about("By name, at most 1000 in one answer; a Link leads on."),
             post("/api/v1/users", "Makes an account")
                 .about("Without a password one is made up, and shown this once.")
                 .status(201)

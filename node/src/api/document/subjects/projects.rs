@@ -10,7 +10,8 @@ pub fn projects() -> Subject {
         about: "A project is the first part of its images' names; it owns visibility, members, quota \
                 and policies.",
         notes: vec![
-            get("/api/v1/projects", "Lists the projects that the asker may see"),
+            get("/api/v1/projects", "Lists the projects that the asker may see")
+                .about("By name, at most 1000 in one answer; a Link leads on."),
             post("/api/v1/projects", "Makes a project")
                 .status(201)
                 .refuses(400, "visibility_invalid")

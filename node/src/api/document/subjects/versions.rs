@@ -13,7 +13,10 @@ pub fn versions() -> Subject {
                 others refer to it, is not for everyone who may see the version.",
         notes: vec![
             get("/api/v1/images/{image}/versions", "Lists an image's versions")
-                .about("The highest numbers first.")
+                .about(
+                    "The highest numbers first; of a container, those that came last. By `status` it \
+                        takes a look at each version.",
+                )
                 .refuses(404, "image_not_found"),
             post("/api/v1/images/{image}/versions", "Makes a version of content that is there")
                 .status(201)
@@ -162,7 +165,12 @@ pub fn tags() -> Subject {
                 has no id besides.",
         notes: vec![
             get("/api/v1/images/{image}/tags", "Lists an image's tags")
-                .about("Those that were set last come first.")
+                .about(
+                    "Those that were set last come first, or by name. A page costs what is on it, however \
+                        many tags there are: go on by name with `after`, since a page by its number costs \
+                        a look at each tag before it, and shows none behind the first 100000.",
+                )
+                .refuses(400, "sort_invalid")
                 .refuses(404, "image_not_found"),
             put("/api/v1/images/{image}/tags/{tag}", "Sets a tag, by a version's id or number")
                 .refuses(400, "version_missing")

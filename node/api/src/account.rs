@@ -47,6 +47,16 @@ fn user_role() -> String {
     "user".to_owned()
 }
 
+/// `POST /api/v1/auth/register`: an account for whoever asks.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Register {
+    pub username: AccountName,
+    pub password: Hidden,
+    /// Where it gets mail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct UserCreated {
     #[serde(flatten)]

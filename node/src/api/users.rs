@@ -52,7 +52,7 @@ pub(super) fn shown<R: Read>(query: Query<'_, R>, row: &metadata::User) -> Resul
     Ok(with_email(row, query.email(&row.name)?))
 }
 
-fn with_email(row: &metadata::User, email: Option<String>) -> User {
+pub(super) fn with_email(row: &metadata::User, email: Option<String>) -> User {
     User {
         username: row.name.clone(),
         role: role_name(row.role).to_owned(),
@@ -61,7 +61,7 @@ fn with_email(row: &metadata::User, email: Option<String>) -> User {
     }
 }
 
-fn check_email(text: &str) -> Result<(), Problem> {
+pub(super) fn check_email(text: &str) -> Result<(), Problem> {
     if text.is_empty() || is_email(text) {
         return Ok(());
     }
@@ -74,13 +74,27 @@ fn set_email(user: &str, email: String) -> Command {
 }
 
 /// Before anything else is changed with it: an address that could not be kept is refused.
-async fn check_email_kept(app: &App) -> Result<(), Problem> {
+pub(super) async fn check_email_kept(app: &App) -> Result<(), Problem> {
     let needs = metadata::command_version(&set_email("", String::new()));
     let level = app.view().await?.query().level()?;
     if level < needs {
         return Err(ProposeError::Unsupported { needs, oldest: level }.into());
     }
     Ok(())
+}
+
+/// The address of a new account, where there is one and it could be kept.
+pub(super) async fn keep_email(app: &App, name: &str, email: String) -> Option<String> {
+    if email.is_empty() {
+        return None;
+    }
+    match app.propose(set_email(name, email.clone())).await {
+        Ok(_) => Some(email),
+        Err(error) => {
+            warn!(user = %name, %error, "a new account's e-mail address could not be kept");
+            None
+        }
+    }
 }
 
 fn unknown(name: &str) -> Problem {
@@ -93,9 +107,8 @@ async fn current(app: &App, name: &str) -> Result<metadata::User, Problem> {
     app.view().await?.query().user(name)?.ok_or_else(|| unknown(name))
 }
 
-/// Hashed where it is good enough.
-async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Problem> {
-    let text = Zeroizing::new(password.0.clone());
+/// Whether it is good enough.
+pub(super) fn check_new_password(name: &str, text: &str) -> Result<(), Problem> {
     let refused = |text: String| Problem::bad_request("password_invalid", text);
     let length = text.chars().count();
     if !(PASSWORD_MIN..=PASSWORD_MAX).contains(&length) {
@@ -106,6 +119,13 @@ async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Prob
     if few || text.to_lowercase().contains(&name.to_lowercase()) {
         return Err(refused("the password is too easy to guess; choose another one".to_owned()));
     }
+    Ok(())
+}
+
+/// Hashed where it is good enough.
+async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Problem> {
+    let text = Zeroizing::new(password.0.clone());
+    check_new_password(name, &text)?;
     // Whoever comes so far is known, and waits in turn with everybody.
     app.accounts.hash(None, text).await
 }
@@ -200,14 +220,7 @@ pub async fn create(
         error => error.into(),
     })?;
     // The account is there by now, and a password that was made for it is told in this answer alone.
-    let mut kept = Some(email).filter(|email| !email.is_empty());
-    if let Some(email) = &kept
-        && let Err(error) = app.propose(set_email(&name, email.clone())).await
-    {
-        warn!(user = %name, %error, "a new account's e-mail address could not be kept");
-        kept = None;
-    }
-    let user = with_email(&row, kept);
+    let user = with_email(&row, keep_email(&app, &name, email).await);
     Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
 }
 

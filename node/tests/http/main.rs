@@ -43,6 +43,7 @@ mod profiles;
 mod program;
 mod quotas;
 mod recovery;
+mod registration;
 mod retention;
 mod rights;
 mod scans;

@@ -707,6 +707,13 @@ pub enum Command {
     SettleImages {
         images: BTreeMap<ImageId, Timestamp>,
     },
+    /// Counts somebody who asks for an account of its own from `address`, which is blocked without an
+    /// end by the one that makes `limit` within the window.
+    NoteRegistration {
+        address: Suspect,
+        limit: u32,
+        window_ms: u64,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

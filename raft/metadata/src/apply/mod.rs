@@ -371,6 +371,9 @@ impl<R: Read> Step<'_, R> {
             Command::EndScan { of, id, node, outcome } => self.end_scan(&of, id, node, outcome),
             Command::MoveChunks(moved) => self.move_chunks(&moved),
             Command::SettleImages { images } => self.settle_images(&images),
+            Command::NoteRegistration { address, limit, window_ms } => {
+                self.note_registration(&address, limit, window_ms)
+            }
         }
     }
 }

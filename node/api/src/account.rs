@@ -36,6 +36,9 @@ pub struct CreateUser {
     pub username: AccountName,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Hidden>,
+    /// In place of the password, its hash by bcrypt (`$2y$…`), as htpasswd files have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_hash: Option<Hidden>,
     #[serde(default = "user_role")]
     pub role: String,
     /// Where it gets mail. Shown to itself, and to who administers what it owns.

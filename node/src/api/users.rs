@@ -20,6 +20,7 @@ use super::caller::{Admin, Caller};
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
+use crate::http::auth::bcrypt::{COST_MAX, COST_MIN, Hash};
 use crate::http::auth::session::are_known;
 use crate::http::auth::{Principal, own_password};
 use crate::http::problem::Problem;
@@ -130,6 +131,22 @@ async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Prob
     app.accounts.hash(None, text).await
 }
 
+/// Of a hash that an account comes with, whose password nobody here has seen.
+fn check_import(app: &App, hash: &Hidden, beside: bool) -> Result<(), Problem> {
+    let refused = |text: String| Err(Problem::bad_request("password_hash_invalid", text));
+    if beside {
+        return refused("a password or its hash, not both".to_owned());
+    }
+    if !app.config.accounts.bcrypt {
+        return refused("hashes are taken where accounts.bcrypt is true".to_owned());
+    }
+    if Hash::read(hash.0.as_bytes()).is_none() {
+        let text = format!("$2a$, $2b$ or $2y$ (bcrypt), of a cost from {COST_MIN} to {COST_MAX}");
+        return refused(text);
+    }
+    Ok(())
+}
+
 /// Whether there is a password here.
 pub(super) fn has_password(row: &metadata::User) -> bool {
     row.password_hash.0.starts_with(b"$")
@@ -205,13 +222,18 @@ pub async fn create(
     if app.view().await?.query().user(&name)?.is_some() {
         return Err(conflict("user_exists", format!("there is a user {name} already")));
     }
-    let made = request.password.is_none().then(|| {
+    let imported = request.password_hash.as_ref();
+    if let Some(hash) = imported {
+        check_import(&app, hash, request.password.is_some())?;
+    }
+    let made = (request.password.is_none() && imported.is_none()).then(|| {
         Hidden(URL_SAFE_NO_PAD.encode(Zeroizing::new(rand::random::<[u8; PASSWORD_BYTES]>())))
     });
-    let password = request.password.as_ref().or(made.as_ref());
-    let password =
-        password.ok_or_else(|| Problem::bad_request("password_invalid", "no password"))?;
-    let password_hash = hashed(&app, &name, password).await?;
+    let password_hash = match (imported, request.password.as_ref().or(made.as_ref())) {
+        (Some(hash), _) => Secret(hash.0.clone().into_bytes()),
+        (None, Some(password)) => hashed(&app, &name, password).await?,
+        (None, None) => return Err(Problem::bad_request("password_invalid", "no password")),
+    };
     let row = metadata::User { name: name.clone(), password_hash, role, created_at: now() };
     app.propose(Command::CreateUser(row.clone())).await.map_err(|error| match error {
         ProposeError::Refused(Refusal::Exists(Subject::User)) => {

@@ -135,11 +135,14 @@ pub struct Accounts {
     /// How long somebody who asked to be removed may change its mind.
     pub deletion_grace_seconds: u64,
     pub registration: Registration,
+    /// Whether accounts may come with hashes of another program's, which are compared then.
+    pub bcrypt: bool,
 }
 
 impl Default for Accounts {
     fn default() -> Self {
-        Self { deletion_grace_seconds: 72 * 3600, registration: Registration::Closed }
+        let registration = Registration::Closed;
+        Self { deletion_grace_seconds: 72 * 3600, registration, bcrypt: false }
     }
 }
 

@@ -103,7 +103,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("sessions", &["lifetime_seconds", "per_person"]),
-    ("accounts", &["deletion_grace_seconds", "registration"]),
+    ("accounts", &["deletion_grace_seconds", "registration", "bcrypt"]),
     ("passkeys", &["domain", "challenge_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
     (

@@ -23,6 +23,7 @@ mod examples;
 mod forge;
 mod forwarded;
 mod hostile;
+mod imported;
 mod imports;
 mod issuers;
 mod keys;

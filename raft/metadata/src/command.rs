@@ -714,6 +714,13 @@ pub enum Command {
         limit: u32,
         window_ms: u64,
     },
+    /// Keeps a user's password by another hash of it, where the one that it is kept by is `from` (its
+    /// BLAKE3). Sessions go on.
+    RehashPassword {
+        user: String,
+        from: [u8; 32],
+        to: Secret,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -434,6 +434,7 @@ fn catalog_samples() -> Vec<Command> {
             limit: 300,
             window_ms: 300,
         },
+        Command::RehashPassword { user: "u".into(), from: [7; 32], to: Secret(vec![1, 2]) },
     ]
 }
 

@@ -374,6 +374,7 @@ impl<R: Read> Step<'_, R> {
             Command::NoteRegistration { address, limit, window_ms } => {
                 self.note_registration(&address, limit, window_ms)
             }
+            Command::RehashPassword { user, from, to } => self.rehash_password(&user, from, to),
         }
     }
 }

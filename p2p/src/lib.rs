@@ -31,5 +31,5 @@ pub use shoal_swarm::ChunkSet;
 pub use status::{BanStatus, PeerStatus, Status};
 pub use store::{ChunkStore, MemoryStore, StoreError};
 pub use swarm::{Config, Error, Limits, NodeAddress, PeerRole, Swarm, wall_clock};
-pub use tickets::{TicketKey, TicketKeys};
+pub use tickets::{CLOCK_SKEW_MAX, TICKET_LIFE_MAX, TicketKey, TicketKeys};
 pub use transfer::{FetchError, Progress, Transfer};

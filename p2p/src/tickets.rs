@@ -1,16 +1,23 @@
 //! Which signatures on tickets are believed here.
 //!
-//! Invariant: a ticket counts where one of the keys that are known now made it, and its own words
-//! say that it holds. Non-goal: where the keys come from; a node reads them in the metadata, an
+//! Invariants: a ticket counts where one of the keys that are known now made it, and its own words
+//! say that it holds; however far a host's clock is behind, none counts there for longer than it was
+//! made for and [`CLOCK_SKEW_MAX`] besides. Non-goal: where the keys come from; a node reads them in the metadata, an
 //! agent is told by a node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use shoal_content::{PeerId, RecipeId, Ticket, Timestamp};
 
 use crate::identity::verify_ed25519;
 
+/// The longest that a ticket is made for.
+pub const TICKET_LIFE_MAX: Duration = Duration::from_secs(6 * 3600);
+/// Clocks of hosts and nodes may differ by so much. A host that is further behind takes no new ticket,
+/// since it would go on taking it after its end.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(20 * 60);
 /// Keys that are looked at for one ticket; a cluster has one or two.
 const KEYS_MAX: usize = 16;
 
@@ -44,6 +51,10 @@ impl TicketKeys {
         peer: PeerId,
         now: Timestamp,
     ) -> bool {
+        let longest = TICKET_LIFE_MAX.as_millis() + CLOCK_SKEW_MAX.as_millis();
+        if ticket.expires() > now.plus_millis(longest as u64) {
+            return false;
+        }
         let keys = self.keys.read();
         let verify = |message: &[u8], signature: &[u8]| {
             let Ok(signature) = <&[u8; 64]>::try_from(signature) else { return false };
@@ -103,6 +114,33 @@ mod tests {
         assert!(!keys.replace(vec![key(&new, None)], at(500)));
         assert!(keys.replace(vec![key(&old, None)], at(500)));
         assert!(!counts(&new, 500));
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_gives_a_ticket_little_more_time() {
+        const MINUTE: u64 = 60_000;
+        let [pair, holder] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        let keys = TicketKeys::new(vec![key(&pair, None)]);
+        // As a node makes it, whose clock is right.
+        let (made, ends) = (1_000 * MINUTE, 1_360 * MINUTE);
+        assert_eq!(u128::from(ends - made), TICKET_LIFE_MAX.as_millis());
+        let ticket =
+            Ticket::issue(RECIPE, holder.peer_id(), at(ends), |message| pair.sign(message));
+        let counts = |now| keys.entitles(&ticket, RECIPE, holder.peer_id(), at(now));
+        for (now, good) in [
+            (made, true),
+            (made - 20 * MINUTE, true),
+            (made - 20 * MINUTE - 1, false),
+            (0, false),
+            (ends - 1, true),
+            (ends, false),
+        ] {
+            assert_eq!(counts(now), good, "{now}");
+        }
+        // Nor is one for ever that was made so.
+        let ticket =
+            Ticket::issue(RECIPE, holder.peer_id(), at(u64::MAX), |message| pair.sign(message));
+        assert!(!keys.entitles(&ticket, RECIPE, holder.peer_id(), at(made)));
     }
 
     #[test]

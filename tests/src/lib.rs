@@ -14,6 +14,7 @@ pub mod docker;
 pub mod field;
 pub mod gateway;
 pub mod host;
+pub mod leaks;
 pub mod linear;
 pub mod process;
 pub mod sample;

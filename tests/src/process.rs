@@ -1,5 +1,6 @@
 //! Processes under test: started in their own group, logged to a file, killed when dropped.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,12 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::clock::wait_for;
+use crate::leaks;
 
 /// How long a process may take to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// Whose logs have no secrets, whatever happens.
+const OURS: [&str; 3] = ["shoal-node", "shoal-agent", "shoal"];
 /// How much of a log an error shows, in lines.
 const LOG_TAIL_LINES: usize = 25;
 
@@ -24,12 +28,19 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Whether the program is one of ours.
+    ours: bool,
 }
 
 impl Process {
     /// Starts `command`; standard output and error are added to `log`.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
+        // On another host it is what nsenter is told to run.
+        let ours = std::iter::once(command.get_program()).chain(command.get_args()).any(|word| {
+            let name = Path::new(word).file_name().and_then(OsStr::to_str);
+            name.is_some_and(|name| OURS.contains(&name))
+        });
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -37,7 +48,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("{name} did not start: {command:?}"))?;
-        Ok(Self { name: name.into(), child, log: log.into() })
+        Ok(Self { name: name.into(), child, log: log.into(), ours })
     }
 
     /// `kill -9`, to the whole group.
@@ -107,6 +118,11 @@ impl Drop for Process {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(Signal::SIGKILL);
             let _ = self.child.wait();
+        }
+        // A test that fails anyway says what it has to say.
+        if self.ours && !std::thread::panicking() {
+            let found = leaks::first_in(&self.log).expect("the log can be read");
+            assert!(found.is_none(), "the log of {} has {found:?}", self.name);
         }
     }
 }

@@ -170,3 +170,60 @@ fn a_person_pushes_a_new_project_by_name_and_nobody_else_pulls_it() -> Result<()
         .context("mounting from one project to another")?;
     Ok(())
 }
+
+#[test]
+fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let text = |value: &serde_json::Value, key: &str| {
+        value[key].as_str().map(str::to_owned).with_context(|| format!("no {key}"))
+    };
+    operator.run(&["project", "create", "tools"])?;
+    let both = ["--scope", "repo:read", "--scope", "repo:write"];
+    let token = operator.json(&[&["access-token", "create", "ci"], &both[..]].concat())?;
+    let reading = operator.json(&["access-token", "create", "reads", "--scope", "repo:read"])?;
+    let held = ["--repository", "tools/by-robot"];
+    let robot =
+        operator.json(&[&["robot", "create", "tools", "ci"], &both[..], &held[..]].concat())?;
+    let person = format!("admin:{}", text(&token, "token")?);
+    let reader = format!("admin:{}", text(&reading, "token")?);
+    let robot = format!("{}:{}", text(&robot, "name")?, text(&robot, "secret")?);
+
+    let image = sample::container(&scene.folder, 23, LAYERS, LAYER_BYTES)?;
+    let mut pull = scene.tool("podman");
+    pull.args(["pull", "--quiet", &format!("oci:{}:latest", image.layout.display())]);
+    let id = run_text(pull)?;
+    let podman = |who: &str, verb: &str, arguments: &[&str]| {
+        scene.remote_as(who, "podman", verb, &[&["--quiet"], arguments].concat())
+    };
+    for (host, by) in [(scene.registry.clone(), "name"), (scene.node.registry(), "address")] {
+        for (who, repository) in [(&person, "by-person"), (&robot, "by-robot")] {
+            let what = format!("{repository}, by {by}");
+            let name = format!("{host}/tools/{repository}:{by}");
+            podman(who, "push", &[&id, &name]).with_context(|| what.clone())?;
+            for puller in [who, &reader] {
+                // What is here already is asked for all the same.
+                let pulled = podman(puller, "pull", &[&name]);
+                ensure!(pulled.with_context(|| what.clone())? == id, "{what}: another image");
+            }
+        }
+        // Less than their makers: one repository, and no pushes.
+        let other = format!("{host}/tools/other:{by}");
+        ensure!(podman(&robot, "push", &[&id, &other]).is_err(), "a robot went elsewhere by {by}");
+        ensure!(podman(&reader, "push", &[&id, &other]).is_err(), "a reader pushed by {by}");
+        let private = format!("{host}/tools/by-person:{by}");
+        let got = podman(&robot, "pull", &[&private]);
+        ensure!(got.is_err(), "a robot pulled what it is not for by {by}");
+    }
+    // What is deleted is no good any more, at once.
+    operator.run(&["access-token", "delete", &text(&reading, "id")?])?;
+    operator.run(&["robot", "delete", "tools", "ci"])?;
+    for (host, by) in [(scene.registry.clone(), "name"), (scene.node.registry(), "address")] {
+        let name = format!("{host}/tools/by-robot:{by}");
+        for gone in [&reader, &robot] {
+            let got = podman(gone, "pull", &[&name]);
+            ensure!(got.is_err(), "what was deleted pulled by {by}");
+        }
+    }
+    Ok(())
+}

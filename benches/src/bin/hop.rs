@@ -19,11 +19,12 @@ use shoal_benches::sendme::{Received, Sender};
 use shoal_benches::tls;
 use shoal_content::{
     CHUNK_BYTES_MAX, Chunk, ChunkId, ClusterId, Encoding, Extent, ObjectKey, PackId, Recipe,
-    RecipeId, RecipeKind, SourceObject, Ticket, Timestamp, Zone,
+    RecipeId, RecipeKind, SourceObject, Ticket, Zone,
 };
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
-    Bulk, ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TicketKey, TicketKeys,
+    Bulk, ChunkStore, Config, MemoryStore, NodeAddress, PeerRole, Swarm, TICKET_LIFE_MAX,
+    TicketKey, TicketKeys, wall_clock,
 };
 use shoal_tests::host::Network;
 use tokio::runtime::Runtime;
@@ -246,10 +247,9 @@ async fn swarm(load: &Load, bulk: Bulk) -> Result<(Run, Option<shoal_p2p::Path>)
     let agent = load.join(PeerRole::Host, Arc::new(cache), bulk).await?;
     let address = NodeAddress { peer: node.peer_id(), address: node.local_address() };
     agent.set_nodes(vec![address]).await;
+    let ends = wall_clock().plus_millis(TICKET_LIFE_MAX.as_millis() as u64);
     let ticket =
-        Ticket::issue(load.id, agent.peer_id(), Timestamp::from_millis(u64::MAX), |message| {
-            load.tickets.sign(message)
-        });
+        Ticket::issue(load.id, agent.peer_id(), ends, |message| load.tickets.sign(message));
     let recipe = agent.recipe(load.id, ticket.clone()).await?;
     let work = agent.fetch(load.id, recipe, ticket);
     let run = measure(async || Ok(work.wait().await.map(drop)?)).await?.0;

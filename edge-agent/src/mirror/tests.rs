@@ -66,7 +66,7 @@ impl Stage {
             delta: delta::Means { config: config::Delta::default(), limits: Default::default() },
         };
         let recipe = recipe(&content).encode_with_id().0;
-        let expires = Timestamp::from_millis(u64::MAX);
+        let expires = shoal_p2p::wall_clock().plus_millis(3_600_000);
         let ticket = Ticket::issue(recipe, key.peer_id(), expires, |text| signer.sign(text));
         let digest = Digest::sha256([7; 32]);
         let grant = BlobGrant {

@@ -36,6 +36,9 @@ pub struct CreateUser {
     pub username: AccountName,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Hidden>,
+    /// In place of the password, its hash by bcrypt (`$2y$…`), as htpasswd files have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_hash: Option<Hidden>,
     #[serde(default = "user_role")]
     pub role: String,
     /// Where it gets mail. Shown to itself, and to who administers what it owns.
@@ -45,6 +48,16 @@ pub struct CreateUser {
 
 fn user_role() -> String {
     "user".to_owned()
+}
+
+/// `POST /api/v1/auth/register`: an account for whoever asks.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Register {
+    pub username: AccountName,
+    pub password: Hidden,
+    /// Where it gets mail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -1,5 +1,6 @@
 //! People: accounts, their own tokens, organizations.
 
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -26,6 +27,38 @@ fn role_name(role: UserRole) -> String {
     .to_owned()
 }
 
+/// Makes an account for each line of an htpasswd file. Those that are there already are left as they are,
+/// so that what broke off can be begun again.
+async fn import(file: &Path, client: &Client, screen: Screen) -> Result<(), Error> {
+    let text = std::fs::read_to_string(file).map_err(Error::file("reading", file))?;
+    let odd = |number: usize| Error::Usage(format!("line {number} is not NAME:HASH"));
+    let is_entry = |line: &str| !line.is_empty() && !line.starts_with('#');
+    let mut requests = Vec::new();
+    for (line, number) in text.lines().zip(1..).filter(|(line, _)| is_entry(line)) {
+        let (name, hash) = line.trim_end().split_once(':').ok_or_else(|| odd(number))?;
+        requests.push(CreateUser {
+            username: name.parse().map_err(|_| odd(number))?,
+            password: None,
+            password_hash: Some(Hidden(hash.to_owned())),
+            role: role_name(UserRole::User),
+            email: None,
+        });
+    }
+    let (mut made, mut kept) = (Vec::new(), Vec::new());
+    for request in requests {
+        let name = request.username.to_string();
+        let answer: Result<UserCreated, Error> =
+            client.call(Method::POST, "api/v1/users", &request).await;
+        match answer {
+            Ok(_) => made.push(name),
+            Err(error) if error.code() == "user_exists" => kept.push(name),
+            Err(error) => return Err(error),
+        }
+    }
+    let shown = serde_json::json!({ "made": made, "there_already": kept });
+    screen.show(&shown, || format!("Made {} accounts; {} were there.", made.len(), kept.len()))
+}
+
 pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Result<(), Error> {
     match command {
         UserCommand::List => {
@@ -44,6 +77,7 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
             let request = CreateUser {
                 username: name.clone(),
                 password: given,
+                password_hash: None,
                 role: role_name(*role),
                 email: email.clone(),
             };
@@ -55,6 +89,7 @@ pub async fn user(command: &UserCommand, client: &Client, screen: Screen) -> Res
                 None => format!("Made {name}."),
             })
         }
+        UserCommand::Import { file } => import(file, client, screen).await,
         UserCommand::Set { name, role, email, password_stdin } => {
             let password = if *password_stdin { Some(Hidden(password(true)?)) } else { None };
             if role.is_none() && password.is_none() && email.is_none() {

@@ -7,8 +7,10 @@ use comfy_table::{Cell, Table};
 use reqwest::Method;
 use serde::Serialize;
 use shoal_api::{
-    AgentInfo, ClusterStatus, LoginCode, LoginPending, LoginRequest, LoginResponse, LoginStep, Me,
+    AgentInfo, ClusterStatus, Hidden, LoginCode, LoginPending, LoginRequest, LoginResponse,
+    LoginStep, Me, Register, User,
 };
+use shoal_content::NameError;
 
 use crate::arguments::{ContextCommand, Login};
 use crate::browser;
@@ -80,6 +82,9 @@ async fn by_password(arguments: &Login, client: &Client) -> Result<LoginResponse
         }
         None => (given, None),
     };
+    if arguments.register {
+        register(arguments, &password, client).await?;
+    }
     let request = LoginRequest { username: arguments.username.clone(), password };
     let step: LoginStep = client.call(Method::POST, "api/v1/auth/login", &request).await?;
     match step {
@@ -98,6 +103,21 @@ async fn by_password(arguments: &Login, client: &Client) -> Result<LoginResponse
             client.call(Method::POST, "api/v1/auth/login/code", &request).await
         }
     }
+}
+
+async fn register(arguments: &Login, password: &str, client: &Client) -> Result<(), Error> {
+    let odd = |error: NameError| Error::Usage(error.to_string());
+    // Nobody has seen what was typed, and there is nobody to ask for another one.
+    if !arguments.password_stdin && asked("The same password again: ")? != password {
+        return Err(Error::Usage("these are two passwords; nothing was done".into()));
+    }
+    let request = Register {
+        username: arguments.username.parse().map_err(odd)?,
+        password: Hidden(password.to_owned()),
+        email: arguments.email.clone(),
+    };
+    let _made: User = client.call(Method::POST, "api/v1/auth/register", &request).await?;
+    Ok(())
 }
 
 /// So many lines of standard input: secrets that do not belong on a command line.

@@ -42,6 +42,7 @@ mod projects;
 mod quotas;
 mod reception;
 mod recovery;
+mod registration;
 mod scans;
 mod second_factor;
 mod services;
@@ -87,6 +88,7 @@ pub fn router() -> Routes {
     Routes::new()
         .route("/api/v1/auth/login", post(session::login))
         .route("/api/v1/auth/login/code", post(session::login_code))
+        .route("/api/v1/auth/register", post(registration::register))
         .route("/api/v1/auth/passkey", post(passkeys::begin_login))
         .route("/api/v1/auth/passkey/answer", post(passkeys::end_login))
         .route("/api/v1/auth/oidc/login", get(oidc::begin))

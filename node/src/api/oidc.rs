@@ -356,10 +356,11 @@ async fn stated(app: &App, answer: reqwest::Response, gone: &Away) -> Result<Per
         return Err(failed("the issuer's token is not for this login"));
     }
     let groups = claims.list(&settings.groups_claim).unwrap_or_default();
+    let email = claims.email().map(str::to_owned);
     Ok(Person {
         subject: claims.subject().to_owned(),
         account: claims.text(&settings.account_claim).unwrap_or_default().to_owned(),
-        email: claims.text("email").map(str::to_owned),
+        email,
         groups: groups.into_iter().map(str::to_owned).collect(),
     })
 }

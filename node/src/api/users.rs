@@ -21,6 +21,7 @@ use super::input::{self, Body, Path};
 use super::part::{Part, PartQuery};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
+use crate::http::auth::bcrypt::{COST_MAX, COST_MIN, Hash};
 use crate::http::auth::session::are_known;
 use crate::http::auth::{Principal, own_password};
 use crate::http::problem::Problem;
@@ -53,7 +54,7 @@ pub(super) fn shown<R: Read>(query: Query<'_, R>, row: &metadata::User) -> Resul
     Ok(with_email(row, query.email(&row.name)?))
 }
 
-fn with_email(row: &metadata::User, email: Option<String>) -> User {
+pub(super) fn with_email(row: &metadata::User, email: Option<String>) -> User {
     User {
         username: row.name.clone(),
         role: role_name(row.role).to_owned(),
@@ -62,7 +63,7 @@ fn with_email(row: &metadata::User, email: Option<String>) -> User {
     }
 }
 
-fn check_email(text: &str) -> Result<(), Problem> {
+pub(super) fn check_email(text: &str) -> Result<(), Problem> {
     if text.is_empty() || is_email(text) {
         return Ok(());
     }
@@ -75,13 +76,27 @@ fn set_email(user: &str, email: String) -> Command {
 }
 
 /// Before anything else is changed with it: an address that could not be kept is refused.
-async fn check_email_kept(app: &App) -> Result<(), Problem> {
+pub(super) async fn check_email_kept(app: &App) -> Result<(), Problem> {
     let needs = metadata::command_version(&set_email("", String::new()));
     let level = app.view().await?.query().level()?;
     if level < needs {
         return Err(ProposeError::Unsupported { needs, oldest: level }.into());
     }
     Ok(())
+}
+
+/// The address of a new account, where there is one and it could be kept.
+pub(super) async fn keep_email(app: &App, name: &str, email: String) -> Option<String> {
+    if email.is_empty() {
+        return None;
+    }
+    match app.propose(set_email(name, email.clone())).await {
+        Ok(_) => Some(email),
+        Err(error) => {
+            warn!(user = %name, %error, "a new account's e-mail address could not be kept");
+            None
+        }
+    }
 }
 
 fn unknown(name: &str) -> Problem {
@@ -94,9 +109,8 @@ async fn current(app: &App, name: &str) -> Result<metadata::User, Problem> {
     app.view().await?.query().user(name)?.ok_or_else(|| unknown(name))
 }
 
-/// Hashed where it is good enough.
-async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Problem> {
-    let text = Zeroizing::new(password.0.clone());
+/// Whether it is good enough.
+pub(super) fn check_new_password(name: &str, text: &str) -> Result<(), Problem> {
     let refused = |text: String| Problem::bad_request("password_invalid", text);
     let length = text.chars().count();
     if !(PASSWORD_MIN..=PASSWORD_MAX).contains(&length) {
@@ -107,8 +121,31 @@ async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Prob
     if few || text.to_lowercase().contains(&name.to_lowercase()) {
         return Err(refused("the password is too easy to guess; choose another one".to_owned()));
     }
+    Ok(())
+}
+
+/// Hashed where it is good enough.
+async fn hashed(app: &App, name: &str, password: &Hidden) -> Result<Secret, Problem> {
+    let text = Zeroizing::new(password.0.clone());
+    check_new_password(name, &text)?;
     // Whoever comes so far is known, and waits in turn with everybody.
     app.accounts.hash(None, text).await
+}
+
+/// Of a hash that an account comes with, whose password nobody here has seen.
+fn check_import(app: &App, hash: &Hidden, beside: bool) -> Result<(), Problem> {
+    let refused = |text: String| Err(Problem::bad_request("password_hash_invalid", text));
+    if beside {
+        return refused("a password or its hash, not both".to_owned());
+    }
+    if !app.config.accounts.bcrypt {
+        return refused("hashes are taken where accounts.bcrypt is true".to_owned());
+    }
+    if Hash::read(hash.0.as_bytes()).is_none() {
+        let text = format!("$2a$, $2b$ or $2y$ (bcrypt), of a cost from {COST_MIN} to {COST_MAX}");
+        return refused(text);
+    }
+    Ok(())
 }
 
 /// Whether there is a password here.
@@ -192,13 +229,18 @@ pub async fn create(
     if app.view().await?.query().user(&name)?.is_some() {
         return Err(conflict("user_exists", format!("there is a user {name} already")));
     }
-    let made = request.password.is_none().then(|| {
+    let imported = request.password_hash.as_ref();
+    if let Some(hash) = imported {
+        check_import(&app, hash, request.password.is_some())?;
+    }
+    let made = (request.password.is_none() && imported.is_none()).then(|| {
         Hidden(URL_SAFE_NO_PAD.encode(Zeroizing::new(rand::random::<[u8; PASSWORD_BYTES]>())))
     });
-    let password = request.password.as_ref().or(made.as_ref());
-    let password =
-        password.ok_or_else(|| Problem::bad_request("password_invalid", "no password"))?;
-    let password_hash = hashed(&app, &name, password).await?;
+    let password_hash = match (imported, request.password.as_ref().or(made.as_ref())) {
+        (Some(hash), _) => Secret(hash.0.clone().into_bytes()),
+        (None, Some(password)) => hashed(&app, &name, password).await?,
+        (None, None) => return Err(Problem::bad_request("password_invalid", "no password")),
+    };
     let row = metadata::User { name: name.clone(), password_hash, role, created_at: now() };
     app.propose(Command::CreateUser(row.clone())).await.map_err(|error| match error {
         ProposeError::Refused(Refusal::Exists(Subject::User)) => {
@@ -207,14 +249,7 @@ pub async fn create(
         error => error.into(),
     })?;
     // The account is there by now, and a password that was made for it is told in this answer alone.
-    let mut kept = Some(email).filter(|email| !email.is_empty());
-    if let Some(email) = &kept
-        && let Err(error) = app.propose(set_email(&name, email.clone())).await
-    {
-        warn!(user = %name, %error, "a new account's e-mail address could not be kept");
-        kept = None;
-    }
-    let user = with_email(&row, kept);
+    let user = with_email(&row, keep_email(&app, &name, email).await);
     Ok((StatusCode::CREATED, Json(UserCreated { user, password: made })))
 }
 

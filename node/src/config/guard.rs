@@ -43,6 +43,9 @@ pub struct Lockout {
     pub token_failures: u32,
     pub token_window_seconds: u64,
     pub token_block_seconds: u64,
+    /// Accounts that one address asks for, where people make their own; it is blocked until it is let in.
+    pub address_registrations: u32,
+    pub registration_window_seconds: u64,
     /// Addresses that are never blocked and have no rates: load balancers, and this machine.
     pub exempt_networks: Vec<IpNet>,
 }
@@ -62,6 +65,8 @@ impl Default for Lockout {
             token_failures: 100,
             token_window_seconds: 60,
             token_block_seconds: 15 * 60,
+            address_registrations: 10,
+            registration_window_seconds: 3600,
             exempt_networks: loopback.into_iter().flatten().collect(),
         }
     }
@@ -85,7 +90,12 @@ impl Lockout {
 
     /// What is wrong with it, if something is.
     pub fn mistake(&self) -> Option<String> {
-        let counts = [self.account_failures, self.address_accounts, self.token_failures];
+        let counts = [
+            self.account_failures,
+            self.address_accounts,
+            self.token_failures,
+            self.address_registrations,
+        ];
         let wrong = counts.iter().any(|count| *count == 0 || *count > TIMES_MAX);
         wrong.then(|| format!("counts are from 1 to {TIMES_MAX}"))
     }
@@ -107,17 +117,32 @@ impl Default for Sessions {
     }
 }
 
+/// Who may make an account for itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// Nobody: administrators make accounts, or an issuer or a directory vouches for people.
+    #[default]
+    Closed,
+    /// Whoever reaches a node.
+    Open,
+}
+
 /// People's accounts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accounts {
     /// How long somebody who asked to be removed may change its mind.
     pub deletion_grace_seconds: u64,
+    pub registration: Registration,
+    /// Whether accounts may come with hashes of another program's, which are compared then.
+    pub bcrypt: bool,
 }
 
 impl Default for Accounts {
     fn default() -> Self {
-        Self { deletion_grace_seconds: 72 * 3600 }
+        let registration = Registration::Closed;
+        Self { deletion_grace_seconds: 72 * 3600, registration, bcrypt: false }
     }
 }
 

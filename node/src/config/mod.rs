@@ -35,7 +35,7 @@ pub use collection::Collection;
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
 pub use encryption::Encryption;
-pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Sessions};
+pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Registration, Sessions};
 pub use identity::{Jwt, Oidc, Protocol, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
@@ -508,6 +508,14 @@ impl Config {
         }
         if self.sessions.per_person == 0 || self.sessions.lifetime_seconds == 0 {
             return value("sessions", "per_person", "at least 1, and so is lifetime_seconds");
+        }
+        // Else whoever is quicker has the name of somebody who is known elsewhere.
+        let elsewhere =
+            [&self.ldap.url, &self.oidc.issuer, &self.jwt.issuer].iter().any(|url| !url.is_empty());
+        if self.accounts.registration == Registration::Open && elsewhere {
+            let text =
+                "people come from [ldap], [oidc] or [jwt]; \"open\" is for clusters without them";
+            return value("accounts", "registration", text);
         }
         let foreign = [
             ("jwt", self.jwt.check()),

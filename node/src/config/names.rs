@@ -84,6 +84,8 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
             "token_failures",
             "token_window_seconds",
             "token_block_seconds",
+            "address_registrations",
+            "registration_window_seconds",
             "exempt_networks",
         ],
     ),
@@ -101,7 +103,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("sessions", &["lifetime_seconds", "per_person"]),
-    ("accounts", &["deletion_grace_seconds"]),
+    ("accounts", &["deletion_grace_seconds", "registration", "bcrypt"]),
     ("passkeys", &["domain", "challenge_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
     (

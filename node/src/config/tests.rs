@@ -130,6 +130,21 @@ fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
 }
 
 #[test]
+fn people_make_their_own_accounts_only_where_nobody_else_knows_them() {
+    assert_eq!(load("").unwrap().accounts.registration, Registration::Closed);
+    let open = "[accounts]\nregistration = \"open\"\n";
+    assert_eq!(load(open).unwrap().accounts.registration, Registration::Open);
+    let directory = "[ldap]\nurl = \"ldaps://l\"\nuser_base = \"ou=p,dc=x\"\n";
+    let issuer = "[oidc]\nissuer = \"https://i.example\"\nclient_id = \"shoal\"\n";
+    for elsewhere in [directory, issuer] {
+        load(elsewhere).unwrap();
+        let refused = load(&format!("{elsewhere}{open}"));
+        assert!(matches!(refused, Err(Error::Value { key: "registration", .. })), "{elsewhere}");
+    }
+    assert!(load("[lockout]\naddress_registrations = 0\n").is_err());
+}
+
+#[test]
 fn an_old_master_key_stands_beside_a_new_one() {
     let old = "[encryption]\nprevious_master_key_files = [\"/etc/shoal/old\"]\n";
     assert!(matches!(load(old), Err(Error::Value { key: "previous_master_key_files", .. })));

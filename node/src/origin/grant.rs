@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use shoal_content::{PeerId, RecipeId, Ticket, Timestamp};
+use shoal_p2p::TICKET_LIFE_MAX;
 use shoal_p2p::identity::KeyPair;
 
 /// How long a ticket holds. Longer than any transfer should take; a longer one asks again.
-pub const TICKET_TTL: Duration = Duration::from_secs(6 * 3600);
+pub const TICKET_TTL: Duration = TICKET_LIFE_MAX;
 
 /// The right of `holder` to `recipe` from now on, signed by the cluster's ticket key.
 pub fn issue_ticket(key: &KeyPair, recipe: RecipeId, holder: PeerId, now: Timestamp) -> Ticket {

@@ -8,6 +8,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
@@ -333,5 +334,40 @@ async fn a_ticket_gives_its_peer_its_recipe_and_nobody_anything_else() -> Result
     // It was the tickets, not the way there.
     recipe_of(&swarm, mine.recipe, &own).await?;
     swarm.shutdown().await;
+    node.server.stop().await
+}
+
+/// Which of the two is answered sooner is a matter of chance, as long as both cost the same: here it is
+/// counted and no time is compared with a limit, so that a busy machine does not matter.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_wrong_password_takes_does_not_tell_who_is_there() -> Result<()> {
+    const PAIRS: usize = 60;
+    /// Of a fair coin so few or many heads come once in ten million million times.
+    const ODD: usize = 2;
+    let node = Node::start_with(|config| config.lockout.account_failures = 1000).await?;
+    make_user(&node, "alice").await?;
+    let took = async |name: &str, guess: usize| -> Result<Duration> {
+        let request = json!({ "username": name, "password": format!("guessed-it-{guess}") });
+        let url = format!("{}/api/v1/auth/login", node.url);
+        let began = Instant::now();
+        let answer = node.http.post(url).json(&request).send().await?;
+        let took = began.elapsed();
+        expect(&answer, StatusCode::UNAUTHORIZED)?;
+        Ok(took)
+    };
+    let mut sooner = 0;
+    for pair in 0..PAIRS {
+        // Who is first alternates; a name of as many letters each time.
+        let nobody = format!("n{pair:04}");
+        let (known, unknown) = if pair % 2 == 0 {
+            (took("alice", pair).await?, took(&nobody, pair).await?)
+        } else {
+            let unknown = took(&nobody, pair).await?;
+            (took("alice", pair).await?, unknown)
+        };
+        sooner += usize::from(unknown < known);
+    }
+    let fair = ODD + 1..=PAIRS - ODD - 1;
+    ensure!(fair.contains(&sooner), "of {PAIRS} names that nobody has {sooner} were sooner");
     node.server.stop().await
 }

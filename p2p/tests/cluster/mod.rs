@@ -15,7 +15,7 @@ use shoal_content::{
 use shoal_p2p::identity::{Authority, Credentials, KeyPair, Role};
 use shoal_p2p::{
     Bulk, ChunkStore, Config, DiscoveryConfig, MemoryStore, NodeAddress, PeerRole, Swarm,
-    TicketKey, TicketKeys,
+    TICKET_LIFE_MAX, TicketKey, TicketKeys, wall_clock,
 };
 
 pub const CHUNK_BYTES: usize = 64 * 1024;
@@ -119,7 +119,7 @@ impl Cluster {
 }
 
 pub fn ticket_by(key: &KeyPair, recipe: RecipeId, peer: PeerId) -> Ticket {
-    ticket_until(key, recipe, peer, Timestamp::from_millis(u64::MAX))
+    ticket_until(key, recipe, peer, wall_clock().plus_millis(TICKET_LIFE_MAX.as_millis() as u64))
 }
 
 fn ticket_until(key: &KeyPair, recipe: RecipeId, peer: PeerId, expires: Timestamp) -> Ticket {

@@ -24,6 +24,7 @@ use crate::key;
 use crate::login::Identity;
 use crate::query::Query;
 use crate::record::UploadPurpose;
+use crate::rights::PersonalToken;
 use crate::table::{Fault, Read, Table};
 use crate::transaction::{decoded, row};
 
@@ -488,9 +489,15 @@ pub fn audited<R: Read>(
         Command::PutRobot(robot) => ("robot.create", robot.name.to_string()),
         Command::RemoveRobot(name) => ("robot.remove", name.to_string()),
         Command::CreatePersonalToken(token) => {
-            ("token.create", format!("{} {}", token.user, token.id))
+            ("token.create", format!("{} {}{}", token.user, token.id, token.described()))
         }
-        Command::RemovePersonalToken { user, id } => ("token.remove", format!("{user} {id}")),
+        // The row goes; what it was stays here, and goes on into the archives.
+        Command::RemovePersonalToken { user, id } => {
+            let rows = query.personal_tokens(user)?;
+            let row = rows.into_iter().find(|row| row.id == *id);
+            let was = row.as_ref().map(PersonalToken::described).unwrap_or_default();
+            ("token.remove", format!("{user} {id}{was}"))
+        }
         Command::SetPolicy { project, .. } => ("policy.set", project.to_string()),
         Command::RemovePolicy { project } => ("policy.remove", project.to_string()),
         Command::Retire(retire) => ("image.retire", image(retire.image)?),

@@ -139,7 +139,9 @@ pub fn command_version(command: &Command) -> u8 {
         | Command::EndScan { .. }
         | Command::MoveChunks(_)
         | Command::SettleImages { .. }
-        | Command::IndexLists => 2,
+        | Command::IndexLists
+        | Command::NoteRegistration { .. }
+        | Command::RehashPassword { .. } => 2,
         // A variant or field that appears after a release gets an arm above, under a version that
         // the release does not know.
         _ => 1,

@@ -711,6 +711,20 @@ pub enum Command {
     /// projects, how much images have, the order in which tags were set. Once more changes nothing but
     /// the time.
     IndexLists,
+    /// Counts somebody who asks for an account of its own from `address`, which is blocked without an
+    /// end by the one that makes `limit` within the window.
+    NoteRegistration {
+        address: Suspect,
+        limit: u32,
+        window_ms: u64,
+    },
+    /// Keeps a user's password by another hash of it, where the one that it is kept by is `from` (its
+    /// BLAKE3). Sessions go on.
+    RehashPassword {
+        user: String,
+        from: [u8; 32],
+        to: Secret,
+    },
 }
 
 /// What goes from one repository. Sound whatever it holds: everything is looked at again.

@@ -398,6 +398,7 @@ pub fn audit(number: u64) -> [u8; 8] {
 pub const PASSWORDS: u8 = 1;
 pub const ACCOUNTS: u8 = 2;
 pub const TOKENS: u8 = 3;
+pub const REGISTRATIONS: u8 = 5;
 /// Before the suspect of a block, in the index of ends.
 pub const BLOCKED: u8 = 4;
 

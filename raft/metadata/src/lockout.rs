@@ -1,6 +1,6 @@
 //! Who guesses, and is let in no more for a while.
 //!
-//! Nodes note failures in batches; the times of the last ones are kept here, so that guesses at
+//! Nodes note failures in batches, and accounts that people ask for one by one; the times of the last ones are kept here, so that guesses at
 //! several nodes add up and a window is exact wherever it begins. What is too much is a block, for
 //! an account (names that nobody has are treated alike, and tell nothing) or an address.
 //!
@@ -75,6 +75,7 @@ pub enum BlockReason {
     Passwords,
     Accounts,
     Tokens,
+    Registrations,
 }
 
 impl fmt::Display for BlockReason {
@@ -83,6 +84,7 @@ impl fmt::Display for BlockReason {
             Self::Passwords => "too many wrong passwords",
             Self::Accounts => "wrong passwords for too many accounts",
             Self::Tokens => "too many wrong tokens",
+            Self::Registrations => "too many accounts asked for",
         })
     }
 }

@@ -55,6 +55,25 @@ fn the_first_and_the_last_of_data_keys_are_recorded() {
     assert_eq!(told(&world), ["encryption.begin m", "data_key.rotate p", &destroyed]);
 }
 
+#[test]
+fn what_a_deleted_token_was_stays_in_the_trail() {
+    let mut world = World::founded();
+    let row = PersonalToken { expires_at: Some(at(9_000)), ..personal_token("admin", 1) };
+    world.accepts(by_alice(Command::CreatePersonalToken(row)));
+    world.accepts(Command::NoteTokenUses { uses: [([1; 32], at(50))].into() });
+    let remove = Command::RemovePersonalToken { user: account("admin"), id: "1".into() };
+    world.accepts(by_alice(remove));
+    assert_eq!(world.query().personal_token(&[1; 32]).unwrap(), None);
+    let of = "admin 1 scopes=repo:read created=1 expires=9000";
+    assert_eq!(
+        told(&world),
+        [
+            format!("token.create {of} used=never name=token 1"),
+            format!("token.remove {of} used=50 name=token 1"),
+        ]
+    );
+}
+
 /// A trail of so many entries.
 fn trail(count: usize) -> World {
     let mut world = World::founded();

@@ -430,6 +430,12 @@ fn catalog_samples() -> Vec<Command> {
         move_chunks(9, &[1], &[(1, Some(8), &[2])], &[(1, 1)]),
         Command::SettleImages { images: [(image_id(1), at(300))].into() },
         Command::IndexLists,
+        Command::NoteRegistration {
+            address: Suspect::address([10, 0, 0, 1].into()),
+            limit: 300,
+            window_ms: 300,
+        },
+        Command::RehashPassword { user: "u".into(), from: [7; 32], to: Secret(vec![1, 2]) },
     ]
 }
 

@@ -132,6 +132,40 @@ fn wrong_tokens_block_an_address_for_a_while_and_no_account() {
 }
 
 #[test]
+fn the_tenth_account_asked_for_within_an_hour_blocks_an_address_until_it_is_let_in() {
+    let mut world = World::founded();
+    let ask = |world: &mut World, of: u8, times: u32| {
+        for _ in 0..times {
+            let address = address(of);
+            world.accepts(Command::NoteRegistration { address, limit: 10, window_ms: HOUR });
+        }
+    };
+    ask(&mut world, 1, 9);
+    ask(&mut world, 2, 1);
+    // What is over does not count, and what came within the hour does, wherever that began.
+    world.now += HOUR;
+    ask(&mut world, 1, 9);
+    world.now += HOUR / 2;
+    assert!(!is_blocked(&world, &address(1)));
+    ask(&mut world, 1, 1);
+    let block = world.query().block(&address(1), at(world.now)).unwrap().unwrap();
+    assert_eq!((block.reason, block.until), (BlockReason::Registrations, None));
+    assert!(!is_blocked(&world, &address(2)));
+    world.now += 365 * 24 * HOUR;
+    assert!(is_blocked(&world, &address(1)));
+    // Wrong passwords are another count, and what was counted ends with the block.
+    world.accepts(Command::Unblock { suspect: address(1) });
+    ask(&mut world, 1, 9);
+    world.accepts(failed([(password("a", 1), 1)]));
+    assert!(!is_blocked(&world, &address(1)));
+    ask(&mut world, 1, 1);
+    world.accepts(Command::Unblock { suspect: address(1) });
+    assert_eq!(count(&world, Table::Blocks), 0);
+    // Whoever is let in again has a clean slate; the account that the password was for is another.
+    assert_eq!(count(&world, Table::Suspicions), 1);
+}
+
+#[test]
 fn what_is_over_is_forgotten_and_a_flood_has_a_bound() {
     let mut world = World::founded();
     for batch in 0..20 {

@@ -99,6 +99,30 @@ fn sessions_go_with_their_user_its_password_and_their_number() {
 }
 
 #[test]
+fn another_hash_of_the_same_password_ends_nothing_and_takes_no_later_ones_place() {
+    let mut world = World::founded();
+    let ours = || Secret(b"$argon2id$".to_vec());
+    let anew = |from: &[u8], to| Command::RehashPassword {
+        user: "u".into(),
+        from: *blake3::hash(from).as_bytes(),
+        to,
+    };
+    assert_eq!(world.refuses(anew(b"hash", ours())), Refusal::NotFound(Subject::User));
+    world.accepts(Command::CreateUser(user("u", UserRole::Auditor)));
+    let before = world.query().user("u").unwrap().unwrap();
+    let session = session("u", "s", LoginMeans::Password);
+    world.accepts(Command::BeginSession { session, limit: 2 });
+    world.accepts(anew(&before.password_hash.0, ours()));
+    let now = world.query().user("u").unwrap().unwrap();
+    assert_eq!(now, User { password_hash: ours(), ..before.clone() });
+    assert_eq!(world.query().sessions("u").unwrap().len(), 1);
+    // One that was compared before somebody gave the account another password comes too late.
+    let late = anew(&before.password_hash.0, before.password_hash.clone());
+    assert_eq!(world.refuses(late), Refusal::Changed(Subject::User));
+    assert_eq!(world.query().user("u").unwrap().unwrap(), now);
+}
+
+#[test]
 fn an_administrator_who_is_let_in_again_has_a_new_password_and_no_factor() {
     let mut world = World::founded();
     for (name, role) in [("a", UserRole::Admin), ("a2", UserRole::Admin), ("u", UserRole::Auditor)]

@@ -504,6 +504,12 @@ pub struct Login {
     /// is the line after it
     #[arg(long)]
     pub password_stdin: bool,
+    /// Make the account first, where the cluster lets people do so
+    #[arg(long, conflicts_with_all = ["oidc", "workload"])]
+    pub register: bool,
+    /// With --register: where the account gets mail
+    #[arg(long, value_name = "ADDRESS", requires = "register")]
+    pub email: Option<String>,
     /// Log in with a browser, at the issuer that the cluster's settings name
     #[arg(long, conflicts_with_all = ["password_stdin", "workload"])]
     pub oidc: bool,

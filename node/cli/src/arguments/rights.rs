@@ -1,5 +1,6 @@
 //! The grammar of the commands about people and rights.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub enum UserCommand {
         /// Read the password from standard input
         #[arg(long)]
         password_stdin: bool,
+    },
+    /// Make an account for each line of an htpasswd file (NAME:HASH, bcrypt)
+    Import {
+        file: PathBuf,
     },
     /// Change somebody's role, password or e-mail address
     Set {

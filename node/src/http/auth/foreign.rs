@@ -59,7 +59,7 @@ pub async fn check(app: &App, view: &View, token: &str) -> Result<Known, Problem
     let claims = app.issuers.verify(&keys, &settings.issuer, &settings.audience, token).await?;
     let wanted = Wanted {
         name: claims.text(&settings.account_claim).unwrap_or_default(),
-        email: claims.text("email"),
+        email: claims.email(),
     };
     let create = settings.create_accounts;
     let user =

@@ -8,6 +8,7 @@ use reqwest::header::{ACCEPT, USER_AGENT};
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
 use super::issuer::{Person, read_answer};
 use crate::config::Oidc;
@@ -57,6 +58,15 @@ struct Team {
     organization: Organization,
 }
 
+#[derive(Deserialize)]
+struct Address {
+    email: String,
+    #[serde(default)]
+    primary: bool,
+    #[serde(default)]
+    verified: bool,
+}
+
 /// Where a browser is sent.
 pub fn authorization_endpoint(settings: &Oidc) -> String {
     format!("{}/login/oauth/authorize", settings.issuer.trim_end_matches('/'))
@@ -67,9 +77,15 @@ pub fn token_endpoint(settings: &Oidc) -> String {
     format!("{}/login/oauth/access_token", settings.issuer.trim_end_matches('/'))
 }
 
-/// What has to be asked for: nothing for the account itself.
+/// What has to be asked for: nothing for the account itself. An e-mail address is noted with a new
+/// account alone, so it is not asked for where none is made.
 pub fn scopes(settings: &Oidc) -> &'static str {
-    if settings.uses_groups() { "read:org" } else { "" }
+    match (settings.uses_groups(), settings.create_accounts) {
+        (true, true) => "read:org user:email",
+        (true, false) => "read:org",
+        (false, true) => "user:email",
+        (false, false) => "",
+    }
 }
 
 /// Who came back, by GitHub's `answer` to the code. Groups are organizations, as `acme`, and teams,
@@ -101,7 +117,8 @@ pub async fn person(
         let name = |team: Team| format!("{}/{}", team.organization.login, team.slug);
         groups.extend(teams.into_iter().map(name));
     }
-    Ok(Person { subject: account.id.to_string(), account: account.login, email: None, groups })
+    let email = if settings.create_accounts { api.email().await } else { None };
+    Ok(Person { subject: account.id.to_string(), account: account.login, email, groups })
 }
 
 struct Api<'a> {
@@ -124,6 +141,22 @@ impl Api<'_> {
         }
         let answer = answer.error_for_status().map_err(|error| chain(&error))?;
         Ok(read_answer(answer).await?)
+    }
+
+    /// The address that GitHub has seen somebody read, of those the first. The profile's is whatever was
+    /// typed there, if anything. Nobody is kept out for want of one.
+    async fn email(&self) -> Option<String> {
+        let all: Result<Vec<Address>, Unknown> = self.get("user/emails?per_page=100").await;
+        match all {
+            Ok(all) => {
+                let own = all.into_iter().find(|address| address.primary && address.verified);
+                own.map(|address| address.email)
+            }
+            Err(why) => {
+                warn!(?why, "an e-mail address cannot be had");
+                None
+            }
+        }
     }
 
     /// Of more than is read here, nothing: who is in how many groups must not decide which count.

@@ -120,6 +120,17 @@ impl Claims {
         self.text("sub").unwrap_or_default()
     }
 
+    /// Where the subject gets mail, unless the issuer says that it has not seen that (OpenID Connect
+    /// Core 1.0, 5.1). Some write the truth value as a text.
+    pub fn email(&self) -> Option<&str> {
+        let unseen = match self.0.get("email_verified") {
+            Some(Value::Bool(seen)) => !seen,
+            Some(Value::String(text)) => text != "true",
+            _ => false,
+        };
+        self.text("email").filter(|_| !unseen)
+    }
+
     /// In seconds.
     pub fn expires(&self) -> u64 {
         self.0.get("exp").and_then(Value::as_f64).map_or(0, |seconds| seconds as u64)

@@ -1,10 +1,11 @@
 //! Who asks: Basic and Bearer credentials of people, robots, agents and nodes.
 //!
-//! Invariants: an unknown user costs as much time as a wrong password; whoever brings a token is
-//! looked up in the metadata again, so that what was revoked is revoked at once; a program's
-//! secret is known by its hash alone.
+//! Invariants: an unknown user costs as much time as a wrong password, whatever that is compared
+//! with; whoever brings a token is looked up in the metadata again, so that what was revoked is
+//! revoked at once; a program's secret is known by its hash alone.
 //! Non-goal: what the one who asks may do; see `permit`.
 
+pub mod bcrypt;
 pub mod directory;
 mod foreign;
 pub mod github;
@@ -40,7 +41,7 @@ use super::problem::Problem;
 use super::rates::Asking;
 use crate::state::App;
 use given::Given;
-use password::{Attempt, Checked, crowded};
+use password::{Attempt, Checked, crowded, keep_anew};
 
 pub use foreign::{Wanted, account as foreign_account};
 pub use groups::follow;
@@ -61,7 +62,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The answer where a password is right and not enough.
 pub const CODE_NEEDED: &str = "second_factor_needed";
 /// Where there is a directory, a wrong password is answered at a multiple of this: for some names the
-/// directory is asked, for others not, and how long that takes would tell which.
+/// directory is asked, for others not, and how long that takes would tell which. So would a hash of
+/// another program's, where there may be such.
 const WRONG_BEAT: Duration = Duration::from_millis(500);
 /// What a personal token begins with.
 pub const PERSONAL_TOKEN_PREFIX: &str = "pat_v1_";
@@ -249,6 +251,8 @@ pub async fn first_factor(
     if let Some(User { name, role, .. }) = barred(app, Box::pin(there).await)? {
         return Ok(Principal::User { name, role, token: None, session: None });
     }
+    let came_hashed = stored.as_ref().is_some_and(|stored| bcrypt::Hash::read(&stored.0).is_some());
+    let again = came_hashed.then(|| password.clone());
     // Whoever the directory does not let in is wrong here, too, in the same time as others.
     let right = match app.accounts.check(attempt, password, stored).await {
         Checked::Right => true,
@@ -258,11 +262,14 @@ pub async fn first_factor(
     };
     match user {
         Some(user) if right => {
+            if let Some(password) = again {
+                Box::pin(keep_anew(app, client, &user, password)).await;
+            }
             let (name, role) = (user.name, user.role);
             Ok(Principal::User { name, role, token: None, session: None })
         }
         _ => {
-            if app.directory.is_set() {
+            if app.directory.is_set() || app.config.accounts.bcrypt {
                 tokio::time::sleep(until_beat(begun.elapsed())).await;
             }
             Err(wrong())

@@ -13,10 +13,13 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use axum::http::StatusCode;
 use moka::future::Cache;
 use parking_lot::Mutex;
-use shoal_metadata::{AuditResult, AuditSource, Secret, Suspect};
+use shoal_metadata::{AuditResult, AuditSource, Command, Secret, Suspect, User};
 use tokio::sync::Semaphore;
+use tracing::debug;
 use zeroize::Zeroizing;
 
+use super::bcrypt::Hash;
+use crate::clock::now;
 use crate::http::problem::Problem;
 use crate::state::App;
 
@@ -70,7 +73,9 @@ impl Accounts {
         stored: Option<Secret>,
     ) -> Checked {
         // An account without a password costs as much time as one that is not there.
-        let stored = stored.filter(|stored| stored.0.starts_with(b"$"));
+        let bcrypt = attempt.app.config.accounts.bcrypt;
+        let fits = |stored: &Secret| bcrypt || Hash::read(&stored.0).is_none();
+        let stored = stored.filter(|stored| stored.0.starts_with(b"$") && fits(stored));
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.nobody.clone());
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
@@ -101,9 +106,10 @@ impl Accounts {
             // A request that is given up leaves its hash running: the next one waits all the same,
             // and it counts.
             let _held = (permit, place);
-            let hash = std::str::from_utf8(&stored.0).unwrap_or_default();
-            let right = Argon2::default().verify_password(password.as_bytes(), hash).is_ok();
-            let right = known & right;
+            if bcrypt {
+                super::bcrypt::prepare();
+            }
+            let right = known & is_of(&stored, &password);
             if !right && !attempt.counted {
                 attempt.failed();
             }
@@ -158,6 +164,34 @@ impl Accounts {
             Ok(Err(error)) => Err(Problem::internal(&std::io::Error::other(error.to_string()))),
             Err(error) => Err(Problem::internal(&error)),
         }
+    }
+}
+
+fn is_of(stored: &Secret, password: &str) -> bool {
+    if let Some(hash) = Hash::read(&stored.0) {
+        return hash.is_of(password.as_bytes());
+    }
+    let hash = std::str::from_utf8(&stored.0).unwrap_or_default();
+    Argon2::default().verify_password(password.as_bytes(), hash).is_ok()
+}
+
+/// Keeps a password that was right by a hash of ours, where it came with another program's. Until that
+/// could be done it is compared with the one that it came with.
+pub(super) async fn keep_anew(
+    app: &App,
+    client: Option<IpAddr>,
+    user: &User,
+    password: Zeroizing<String>,
+) {
+    let kept = async {
+        let to = app.accounts.hash(client, password).await?;
+        let from = *blake3::hash(&user.password_hash.0).as_bytes();
+        let anew = Command::RehashPassword { user: user.name.clone(), from, to };
+        app.raft.propose(now(), anew).await?;
+        Ok::<(), Problem>(())
+    };
+    if let Err(problem) = kept.await {
+        debug!(user = %user.name, problem = %problem.message, "a bcrypt hash is kept for now");
     }
 }
 

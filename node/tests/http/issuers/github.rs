@@ -37,6 +37,8 @@ struct Played {
     scope: String,
     /// Whether the account keeps its organizations to itself.
     closed: bool,
+    /// What is said of its addresses; `None` is refused.
+    emails: Option<Value>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -51,6 +53,7 @@ impl GitHub {
             .route("/login/oauth/authorize", get(authorize))
             .route("/login/oauth/access_token", post(access_token))
             .route("/api/v3/user", get(user))
+            .route("/api/v3/user/emails", get(emails))
             .route("/api/v3/user/orgs", get(organizations))
             .route("/api/v3/user/teams", get(teams))
             .with_state(played.clone());
@@ -109,6 +112,15 @@ async fn user(State(GitHub(played)): State<GitHub>, headers: HeaderMap) -> Answe
         return Status::UNAUTHORIZED.into_response();
     }
     Json(played.lock().account.clone()).into_response()
+}
+
+async fn emails(State(GitHub(played)): State<GitHub>, headers: HeaderMap) -> Answer {
+    let played = played.lock();
+    let allowed = played.scope.split(' ').any(|scope| scope == "user:email");
+    match &played.emails {
+        Some(emails) if is_let_in(&headers) && allowed => Json(emails.clone()).into_response(),
+        _ => Status::NOT_FOUND.into_response(),
+    }
 }
 
 fn page(all: &[Value], asked: &Fields) -> Answer {
@@ -182,7 +194,8 @@ async fn people_log_in_at_github_with_its_organizations_and_teams() -> Result<()
     let found = whoami(&session).await?;
     ensure!(found["username"] == "octo-cat" && found["role"] == "user", "{found}");
     ensure!(members().await? == json!(["octo-cat"]), "{}", members().await?);
-    ensure!(github.0.lock().scope == "read:org", "{}", github.0.lock().scope);
+    let scope = github.0.lock().scope.clone();
+    ensure!(scope == "read:org user:email", "{scope}");
 
     // The number stays when the name changes, and another organization's team is another team.
     github.is(583_231, "renamed", &["acme-owners"], &[("evil", "dev")]);
@@ -218,7 +231,7 @@ async fn people_log_in_at_github_with_its_organizations_and_teams() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_groups_github_is_asked_for_nothing_but_who_it_is() -> Result<()> {
+async fn an_account_gets_the_first_address_that_github_has_seen_read() -> Result<()> {
     let (github, url) = GitHub::start().await?;
     let node = Node::start_with(|config| {
         config.oidc.protocol = shoal_node::config::Protocol::Github;
@@ -231,13 +244,55 @@ async fn without_groups_github_is_asked_for_nothing_but_who_it_is() -> Result<()
     level_raised(&node).await?;
     github.0.lock().closed = true;
     github.is(1, "mona", &["acme"], &[]);
-    let _session: Value = read(Browser::new(&node)?.login().await?).await?;
-    ensure!(github.0.lock().scope.is_empty(), "{}", github.0.lock().scope);
+    let email = async |id: u64, login: &str, emails: Option<Value>| -> Result<Value> {
+        github.is(id, login, &["acme"], &[]);
+        github.0.lock().emails = emails;
+        let _session: Value = read(Browser::new(&node)?.login().await?).await?;
+        let user: Value = node.get(&format!("users/{login}")).await?;
+        Ok(user["email"].clone())
+    };
+    let address = |email: &str, primary: bool, verified: bool| json!({ "email": email, "primary": primary, "verified": verified, "visibility": null });
+    let all = json!([
+        address("typed@example.com", false, true),
+        address("mona@example.com", true, true),
+        address("unread@example.com", false, false),
+    ]);
+    ensure!(email(1, "mona", Some(all)).await? == "mona@example.com");
+    ensure!(github.0.lock().scope == "user:email", "{}", github.0.lock().scope);
+    // Who has none that holds, or gives none, is let in all the same.
+    let unread = json!([address("lisa@example.com", true, false)]);
+    ensure!(email(2, "lisa", Some(unread)).await?.is_null());
+    ensure!(email(3, "nell", None).await?.is_null());
+    ensure!(email(4, "nils", Some(json!({ "odd": 1 }))).await?.is_null());
+    let odd = json!([address("no address", true, true)]);
+    ensure!(email(5, "nora", Some(odd)).await?.is_null());
+    // A later login leaves what is noted.
+    let other = json!([address("other@example.com", true, true)]);
+    ensure!(email(1, "mona", Some(other)).await? == "mona@example.com");
     // What is no answer of GitHub's lets nobody in.
     for odd in [json!({ "login": "mona" }), json!("mona"), json!({ "id": "1", "login": "mona" })] {
         github.0.lock().account = odd;
         let refused = Browser::new(&node)?.login().await?;
         ensure!(problem(refused, StatusCode::BAD_GATEWAY).await?.code == "issuer_away");
     }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_account_is_made_github_is_asked_for_nothing_but_who_it_is() -> Result<()> {
+    let (github, url) = GitHub::start().await?;
+    let node = Node::start_with(|config| {
+        config.oidc.protocol = shoal_node::config::Protocol::Github;
+        config.oidc.issuer = url.clone();
+        config.oidc.client_id = CLIENT.to_owned();
+        config.oidc.client_secret = SECRET.to_owned();
+        config.oidc.create_accounts = false;
+    })
+    .await?;
+    level_raised(&node).await?;
+    github.is(1, "mona", &["acme"], &[]);
+    let unknown = problem(Browser::new(&node)?.login().await?, StatusCode::UNAUTHORIZED).await?;
+    ensure!(unknown.code == "identity_unknown", "{unknown:?}");
+    ensure!(github.0.lock().scope.is_empty(), "{}", github.0.lock().scope);
     node.server.stop().await
 }

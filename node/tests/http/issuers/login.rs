@@ -119,6 +119,15 @@ async fn people_log_in_at_another_issuer_with_the_groups_that_they_have_there() 
     read::<Value>(Browser::new(&node)?.login().await?).await?;
     let found: Value = read(me(&node, &token).await?).await?;
     ensure!(found["role"] == "user", "{found}");
+    // An address that the issuer has not seen read is not noted.
+    for (subject, name, seen) in [("s-3", "unseen", json!(false)), ("s-4", "texts", json!("false"))]
+    {
+        visit(subject, name, &[])?;
+        issuer.0.visit.lock().claims["email_verified"] = seen;
+        read::<Value>(Browser::new(&node)?.login().await?).await?;
+        let account: Value = node.get(&format!("users/{name}")).await?;
+        ensure!(account["email"].is_null(), "{account}");
+    }
     // Whoever is called like an account that is here does not get it.
     visit("s-2", "admin", &["wheel"])?;
     let taken = Browser::new(&node)?.login().await?;

@@ -91,6 +91,25 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    /// One at a time, so that the answer to it says whether the address is blocked by now.
+    pub(super) fn note_registration(
+        &mut self,
+        address: &Suspect,
+        limit: u32,
+        window_ms: u64,
+    ) -> Result<Response, Stop> {
+        let registrations = Rule {
+            kind: key::REGISTRATIONS,
+            limit,
+            window_ms,
+            block_ms: None,
+            reason: BlockReason::Registrations,
+        };
+        self.forget_ended()?;
+        self.suspect(address, &registrations, None, 1, &mut Looked::default())?;
+        Ok(Response::Done)
+    }
+
     /// `tried` counts once, however often it comes.
     fn suspect(
         &mut self,
@@ -260,7 +279,7 @@ impl<R: Read> Step<'_, R> {
         self.unmark_block(&block, &key);
         self.rows.remove(Table::Blocks, key);
         self.add(BLOCKS_COUNT, -1)?;
-        for kind in [key::PASSWORDS, key::ACCOUNTS, key::TOKENS] {
+        for kind in [key::PASSWORDS, key::ACCOUNTS, key::TOKENS, key::REGISTRATIONS] {
             let key = key::suspicion(kind, who);
             if let Some(old) = row::<Suspicion>(&self.rows, Table::Suspicions, &key)? {
                 self.rows.remove(Table::SuspicionEnds, key::ends(old.ends, &key));

@@ -305,6 +305,21 @@ impl<R: Read> Step<'_, R> {
         Ok(Response::Done)
     }
 
+    /// Somebody may have given the user another password since this one was compared.
+    pub(super) fn rehash_password(
+        &mut self,
+        user: &str,
+        from: [u8; 32],
+        to: Secret,
+    ) -> Result<Response, Stop> {
+        let row = self.query().user(user)?.ok_or(Refusal::NotFound(Subject::User))?;
+        if blake3::hash(&row.password_hash.0) != from {
+            return Err(Refusal::Changed(Subject::User).into());
+        }
+        self.rows.put(Table::Users, user.as_bytes(), &User { password_hash: to, ..row });
+        Ok(Response::Done)
+    }
+
     /// With the factors and sessions from before goes a lock that wrong passwords have brought, and
     /// the wish that the account be removed. Its tokens, rights and links to other issuers stay.
     pub(super) fn recover_administrator(

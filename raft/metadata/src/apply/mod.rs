@@ -374,6 +374,10 @@ impl<R: Read> Step<'_, R> {
             Command::MoveChunks(moved) => self.move_chunks(&moved),
             Command::SettleImages { images } => self.settle_images(&images),
             Command::IndexLists => self.index_lists(),
+            Command::NoteRegistration { address, limit, window_ms } => {
+                self.note_registration(&address, limit, window_ms)
+            }
+            Command::RehashPassword { user, from, to } => self.rehash_password(&user, from, to),
         }
     }
 }

@@ -64,6 +64,25 @@ pub struct PersonalToken {
     pub last_used_at: Option<Timestamp>,
 }
 
+impl PersonalToken {
+    /// What it is besides whose, for the trail: ` scopes=repo:read created=… expires=… used=… name=…`, with
+    /// times in milliseconds since 1970. What its user calls it comes last, since it may be anything.
+    pub(crate) fn described(&self) -> String {
+        let at = |time: Option<Timestamp>| {
+            time.map_or_else(|| "never".to_owned(), |time| time.as_millis().to_string())
+        };
+        let scopes: Vec<&str> = self.scopes.iter().copied().map(Scope::as_str).collect();
+        format!(
+            " scopes={} created={} expires={} used={} name={}",
+            scopes.join(","),
+            self.created_at.as_millis(),
+            at(self.expires_at),
+            at(self.last_used_at),
+            self.name
+        )
+    }
+}
+
 /// `robot$PROJECT+NAME`: an account of one project, for programs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RobotName {

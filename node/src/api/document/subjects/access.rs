@@ -22,6 +22,16 @@ pub fn login() -> Subject {
                 .refuses(401, "ticket_invalid code_wrong")
                 .refuses(403, "locked")
                 .refuses(404, "not_found"),
+            post("/api/v1/auth/register", "Makes an account for whoever asks")
+                .about(
+                    "Where `accounts.registration` is `open`. An address that asks for too many, whether \
+                     it gets them or not, is blocked.",
+                )
+                .status(201)
+                .refuses(400, "password_invalid email_invalid")
+                .refuses(403, "locked")
+                .refuses(404, "registration_closed")
+                .refuses(409, "user_exists"),
             post("/api/v1/auth/passkey", "Asks for a passkey")
                 .about(
                     "Give `options` to `navigator.credentials.get`. Without a name or a ticket any \

@@ -65,7 +65,7 @@ pub fn users() -> Subject {
             post("/api/v1/users", "Makes an account")
                 .about("Without a password one is made up, and shown this once.")
                 .status(201)
-                .refuses(400, "role_invalid password_invalid email_invalid")
+                .refuses(400, "role_invalid password_invalid password_hash_invalid email_invalid")
                 .refuses(409, "user_exists"),
             get("/api/v1/users/{user}", "Shows an account").refuses(404, "user_not_found"),
             patch("/api/v1/users/{user}", "Changes an account")

@@ -307,7 +307,7 @@ mod tests {
         // In a cluster that has content, over the borders of such clusters, and up to the end.
         let free = [5000..6000, 60_000..70_000, 70_001..3 << 20, 21 << 20..39 << 20];
         let end = clean.len() as u64;
-        let free = free.into_iter().chain([(39 << 20) + 300_000..end - 1]);
+        let free = free.into_iter().chain(std::iter::once((39 << 20) + 300_000..end - 1));
         let free: Vec<Range<u64>> = free.collect();
         let mut disk = clean.clone();
         for free in &free {

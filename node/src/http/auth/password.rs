@@ -106,9 +106,6 @@ impl Accounts {
             // A request that is given up leaves its hash running: the next one waits all the same,
             // and it counts.
             let _held = (permit, place);
-            if bcrypt {
-                super::bcrypt::prepare();
-            }
             let right = known & is_of(&stored, &password);
             if !right && !attempt.counted {
                 attempt.failed();

@@ -43,6 +43,7 @@ use tracing::warn;
 
 use super::linger::{Lingering, Unread};
 use super::prompt::Prompt;
+use super::unencrypted::RefuseUnencrypted;
 
 /// Connections at one listener: thousands of agents hold one each for their orders.
 const CONNECTIONS_MAX: usize = 16 * 1024;
@@ -133,7 +134,8 @@ impl Listening {
         };
         let task = match tls {
             Some(tls) => {
-                let acceptor = Prompt::new(RustlsAcceptor::new(tls));
+                let acceptor = RustlsAcceptor::new(tls).acceptor(RefuseUnencrypted);
+                let acceptor = Prompt::new(acceptor);
                 tokio::spawn(serving.accept(listener, acceptor))
             }
             None => tokio::spawn(serving.accept(listener, Prompt::new(DefaultAcceptor::new()))),

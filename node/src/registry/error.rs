@@ -146,7 +146,10 @@ impl From<Refusal> for RegistryError {
             Refusal::MissingReference(digest) => Self::new(
                 StatusCode::NOT_FOUND,
                 "MANIFEST_BLOB_UNKNOWN",
-                format!("the manifest refers to {digest}, which the repository does not have"),
+                format!(
+                    "the manifest refers to {digest}, which the repository does not have, or not \
+                     in the size that the manifest says"
+                ),
             ),
             // Docker repeats what is refused with a code that it does not know.
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {

@@ -466,8 +466,8 @@ async fn credentials(
 ) -> Result<Known, Problem> {
     let from = client(parts);
     let nobody = || {
-        let barred = barred(app, app.lockout.check_address(view.query(), from));
-        barred.map(|()| Known::default())
+        let let_in = app.lockout.check_address(view.query(), from);
+        barred(app, let_in).map(|()| Known::default())
     };
     let Some(value) = parts.headers.get(header::AUTHORIZATION) else { return nobody() };
     let given = Given::parse(value.to_str().unwrap_or_default());

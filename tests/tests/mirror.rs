@@ -259,8 +259,40 @@ fn attacks(stage: &mut Stage) -> Result<()> {
         let two = ["-H", "authorization: Basic YTpi"];
         ensure!(stage.ask(&carol, &private[0], &two)?.0 == 401);
     }
+    lists(stage, &carol, &mallory)?;
     revoked(stage, &carol, &carols, &private)?;
     without_nodes(stage, &private, &public)
+}
+
+/// Tags and referrers come from a node, to whom it gives them.
+fn lists(stage: &Stage, carol: &As, mallory: &As) -> Result<()> {
+    let tags = format!("/v2/{PRIVATE}/tags/list");
+    let referrers = format!("/v2/{PRIVATE}/referrers/{}", stage.private.manifest_digest);
+    for (path, list, kind) in [
+        (&tags, "tags", "application/json"),
+        (&referrers, "manifests", "application/vnd.oci.image.index.v1+json"),
+    ] {
+        let (status, headers, body) = stage.ask(carol, path, &[])?;
+        ensure!(status == 200 && headers.contains(&format!("content-type: {kind}")), "{headers}");
+        let text = fs::read_to_string(body)?;
+        let answer: serde_json::Value = serde_json::from_str(&text).context(text)?;
+        let found = answer[list].as_array().map(Vec::len);
+        ensure!(found == Some(usize::from(list == "tags")), "{answer}");
+        // Who names a registry wants that one's list.
+        ensure!(stage.status(carol, &format!("{path}?ns=docker.io"))? == 404, "{path}");
+        for who in [&As::Nobody, &As::Login("carol:wrong".into())] {
+            let (status, headers, _) = stage.ask(who, path, &[])?;
+            ensure!(status == 401 && headers.contains("www-authenticate"), "{who:?}: {headers}");
+        }
+    }
+    ensure!(stage.status(mallory, &tags)? == 404, "another's tags");
+    let (status, _, body) = stage.ask(mallory, &referrers, &[])?;
+    let none = fs::read_to_string(body)?.contains("\"manifests\":[]");
+    ensure!(status == 200 && none, "what may not be seen is as what is not there: {status}");
+    ensure!(stage.status(&As::Nobody, &format!("/v2/{PUBLIC}/tags/list?n=0"))? == 200);
+    let bad = format!("/v2/{PUBLIC}/tags/list?n=many");
+    ensure!(stage.status(&As::Nobody, &bad)? == 400, "a node refuses such a number");
+    Ok(())
 }
 
 fn revoked(stage: &mut Stage, carol: &As, token: &str, private: &[String]) -> Result<()> {

@@ -3,7 +3,8 @@
 //!
 //! Manifests are resolved at a node; when none answers, the last known resolution serves for as
 //! long as its tickets are valid. Blobs stream while the swarm still fetches. What the cluster does
-//! not have is 404, so that clients go on to where it came from. Nothing can be pushed here.
+//! not have is 404, so that clients go on to where it came from. Tags and referrers are a node's to
+//! list. Nothing can be pushed here.
 //!
 //! Invariants: only verified chunks leave; a blob is served only against a valid ticket for it, and
 //! nothing before a node has allowed it to whoever asks (`rights`). `?ns=` names another registry that
@@ -11,6 +12,7 @@
 
 mod blob;
 mod error;
+mod lists;
 mod login;
 mod manifest;
 mod passed;
@@ -35,6 +37,7 @@ use crate::fetch::Fetcher;
 use crate::metrics::AgentMetrics;
 use crate::transfers::Transfers;
 use error::Error;
+use lists::List;
 use login::Caller;
 pub use login::Logins;
 pub use rights::Rights;
@@ -85,6 +88,7 @@ enum Target {
     Token,
     Manifest(RepositoryName, Pin),
     Blob(RepositoryName, Digest),
+    List(RepositoryName, List),
 }
 
 impl Target {
@@ -94,13 +98,14 @@ impl Target {
             Self::Token => "token",
             Self::Manifest(..) => "manifest",
             Self::Blob(..) => "blob",
+            Self::List(..) => "list",
         }
     }
 
     const fn name(&self) -> Option<&RepositoryName> {
         match self {
             Self::Base | Self::Token => None,
-            Self::Manifest(name, _) | Self::Blob(name, _) => Some(name),
+            Self::Manifest(name, _) | Self::Blob(name, _) | Self::List(name, _) => Some(name),
         }
     }
 }
@@ -166,6 +171,10 @@ async fn answer(
             let caller = allow(mirror, headers, &name, Thing::Blob(&digest)).await?;
             blob::serve(mirror.clone(), &caller, name, digest, head, headers).await
         }
+        Target::List(name, list) => {
+            let caller = mirror.logins.caller(headers)?;
+            lists::serve(mirror, &caller, &name, &list, request.uri().query(), head).await
+        }
     }
 }
 
@@ -206,6 +215,19 @@ fn target(mirror: &Mirror, front: Front, request: &Request) -> Result<Target, Er
             Front::Hub => mirror.upstreams.of_hub(&name).ok_or(Error::UnknownName),
         }
     };
+    // Whose list it would be is known only where no other registry is named.
+    if front == Front::Cluster && namespace.is_none() {
+        if let Some(repository) = rest.strip_suffix("/tags/list") {
+            return Ok(Target::List(name(repository)?, List::Tags));
+        }
+        if let Some((repository, subject)) = rest.rsplit_once("/referrers/")
+            && !subject.contains('/')
+        {
+            let subject = subject.replace("%3A", ":").parse();
+            let subject = subject.map_err(|_| Error::UnknownManifest)?;
+            return Ok(Target::List(name(repository)?, List::Referrers(subject)));
+        }
+    }
     if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
         // Names that mirrors are asked for need not follow our grammar: those we do not have.
         let pin = reference.replace("%3A", ":").parse().map_err(|_| Error::UnknownManifest)?;

@@ -158,7 +158,8 @@ pub struct PersonalToken {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreatePersonalToken {
     pub name: String,
-    /// `repo:read`, `repo:write`, `repo:delete`, `admin`; reading alone where none is given.
+    /// `repo:read`, `repo:write`, `repo:delete`, `admin`; reading alone where none is given, and with
+    /// writing and deleting in any case.
     #[serde(default)]
     pub scopes: BTreeSet<String>,
     /// `None` is never.

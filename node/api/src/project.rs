@@ -135,7 +135,8 @@ pub struct CreateRobot {
     pub name: AccountName,
     #[serde(default)]
     pub description: String,
-    /// `repo:read`, `repo:write`, `repo:delete`; reading alone where none is given.
+    /// `repo:read`, `repo:write`, `repo:delete`; reading alone where none is given, and with writing
+    /// and deleting in any case.
     #[serde(default)]
     pub scopes: BTreeSet<String>,
     #[serde(default)]

@@ -19,15 +19,20 @@ use crate::state::App;
 const NAME_CHARS_MAX: usize = 100;
 const TTL_SECONDS_MAX: u64 = 10 * 366 * 24 * 3600;
 
+/// The scopes that are asked for. Reading comes with writing and deleting: clients of registries look
+/// what is there before they send or delete something, and give up where they may not.
+///
 /// # Errors
 /// Where a scope is none.
 pub(super) fn scopes_of(texts: &BTreeSet<String>) -> Result<BTreeSet<Scope>, Problem> {
-    if texts.is_empty() {
-        return Ok([Scope::Read].into());
-    }
     let parse = |text: &String| text.parse();
-    let scopes: Result<_, String> = texts.iter().map(parse).collect();
-    scopes.map_err(|error| Problem::bad_request("scope_invalid", error))
+    let scopes: Result<BTreeSet<Scope>, String> = texts.iter().map(parse).collect();
+    let mut scopes = scopes.map_err(|error| Problem::bad_request("scope_invalid", error))?;
+    let reads = [Scope::Write, Scope::Delete].iter().any(|scope| scopes.contains(scope));
+    if reads || scopes.is_empty() {
+        scopes.insert(Scope::Read);
+    }
+    Ok(scopes)
 }
 
 pub(super) fn scope_names(scopes: &BTreeSet<Scope>) -> BTreeSet<String> {

@@ -31,7 +31,8 @@ use crate::clock;
 use crate::config::Config;
 use crate::http::{check_forwarded, check_trace_parent};
 use crate::registry::fuzzed::{
-    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, names_digest, page_size, wanted,
+    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, names_digest, page_size, several,
+    wanted,
 };
 use crate::upstreams::check_challenge;
 
@@ -116,6 +117,10 @@ pub fn ranges(data: &[u8]) {
     let (length, text) = (u64::from_le_bytes(*length), String::from_utf8_lossy(text));
     if let Wanted::Part(range) = wanted(Some(&text), length) {
         assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
+    }
+    if let Some(ranges) = several(Some(&text), length) {
+        let sent: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        assert!(ranges.len() > 1 && sent <= length, "{ranges:?} of {length}");
     }
     if let Some((first, last)) = content_range(&text) {
         assert_eq!(content_range(&format!("{first}-{last}")), Some((first, last)));

@@ -14,7 +14,7 @@
 
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,7 @@ use tracing::warn;
 
 use super::linger::{Lingering, Unread};
 use super::prompt::Prompt;
+use super::unencrypted::RefuseUnencrypted;
 
 /// Connections at one listener: thousands of agents hold one each for their orders.
 const CONNECTIONS_MAX: usize = 16 * 1024;
@@ -60,6 +61,8 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same of all requests of a connection: an upload that waits for room takes none of what the
 /// others may send.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION_MAX * STREAM_WINDOW_BYTES;
+/// Headers of one HTTP/2 request, as they count there: a `Range` may name a thousand ranges.
+const HEADERS_BYTES_MAX: u32 = 64 * 1024;
 /// An HTTP/2 client that is silent is asked, and given up when it does not answer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -131,7 +134,8 @@ impl Listening {
         };
         let task = match tls {
             Some(tls) => {
-                let acceptor = Prompt::new(RustlsAcceptor::new(tls));
+                let acceptor = RustlsAcceptor::new(tls).acceptor(RefuseUnencrypted);
+                let acceptor = Prompt::new(acceptor);
                 tokio::spawn(serving.accept(listener, acceptor))
             }
             None => tokio::spawn(serving.accept(listener, Prompt::new(DefaultAcceptor::new()))),
@@ -176,6 +180,7 @@ fn builder() -> Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEADERS_BYTES_MAX)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     builder
@@ -288,6 +293,7 @@ impl Serving {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         address: SocketAddr,
     ) {
+        let address = canonical(address);
         let asked = CancellationToken::new();
         let (router, first, in_the_clear) = (self.router, asked.clone(), self.in_the_clear);
         let unread = Unread::default();
@@ -330,6 +336,15 @@ impl Serving {
     }
 }
 
+/// A client of IPv4 at a socket of both versions has the address that all others know it by, not one
+/// of IPv6 that it is mapped to.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(client) => SocketAddr::from((client, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::middleware::from_fn;
@@ -352,6 +367,19 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_INTERVAL);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED_AFTER));
+    }
+
+    #[test]
+    fn a_client_of_ipv4_has_one_address_at_every_socket() {
+        for (came, known) in [
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1:80"),
+            ("192.0.2.1:80", "192.0.2.1:80"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            let came: SocketAddr = came.parse().unwrap();
+            assert_eq!(canonical(came), known.parse().unwrap());
+        }
     }
 
     #[tokio::test]

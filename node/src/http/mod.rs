@@ -22,6 +22,7 @@ mod safeguards;
 mod server;
 pub mod signature;
 mod silence;
+mod unencrypted;
 
 pub(crate) use access::check_trace_parent;
 pub use certificate::Certificates;

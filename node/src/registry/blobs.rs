@@ -16,8 +16,9 @@ use shoal_formats::Export;
 use shoal_metadata::{Action, Blob, Command, ImageKind, Reference, Version, What, permission};
 use uuid::Uuid;
 
-use super::range::{Wanted, wanted};
-use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, condition, empty, image};
+use super::byteranges::ByteRanges;
+use super::range::{Wanted, several, wanted};
+use super::{Answer, Asked, CONTENT_DIGEST, RegistryError, condition, empty, image, text_header};
 use crate::disks::{EMPTY, exported, file_target};
 use crate::http::noted;
 use crate::http::problem::Problem;
@@ -41,17 +42,22 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
     if condition::has(&asked.headers, digest) {
         return condition::not_modified(digest);
     }
-    if asked.method == Method::GET
-        && let Content::Stored(blob) = &content
-        && let Some(address) = elsewhere(asked, blob).await?
-    {
-        let headers = [(header::LOCATION, address), (CONTENT_DIGEST, digest.to_string())];
-        return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
-    }
     let size = content.size();
     let etag = condition::entity_tag(digest);
     // Ranges are defined for GET alone (RFC 9110, 14.2).
     let range = condition::range_of(&asked.headers, &etag).filter(|_| asked.method == Method::GET);
+    if asked.method == Method::GET
+        && let Content::Stored(blob) = &content
+    {
+        // S3 gives the whole to who names several ranges, so they are not asked for there.
+        if let Some(ranges) = several(range, size) {
+            return in_parts(asked, blob, ranges, digest).await;
+        }
+        if let Some(address) = elsewhere(asked, blob).await? {
+            let headers = [(header::LOCATION, address), (CONTENT_DIGEST, digest.to_string())];
+            return empty(StatusCode::TEMPORARY_REDIRECT, &headers);
+        }
+    }
     let (status, range) = match wanted(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
@@ -86,6 +92,28 @@ async fn get(asked: &Asked, repository: &RepositoryName, digest: &Digest) -> Ans
             headers.insert(header::CONTENT_RANGE, value);
         }
     }
+    Ok(response)
+}
+
+/// Several ranges of a blob.
+async fn in_parts(asked: &Asked, blob: &Blob, ranges: Vec<Range<u64>>, digest: &Digest) -> Answer {
+    let parts = ByteRanges::new(ranges, blob.size);
+    let (content_type, length) = (parts.content_type(), parts.content_length());
+    noted::note_download();
+    let body = parts.stream(Arc::clone(&asked.app.store), blob.object).await?;
+    let mut response = Response::new(Body::from_stream(body));
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    for (name, text) in [
+        (header::CONTENT_TYPE, content_type),
+        (header::ETAG, condition::entity_tag(digest)),
+        (CONTENT_DIGEST, digest.to_string()),
+    ] {
+        let (name, value) = text_header(name, &text)?;
+        headers.insert(name, value);
+    }
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     Ok(response)
 }
 

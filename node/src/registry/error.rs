@@ -9,7 +9,6 @@ use shoal_raft::{ProposeError, ReadError};
 
 use super::answers::{RegistryErrors, RegistryProblem};
 use super::intake::IntakeError;
-use crate::http::auth::CODE_NEEDED;
 use crate::http::problem::Problem;
 use crate::store::StoreError;
 
@@ -81,13 +80,10 @@ impl RegistryError {
             .with(header::RETRY_AFTER, ROOM_RETRY_AFTER_SECONDS)
     }
 
-    /// In the words of a problem that its asker can do something about.
+    /// In the words of a problem, which say what is wrong with the credentials that were brought.
     #[must_use]
     pub fn saying(self, problem: &Problem) -> Self {
-        match problem.code {
-            CODE_NEEDED => Self { message: problem.message.clone(), ..self },
-            _ => self,
-        }
+        Self { message: problem.message.clone(), ..self }
     }
 
     pub fn unsupported() -> Self {
@@ -150,7 +146,10 @@ impl From<Refusal> for RegistryError {
             Refusal::MissingReference(digest) => Self::new(
                 StatusCode::NOT_FOUND,
                 "MANIFEST_BLOB_UNKNOWN",
-                format!("the manifest refers to {digest}, which the repository does not have"),
+                format!(
+                    "the manifest refers to {digest}, which the repository does not have, or not \
+                     in the size that the manifest says"
+                ),
             ),
             // Docker repeats what is refused with a code that it does not know.
             Refusal::Immutable { .. } | Refusal::BlobNeeded(_) => {

@@ -10,6 +10,7 @@ mod allowance;
 mod answers;
 mod blobs;
 mod body;
+mod byteranges;
 mod checkpoint;
 pub(crate) mod condition;
 pub(crate) mod contention;
@@ -60,7 +61,7 @@ pub(crate) mod fuzzed {
     pub use super::condition::names as names_digest;
     #[cfg(test)]
     pub use super::hash::Hash;
-    pub use super::range::{Wanted, content_range, wanted};
+    pub use super::range::{Wanted, content_range, several, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};
     pub use super::token::fields_of;

@@ -80,6 +80,15 @@ fn first_record(address: SocketAddr, hello: &[u8]) -> Result<(u8, [u8; 2])> {
     Ok((record[0], [record[5], record[6]]))
 }
 
+/// All that comes back to who speaks no TLS.
+fn in_the_clear(address: SocketAddr, request: &[u8]) -> Result<String> {
+    let mut stream = connect(address)?;
+    stream.write_all(request)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_1_3_is_agreed_on_and_1_1_is_refused() -> Result<()> {
     const HANDSHAKE: u8 = 22;
@@ -95,7 +104,11 @@ async fn tls_1_3_is_agreed_on_and_1_1_is_refused() -> Result<()> {
             agreed(address, &authority)?,
             first_record(address, &hello([3, 3]))?,
             [refused([3, 2])?, refused([3, 1])?],
-            first_record(address, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"),
+            [
+                in_the_clear(address, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")?,
+                in_the_clear(address, &[&b"PUT / HTTP/1.1\r\n"[..], &[b'x'; 100_000]].concat())?,
+                in_the_clear(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?,
+            ],
         ))
     })
     .await??;
@@ -103,7 +116,14 @@ async fn tls_1_3_is_agreed_on_and_1_1_is_refused() -> Result<()> {
     // The same words are understood where they say 1.2.
     ensure!(old.0 == HANDSHAKE && old.1[0] == SERVER_HELLO, "TLS 1.2: {old:?}");
     ensure!(older == [(ALERT, FATAL_PROTOCOL_VERSION); 2], "TLS 1.1 and 1.0: {older:?}");
-    // Whoever forgets TLS gets no page.
-    ensure!(plain.is_err() || plain.as_ref().is_ok_and(|(kind, _)| *kind == ALERT), "{plain:?}");
+    // Whoever forgets TLS gets no page, and is told why.
+    for answer in plain {
+        let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+        ensure!(head.starts_with("HTTP/1.1 400 "), "{answer}");
+        ensure!(head.contains(&format!("content-length: {}\r\n", body.len())), "{answer}");
+        let body: serde_json::Value = serde_json::from_str(body)?;
+        ensure!(body["errors"][0]["code"] == "UNSUPPORTED", "{answer}");
+        ensure!(body["errors"][0]["message"].as_str().is_some_and(|text| text.contains("HTTPS")));
+    }
     node.server.stop().await
 }

@@ -180,13 +180,13 @@ pub enum Scope {
     /// Pull and list
     #[value(name = "repo:read")]
     Read,
-    /// Push
+    /// Push, and what repo:read does
     #[value(name = "repo:write")]
     Write,
-    /// Delete versions, tags and images
+    /// Delete versions, tags and images, and what repo:read does
     #[value(name = "repo:delete")]
     Delete,
-    /// Everything that you may
+    /// What else you may: settings, members, accounts
     #[value(name = "admin")]
     Admin,
 }

@@ -19,6 +19,12 @@ pub enum Given<'a> {
 }
 
 impl<'a> Given<'a> {
+    /// Whether they name nobody: podman, skopeo and buildah send an empty name and password to
+    /// whoever asks for Basic, where they have no login.
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Self::Basic { name, password } if name.is_empty() && password.is_empty())
+    }
+
     /// `None` is what nobody can be let in with, whatever it is.
     pub fn parse(header: &'a str) -> Option<Self> {
         if header.len() > CREDENTIALS_BYTES_MAX {

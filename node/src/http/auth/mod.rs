@@ -60,7 +60,7 @@ pub(crate) mod fuzzed {
 /// What a browser says of the page that has it send a request (Fetch Metadata Request Headers).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The answer where a password is right and not enough.
-pub const CODE_NEEDED: &str = "second_factor_needed";
+const CODE_NEEDED: &str = "second_factor_needed";
 /// Where there is a directory, a wrong password is answered at a multiple of this: for some names the
 /// directory is asked, for others not, and how long that takes would tell which. So would a hash of
 /// another program's, where there may be such.
@@ -472,12 +472,16 @@ async fn credentials(
     audience: Audience,
 ) -> Result<Known, Problem> {
     let from = client(parts);
-    let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
-        barred(app, app.lockout.check_address(view.query(), from))?;
-        return Ok(Known::default());
+    let nobody = || {
+        let let_in = app.lockout.check_address(view.query(), from);
+        barred(app, let_in).map(|()| Known::default())
     };
+    let Some(value) = parts.headers.get(header::AUTHORIZATION) else { return nobody() };
     let given = Given::parse(value.to_str().unwrap_or_default());
     let given = given.ok_or_else(Problem::unauthorized)?;
+    if given.is_nobody() {
+        return nobody();
+    }
     if matches!(given, Given::Basic { .. }) {
         check_site(&app.config.cors.allowed_origins, parts)?;
     }

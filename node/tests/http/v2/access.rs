@@ -33,6 +33,108 @@ async fn strangers_get_one_challenge_and_learn_nothing() -> Result<()> {
     node.server.stop().await
 }
 
+/// RFC 7617 lets both be empty, and podman sends them so to who asks for Basic, where it has no login.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_name_and_password_are_nobody_and_no_guess() -> Result<()> {
+    // As for clients from elsewhere: loopback is exempt from lock-out.
+    let node = Node::start_with(|config| {
+        config.lockout.exempt_networks.clear();
+        config.lockout.account_failures = 2;
+    })
+    .await?;
+    let open = json!({ "name": "open", "visibility": "public" });
+    let _project: Value = node.call(Method::POST, "projects", &open).await?;
+    push_image(&node, "open/app", "v1", b"layer").await?;
+    push_image(&node, "a/private", "v1", b"layer").await?;
+    let layer = sha256(b"layer");
+    let nobody = |method, path: &str| node.anonymous_v2(method, path).basic_auth("", Some(""));
+    for _ in 0..3 {
+        for path in ["open/app/manifests/v1", &format!("open/app/blobs/{layer}")] {
+            expect(&nobody(Method::GET, path).send().await?, StatusCode::OK)?;
+        }
+        let private = nobody(Method::GET, "a/private/manifests/v1").send().await?;
+        refused(private, StatusCode::UNAUTHORIZED, "UNAUTHORIZED").await?;
+        let push = nobody(Method::POST, "open/app/blobs/uploads/").send().await?;
+        refused(push, StatusCode::UNAUTHORIZED, "UNAUTHORIZED").await?;
+    }
+    // Half of a login is a wrong one.
+    for (name, password) in [("admin", ""), ("", "a password")] {
+        let half = node.anonymous_v2(Method::GET, "open/app/manifests/v1");
+        let half = half.basic_auth(name, Some(password)).send().await?;
+        expect(&half, StatusCode::UNAUTHORIZED)?;
+    }
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_password_is_wrong_is_told_so() -> Result<()> {
+    let node = Node::start().await?;
+    let asked = async |request: reqwest::RequestBuilder| {
+        let answer = request.send().await?;
+        expect(&answer, StatusCode::UNAUTHORIZED)?;
+        ensure!(answer.headers().contains_key("www-authenticate"), "{answer:?}");
+        let body: Value = answer.json().await?;
+        Ok::<_, anyhow::Error>(body["errors"][0]["message"].as_str().unwrap_or_default().to_owned())
+    };
+    for path in ["", "token", "a/b/tags/list"] {
+        let request = |name: &str| {
+            node.anonymous_v2(Method::GET, path).basic_auth(name.to_owned(), Some("not the one"))
+        };
+        let wrong = asked(request("admin")).await?;
+        ensure!(wrong.contains("wrong"), "{path}: {wrong}");
+        // And nobody learns so who has an account.
+        ensure!(asked(request("nobody")).await? == wrong, "{path}");
+        let missing = asked(node.anonymous_v2(Method::GET, path)).await?;
+        ensure!(missing.contains("log in"), "{path}: {missing}");
+    }
+    node.server.stop().await
+}
+
+/// podman, skopeo, crane and oras ask for a blob and a manifest before they send it, and take a 403
+/// for the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_write_or_delete_may_look_first() -> Result<()> {
+    let node = Node::start().await?;
+    push_image(&node, "shop/app", "v1", b"layer").await?;
+    let layer = sha256(b"layer");
+    let missing = sha256(b"missing");
+    for (scope, push, delete) in [
+        ("repo:write", StatusCode::ACCEPTED, StatusCode::FORBIDDEN),
+        ("repo:delete", StatusCode::FORBIDDEN, StatusCode::ACCEPTED),
+    ] {
+        let asked = json!({ "name": scope, "scopes": [scope] });
+        let token: Value = node.call(Method::POST, "user/tokens", &asked).await?;
+        let asked = json!({ "name": &scope[5..], "scopes": [scope] });
+        let robot: Value = node.call(Method::POST, "projects/shop/robots", &asked).await?;
+        let robots_name = robot["name"].as_str().context("a name")?;
+        for (name, made, secret, tag) in [
+            ("admin", &token, &token["token"], "one"),
+            (robots_name, &robot, &robot["secret"], "two"),
+        ] {
+            // The answer tells what was added.
+            let mut scopes = ["repo:read", scope];
+            scopes.sort_unstable();
+            ensure!(made["scopes"] == json!(scopes), "{made}");
+            let secret = secret.as_str().context("a secret")?;
+            let with = |method, path: &str| {
+                node.anonymous_v2(method, path).basic_auth(name.to_owned(), Some(secret)).send()
+            };
+            for (path, status) in [
+                ("shop/app/manifests/v1".to_owned(), StatusCode::OK),
+                (format!("shop/app/blobs/{layer}"), StatusCode::OK),
+                (format!("shop/app/blobs/{missing}"), StatusCode::NOT_FOUND),
+            ] {
+                expect(&with(Method::HEAD, &path).await?, status)?;
+            }
+            expect(&with(Method::POST, "shop/app/blobs/uploads/").await?, push)?;
+            push_image(&node, "shop/app", tag, b"layer").await?;
+            let tag = format!("shop/app/manifests/{tag}");
+            expect(&with(Method::DELETE, &tag).await?, delete)?;
+        }
+    }
+    node.server.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_host_sends_clients_for_a_token_and_takes_it() -> Result<()> {
     let node = Node::start().await?;

@@ -1,6 +1,6 @@
 //! Pulling blobs, whole and in parts, and deleting them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 
 use super::super::node::Node;
@@ -69,8 +69,9 @@ async fn ranges_are_served_clamped_or_refused() -> Result<()> {
         let request = node.v2(Method::GET, &path).header("range", "bytes=0-9");
         expect(&request.header("if-range", of).send().await?, status)?;
     }
-    // Several at once, and what is no range of bytes, are answered by the whole.
-    for range in ["bytes=0-1,4-5", "bytes=x-y", "bytes=+1-2", "lines=0-1"] {
+    // What is no range of bytes is answered by the whole, and so are several that would have more sent
+    // than there is.
+    for range in ["bytes=0-100,4-5", "bytes=4-5,0-1", "bytes=x-y", "bytes=+1-2", "lines=0-1"] {
         let answer = node.v2(Method::GET, &path).header("range", range).send().await?;
         expect(&answer, StatusCode::OK)?;
         ensure!(answer.bytes().await? == content, "{range}");
@@ -82,6 +83,51 @@ async fn ranges_are_served_clamped_or_refused() -> Result<()> {
         expect(&answer, StatusCode::RANGE_NOT_SATISFIABLE)?;
         ensure!(header(&answer, "content-length")? != "256", "{range} has the blob's length");
     }
+    node.server.stop().await
+}
+
+/// RFC 9110, section 14.6: as tools ask that fetch of a layer only the files that they lack.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_ranges_come_as_parts_of_one_answer() -> Result<()> {
+    let node = Node::start().await?;
+    let content: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let digest = push_blob(&node, "a/parts", &content).await?;
+    let path = format!("a/parts/blobs/{digest}");
+    let thousand: Vec<_> = (0..1000).map(|at| at * 100..at * 100 + 7).collect();
+    for ranges in [vec![0..10, 10..20, 99_000..100_000], thousand] {
+        let asked: Vec<_> =
+            ranges.iter().map(|it| format!("{:010}-{:010}", it.start, it.end - 1)).collect();
+        let asked = format!("bytes={}", asked.join(","));
+        let answer = node.v2(Method::GET, &path).header("range", &asked).send().await?;
+        expect(&answer, StatusCode::PARTIAL_CONTENT)?;
+        ensure!(!answer.headers().contains_key("content-range"), "{answer:?}");
+        ensure!(header(&answer, "docker-content-digest")? == digest);
+        let kind = header(&answer, "content-type")?.to_owned();
+        let boundary = kind.strip_prefix("multipart/byteranges; boundary=").context("parts")?;
+        let length: usize = header(&answer, "content-length")?.parse()?;
+        let body = answer.bytes().await?;
+        ensure!(body.len() == length, "{} of {length} bytes", body.len());
+        let mut expected = Vec::new();
+        for (number, range) in ranges.into_iter().enumerate() {
+            let before = if number == 0 { "" } else { "\r\n" };
+            let (first, last) = (range.start, range.end - 1);
+            expected.extend_from_slice(
+                format!(
+                    "{before}--{boundary}\r\ncontent-type: application/octet-stream\r\n\
+                     content-range: bytes {first}-{last}/100000\r\n\r\n"
+                )
+                .as_bytes(),
+            );
+            expected.extend_from_slice(&content[range]);
+        }
+        expected.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+        ensure!(body == expected, "{asked}");
+    }
+    // Nobody is sent parts of something else, or in place of a HEAD.
+    let request = node.v2(Method::GET, &path).header("range", "bytes=0-1,4-5");
+    expect(&request.header("if-range", "\"another\"").send().await?, StatusCode::OK)?;
+    let head = node.v2(Method::HEAD, &path).header("range", "bytes=0-1,4-5").send().await?;
+    expect(&head, StatusCode::OK)?;
     node.server.stop().await
 }
 

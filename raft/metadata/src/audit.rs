@@ -32,6 +32,8 @@ use crate::transaction::{decoded, row};
 pub const AUDIT_BATCH_MAX: usize = 5_000;
 /// The longest text in an entry; longer ones are cut.
 const TEXT_BYTES_MAX: usize = 512;
+/// The level from which on an entry says what a personal token was.
+const DESCRIBED_LEVEL: u8 = 2;
 
 /// The next number, and the newest hash, under [`Table::Counts`].
 pub(crate) const NEXT: &[u8] = b"audit-next";
@@ -323,6 +325,8 @@ pub fn audited<R: Read>(
     query: Query<'_, R>,
     command: &Command,
 ) -> Result<Option<(&'static str, String)>, Fault> {
+    // Entries are chained, and the same on nodes of an earlier version.
+    let describes = query.level()? >= DESCRIBED_LEVEL;
     let image = |id| -> Result<String, Fault> {
         Ok(query.image(id)?.map_or_else(|| format!("{id}"), |image| image.name.to_string()))
     };
@@ -489,11 +493,12 @@ pub fn audited<R: Read>(
         Command::PutRobot(robot) => ("robot.create", robot.name.to_string()),
         Command::RemoveRobot(name) => ("robot.remove", name.to_string()),
         Command::CreatePersonalToken(token) => {
-            ("token.create", format!("{} {}{}", token.user, token.id, token.described()))
+            let is = if describes { token.described() } else { String::new() };
+            ("token.create", format!("{} {}{is}", token.user, token.id))
         }
         // The row goes; what it was stays here, and goes on into the archives.
         Command::RemovePersonalToken { user, id } => {
-            let rows = query.personal_tokens(user)?;
+            let rows = if describes { query.personal_tokens(user)? } else { Vec::new() };
             let row = rows.into_iter().find(|row| row.id == *id);
             let was = row.as_ref().map(PersonalToken::described).unwrap_or_default();
             ("token.remove", format!("{user} {id}{was}"))

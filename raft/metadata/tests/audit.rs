@@ -58,6 +58,7 @@ fn the_first_and_the_last_of_data_keys_are_recorded() {
 #[test]
 fn what_a_deleted_token_was_stays_in_the_trail() {
     let mut world = World::founded();
+    world.accepts(Command::RaiseLevel { to: 2 });
     let row = PersonalToken { expires_at: Some(at(9_000)), ..personal_token("admin", 1) };
     world.accepts(by_alice(Command::CreatePersonalToken(row)));
     world.accepts(Command::NoteTokenUses { uses: [([1; 32], at(50))].into() });
@@ -72,6 +73,16 @@ fn what_a_deleted_token_was_stays_in_the_trail() {
             format!("token.remove {of} used=50 name=token 1"),
         ]
     );
+}
+
+#[test]
+fn an_entry_is_what_nodes_of_an_earlier_version_make_it_while_there_may_be_some() {
+    let mut world = World::founded();
+    assert_eq!(world.query().level().unwrap(), FIRST_LEVEL);
+    world.accepts(by_alice(Command::CreatePersonalToken(personal_token("admin", 1))));
+    let remove = Command::RemovePersonalToken { user: account("admin"), id: "1".into() };
+    world.accepts(by_alice(remove));
+    assert_eq!(told(&world), ["token.create admin 1", "token.remove admin 1"]);
 }
 
 /// A trail of so many entries.

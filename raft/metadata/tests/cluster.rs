@@ -48,6 +48,7 @@ fn there_is_always_a_node() {
     for number in [1, 2] {
         world.accepts(Command::RegisterNode(node(number)));
     }
+    world.accepts(Command::RaiseLevel { to: 2 });
     world.accepts(remove(1));
     assert_eq!(world.refuses(remove(2)), Refusal::LastNode);
     assert_eq!(world.query().nodes().unwrap(), [node(2)]);

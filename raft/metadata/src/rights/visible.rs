@@ -269,8 +269,11 @@ impl<'a, R: Read> Visible<'a, R> {
         if self.reach == Reach::Nothing {
             return Ok(Vec::new());
         }
-        if self.reach == Reach::Everything || !self.is_indexed {
+        if self.reach == Reach::Everything {
             return self.query.projects_behind(after, limit);
+        }
+        if !self.is_indexed {
+            return self.projects_among_all(after, limit);
         }
         let mut found = Vec::new();
         let mut last = after.to_owned();
@@ -279,6 +282,31 @@ impl<'a, R: Read> Visible<'a, R> {
         {
             found.extend(self.named(&next)?);
             last = next;
+        }
+        Ok(found)
+    }
+
+    /// Where audiences are not kept, each project is asked for here: the last one's name is told to the
+    /// asker, who may not know of the others.
+    fn projects_among_all(&self, after: &str, limit: usize) -> Result<Vec<Project>, Fault> {
+        let (mut found, mut last) = (Vec::new(), after.to_owned());
+        while found.len() < limit {
+            let page = self.query.projects_behind(&last, BATCH_MAX)?;
+            let ended = page.len() < BATCH_MAX;
+            last = page.last().map(|project| project.name.to_string()).unwrap_or(last);
+            for project in page {
+                let pulls = || {
+                    let what = What::Project(&project.name);
+                    permission(self.query, &self.who, Action::Pull, what)
+                };
+                let is_seen = self.may(What::Project(&project.name))? || pulls()?.is_allowed();
+                if is_seen && found.len() < limit {
+                    found.push(project);
+                }
+            }
+            if ended {
+                break;
+            }
         }
         Ok(found)
     }

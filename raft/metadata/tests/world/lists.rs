@@ -57,6 +57,9 @@ fn check_projects(world: &World, who: &Who, sizes: &[usize]) {
         loop {
             let page = visible.projects(&after, size).unwrap();
             let ended = page.len() < size;
+            // Of others it has a right in each.
+            let kept = world.query().indexes_lists().unwrap();
+            assert!(kept || page.iter().all(seen), "{who:?} hears of {page:?}");
             after = page.last().map(|project| project.name.to_string()).unwrap_or(after);
             found.extend(page);
             if ended {

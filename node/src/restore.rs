@@ -286,6 +286,8 @@ pub async fn restore(
         remove(&staged);
         remove(&raft_folder);
     }
+    // Of a founding that was cut off, the folder itself is left. One that holds something stays.
+    let _ = fs::remove_dir(&raft_folder);
     for path in [&staged, &raft_folder] {
         if path.exists() {
             return Err(Error::NotEmpty(path.clone()));

@@ -242,8 +242,8 @@ async fn what_is_no_sound_backup_is_refused_and_leaves_nothing() -> Result<()> {
     ensure!(stopped.join("member.json").exists() && stopped.join("raft").exists());
 
     // A crash in the middle leaves its marker; the next restore clears what lies beside it.
-    let fresh = tempfile::tempdir()?;
-    let config = config(&fresh)?;
+    let (fresh, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (config, unfounded) = (config(&fresh)?, config(&other)?);
     let storage = config.node.data_dir.join("storage");
     std::fs::create_dir_all(config.node.data_dir.join("raft/state-1"))?;
     let refused = server::restore(&config, Plan { file: &saved.file, objects: None }).await;
@@ -252,6 +252,12 @@ async fn what_is_no_sound_backup_is_refused_and_leaves_nothing() -> Result<()> {
     let restored = server::restore(&config, Plan { file: &saved.file, objects: None }).await?;
     ensure!(restored.missing == saved.totals.objects, "{restored:?}");
     ensure!(!config.node.data_dir.join("restoring").exists() && storage.exists());
+
+    // So it does with what a founding has left that was cut off.
+    std::fs::create_dir_all(unfounded.node.data_dir.join("raft/state-1"))?;
+    std::fs::write(unfounded.node.data_dir.join("founding"), b"")?;
+    server::restore(&unfounded, Plan { file: &saved.file, objects: None }).await?;
+    ensure!(!unfounded.node.data_dir.join("founding").exists());
     Ok(())
 }
 

@@ -42,6 +42,10 @@ const PULLS_PATH: &str = "/api/v1/cluster/pulls";
 /// How long a node may take to write its pulls down once their interval is over.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
+/// A silence that was last seen so many waits ago is over: the node may have been up since, and have
+/// noted other pulls.
+const SILENCE_AGES: u32 = 10;
+
 /// Why a run ended early.
 #[derive(Debug, Error)]
 pub enum RetentionError {
@@ -311,17 +315,25 @@ impl Retainer {
     }
 }
 
-/// Since when which nodes do not answer.
+/// Since when which nodes do not answer, and when that was last seen.
 #[derive(Debug, Default)]
-struct Silences(parking_lot::Mutex<BTreeMap<String, Instant>>);
+struct Silences(parking_lot::Mutex<BTreeMap<String, (Instant, Instant)>>);
 
 impl Silences {
     /// How much longer those that are silent `now` are to be waited for, so that none was silent for
     /// less than `wait`.
     fn left(&self, silent: &[String], now: Instant, wait: Duration) -> Option<Duration> {
+        let ages = wait.saturating_mul(SILENCE_AGES);
         let mut known = self.0.lock();
-        known.retain(|node, _| silent.contains(node));
-        let since = silent.iter().map(|node| *known.entry(node.clone()).or_insert(now)).max()?;
+        known.retain(|node, (_, seen)| {
+            silent.contains(node) && now.saturating_duration_since(*seen) <= ages
+        });
+        let since = |node: &String| {
+            let (since, seen) = known.entry(node.clone()).or_insert((now, now));
+            *seen = now;
+            *since
+        };
+        let since = silent.iter().map(since).max()?;
         let left = (since + wait).saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
@@ -348,5 +360,8 @@ mod tests {
         // Who has answered since may know of other pulls.
         assert_eq!(left(&[], 80), None);
         assert_eq!(left(&["a"], 90), Some(60));
+        // So may who was not asked for long.
+        assert_eq!(left(&["a"], 690), None);
+        assert_eq!(left(&["a"], 1_291), Some(60));
     }
 }

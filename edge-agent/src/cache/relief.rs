@@ -3,17 +3,27 @@
 //! Blocks that an export shares with the cache (a reflink) stay when the cache's file goes: to evict
 //! then would empty the cache, and help nobody. Pure: it is told the time and what the file system says.
 //!
-//! Invariant: once [`VAIN_MAX`] in a row freed next to nothing, nothing more goes before room appears, or
-//! for so long that a further try costs little. One of them may well be shared while the next is not.
+//! Invariant: once [`VAIN_MAX`] in a row freed next to nothing, and they were large enough together
+//! ([`vain_bytes_min`]), nothing more goes before room appears, or for so long that a further try costs
+//! little. One of them may well be shared while the next is not; and of a few small ones, what others write
+//! at the same moment hides what came free.
 
 use std::time::{Duration, Instant};
 
 const VAIN_MAX: u32 = 3;
+const VAIN_BYTES_MIN: u64 = 64 << 20;
+/// Of a small file system, one in so many of its bytes.
+const VAIN_DIVISOR: u64 = 64;
 /// Some file systems give back what was deleted only with their next commit: Btrfs 30 s later (its
 /// mount option `commit`), XFS from the background.
 const SETTLE: Duration = Duration::from_secs(45);
 /// As long nothing is tried after that.
 const REST: Duration = Duration::from_secs(600);
+
+/// How much has to go in vain before it says anything, in bytes, on a file system of `total` bytes.
+pub fn vain_bytes_min(total: u64) -> u64 {
+    (total / VAIN_DIVISOR).min(VAIN_BYTES_MIN)
+}
 
 /// Whether something may be evicted for the file system's sake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +69,8 @@ impl Relief {
     pub fn begin(&mut self, now: Instant, available: u64) -> Turn {
         match self.state {
             State::Works => return Turn::Go,
-            State::Waits { .. } if is_freed(self.vain.before, available, self.vain.counted) => {}
+            State::Waits { .. } | State::Rests { .. }
+                if is_freed(self.vain.before, available, self.vain.counted) => {}
             State::Waits { since } if now < since + SETTLE => return Turn::Wait,
             State::Waits { .. } => {
                 self.state = State::Rests { until: now + REST };
@@ -73,8 +84,14 @@ impl Relief {
     }
 
     /// An entry went that was counted with so many bytes; what was available before and after. Whether
-    /// the next may go.
-    pub fn went(&mut self, now: Instant, (before, after): (u64, u64), counted: u64) -> bool {
+    /// the next may go: it may while less than `least` went in vain.
+    pub fn went(
+        &mut self,
+        now: Instant,
+        (before, after): (u64, u64),
+        counted: u64,
+        least: u64,
+    ) -> bool {
         if is_freed(before, after, counted) {
             *self = Self::default();
             return true;
@@ -84,7 +101,7 @@ impl Relief {
         }
         self.vain.entries += 1;
         self.vain.counted = self.vain.counted.saturating_add(counted);
-        if self.vain.entries < VAIN_MAX {
+        if self.vain.entries < VAIN_MAX || self.vain.counted < least {
             return true;
         }
         self.state = State::Waits { since: now };
@@ -107,7 +124,7 @@ mod tests {
     /// Has entries of a GiB each go that free nothing, as many as may.
     fn in_vain(relief: &mut Relief, now: Instant) -> u32 {
         let mut gone = 1;
-        while relief.went(now, (5 * GIB, 5 * GIB), GIB) {
+        while relief.went(now, (5 * GIB, 5 * GIB), GIB, VAIN_BYTES_MIN) {
             gone += 1;
         }
         gone
@@ -118,11 +135,38 @@ mod tests {
         let (mut relief, now) = (Relief::default(), Instant::now());
         for _ in 0..4 {
             for _ in 1..VAIN_MAX {
-                assert!(relief.went(now, (5 * GIB, 5 * GIB), GIB));
+                assert!(relief.went(now, (5 * GIB, 5 * GIB), GIB, VAIN_BYTES_MIN));
             }
-            assert!(relief.went(now, (5 * GIB, 6 * GIB), GIB));
+            assert!(relief.went(now, (5 * GIB, 6 * GIB), GIB, VAIN_BYTES_MIN));
             assert_eq!(relief.begin(now, 6 * GIB), Turn::Go);
         }
+    }
+
+    #[test]
+    fn small_ones_say_nothing_where_others_write_meanwhile() {
+        const SMALL: u64 = 1 << 20;
+        let (mut relief, now) = (Relief::default(), Instant::now());
+        let least = vain_bytes_min(100 * GIB);
+        for _ in 0..least / SMALL - 1 {
+            assert!(relief.went(now, (5 * GIB, 5 * GIB - SMALL), SMALL, least));
+        }
+        assert_eq!(relief.begin(now, 4 * GIB), Turn::Go);
+        // Larger ones show that something comes free, or that nothing does.
+        assert!(relief.went(now, (4 * GIB, 5 * GIB - SMALL), GIB, least));
+        assert!(relief.went(now, (5 * GIB, 5 * GIB), SMALL, least));
+        assert!(relief.went(now, (5 * GIB, 5 * GIB), SMALL, least));
+        assert!(!relief.went(now, (5 * GIB, 5 * GIB), GIB, least));
+        assert_eq!(vain_bytes_min(32 << 20), 512 << 10);
+    }
+
+    #[test]
+    fn room_that_appears_late_ends_the_rest() {
+        let (mut relief, now) = (Relief::default(), Instant::now());
+        assert_eq!(in_vain(&mut relief, now), VAIN_MAX);
+        let later = now + SETTLE;
+        assert_eq!(relief.begin(later, 5 * GIB), Turn::GiveUp);
+        assert_eq!(relief.begin(later + MOMENT, 6 * GIB), Turn::Wait);
+        assert_eq!(relief.begin(later + MOMENT, 7 * GIB), Turn::Go);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use shoal_content::{Recipe, RecipeId};
 use tracing::{info, warn};
 
 use super::eviction::{self, Candidate};
-use super::relief::Turn;
+use super::relief::{Turn, vain_bytes_min};
 use super::{Cache, Entry, Error};
 
 /// Made free at once when there is too little, so that eviction does not run for every chunk.
@@ -172,11 +172,13 @@ impl Cache {
             }
         }
         let chosen = eviction::choose(self.candidates(), wanted, SystemTime::now());
+        let least = vain_bytes_min(self.0.space.total());
         self.remove_all(chosen, &mut |counted| {
             let after = available();
             let looks = before.zip(after);
             before = after;
-            looks.is_none_or(|looks| self.0.relief.lock().went(Instant::now(), looks, counted))
+            let mut relief = self.0.relief.lock();
+            looks.is_none_or(|looks| relief.went(Instant::now(), looks, counted, least))
         })
     }
 

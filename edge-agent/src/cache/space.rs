@@ -126,6 +126,11 @@ impl Space {
         Ok(ask(&self.folder)?.available)
     }
 
+    /// How large the file system was when it last answered, in bytes.
+    pub fn total(&self) -> u64 {
+        self.last.lock().file_system.total
+    }
+
     /// After something was deleted, or a write failed: look again next time.
     pub fn forget(&self) {
         self.last.lock().stale = true;

@@ -68,7 +68,10 @@ pub async fn serve(
     match answer.status() {
         // What is wrong with the request, the node says.
         StatusCode::OK | StatusCode::BAD_REQUEST => {}
-        StatusCode::UNAUTHORIZED => return Err(Error::Unauthorized),
+        StatusCode::UNAUTHORIZED => {
+            mirror.rights.note_refused(caller, name);
+            return Err(Error::Unauthorized);
+        }
         StatusCode::TOO_MANY_REQUESTS => {
             let retry_after = answer.headers().get(header::RETRY_AFTER).cloned();
             return Err(Error::Busy { retry_after });

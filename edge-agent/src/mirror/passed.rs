@@ -48,7 +48,10 @@ pub async fn serve(
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
         // To storage, which needs no login of whoever goes there.
         StatusCode::TEMPORARY_REDIRECT => {}
-        StatusCode::UNAUTHORIZED => return Err(Error::Unauthorized),
+        StatusCode::UNAUTHORIZED => {
+            mirror.rights.note_refused(caller, name);
+            return Err(Error::Unauthorized);
+        }
         StatusCode::TOO_MANY_REQUESTS => {
             let retry_after = answer.headers().get(header::RETRY_AFTER).cloned();
             return Err(Error::Busy { retry_after });

@@ -115,11 +115,7 @@ impl Rights {
                 Ok(())
             }
             Ok(StatusCode::UNAUTHORIZED) => {
-                self.forget(&key);
-                // Of a token, it may be that it is not for this repository.
-                if caller.brings_password() {
-                    self.note_wrong(self.key(caller, None));
-                }
+                self.note_refused(caller, name);
                 Err(Error::Unauthorized)
             }
             // That there is none, or that the asker may not know of it: of a digest that was never
@@ -132,6 +128,19 @@ impl Rights {
             }
             Err(Error::Unavailable(_)) if remembered() => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// What a node has said now that was asked for something of `name` itself, with the asker's
+    /// credentials: 401. They are brought there no more, as each time counts against the account and
+    /// this host.
+    pub fn note_refused(&self, caller: &Caller, name: &RepositoryName) {
+        self.forget(&self.key(caller, Some(name)));
+        // Of a token, it may be that it is not for this repository.
+        if caller.brings_password() {
+            let key = self.key(caller, None);
+            self.forget(&key);
+            self.note_wrong(key);
         }
     }
 
@@ -274,6 +283,31 @@ mod tests {
         }
         rights.forget(&rights.key(&one, Some(&app)));
         assert!(!allowed(&one, Some(&app)));
+    }
+
+    #[test]
+    fn a_password_that_a_node_did_not_take_after_all_is_not_brought_there_again() {
+        let rights = Rights::new(Duration::from_secs(60), Duration::from_secs(600));
+        let (changed, other) = (Caller::bringing("Basic YTpi"), Caller::bringing("Basic YTpj"));
+        let token = Caller::bringing("Bearer abc");
+        let app = "shop/app".parse().unwrap();
+        for caller in [&changed, &other, &token] {
+            rights.allow(rights.key(caller, None));
+            rights.allow(rights.key(caller, Some(&app)));
+        }
+        for caller in [&changed, &token] {
+            rights.note_refused(caller, &app);
+        }
+        let allowed = |caller: &Caller, name: Option<&RepositoryName>| {
+            rights.is_allowed(&rights.key(caller, name), Duration::from_secs(600))
+        };
+        assert!(!allowed(&changed, None) && !allowed(&changed, Some(&app)));
+        assert!(rights.refuse_wrong(&changed).is_err());
+        assert!(allowed(&other, None) && allowed(&other, Some(&app)));
+        assert!(rights.refuse_wrong(&other).is_ok());
+        // It may be good for another repository.
+        assert!(allowed(&token, None) && !allowed(&token, Some(&app)));
+        assert!(rights.refuse_wrong(&token).is_ok());
     }
 
     #[test]

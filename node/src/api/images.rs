@@ -145,7 +145,7 @@ pub async fn update(
     let wanted = visibility::wanted(wanted, request.is_public)?;
     let organization = request.organization_id.as_deref().unwrap_or_default();
     let organization = visibility::organization(organization)?;
-    let changed = visibility::change(&caller, &row, wanted, organization.as_ref())?;
+    let changed = visibility::change(&app, &caller, &row, wanted, organization.as_ref())?;
     let mut note = caller.view.query().image_note(id)?;
     let who = caller.who();
     drop(caller);

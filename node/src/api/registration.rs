@@ -3,7 +3,8 @@
 //! Invariants: each attempt counts against its address before the name is looked at, in the whole
 //! cluster, whatever becomes of it; so an address finds out about fewer names in an hour than
 //! `lockout.address_registrations`, and is blocked then. Nobody hears sooner than after a password's
-//! hash whether a name is taken. Such an account has no role and no right that was not given to it.
+//! hash whether a name is taken. Such an account has no role, and no right in a place that
+//! was not given to it; what any account may, it may as well (a project of its own, an order to hosts).
 //! Non-goals: the names of people who are known elsewhere; the settings allow either this or those.
 
 use std::net::SocketAddr;

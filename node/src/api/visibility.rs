@@ -140,6 +140,7 @@ pub async fn make(
 /// Where there are others, the project is not the caller's to open or to close, or it is another
 /// organization's than is said.
 pub fn change(
+    app: &App,
     caller: &Caller,
     image: &metadata::Image,
     wanted: Option<Visibility>,
@@ -150,7 +151,9 @@ pub fn change(
     check_owner(&project, organization)?;
     let Err(mismatch) = check(&project, wanted) else { return Ok(None) };
     let is_owned = matches!(project.owner, Owner::Organization(_));
-    let may = wanted != Some(Visibility::Organization) || is_owned;
+    // What is pulled through comes to be in its project when somebody asks for it.
+    let is_filled = app.upstreams.of_project(&project.name).is_some();
+    let may = !is_filled && (wanted != Some(Visibility::Organization) || is_owned);
     if may
         && caller.permit(Action::Manage, What::Project(&project.name)).is_ok()
         && is_alone(query, image)?

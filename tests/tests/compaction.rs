@@ -1,5 +1,6 @@
 //! Packs that are mostly garbage are written anew while versions come and go and leaders die, on real
-//! storage: every version that there is can be read whole, at nodes and on a host.
+//! storage: every version that there is can be read whole, at nodes and on a host, also of two images
+//! that began with the same disk.
 
 use std::fs;
 use std::path::Path;
@@ -23,6 +24,7 @@ const OWN_BYTES: usize = 24 << 20;
 /// Far shorter than anybody would have it, so that all of it meets.
 const SETTINGS: &str = "[collection]\ngrace_seconds = 2\ninterval_seconds = 1\n\
                         compact_below_percent = 95\n[delta]\nenabled = false\n";
+const TWIN: &str = "vm/twin:v2";
 const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -55,8 +57,17 @@ fn random(seed: u64, length: usize) -> Vec<u8> {
 
 /// Its own, the beginning of what the one before has alone, and what all have.
 fn content(version: u64) -> Vec<u8> {
-    let mut bytes = random(version, OWN_BYTES);
-    bytes.extend(random(version.wrapping_sub(1), PASSED_ON_BYTES));
+    disk(version, version.wrapping_sub(1))
+}
+
+/// What another image becomes that began as the first one did.
+fn twin() -> Vec<u8> {
+    disk(1 << 33, 1)
+}
+
+fn disk(own: u64, before: u64) -> Vec<u8> {
+    let mut bytes = random(own, OWN_BYTES);
+    bytes.extend(random(before, PASSED_ON_BYTES));
     bytes.extend(random(1 << 32, SHARED_BYTES));
     bytes
 }
@@ -68,9 +79,17 @@ fn come_and_go(folder: &Path, network: &Network, cluster: &mut Cluster) -> Resul
         fs::write(&disk, content(version))?;
         let (name, number) = (format!("vm/app:v{version}"), version.to_string());
         cluster.operator.run(&["image", "upload", &path, &name, "--version", &number])?;
+        if version <= 2 {
+            fs::write(&disk, if version == 1 { content(1) } else { twin() })?;
+            let name = format!("vm/twin:v{version}");
+            cluster.operator.run(&["image", "upload", &path, &name, "--version", &number])?;
+        }
         if version > 1 {
             let before = (version - 1).to_string();
             cluster.operator.run(&["image", "remove-version", "vm/app", &before, "--yes"])?;
+        }
+        if version == 2 {
+            cluster.operator.run(&["image", "remove-version", "vm/twin", "1", "--yes"])?;
         }
         if version % 2 == 0 {
             // Whoever leads compacts, or is about to.
@@ -78,7 +97,10 @@ fn come_and_go(folder: &Path, network: &Network, cluster: &mut Cluster) -> Resul
             cluster.nodes[leader].process()?.kill()?;
             cluster.nodes[leader].start()?;
         }
-        check(folder, cluster, version)?;
+        check(folder, cluster, &name, &content(version))?;
+        if version >= 2 {
+            check(folder, cluster, TWIN, &twin())?;
+        }
     }
     wait_for("packs to be compacted", DEADLINE, || {
         let mut packs = 0.0;
@@ -87,20 +109,21 @@ fn come_and_go(folder: &Path, network: &Network, cluster: &mut Cluster) -> Resul
         }
         Ok((packs > 0.0).then_some(()))
     })?;
-    check(folder, cluster, ROUNDS)?;
+    let name = format!("vm/app:v{ROUNDS}");
+    check(folder, cluster, &name, &content(ROUNDS))?;
     for node in &mut cluster.nodes {
         node.process()?.kill()?;
         node.start()?;
     }
     // Nobody remembers anything.
-    check(folder, cluster, ROUNDS)?;
+    check(folder, cluster, &name, &content(ROUNDS))?;
+    check(folder, cluster, TWIN, &twin())?;
     cluster.operator.run(&["storage", "verify", "--read"])?;
 
     let mut agent = Agent::prepare(network.host(0), &folder.join("agent-1"), "agent-1")?;
     agent.join(&cluster.nodes[0], &cluster.operator.token("agent")?)?;
     agent.start()?;
     cluster.agents.push(agent);
-    let name = format!("vm/app:v{ROUNDS}");
     cluster.operator.run(&["deploy", &name, "--all", "--watch"])?;
     let fetched = folder.join("fetched.raw");
     let target = fetched.to_string_lossy().into_owned();
@@ -110,12 +133,12 @@ fn come_and_go(folder: &Path, network: &Network, cluster: &mut Cluster) -> Resul
 }
 
 /// As a client downloads it.
-fn check(folder: &Path, cluster: &Cluster, version: u64) -> Result<()> {
-    let (name, file) = (format!("vm/app:v{version}"), folder.join("back.raw"));
+fn check(folder: &Path, cluster: &Cluster, name: &str, wanted: &[u8]) -> Result<()> {
+    let file = folder.join("back.raw");
     // Else a download would go on where that one ended.
     let _ = fs::remove_file(&file);
     let target = file.to_string_lossy().into_owned();
-    cluster.operator.run(&["image", "download", &name, "--format", "raw", "-o", &target])?;
-    ensure!(fs::read(&file)? == content(version), "version {version} is something else");
+    cluster.operator.run(&["image", "download", name, "--format", "raw", "-o", &target])?;
+    ensure!(fs::read(&file)? == wanted, "{name} is something else");
     Ok(())
 }

@@ -7,18 +7,21 @@
 //! objects instead (`Command::MoveChunks`). Recipes, digests and clients see nothing of that: only
 //! whoever reads a pack asks where a chunk lies (`origin`). The packs go the way of all that nothing
 //! refers to (see `collection`), after the grace period, so that readers under way end in peace.
+//! Images that share packs, since the same disk was uploaded to each, are looked at together once each
+//! was looked at by itself (see `shared`).
 //!
 //! Whoever publishes meanwhile needs no care: a version refers to the packs that its recipe names, so
 //! that they stay; where one was marked as being deleted, it is refused, and its disk read anew, with
 //! what chunks there are then (see `disks`).
 //!
-//! Invariants: one image at a time, read no faster than the settings say; memory is bounded by
+//! Invariants: one image or group at a time, read no faster than the settings say; memory is bounded by
 //! [`MEMORY_BYTES_MAX`] beside the recipe that is looked at. What is written is what chunks' ids name,
-//! compared before. It deletes nothing.
-//! Non-goals: packs that several images' versions refer to, or a delta bundle; blobs, which are needed
-//! whole.
+//! compared before. What is sealed for one project is never put together with another's. It deletes
+//! nothing.
+//! Non-goals: packs that a delta bundle refers to as well; blobs, which are needed whole.
 
 mod moving;
+mod shared;
 mod survey;
 mod thin;
 
@@ -32,14 +35,15 @@ use prometheus_client::registry::Registry;
 use shoal_api::CompactionStatus;
 use shoal_content::{ImageId, ObjectKey, RecipeError, Timestamp};
 use shoal_formats::{ChunkError, PACK_BYTES};
-use shoal_metadata::{Command, Fault};
+use shoal_metadata::{Command, Fault, SETTLED_IMAGES_MAX};
 use shoal_raft::{ProposeError, Raft, ReadError};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use self::moving::Pace;
-use self::survey::Survey;
+use self::shared::{Group, Memory, Sharing};
+use self::survey::{Survey, Surveyed};
 use crate::clock;
 use crate::http::problem::chain;
 use crate::origin::{self, Origin};
@@ -49,9 +53,9 @@ use crate::store::{BlobStore, StoreError};
 pub const MEMORY_BYTES_MAX: usize = 320 * 1024 * 1024 + 3 * PACK_BYTES;
 /// Packs that are moved together.
 const PACKS_AT_ONCE: usize = 64;
-/// Packs of one image that a dry run counts.
+/// Packs of one image, or of a group, that a dry run counts.
 const PACKS_COUNTED_MAX: usize = 1024;
-/// Moves of one image before the next one's turn comes.
+/// Moves of one image, or of a group, before the next one's turn comes.
 const ROUNDS_MAX: usize = 1000;
 /// Images of one look at the rows.
 const PAGE_IMAGES: usize = 1000;
@@ -133,7 +137,7 @@ pub struct Compactor {
     store: Arc<dyn BlobStore>,
     origin: Origin,
     limits: Limits,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Arc<tokio::sync::Mutex<Memory>>,
     status: Arc<Mutex<CompactionStatus>>,
     meters: Meters,
 }
@@ -149,7 +153,16 @@ struct Meters {
 /// A look that is under way; where it is given up, too, it says that it has ended.
 struct Look<'a> {
     compactor: &'a Compactor,
-    _turn: tokio::sync::MutexGuard<'a, ()>,
+    memory: tokio::sync::MutexGuard<'a, Memory>,
+}
+
+/// What became of an image by itself.
+#[derive(Debug, Default)]
+struct Ended {
+    /// Nothing is left to be done of what it alone refers to.
+    is_whole: bool,
+    /// See [`Surveyed`].
+    shared: Vec<(ObjectKey, u64)>,
 }
 
 impl Drop for Look<'_> {
@@ -230,9 +243,9 @@ impl Compactor {
     /// # Errors
     /// What stopped it; what was done stays done. An image that could not be looked at stops nothing.
     pub async fn compact(&self, dry_run: bool) -> Result<Compacted, Error> {
-        let look = Look { _turn: self.turn.lock().await, compactor: self };
+        let mut look = Look { memory: self.turn.lock().await, compactor: self };
         *self.status.lock() = begun(dry_run);
-        let outcome = self.look(dry_run).await;
+        let outcome = self.look(dry_run, &mut look.memory).await;
         if let Err(error) = &outcome {
             self.note_failure(error);
         }
@@ -247,92 +260,168 @@ impl Compactor {
         self.status.lock().error = Some(chain(error));
     }
 
-    async fn look(&self, dry_run: bool) -> Result<(), Error> {
+    async fn look(&self, dry_run: bool, memory: &mut Memory) -> Result<(), Error> {
         if self.limits.below_percent == 0 {
             return Ok(());
         }
         let grace = self.limits.grace.as_millis() as u64;
-        let before = Timestamp::from_millis(clock::now().as_millis().saturating_sub(grace));
+        let due_before = Timestamp::from_millis(clock::now().as_millis().saturating_sub(grace));
         let (mut pace, mut after) = (Pace::new(self.limits.bytes_per_second), None);
+        // What is not come upon any more is forgotten.
+        let mut remembered = if dry_run { Memory::default() } else { std::mem::take(memory) };
+        let mut sharing = Sharing::default();
         loop {
             let view = self.raft.read().await?;
             let page = view.query().thinned_images(after, PAGE_IMAGES)?;
             drop(view);
-            let Some(&(last, _)) = page.last() else { return Ok(()) };
+            let Some(&(last, _)) = page.last() else { break };
             after = Some(last);
-            let due: Vec<_> = page.into_iter().filter(|(_, since)| *since < before).collect();
+            let due: Vec<_> = page.into_iter().filter(|(_, since)| *since < due_before).collect();
             self.status.lock().images_left = due.len() as u64;
             let mut settled = BTreeMap::new();
             for (image, since) in due {
-                match self.compact_image(image, dry_run, &mut pace).await {
-                    Ok(true) => {
-                        settled.insert(image, since);
+                let is_done = match self.recall(image, since, &mut remembered)? {
+                    Some(judged) if judged.is_all() => !memory.keep(image, judged),
+                    judged => {
+                        let ended = self.compact_alone(image, dry_run, &mut pace).await?;
+                        let shares = ended.is_whole && !ended.shared.is_empty();
+                        if shares {
+                            sharing.add(image, since, ended.shared, judged);
+                        }
+                        ended.is_whole && !shares
                     }
-                    Ok(false) => {}
-                    // It would be so each time.
-                    Err(error @ Error::TooManyChunks) => {
-                        warn!(%image, error = chain(&error), "its packs stay as they are");
-                        settled.insert(image, since);
-                    }
-                    Err(error) if error.concerns_all() => return Err(error),
-                    Err(error) => {
-                        warn!(%image, error = chain(&error), "its packs cannot be compacted");
-                        self.note_failure(&error);
-                    }
+                };
+                if is_done {
+                    settled.insert(image, since);
                 }
                 self.status.lock().images_left -= 1;
             }
-            if !settled.is_empty() {
-                let settle = Command::SettleImages { images: settled };
-                self.raft.propose(clock::now(), settle).await?;
+            if !dry_run {
+                self.settle(settled).await?;
             }
+        }
+        self.status.lock().images_left = sharing.images() as u64;
+        let settled = self.compact_shared(sharing, dry_run, &mut pace, memory).await?;
+        self.settle(settled).await?;
+        self.status.lock().images_left = 0;
+        Ok(())
+    }
+
+    /// Says that images are looked through.
+    async fn settle(&self, settled: BTreeMap<ImageId, Timestamp>) -> Result<(), Error> {
+        let mut settled = settled.into_iter();
+        loop {
+            let images: BTreeMap<ImageId, Timestamp> =
+                settled.by_ref().take(SETTLED_IMAGES_MAX).collect();
+            if images.is_empty() {
+                return Ok(());
+            }
+            self.raft.propose(clock::now(), Command::SettleImages { images }).await?;
         }
     }
 
-    /// Gives whether there is nothing left to be done.
+    /// An image whose packs cannot be looked at or moved is left to the next time, and stops nothing.
+    async fn compact_alone(
+        &self,
+        image: ImageId,
+        dry_run: bool,
+        pace: &mut Pace,
+    ) -> Result<Ended, Error> {
+        match self.compact_image(image, dry_run, pace).await {
+            // It would be so each time.
+            Err(error @ Error::TooManyChunks) => {
+                warn!(%image, error = chain(&error), "its packs stay as they are");
+                Ok(Ended { is_whole: true, shared: Vec::new() })
+            }
+            Err(error) if !error.concerns_all() => {
+                warn!(%image, error = chain(&error), "its packs cannot be compacted");
+                self.note_failure(&error);
+                Ok(Ended::default())
+            }
+            ended => ended,
+        }
+    }
+
     async fn compact_image(
         &self,
         image: ImageId,
         dry_run: bool,
         pace: &mut Pace,
-    ) -> Result<bool, Error> {
-        if dry_run {
-            if let Some(survey) = self.survey(image, &BTreeSet::new(), PACKS_COUNTED_MAX).await? {
-                self.note_survey(&survey);
-            }
-            return Ok(false);
-        }
+    ) -> Result<Ended, Error> {
         // Packs that cannot be read, or turned out to be worth their bytes.
         let mut skipped: BTreeSet<ObjectKey> = BTreeSet::new();
+        if dry_run {
+            let Surveyed { survey, shared } =
+                self.survey(image, &skipped, PACKS_COUNTED_MAX).await?;
+            self.note_survey(survey.as_ref());
+            return Ok(Ended { is_whole: true, shared });
+        }
+        let images = BTreeSet::from([image]);
         for _ in 0..ROUNDS_MAX {
-            let Some(survey) = self.survey(image, &skipped, PACKS_AT_ONCE).await? else {
-                return Ok(true);
-            };
-            // Else they would be looked at in place of others, each time.
-            skipped.extend(&survey.thick);
-            if survey.packs.is_empty() {
-                continue;
+            let Surveyed { survey, shared } = self.survey(image, &skipped, PACKS_AT_ONCE).await?;
+            let Some(survey) = survey else { return Ok(Ended { is_whole: true, shared }) };
+            if !self.compact_survey(&images, survey, &mut skipped, pace).await? {
+                break;
             }
-            let moved = self.move_chunks(image, survey, pace).await?;
-            if moved.is_overtaken {
-                return Ok(false);
+        }
+        Ok(Ended::default())
+    }
+
+    /// Gives whether there is nothing left to be done.
+    async fn compact_group(
+        &self,
+        group: &Group,
+        dry_run: bool,
+        pace: &mut Pace,
+    ) -> Result<bool, Error> {
+        let mut skipped: BTreeSet<ObjectKey> = BTreeSet::new();
+        if dry_run {
+            let survey = self.survey_shared(group, &skipped, PACKS_COUNTED_MAX).await?;
+            self.note_survey(survey.as_ref());
+            return Ok(true);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let survey = self.survey_shared(group, &skipped, PACKS_AT_ONCE).await?;
+            let Some(survey) = survey else { return Ok(true) };
+            if !self.compact_survey(&group.images, survey, &mut skipped, pace).await? {
+                break;
             }
-            skipped.extend(&moved.unreadable);
-            let saved_bytes = moved.dropped_bytes.saturating_sub(moved.written_bytes);
-            self.meters.packs.inc_by(moved.packs);
-            self.meters.written_bytes.inc_by(moved.written_bytes);
-            self.meters.saved_bytes.inc_by(saved_bytes);
-            let mut status = self.status.lock();
-            status.packs += moved.packs;
-            status.written_bytes += moved.written_bytes;
-            status.saved_bytes += saved_bytes;
         }
         Ok(false)
     }
 
-    fn note_survey(&self, survey: &Survey) {
+    /// Gives whether what was surveyed was still so; adds what is not to be looked at again.
+    async fn compact_survey(
+        &self,
+        images: &BTreeSet<ImageId>,
+        survey: Survey,
+        skipped: &mut BTreeSet<ObjectKey>,
+        pace: &mut Pace,
+    ) -> Result<bool, Error> {
+        // Else they would be looked at in place of others, each time.
+        skipped.extend(&survey.left);
+        if survey.packs.is_empty() {
+            return Ok(true);
+        }
+        let moved = self.move_chunks(images, survey, pace).await?;
+        if moved.is_overtaken {
+            return Ok(false);
+        }
+        skipped.extend(&moved.unreadable);
+        let saved_bytes = moved.dropped_bytes.saturating_sub(moved.written_bytes);
+        self.meters.packs.inc_by(moved.packs);
+        self.meters.written_bytes.inc_by(moved.written_bytes);
+        self.meters.saved_bytes.inc_by(saved_bytes);
         let mut status = self.status.lock();
-        for pack in survey.packs.values() {
+        status.packs += moved.packs;
+        status.written_bytes += moved.written_bytes;
+        status.saved_bytes += saved_bytes;
+        Ok(true)
+    }
+
+    fn note_survey(&self, survey: Option<&Survey>) {
+        let mut status = self.status.lock();
+        for pack in survey.into_iter().flat_map(|survey| survey.packs.values()) {
             let needed = pack.needed_bytes();
             status.packs += 1;
             status.written_bytes += needed;

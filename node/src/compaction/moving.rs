@@ -13,8 +13,8 @@ use shoal_content::{
 };
 use shoal_formats::{PACK_BYTES, decode_chunk};
 use shoal_metadata::{
-    Command, KeyOwner, MOVED_OBJECTS_MAX, MOVED_REFERENCES_MAX, MOVED_VERSIONS_MAX, MovedChunks,
-    Moving,
+    Command, Fault, KeyOwner, MOVED_OBJECTS_MAX, MOVED_REFERENCES_MAX, MOVED_VERSIONS_MAX,
+    MovedChunks, Moving, Query, Read,
 };
 use shoal_raft::ProposeError;
 use tokio::task::spawn_blocking;
@@ -110,15 +110,17 @@ impl Writer<'_> {
 }
 
 impl Compactor {
-    /// Moves what is needed out of the packs of a survey.
+    /// Moves what is needed out of the packs of a survey of these images.
     pub(super) async fn move_chunks(
         &self,
-        image: ImageId,
+        images: &BTreeSet<ImageId>,
         survey: Survey,
         pace: &mut Pace,
     ) -> Result<Moved, Error> {
         let Survey { packs, recipes, .. } = survey;
-        let under = self.raft.local().query().key_owner(image)?;
+        let Some(under) = owner_of(self.raft.local().query(), images)? else {
+            return Ok(Moved { is_overtaken: true, ..Moved::default() });
+        };
         let windows = Windows::with_capacity(self.store.clone(), READ_CACHE_BYTES_MAX);
         let mut writer = Writer {
             store: &*self.store,
@@ -159,10 +161,15 @@ impl Compactor {
         }
         let placed = self.place(placed, &recipes, &dropped, &under).await?;
         moved.packs = dropped.len() as u64;
-        moved.is_overtaken = !self.tell(image, placed, recipes, dropped).await?;
+        moved.is_overtaken = !self.tell((images, &under), placed, recipes, dropped).await?;
         if !moved.is_overtaken {
             let Moved { packs, written_bytes, dropped_bytes, .. } = &moved;
-            info!(%image, packs, written_bytes, dropped_bytes, "moved chunks out of mostly garbage");
+            let ids: Vec<String> = images.iter().map(ImageId::to_string).collect();
+            let images = ids.join(" ");
+            info!(
+                images,
+                packs, written_bytes, dropped_bytes, "moved chunks out of mostly garbage"
+            );
         }
         Ok(moved)
     }
@@ -227,7 +234,7 @@ impl Compactor {
     /// Says so, some recipes with each command; gives whether all of it was taken.
     async fn tell(
         &self,
-        image: ImageId,
+        group: (&BTreeSet<ImageId>, &KeyOwner),
         (id, placement): (RecipeId, Recipe),
         recipes: BTreeMap<RecipeId, Held>,
         dropped: BTreeSet<ObjectKey>,
@@ -252,21 +259,25 @@ impl Compactor {
                 return Err(Error::TooManyChunks);
             }
             if !size.with(one).fits(dropped.len()) {
-                is_whole &= self.propose(std::mem::replace(&mut next, none())).await?;
+                is_whole &= self.propose(group, std::mem::replace(&mut next, none())).await?;
                 size = Size::default();
             }
             size = size.with(one);
-            next.versions.extend(held.versions.into_iter().map(|digest| (image, digest)));
+            next.versions.extend(held.versions);
             next.recipes.insert(of, Moving { from: held.placement, objects });
         }
         if !next.recipes.is_empty() {
-            is_whole &= self.propose(next).await?;
+            is_whole &= self.propose(group, next).await?;
         }
         Ok(is_whole)
     }
 
     /// Proposes right after all that it names was seen in storage; gives whether it was taken.
-    async fn propose(&self, moved: MovedChunks) -> Result<bool, Error> {
+    async fn propose(
+        &self,
+        (images, under): (&BTreeSet<ImageId>, &KeyOwner),
+        moved: MovedChunks,
+    ) -> Result<bool, Error> {
         let objects: BTreeSet<ObjectKey> =
             moved.recipes.values().flat_map(|moving| moving.objects.iter().copied()).collect();
         let objects: Vec<ObjectKey> = objects.into_iter().collect();
@@ -275,7 +286,9 @@ impl Compactor {
             debug!(%missing, "what chunks were moved to is gone");
             return Ok(false);
         }
-        if began.elapsed() > PUBLISH_WINDOW / 2 {
+        // Several projects' chunks lie together only where nothing was sealed when they were stored.
+        let owner = owner_of(self.raft.read().await?.query(), images)?;
+        if owner.as_ref() != Some(under) || began.elapsed() > PUBLISH_WINDOW / 2 {
             return Ok(false);
         }
         match self.raft.propose(clock::now(), Command::MoveChunks(moved)).await {
@@ -287,6 +300,23 @@ impl Compactor {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whose key what is moved of these images is sealed with. `None` where they belong to several projects
+/// and data keys are there: what one of them needs alone must be readable with its keys alone, and go
+/// with them.
+pub(super) fn owner_of<R: Read>(
+    query: Query<'_, R>,
+    images: &BTreeSet<ImageId>,
+) -> Result<Option<KeyOwner>, Fault> {
+    let mut owners = BTreeSet::new();
+    for image in images {
+        owners.insert(query.key_owner(*image)?);
+    }
+    if owners.len() > 1 && query.master_key()?.is_some() {
+        return Ok(None);
+    }
+    Ok(owners.into_iter().next())
 }
 
 /// How much one command moves.

@@ -1,12 +1,12 @@
-//! Which packs of an image are mostly garbage, and who needs what of them.
+//! Which packs of an image, or of several ones, are mostly garbage, and who needs what of them.
 //!
 //! Recipes are read one at a time: first for the least that each pack has to keep, then, of the packs
 //! that may be thin, for the chunks themselves. Whatever is found is true of the recipes and
 //! placements that were looked at, and of no other: versions that came meanwhile are not among those
 //! that are given.
 //!
-//! Non-goals: packs that another image's versions, or a delta bundle, refer to as well: all who need
-//! them would have to be known.
+//! Non-goals: which images share a pack, so that they are looked at together (see `shared`); packs that
+//! a delta bundle refers to as well.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,7 @@ use shoal_metadata::{Disk, Fault, MOVED_VERSIONS_MAX, Query, Read};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
+use super::shared::Group;
 use super::thin::{Needed, Tally, is_thin};
 use super::{Compactor, Error};
 use crate::origin::{Place, WINDOW_BYTES};
@@ -50,12 +51,12 @@ impl ThinPack {
     }
 }
 
-/// A recipe that versions of the image have.
+/// A recipe that versions of the images have.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     /// As it was when the recipe was looked at.
     pub placement: Option<RecipeId>,
-    pub versions: BTreeSet<Digest>,
+    pub versions: BTreeSet<(ImageId, Digest)>,
     /// Of these, so many refer to the placement.
     moved: u64,
     /// Versions are known to refer to the placement that are not among these, or there are too many.
@@ -63,35 +64,57 @@ pub(super) struct Held {
 }
 
 /// What is to be moved.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Survey {
     /// May be none, while there are others that were not looked at.
     pub packs: BTreeMap<ObjectKey, ThinPack>,
-    /// Looked at, and not thin: recipes need different parts of them.
-    pub thick: BTreeSet<ObjectKey>,
+    /// Looked at, and to be left: recipes need different parts of them, or one of these recipes cannot
+    /// be moved.
+    pub left: BTreeSet<ObjectKey>,
     /// Whose versions refer to one of the packs.
     pub recipes: BTreeMap<RecipeId, Held>,
 }
 
-/// What the rows say of an image.
+/// What became of looking at one image.
+#[derive(Debug, Default)]
+pub(super) struct Surveyed {
+    /// `None` where there is nothing to be moved.
+    pub survey: Option<Survey>,
+    /// Thin by what this image needs of them, while others refer to them as well; with their lengths in
+    /// bytes, those first where most may be saved.
+    pub shared: Vec<(ObjectKey, u64)>,
+}
+
+/// What the rows say of some images.
 #[derive(Debug, Default)]
 struct Rows {
-    /// How many of its versions refer to each pack.
+    /// How many of their versions refer to each pack.
     packs: BTreeMap<ObjectKey, u64>,
     recipes: BTreeMap<RecipeId, Held>,
 }
 
+/// Packs whose chunks are to be listed.
+#[derive(Debug)]
+struct Chosen {
+    /// In bytes.
+    lengths: BTreeMap<ObjectKey, u64>,
+    /// Whose versions refer to one of them.
+    recipes: BTreeMap<RecipeId, Held>,
+    left: BTreeSet<ObjectKey>,
+}
+
 impl Compactor {
-    /// At most `packs_max` packs, and none of `skip`; `None` where there is nothing to be moved.
+    /// At most `packs_max` packs that nobody else refers to, and none of `skip`.
     pub(super) async fn survey(
         &self,
         image: ImageId,
         skip: &BTreeSet<ObjectKey>,
         packs_max: usize,
-    ) -> Result<Option<Survey>, Error> {
-        let Some(rows) = rows_of(self.raft.read().await?.query(), image)? else {
+    ) -> Result<Surveyed, Error> {
+        let images = BTreeSet::from([image]);
+        let Some(rows) = rows_of(self.raft.read().await?.query(), &images, |_| true)? else {
             info!(%image, "it lives in too many packs to be compacted");
-            return Ok(None);
+            return Ok(Surveyed::default());
         };
         let Rows { packs, recipes } = rows;
         let mut tally = Tally::default();
@@ -121,32 +144,53 @@ impl Compactor {
         }
         // Where most is saved comes first.
         thin.sort_unstable_by_key(|one| Reverse(*one));
-        let (lengths, holding) = {
+        let mut shared = Vec::new();
+        let chosen = {
             let view = self.raft.read().await?;
             let mut lengths = BTreeMap::new();
             for (_, pack, length, holders) in thin {
                 let used = view.query().object(&pack)?.map_or(0, |used| used.count);
-                if used == holders && lengths.len() < packs_max {
+                if used != holders {
+                    shared.push((pack, length));
+                } else if lengths.len() < packs_max {
                     lengths.insert(pack, length);
                 }
             }
-            let holding = holding(view.query(), image, &recipes, &mut lengths)?;
-            (lengths, holding)
+            chosen(view.query(), &images, recipes, lengths)?
         };
-        if lengths.is_empty() {
-            return Ok(None);
-        }
-        let recipes: BTreeMap<RecipeId, Held> =
-            recipes.into_iter().filter(|(id, _)| holding.contains(id)).collect();
-        self.list(lengths, recipes).await
+        Ok(Surveyed { survey: self.list(chosen).await?, shared })
+    }
+
+    /// At most `packs_max` of the packs that images share, and that nobody else refers to, and none of
+    /// `skip`; `None` where there is nothing to be moved.
+    pub(super) async fn survey_shared(
+        &self,
+        group: &Group,
+        skip: &BTreeSet<ObjectKey>,
+        packs_max: usize,
+    ) -> Result<Option<Survey>, Error> {
+        let chosen = {
+            let view = self.raft.read().await?;
+            let wanted = |pack: &ObjectKey| group.packs.contains_key(pack) && !skip.contains(pack);
+            let Some(rows) = rows_of(view.query(), &group.images, wanted)? else { return Ok(None) };
+            let mut lengths = BTreeMap::new();
+            for (pack, holders) in rows.packs {
+                let used = view.query().object(&pack)?.map_or(0, |used| used.count);
+                if used == holders
+                    && lengths.len() < packs_max
+                    && let Some(length) = group.packs.get(&pack)
+                {
+                    lengths.insert(pack, *length);
+                }
+            }
+            chosen(view.query(), &group.images, rows.recipes, lengths)?
+        };
+        self.list(chosen).await
     }
 
     /// The chunks that are needed of the packs, where those are thin after all.
-    async fn list(
-        &self,
-        lengths: BTreeMap<ObjectKey, u64>,
-        recipes: BTreeMap<RecipeId, Held>,
-    ) -> Result<Option<Survey>, Error> {
+    async fn list(&self, chosen: Chosen) -> Result<Option<Survey>, Error> {
+        let Chosen { lengths, recipes, mut left } = chosen;
         let mut needed = Needed::of(lengths.keys().copied().collect());
         for (id, held) in &recipes {
             let (recipe, placement) = self.recipe_of(*id, held).await?;
@@ -156,18 +200,18 @@ impl Compactor {
             };
             needed = spawn_blocking(add).await.map_err(|_| Error::Interrupted)?;
         }
-        let (mut packs, mut thick) = (BTreeMap::new(), BTreeSet::new());
+        let mut packs = BTreeMap::new();
         for (pack, places) in needed.into_packs() {
             let Some(&length) = lengths.get(&pack) else { continue };
             let thin = ThinPack { length, places };
             if is_thin(thin.needed_bytes(), length, self.limits.below_percent) {
                 packs.insert(pack, thin);
             } else {
-                thick.insert(pack);
+                left.insert(pack);
             }
         }
-        let is_nothing = packs.is_empty() && thick.is_empty();
-        Ok((!is_nothing).then_some(Survey { packs, thick, recipes }))
+        let is_nothing = packs.is_empty() && left.is_empty();
+        Ok((!is_nothing).then_some(Survey { packs, left, recipes }))
     }
 
     /// A recipe, and the placement that it had when the rows were looked at.
@@ -189,25 +233,33 @@ impl Compactor {
     }
 }
 
-/// `None` where there are too many packs.
-fn rows_of<R: Read>(query: Query<'_, R>, image: ImageId) -> Result<Option<Rows>, Fault> {
+/// What the images' versions refer to of the packs that are `wanted`; `None` where that is too much.
+fn rows_of<R: Read>(
+    query: Query<'_, R>,
+    images: &BTreeSet<ImageId>,
+    wanted: impl Fn(&ObjectKey) -> bool,
+) -> Result<Option<Rows>, Fault> {
     let mut rows = Rows::default();
-    let too_many = query.find_version(image, |version| {
-        let Some(disk) = version.disk else { return Ok(None) };
-        for pack in packs_of(&disk) {
-            *rows.packs.entry(pack).or_default() += 1;
+    for image in images {
+        let too_many = query.find_version(*image, |version| {
+            let Some(disk) = version.disk else { return Ok(None) };
+            for pack in packs_of(&disk) {
+                if wanted(&pack) {
+                    *rows.packs.entry(pack).or_default() += 1;
+                }
+            }
+            let held = rows.recipes.entry(disk.recipe).or_default();
+            if held.versions.is_empty() {
+                held.placement = query.relocation(disk.recipe)?.map(|row| row.placement);
+            }
+            let moved = held.placement.map(ObjectKey::Recipe);
+            held.moved += u64::from(moved.is_some_and(|moved| disk.objects.contains(&moved)));
+            held.versions.insert((*image, version.digest));
+            Ok((rows.packs.len() > PACKS_MAX).then_some(()))
+        })?;
+        if too_many.is_some() {
+            return Ok(None);
         }
-        let held = rows.recipes.entry(disk.recipe).or_default();
-        if held.versions.is_empty() {
-            held.placement = query.relocation(disk.recipe)?.map(|row| row.placement);
-        }
-        let moved = held.placement.map(ObjectKey::Recipe);
-        held.moved += u64::from(moved.is_some_and(|moved| disk.objects.contains(&moved)));
-        held.versions.insert(version.digest);
-        Ok((rows.packs.len() > PACKS_MAX).then_some(()))
-    })?;
-    if too_many.is_some() {
-        return Ok(None);
     }
     for (id, held) in &mut rows.recipes {
         let known = query.relocation(*id)?.map_or(0, |row| row.versions);
@@ -216,30 +268,41 @@ fn rows_of<R: Read>(query: Query<'_, R>, image: ImageId) -> Result<Option<Rows>,
     Ok(Some(rows))
 }
 
-/// Of the recipes, those whose versions refer to one of the packs. Packs are taken out to which
-/// others refer as well.
-fn holding<R: Read>(
+/// Of the packs those that can be moved, and the recipes whose versions refer to one of them.
+fn chosen<R: Read>(
     query: Query<'_, R>,
-    image: ImageId,
-    recipes: &BTreeMap<RecipeId, Held>,
-    packs: &mut BTreeMap<ObjectKey, u64>,
-) -> Result<BTreeSet<RecipeId>, Fault> {
+    images: &BTreeSet<ImageId>,
+    recipes: BTreeMap<RecipeId, Held>,
+    mut lengths: BTreeMap<ObjectKey, u64>,
+) -> Result<Chosen, Fault> {
     let mut holders: BTreeMap<ObjectKey, BTreeSet<RecipeId>> = BTreeMap::new();
-    query.find_version(image, |version| {
-        let Some(disk) = version.disk else { return Ok(None) };
-        let is_known = recipes
-            .get(&disk.recipe)
-            .is_some_and(|held| !held.is_partial && held.versions.contains(&version.digest));
-        for pack in packs_of(&disk) {
-            if !is_known {
-                packs.remove(&pack);
-            } else if packs.contains_key(&pack) {
-                holders.entry(pack).or_default().insert(disk.recipe);
+    let mut left = BTreeSet::new();
+    for image in images {
+        query.find_version(*image, |version| {
+            let Some(disk) = version.disk else { return Ok(None) };
+            let named = (*image, version.digest);
+            let held = recipes.get(&disk.recipe).filter(|held| held.versions.contains(&named));
+            for pack in packs_of(&disk) {
+                if !lengths.contains_key(&pack) {
+                    continue;
+                }
+                if held.is_some_and(|held| !held.is_partial) {
+                    holders.entry(pack).or_default().insert(disk.recipe);
+                    continue;
+                }
+                lengths.remove(&pack);
+                // Else it came meanwhile.
+                if held.is_some() {
+                    left.insert(pack);
+                }
             }
-        }
-        Ok(None::<()>)
-    })?;
-    Ok(packs.keys().filter_map(|pack| holders.get(pack)).flatten().copied().collect())
+            Ok(None::<()>)
+        })?;
+    }
+    let holding: BTreeSet<RecipeId> =
+        lengths.keys().filter_map(|pack| holders.get(pack)).flatten().copied().collect();
+    let recipes = recipes.into_iter().filter(|(id, _)| holding.contains(id)).collect();
+    Ok(Chosen { lengths, recipes, left })
 }
 
 fn packs_of(disk: &Disk) -> impl Iterator<Item = ObjectKey> {

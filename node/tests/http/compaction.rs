@@ -23,13 +23,13 @@ use super::disks::{create_image, download, fill, upload};
 use super::node::Node;
 use super::wait::{level_raised, until};
 
-const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 /// What a disk is made of: seeds, and how many MiB of each.
-type Parts = [(u8, usize)];
+pub type Parts = [(u8, usize)];
 /// The second and the third one use some of the first one's pack, each something else.
-const FIRST: &Parts = &[(2, 14), (1, 4), (9, 4)];
-const SECOND: &Parts = &[(3, 12), (1, 4)];
-const THIRD: &Parts = &[(4, 12), (9, 4)];
+pub const FIRST: &Parts = &[(2, 14), (1, 4), (9, 4)];
+pub const SECOND: &Parts = &[(3, 12), (1, 4)];
+pub const THIRD: &Parts = &[(4, 12), (9, 4)];
 const OBJECTS_MAX: usize = 1000;
 /// How long uploads race against compaction and collection.
 const RACE: Duration = Duration::from_secs(20);
@@ -55,7 +55,7 @@ async fn start() -> Result<Node> {
     Ok(node)
 }
 
-async fn publish(node: &Node, image: ImageId, parts: &Parts, number: &str) -> Result<()> {
+pub async fn publish(node: &Node, image: ImageId, parts: &Parts, number: &str) -> Result<()> {
     let file = node.path().join(format!("{image}-{number}.raw"));
     std::fs::write(&file, content(parts))?;
     let status = upload(node, image, &file, number).await?;
@@ -63,14 +63,14 @@ async fn publish(node: &Node, image: ImageId, parts: &Parts, number: &str) -> Re
     Ok(())
 }
 
-async fn delete(node: &Node, image: ImageId, number: &str) -> Result<()> {
+pub async fn delete(node: &Node, image: ImageId, number: &str) -> Result<()> {
     let path = format!("images/{image}/versions/{number}");
     let answer = node.request(Method::DELETE, &path).send().await?;
     ensure!(answer.status().is_success(), "{}", answer.text().await?);
     Ok(())
 }
 
-fn compactor(node: &Node, below_percent: u8) -> Compactor {
+pub fn compactor(node: &Node, below_percent: u8) -> Compactor {
     let app = node.server.app();
     let limits = Limits {
         below_percent,
@@ -84,7 +84,7 @@ fn compactor(node: &Node, below_percent: u8) -> Compactor {
 }
 
 /// A clock of whole milliseconds must have gone on for a grace of zero to be over.
-async fn compact_until(compactor: &Compactor, packs: u64) -> Result<Compacted> {
+pub async fn compact_until(compactor: &Compactor, packs: u64) -> Result<Compacted> {
     let mut sum = Compacted::default();
     let all = until("all packs that are to be compacted", async || {
         let more = compactor.compact(false).await?;
@@ -97,7 +97,7 @@ async fn compact_until(compactor: &Compactor, packs: u64) -> Result<Compacted> {
     Ok(sum)
 }
 
-async fn collect_until_gone(node: &Node, object: ObjectKey) -> Result<()> {
+pub async fn collect_until_gone(node: &Node, object: ObjectKey) -> Result<()> {
     until("the pack to be deleted", async || {
         let nothing = json!({});
         let _: CollectionDone = node.call(Method::POST, "storage/collect", &nothing).await?;
@@ -107,7 +107,7 @@ async fn collect_until_gone(node: &Node, object: ObjectKey) -> Result<()> {
 }
 
 /// Packs and recipes in storage, and what they take.
-async fn stored(node: &Node) -> Result<(Vec<ObjectKey>, u64)> {
+pub async fn stored(node: &Node) -> Result<(Vec<ObjectKey>, u64)> {
     let mut all = node.server.app().store.list("", None, OBJECTS_MAX).await?;
     all.retain(|object| matches!(object.key, ObjectKey::Pack(_) | ObjectKey::Recipe(_)));
     let bytes = all.iter().map(|object| object.length).sum();
@@ -119,17 +119,17 @@ fn version(node: &Node, image: ImageId, number: &str) -> Result<Version> {
     view.query().version_by_number(image, number)?.context("no such version")
 }
 
-fn recipe(node: &Node, image: ImageId, number: &str) -> Result<RecipeId> {
+pub fn recipe(node: &Node, image: ImageId, number: &str) -> Result<RecipeId> {
     Ok(version(node, image, number)?.disk.context("no disk")?.recipe)
 }
 
-fn packs(node: &Node, image: ImageId, number: &str) -> Result<Vec<ObjectKey>> {
+pub fn packs(node: &Node, image: ImageId, number: &str) -> Result<Vec<ObjectKey>> {
     let objects = version(node, image, number)?.disk.context("no disk")?.objects;
     Ok(objects.into_iter().filter(|object| matches!(object, ObjectKey::Pack(_))).collect())
 }
 
 /// As somebody who has read nothing of it before.
-async fn is_read_whole(node: &Node, image: ImageId, number: &str, parts: &Parts) -> Result<()> {
+pub async fn is_read_whole(node: &Node, image: ImageId, number: &str, parts: &Parts) -> Result<()> {
     let app = node.server.app();
     let origin = Origin::new(Arc::clone(&app.store)).following(app.raft.clone());
     let (id, origin) = (recipe(node, image, number)?, &origin as &dyn ChunkStore);

@@ -51,6 +51,7 @@ mod retention;
 mod rights;
 mod scans;
 mod scrub;
+mod shared_packs;
 mod strangers;
 mod swarm;
 mod tls;

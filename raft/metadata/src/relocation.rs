@@ -69,8 +69,8 @@ impl<R: Read> Query<'_, R> {
         row(self.read, Table::Relocations, recipe.as_bytes())
     }
 
-    /// Images that lost a disk version and were not looked through since, with the time when they
-    /// lost the last one; by id, of those after `after`, at most `limit`.
+    /// Images that lost a disk version and may still hold what they need little of, with the time when
+    /// they lost the last one; by id, of those after `after`, at most `limit`.
     pub fn thinned_images(
         &self,
         after: Option<ImageId>,

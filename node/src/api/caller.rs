@@ -10,6 +10,7 @@ use shoal_metadata::{Action, Denial, Scope, UserRole, What, Who};
 use shoal_raft::View;
 
 use crate::clock::CLOCKS_APART_MS;
+use crate::config::Orders;
 use crate::http::auth::{Asker, Principal};
 use crate::http::permit::permit;
 use crate::http::problem::Problem;
@@ -79,6 +80,20 @@ impl Caller {
             }
             _ => Ok(()),
         }
+    }
+
+    /// To be asked before an order to hosts.
+    ///
+    /// # Errors
+    /// 403 where not every account may give one (`accounts.orders`), and as [`Caller::changes`].
+    pub fn orders(&self, app: &App) -> Result<(), Problem> {
+        self.changes()?;
+        if app.config.accounts.orders != Some(Orders::Administrators) {
+            return Ok(());
+        }
+        self.permit(Action::Manage, What::System).map_err(|_| {
+            Problem::forbidden("here only administrators order images onto hosts (accounts.orders)")
+        })
     }
 
     /// What may be done with something that is about an image: by who made it at `made` whatever

@@ -44,7 +44,7 @@ pub async fn create(
     Body(request): Body<CreateDeployment>,
 ) -> Result<(StatusCode, Json<Deployment>), Problem> {
     let owner = caller.account()?;
-    caller.changes()?;
+    caller.orders(&app)?;
     let caller = brought(&app, caller, &request.reference).await?;
     let query = caller.view.query();
     let (image, version) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;

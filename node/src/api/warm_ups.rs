@@ -83,7 +83,7 @@ pub async fn create(
     Body(request): Body<CreateWarmUp>,
 ) -> Result<(StatusCode, Json<WarmUp>), Problem> {
     let created_by = caller.account()?;
-    caller.changes()?;
+    caller.orders(&app)?;
     let caller = brought(&app, caller, &request.reference).await?;
     let (image, _) = resolved(&caller.view, &caller.who(), &request.reference, Action::Pull)?;
     let Pin::Tag(tag) = request.reference.pin else {

@@ -128,6 +128,15 @@ pub enum Registration {
     Open,
 }
 
+/// Who may order versions onto hosts, once or by a warm-up policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Orders {
+    /// Every account, what it may pull.
+    Everyone,
+    Administrators,
+}
+
 /// People's accounts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -137,12 +146,18 @@ pub struct Accounts {
     pub registration: Registration,
     /// Whether accounts may come with hashes of another program's, which are compared then.
     pub bcrypt: bool,
+    /// Everyone, where nothing is said; and that must be said where anybody may have an account.
+    pub orders: Option<Orders>,
 }
 
 impl Default for Accounts {
     fn default() -> Self {
-        let registration = Registration::Closed;
-        Self { deletion_grace_seconds: 72 * 3600, registration, bcrypt: false }
+        Self {
+            deletion_grace_seconds: 72 * 3600,
+            registration: Registration::Closed,
+            bcrypt: false,
+            orders: None,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub use collection::Collection;
 pub use delta::Delta;
 pub use directory::{DN, Ldap, USER};
 pub use encryption::Encryption;
-pub use guard::{Accounts, Audit, Keys, Lockout, Rates, Registration, Sessions};
+pub use guard::{Accounts, Audit, Keys, Lockout, Orders, Rates, Registration, Sessions};
 pub use identity::{Jwt, Oidc, Protocol, Workload, mapped};
 pub use images::{Images, Import};
 pub use limits::{LimitHours, Limits};
@@ -516,6 +516,11 @@ impl Config {
             let text =
                 "people come from [ldap], [oidc] or [jwt]; \"open\" is for clusters without them";
             return value("accounts", "registration", text);
+        }
+        if self.accounts.registration == Registration::Open && self.accounts.orders.is_none() {
+            let text = "anybody may have an account: say who may order images onto hosts, \
+                        \"administrators\" or \"everyone\"";
+            return value("accounts", "orders", text);
         }
         let foreign = [
             ("jwt", self.jwt.check()),

@@ -103,7 +103,7 @@ pub const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     ("sessions", &["lifetime_seconds", "per_person"]),
-    ("accounts", &["deletion_grace_seconds", "registration", "bcrypt"]),
+    ("accounts", &["deletion_grace_seconds", "registration", "bcrypt", "orders"]),
     ("passkeys", &["domain", "challenge_seconds"]),
     ("jwt", &["issuer", "audience", "jwks_url", "create_accounts", "account_claim"]),
     (

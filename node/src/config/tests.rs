@@ -133,6 +133,9 @@ fn github_wants_a_secret_and_has_its_api_where_it_is_usual() {
 fn people_make_their_own_accounts_only_where_nobody_else_knows_them() {
     assert_eq!(load("").unwrap().accounts.registration, Registration::Closed);
     let open = "[accounts]\nregistration = \"open\"\n";
+    let refused = load(open);
+    assert!(matches!(refused, Err(Error::Value { key: "orders", .. })), "who orders is not said");
+    let open = &format!("{open}orders = \"administrators\"\n");
     assert_eq!(load(open).unwrap().accounts.registration, Registration::Open);
     let directory = "[ldap]\nurl = \"ldaps://l\"\nuser_base = \"ou=p,dc=x\"\n";
     let issuer = "[oidc]\nissuer = \"https://i.example\"\nclient_id = \"shoal\"\n";

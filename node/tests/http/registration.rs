@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::Block;
-use shoal_node::config::{Config, Registration};
+use shoal_node::config::{Config, Orders, Registration};
 use shoal_node::unblocking;
 
 use super::node::{Node, problem, read};
@@ -16,6 +16,7 @@ const PASSWORD: &str = "correct-horse-7";
 async fn open(change: impl FnOnce(&mut Config)) -> Result<Node> {
     let node = Node::start_with(|config| {
         config.accounts.registration = Registration::Open;
+        config.accounts.orders = Some(Orders::Administrators);
         change(config);
     })
     .await?;
@@ -79,6 +80,14 @@ async fn a_newcomer_has_an_account_and_no_rights_that_were_not_given_to_it() -> 
             [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&status),
             "{path}: {status}"
         );
+    }
+    // What is its own it may pull, and it puts that onto no hosts.
+    let order = json!({ "reference": "dana/app:v1", "selector": "", "name": "dana" });
+    for path in ["deployments", "warm-ups"] {
+        let url = format!("{}/api/v1/{path}", node.url);
+        let order = node.http.post(url).bearer_auth(token).json(&order).send().await?;
+        let refused = problem(order, StatusCode::FORBIDDEN).await?;
+        ensure!(refused.message.contains("accounts.orders"), "{path}: {refused:?}");
     }
     let pull = node.anonymous_v2(Method::GET, "vault/app/manifests/v1").bearer_auth(token);
     expect(&pull.send().await?, StatusCode::NOT_FOUND)?;

@@ -12,6 +12,9 @@ pub const COST_MIN: u32 = 4;
 /// without such a hash (see `WRONG_BEAT`).
 pub const COST_MAX: u32 = 12;
 
+/// Of a password; what comes behind does not count.
+pub const PASSWORD_BYTES_MAX: usize = 72;
+
 /// `$2x$` marks hashes of a program that got them wrong.
 const KINDS: [&str; 3] = ["$2a$", "$2b$", "$2y$"];
 

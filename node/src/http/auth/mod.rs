@@ -252,7 +252,9 @@ pub async fn first_factor(
         return Ok(Principal::User { name, role, token: None, session: None });
     }
     let came_hashed = stored.as_ref().is_some_and(|stored| bcrypt::Hash::read(&stored.0).is_some());
-    let again = came_hashed.then(|| password.clone());
+    // Of a longer one, bcrypt does not tell whether all of it is right.
+    let is_whole = password.len() <= bcrypt::PASSWORD_BYTES_MAX;
+    let again = (came_hashed && is_whole).then(|| password.clone());
     // Whoever the directory does not let in is wrong here, too, in the same time as others.
     let right = match app.accounts.check(attempt, password, stored).await {
         Checked::Right => true,

@@ -466,7 +466,7 @@ impl BlobWriter {
     /// See [`IntakeError`].
     pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
         self.settle().await?;
-        let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
+        let key = ObjectKey::UploadCheckpoint { upload: self.name, number: rand::random() };
         let short = self.intake.schedule.is_short(self.flushed);
         let encode: checkpoint::Encode =
             if short { checkpoint::encode } else { checkpoint::encode_long };

@@ -67,7 +67,7 @@ async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
     let pack = ObjectKey::Pack(PackId::of(b"a pack"));
     store.put(orphan, &KeyOwner::Cluster, Bytes::from_static(b"never named")).await?;
     store.put(pack, &KeyOwner::Cluster, Bytes::from_static(b"a pack")).await?;
-    let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), offset: 9 };
+    let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), number: 9 };
     let part = ObjectKey::UploadPart { upload: name(), part: 1 };
     store.put(checkpoint, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;
     store.put(part, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;

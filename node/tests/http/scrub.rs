@@ -57,10 +57,12 @@ async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
     push_image(&node, "a/kept", "v1", b"a layer").await?;
     let store = Arc::clone(&node.server.app().store);
     let session = open_upload(&node, "a/kept").await?;
-    // Enough for a multipart upload and a tail.
-    let half = vec![7; 9 << 20];
-    let answer = node.v2(Method::PATCH, &session).body(half.clone()).send().await?;
-    ensure!(answer.status() == StatusCode::ACCEPTED);
+    // Enough for a multipart upload and a tail, of which the first request's end stays where it is.
+    let half = vec![7; 10 << 20];
+    for body in [&half[..9 << 20], &half[9 << 20..]] {
+        let answer = node.v2(Method::PATCH, &session).body(body.to_vec()).send().await?;
+        ensure!(answer.status() == StatusCode::ACCEPTED);
+    }
 
     // As crashes at different moments would leave them.
     let orphan = ObjectKey::Blob(name());

@@ -59,6 +59,11 @@ impl BlobCutter {
         (self.ids.len() * BLOB_CHUNK_BYTES + self.rest.len()) as u64
     }
 
+    /// Of the whole chunks so far, in order.
+    pub fn ids(&self) -> &[ChunkId] {
+        &self.ids
+    }
+
     pub fn update(&mut self, mut bytes: &[u8]) {
         if !self.rest.is_empty() {
             let missing = BLOB_CHUNK_BYTES - self.rest.len();

@@ -426,7 +426,10 @@ impl Named {
     fn has(&self, key: &ObjectKey) -> bool {
         match key {
             ObjectKey::UploadPart { upload, .. } => self.sessions.contains(upload),
-            ObjectKey::UploadCheckpoint { .. } => self.checkpoints.contains(key),
+            // The one that a row names may need earlier ones.
+            ObjectKey::UploadCheckpoint { upload, .. } => {
+                self.sessions.contains(upload) || self.checkpoints.contains(key)
+            }
             // Content is none of a session's leftovers.
             ObjectKey::Blob(_) | ObjectKey::Pack(_) | ObjectKey::Recipe(_) => true,
         }

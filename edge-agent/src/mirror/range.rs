@@ -1,5 +1,6 @@
 //! The `Range` header of a blob request (RFC 9110, section 14). One range is served; several, or
-//! another unit, are answered with the whole, as the RFC allows.
+//! another unit, are answered with the whole, as the RFC allows; nodes give several, too, and read
+//! one in the same way (`node/src/registry/range.rs`).
 
 use std::ops::Range;
 
@@ -15,9 +16,13 @@ pub enum Part {
 
 /// Reads the header's text for a blob of `length` bytes.
 pub fn parse(header: Option<&str>, length: u64) -> Part {
-    let Some(spec) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else {
+    let Some((unit, spec)) = header.and_then(|text| text.trim().split_once('=')) else {
         return Part::Whole;
     };
+    // Its case says nothing (RFC 9110, section 14.1).
+    if !unit.eq_ignore_ascii_case("bytes") {
+        return Part::Whole;
+    }
     let Some((first, last)) = spec.trim().split_once('-') else { return Part::Whole };
     let number = |text: &str| {
         let text = text.trim();
@@ -56,10 +61,19 @@ mod tests {
             ("bytes=1000-", Part::Unsatisfiable),
             ("bytes=500-0", Part::Unsatisfiable),
             ("bytes=-0", Part::Unsatisfiable),
+            ("Bytes=0-99", Part::Bytes(0..100)),
+            ("BYTES=-99999999999999999999999", Part::Bytes(0..1000)),
+            ("bytes= 1 - 2 ", Part::Bytes(1..3)),
             ("bytes=0-1,5-6", Part::Whole),
+            ("bytes=-1,5-6", Part::Whole),
+            ("bytes=2000-1,5-6", Part::Whole),
             ("chunks=0-1", Part::Whole),
             ("bytes=x-y", Part::Whole),
+            ("bytes=+1-2", Part::Whole),
+            ("bytes=1--2", Part::Whole),
+            ("bytes=-", Part::Whole),
             ("bytes=", Part::Whole),
+            ("bytes", Part::Whole),
         ] {
             assert_eq!(parse(Some(header), 1000), expected, "{header}");
         }

@@ -55,10 +55,11 @@ pub enum ObjectKey {
         upload: UploadId,
         part: u32,
     },
-    /// What an OCI upload must remember between two requests (see `shoal-node`, `ingest`).
+    /// What an OCI upload must remember between two requests (see `shoal-node`, `registry`).
     UploadCheckpoint {
         upload: UploadId,
-        offset: u64,
+        /// One that no other checkpoint of the upload has: two nodes may write one at once.
+        number: u64,
     },
 }
 
@@ -80,12 +81,19 @@ impl fmt::Display for ObjectKey {
                 write!(f, "recipes/{}/{id}", &id[..2])
             }
             Self::UploadPart { upload, part } => {
-                write!(f, "uploads/{}/part-{part:010}", upload.as_uuid().simple())
+                write!(f, "{}part-{part:010}", Self::of_upload(*upload))
             }
-            Self::UploadCheckpoint { upload, offset } => {
-                write!(f, "uploads/{}/checkpoint-{offset:020}", upload.as_uuid().simple())
+            Self::UploadCheckpoint { upload, number } => {
+                write!(f, "{}checkpoint-{number:020}", Self::of_upload(*upload))
             }
         }
+    }
+}
+
+impl ObjectKey {
+    /// What the keys of an upload's parts and checkpoints start with.
+    pub fn of_upload(upload: UploadId) -> String {
+        format!("uploads/{}/", upload.as_uuid().simple())
     }
 }
 
@@ -109,8 +117,8 @@ impl FromStr for ObjectKey {
                 if let Some(part) = rest.strip_prefix("part-") {
                     part.parse().ok().map(|part| Self::UploadPart { upload, part })
                 } else {
-                    let offset = rest.strip_prefix("checkpoint-")?.parse().ok()?;
-                    Some(Self::UploadCheckpoint { upload, offset })
+                    let number = rest.strip_prefix("checkpoint-")?.parse().ok()?;
+                    Some(Self::UploadCheckpoint { upload, number })
                 }
             }),
             _ => None,
@@ -132,7 +140,8 @@ mod tests {
             ObjectKey::Pack(PackId::of(b"x")),
             ObjectKey::Recipe(RecipeId::of(b"y")),
             ObjectKey::UploadPart { upload, part: 17 },
-            ObjectKey::UploadCheckpoint { upload, offset: 1 << 40 },
+            ObjectKey::UploadCheckpoint { upload, number: 1 << 40 },
+            ObjectKey::UploadCheckpoint { upload, number: u64::MAX },
         ] {
             assert_eq!(key.to_string().parse(), Ok(key));
         }

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{Disks, SWEEP_INTERVAL, is_under_way};
 use crate::clock;
+use crate::registry::pieces;
 
 /// How often the leader looks for expired sessions.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
@@ -110,10 +111,8 @@ impl Disks {
         {
             warn!(upload = %upload.id, %error, "an expired upload's parts stay in storage");
         }
-        if let Some(checkpoint) = checkpoint
-            && let Err(error) = store.delete(&[*checkpoint]).await
-        {
-            warn!(upload = %upload.id, %error, "an expired upload's checkpoint stays in storage");
+        if let Err(error) = pieces::delete_all(&**store, upload.id, *checkpoint).await {
+            warn!(upload = %upload.id, %error, "an expired upload's checkpoints stay in storage");
         }
     }
 

@@ -18,21 +18,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_content::{
     AccountName, Digest, ImageReference, ObjectKey, Pin, ProjectName, Recipe, RepositoryName,
-    TagName, Timestamp,
+    TagName, Timestamp, UploadId,
 };
 use shoal_formats::parse_manifest;
 use shoal_metadata::{
     Blob, Deployment, Grantee, Image, ObjectUse, PATTERN_BYTES_MAX, Pattern, QuotaOf, RobotName,
     Suspect, Upload, Version, decode_command, decode_row, encode_command, encode_row,
 };
+use uuid::Uuid;
 
 use crate::api::fuzzed::{check_filters, check_join_token, compatible_reference};
 use crate::clock;
 use crate::config::Config;
 use crate::http::{check_forwarded, check_trace_parent};
 use crate::registry::fuzzed::{
-    PAGE_MAX, Route, Wanted, content_range, decode_checkpoint, names_digest, page_size, several,
-    wanted,
+    PAGE_MAX, Piece, Route, Wanted, content_range, decode_checkpoint, decode_pieces, names_digest,
+    page_size, several, wanted,
 };
 use crate::upstreams::check_challenge;
 
@@ -44,7 +45,7 @@ pub use scopes::{scopes, token_form};
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 23] = [
+pub const TARGETS: [(&str, Target); 24] = [
     ("names", names),
     ("parties", parties),
     ("route", route),
@@ -54,6 +55,7 @@ pub const TARGETS: [(&str, Target); 23] = [
     ("paging", paging),
     ("filters", filters),
     ("checkpoint", checkpoint),
+    ("pieces", pieces),
     ("rows", rows),
     ("recipe", recipe),
     ("trace_parent", trace_parent),
@@ -191,6 +193,17 @@ pub fn checkpoint(data: &[u8]) {
         // The next request goes on with it.
         restored.cutter.update(b"more");
         assert_eq!(restored.cutter.length(), before + 4);
+    }
+}
+
+pub fn pieces(data: &[u8]) {
+    let key = ObjectKey::UploadCheckpoint { upload: UploadId::from_uuid(Uuid::nil()), number: 0 };
+    if let Some(restored) = decode_pieces(key, data) {
+        let ranges = restored.pieces.iter().map(Piece::range);
+        let in_pieces: u64 = ranges.map(|range| range.end - range.start).sum();
+        assert_eq!(in_pieces, restored.in_pieces);
+        let taken = restored.flushed + in_pieces + restored.end.len() as u64;
+        assert_eq!(restored.cutter.length(), taken);
     }
 }
 

@@ -11,7 +11,9 @@ use shoal_metadata::{Command, Upload, UploadPurpose, encode_command, encode_row}
 use uuid::Uuid;
 
 use super::credentials::{AUDIENCE, NOW, key};
-use crate::registry::fuzzed::{EncodeCheckpoint, Hash, encode_checkpoint, encode_long_checkpoint};
+use crate::registry::fuzzed::{
+    EncodeCheckpoint, Hash, encode_checkpoint, encode_long_checkpoint, encode_pieces,
+};
 use crate::store::StoredPart;
 
 const HEX: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
@@ -74,6 +76,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             "9999-12-31T23:59:59-23:59",
         ]),
         "checkpoint" => checkpoints(),
+        "pieces" => [1000, 300_000].map(pieced).to_vec(),
         "rows" => rows(),
         "recipe" => {
             let mut cutter = BlobCutter::new();
@@ -207,6 +210,14 @@ fn checkpoints() -> Vec<Vec<u8>> {
     };
     let both = |case| [of(case, encode_checkpoint), of(case, encode_long_checkpoint)];
     cases.iter().flat_map(both).collect()
+}
+
+fn pieced(length: usize) -> Vec<u8> {
+    let content = vec![9; length];
+    let (mut hash, mut cutter) = (Hash::new(Algorithm::Sha256), BlobCutter::new());
+    hash.update(&content);
+    cutter.update(&content);
+    encode_pieces(&[], &[], &content, &hash, &cutter).unwrap().0.to_vec()
 }
 
 fn rows() -> Vec<Vec<u8>> {

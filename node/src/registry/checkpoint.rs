@@ -4,6 +4,8 @@
 //! parts are long: the version byte, the length of what follows in 4 bytes (little-endian), a
 //! [`Checkpoint`] in postcard with an empty tail, then the tail as it is, so that it is read into
 //! the part that it is the beginning of. Programs that know no long parts read version 1 only.
+//! Version 3 leaves most of the tail in earlier ones (see `pieces`); these two are written as long as
+//! there may be nodes that do not know it.
 //!
 //! Invariant: what is restored agrees with itself: parts and tail are as long as what was cut, and
 //! the tail is shorter than the longest part.
@@ -22,7 +24,7 @@ const LONG_VERSION: u8 = 2;
 /// The version and the length before the body of a long one.
 const LONG_HEAD_BYTES: usize = 1 + size_of::<u32>();
 /// The longest body: the ids of the longest blob's chunks, and its parts with their tags.
-const BODY_BYTES_MAX: u64 =
+pub const BODY_BYTES_MAX: u64 =
     PartSchedule::STANDARD.blob_bytes_max / 256 / 1024 * 32 + PARTS_MAX as u64 * 256 + 1024 * 1024;
 
 #[derive(Serialize, Deserialize)]

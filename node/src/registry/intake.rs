@@ -2,7 +2,7 @@
 //!
 //! Bytes are gathered into parts and sent on while the next part fills. What a later request needs
 //! and storage does not hold yet – the tail shorter than a part, the hashes' midstates – is a
-//! checkpoint (see `checkpoint`), so that any node can go on.
+//! checkpoint (see `resumption`), so that any node can go on.
 //!
 //! Crash order: parts, then the checkpoint, then the command that names it. A crash between leaves
 //! the session at its last offset; the client sends the rest again.
@@ -10,18 +10,21 @@
 //! Invariants: no two writers ever write under one key, unless one goes on where the other ended,
 //! and then within one multipart upload, whose completion names each part's tag. All writers of an
 //! intake together hold [`INTAKE_BYTES_MAX`] of the bytes that come; whoever comes later waits. What a
-//! node fetches from upstreams has an intake of its own. On top comes what is known of each blob's chunks: 32 bytes for 256 KiB, and several times as much
-//! for a moment when its recipe is made. Nothing is copied at the end. A multipart upload that no
-//! row will name is aborted. What is published has the digest that was asked for, or is deleted
+//! node fetches from upstreams has an intake of its own. On top comes what is known of each blob's chunks:
+//! 32 bytes for 256 KiB, and several times as much for a moment when its recipe is made; and
+//! `RECENT_BYTES_MAX` of what the next requests need. Nothing is copied at the end. A multipart upload
+//! that no row will name is aborted. What is published has the digest that was asked for, or is deleted
 //! again. Where there is no room, all that was taken before can be kept.
 
 mod lane;
+mod resumption;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use moka::sync::Cache;
 use shoal_content::{Algorithm, Digest, ObjectKey, Recipe, UploadId};
 use shoal_formats::BlobCutter;
 use shoal_metadata::{KeyOwner, Multipart};
@@ -31,11 +34,12 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::checkpoint::{self, Restored};
 use super::hash::Hash;
 use super::parts::{PARTS_MAX, PartSchedule};
+use super::pieces::{Kept, Piece};
 use crate::store::{BlobStore, Completion, StoreError, StoredPart};
 use lane::{Held, Lane, Patience};
+pub use resumption::{Form, Resumed};
 
 /// Bytes of a part, but for those of very long blobs (see `parts`).
 const PART_BYTES: usize = PartSchedule::STANDARD.first_bytes as usize;
@@ -50,6 +54,9 @@ const PARTS_HELD_MAX: usize = 10;
 /// Long parts, of the longest there are, filling or on their way. They have room of their own, so
 /// that the other uploads never wait for a blob of this kind, and an idle node has none of it.
 const LONG_PARTS_HELD_MAX: usize = 2;
+/// Of checkpoints that were stored last, without what stays in storage: so that a request that follows
+/// at the same node reads nothing.
+const RECENT_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// What all uploads of a node may hold at once, as long as none is longer than 4 GiB.
 pub const INTAKE_BYTES_USUAL: usize = SMALL_MAX * SMALL_BYTES + PARTS_HELD_MAX * PART_BYTES;
 /// What all uploads of a node may hold at once; one more long part is where a request ends in the
@@ -87,6 +94,7 @@ pub struct Intake {
     long: Lane,
     /// Who copies the beginning of a long part.
     copies: Lane,
+    recent: Cache<ObjectKey, Kept>,
     turns: Arc<Mutex<HashMap<UploadId, Weak<AsyncMutex<()>>>>>,
 }
 
@@ -114,6 +122,12 @@ impl Intake {
             parts: Lane::new(PARTS_HELD_MAX, fill_max, wait_max),
             long: Lane::new(LONG_PARTS_HELD_MAX * longest, long_fill_max, wait_max),
             copies: Lane::new(1, long_fill_max, wait_max),
+            recent: Cache::builder()
+                .weigher(|_: &ObjectKey, kept: &Kept| {
+                    u32::try_from(kept.bytes()).unwrap_or(u32::MAX)
+                })
+                .max_capacity(RECENT_BYTES_MAX)
+                .build(),
             turns: Arc::default(),
         }
     }
@@ -200,19 +214,22 @@ pub struct BlobWriter {
     /// Whether `hash` and `cutter` know of bytes that are in no part and not in the buffer either,
     /// because something failed in between.
     torn: bool,
+    /// What comes after `flushed` and lies in earlier checkpoints of its session, in order.
+    pieces: Vec<Piece>,
+    /// Bytes of `pieces`.
+    in_pieces: usize,
+    /// Memory for the pieces, right before that of `buffer`; as long as there is none, it has no
+    /// capacity.
+    front: BytesMut,
+    /// What comes after the pieces.
     buffer: BytesMut,
+    /// What its session had in storage when it went on, beside parts.
+    found: Vec<ObjectKey>,
+    /// The last checkpoint.
+    kept: Option<(ObjectKey, Kept)>,
     room: Room,
     hash: Hash,
     cutter: BlobCutter,
-}
-
-/// Where a session's last request ended.
-#[derive(Debug)]
-pub struct Resumed {
-    pub checkpoint: ObjectKey,
-    pub multipart: Option<Multipart>,
-    /// Bytes of the blob that were taken.
-    pub offset: u64,
 }
 
 /// A blob whose bytes are all in storage, and have the digest that was asked for.
@@ -253,53 +270,16 @@ impl BlobWriter {
             part_numbers: 0,
             on_their_way: VecDeque::new(),
             torn: false,
+            pieces: Vec::new(),
+            in_pieces: 0,
+            front: BytesMut::new(),
             buffer: BytesMut::new(),
+            found: Vec::new(),
+            kept: None,
             room: Room::default(),
             hash: Hash::new(algorithm),
             cutter: BlobCutter::new(),
         }
-    }
-
-    /// Goes on where a session's last request ended, here or on another node.
-    ///
-    /// # Errors
-    /// Where storage or the checkpoint fails.
-    pub async fn resume(
-        intake: &Intake,
-        store: Arc<dyn BlobStore>,
-        under: KeyOwner,
-        turn: Turn,
-        at: Resumed,
-    ) -> Result<Self, IntakeError> {
-        let Resumed { checkpoint, multipart, offset } = at;
-        let mut writer = Self::begin(intake, store, under, turn, Algorithm::Sha256);
-        writer.multipart = multipart;
-        let length = writer.store.length(checkpoint).await?.ok_or(IntakeError::Checkpoint)?;
-        writer.room = if length <= SMALL_BYTES as u64 {
-            intake.admit_small().await?
-        } else {
-            // The part began before the offset, and so is no longer than this.
-            intake.admit_part(offset).await?
-        };
-        let pieces = writer.store.get(checkpoint, 0..length).await?;
-        let read = checkpoint::read(pieces, length, writer.room.bytes).await?;
-        let restored = read.filter(|restored| restored.cutter.length() == offset);
-        writer.restore(restored.ok_or(IntakeError::Checkpoint)?)?;
-        Ok(writer)
-    }
-
-    fn restore(&mut self, restored: Restored) -> Result<(), IntakeError> {
-        let Restored { parts, flushed, tail, hash, cutter } = restored;
-        self.part_numbers = u32::try_from(parts.len()).map_err(|_| IntakeError::Checkpoint)?;
-        if tail.len() as u64 >= self.intake.schedule.part_bytes(flushed) {
-            return Err(IntakeError::Checkpoint);
-        }
-        (self.parts, self.flushed, self.hash, self.cutter) = (parts, flushed, hash, cutter);
-        self.buffer = tail;
-        if self.room.bytes > SMALL_BYTES {
-            self.buffer.reserve(self.room.bytes - self.buffer.len());
-        }
-        Ok(())
     }
 
     /// Bytes taken so far.
@@ -328,7 +308,7 @@ impl BlobWriter {
 
     /// Lets go of the room it has, and of the bytes that are in no part: whoever has them elsewhere
     /// brings them [back](Self::put_back) once there is room [again](Self::take_up), before more is
-    /// written. Gives where they begin; they end at the offset.
+    /// written. Gives where they begin; they end at the offset. Not for a writer that went on.
     pub fn lay_down(&mut self) -> u64 {
         self.torn |= !self.buffer.is_empty();
         (self.buffer, self.room) = (BytesMut::new(), Room::default());
@@ -360,8 +340,12 @@ impl BlobWriter {
                 return Err(IntakeError::Torn);
             }
             let part = self.intake.schedule.part_bytes(self.flushed) as usize;
-            let length = bytes.len().min(part - self.buffer.len());
+            let held = self.in_pieces + self.buffer.len();
+            let length = bytes.len().min(part - held);
             // Before anything knows of the piece: it is left out whole, or not at all.
+            if held + length == part {
+                self.gather(length).await?;
+            }
             self.make_room(self.buffer.len() + length).await?;
             self.tear()?;
             let piece = bytes.split_to(length);
@@ -397,7 +381,7 @@ impl BlobWriter {
             () = self.is_wanted() => return Err(IntakeError::Crowded),
         };
         self.room = room;
-        self.buffer.reserve(self.room.bytes - self.buffer.len());
+        self.lay_out();
         Ok(())
     }
 
@@ -458,33 +442,6 @@ impl BlobWriter {
         self.settle().await
     }
 
-    /// Makes what was taken so far safe, for another request to go on, which is told its key by a
-    /// row. Where there will be no such row, drop the writer, and the parts are dropped too; else
-    /// call [`BlobWriter::named`].
-    ///
-    /// # Errors
-    /// See [`IntakeError`].
-    pub async fn checkpoint(&mut self) -> Result<(ObjectKey, Option<Multipart>), IntakeError> {
-        self.settle().await?;
-        let key = ObjectKey::UploadCheckpoint { upload: self.name, offset: self.offset() };
-        let short = self.intake.schedule.is_short(self.flushed);
-        let encode: checkpoint::Encode =
-            if short { checkpoint::encode } else { checkpoint::encode_long };
-        let _copy = match short {
-            true => None,
-            false => Some(self.intake.copies.take(1).await?),
-        };
-        let bytes = encode(&self.parts, &self.buffer, &self.hash, &self.cutter);
-        let bytes = bytes.map_err(|_| IntakeError::Checkpoint)?;
-        self.store.put(key, &self.under, bytes.into()).await?;
-        Ok((key, self.multipart.clone()))
-    }
-
-    /// A row names the multipart upload now.
-    pub fn named(mut self) {
-        self.unnamed = false;
-    }
-
     /// Publishes the object if its digest is `wanted`. Where another hash was computed than the
     /// one that is asked for, what is stored is read again.
     ///
@@ -506,6 +463,7 @@ impl BlobWriter {
             None => ObjectKey::Blob(self.name),
         };
         let size = self.offset();
+        self.gather(0).await?;
         let sent = self.send_rest().await;
         match &self.multipart {
             None => {

@@ -19,6 +19,7 @@ pub(crate) mod hash;
 mod intake;
 mod manifests;
 mod parts;
+pub(crate) mod pieces;
 mod publication;
 pub(crate) mod range;
 mod route;
@@ -61,6 +62,9 @@ pub(crate) mod fuzzed {
     pub use super::condition::names as names_digest;
     #[cfg(test)]
     pub use super::hash::Hash;
+    #[cfg(test)]
+    pub use super::pieces::encode as encode_pieces;
+    pub use super::pieces::{Piece, decode as decode_pieces};
     pub use super::range::{Wanted, content_range, several, wanted};
     pub use super::route::Route;
     pub use super::tags::{PAGE_MAX, page_size};

@@ -93,6 +93,9 @@ pub async fn publish(
 
 /// Deletes what no row names. A failure leaves an orphan for the scrub, and is no one's error.
 pub(super) async fn discard(app: &App, keys: &[ObjectKey]) {
+    if keys.is_empty() {
+        return;
+    }
     if let Err(error) = app.store.delete(keys).await {
         warn!(?keys, %error, "objects nobody needs were not deleted");
     }

@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::access::covers;
 use super::allowance::{Allowance, RESERVED_BYTES_MIN};
-use super::intake::{BlobWriter, IntakeError, Mismatch, Resumed, Turn};
+use super::intake::{BlobWriter, Form, IntakeError, Mismatch, Resumed, Turn};
+use super::pieces;
 use super::publication::{Publication, discard, new_image, publish};
 use super::range::content_range;
 use super::route::Route;
@@ -97,9 +98,9 @@ pub async fn begin(asked: Asked, body: Body, repository: RepositoryName) -> Answ
     if algorithm != Algorithm::Sha256 {
         let turn = asked.app.intake.turn(session.upload).await;
         let mut writer = session.writer(&asked.app, turn, algorithm).await?;
-        let (key, _) = writer.checkpoint().await?;
+        let saved = writer.checkpoint(session.upload, form(&asked.app)?).await?;
         if let UploadPurpose::Blob { checkpoint, .. } = &mut upload.purpose {
-            *checkpoint = Some(key);
+            *checkpoint = Some(saved.checkpoint);
         }
     }
     open(&asked.app, upload).await?;
@@ -116,8 +117,7 @@ async fn open(app: &App, upload: Upload) -> Result<(), RegistryError> {
         0 => u64::MAX,
         most => most,
     };
-    let level = app.raft.local().query().level()?;
-    let begin = match level >= command_version(&Command::IndexBlobs) {
+    let begin = match is_current(app)? {
         true => Command::BeginBlobUpload { upload, open_max },
         // Nodes of an earlier version know the shorter command only.
         false => Command::BeginUpload(upload),
@@ -131,6 +131,16 @@ async fn open(app: &App, upload: Upload) -> Result<(), RegistryError> {
             Err(error.into())
         }
     }
+}
+
+/// Whether every node knows what came with this version.
+fn is_current(app: &App) -> Result<bool, RegistryError> {
+    Ok(app.raft.local().query().level()? >= command_version(&Command::IndexBlobs))
+}
+
+/// In which form all nodes can read a checkpoint.
+fn form(app: &App) -> Result<Form, RegistryError> {
+    Ok(if is_current(app)? { Form::Pieces } else { Form::Whole })
 }
 
 /// Goes on with `work` where the client is gone, too: what has come is to be kept, and what is
@@ -318,13 +328,21 @@ impl Session {
         let at = Resumed { checkpoint, multipart, offset };
         tokio::select! {
             resumed = BlobWriter::resume(&app.intake, store, under, turn, at) => match resumed {
-                Err(
-                    error @ (IntakeError::Checkpoint
-                    | IntakeError::Store(StoreError::NotFound(_))),
-                ) => Err(self.overtaken(app).await?.unwrap_or_else(|| error.into())),
-                resumed => Ok(resumed?),
+                Err(error) => Err(self.failed(app, error).await),
+                Ok(resumed) => Ok(resumed),
             },
             () = app.drain.cut() => Err(stopping()),
+        }
+    }
+
+    /// What is answered where what the session had in storage is not there, or not as it was.
+    async fn failed(&self, app: &App, error: IntakeError) -> RegistryError {
+        match error {
+            IntakeError::Checkpoint | IntakeError::Store(StoreError::NotFound(_)) => {
+                let overtaken = self.overtaken(app).await;
+                overtaken.unwrap_or_else(Some).unwrap_or_else(|| error.into())
+            }
+            error => error.into(),
         }
     }
 
@@ -355,19 +373,22 @@ impl Session {
         };
         let offset = writer.offset();
         // What did come before a connection broke is kept, so that the client need not resend it.
-        let (checkpoint, multipart) = writer.checkpoint().await?;
+        let saved = match writer.checkpoint(self.upload, form(&asked.app)?).await {
+            Ok(saved) => saved,
+            Err(error) => return Err(self.failed(&asked.app, error).await),
+        };
         let advance = Command::AdvanceUpload {
             upload: self.upload,
             from: self.offset,
             to: offset,
-            checkpoint: Some(checkpoint),
-            multipart,
+            checkpoint: Some(saved.checkpoint),
+            multipart: saved.multipart,
             expires_at: expiry(&asked.app),
         };
         match asked.app.propose(advance).await {
             Ok(_) => writer.named(),
             Err(ProposeError::Refused(refusal)) => {
-                discard(&asked.app, &[checkpoint]).await;
+                discard(&asked.app, &[saved.checkpoint]).await;
                 return Err(match refusal {
                     Refusal::OffsetMismatch(at) => self.stands_at(at),
                     refusal => ProposeError::Refused(refusal).into(),
@@ -379,9 +400,7 @@ impl Session {
                 return Err(error.into());
             }
         }
-        if let Some(old) = self.checkpoint.filter(|old| *old != checkpoint) {
-            discard(&asked.app, &[old]).await;
-        }
+        discard(&asked.app, &saved.superseded).await;
         whole?;
         self.answer(StatusCode::ACCEPTED, offset)
     }
@@ -405,21 +424,28 @@ impl Session {
         // Until the command is answered nobody else closes the session here.
         let _turn = Turn::clone(&turn);
         let mut writer = self.writer(&app, turn, digest.algorithm()).await?;
-        if let Taken::OtherLength = take(&app, &mut writer, body, length, &allowance).await? {
-            return Err(self.out_of_order());
+        match take(&app, &mut writer, body, length, &allowance).await {
+            Ok(Taken::Whole) => {}
+            Ok(Taken::OtherLength) => return Err(self.out_of_order()),
+            Err(error) if registered => {
+                let overtaken = self.overtaken(&app).await.ok().flatten();
+                return Err(overtaken.unwrap_or(error));
+            }
+            Err(error) => return Err(error),
         }
-        let written = match writer.finish(&digest).await? {
-            Ok(written) => written,
-            Err(Mismatch { is, ended }) => {
+        let found = writer.found().to_vec();
+        let written = match writer.finish(&digest).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(Mismatch { is, ended })) => {
                 if ended && registered {
                     app.propose(Command::AbortUpload { upload: self.upload }).await?;
-                    if let Some(checkpoint) = self.checkpoint {
-                        discard(&app, &[checkpoint]).await;
-                    }
+                    discard(&app, &found).await;
                 }
                 let message = format!("the content's digest is {is}, not {digest}");
                 return Err(RegistryError::digest_invalid(message));
             }
+            Err(error) if registered => return Err(self.failed(&app, error).await),
+            Err(error) => return Err(error.into()),
         };
         let publication = Publication {
             upload: registered.then_some(self.upload),
@@ -429,9 +455,7 @@ impl Session {
             own: self.multipart.is_none(),
         };
         publish(&app, written, publication).await?;
-        if let Some(checkpoint) = self.checkpoint {
-            discard(&app, &[checkpoint]).await;
-        }
+        discard(&app, &found).await;
         created(&self.repository, &digest)
     }
 
@@ -443,8 +467,9 @@ impl Session {
         {
             warn!(upload = %self.upload, %error, "a cancelled upload's parts stay in storage");
         }
-        if let Some(checkpoint) = self.checkpoint {
-            discard(&asked.app, &[checkpoint]).await;
+        let deleted = pieces::delete_all(&*asked.app.store, self.upload, self.checkpoint).await;
+        if let Err(error) = deleted {
+            warn!(upload = %self.upload, %error, "a cancelled upload's checkpoints stay in storage");
         }
         empty(StatusCode::NO_CONTENT, &[])
     }

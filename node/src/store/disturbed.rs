@@ -23,6 +23,7 @@ use super::{
 pub struct DisturbedStore {
     inner: FolderStore,
     reads: AtomicU64,
+    written_bytes: AtomicU64,
     /// Whoever holds it lets no read begin.
     pub gate: Semaphore,
     /// So many parts fail before one is taken again.
@@ -54,6 +55,7 @@ impl DisturbedStore {
         Arc::new(Self {
             inner: FolderStore::open(folder, 0).unwrap(),
             reads: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
             gate: Semaphore::new(1),
             failing_parts: AtomicU64::new(0),
             failing_completions: AtomicU64::new(0),
@@ -66,11 +68,17 @@ impl DisturbedStore {
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
+
+    /// Of objects and parts, also where they were not taken.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
 }
 
 #[async_trait]
 impl BlobStore for DisturbedStore {
     async fn put(&self, key: ObjectKey, under: &KeyOwner, bytes: Bytes) -> Result<(), StoreError> {
+        self.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.inner.put(key, under, bytes).await
     }
 
@@ -86,6 +94,7 @@ impl BlobStore for DisturbedStore {
         offset: u64,
         bytes: Bytes,
     ) -> Result<StoredPart, StoreError> {
+        self.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         fail_one_of(&self.failing_parts, "putting a part")?;
         self.inner.put_part(key, multipart, number, offset, bytes).await
     }

@@ -57,17 +57,19 @@ async fn orphans_and_leftovers_go_and_sessions_stay() -> Result<()> {
     push_image(&node, "a/kept", "v1", b"a layer").await?;
     let store = Arc::clone(&node.server.app().store);
     let session = open_upload(&node, "a/kept").await?;
-    // Enough for a multipart upload and a tail.
-    let half = vec![7; 9 << 20];
-    let answer = node.v2(Method::PATCH, &session).body(half.clone()).send().await?;
-    ensure!(answer.status() == StatusCode::ACCEPTED);
+    // Enough for a multipart upload and a tail, of which the first request's end stays where it is.
+    let half = vec![7; 10 << 20];
+    for body in [&half[..9 << 20], &half[9 << 20..]] {
+        let answer = node.v2(Method::PATCH, &session).body(body.to_vec()).send().await?;
+        ensure!(answer.status() == StatusCode::ACCEPTED);
+    }
 
     // As crashes at different moments would leave them.
     let orphan = ObjectKey::Blob(name());
     let pack = ObjectKey::Pack(PackId::of(b"a pack"));
     store.put(orphan, &KeyOwner::Cluster, Bytes::from_static(b"never named")).await?;
     store.put(pack, &KeyOwner::Cluster, Bytes::from_static(b"a pack")).await?;
-    let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), offset: 9 };
+    let checkpoint = ObjectKey::UploadCheckpoint { upload: name(), number: 9 };
     let part = ObjectKey::UploadPart { upload: name(), part: 1 };
     store.put(checkpoint, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;
     store.put(part, &KeyOwner::Cluster, Bytes::from_static(b"left")).await?;

@@ -34,7 +34,7 @@ fn samples() -> Vec<Command> {
             upload: upload_id(1),
             from: 0,
             to: 1 << 40,
-            checkpoint: Some(ObjectKey::UploadCheckpoint { upload: upload_id(1), offset: 9 }),
+            checkpoint: Some(ObjectKey::UploadCheckpoint { upload: upload_id(1), number: 9 }),
             multipart: Some(Multipart { object: ObjectKey::Blob(upload_id(7)), id: "m".into() }),
             expires_at: at(1),
         },

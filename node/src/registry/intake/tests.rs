@@ -9,21 +9,21 @@ use super::*;
 use crate::store::disturbed::DisturbedStore;
 use crate::store::{self, FolderStore};
 
-const UNDER: KeyOwner = KeyOwner::Cluster;
-const SHORT: Duration = Duration::from_millis(20);
+pub(super) const UNDER: KeyOwner = KeyOwner::Cluster;
+pub(super) const SHORT: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
 
-fn content(seed: &str, length: usize) -> Bytes {
+pub(super) fn content(seed: &str, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
     bytes.into()
 }
 
-fn digest(bytes: &[u8]) -> Digest {
+pub(super) fn digest(bytes: &[u8]) -> Digest {
     Digest::sha256(Sha256::digest(bytes).into())
 }
 
-fn session() -> UploadId {
+pub(super) fn session() -> UploadId {
     UploadId::from_uuid(Uuid::new_v4())
 }
 
@@ -31,6 +31,21 @@ fn folder_store() -> (tempfile::TempDir, Arc<dyn BlobStore>) {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(FolderStore::open(folder.path(), 0).unwrap());
     (folder, store)
+}
+
+/// Whose checkpoints the ones of these tests are.
+const KEPT: UploadId = UploadId::from_uuid(Uuid::from_u128(1));
+
+/// Where a row is to lead to, where every node knows pieces.
+async fn keep(writer: &mut BlobWriter) -> (ObjectKey, Option<Multipart>) {
+    let saved = writer.checkpoint(KEPT, Form::Pieces).await.unwrap();
+    (saved.checkpoint, saved.multipart)
+}
+
+/// The same, where some do not.
+async fn keep_whole(writer: &mut BlobWriter) -> (ObjectKey, Option<Multipart>) {
+    let saved = writer.checkpoint(KEPT, Form::Whole).await.unwrap();
+    (saved.checkpoint, saved.multipart)
 }
 
 async fn resume(
@@ -63,7 +78,7 @@ async fn a_blob_may_come_in_requests_of_any_size() {
         };
         assert_eq!(writer.offset(), piece.start as u64);
         writer.write(bytes.slice(piece)).await.unwrap();
-        kept = Some(writer.checkpoint().await.unwrap());
+        kept = Some(keep(&mut writer).await);
         writer.named();
     }
     let (checkpoint, multipart) = kept.unwrap();
@@ -185,7 +200,7 @@ async fn two_nodes_that_close_one_session_make_one_object_or_none() {
         Algorithm::Sha256,
     );
     writer.write(bytes.clone()).await.unwrap();
-    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep(&mut writer).await;
     writer.named();
     let resumed = async |rest: &'static [u8]| {
         let elsewhere = Intake::default();
@@ -259,7 +274,7 @@ async fn parts_grow_with_the_blob_wherever_its_requests_end() {
     let mut start = 0;
     for end in ends {
         writer.write(bytes.slice(start..end)).await.unwrap();
-        let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+        let (checkpoint, multipart) = keep_whole(&mut writer).await;
         let stored = store.get(checkpoint, 0..1).await.unwrap().next().await.unwrap().unwrap();
         let long = !TINY.is_short(writer.flushed);
         assert_eq!(stored[0], 1 + u8::from(long), "programs before read short ones, at {end}");
@@ -331,7 +346,7 @@ async fn a_checkpoint_that_was_cut_off_or_is_of_another_place_is_none() {
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(content("cut", 20_123)).await.unwrap();
-    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep(&mut writer).await;
     writer.named();
     let length = store.length(checkpoint).await.unwrap().unwrap();
     let whole = store::read(store.as_ref(), checkpoint, 0..length).await.unwrap();
@@ -363,7 +378,7 @@ async fn a_part_that_fails_leaves_the_session_where_it_stood() {
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(bytes.slice(..5_500)).await.unwrap();
-    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep(&mut writer).await;
     writer.named();
     let resumed = async || {
         let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
@@ -376,7 +391,7 @@ async fn a_part_that_fails_leaves_the_session_where_it_stood() {
         let wrote = writer.write(bytes.slice(5_500..end)).await;
         assert_eq!((wrote.is_err(), writer.is_torn()), (is_noticed, is_noticed));
         for _ in 0..2 {
-            let kept = writer.checkpoint().await;
+            let kept = writer.checkpoint(session, Form::Pieces).await;
             assert!(kept.is_err(), "a row would name bytes that are not there");
             assert!(writer.is_torn());
         }
@@ -398,7 +413,7 @@ async fn a_blob_that_is_closed_once_more_is_the_one_that_is_there() {
     let turn = intake.turn(session).await;
     let mut writer = BlobWriter::begin(&intake, Arc::clone(&store), UNDER, turn, Algorithm::Sha256);
     writer.write(bytes.slice(..7_200)).await.unwrap();
-    let (checkpoint, multipart) = writer.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep(&mut writer).await;
     writer.named();
     let closed = async |end: Bytes| {
         let (store, turn) = (Arc::clone(&store), intake.turn(session).await);
@@ -417,7 +432,7 @@ async fn a_blob_that_is_closed_once_more_is_the_one_that_is_there() {
 }
 
 /// An intake of which other uploads hold the room for all parts, each with so much of its first.
-async fn crowded(
+pub(super) async fn crowded(
     store: &Arc<dyn BlobStore>,
     (fill_max, wait_max): (Duration, Duration),
     first: &Bytes,
@@ -457,7 +472,7 @@ async fn one_slow_client_gives_way_to_who_waits_and_goes_on_where_it_was() {
     let ((), which, others) = futures::future::select_all(wanted).await;
     drop(others);
     let mut gives_way = slow.swap_remove(which);
-    let (checkpoint, multipart) = gives_way.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep(&mut gives_way).await;
     gives_way.named();
     assert_eq!(quick.await.unwrap(), bytes.len() as u64);
     for writer in &slow {
@@ -485,7 +500,7 @@ async fn nobody_waits_for_room_for_ever_and_what_came_before_is_kept() {
     let refused = late.write(bytes.slice(SMALL_BYTES..)).await;
     assert!(matches!(refused, Err(IntakeError::Crowded)), "{refused:?}");
     assert!(!late.is_torn() && late.offset() == SMALL_BYTES as u64);
-    let (checkpoint, multipart) = late.checkpoint().await.unwrap();
+    let (checkpoint, multipart) = keep_whole(&mut late).await;
     late.named();
     let resumed = async || {
         let (store, turn) = (Arc::clone(&store), intake.turn(session()).await);
@@ -511,7 +526,7 @@ async fn who_waits_for_room_hears_that_the_node_stops_and_what_came_before_is_ke
     let (refused, ()) = tokio::join!(late.write(bytes.slice(SMALL_BYTES..)), closes);
     assert!(matches!(refused, Err(IntakeError::Stopping)), "{refused:?}");
     assert!(!late.is_torn() && late.offset() == SMALL_BYTES as u64);
-    let (checkpoint, _) = late.checkpoint().await.unwrap();
+    let (checkpoint, _) = keep(&mut late).await;
     late.named();
     assert!(store.length(checkpoint).await.unwrap().is_some());
 }

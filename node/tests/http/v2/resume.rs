@@ -84,6 +84,53 @@ async fn what_came_before_a_connection_was_lost_is_kept_for_any_node() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn short_requests_may_reach_any_node_and_leave_nothing() -> Result<()> {
+    let node = Node::start().await?;
+    let other = node.join("second").await?;
+    let (content, path) = (content(), open_upload(&node, "a/short").await?);
+    let lengths = [70_000, MIB, 300_000, 5];
+    let mut at = 0;
+    for (length, node) in lengths.into_iter().cycle().zip([&node, &other].into_iter().cycle()) {
+        if at == SENT {
+            break;
+        }
+        let end = SENT.min(at + length);
+        let request = node.v2(Method::PATCH, &path).body(content[at..end].to_vec());
+        let range = format!("{at}-{}", end - 1);
+        let answer = request.header("content-range", range).send().await?;
+        expect(&answer, StatusCode::ACCEPTED)?;
+        ensure!(header(&answer, "range")? == format!("0-{}", end - 1));
+        at = end;
+    }
+    let closing = format!("{path}?digest={}", sha256(&content));
+    let rest = content[SENT..].to_vec();
+    expect(&other.v2(Method::PUT, &closing).body(rest).send().await?, StatusCode::CREATED)?;
+    let blob = format!("a/short/blobs/{}", sha256(&content));
+    let got = node.v2(Method::GET, &blob).send().await?.bytes().await?;
+    ensure!(got == content, "other bytes");
+    let left = node.server.app().store.list("uploads/", None, 10).await?;
+    ensure!(left.is_empty(), "{left:?}");
+    other.server.stop().await?;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_session_leaves_nothing_in_storage() -> Result<()> {
+    let node = Node::start().await?;
+    let path = open_upload(&node, "a/cancelled").await?;
+    for _ in 0..3 {
+        let answer = node.v2(Method::PATCH, &path).body(content()[..MIB].to_vec()).send().await?;
+        expect(&answer, StatusCode::ACCEPTED)?;
+    }
+    let store = &node.server.app().store;
+    ensure!(store.list("uploads/", None, 10).await?.len() == 3, "what was sent is stored again");
+    expect(&node.v2(Method::DELETE, &path).send().await?, StatusCode::NO_CONTENT)?;
+    let left = store.list("", None, 10).await?;
+    ensure!(left.is_empty(), "{left:?}");
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_session_ends_and_leaves_nothing_in_storage() -> Result<()> {
     let node = Node::start().await?;
     let app = node.server.app();
@@ -91,10 +138,10 @@ async fn an_abandoned_session_ends_and_leaves_nothing_in_storage() -> Result<()>
     let mut paths = Vec::new();
     for _ in 0..3 {
         let path = open_upload(&node, "a/abandoned").await?;
-        expect(
-            &node.v2(Method::PATCH, &path).body(sent.clone()).send().await?,
-            StatusCode::ACCEPTED,
-        )?;
+        for body in [&sent[..], &sent[..MIB]] {
+            let answer = node.v2(Method::PATCH, &path).body(body.to_vec()).send().await?;
+            expect(&answer, StatusCode::ACCEPTED)?;
+        }
         paths.push(path);
     }
     // More than one command ends.

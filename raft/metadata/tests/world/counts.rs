@@ -321,7 +321,7 @@ fn check_retention_rows(world: &World, versions: &[(Image, Version)]) {
 fn check_catalog(world: &World) {
     let query = world.query();
     let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
-    let instances = query.instances(None, 100).unwrap();
+    let instances = query.instances("", 100).unwrap();
     assert_eq!(query.instance_count().unwrap(), instances.len() as u64);
     assert_eq!(count(Table::VersionInstances), instances.len());
     for instance in instances {

@@ -29,8 +29,8 @@ pub(crate) const IMAGES_COUNT: &[u8] = b"images";
 /// The count under [`Table::Counts`] that says since when it is written down who holds a blob.
 pub(crate) const BLOBS_INDEXED_SINCE: &[u8] = b"blobs-indexed-since";
 
-/// The count that says since when what lists go by is kept: audiences, tallies, the order of tags.
-pub(crate) const LISTS_INDEXED_SINCE: &[u8] = b"lists-indexed-since";
+/// The count that says since when what lists go by is kept: audiences, owners, tallies, the order of tags.
+pub(crate) const LISTS_INDEXED_SINCE: &[u8] = b"lists-kept-since";
 
 /// Questions to a consistent state.
 #[derive(Debug)]

@@ -193,8 +193,8 @@ fn a_person_pushes_a_new_project_by_name_and_nobody_else_pulls_it() -> Result<()
     Ok(())
 }
 
-/// `NAME:SECRET` of programs: one with an administrator's token, one whose token only reads, and a robot that is
-/// held to the repository tools/by-robot.
+/// `NAME:SECRET` of programs: one with an administrator's token, one whose token only reads, and a robot
+/// that is held to the repository tools/by-robot.
 struct Programs {
     person: String,
     reader: String,

@@ -155,12 +155,12 @@ impl<'a> Walk<'a> {
         Ok(Self { caller, wanted, names, open: BTreeMap::new() })
     }
 
-    /// The next rows behind `after`; none at the end.
-    fn behind(&self, after: &str) -> Result<Vec<metadata::Instance>, Problem> {
+    /// The next rows behind `after`, at most so many; none at the end.
+    fn behind(&self, after: &str, rows_max: usize) -> Result<Vec<metadata::Instance>, Problem> {
         let query = self.caller.view.query();
-        let Some(names) = &self.names else { return Ok(query.instances(after, SCAN_ROWS)?) };
+        let Some(names) = &self.names else { return Ok(query.instances(after, rows_max)?) };
         let passed = names.partition_point(|name| name.as_str() <= after);
-        let rows = names.iter().skip(passed).take(SCAN_ROWS).map(|name| query.instance(name));
+        let rows = names.iter().skip(passed).take(rows_max).map(|name| query.instance(name));
         Ok(rows.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
     }
 
@@ -186,7 +186,7 @@ impl<'a> Walk<'a> {
         let mut selection = Selection::new(window);
         let (mut after, mut looked) = (String::new(), 0);
         while looked < INSTANCES_LISTED_MAX {
-            let rows = self.behind(&after)?;
+            let rows = self.behind(&after, SCAN_ROWS)?;
             let Some(last) = rows.last() else { break };
             after = last.name.to_string();
             looked += rows.len();
@@ -208,7 +208,7 @@ impl<'a> Walk<'a> {
         let mut found = Vec::new();
         let (mut after, mut looked) = (wanted.after.clone(), 0);
         while looked < PART_LOOKS_MAX {
-            let rows = self.behind(&after)?;
+            let rows = self.behind(&after, wanted.limit() + 1)?;
             let Some(last) = rows.last() else { return Ok((found, None)) };
             after = last.name.to_string();
             looked += rows.len();

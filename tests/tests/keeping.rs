@@ -32,7 +32,9 @@ fn what_a_policy_keeps_comes_back_after_it_was_evicted() -> Result<()> {
         push(network.hub(), folder.path(), node, seed, name, &cluster.password)?;
     }
 
-    operator.run(&["warm-up", "create", "base", "demo/kept:v1", "--all"])?;
+    wait_for("the policy to be taken", DEADLINE, || {
+        Ok(operator.run(&["warm-up", "create", "base", "demo/kept:v1", "--all"]).ok())
+    })?;
     wait_for("the policy's order to be carried out", DEADLINE, || {
         let orders = operator.json(&["deployments", "list"])?;
         let orders = orders.as_array().context("a list of deployments")?;
@@ -40,7 +42,10 @@ fn what_a_policy_keeps_comes_back_after_it_was_evicted() -> Result<()> {
         Ok(done.then_some(()))
     })?;
     ensure!(held(&agent, "demo/kept@")?, "the policy's image is not here");
-    run(agent.command("fetch", &["demo/other:v1"])?)?;
+    // Until the order has let go of what it brought, there is no room.
+    wait_for("the other image", DEADLINE, || {
+        Ok(run(agent.command("fetch", &["demo/other:v1"])?).ok())
+    })?;
     ensure!(agent.metric("shoal_cache_evictions_total", "")? >= 1.0, "both images fit");
     let back = wait_for("the image to come back", DEADLINE, || {
         Ok(held(&agent, "demo/kept@")?.then_some(()))

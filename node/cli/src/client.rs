@@ -287,7 +287,6 @@ fn redirection(from: &Url, response: &Response) -> Option<Url> {
     (target.scheme() == "https" || from.scheme() == "http").then_some(target)
 }
 
-/// What a node says when it refuses, as far as it can be understood.
 /// Where an answer leads on to (RFC 8288), as a path of ours.
 fn next_part(headers: &HeaderMap) -> Option<String> {
     let links = headers.get_all(LINK).iter().filter_map(|link| link.to_str().ok());
@@ -296,6 +295,7 @@ fn next_part(headers: &HeaderMap) -> Option<String> {
     next.map(|target| target.trim_start_matches('/').to_owned()).next()
 }
 
+/// What a node says when it refuses, as far as it can be understood.
 async fn refusal(response: Response) -> Error {
     let status = response.status();
     let body = read_body(response).await.unwrap_or_default();

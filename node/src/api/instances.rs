@@ -30,7 +30,8 @@ use super::window::{Selection, Window};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-/// Instances that a list with numbered pages looks at; what comes after is not shown.
+/// Instances that a list with numbered pages looks at, and a part for one that the asker may know of; what
+/// comes after is not shown.
 const INSTANCES_LISTED_MAX: usize = 200_000;
 /// Instances that a part looks at for those that it shows.
 const PART_LOOKS_MAX: usize = 10_000;
@@ -164,16 +165,16 @@ impl<'a> Walk<'a> {
         Ok(rows.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
     }
 
-    fn takes(&mut self, row: &metadata::Instance) -> Result<bool, Problem> {
+    /// Whether the asker may know of it.
+    fn is_open(&mut self, row: &metadata::Instance) -> bool {
+        let caller = self.caller;
+        let open = || existing(caller, row.image, Action::List).is_ok();
+        self.names.is_some() || *self.open.entry(row.image).or_insert_with(open)
+    }
+
+    fn is_wanted(&self, row: &metadata::Instance) -> Result<bool, Problem> {
         if self.wanted.registered_by.as_ref().is_some_and(|owner| row.owner != *owner) {
             return Ok(false);
-        }
-        if self.names.is_none() {
-            let caller = self.caller;
-            let open = self.open.entry(row.image);
-            if !*open.or_insert_with(|| existing(caller, row.image, Action::List).is_ok()) {
-                return Ok(false);
-            }
         }
         let Some(status) = &self.wanted.version_status else { return Ok(true) };
         let note = self.caller.view.query().version_note(row.image, &row.digest)?;
@@ -191,7 +192,7 @@ impl<'a> Walk<'a> {
             after = last.name.to_string();
             looked += rows.len();
             for row in rows {
-                if self.takes(&row)? {
+                if self.is_open(&row) && self.is_wanted(&row)? {
                     selection.offer(0, row);
                 }
             }
@@ -199,21 +200,28 @@ impl<'a> Walk<'a> {
         Ok(selection.finish())
     }
 
-    /// Those behind a name, and the name that the next part begins behind. Where few are asked for, the
-    /// part may be short.
+    /// Those behind a name, and the name that the next part begins behind: of one that the asker may know
+    /// of. Where few are wanted, the part may be short.
     fn part(
         &mut self,
         wanted: &PartQuery,
     ) -> Result<(Vec<metadata::Instance>, Option<String>), Problem> {
-        let mut found = Vec::new();
+        let (mut found, mut known) = (Vec::new(), None);
         let (mut after, mut looked) = (wanted.after.clone(), 0);
-        while looked < PART_LOOKS_MAX {
-            let rows = self.behind(&after, wanted.limit() + 1)?;
+        let mut rows_max = wanted.limit() + 1;
+        while looked < PART_LOOKS_MAX || (known.is_none() && looked < INSTANCES_LISTED_MAX) {
+            let rows = self.behind(&after, rows_max)?;
             let Some(last) = rows.last() else { return Ok((found, None)) };
+            // Few are enough where most are wanted.
+            rows_max = (rows_max * 2).min(SCAN_ROWS + 1);
             after = last.name.to_string();
             looked += rows.len();
             for row in rows {
-                if self.takes(&row)? {
+                if !self.is_open(&row) {
+                    continue;
+                }
+                known = Some(row.name.to_string());
+                if self.is_wanted(&row)? {
                     found.push(row);
                 }
                 if found.len() > wanted.limit() {
@@ -222,7 +230,7 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        Ok((found, Some(after)))
+        Ok((found, known))
     }
 }
 

@@ -40,6 +40,9 @@ pub struct Known {
     /// Milliseconds since the Unix epoch.
     pub resolved_at: u64,
     pub resolution: AgentResolution,
+    /// All of it was here, as far as somebody looked; it may have left since.
+    #[serde(default)]
+    pub was_whole: bool,
 }
 
 impl Known {
@@ -108,14 +111,42 @@ impl Catalogue {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let reference = reference.to_string();
         let resolved_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let known = Arc::new(Known { reference: reference.clone(), resolved_at, resolution });
-        self.images.write().insert(reference.clone(), known.clone());
+        let known = {
+            let mut images = self.images.write();
+            let was_whole = images.get(&reference).is_some_and(|old| {
+                old.was_whole && old.resolution.manifest_digest == resolution.manifest_digest
+            });
+            let reference = reference.clone();
+            let known = Arc::new(Known {
+                reference: reference.clone(),
+                resolved_at,
+                resolution,
+                was_whole,
+            });
+            images.insert(reference, known.clone());
+            known
+        };
         let kept = [write_json(&self.file(&reference), &*known), self.shrink(BYTES_MAX)];
         for error in kept.into_iter().filter_map(Result::err) {
             let error = chain(&error);
             warn!(reference, error, "an image will be unknown after a restart");
         }
         known
+    }
+
+    /// Remembers that all of it is here, where it is known. Blocks on the disk.
+    pub fn note_whole(&self, reference: &ImageReference) {
+        let reference = reference.to_string();
+        let known = {
+            let mut images = self.images.write();
+            let Some(known) = images.get_mut(&reference) else { return };
+            Arc::make_mut(known).was_whole = true;
+            known.clone()
+        };
+        if let Err(error) = write_json(&self.file(&reference), &*known) {
+            let error = chain(&error);
+            warn!(reference, error, "that an image is here is unknown after a restart");
+        }
     }
 
     /// Forgets the oldest while there are too many, or they take more than `bytes_max`.
@@ -285,6 +316,17 @@ mod tests {
         assert!(catalogue.public_at(&other).is_some());
         catalogue.forget("demo/other:v1").unwrap();
         assert_eq!(catalogue.all().len(), 1);
+
+        // What was here whole is the same version's, and is remembered with it.
+        let was_whole = |catalogue: &Catalogue| catalogue.find(&reference).unwrap().was_whole;
+        assert!(!was_whole(&catalogue));
+        catalogue.note_whole(&reference);
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        assert!(was_whole(&catalogue));
+        catalogue.remember(&reference, resolution("demo/app", 1));
+        assert!(was_whole(&catalogue));
+        catalogue.remember(&reference, resolution("demo/app", 7));
+        assert!(!was_whole(&catalogue));
 
         catalogue.forget(&reference.to_string()).unwrap().unwrap();
         assert!(Catalogue::open(folder.path()).unwrap().find(&reference).is_none());

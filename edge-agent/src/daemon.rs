@@ -298,7 +298,9 @@ impl Parts {
     ) {
         tasks.spawn(self.cache.clone().keep_tended(self.config.cache.clone()));
         tasks.spawn(self.cache.clone().keep_scrubbing(self.config.cache.clone()));
-        tasks.spawn(offers::follow(self.cache.clone(), self.swarm.clone(), removals));
+        let moved = self.deployments.moved();
+        tasks.spawn(offers::follow(self.cache.clone(), self.swarm.clone(), removals, moved));
+        tasks.spawn(self.deployments.clone().keep());
         tasks.spawn(offers::begin(self.cache.clone(), self.swarm.clone()));
         tasks.spawn(addresses.follow(self.folder.clone()));
         let peer = &self.config.peer;

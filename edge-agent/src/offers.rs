@@ -3,9 +3,11 @@
 //! Invariant: what left the cache is withdrawn, since whoever asks here for it in vain again and again
 //! bans this host. A recipe that leaves while it is looked at is withdrawn at the end.
 
+use std::sync::Arc;
+
 use shoal_content::RecipeId;
 use shoal_p2p::Swarm;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
 use crate::blocking;
@@ -20,9 +22,15 @@ pub async fn begin(cache: Cache, swarm: Swarm) {
     }
 }
 
-/// Withdraws what leaves the cache, for as long as something can.
-pub async fn follow(cache: Cache, swarm: Swarm, mut removals: mpsc::UnboundedReceiver<RecipeId>) {
+/// Withdraws what leaves the cache, for as long as something can, and tells `moved` of it.
+pub async fn follow(
+    cache: Cache,
+    swarm: Swarm,
+    mut removals: mpsc::UnboundedReceiver<RecipeId>,
+    moved: Arc<Notify>,
+) {
     while let Some(recipe) = removals.recv().await {
+        moved.notify_one();
         // Fetched again by now, it is offered rightly.
         if cache.entry(recipe).is_some_and(|entry| entry.is_complete()) {
             continue;

@@ -351,7 +351,8 @@ impl Server {
         tasks.spawn(Arc::clone(&lockout).run(raft.clone()));
         tasks.spawn(leaving::keep(raft.clone()));
         tasks.spawn(keep_deadlines(raft.clone()));
-        tasks.spawn(keep_warm(raft.clone(), services.audit.clone(), services.scanner.clone()));
+        let (audit, scanner) = (services.audit.clone(), services.scanner.clone());
+        tasks.spawn(keep_warm(raft.clone(), audit, scanner, services.desk.clone()));
         let row = node_row(&member, &home, &config);
         tasks.spawn(level::keep(raft.clone(), row, config.raft.auto_upgrade));
         let metrics = Metrics::new(registry, cache_reads);

@@ -172,6 +172,12 @@ fn the_operator_describes_fills_and_finds_images() -> Result<()> {
     let words = ["--label", "team=blue", "--annotation", "wiki=here"];
     let made = operator.json(&[&create[..], &words].concat())?;
     ensure!(made["status"] == "pending" && made["labels"]["team"] == "blue", "{made}");
+    operator.json(&["organization", "create", "acme"])?;
+    let of_acme = ["--organization", "acme", "--visibility", "organization"];
+    let owned = operator.json(&[&["image", "create", "acme/vm"], &of_acme[..]].concat())?;
+    ensure!(owned["organization_id"] == "acme", "{owned}");
+    ensure!(owned["visibility"] == "organization", "{owned}");
+    operator.json(&["image", "delete", "acme/vm", "--purge", "--yes"])?;
     let disk = scene.folder.join("disk.raw");
     fs::write(&disk, vec![7_u8; 3 << 20])?;
     let path = disk.display().to_string();

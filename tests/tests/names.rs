@@ -1,6 +1,7 @@
 //! Real clients that know a node by its name, as people do: they are asked for Bearer tokens, which
 //! they fetch with a login, for what they are about to do. docker, containerd, podman and skopeo
-//! check the certificate, and push for a person who has no rights yet, to projects that they make.
+//! check the certificate, and push for a person who has no rights yet, to projects that they make; and for
+//! programs, with a token or as a robot, by name and by address.
 
 use std::fs;
 use std::process::Command;
@@ -57,11 +58,7 @@ fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) 
     let driver = engine.docker(&["info", "--format", "{{.Driver}} {{.DriverStatus}}"])?;
     ensure!(driver.starts_with("vfs") && !driver.contains("snapshotter"), "{driver}");
     let name = scene.image("docker/app:v1");
-    let archive = scene.folder.join("archive.tar").display().to_string();
-    let from = format!("oci:{}:latest", image.layout.display());
-    scene.skopeo(&["copy", "--quiet", &from, &format!("docker-archive:{archive}:{name}")])?;
-    engine.docker(&["load", "--quiet", "--input", &archive])?;
-
+    load(scene, engine, image, &name)?;
     ensure!(engine.docker(&["push", &name]).is_err(), "pushed without a login");
     let login = |password: &str| {
         engine.docker(&["login", "--username", PERSON, "--password", password, &scene.registry])
@@ -78,14 +75,34 @@ fn docker(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) 
     ensure!(engine.docker(&["pull", &name]).is_err(), "a private image was pulled by a stranger");
     login(secret)?;
     engine.docker(&["pull", "--quiet", &name])?;
-    let inspect = ["image", "inspect", "--format", "{{json .RootFS.Layers}}", name.as_str()];
+    ensure_layers(engine, image, &name)
+}
+
+/// Puts the image into the engine under that name.
+fn load(scene: &Scene, engine: &Docker, image: &ContainerImage, name: &str) -> Result<()> {
+    let archive = scene.folder.join("archive.tar").display().to_string();
+    let from = format!("oci:{}:latest", image.layout.display());
+    scene.skopeo(&["copy", "--quiet", &from, &format!("docker-archive:{archive}:{name}")])?;
+    engine.docker(&["load", "--quiet", "--input", &archive]).map(drop)
+}
+
+fn ensure_layers(engine: &Docker, image: &ContainerImage, name: &str) -> Result<()> {
+    let inspect = ["image", "inspect", "--format", "{{json .RootFS.Layers}}", name];
     let pulled: Vec<String> = serde_json::from_str(&engine.docker(&inspect)?)?;
     ensure!(pulled == image.layer_digests, "other layers came back: {pulled:?}");
     Ok(())
 }
 
-/// At the node itself, by its name and by its address.
-fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
+/// What containerd's client is given: the image, and what it trusts the node by.
+struct ForContainerd {
+    archive: String,
+    /// A folder with the node's name.
+    hosts: String,
+    /// The authority's certificate.
+    authority: String,
+}
+
+fn for_containerd(scene: &Scene, image: &ContainerImage) -> Result<ForContainerd> {
     let archive = scene.folder.join("layout.tar");
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(&image.layout).arg("-cf").arg(&archive).arg(".");
@@ -97,7 +114,12 @@ fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &s
     fs::create_dir_all(&host)?;
     let server = format!("[host.\"https://{}\"]\nca = {authority:?}\n", scene.registry);
     fs::write(host.join("hosts.toml"), server)?;
-    let hosts = hosts.display().to_string();
+    Ok(ForContainerd { archive, hosts: hosts.display().to_string(), authority })
+}
+
+/// At the node itself, by its name and by its address.
+fn containerd(scene: &Scene, engine: &Docker, image: &ContainerImage, secret: &str) -> Result<()> {
+    let ForContainerd { archive, hosts, authority } = for_containerd(scene, image)?;
     let user = format!("{PERSON}:{secret}");
 
     let ctr = |arguments: &[&str]| engine.ctr(&[&["-n", "test"], arguments].concat());
@@ -171,10 +193,18 @@ fn a_person_pushes_a_new_project_by_name_and_nobody_else_pulls_it() -> Result<()
     Ok(())
 }
 
-#[test]
-fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -> Result<()> {
-    let scene = Scene::set_by_name()?;
-    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+/// `NAME:SECRET` of programs: one with an administrator's token, one whose token only reads, and a robot
+/// that is held to the repository tools/by-robot.
+struct Programs {
+    person: String,
+    reader: String,
+    /// Of the reader's token.
+    reading: String,
+    robot: String,
+}
+
+/// Makes the project tools, and programs that may do something there.
+fn programs(operator: &Operator) -> Result<Programs> {
     let text = |value: &serde_json::Value, key: &str| {
         value[key].as_str().map(str::to_owned).with_context(|| format!("no {key}"))
     };
@@ -185,10 +215,19 @@ fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -
     let held = ["--repository", "tools/by-robot"];
     let robot =
         operator.json(&[&["robot", "create", "tools", "ci"], &both[..], &held[..]].concat())?;
-    let person = format!("admin:{}", text(&token, "token")?);
-    let reader = format!("admin:{}", text(&reading, "token")?);
-    let robot = format!("{}:{}", text(&robot, "name")?, text(&robot, "secret")?);
+    Ok(Programs {
+        person: format!("admin:{}", text(&token, "token")?),
+        reader: format!("admin:{}", text(&reading, "token")?),
+        reading: text(&reading, "id")?,
+        robot: format!("{}:{}", text(&robot, "name")?, text(&robot, "secret")?),
+    })
+}
 
+#[test]
+fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let Programs { person, reader, reading, robot } = programs(&operator)?;
     let image = sample::container(&scene.folder, 23, LAYERS, LAYER_BYTES)?;
     let mut pull = scene.tool("podman");
     pull.args(["pull", "--quiet", &format!("oci:{}:latest", image.layout.display())]);
@@ -216,7 +255,7 @@ fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -
         ensure!(got.is_err(), "a robot pulled what it is not for by {by}");
     }
     // What is deleted is no good any more, at once.
-    operator.run(&["access-token", "delete", &text(&reading, "id")?])?;
+    operator.run(&["access-token", "delete", &reading])?;
     operator.run(&["robot", "delete", "tools", "ci"])?;
     for (host, by) in [(scene.registry.clone(), "name"), (scene.node.registry(), "address")] {
         let name = format!("{host}/tools/by-robot:{by}");
@@ -224,6 +263,112 @@ fn programs_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -
             let got = podman(gone, "pull", &[&name]);
             ensure!(got.is_err(), "what was deleted pulled by {by}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn engines_push_and_pull_with_a_token_and_as_a_robot_by_name_and_by_address() -> Result<()> {
+    let scene = Scene::set_by_name()?;
+    let operator = Operator::login(&scene.hub, &scene.folder, &scene.node, &scene.password)?;
+    let programs = programs(&operator)?;
+    // By its address, docker trusts the node as it does by its name.
+    let trusted = scene.folder.join("etc-docker/certs.d").join(scene.node.registry());
+    fs::create_dir_all(&trusted)?;
+    fs::copy(scene.certificates.join("ca.crt"), trusted.join("ca.crt"))?;
+    let image = sample::container(&scene.folder, 24, LAYERS, LAYER_BYTES)?;
+    let engine = Docker::start_trusting(&scene.hub, &scene.folder.join("docker"), &[])?;
+    let log = || engine.log_tail();
+    docker_as_programs(&scene, &engine, &image, &programs).with_context(log).context("docker")?;
+    let outcome = containerd_as_programs(&scene, &engine, &image, &programs);
+    outcome.with_context(log).context("containerd")
+}
+
+fn docker_as_programs(
+    scene: &Scene,
+    engine: &Docker,
+    image: &ContainerImage,
+    programs: &Programs,
+) -> Result<()> {
+    const LOADED: &str = "loaded/app:v1";
+    load(scene, engine, image, LOADED)?;
+    for (host, by) in [(scene.registry.clone(), "name"), (scene.node.registry(), "address")] {
+        let login = |who: &str| {
+            let (name, secret) = who.split_once(':').context("a name and a secret")?;
+            engine.docker(&["login", "--username", name, "--password", secret, &host])
+        };
+        let push = |repository: &str| {
+            let name = format!("{host}/tools/{repository}:{by}");
+            engine.docker(&["tag", LOADED, &name])?;
+            engine.docker(&["push", "--quiet", &name])
+        };
+        let pull = |repository: &str| {
+            let name = format!("{host}/tools/{repository}:{by}");
+            engine.docker(&["rmi", "--force", &name])?;
+            engine.docker(&["pull", "--quiet", &name])?;
+            ensure_layers(engine, image, &name)
+        };
+        ensure!(push("by-person").is_err(), "pushed without a login, by {by}");
+        let wrong = format!("admin:{}x", programs.person.trim_start_matches("admin:"));
+        ensure!(login(&wrong).is_err(), "a wrong token let in, by {by}");
+        for (who, repository) in [(&programs.person, "by-person"), (&programs.robot, "by-robot")] {
+            let what = format!("{repository}, by {by}");
+            login(who).with_context(|| what.clone())?;
+            push(repository).with_context(|| what.clone())?;
+            pull(repository).with_context(|| what.clone())?;
+        }
+        // As the robot that was logged in last.
+        ensure!(push("other").is_err(), "a robot went elsewhere, by {by}");
+        ensure!(pull("by-person").is_err(), "a robot pulled what it is not for, by {by}");
+        login(&programs.reader)?;
+        ensure!(push("by-person").is_err(), "a reader pushed, by {by}");
+        pull("by-person").with_context(|| format!("a reader, by {by}"))?;
+        engine.docker(&["logout", &host])?;
+    }
+    Ok(())
+}
+
+fn containerd_as_programs(
+    scene: &Scene,
+    engine: &Docker,
+    image: &ContainerImage,
+    programs: &Programs,
+) -> Result<()> {
+    let ForContainerd { archive, hosts, authority } = for_containerd(scene, image)?;
+    let ctr = |arguments: &[&str]| engine.ctr(&[&["-n", "programs"], arguments].concat());
+    for (host, trust) in [
+        (scene.registry.clone(), ["--hosts-dir", &hosts]),
+        (scene.node.registry(), ["--tlscacert", &authority]),
+    ] {
+        let import = |repository: &str| {
+            let name = format!("{host}/tools/{repository}");
+            ctr(&["images", "import", "--no-unpack", "--base-name", &name, &archive])?;
+            anyhow::Ok(format!("{name}:latest"))
+        };
+        let push = |who: &str, name: &str| {
+            ctr(&[&["images", "push", "--user", who], &trust[..], &[name]].concat())
+        };
+        let pull = |who: &str, name: &str| {
+            let pull = ["images", "pull", "--snapshotter", "native", "--user", who];
+            ctr(&[&pull[..], &trust[..], &[name]].concat())
+        };
+        for (who, repository) in [(&programs.person, "by-person"), (&programs.robot, "by-robot")] {
+            let name = import(repository)?;
+            ensure!(push(&programs.reader, &name).is_err(), "a reader pushed {name}");
+            push(who, &name).with_context(|| name.clone())?;
+            for puller in [who, &programs.reader] {
+                ctr(&["images", "remove", "--sync", &name])?;
+                pull(puller, &name).with_context(|| name.clone())?;
+                let content = ctr(&["content", "list", "--quiet"])?;
+                ensure!(content.contains(&image.manifest_digest), "{name} did not come: {content}");
+            }
+            ctr(&["images", "remove", "--sync", &name])?;
+        }
+        let other = import("other")?;
+        ensure!(push(&programs.robot, &other).is_err(), "a robot went to {other}");
+        ctr(&["images", "remove", "--sync", &other])?;
+        let private = format!("{host}/tools/by-person:latest");
+        ensure!(pull(&programs.robot, &private).is_err(), "a robot pulled {private}");
     }
     Ok(())
 }

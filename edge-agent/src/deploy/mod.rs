@@ -10,9 +10,13 @@
 //! of the swarm, keeps what it has, and goes on when they are through (see `turns`), or while they wait
 //! long for their next attempt.
 //!
+//! What policies keep on this host comes by orders, too; where it leaves the cache again, the host brings it
+//! back by itself (see `keeping`).
+//!
 //! Bounds: [`turns::AT_ONCE_MAX`] orders are carried out at once, [`ORDERS_MAX`] are known; what is
 //! refused beyond that stays pending at the nodes and comes again.
 
+mod keeping;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,10 +28,11 @@ use shoal_api::{
     AuthorityNews, NodeAddress, OrderMessage, ProgressReport, TicketKeyInfo, TransferProgress,
 };
 use shoal_content::{DeploymentId, ImageReference, PeerId, Priority};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
+use crate::blocking;
 use crate::fetch::{self, Fetched, Fetcher, Patience};
 use crate::limits;
 use crate::nodes::chain;
@@ -68,6 +73,7 @@ struct Order {
 
 #[derive(Debug)]
 struct Running {
+    reference: ImageReference,
     attempt: u32,
     task: AbortHandle,
 }
@@ -86,13 +92,23 @@ pub struct Deployments {
     desk: Arc<Mutex<Desk>>,
     /// Whose turn it is.
     at_work: Arc<watch::Sender<BTreeSet<DeploymentId>>>,
+    /// What policies keep here.
+    kept: Arc<watch::Sender<Vec<ImageReference>>>,
+    /// Something left that may be missed.
+    moved: Arc<Notify>,
     limits: limits::Shown,
 }
 
 impl Deployments {
     pub fn new(fetcher: Fetcher, transfers: Transfers, limits: limits::Shown) -> Self {
         let at_work = Arc::new(watch::Sender::default());
-        Self { fetcher, transfers, desk: Arc::default(), at_work, limits }
+        let (kept, moved) = (Arc::new(watch::Sender::default()), Arc::default());
+        Self { fetcher, transfers, desk: Arc::default(), at_work, kept, moved, limits }
+    }
+
+    /// Wants to hear of all that leaves the cache.
+    pub fn moved(&self) -> Arc<Notify> {
+        Arc::clone(&self.moved)
     }
 
     /// Stops all without a word to the nodes: there the orders stay, and come again.
@@ -116,6 +132,13 @@ impl Deployments {
                 OrderMessage::Standing { deployments } => {
                     self.stop(|id, _| !deployments.contains(&id));
                 }
+                OrderMessage::Keep { references } => {
+                    self.kept.send_if_modified(|known| {
+                        let changed = *known != references;
+                        *known = references;
+                        changed
+                    });
+                }
                 OrderMessage::Ping => {}
             }
         }
@@ -123,6 +146,7 @@ impl Deployments {
 
     fn start(&self, order: Order) {
         let (deployment, attempt) = (order.deployment, order.attempt);
+        let reference = order.reference.clone();
         let mut desk = self.desk.lock();
         match desk.running.get(&deployment) {
             Some(running) if running.attempt >= attempt => return,
@@ -143,7 +167,7 @@ impl Deployments {
                 this.fetcher.nodes.reopen_orders();
             }
         });
-        desk.running.insert(deployment, Running { attempt, task: task.abort_handle() });
+        desk.running.insert(deployment, Running { reference, attempt, task: task.abort_handle() });
         self.at_work.send_replace(desk.turns.at_work());
     }
 
@@ -187,7 +211,11 @@ impl Deployments {
             }
         };
         let progress = match outcome {
-            Ok(_) => tracked.done(),
+            Ok(_) => {
+                let (catalogue, whole) = (self.fetcher.catalogue.clone(), reference.clone());
+                blocking(move || catalogue.note_whole(&whole)).await;
+                tracked.done()
+            }
             Err(error) => {
                 let text = chain(&error);
                 warn!(%deployment, %reference, error = text, "deployment failed");

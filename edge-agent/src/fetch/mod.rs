@@ -79,6 +79,8 @@ impl Patience {
     /// An order stands until it is done, called off, or past its deadline, which the cluster keeps;
     /// space may come back.
     pub const ORDER: Self = Self { attempts: None, waits_for_space: true };
+    /// Nobody waits, and it is looked at again later.
+    pub const KEEPING: Self = Self { attempts: Some(8), waits_for_space: true };
 
     /// Whether there is another attempt after so many, the last of which ended with `error`.
     fn goes_on(self, attempts: u32, error: &Error) -> bool {

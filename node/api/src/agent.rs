@@ -274,8 +274,8 @@ pub struct DeltaGrant {
 }
 
 /// `GET /api/v1/agents/self/orders`: newline-delimited JSON that stays open; one of these a line.
-/// On opening, `Nodes`, `Standing` and every order still pending are sent; `Ping` comes at least
-/// every 10 s.
+/// On opening, `Nodes`, `Standing`, every order still pending and `Keep` are sent; `Ping` comes at
+/// least every 10 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OrderMessage {
@@ -311,6 +311,11 @@ pub enum OrderMessage {
     /// All orders that stand: whatever else is under way was called off unheard.
     Standing {
         deployments: Vec<DeploymentId>,
+    },
+    /// All that policies keep on this host, in place of what was said before: what came by an order and
+    /// has left the host's cache since is to be brought again.
+    Keep {
+        references: Vec<ImageReference>,
     },
     Ping,
 }

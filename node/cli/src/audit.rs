@@ -32,7 +32,7 @@ pub async fn audit(command: &AuditCommand, client: &Client, screen: Screen) -> R
             export(client, search, *format, *archives).await
         }
         AuditCommand::Archives => {
-            let archives: Vec<AuditArchive> = client.get(format!("{PATH}/archives")).await?;
+            let archives: Vec<AuditArchive> = client.list(&format!("{PATH}/archives")).await?;
             screen.show(&archives, || {
                 let mut rows = table(&["FIRST", "LAST", "FROM", "UNTIL", "SIZE", "OBJECT"]);
                 for one in &archives {
@@ -77,7 +77,7 @@ async fn check_head(client: &Client, noted: &str, now: &AuditVerification) -> Re
     let page: AuditPage = client.get(path).await?;
     let mut found = page.entries.into_iter().find(|entry| entry.number == number);
     if found.is_none() {
-        let archives: Vec<AuditArchive> = client.get(format!("{PATH}/archives")).await?;
+        let archives: Vec<AuditArchive> = client.list(&format!("{PATH}/archives")).await?;
         if let Some(one) = archives.iter().find(|one| (one.first..=one.last).contains(&number)) {
             let entries: Vec<AuditEntry> =
                 client.get(format!("{PATH}/archives/{}", one.first)).await?;
@@ -154,7 +154,7 @@ async fn export(
         }
     }
     if archives {
-        let mut archives: Vec<AuditArchive> = client.get(format!("{PATH}/archives")).await?;
+        let mut archives: Vec<AuditArchive> = client.list(&format!("{PATH}/archives")).await?;
         archives.reverse();
         for one in archives {
             let path = format!("{PATH}/archives/{}", one.first);

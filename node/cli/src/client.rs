@@ -13,7 +13,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LINK, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shoal_api::Problem;
+use shoal_api::{Page, Problem};
 
 use crate::config::{Context, Trust};
 use crate::error::Error;
@@ -32,7 +32,7 @@ const PART_TIMEOUT: Duration = Duration::from_secs(600);
 /// A body that brings nothing for so long is given up.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Parts that one list may have.
-const PARTS_MAX: usize = 1000;
+const PARTS_MAX: usize = 2500;
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How finely the sending of a part is reported.
 const PIECE_BYTES: usize = 128 * 1024;
@@ -120,11 +120,27 @@ impl Client {
     /// # Errors
     /// Those of [`Self::get`]; for more than [`PARTS_MAX`] parts.
     pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        self.parts(path, |items: Vec<T>| items).await
+    }
+
+    /// The same of a list that has pages.
+    ///
+    /// # Errors
+    /// Those of [`Self::list`].
+    pub async fn pages<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        self.parts(path, |page: Page<T>| page.data).await
+    }
+
+    async fn parts<B: DeserializeOwned, T>(
+        &self,
+        path: &str,
+        items: impl Fn(B) -> Vec<T>,
+    ) -> Result<Vec<T>, Error> {
         let (mut all, mut path) = (Vec::new(), path.to_owned());
         for _ in 0..PARTS_MAX {
             let response = self.send(&Request::get(path.as_str())).await?;
             let next = next_part(response.headers());
-            all.extend(json::<Vec<T>>(response).await?);
+            all.extend(items(json::<B>(response).await?));
             match next {
                 Some(next) => path = next,
                 None => return Ok(all),

@@ -179,7 +179,7 @@ fn described(new: &NewImage) -> CreateImage {
         format: said.format.map(|format| format.as_str().to_owned()).unwrap_or_default(),
         visibility: new.visibility.map(|one| one.as_str().to_owned()).unwrap_or_default(),
         is_public: None,
-        organization_id: String::new(),
+        organization_id: new.organization.as_ref().map(ToString::to_string).unwrap_or_default(),
         min_cpu_cores: said.min_cpu_cores.unwrap_or_default(),
         min_memory_mb: said.min_memory_mb.unwrap_or_default(),
         min_disk_gb: said.min_disk_gb.unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use comfy_table::Cell;
 use reqwest::Method;
-use shoal_api::{Instance, Page, RegisterInstance};
+use shoal_api::{Instance, RegisterInstance};
 use shoal_content::{InstanceName, Pin};
 
 use crate::arguments::InstanceCommand;
@@ -11,9 +11,8 @@ use crate::error::Error;
 use crate::screen::{Screen, state, table};
 
 const PATH: &str = "api/v1/instances";
-const PAGE_SIZE: u64 = 500;
-/// More than a cluster keeps; a list that never ends is a fault of the node.
-const PAGES_MAX: u64 = 10_000;
+/// Instances of one answer, at most.
+const PART: usize = 1000;
 
 pub async fn instance(
     command: &InstanceCommand,
@@ -76,15 +75,7 @@ fn sentence(instance: &Instance) -> String {
 }
 
 async fn list(client: &Client, filter: &str, screen: Screen) -> Result<(), Error> {
-    let mut all = Vec::new();
-    for number in 1..=PAGES_MAX {
-        let query = format!("page={number}&page_size={PAGE_SIZE}{filter}");
-        let page: Page<Instance> = client.get(format!("{PATH}?{query}")).await?;
-        all.extend(page.data);
-        if number >= page.pagination.total_pages {
-            break;
-        }
-    }
+    let all: Vec<Instance> = client.pages(&format!("{PATH}?limit={PART}{filter}")).await?;
     screen.show(&all, || {
         let mut rows = table(&["INSTANCE", "IMAGE", "VERSION", "TAG", "STATUS", "BY", "UPDATED"]);
         for instance in &all {

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::screen::{Screen, confirm, state, table};
 
 pub async fn agent(command: &AgentCommand, client: &Client, screen: Screen) -> Result<(), Error> {
-    let agents: Vec<AgentInfo> = client.get("api/v1/agents").await?;
+    let agents: Vec<AgentInfo> = client.list("api/v1/agents").await?;
     match command {
         AgentCommand::List => screen.show(&agents, || agent_table(&agents)),
         AgentCommand::Remove { agent: wanted, yes } => {

@@ -245,7 +245,7 @@ pub async fn organization(
             done(format!("Deleted the organization {name}."))
         }
         OrganizationCommand::Members { name } => {
-            let members: Vec<Member> = client.get(format!("{PATH}/{name}/members")).await?;
+            let members: Vec<Member> = client.list(&format!("{PATH}/{name}/members")).await?;
             screen.show(&members, || member_table(&members))
         }
         OrganizationCommand::Add { name, user, owner } => {
@@ -259,7 +259,7 @@ pub async fn organization(
             done(format!("{user} is no more in {name}."))
         }
         OrganizationCommand::Groups { name } => {
-            let groups: Vec<Group> = client.get(format!("{PATH}/{name}/groups")).await?;
+            let groups: Vec<Group> = client.list(&format!("{PATH}/{name}/groups")).await?;
             screen.show(&groups, || {
                 let mut rows = table(&["GROUP", "MEMBERS", "DESCRIPTION"]);
                 for group in &groups {

@@ -57,7 +57,7 @@ pub async fn project(
         }
         ProjectCommand::Show { name } => {
             let project: Project = client.get(format!("{PATH}/{name}")).await?;
-            let members: Vec<Member> = client.get(format!("{PATH}/{name}/members")).await?;
+            let members: Vec<Member> = client.list(&format!("{PATH}/{name}/members")).await?;
             screen.show(&Detail { project: &project, members: &members }, || {
                 let Project { name, owner, visibility, description, usage, .. } = &project;
                 let usage = usage_line(usage);
@@ -203,7 +203,7 @@ async fn permissions(client: &Client, name: &str) -> Result<String, Error> {
 }
 
 pub async fn grants(client: &Client, name: &str, screen: Screen) -> Result<(), Error> {
-    let members: Vec<Member> = client.get(permissions(client, name).await?).await?;
+    let members: Vec<Member> = client.list(&permissions(client, name).await?).await?;
     screen.show(&members, || member_table(&members))
 }
 

@@ -201,7 +201,7 @@ pub fn context(command: &ContextCommand, config: &mut Config, screen: Screen) ->
 
 pub async fn status(client: &Client, config: &mut Config, screen: Screen) -> Result<(), Error> {
     let cluster: ClusterStatus = client.get("api/v1/cluster").await?;
-    let agents: Vec<AgentInfo> = client.get("api/v1/agents").await?;
+    let agents: Vec<AgentInfo> = client.list("api/v1/agents").await?;
     config.store_nodes(node_urls(&cluster))?;
     screen.show(&Status { cluster: &cluster, agents: &agents }, || {
         let rows = node_table(&cluster);

@@ -44,7 +44,7 @@ pub async fn storage(
         }
         StorageCommand::Compact { dry_run } => follow_compaction(*dry_run, client, screen).await,
         StorageCommand::Uploads => {
-            let uploads: Vec<OpenUpload> = client.get(format!("{PATH}/uploads")).await?;
+            let uploads: Vec<OpenUpload> = client.list(&format!("{PATH}/uploads")).await?;
             screen.show(&uploads, || {
                 let mut rows = table(&["ID", "IMAGE", "OWNER", "RECEIVED", "BEGUN", "EXPIRES"]);
                 for upload in &uploads {

@@ -14,7 +14,8 @@ use shoal_raft::ProposeError;
 use tracing::info;
 
 use super::caller::{Admin, Host, Reader};
-use super::input::{Body, Path};
+use super::input::{Body, Path, Query};
+use super::part::{Part, PartQuery};
 use super::problem::{conflict, missing};
 use super::tokens::Brought;
 use crate::authorities::Held;
@@ -34,11 +35,14 @@ fn role_name(role: AgentRole) -> &'static str {
     }
 }
 
+/// By name.
 pub async fn list(
     State(app): State<App>,
     _caller: Reader,
-) -> Result<Json<Vec<AgentInfo>>, Problem> {
-    let rows = app.view().await?.query().agents()?;
+    Query(wanted): Query<PartQuery>,
+) -> Result<Part<AgentInfo>, Problem> {
+    let mut rows = app.view().await?.query().agents_after(&wanted.after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rows, |row| row.name.clone());
     let online = app.services.gatherer.online().await;
     let shown = rows.into_iter().map(|row| AgentInfo {
         id: row.peer,
@@ -49,7 +53,7 @@ pub async fn list(
         enrolled_at: rfc3339(row.enrolled_at),
         name: row.name,
     });
-    Ok(Json(shown.collect()))
+    Ok(Part::new("/api/v1/agents", &wanted, shown.collect(), next))
 }
 
 /// By id or name.

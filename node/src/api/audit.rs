@@ -12,6 +12,7 @@ use shoal_metadata::{
 
 use super::caller::Caller;
 use super::input::{Path, Query};
+use super::part::{Part, PartQuery};
 use super::problem::{missing, unavailable};
 use crate::audit::Error;
 use crate::clock::{parsed, rfc3339};
@@ -167,9 +168,18 @@ fn sentence(flaw: &AuditFlaw) -> String {
 }
 
 /// `GET /api/v1/audit/archives`: the oldest first.
-pub async fn archives(caller: Caller) -> Result<Json<Vec<AuditArchive>>, Problem> {
+pub async fn archives(
+    caller: Caller,
+    Query(wanted): Query<PartQuery>,
+) -> Result<Part<AuditArchive>, Problem> {
     caller.permit(Action::Audit, What::System)?;
-    let rows = caller.view.query().audit_archives()?;
+    let wrong = |_| Problem::bad_request("query_invalid", "after is the number of an entry");
+    let after = match wanted.after.as_str() {
+        "" => 0,
+        after => after.parse::<u64>().map_err(wrong)?,
+    };
+    let mut rows = caller.view.query().audit_archives_after(after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rows, |row| row.first.to_string());
     let shown = rows.into_iter().map(|row| AuditArchive {
         first: row.first,
         last: row.last,
@@ -178,7 +188,7 @@ pub async fn archives(caller: Caller) -> Result<Json<Vec<AuditArchive>>, Problem
         object: row.object.to_string(),
         bytes: row.bytes,
     });
-    Ok(Json(shown.collect()))
+    Ok(Part::new("/api/v1/audit/archives", &wanted, shown.collect(), next))
 }
 
 /// `GET /api/v1/audit/archives/FIRST`: its entries, the oldest first.
@@ -188,8 +198,7 @@ pub async fn archive(
     Path(first): Path<u64>,
 ) -> Result<Json<Vec<AuditEntry>>, Problem> {
     caller.permit(Action::Audit, What::System)?;
-    let rows = caller.view.query().audit_archives()?;
-    let row = rows.into_iter().find(|row| row.first == first);
+    let row = caller.view.query().audit_archive(first)?;
     let unknown = || missing("archive_not_found", format!("no archive begins with {first}"));
     let row = row.ok_or_else(unknown)?;
     drop(caller);

@@ -12,6 +12,7 @@ use shoal_metadata::{Action, Import, UploadNote};
 use super::caller::Caller;
 use super::images::existing;
 use super::input::{Body, Path};
+use super::numbers;
 use super::tags::check_new;
 use super::uploads::{self, Order};
 use crate::clock::now;
@@ -29,7 +30,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<UploadStatus>), Problem> {
     existing(&caller, image, Action::Push)?;
     let owner = caller.account()?;
-    uploads::check_names(&request.version, &request.tags)?;
+    numbers::check_names(&request.version, &request.tags)?;
     check_new(caller.view.query(), image, &request.version, &request.tags)?;
     drop(caller);
     let remote = app.services.disks.remote().ok_or(remote::Error::Disabled)?;

@@ -11,25 +11,30 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use shoal_api::{Instance, Page, RegisterInstance};
+use shoal_api::{Instance, Page, Pagination, RegisterInstance};
 use shoal_content::{ImageId, InstanceName, RepositoryName, Timestamp};
 use shoal_metadata::{
-    self as metadata, Action, Command, Decision, Ground, Refusal, Scope, Subject, What, permission,
+    self as metadata, Action, Command, Decision, Fault, Ground, Refusal, Scope, Subject, What,
+    permission,
 };
 use shoal_raft::ProposeError;
 
 use super::caller::Caller;
 use super::images::{existing, no_image};
 use super::input::{Body, Path, Query, count};
+use super::part::{Linked, PartQuery};
 use super::problem::{conflict, missing};
 use super::shown;
 use super::versions::{no_version, numbered, version};
-use super::window::Window;
+use super::window::{Selection, Window};
 use crate::http::problem::Problem;
 use crate::state::App;
 
-/// Instances that a list looks at; what comes after is not shown.
+/// Instances that a list with numbered pages looks at, and a part for one that the asker may know of; what
+/// comes after is not shown.
 const INSTANCES_LISTED_MAX: usize = 200_000;
+/// Instances that a part looks at for those that it shows.
+const PART_LOOKS_MAX: usize = 10_000;
 const SCAN_ROWS: usize = 1000;
 
 fn no_instance(name: &InstanceName) -> Problem {
@@ -43,6 +48,11 @@ pub struct ListQuery {
     page: Option<u64>,
     #[serde(deserialize_with = "count")]
     page_size: Option<u64>,
+    /// Ids that come behind it; the links have it. There is no `page` then.
+    after: String,
+    /// At most so many, and never more than 1000; in place of `page_size`.
+    #[serde(deserialize_with = "count")]
+    limit: Option<u64>,
     image_id: Option<ImageId>,
     image: Option<RepositoryName>,
     /// By id, digest, number or tag; of the image that is given.
@@ -52,86 +62,175 @@ pub struct ListQuery {
     registered_by: Option<String>,
 }
 
+impl ListQuery {
+    /// What part is wanted, where it is not a page by its number.
+    fn part(&self) -> Option<PartQuery> {
+        let limit = self.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let wanted = PartQuery { after: self.after.clone(), limit };
+        (!wanted.after.is_empty() || wanted.limit.is_some()).then_some(wanted)
+    }
+
+    fn filters(&self) -> Vec<(&'static str, String)> {
+        let filters = [
+            ("image_id", self.image_id.map(|id| id.to_string())),
+            ("image", self.image.as_ref().map(ToString::to_string)),
+            ("version", self.version.clone()),
+            ("version_status", self.version_status.clone()),
+            ("registered_by", self.registered_by.clone()),
+        ];
+        filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
 /// `GET /api/v1/instances`: by name, of the images that the asker may see.
 pub async fn list(
     caller: Caller,
     Query(wanted): Query<ListQuery>,
-) -> Result<Json<Page<Instance>>, Problem> {
-    let query = caller.view.query();
-    let window = Window::new(wanted.page, wanted.page_size);
-    let image = match (wanted.image_id, &wanted.image) {
-        (Some(id), _) => Some(existing(&caller, id, Action::List)?),
-        (None, Some(name)) => Some(named(&caller, name, Action::List)?),
-        (None, None) => None,
-    };
-    let rows = match (&image, &wanted.version) {
-        (Some(image), Some(wanted)) => {
-            let row = version(query, image.id, wanted)?.ok_or_else(|| no_version(wanted))?;
-            called(&caller, query.instances_of(image.id, &row.digest, INSTANCES_LISTED_MAX)?)?
+) -> Result<Linked<Page<Instance>>, Problem> {
+    let mut walk = Walk::new(&caller, &wanted)?;
+    match wanted.part() {
+        None => {
+            let window = Window::new(wanted.page, wanted.page_size);
+            let (rows, pagination) = walk.page(window)?;
+            Ok(Linked::last(Page { data: shown_all(&caller, rows)?, pagination }))
         }
-        (Some(image), None) => {
-            called(&caller, query.instances_of_image(image.id, INSTANCES_LISTED_MAX)?)?
-        }
-        (None, Some(_)) => {
-            let text = "a version is of an image: image or image_id says of which";
-            return Err(Problem::bad_request("image_missing", text));
-        }
-        (None, None) => all_seen(&caller)?,
-    };
-    let mut found = Vec::new();
-    for row in rows {
-        let of_owner = wanted.registered_by.as_ref().is_none_or(|owner| row.owner == *owner);
-        let of_status = match &wanted.version_status {
-            Some(status) => {
-                shown::version_status(&query.version_note(row.image, &row.digest)?) == *status
-            }
-            None => true,
-        };
-        if of_owner && of_status {
-            found.push(row);
+        Some(part) => {
+            let (rows, next) = walk.part(&part)?;
+            let data = shown_all(&caller, rows)?;
+            let count = data.len() as u64;
+            // It is not known how many there are besides.
+            let pagination = Pagination {
+                page: 1,
+                page_size: part.limit() as u64,
+                total_pages: count.min(1),
+                total_count: count,
+            };
+            let page = Page { data, pagination };
+            Ok(Linked::filtered("/api/v1/instances", &part, &wanted.filters(), page, next))
         }
     }
-    found.sort_by(|one, other| one.name.cmp(&other.name));
-    let (rows, pagination) = window.of(found);
+}
+
+fn shown_all(caller: &Caller, rows: Vec<metadata::Instance>) -> Result<Vec<Instance>, Problem> {
+    let query = caller.view.query();
     let mut data = Vec::with_capacity(rows.len());
     for row in rows {
         data.extend(shown::instance(query, row)?);
     }
-    Ok(Json(Page { data, pagination }))
+    Ok(data)
 }
 
-fn called(caller: &Caller, names: Vec<InstanceName>) -> Result<Vec<metadata::Instance>, Problem> {
-    let query = caller.view.query();
-    let rows = names.iter().map(|name| query.instance(name));
-    Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+/// Goes along the instances by name, and takes those that are asked for.
+struct Walk<'a> {
+    caller: &'a Caller,
+    wanted: &'a ListQuery,
+    /// Those of one image or version, in order; without it, all.
+    names: Option<Vec<InstanceName>>,
+    /// Whether the asker may see an image.
+    open: BTreeMap<ImageId, bool>,
 }
 
-fn all_seen(caller: &Caller) -> Result<Vec<metadata::Instance>, Problem> {
-    let query = caller.view.query();
-    let mut seen: BTreeMap<ImageId, bool> = BTreeMap::new();
-    let (mut found, mut looked) = (Vec::new(), 0);
-    let mut after: Option<InstanceName> = None;
-    loop {
-        let rows = query.instances(after.as_ref(), SCAN_ROWS)?;
-        let last = rows.len() < SCAN_ROWS;
-        looked += rows.len();
-        after = rows.last().map(|row| row.name.clone());
-        for row in rows {
-            let open = match seen.get(&row.image) {
-                Some(open) => *open,
-                None => {
-                    let open = existing(caller, row.image, Action::List).is_ok();
-                    seen.insert(row.image, open);
-                    open
+impl<'a> Walk<'a> {
+    fn new(caller: &'a Caller, wanted: &'a ListQuery) -> Result<Self, Problem> {
+        let query = caller.view.query();
+        let image = match (wanted.image_id, &wanted.image) {
+            (Some(id), _) => Some(existing(caller, id, Action::List)?),
+            (None, Some(name)) => Some(named(caller, name, Action::List)?),
+            (None, None) => None,
+        };
+        let mut names = match (&image, &wanted.version) {
+            (Some(image), Some(wanted)) => {
+                let row = version(query, image.id, wanted)?.ok_or_else(|| no_version(wanted))?;
+                Some(query.instances_of(image.id, &row.digest, INSTANCES_LISTED_MAX)?)
+            }
+            (Some(image), None) => Some(query.instances_of_image(image.id, INSTANCES_LISTED_MAX)?),
+            (None, Some(_)) => {
+                let text = "a version is of an image: image or image_id says of which";
+                return Err(Problem::bad_request("image_missing", text));
+            }
+            (None, None) => None,
+        };
+        if let Some(names) = &mut names {
+            names.sort_unstable();
+        }
+        Ok(Self { caller, wanted, names, open: BTreeMap::new() })
+    }
+
+    /// The next rows behind `after`, at most so many; none at the end.
+    fn behind(&self, after: &str, rows_max: usize) -> Result<Vec<metadata::Instance>, Problem> {
+        let query = self.caller.view.query();
+        let Some(names) = &self.names else { return Ok(query.instances(after, rows_max)?) };
+        let passed = names.partition_point(|name| name.as_str() <= after);
+        let rows = names.iter().skip(passed).take(rows_max).map(|name| query.instance(name));
+        Ok(rows.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
+    }
+
+    /// Whether the asker may know of it.
+    fn is_open(&mut self, row: &metadata::Instance) -> bool {
+        let caller = self.caller;
+        let open = || existing(caller, row.image, Action::List).is_ok();
+        self.names.is_some() || *self.open.entry(row.image).or_insert_with(open)
+    }
+
+    fn is_wanted(&self, row: &metadata::Instance) -> Result<bool, Problem> {
+        if self.wanted.registered_by.as_ref().is_some_and(|owner| row.owner != *owner) {
+            return Ok(false);
+        }
+        let Some(status) = &self.wanted.version_status else { return Ok(true) };
+        let note = self.caller.view.query().version_note(row.image, &row.digest)?;
+        Ok(shown::version_status(&note) == *status)
+    }
+
+    /// A page by its number, for which all are counted. Of their rows no more are held than come up to
+    /// its end.
+    fn page(&mut self, window: Window) -> Result<(Vec<metadata::Instance>, Pagination), Problem> {
+        let mut selection = Selection::new(window);
+        let (mut after, mut looked) = (String::new(), 0);
+        while looked < INSTANCES_LISTED_MAX {
+            let rows = self.behind(&after, SCAN_ROWS)?;
+            let Some(last) = rows.last() else { break };
+            after = last.name.to_string();
+            looked += rows.len();
+            for row in rows {
+                if self.is_open(&row) && self.is_wanted(&row)? {
+                    selection.offer(0, row);
                 }
-            };
-            if open {
-                found.push(row);
             }
         }
-        if last || looked >= INSTANCES_LISTED_MAX {
-            return Ok(found);
+        Ok(selection.finish())
+    }
+
+    /// Those behind a name, and the name that the next part begins behind: of one that the asker may know
+    /// of. Where few are wanted, the part may be short.
+    fn part(
+        &mut self,
+        wanted: &PartQuery,
+    ) -> Result<(Vec<metadata::Instance>, Option<String>), Problem> {
+        let (mut found, mut known) = (Vec::new(), None);
+        let (mut after, mut looked) = (wanted.after.clone(), 0);
+        let mut rows_max = wanted.limit() + 1;
+        while looked < PART_LOOKS_MAX || (known.is_none() && looked < INSTANCES_LISTED_MAX) {
+            let rows = self.behind(&after, rows_max)?;
+            let Some(last) = rows.last() else { return Ok((found, None)) };
+            // Few are enough where most are wanted.
+            rows_max = (rows_max * 2).min(SCAN_ROWS + 1);
+            after = last.name.to_string();
+            looked += rows.len();
+            for row in rows {
+                if !self.is_open(&row) {
+                    continue;
+                }
+                known = Some(row.name.to_string());
+                if self.is_wanted(&row)? {
+                    found.push(row);
+                }
+                if found.len() > wanted.limit() {
+                    let next = wanted.cut(&mut found, |row| row.name.to_string());
+                    return Ok((found, next));
+                }
+            }
         }
+        Ok((found, known))
     }
 }
 

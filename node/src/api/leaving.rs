@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_api::{AccountExport, Deletion, Hidden};
-use shoal_content::{AccountName, ProjectName};
+use shoal_content::AccountName;
 use shoal_metadata::{AuditFilter, Command, Fault, Grantee, Owner, Place, Query, Read, Scope};
 
 use super::caller::Caller;
@@ -26,7 +26,6 @@ use crate::state::App;
 const ENTRIES_MAX: usize = 1000;
 /// Entries that are looked at for it.
 const LOOKS_MAX: usize = 50_000;
-const SCAN_ROWS: usize = 500;
 
 /// `POST /api/v1/user/deletion`. Whoever has a password gives it, here or at a directory that can be
 /// asked by the account's name.
@@ -129,16 +128,6 @@ fn named(place: &Place) -> String {
 }
 
 fn owned<R: Read>(query: Query<'_, R>, user: &str) -> Result<Vec<String>, Fault> {
-    let mut found = Vec::new();
-    let mut after: Option<ProjectName> = None;
-    loop {
-        let rows = query.projects(after.as_ref(), SCAN_ROWS)?;
-        after = rows.last().map(|row| row.name.clone());
-        let last = rows.len() < SCAN_ROWS;
-        let own = rows.iter().filter(|row| row.owner == Owner::User(user.to_owned()));
-        found.extend(own.map(|row| row.name.to_string()));
-        if last {
-            return Ok(found);
-        }
-    }
+    let names = query.projects_of(&Owner::User(user.to_owned()), "", usize::MAX)?;
+    Ok(names.iter().map(ToString::to_string).collect())
 }

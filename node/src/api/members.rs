@@ -12,7 +12,8 @@ use shoal_metadata::{
 
 use super::caller::Caller;
 use super::images::existing;
-use super::input::{Body, Path};
+use super::input::{self, Body, Path};
+use super::part::{Part, PartQuery};
 use crate::clock::rfc3339;
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -66,13 +67,29 @@ fn grantee(text: &str) -> Result<Grantee, Problem> {
     })
 }
 
-fn listed(caller: &Caller, place: &Place) -> Result<Json<Vec<Member>>, Problem> {
-    let rights = caller.view.query().rights_at(place)?;
+/// Some of the rights at `place`, by their grantees, and the one that the next part begins behind.
+fn rights<R: Read>(
+    query: Query<'_, R>,
+    place: &Place,
+    wanted: &PartQuery,
+) -> Result<(Vec<(Grantee, Right)>, Option<String>), Fault> {
+    let mut rights = query.rights_after(place, &wanted.after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rights, |(grantee, _)| grantee.to_string());
+    Ok((rights, next))
+}
+
+fn listed(
+    caller: &Caller,
+    place: &Place,
+    path: &str,
+    wanted: &PartQuery,
+) -> Result<Part<Member>, Problem> {
+    let (rights, next) = rights(caller.view.query(), place, wanted)?;
     let member = |(grantee, right): (Grantee, Right)| Member {
         grantee: grantee.to_string(),
         role: role(right),
     };
-    Ok(Json(rights.into_iter().map(member).collect()))
+    Ok(Part::new(path, wanted, rights.into_iter().map(member).collect(), next))
 }
 
 /// A right for an image, in the words of systems that know kinds of principals.
@@ -160,9 +177,11 @@ pub(super) fn organization(
 pub async fn of_project(
     caller: Caller,
     Path(name): Path<ProjectName>,
-) -> Result<Json<Vec<Member>>, Problem> {
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Member>, Problem> {
     project(&caller, &name, Action::List)?;
-    listed(&caller, &Place::Project(name))
+    let path = format!("/api/v1/projects/{name}/members");
+    listed(&caller, &Place::Project(name), &path, &wanted)
 }
 
 pub async fn put_in_project(
@@ -197,12 +216,14 @@ fn is_self(caller: &Caller, who: &str) -> bool {
 pub async fn of_image(
     caller: Caller,
     Path(id): Path<ImageId>,
-) -> Result<Json<Vec<Permission>>, Problem> {
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Permission>, Problem> {
     existing(&caller, id, Action::List)?;
     let (query, place) = (caller.view.query(), Place::Image(id));
-    let rights = query.rights_at(&place)?;
+    let (rights, next) = rights(query, &place, &wanted)?;
     let shown = rights.iter().map(|(grantee, right)| permission(query, &place, grantee, *right));
-    Ok(Json(shown.collect::<Result<_, Fault>>()?))
+    let shown = shown.collect::<Result<_, Fault>>()?;
+    Ok(Part::new(&format!("/api/v1/images/{id}/permissions"), &wanted, shown, next))
 }
 
 /// `POST …/permissions`.
@@ -258,9 +279,11 @@ pub async fn remove_from_image(
 pub async fn of_organization(
     caller: Caller,
     Path(name): Path<AccountName>,
-) -> Result<Json<Vec<Member>>, Problem> {
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Member>, Problem> {
     organization(&caller, &name, Action::List)?;
-    listed(&caller, &Place::Organization(name))
+    let path = format!("/api/v1/organizations/{name}/members");
+    listed(&caller, &Place::Organization(name), &path, &wanted)
 }
 
 pub async fn put_in_organization(

@@ -30,6 +30,7 @@ mod keys;
 mod leaving;
 mod listing;
 mod members;
+mod numbers;
 mod oidc;
 mod organizations;
 mod part;

@@ -18,6 +18,9 @@ use crate::http::auth::Principal;
 use crate::http::problem::Problem;
 use crate::state::App;
 
+/// Behind the group with which so many members are named, a list of groups goes on in another part.
+const MEMBERS_NAMED_MAX: usize = 10_000;
+
 fn shown<R: Read>(query: Query<'_, R>, row: metadata::Organization) -> Result<Organization, Fault> {
     let created_at = rfc3339(row.created_at);
     let usage = quotas::usage(query, &Payer::Organization(row.name.clone()))?;
@@ -38,7 +41,7 @@ pub async fn list(
         Principal::Robot(_) => Vec::new(),
         _ => query.organizations_after(&wanted.after, wanted.limit() + 1)?,
     };
-    let next = wanted.cut(&mut rows, |row| row.name.as_str());
+    let next = wanted.cut(&mut rows, |row| row.name.to_string());
     rows.retain(|row| caller.permit(Action::List, What::Organization(&row.name)).is_ok());
     let found = rows.into_iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?;
     Ok(Part::new("/api/v1/organizations", &wanted, found, next))
@@ -85,24 +88,36 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// By name, each with all of its members.
 pub async fn groups(
     caller: Caller,
     Path(name): Path<AccountName>,
-) -> Result<Json<Vec<Group>>, Problem> {
+    input::Query(wanted): input::Query<PartQuery>,
+) -> Result<Part<Group>, Problem> {
     members::organization(&caller, &name, Action::List)?;
     let query = caller.view.query();
-    let mut shown = Vec::new();
-    for row in query.groups(&name)? {
+    let mut rows = query.groups_after(&name, &wanted.after, wanted.limit() + 1)?;
+    let mut next = wanted.cut(&mut rows, |row| row.name.to_string());
+    let last = rows.last().map(|row| row.name.clone());
+    let (mut shown, mut named) = (Vec::new(), 0);
+    for row in rows {
         let place = Place::Group { organization: name.clone(), group: row.name.clone() };
         let members = query.rights_at(&place)?.into_iter();
         let members = members.filter_map(|(grantee, _)| match grantee {
             Grantee::User(user) => Some(user),
             _ => None,
         });
-        let members = members.collect();
+        let members: Vec<_> = members.collect();
+        named += members.len();
+        let is_last = last.as_ref() == Some(&row.name);
+        let cut = (named >= MEMBERS_NAMED_MAX && !is_last).then(|| row.name.to_string());
         shown.push(Group { name: row.name, description: row.description, members });
+        if cut.is_some() {
+            next = cut;
+            break;
+        }
     }
-    Ok(Json(shown))
+    Ok(Part::new(&format!("/api/v1/organizations/{name}/groups"), &wanted, shown, next))
 }
 
 pub async fn create_group(

@@ -31,34 +31,55 @@ impl PartQuery {
     }
 
     /// Leaves as many rows as a part has, and says where the next one begins: there were more than that.
-    pub fn cut<T>(&self, rows: &mut Vec<T>, name: impl Fn(&T) -> &str) -> Option<String> {
+    pub fn cut<T>(&self, rows: &mut Vec<T>, name: impl Fn(&T) -> String) -> Option<String> {
         let more = rows.len() > self.limit();
         rows.truncate(self.limit());
-        rows.last().filter(|_| more).map(|last| name(last).to_owned())
+        rows.last().filter(|_| more).map(name)
     }
 }
 
-/// Some items of a list.
+/// What is answered, and where it goes on.
 #[derive(Debug)]
-pub struct Part<T> {
-    items: Vec<T>,
+pub struct Linked<B> {
+    body: B,
     link: Option<String>,
 }
 
-impl<T> Part<T> {
+/// Some items of a list.
+pub type Part<T> = Linked<Vec<T>>;
+
+impl<B> Linked<B> {
     /// `next` is the name that the next part begins behind.
-    pub fn new(path: &str, wanted: &PartQuery, items: Vec<T>, next: Option<String>) -> Self {
+    pub fn new(path: &str, wanted: &PartQuery, body: B, next: Option<String>) -> Self {
+        Self::filtered(path, wanted, &[], body, next)
+    }
+
+    /// The same of a list that `filters` were given for, which the link has as well.
+    pub fn filtered(
+        path: &str,
+        wanted: &PartQuery,
+        filters: &[(&str, String)],
+        body: B,
+        next: Option<String>,
+    ) -> Self {
         let link = next.map(|next| {
-            let (limit, after) = (wanted.limit(), utf8_percent_encode(&next, NON_ALPHANUMERIC));
-            format!("<{path}?limit={limit}&after={after}>; rel=\"next\"")
+            let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+            let filters = filters.iter().map(|(name, value)| format!("&{name}={}", escaped(value)));
+            let (limit, filters) = (wanted.limit(), filters.collect::<String>());
+            format!("<{path}?limit={limit}&after={}{filters}>; rel=\"next\"", escaped(&next))
         });
-        Self { items, link }
+        Self { body, link }
+    }
+
+    /// One that is the whole answer.
+    pub fn last(body: B) -> Self {
+        Self { body, link: None }
     }
 }
 
-impl<T: Serialize> IntoResponse for Part<T> {
+impl<B: Serialize> IntoResponse for Linked<B> {
     fn into_response(self) -> Response {
-        let mut response = Json(self.items).into_response();
+        let mut response = Json(self.body).into_response();
         // What is escaped fits into a header.
         if let Some(link) = self.link.and_then(|link| HeaderValue::from_str(&link).ok()) {
             response.headers_mut().insert(header::LINK, link);
@@ -67,9 +88,9 @@ impl<T: Serialize> IntoResponse for Part<T> {
     }
 }
 
-impl<T: JsonSchema> Outcome for Part<T> {
+impl<B: JsonSchema> Outcome for Linked<B> {
     fn describe(schemas: &mut Schemas) -> Answer {
-        Json::<Vec<T>>::describe(schemas)
+        Json::<B>::describe(schemas)
     }
 }
 
@@ -80,17 +101,22 @@ mod tests {
     #[test]
     fn a_part_leads_on_from_its_last_name_where_there_is_more() {
         let wanted = PartQuery { limit: Some(2), ..PartQuery::default() };
-        let link = |names: &[&str]| {
+        let link = |names: &[&str], filters: &[(&str, &str)]| {
             let mut rows: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let next = wanted.cut(&mut rows, String::as_str);
+            let next = wanted.cut(&mut rows, String::clone);
             assert!(rows.len() <= 2);
-            let response = Part::new("/x", &wanted, rows, next).into_response();
+            let filters: Vec<(&str, String)> =
+                filters.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            let part = Part::filtered("/x", &wanted, &filters, rows, next);
+            let response = part.into_response();
             let link = response.headers().get(header::LINK)?;
             Some(link.to_str().unwrap().to_owned())
         };
-        assert_eq!(link(&["a", "b"]), None);
+        assert_eq!(link(&["a", "b"], &[("of", "x")]), None);
         let next = "</x?limit=2&after=b%26%C3%A9>; rel=\"next\"";
-        assert_eq!(link(&["a", "b&é", "c"]).as_deref(), Some(next));
+        assert_eq!(link(&["a", "b&é", "c"], &[]).as_deref(), Some(next));
+        let next = "</x?limit=2&after=b&of=a%2Fb>; rel=\"next\"";
+        assert_eq!(link(&["a", "b", "c"], &[("of", "a/b")]).as_deref(), Some(next));
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub async fn list(
     let query = caller.view.query();
     let mut visible = Visible::new(query, caller.who())?;
     let mut rows = visible.projects(&wanted.after, wanted.limit() + 1)?;
-    let next = wanted.cut(&mut rows, |row| row.name.as_str());
+    let next = wanted.cut(&mut rows, |row| row.name.to_string());
     let mut found = Vec::new();
     for row in rows {
         // Who may pull what it can name sees the project that it is in.

@@ -10,10 +10,13 @@ use shoal_api::{
     VerificationStatus, VerifyStorage, Waiting,
 };
 use shoal_content::{Timestamp, UploadId};
-use shoal_metadata::{Action, DiskUploadState, Upload, UploadPurpose, What};
+use shoal_metadata::{
+    self as metadata, Action, DiskUploadState, Fault, Read, Upload, UploadPurpose, What,
+};
 
 use super::caller::{Admin, Caller};
-use super::input::{Body, Path};
+use super::input::{Body, Path, Query};
+use super::part::{Part, PartQuery};
 use super::problem::missing;
 use crate::clock::{now, rfc3339};
 use crate::collection::CollectionError;
@@ -24,6 +27,7 @@ use crate::state::App;
 /// Counting stops here.
 const COUNTED_MAX: usize = 100_000;
 const EXAMPLES_MAX: usize = 20;
+const SCAN_ROWS: usize = 100;
 
 /// `GET /api/v1/storage`: the dry run.
 pub async fn status(
@@ -44,15 +48,13 @@ pub async fn status(
     let due: Vec<String> = due.iter().map(ToString::to_string).collect();
     let unreferenced = waiting(all.len(), &due);
     let deleting_objects = query.deleting_objects(None, COUNTED_MAX)?.len() as u64;
-    let mut uploads = query.uploads()?;
-    uploads.retain(is_open);
-    let open_upload_bytes = uploads.iter().map(received).sum();
+    let (open_uploads, open_upload_bytes) = open(query)?;
     Ok(Json(StorageStatus {
         grace_seconds,
         loose_blobs,
         unreferenced,
         deleting_objects,
-        open_uploads: uploads.len() as u64,
+        open_uploads,
         open_upload_bytes,
         collection: app.services.collector.status(),
         compaction: app.services.compactor.status(),
@@ -73,6 +75,22 @@ pub(super) fn is_open(upload: &Upload) -> bool {
     )
 }
 
+/// How many uploads are open, and what they hold. Of their rows, each of which has all parts of a disk, no
+/// more are held than one scan's.
+fn open<R: Read>(query: metadata::Query<'_, R>) -> Result<(u64, u64), Fault> {
+    let (mut uploads, mut held) = (0, 0);
+    let mut after = None;
+    loop {
+        let rows = query.uploads_after(after, SCAN_ROWS)?;
+        let Some(last) = rows.last() else { return Ok((uploads, held)) };
+        after = Some(last.id);
+        for row in rows.iter().filter(|row| is_open(row)) {
+            uploads += 1;
+            held += received(row);
+        }
+    }
+}
+
 /// What a session has brought into storage.
 fn received(upload: &Upload) -> u64 {
     match &upload.purpose {
@@ -81,13 +99,19 @@ fn received(upload: &Upload) -> u64 {
     }
 }
 
-/// `GET /api/v1/storage/uploads`: what has not come to its end, the oldest first.
-pub async fn uploads(caller: Caller) -> Result<Json<Vec<OpenUpload>>, Problem> {
+/// `GET /api/v1/storage/uploads`: what has not come to its end, by id and so the oldest first.
+pub async fn uploads(
+    caller: Caller,
+    Query(wanted): Query<PartQuery>,
+) -> Result<Part<OpenUpload>, Problem> {
     caller.permit(Action::Audit, What::System)?;
+    let wrong = || Problem::bad_request("query_invalid", "after is the id of an upload");
+    let after = Some(&wanted.after).filter(|after| !after.is_empty());
+    let after = after.map(|after| after.parse::<UploadId>()).transpose().map_err(|_| wrong())?;
     let query = caller.view.query();
-    let mut rows = query.uploads()?;
+    let mut rows = query.uploads_after(after, wanted.limit() + 1)?;
+    let next = wanted.cut(&mut rows, |row| row.id.to_string());
     rows.retain(is_open);
-    rows.sort_by_key(|row| row.created_at);
     let mut shown = Vec::new();
     for row in rows {
         let image = match &row.purpose {
@@ -106,7 +130,7 @@ pub async fn uploads(caller: Caller) -> Result<Json<Vec<OpenUpload>>, Problem> {
             owner: row.owner,
         });
     }
-    Ok(Json(shown))
+    Ok(Part::new("/api/v1/storage/uploads", &wanted, shown, next))
 }
 
 /// `DELETE /api/v1/storage/uploads/ID`: ends it, and frees what it holds.

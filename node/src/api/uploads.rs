@@ -28,10 +28,11 @@ use super::caller::Caller;
 use super::failure;
 use super::images::existing;
 use super::input::{Body, Path};
+use super::numbers::{check_names, number_taken};
 use super::problem::{conflict, missing, unavailable};
 use super::reception::{self, Held};
 use super::storage::is_open;
-use super::tags::{LATEST, check_new};
+use super::tags::check_new;
 use crate::clock::{now, rfc3339};
 use crate::disks::is_under_way;
 use crate::http::problem::Problem;
@@ -52,10 +53,7 @@ const TOTAL_BYTES_MAX: u64 = PARTS_MAX * PART_BYTES_MAX;
 const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 /// `complete` waits so long for the version before it answers 202.
 const COMPLETE_WAIT: Duration = Duration::from_millis(1800);
-/// With `latest`, as many as the metadata take in one command.
-const TAGS_MAX: usize = 63;
 const LAYERS_MAX: usize = 1000;
-const NUMBER_BYTES_MAX: usize = 128;
 const CHECKSUM_HEADER: &str = "x-shoal-checksum";
 /// The standard's own, for clients that know no other.
 const CONTENT_DIGEST: &str = "content-digest";
@@ -244,31 +242,6 @@ pub(super) async fn begin(app: &App, order: Order, note: UploadNote) -> Result<U
         error => error.into(),
     })?;
     Ok(upload)
-}
-
-pub(super) fn number_taken(number: &str) -> Problem {
-    let text = format!("the image has a version {number} already; choose another number");
-    conflict("version_exists", text)
-}
-
-pub(super) fn check_names(number: &str, tags: &[TagName]) -> Result<(), Problem> {
-    check_number(number)?;
-    if tags.len() > TAGS_MAX {
-        let text = format!("at most {TAGS_MAX} tags at once");
-        return Err(Problem::bad_request("too_many_tags", text));
-    }
-    Ok(())
-}
-
-/// A version number is a tag's text, so that it can stand wherever a tag can.
-fn check_number(number: &str) -> Result<(), Problem> {
-    let good = number.len() <= NUMBER_BYTES_MAX && number.parse::<TagName>().is_ok();
-    if good && number != LATEST {
-        return Ok(());
-    }
-    let text =
-        "a version is letters, digits, '_', '.' and '-', for instance 1.0.1, and not 'latest'";
-    Err(Problem::bad_request("version_invalid", text))
 }
 
 pub async fn put_part(

@@ -201,7 +201,7 @@ pub async fn list(
     caller.permit(Action::Audit, What::System)?;
     let query = caller.view.query();
     let mut rows = query.users_after(&wanted.after, wanted.limit() + 1)?;
-    let next = wanted.cut(&mut rows, |row| row.name.as_str());
+    let next = wanted.cut(&mut rows, |row| row.name.clone());
     let found = rows.iter().map(|row| shown(query, row)).collect::<Result<_, Fault>>()?;
     Ok(Part::new("/api/v1/users", &wanted, found, next))
 }

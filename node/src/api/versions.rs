@@ -23,7 +23,7 @@ use super::input::{Body, Path, Query, count};
 use super::problem::{conflict, missing};
 use super::tags::check_new;
 use super::window::{Selection, Window};
-use super::{shown, uploads};
+use super::{numbers, shown, uploads};
 use crate::disks::{ARTIFACT_TYPE, DiskFile, DiskManifest, MEDIA_TYPE};
 use crate::http::problem::Problem;
 use crate::state::App;
@@ -161,7 +161,7 @@ pub async fn create(
     Body(request): Body<CreateVersion>,
 ) -> Result<(StatusCode, Json<VersionDetail>), Problem> {
     let owner = caller.account()?;
-    uploads::check_names(&request.version, &request.tags)?;
+    numbers::check_names(&request.version, &request.tags)?;
     let from = match (&request.manifest_digest, request.from) {
         (Some(digest), _) => digest.to_string(),
         (None, Some(from)) => from,
@@ -223,12 +223,12 @@ pub async fn create(
         }
     };
     let answer = answer.map_err(|error| match error {
-        ProposeError::Refused(Refusal::Exists(_)) => uploads::number_taken(&request.version),
+        ProposeError::Refused(Refusal::Exists(_)) => numbers::number_taken(&request.version),
         error => error.into(),
     })?;
     match answer {
         Response::Version { created: false, .. } => {
-            return Err(uploads::number_taken(&request.version));
+            return Err(numbers::number_taken(&request.version));
         }
         Response::Version { id, .. } => app.services.scanner.pushed(id),
         _ => {}

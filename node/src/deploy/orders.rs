@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::warm_up::Kept;
 use crate::authorities;
 use crate::keys::Keyring;
 
@@ -50,6 +51,8 @@ pub struct OrderDesk {
     ring: Keyring,
     /// Who was removed from the cluster; `None` until that was read.
     expelled: watch::Sender<Option<Arc<BTreeSet<PeerId>>>>,
+    /// What policies keep on hosts.
+    kept: watch::Sender<Arc<Vec<Kept>>>,
     /// Open streams by agent; an agent that comes again has two for a moment.
     open: Arc<Mutex<HashMap<PeerId, usize>>>,
     stopping: CancellationToken,
@@ -80,8 +83,19 @@ pub struct Crowded;
 impl OrderDesk {
     /// Streams end when `stopping` is cancelled.
     pub fn new(raft: Raft, ring: Keyring, stopping: CancellationToken) -> Self {
-        let expelled = watch::Sender::new(None);
-        Self { raft, ring, expelled, open: Arc::default(), stopping }
+        let (expelled, kept) = (watch::Sender::new(None), watch::Sender::default());
+        Self { raft, ring, expelled, kept, open: Arc::default(), stopping }
+    }
+
+    /// Tells agents what policies keep on them, where that is something else.
+    pub fn set_kept(&self, kept: Vec<Kept>) {
+        self.kept.send_if_modified(|known| {
+            let changed = **known != kept;
+            if changed {
+                *known = Arc::new(kept);
+            }
+            changed
+        });
     }
 
     /// Tells all agents who was removed from the cluster, where that is another list.
@@ -130,6 +144,8 @@ impl OrderDesk {
             ring,
             sent: HashMap::new(),
             expelled: self.expelled.subscribe(),
+            kept: self.kept.subscribe(),
+            told_kept: None,
             tell_at: None,
             sender,
         };
@@ -155,6 +171,9 @@ struct OrderStream {
     /// With the attempt that the agent was told to make.
     sent: HashMap<DeploymentId, u32>,
     expelled: watch::Receiver<Option<Arc<BTreeSet<PeerId>>>>,
+    kept: watch::Receiver<Arc<Vec<Kept>>>,
+    /// What the agent was told last that it is to keep.
+    told_kept: Option<Vec<ImageReference>>,
     /// When the agent is told of a list that it does not know.
     tell_at: Option<Instant>,
     sender: mpsc::Sender<OrderMessage>,
@@ -191,6 +210,10 @@ impl OrderStream {
                 Ok(()) = self.expelled.changed() => {
                     self.gather();
                     Ok(())
+                }
+                Ok(()) = self.kept.changed() => {
+                    let view = self.raft.local();
+                    self.send_kept(&view).await
                 }
                 () = sleep_until(tell_at.unwrap_or(check_at)), if tell_at.is_some() => {
                     let view = self.raft.local();
@@ -241,7 +264,26 @@ impl OrderStream {
         for deployment in deployments {
             self.order(view, deployment).await?;
         }
-        Ok(())
+        self.told_kept = None;
+        self.send_kept(view).await
+    }
+
+    /// What policies keep on this host, where that is not what it was told last. Ends where the agent is no
+    /// member any more.
+    async fn send_kept(&mut self, view: &View) -> Result<(), End> {
+        let labels = match view.query().agent(self.agent) {
+            Ok(Some(agent)) => agent.labels,
+            Ok(None) => return Err(End),
+            Err(error) => return self.broken(&error),
+        };
+        let kept = self.kept.borrow_and_update().clone();
+        let own = kept.iter().filter(|one| labels.match_selector(&one.selector));
+        let references: Vec<ImageReference> = own.map(|one| one.reference.clone()).collect();
+        if self.told_kept.as_ref() == Some(&references) {
+            return Ok(());
+        }
+        self.told_kept = Some(references.clone());
+        self.send(OrderMessage::Keep { references }).await
     }
 
     /// How the nodes are reached, what tickets are checked with, who has no part in it any more, and whom
@@ -319,7 +361,8 @@ impl OrderStream {
             Event::MembersChanged | Event::SigningKeysChanged | Event::AuthoritiesChanged => {
                 self.send_cluster(&view).await
             }
-            Event::AgentsChanged => self.check_member(&view),
+            // It may carry other labels now.
+            Event::AgentsChanged => self.send_kept(&view).await,
             Event::AllChanged => {
                 self.check_member(&view)?;
                 self.send_all(&view).await

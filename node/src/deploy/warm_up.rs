@@ -6,13 +6,18 @@
 //! or a policy changes, and at every interval besides. What it finds is compared again by the
 //! command, so that a change of leaders orders nothing twice.
 //!
+//! What has come to a host so and leaves its cache again, the host brings back by itself: each node tells
+//! the agents at it what policies keep on them.
+//!
 //! Invariants: nothing is ordered that whoever made the policy may not order now, and a refusal is told
 //! once in the audit trail; an order that somebody called off stays so until the tag moves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use shoal_content::{AccountName, DeploymentId, Digest, PeerId, Timestamp};
+use shoal_content::{
+    AccountName, DeploymentId, Digest, ImageReference, Labels, PeerId, Pin, Timestamp,
+};
 use shoal_metadata::{
     Action, Agent, AuditResult, AuditSource, Command, Event, Fault, HostState, Query, Read,
     Refusal, RobotName, ScanKey, UserRole, WarmUp, What, Who, permission,
@@ -25,6 +30,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::orders::OrderDesk;
 use crate::audit::Audit;
 use crate::clock;
 use crate::scanning::Scanner;
@@ -34,6 +40,16 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const GATHERING: Duration = Duration::from_millis(200);
 /// How often those try again that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(300);
+
+/// How old what agents are told that they keep may be, where nothing is heard of a change.
+const KEPT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What a policy keeps on those that carry its labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub selector: Labels,
+    pub reference: ImageReference,
+}
 
 /// Why a policy orders nothing.
 #[derive(Debug, Error)]
@@ -93,17 +109,25 @@ pub fn named<R: Read>(
 type Tries = HashMap<DeploymentId, Instant>;
 
 /// Runs until it is dropped.
-pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner) {
+pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner, desk: OrderDesk) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = raft.events();
     let mut tries = Tries::new();
     let mut troubled = BTreeSet::new();
+    let mut told: Option<Instant> = None;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => {
+                if told.is_none_or(|at| at.elapsed() >= KEPT_INTERVAL) {
+                    told = tell_kept(&raft, &scanner, &desk).then(Instant::now);
+                }
+            }
             going = changed(&mut events) => match going {
-                true => sleep(GATHERING).await,
+                true => {
+                    told = None;
+                    sleep(GATHERING).await;
+                }
                 false => return,
             },
         }
@@ -114,6 +138,39 @@ pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner) {
             warn!(%error, "warm-up policies cannot be read");
         }
     }
+}
+
+/// Tells the agents at this node what policies keep on them; gives whether the rows could be read.
+fn tell_kept(raft: &Raft, scanner: &Scanner, desk: &OrderDesk) -> bool {
+    match kept(raft.local().query(), scanner) {
+        Ok(kept) => {
+            desk.set_kept(kept);
+            true
+        }
+        Err(error) => {
+            warn!(%error, "what warm-up policies keep cannot be read");
+            false
+        }
+    }
+}
+
+/// What policies have ordered and might order now.
+fn kept<R: Read>(query: Query<'_, R>, scanner: &Scanner) -> Result<Vec<Kept>, Fault> {
+    let mut kept = Vec::new();
+    for policy in query.warm_ups()? {
+        let Some(id) = policy.deployment else { continue };
+        let digest = match named(query, &policy, clock::now(), scanner) {
+            Ok(digest) => digest,
+            Err(Trouble::Rows(fault)) => return Err(fault),
+            Err(_) => continue,
+        };
+        let Some(ordered) = query.deployment(id)? else { continue };
+        if ordered.digest == digest && !ordered.cancelled {
+            let reference = ImageReference { name: ordered.image, pin: Pin::Digest(digest) };
+            kept.push(Kept { selector: policy.selector, reference });
+        }
+    }
+    Ok(kept)
 }
 
 /// Waits until something happens that a policy may be about; gives whether there will be more.

@@ -132,6 +132,8 @@ async fn old_entries_are_archived_and_still_verified() -> Result<()> {
     ensure!(moved >= before.len() as u64, "{moved} of {}", before.len());
     let archives: Vec<AuditArchive> = node.get("audit/archives").await?;
     ensure!(archives.len() == 1 && archives[0].first == 1, "{archives:?}");
+    let none: Vec<AuditArchive> = node.get("audit/archives?after=1").await?;
+    ensure!(none.is_empty(), "{none:?}");
     let mut kept: Vec<AuditEntry> = node.get("audit/archives/1").await?;
     kept.reverse();
     ensure!(kept.ends_with(&before), "they changed on the way");

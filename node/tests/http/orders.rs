@@ -39,7 +39,7 @@ impl Lines {
         loop {
             let line = self.next().await?.context("the order stream ended")?;
             match serde_json::from_str(&line)? {
-                OrderMessage::Ping | OrderMessage::Standing { .. } => {}
+                OrderMessage::Ping | OrderMessage::Standing { .. } | OrderMessage::Keep { .. } => {}
                 order => return Ok(order),
             }
         }

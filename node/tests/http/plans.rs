@@ -9,7 +9,7 @@ use shoal_content::{DeploymentId, Priority};
 use super::members::Agent;
 use super::node::{Node, problem};
 use super::orders::{Lines, orders, report_attempt};
-use super::v2::push_image;
+use super::v2::{push_image, sha256};
 use super::wait::{level_raised, until};
 
 /// A host as this test plays it.
@@ -33,6 +33,19 @@ impl Host {
                 Ok((deployment, attempt, priority))
             }
             other => bail!("{other:?}"),
+        }
+    }
+
+    /// Waits until it is told to keep just that.
+    async fn keeps(&mut self, wanted: &[String]) -> Result<()> {
+        loop {
+            let line = self.stream.next().await?.context("the order stream ended")?;
+            if let OrderMessage::Keep { references } = serde_json::from_str(&line)? {
+                let told: Vec<String> = references.iter().map(ToString::to_string).collect();
+                if told == wanted {
+                    return Ok(());
+                }
+            }
         }
     }
 }
@@ -229,4 +242,27 @@ async fn a_policy_keeps_a_tag_on_whoever_carries_its_labels() -> Result<()> {
     ensure!(node.get::<Vec<WarmUp>>("warm-ups").await?.is_empty());
     ensure!(shown(&node, after).await?.state == "running", "what it ordered goes on");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_is_told_what_policies_keep_on_it() -> Result<()> {
+    let node = Node::start().await?;
+    level_raised(&node).await?;
+    let manifest = push_image(&node, "shop/base", "v1", b"first").await?;
+    let first = format!("shop/base@{}", sha256(&manifest));
+    let wanted = json!({ "name": "base", "reference": "shop/base:v1", "selector": "name=host-1" });
+    let mut host = Host::join(&node, "host-1").await?;
+    host.keeps(&[]).await?;
+    let _made: Value = node.call(Method::POST, "warm-ups", &wanted).await?;
+    host.keeps(std::slice::from_ref(&first)).await?;
+    // Whoever comes, or comes again, hears of it at once.
+    let mut again = Host { stream: orders(&node, &host.agent).await?, agent: host.agent };
+    again.keeps(std::slice::from_ref(&first)).await?;
+    Host::join(&node, "host-2").await?.keeps(&[]).await?;
+
+    let manifest = push_image(&node, "shop/base", "v1", b"second").await?;
+    again.keeps(&[format!("shop/base@{}", sha256(&manifest))]).await?;
+    let ended = node.request(Method::DELETE, "warm-ups/base").send().await?;
+    ensure!(ended.status() == StatusCode::NO_CONTENT);
+    again.keeps(&[]).await
 }

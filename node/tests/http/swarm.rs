@@ -2,12 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prometheus_client::registry::Registry;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shoal_api::{AgentResolution, DiskGrant};
 use shoal_content::{Recipe, RecipeId, Ticket, Timestamp, Zone};
@@ -20,6 +21,10 @@ use tokio::time::{Instant, timeout};
 use super::disks::{create_image, make_disk, upload};
 use super::members::Agent;
 use super::node::{DEADLINE, Node, read};
+use super::wait::{level_raised, until};
+
+/// Whoever would be let in has an answer by then.
+const SOON: Duration = Duration::from_secs(5);
 
 pub async fn peer(agent: Agent, store: Arc<MemoryStore>) -> Result<Swarm> {
     let keys = agent.enrolment.ticket_keys.iter().map(|key| {
@@ -110,5 +115,40 @@ async fn a_peer_gets_a_disk_with_a_ticket_and_nothing_without() -> Result<()> {
     recipe_of(&other, disk.recipe, &own).await?;
     swarm.shutdown().await;
     other.shutdown().await;
+    node.server.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_agent_loses_the_connections_that_stand_and_its_ticket_is_worth_nothing()
+-> Result<()> {
+    let node = Node::start().await?;
+    level_raised(&node).await?;
+    let file = make_disk(node.path(), "cut", 2)?;
+    let image = create_image(&node, "zedge/cut").await?;
+    upload(&node, image, &file, "1").await?;
+    let (gone, stays) =
+        (Agent::enrol(&node, "host-1").await?, Agent::enrol(&node, "host-2").await?);
+    let wanted = json!({ "reference": "zedge/cut:1" });
+    let (disk, ticket) = granted(&node, &gone, &wanted).await?;
+    let (_, other_ticket) = granted(&node, &stays, &wanted).await?;
+    let (gone, stays) = (peer(gone, Arc::default()).await?, peer(stays, Arc::default()).await?);
+    recipe_of(&gone, disk.recipe, &ticket).await?;
+    recipe_of(&stays, disk.recipe, &other_ticket).await?;
+    ensure!(!gone.status().peers.is_empty(), "there is no connection to cut");
+
+    let removed = node.request(Method::DELETE, "agents/host-1").send().await?;
+    ensure!(removed.status() == StatusCode::NO_CONTENT, "{removed:?}");
+    until("the connection of who was removed to be cut", async || {
+        Ok(gone.status().peers.is_empty().then_some(()))
+    })
+    .await?;
+    for _ in 0..3 {
+        let asked = timeout(SOON, gone.recipe(disk.recipe, ticket.clone())).await;
+        ensure!(!matches!(asked, Ok(Ok(_))), "it was let in again");
+    }
+    // Who was not removed goes on.
+    recipe_of(&stays, disk.recipe, &other_ticket).await?;
+    gone.shutdown().await;
+    stays.shutdown().await;
     node.server.stop().await
 }

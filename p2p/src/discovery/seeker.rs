@@ -12,6 +12,7 @@ use libp2p::kad::{self, GetProvidersOk, QueryResult, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, Swarm, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, mdns};
+use rand::RngExt as _;
 use shoal_content::RecipeId;
 use shoal_swarm::Contact;
 use tokio::sync::{broadcast, mpsc};
@@ -35,8 +36,10 @@ const CONTACTS_MAX: usize = 4096;
 const AWAITED_MAX: usize = 256;
 /// What time brings is looked at this often.
 const STEP: Duration = Duration::from_millis(500);
-/// Without a connection, bootstrap addresses are dialled again this often.
-const BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(5);
+/// Without a connection, bootstrap addresses are dialled again after this, then after twice as long each
+/// time, on the average.
+const BOOTSTRAP_PAUSE_MIN: Duration = Duration::from_secs(5);
+const BOOTSTRAP_PAUSE_MAX: Duration = Duration::from_secs(60);
 const BOOTSTRAP_MAX: usize = 64;
 /// A name server that does not answer holds up all else that is done here for so long.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,6 +52,36 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 struct Seek {
     next: Instant,
     pause: Duration,
+}
+
+/// When the bootstrap addresses are dialled.
+#[derive(Debug)]
+struct Bootstrap {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Bootstrap {
+    /// At once, and soon again.
+    fn anew(now: Instant) -> Self {
+        Self { next: now, pause: BOOTSTRAP_PAUSE_MIN }
+    }
+
+    /// Whether it is time. Then the next time is after about the pause: `share` of it, so that hosts which
+    /// lost all others at once do not dial in step.
+    fn is_due(&mut self, now: Instant, share: f64) -> bool {
+        if self.next > now {
+            return false;
+        }
+        self.next = now + self.pause.mul_f64(share);
+        self.pause = (self.pause * 2).min(BOOTSTRAP_PAUSE_MAX);
+        true
+    }
+
+    /// Somebody is connected: without that, it begins with short pauses.
+    fn rest(&mut self) {
+        self.pause = BOOTSTRAP_PAUSE_MIN;
+    }
 }
 
 pub(super) struct Seeker {
@@ -68,7 +101,7 @@ pub(super) struct Seeker {
     /// Somebody new may not know the offers.
     stale: bool,
     republish_at: Instant,
-    bootstrap_at: Instant,
+    dialling: Bootstrap,
     save_at: Instant,
 }
 
@@ -106,7 +139,7 @@ impl Seeker {
             awaited: HashMap::new(),
             stale: false,
             republish_at: now,
-            bootstrap_at: now,
+            dialling: Bootstrap::anew(now),
             save_at: now,
         })
     }
@@ -152,8 +185,12 @@ impl Seeker {
                 self.seeks.remove(&recipe);
             }
             Command::Bootstrap(addresses) => {
-                self.bootstrap = addresses.into_iter().take(BOOTSTRAP_MAX).collect();
-                self.bootstrap_at = Instant::now();
+                let addresses: BTreeSet<String> =
+                    addresses.into_iter().take(BOOTSTRAP_MAX).collect();
+                if addresses != self.bootstrap {
+                    self.bootstrap = addresses;
+                    self.dialling = Bootstrap::anew(Instant::now());
+                }
             }
             Command::Moved(ip) => self.move_to(ip),
         }
@@ -170,6 +207,7 @@ impl Seeker {
         let members: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         self.swarm.behaviour_mut().identify.push(members);
         self.stale = true;
+        self.dialling = Bootstrap::anew(Instant::now());
     }
 
     fn offer(&mut self, recipe: RecipeId) {
@@ -209,8 +247,9 @@ impl Seeker {
             let offers: Vec<RecipeId> = self.offers.iter().copied().collect();
             offers.into_iter().for_each(|recipe| self.publish(recipe));
         }
-        if self.bootstrap_at <= now && self.swarm.connected_peers().next().is_none() {
-            self.bootstrap_at = now + BOOTSTRAP_INTERVAL;
+        if self.swarm.connected_peers().next().is_some() {
+            self.dialling.rest();
+        } else if self.dialling.is_due(now, rand::rng().random_range(0.5..1.5)) {
             self.dial_bootstrap().await;
         }
         if self.save_at <= now {
@@ -391,4 +430,28 @@ fn key(recipe: RecipeId) -> RecordKey {
 
 fn recipe_of(key: &RecordKey) -> Option<RecipeId> {
     Some(RecipeId::from_bytes(key.as_ref().try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_member_dials_less_and_less_often_until_it_has_one() {
+        let mut now = Instant::now();
+        let mut dialling = Bootstrap::anew(now);
+        let mut pauses = |dialling: &mut Bootstrap, share: f64, count: usize| {
+            let pause = |_| {
+                assert!(dialling.is_due(now, share) && !dialling.is_due(now, share));
+                let pause = dialling.next - now;
+                now = dialling.next;
+                pause.as_secs_f64()
+            };
+            (0..count).map(pause).collect::<Vec<f64>>()
+        };
+        assert_eq!(pauses(&mut dialling, 1.0, 6), [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]);
+        assert_eq!(pauses(&mut dialling, 0.5, 2), [30.0, 30.0]);
+        dialling.rest();
+        assert_eq!(pauses(&mut dialling, 1.5, 2), [7.5, 15.0]);
+    }
 }

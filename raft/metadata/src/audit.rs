@@ -278,6 +278,20 @@ impl<R: Read> Query<'_, R> {
     pub fn audit_archives(&self) -> Result<Vec<AuditArchive>, Fault> {
         self.all(Table::AuditArchives, b"")
     }
+
+    /// A page of them, of those that begin after the entry `after`.
+    pub fn audit_archives_after(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<AuditArchive>, Fault> {
+        self.page(Table::AuditArchives, b"", &after.to_be_bytes(), limit)
+    }
+
+    /// The one that begins with the entry `first`.
+    pub fn audit_archive(&self, first: u64) -> Result<Option<AuditArchive>, Fault> {
+        row(self.read, Table::AuditArchives, &first.to_be_bytes())
+    }
 }
 
 /// Goes along the chain: the archives' rows, then every entry.

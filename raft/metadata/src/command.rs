@@ -707,9 +707,9 @@ pub enum Command {
     SettleImages {
         images: BTreeMap<ImageId, Timestamp>,
     },
-    /// Writes down what lists go by, in a cluster that was founded before that was kept: the audiences of
-    /// projects, how much images have, the order in which tags were set. Once more changes nothing but
-    /// the time.
+    /// Writes down what lists go by, in a cluster that was founded before that was kept: the audiences and
+    /// owners of projects, how much images have, the order in which tags were set. Once more changes
+    /// nothing but the time.
     IndexLists,
     /// Counts somebody who asks for an account of its own from `address`, which is blocked without an
     /// end by the one that makes `limit` within the window.

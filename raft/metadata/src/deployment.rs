@@ -16,7 +16,7 @@ use shoal_content::{
 
 use crate::key;
 use crate::query::Query;
-use crate::record::HostState;
+use crate::record::{Deployment, HostState};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::{decoded, row};
 
@@ -100,6 +100,35 @@ impl HostState {
 }
 
 impl<R: Read> Query<'_, R> {
+    pub fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, Fault> {
+        row(self.read, Table::Deployments, &key::deployment(id))
+    }
+
+    /// The newest first, at most `limit`.
+    pub fn deployments(&self, limit: usize) -> Result<Vec<Deployment>, Fault> {
+        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
+        rows.iter().map(|(key, _)| self.ordered(key, key::TIME_BYTES)).collect()
+    }
+
+    /// The ids of [`Self::deployments`], for whoever reads the rows one by one: each may be large.
+    pub fn newest_deployments(&self, limit: usize) -> Result<Vec<DeploymentId>, Fault> {
+        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
+        let id = |key: &[u8]| key::read_id(key, key::TIME_BYTES).map(DeploymentId::from_bytes);
+        rows.iter().map(|(key, _)| id(key)).collect()
+    }
+
+    /// Those that `peer` has not come to an end with, by id.
+    pub fn pending_deployments(&self, peer: PeerId) -> Result<Vec<Deployment>, Fault> {
+        let prefix = key::peer(peer);
+        let rows = self.rows(Table::PendingDeployments, &prefix)?;
+        rows.iter().map(|(key, _)| self.ordered(key, prefix.len())).collect()
+    }
+
+    fn ordered(&self, key: &[u8], skip: usize) -> Result<Deployment, Fault> {
+        row(self.read, Table::Deployments, &key::read_id(key, skip)?)?
+            .ok_or(Fault::Contradiction("an index names no deployment"))
+    }
+
     /// Nothing for an order that was made without one.
     pub fn deployment_plan(&self, id: DeploymentId) -> Result<Option<DeploymentPlan>, Fault> {
         row(self.read, Table::DeploymentPlans, &key::deployment(id))

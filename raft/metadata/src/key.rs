@@ -16,7 +16,7 @@ use crate::keys::KeyPurpose;
 use crate::lockout::Suspect;
 use crate::passkey::Answered;
 use crate::quota::{Content, Payer, QuotaOf};
-use crate::rights::{Audience, Grantee, Place, PlaceKind, RobotName};
+use crate::rights::{Audience, Grantee, Owner, Place, PlaceKind, RobotName};
 use crate::scan::ScanKey;
 use crate::table::Fault;
 
@@ -248,6 +248,19 @@ pub fn audience(of: &Audience) -> Vec<u8> {
 
 pub fn audience_project(of: &Audience, project: &ProjectName) -> Vec<u8> {
     join(&[&audience(of), project.as_str().as_bytes()])
+}
+
+/// What the keys of an owner's projects begin with.
+pub fn owner(of: &Owner) -> Vec<u8> {
+    let (kind, name): (u8, &str) = match of {
+        Owner::User(name) => (1, name.as_str()),
+        Owner::Organization(name) => (2, name.as_str()),
+    };
+    join(&[&[kind], name.as_bytes(), &[END]])
+}
+
+pub fn owner_project(of: &Owner, project: &ProjectName) -> Vec<u8> {
+    join(&[&owner(of), project.as_str().as_bytes()])
 }
 
 /// What the counts of audiences' images begin with.

@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 use shoal_content::{
-    DeploymentId, Digest, ImageId, NodeId, ObjectKey, PeerId, RepositoryName, TagName, Timestamp,
-    UploadId, VersionId,
+    Digest, ImageId, NodeId, ObjectKey, PeerId, RepositoryName, TagName, Timestamp, UploadId,
+    VersionId,
 };
 
 use crate::command::FIRST_LEVEL;
 use crate::key;
 use crate::record::{
-    AcmeAccount, Agent, Blob, Cluster, Deployment, HttpCertificate, Image, JoinToken, Node,
-    ObjectUse, Reference, Upload, User, Version,
+    AcmeAccount, Agent, Blob, Cluster, HttpCertificate, Image, JoinToken, Node, ObjectUse,
+    Reference, Upload, User, Version,
 };
 use crate::table::{Fault, Read, Rows, Table};
 use crate::transaction::{decoded, row};
@@ -29,8 +29,8 @@ pub(crate) const IMAGES_COUNT: &[u8] = b"images";
 /// The count under [`Table::Counts`] that says since when it is written down who holds a blob.
 pub(crate) const BLOBS_INDEXED_SINCE: &[u8] = b"blobs-indexed-since";
 
-/// The count that says since when what lists go by is kept: audiences, tallies, the order of tags.
-pub(crate) const LISTS_INDEXED_SINCE: &[u8] = b"lists-indexed-since";
+/// The count that says since when what lists go by is kept: audiences, owners, tallies, the order of tags.
+pub(crate) const LISTS_INDEXED_SINCE: &[u8] = b"lists-kept-since";
 
 /// Questions to a consistent state.
 #[derive(Debug)]
@@ -126,9 +126,7 @@ impl<'a, R: Read> Query<'a, R> {
 
     /// A page by name, of those behind the text `after`.
     pub fn users_after(&self, after: &str, limit: usize) -> Result<Vec<User>, Fault> {
-        let from = key::after(after.as_bytes().to_vec());
-        let rows = self.read.scan(Table::Users, &from, b"", limit)?;
-        rows.iter().map(|(_, bytes)| decoded(Table::Users, bytes)).collect()
+        self.page(Table::Users, b"", after.as_bytes(), limit)
     }
 
     /// By id.
@@ -166,6 +164,14 @@ impl<'a, R: Read> Query<'a, R> {
 
     pub(crate) fn expelled_agents(&self) -> Result<Vec<(PeerId, Timestamp)>, Fault> {
         self.all(Table::Expelled, b"")
+    }
+
+    /// A page by name, of those behind the text `after`.
+    pub fn agents_after(&self, after: &str, limit: usize) -> Result<Vec<Agent>, Fault> {
+        let peers: Vec<PeerId> = self.page(Table::AgentNames, b"", after.as_bytes(), limit)?;
+        let agents: Result<Option<Vec<_>>, Fault> =
+            peers.into_iter().map(|peer| self.agent(peer)).collect();
+        agents?.ok_or(Fault::Contradiction("an index names no agent"))
     }
 
     /// By peer.
@@ -493,33 +499,14 @@ impl<'a, R: Read> Query<'a, R> {
         self.all(Table::Uploads, b"")
     }
 
-    pub fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, Fault> {
-        row(self.read, Table::Deployments, &key::deployment(id))
-    }
-
-    /// The newest first, at most `limit`.
-    pub fn deployments(&self, limit: usize) -> Result<Vec<Deployment>, Fault> {
-        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
-        rows.iter().map(|(key, _)| self.ordered(key, key::TIME_BYTES)).collect()
-    }
-
-    /// The ids of [`Self::deployments`], for whoever reads the rows one by one: each may be large.
-    pub fn newest_deployments(&self, limit: usize) -> Result<Vec<DeploymentId>, Fault> {
-        let rows = self.read.scan(Table::DeploymentTimes, b"", b"", limit)?;
-        let id = |key: &[u8]| key::read_id(key, key::TIME_BYTES).map(DeploymentId::from_bytes);
-        rows.iter().map(|(key, _)| id(key)).collect()
-    }
-
-    /// Those that `peer` has not come to an end with, by id.
-    pub fn pending_deployments(&self, peer: PeerId) -> Result<Vec<Deployment>, Fault> {
-        let prefix = key::peer(peer);
-        let rows = self.rows(Table::PendingDeployments, &prefix)?;
-        rows.iter().map(|(key, _)| self.ordered(key, prefix.len())).collect()
-    }
-
-    fn ordered(&self, key: &[u8], skip: usize) -> Result<Deployment, Fault> {
-        row(self.read, Table::Deployments, &key::read_id(key, skip)?)?
-            .ok_or(Fault::Contradiction("an index names no deployment"))
+    /// A page of them, of those after `after`.
+    pub fn uploads_after(
+        &self,
+        after: Option<UploadId>,
+        limit: usize,
+    ) -> Result<Vec<Upload>, Fault> {
+        let after = after.map(key::upload);
+        self.page(Table::Uploads, b"", after.as_ref().map_or(&[][..], |key| &key[..]), limit)
     }
 
     fn present(&self, image: ImageId, digest: &Digest) -> Result<Version, Fault> {
@@ -532,6 +519,19 @@ impl<'a, R: Read> Query<'a, R> {
         prefix: &[u8],
     ) -> Result<Vec<T>, Fault> {
         self.rows(table, prefix)?.iter().map(|(_, bytes)| decoded(table, bytes)).collect()
+    }
+
+    /// Some of them: those whose key comes behind the prefix and `after`.
+    pub(crate) fn page<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<T>, Fault> {
+        let from = key::after(key::join(&[prefix, after]));
+        let rows = self.read.scan(table, &from, prefix, limit)?;
+        rows.iter().map(|(_, bytes)| decoded(table, bytes)).collect()
     }
 
     pub(crate) fn rows(&self, table: Table, prefix: &[u8]) -> Result<Rows, Fault> {

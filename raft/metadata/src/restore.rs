@@ -173,6 +173,7 @@ pub fn carry(table: Table, key: &[u8], row: &[u8]) -> Result<Carried, Fault> {
         | Table::ProjectAudiences
         | Table::TagOrder
         | Table::ImageTallies
+        | Table::OwnerProjects
         | Table::ProjectContents => Carried::AsItIs,
     })
 }

@@ -227,11 +227,13 @@ pub enum Table {
     TagOrder = 102,
     /// Image -> `ImageTally`.
     ImageTallies = 103,
+    /// Owner, project -> nothing.
+    OwnerProjects = 104,
 }
 
 impl Table {
     /// All of them, by number.
-    pub const ALL: [Self; 103] = [
+    pub const ALL: [Self; 104] = [
         Self::Cluster,
         Self::Nodes,
         Self::RetiredNodes,
@@ -335,6 +337,7 @@ impl Table {
         Self::ProjectAudiences,
         Self::TagOrder,
         Self::ImageTallies,
+        Self::OwnerProjects,
     ];
 
     /// The table whose keys start with `number`, if there is one.

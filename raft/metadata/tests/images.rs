@@ -229,6 +229,7 @@ fn an_image_goes_with_all_it_has() {
         Table::Counts,
         Table::Projects,
         Table::ProjectAudiences,
+        Table::OwnerProjects,
     ];
     assert_eq!(left, expected.into());
     assert_eq!(world.query().image_count().unwrap(), 0);

@@ -161,7 +161,7 @@ fn peopled(counts: bool) -> World {
     world.accepts(Command::PutRight { place, grantee: alice, right });
     world.accepts(Command::CreateGroup(group_dev()));
     if !counts {
-        for since in ["usage-since", "blobs-indexed-since", "lists-indexed-since"] {
+        for since in ["usage-since", "blobs-indexed-since", "lists-kept-since"] {
             world.rows.commit([((Table::Counts, since.into()), None)].into());
         }
     }

@@ -4,6 +4,7 @@ mod world;
 
 use shoal_content::RepositoryName;
 use shoal_metadata::*;
+use world::counting::Counting;
 use world::*;
 
 /// People of every kind, and projects of every visibility: `pub`, `org` and `priv` belong to the
@@ -523,4 +524,31 @@ fn a_right_says_who_gave_it_and_when() {
     // It goes with its grantee, too.
     world.accepts(Command::RemoveUser { name: "bob".into() });
     assert_eq!(grant(&world), None);
+}
+
+#[test]
+fn who_goes_costs_what_it_owns_however_many_projects_there_are() {
+    let cost = |others: usize| {
+        let mut world = World::founded();
+        for name in ["user", "other"] {
+            world.accepts(Command::PutUser(user(name, UserRole::User)));
+        }
+        let owner = account("other");
+        world.accepts(Command::CreateOrganization { organization: organization("acme"), owner });
+        let others = (0..others).map(|at| (format!("p{at:04}"), "other", Visibility::Public));
+        let mine = [Visibility::Public, Visibility::Private].into_iter();
+        let mine = mine.map(|visibility| (format!("mine-{visibility:?}"), "user", visibility));
+        for (name, owner, visibility) in others.chain(mine) {
+            let project = project(&name.to_lowercase(), Owner::User(owner.into()));
+            world.accepts(Command::CreateProject(Project { visibility, ..project }));
+        }
+        let remove = Command::RemoveUser { name: "user".into() };
+        [remove, Command::RemoveOrganization { name: account("acme") }].map(|command| {
+            let counting = Counting::of(&world.rows);
+            let mut transaction = Transaction::new(&counting);
+            apply(&mut transaction, at(1), command).unwrap().unwrap();
+            counting.read.get()
+        })
+    };
+    assert_eq!(cost(3), cost(300));
 }

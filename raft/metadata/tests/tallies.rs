@@ -64,12 +64,18 @@ fn is_in(table: Table) -> impl Fn(&(Table, &[u8], &[u8])) -> bool {
 fn a_cluster_that_kept_no_order_begins_with_what_is_there() {
     let mut world = tagged(5);
     let mut writes = Writes::new();
-    for table in [Table::TagPushes, Table::TagOrder, Table::ImageTallies, Table::ProjectAudiences] {
+    for table in [
+        Table::TagPushes,
+        Table::TagOrder,
+        Table::ImageTallies,
+        Table::ProjectAudiences,
+        Table::OwnerProjects,
+    ] {
         let rows = world.rows.rows().filter(is_in(table));
         writes.extend(rows.map(|(table, key, _)| ((table, key.to_vec()), None)));
     }
     let counts = world.rows.rows().filter(|(table, key, _)| {
-        let of_lists = [&b"lists-indexed-since"[..], b"images-for:"];
+        let of_lists = [&b"lists-kept-since"[..], b"images-for:"];
         *table == Table::Counts && of_lists.iter().any(|prefix| key.starts_with(prefix))
     });
     writes.extend(counts.map(|(table, key, _)| ((table, key.to_vec()), None)));

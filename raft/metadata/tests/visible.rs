@@ -207,7 +207,7 @@ fn a_page_costs_the_same_however_many_projects_are_closed_to_who_asks() {
 #[test]
 fn a_cluster_that_kept_no_audiences_shows_the_same_and_begins_with_what_is_there() {
     let mut world = World::founded();
-    world.rows.commit([((Table::Counts, b"lists-indexed-since".to_vec()), None)].into());
+    world.rows.commit([((Table::Counts, b"lists-kept-since".to_vec()), None)].into());
     for name in ["user", "other"] {
         world.accepts(Command::PutUser(user(name, UserRole::User)));
     }

@@ -129,7 +129,7 @@ fn askers() -> Vec<Who> {
 fn peopled(indexed: bool) -> World {
     let mut world = World::founded();
     if !indexed {
-        world.rows.commit([((Table::Counts, b"lists-indexed-since".to_vec()), None)].into());
+        world.rows.commit([((Table::Counts, b"lists-kept-since".to_vec()), None)].into());
     }
     for name in PEOPLE {
         world.accepts(Command::CreateUser(user(name, UserRole::User)));

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 use shoal_content::{
-    Digest, ImageReference, InstanceName, Labels, RepositoryName, TagName, UploadId,
+    AccountName, Digest, ImageReference, InstanceName, Labels, RepositoryName, TagName, UploadId,
 };
 use shoal_formats::{Format, Target};
 
@@ -393,6 +393,9 @@ pub struct NewImage {
     /// Of its project, where this makes it [default: private]
     #[arg(long, value_enum)]
     pub visibility: Option<Visibility>,
+    /// That owns its project, where this makes it [default: you do]
+    #[arg(long, value_name = "ORGANIZATION")]
+    pub organization: Option<AccountName>,
 }
 
 #[derive(Debug, Args)]

@@ -55,6 +55,11 @@ fn an_image_is_made_with_all_that_is_said_of_it() {
     assert_eq!(made.annotations["d"], "4");
     let ImageCommand::Create(new) = parse("shoal image create a") else { panic!("none") };
     assert_eq!(described(&new).visibility, "", "the project's own");
+    assert_eq!(described(&new).organization_id, "", "the asker's");
+    let line = "shoal image create acme/vm --organization acme --visibility organization";
+    let ImageCommand::Create(new) = parse(line) else { panic!("none") };
+    let made = described(&new);
+    assert_eq!((&*made.organization_id, &*made.visibility), ("acme", "organization"));
 }
 
 #[test]

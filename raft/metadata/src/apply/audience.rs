@@ -1,4 +1,4 @@
-//! Keeps projects in their audiences, with how many images they have.
+//! Keeps projects in their audiences, with how many images they have, and with their owners.
 //!
 //! Invariant: nothing is written before audiences are kept, so that the rows of a cluster that was
 //! founded earlier are the same on every node until [`Command::IndexLists`].
@@ -12,7 +12,7 @@ use shoal_content::{ProjectName, RepositoryName};
 use super::Step;
 use crate::key;
 use crate::query::{Pages, all_rows};
-use crate::rights::{Audience, Project};
+use crate::rights::{Audience, Owner, Project};
 use crate::table::{Fault, Read, Table};
 use crate::transaction::decoded;
 
@@ -43,6 +43,25 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
+    /// The same of whose it is.
+    pub(super) fn move_owner(
+        &mut self,
+        name: &ProjectName,
+        from: Option<&Owner>,
+        to: Option<&Owner>,
+    ) -> Result<(), Fault> {
+        if from == to || !self.query().indexes_lists()? {
+            return Ok(());
+        }
+        if let Some(from) = from {
+            self.rows.remove(Table::OwnerProjects, key::owner_project(from, name));
+        }
+        if let Some(to) = to {
+            self.rows.mark(Table::OwnerProjects, key::owner_project(to, name));
+        }
+        Ok(())
+    }
+
     /// An image of the project comes to be (`by` is 1) or goes (-1).
     pub(super) fn count_in_audience(&mut self, name: &ProjectName, by: i8) -> Result<(), Fault> {
         if !self.query().indexes_lists()? {
@@ -68,11 +87,13 @@ impl<R: Read> Step<'_, R> {
         Ok(())
     }
 
-    /// Puts all projects into their audiences anew.
+    /// Puts all projects into their audiences, and with their owners, anew.
     pub(super) fn index_audiences(&mut self) -> Result<(), Fault> {
-        for (table, prefix) in
-            [(Table::ProjectAudiences, &b""[..]), (Table::Counts, key::AUDIENCE_IMAGES)]
-        {
+        for (table, prefix) in [
+            (Table::ProjectAudiences, &b""[..]),
+            (Table::OwnerProjects, b""),
+            (Table::Counts, key::AUDIENCE_IMAGES),
+        ] {
             for (key, _) in all_rows(&self.rows, table, prefix)? {
                 self.rows.remove(table, key);
             }
@@ -95,6 +116,8 @@ impl<R: Read> Step<'_, R> {
                 let images = images.get(&project.name).copied().unwrap_or(0);
                 let key = key::audience_project(&audience, &project.name);
                 self.rows.put(Table::ProjectAudiences, key, &images);
+                let key = key::owner_project(&project.owner, &project.name);
+                self.rows.mark(Table::OwnerProjects, key);
                 *sums.entry(audience).or_default() += images;
             }
         }

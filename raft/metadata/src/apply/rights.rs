@@ -54,13 +54,10 @@ impl<R: Read> Step<'_, R> {
         if self.query().organization(name)?.is_none() {
             return Err(Refusal::NotFound(Subject::Organization).into());
         }
-        let rows = crate::query::all_rows(&self.rows, Table::Projects, b"")?;
-        for (_, bytes) in rows {
-            let project: Project = crate::transaction::decoded(Table::Projects, &bytes)?;
-            if project.owner == Owner::Organization(name.clone()) {
-                let by = format!("it owns the project {}", project.name);
-                return Err(Refusal::InUse { subject: Subject::Organization, by }.into());
-            }
+        let owner = Owner::Organization(name.clone());
+        if let Some(project) = self.query().projects_of(&owner, "", 1)?.first() {
+            let by = format!("it owns the project {project}");
+            return Err(Refusal::InUse { subject: Subject::Organization, by }.into());
         }
         for group in self.query().groups(name)? {
             self.drop_group(&group)?;
@@ -134,11 +131,11 @@ impl<R: Read> Step<'_, R> {
     /// Somebody who gets a name later does not get the projects of who had it before: they are
     /// nobody's until an administrator gives them away.
     pub(super) fn disown_projects_of(&mut self, user: &str) -> Result<(), Fault> {
-        for (_, bytes) in crate::query::all_rows(&self.rows, Table::Projects, b"")? {
-            let project: Project = crate::transaction::decoded(Table::Projects, &bytes)?;
-            if project.owner == Owner::User(user.to_owned()) {
-                self.put_project(&Project { owner: Owner::User(String::new()), ..project })?;
-            }
+        let owner = Owner::User(user.to_owned());
+        for name in self.query().projects_of(&owner, "", usize::MAX)? {
+            let missing = Fault::Contradiction("an index names no project");
+            let project = self.query().project(&name)?.ok_or(missing)?;
+            self.put_project(&Project { owner: Owner::User(String::new()), ..project })?;
         }
         Ok(())
     }
@@ -147,6 +144,7 @@ impl<R: Read> Step<'_, R> {
         let old = self.query().project(&project.name)?;
         let owner = old.as_ref().map(|old| &old.owner);
         self.move_project(&project.name, owner, Some(&project.owner))?;
+        self.move_owner(&project.name, owner, Some(&project.owner))?;
         self.move_audience(&project.name, old.as_ref(), Some(project))?;
         self.rows.put(Table::Projects, project.name.as_str().as_bytes(), project);
         Ok(())
@@ -233,6 +231,7 @@ impl<R: Read> Step<'_, R> {
         self.drop_rights_at(&Place::Project(name.clone()))?;
         self.drop_policy(name);
         self.move_project(name, Some(&project.owner), None)?;
+        self.move_owner(name, Some(&project.owner), None)?;
         self.move_audience(name, Some(&project), None)?;
         self.release_reservations_in(name)?;
         self.drop_quota(Payer::Project(name.clone()));

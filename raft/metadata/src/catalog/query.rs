@@ -114,15 +114,9 @@ impl<R: Read> Query<'_, R> {
         row(self.read, Table::Instances, name.as_str().as_bytes())
     }
 
-    /// By name, of those after `after`, at most `limit`.
-    pub fn instances(
-        &self,
-        after: Option<&InstanceName>,
-        limit: usize,
-    ) -> Result<Vec<Instance>, Fault> {
-        let from = after.map(|name| key::after(name.as_str().as_bytes().to_vec()));
-        let rows = self.read.scan(Table::Instances, &from.unwrap_or_default(), b"", limit)?;
-        rows.iter().map(|(_, bytes)| decoded(Table::Instances, bytes)).collect()
+    /// By name, of those behind the text `after`, at most `limit`.
+    pub fn instances(&self, after: &str, limit: usize) -> Result<Vec<Instance>, Fault> {
+        self.page(Table::Instances, b"", after.as_bytes(), limit)
     }
 
     /// How many instances there are.

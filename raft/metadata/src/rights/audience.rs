@@ -1,9 +1,11 @@
 //! Which projects are open to the same people by themselves, so that a list goes from one that the asker
 //! may see to the next, and steps over any number that are closed to it.
 //!
+//! With that, whose they are is kept: an owner's projects stand together as well.
+//!
 //! Invariants: a project is in one audience, with how many images it has; what an audience has is the
-//! sum of that. Both change in the command that changes what they follow from. A cluster that was
-//! founded before has neither until [`Command::IndexLists`] (see [`Query::indexes_lists`]).
+//! sum of that. All of it changes in the command that changes what they follow from. A cluster that was
+//! founded before has none of it until [`Command::IndexLists`] (see [`Query::indexes_lists`]).
 //! Non-goal: rights that were given to somebody; those stand by who has them.
 //!
 //! [`Command::IndexLists`]: crate::Command::IndexLists
@@ -12,9 +14,9 @@ use shoal_content::{AccountName, ProjectName};
 
 use super::{Owner, Project, Visibility};
 use crate::key;
-use crate::query::Query;
+use crate::query::{Pages, Query};
 use crate::table::{Fault, Read, Table};
-use crate::transaction::row;
+use crate::transaction::{decoded, row};
 
 /// Who sees a project without having been given a right in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,10 +50,44 @@ impl<R: Read> Query<'_, R> {
         after: &str,
         limit: usize,
     ) -> Result<Vec<ProjectName>, Fault> {
-        let prefix = key::audience(audience);
-        let from = key::after(key::join(&[&prefix, after.as_bytes()]));
-        let rows = self.read.scan(Table::ProjectAudiences, &from, &prefix, limit)?;
-        let broken = |_| Fault::Contradiction("an audience's key names no project");
+        self.projects_in(Table::ProjectAudiences, &key::audience(audience), after, limit)
+    }
+
+    /// An owner's projects in the order of their names, of those behind the text `after`, at most `limit`.
+    /// Where it is not kept whose they are, all projects are looked at.
+    pub fn projects_of(
+        &self,
+        owner: &Owner,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<ProjectName>, Fault> {
+        if self.indexes_lists()? {
+            return self.projects_in(Table::OwnerProjects, &key::owner(owner), after, limit);
+        }
+        let mut found = Vec::new();
+        let mut pages = Pages::of(Table::Projects, b"");
+        while let Some(page) = pages.next_page(self.read)? {
+            for (_, bytes) in page {
+                let project: Project = decoded(Table::Projects, &bytes)?;
+                if project.owner == *owner && project.name.as_str() > after {
+                    found.push(project.name);
+                }
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    fn projects_in(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<ProjectName>, Fault> {
+        let from = key::after(key::join(&[prefix, after.as_bytes()]));
+        let rows = self.read.scan(table, &from, prefix, limit)?;
+        let broken = |_| Fault::Contradiction("a key names no project");
         rows.iter()
             .map(|(key, _)| {
                 let text = key::read_text(key, prefix.len())?;

@@ -11,7 +11,7 @@ use super::{
 use crate::key;
 use crate::query::Query;
 use crate::record::Image;
-use crate::table::{Fault, Read, Table};
+use crate::table::{Fault, Read, Rows, Table};
 use crate::transaction::{decoded, row};
 
 impl<R: Read> Query<'_, R> {
@@ -30,9 +30,7 @@ impl<R: Read> Query<'_, R> {
 
     /// The same of those behind a text.
     pub(super) fn projects_behind(&self, text: &str, limit: usize) -> Result<Vec<Project>, Fault> {
-        let from = key::after(text.as_bytes().to_vec());
-        let rows = self.read.scan(Table::Projects, &from, b"", limit)?;
-        rows.iter().map(|(_, bytes)| decoded(Table::Projects, bytes)).collect()
+        self.page(Table::Projects, b"", text.as_bytes(), limit)
     }
 
     /// A page of a project's images by name, of those after `after`.
@@ -77,9 +75,7 @@ impl<R: Read> Query<'_, R> {
         after: &str,
         limit: usize,
     ) -> Result<Vec<Organization>, Fault> {
-        let from = key::after(after.as_bytes().to_vec());
-        let rows = self.read.scan(Table::Organizations, &from, b"", limit)?;
-        rows.iter().map(|(_, bytes)| decoded(Table::Organizations, bytes)).collect()
+        self.page(Table::Organizations, b"", after.as_bytes(), limit)
     }
 
     /// The same of those that a user is a member of.
@@ -114,6 +110,16 @@ impl<R: Read> Query<'_, R> {
         self.all(Table::Groups, &key::group_prefix(organization))
     }
 
+    /// A page of them, of those behind the text `after`.
+    pub fn groups_after(
+        &self,
+        organization: &AccountName,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Group>, Fault> {
+        self.page(Table::Groups, &key::group_prefix(organization), after.as_bytes(), limit)
+    }
+
     /// What `grantee` itself has at `place`.
     pub fn right(&self, place: &Place, grantee: &Grantee) -> Result<Option<Right>, Fault> {
         row(self.read, Table::Rights, &key::right(place, grantee))
@@ -146,14 +152,19 @@ impl<R: Read> Query<'_, R> {
     /// Everyone who has a right at `place`, by kind and name.
     pub fn rights_at(&self, place: &Place) -> Result<Vec<(Grantee, Right)>, Fault> {
         let prefix = key::place(place);
-        let rows = self.rows(Table::Rights, &prefix)?;
-        rows.iter()
-            .map(|(key, bytes)| {
-                let grantee = key::read_text(key, prefix.len())?.parse();
-                let grantee = grantee.map_err(|_| Fault::Contradiction("a right of nobody"))?;
-                Ok((grantee, decoded(Table::Rights, bytes)?))
-            })
-            .collect()
+        granted(self.rows(Table::Rights, &prefix)?, prefix.len())
+    }
+
+    /// A page of them, of those behind the text `after` of a grantee.
+    pub fn rights_after(
+        &self,
+        place: &Place,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(Grantee, Right)>, Fault> {
+        let prefix = key::place(place);
+        let from = key::after(key::join(&[&prefix, after.as_bytes()]));
+        granted(self.read.scan(Table::Rights, &from, &prefix, limit)?, prefix.len())
     }
 
     /// Where `grantee` itself has a right.
@@ -239,4 +250,14 @@ impl<R: Read> Query<'_, R> {
             hashes.iter().map(|hash| self.personal_token(hash)).collect();
         tokens?.ok_or(missing)
     }
+}
+
+/// Whose rights these are: it stands in their keys behind `skip` bytes.
+fn granted(rows: Rows, skip: usize) -> Result<Vec<(Grantee, Right)>, Fault> {
+    let right = |(key, bytes): (Vec<u8>, Vec<u8>)| {
+        let grantee = key::read_text(&key, skip)?.parse();
+        let grantee = grantee.map_err(|_| Fault::Contradiction("a right of nobody"))?;
+        Ok((grantee, decoded(Table::Rights, &bytes)?))
+    };
+    rows.into_iter().map(right).collect()
 }

@@ -173,16 +173,20 @@ fn check_audiences(world: &World) {
         .filter(|(table, key, _)| *table == Table::Counts && key.starts_with(b"images-for:"));
     let sums = sums.count();
     if !query.indexes_lists().unwrap() {
-        assert_eq!((count(Table::ProjectAudiences), sums), (0, 0));
+        assert_eq!((count(Table::ProjectAudiences), count(Table::OwnerProjects), sums), (0, 0, 0));
         return;
     }
-    assert_eq!(count(Table::ProjectAudiences), count(Table::Projects));
+    for table in [Table::ProjectAudiences, Table::OwnerProjects] {
+        assert_eq!(count(table), count(Table::Projects), "{table:?}");
+    }
     let live = query.images(None, usize::MAX).unwrap();
     let mut expected: BTreeMap<Audience, u64> = BTreeMap::new();
     for project in query.projects(None, usize::MAX).unwrap() {
         let audience = Audience::of(&project);
         let listed = query.projects_for(&audience, "", usize::MAX).unwrap();
         assert!(listed.contains(&project.name), "{project:?}");
+        let owned = query.projects_of(&project.owner, "", usize::MAX).unwrap();
+        assert!(owned.contains(&project.name), "{project:?}");
         let images = live.iter().filter(|image| image.name.project() == project.name).count();
         assert_eq!(query.images_in(&audience, &project.name).unwrap(), images as u64);
         *expected.entry(audience).or_default() += images as u64;
@@ -321,7 +325,7 @@ fn check_retention_rows(world: &World, versions: &[(Image, Version)]) {
 fn check_catalog(world: &World) {
     let query = world.query();
     let count = |table| world.rows.rows().filter(|(of, ..)| *of == table).count();
-    let instances = query.instances(None, 100).unwrap();
+    let instances = query.instances("", 100).unwrap();
     assert_eq!(query.instance_count().unwrap(), instances.len() as u64);
     assert_eq!(count(Table::VersionInstances), instances.len());
     for instance in instances {

@@ -79,7 +79,8 @@ pub fn agents() -> Subject {
                 .refuses(400, "role_invalid ttl_invalid uses_invalid"),
             delete("/api/v1/join-tokens/{token}", "Takes a join token back")
                 .refuses(404, "not_found"),
-            get("/api/v1/agents", "Lists the agents"),
+            get("/api/v1/agents", "Lists the agents")
+                .about("By name, at most 1000 in one answer; a Link leads on."),
             post("/api/v1/agents/enrol", "Enrols an agent by a join token")
                 .refuses(400, "name_invalid role_invalid labels_invalid request_invalid")
                 .refuses(403, "join_token join_token_distrusted locked")

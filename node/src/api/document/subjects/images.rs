@@ -75,6 +75,7 @@ pub fn rights() -> Subject {
         about,
         notes: vec![
             get("/api/v1/images/{image}/permissions", "Lists the rights for an image")
+                .about("By who has it, at most 1000 in one answer; a Link leads on.")
                 .refuses(404, "image_not_found"),
             post("/api/v1/images/{image}/permissions", "Gives a right by kind, name and level")
                 .status(201)

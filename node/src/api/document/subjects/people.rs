@@ -21,6 +21,7 @@ pub fn organizations() -> Subject {
                 .refuses(404, "not_found")
                 .refuses(409, "in_use"),
             get("/api/v1/organizations/{organization}/members", "Lists an organization's members")
+                .about("By who has it, at most 1000 in one answer; a Link leads on.")
                 .refuses(404, "organization_not_found"),
             put("/api/v1/organizations/{organization}/members/{user}", "Makes somebody a member")
                 .refuses(400, "grantee_invalid role_invalid wrong_right")
@@ -33,6 +34,9 @@ pub fn organizations() -> Subject {
             .refuses(404, none)
             .refuses(409, "last_owner"),
             get("/api/v1/organizations/{organization}/groups", "Lists an organization's groups")
+                .about(
+                    "By name, each with all members; at most 1000 in one answer, a Link leads on.",
+                )
                 .refuses(404, "organization_not_found"),
             post("/api/v1/organizations/{organization}/groups", "Makes a group")
                 .status(201)

@@ -27,6 +27,7 @@ pub fn projects() -> Subject {
                 .refuses(404, NO_PROJECT)
                 .refuses(409, "in_use"),
             get("/api/v1/projects/{project}/members", "Lists a project's members")
+                .about("By who has it, at most 1000 in one answer; a Link leads on.")
                 .refuses(404, "project_not_found"),
             put("/api/v1/projects/{project}/members/{*grantee}", "Makes somebody a member")
                 .refuses(400, "grantee_invalid role_invalid wrong_right")

@@ -37,7 +37,8 @@ pub fn audit() -> Subject {
             get("/api/v1/audit", "Searches the trail, the newest first")
                 .refuses(400, "result_invalid time_invalid"),
             get("/api/v1/audit/verify", "Goes along the whole chain"),
-            get("/api/v1/audit/archives", "Lists what was moved to storage"),
+            get("/api/v1/audit/archives", "Lists what was moved to storage")
+                .about("The oldest first, at most 1000 in one answer; a Link leads on."),
             get("/api/v1/audit/archives/{first}", "Shows the entries of an archive")
                 .refuses(404, "archive_not_found"),
             get("/api/v1/blocks", "Lists who is not let in for guessing"),
@@ -54,7 +55,8 @@ pub fn storage() -> Subject {
         about: "What lies in central storage and what is on its way out.",
         notes: vec![
             get("/api/v1/storage", "Says what is known to be on its way out"),
-            get("/api/v1/storage/uploads", "Lists uploads that have not come to their end"),
+            get("/api/v1/storage/uploads", "Lists uploads that have not come to their end")
+                .about("The oldest first, at most 1000 in one answer; a Link leads on."),
             delete("/api/v1/storage/uploads/{upload}", "Ends an upload and frees what it holds")
                 .refuses(404, "upload_not_found not_found"),
             post("/api/v1/storage/collect", "Deletes now what nothing refers to any more")

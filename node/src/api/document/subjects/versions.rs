@@ -198,6 +198,12 @@ pub fn instances() -> Subject {
         about: "Which virtual machine runs which version: what one runs is not removed.",
         notes: vec![
             get("/api/v1/instances", "Lists instances of the images that the asker may see")
+                .about(
+                    "By id. With `limit` or `after` an answer has at most 1000 that come behind \
+                     `after`, a Link leads on, and the pagination counts only what is in it; such \
+                     a part costs what is in it. Without them pages have numbers, and for each of \
+                     them all instances are counted.",
+                )
                 .refuses(400, "image_missing")
                 .refuses(404, "image_not_found version_not_found"),
             post("/api/v1/instances", "Registers an instance")

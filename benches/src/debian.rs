@@ -127,7 +127,9 @@ fn upgrade(root: &Path) -> Result<()> {
     std::fs::write(root.join("etc/apt/sources.list"), sources.join("\n") + "\n")?;
     std::fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
     let mut command = Command::new("chroot");
-    command.env("DEBIAN_FRONTEND", "noninteractive").arg(root).args(["sh", "-c"]);
+    // A folder for temporary files that is named outside is not there inside.
+    command.env("DEBIAN_FRONTEND", "noninteractive").env_remove("TMPDIR");
+    command.arg(root).args(["sh", "-c"]);
     // Daemons of the packages stay off; what apt fetched does not stay.
     command.arg(
         "printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d \

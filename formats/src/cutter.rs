@@ -9,6 +9,9 @@
 //! - Small ones are gathered into groups, which end after a stretch whose own content says so
 //!   ([`ends_group`]): the same small files next to each other make the same groups, and one that
 //!   changes, goes or comes disturbs only its own.
+//! - Metadata among them are mostly directories, and change wherever a disk is made anew: one file
+//!   more shifts the numbers of all that follow. So enough bytes of files between two pieces of
+//!   metadata make groups of their own, and only where fewer lie there do they share one.
 //! - Nothing goes across a border of a volume, and blocks are counted from there.
 //!
 //! What is large, and how long a group is at least, follows from a [`Grain`].
@@ -79,6 +82,9 @@ pub struct Cutter {
     manner: Manner,
     /// Where in `run` the open stretch of a group starts.
     member: usize,
+    member_is_metadata: bool,
+    /// Where in `run` the last metadata of a group end; 0 where it has none.
+    metadata_end: usize,
 }
 
 impl Cutter {
@@ -97,14 +103,16 @@ impl Cutter {
         let manner = match stretch.kind {
             _ if stretch.length < self.grain.large_bytes_min() => Manner::Group,
             StretchKind::File { .. } => Manner::File,
-            StretchKind::Free | StretchKind::Other => Manner::Unknown,
+            StretchKind::Directory | StretchKind::Free | StretchKind::Other => Manner::Unknown,
         };
+        let is_metadata = matches!(stretch.kind, StretchKind::Directory | StretchKind::Other);
         if self.manner == Manner::Group && manner == Manner::Group {
-            self.end_member(cuts);
+            self.end_member(is_metadata, cuts);
         } else {
             self.end_run(cuts);
         }
         self.manner = manner;
+        self.member_is_metadata = is_metadata;
     }
 
     /// Takes the next guest bytes.
@@ -186,21 +194,41 @@ impl Cutter {
         }
     }
 
-    /// A stretch of a group ends here.
-    fn end_member(&mut self, cuts: &mut Vec<Cut>) {
+    /// A stretch of a group ends here, and another one of it begins.
+    fn end_member(&mut self, next_is_metadata: bool, cuts: &mut Vec<Cut>) {
+        self.cut_metadata(cuts);
         let member = &self.run[self.member.min(self.run.len())..];
-        if !member.is_empty()
-            && self.run.len() >= self.grain.group_bytes_min()
-            && ends_group(member)
-        {
+        let is_long = self.run.len() >= self.grain.group_bytes_min();
+        // The content of metadata is no sign: it is not the same in the next version.
+        let is_sign = self.member_is_metadata || ends_group(member);
+        let ends = is_long && !member.is_empty() && is_sign;
+        if ends || next_is_metadata && self.files_bytes() >= self.grain.apart_bytes_min() {
             self.cut_group(self.run.len(), cuts);
         }
         self.member = self.run.len();
     }
 
+    /// Cuts the open group behind its metadata, where enough of files follow.
+    fn cut_metadata(&mut self, cuts: &mut Vec<Cut>) {
+        if self.member_is_metadata && self.run.len() > self.member {
+            self.metadata_end = self.run.len();
+        }
+        if self.metadata_end > 0 && self.files_bytes() >= self.grain.apart_bytes_min() {
+            self.cut_group(self.metadata_end, cuts);
+        }
+    }
+
+    /// The open group's length behind its metadata.
+    fn files_bytes(&self) -> usize {
+        self.run.len() - self.metadata_end
+    }
+
     fn end_run(&mut self, cuts: &mut Vec<Cut>) {
         match self.manner {
-            Manner::Group => self.cut_group(self.run.len(), cuts),
+            Manner::Group => {
+                self.cut_metadata(cuts);
+                self.cut_group(self.run.len(), cuts);
+            }
             Manner::File | Manner::Unknown => self.cut(1, cuts),
         }
         self.zeros = 0;
@@ -215,6 +243,7 @@ impl Cutter {
             self.run_offset += length as u64;
         }
         self.member = self.member.saturating_sub(length);
+        self.metadata_end = self.metadata_end.saturating_sub(length);
     }
 
     /// Cuts while at least `least` bytes are uncut. A cut is settled where a whole chunk's bytes
@@ -300,17 +329,24 @@ mod tests {
         assert!(kept * 10 >= after.len() * 9, "{kept} of {} chunks were kept", after.len());
     }
 
-    /// Lengths of files that lie one after the other, from the disk's start.
+    /// Files that lie one after the other, from byte `start` of the disk.
     fn cut_files(files: &[Vec<u8>], start: u64) -> Vec<Cut> {
+        let file = |content: &Vec<u8>| (StretchKind::File { position: 0 }, content.clone());
+        cut_stretches(files.iter().map(file), start)
+    }
+
+    fn cut_stretches(
+        stretches: impl IntoIterator<Item = (StretchKind, Vec<u8>)>,
+        start: u64,
+    ) -> Vec<Cut> {
         let (mut cutter, mut cuts) = (Cutter::default(), Vec::new());
         cutter.zeros(start, &mut cuts);
         let mut offset = start;
-        for (number, content) in files.iter().enumerate() {
+        for (number, (kind, content)) in stretches.into_iter().enumerate() {
             let length = content.len() as u64;
-            let kind = StretchKind::File { position: 0 };
             let at_border = number == 0;
             cutter.stretch(&Stretch { offset, length, kind, at_border }, &mut cuts);
-            cutter.data(content, &mut cuts);
+            cutter.data(&content, &mut cuts);
             offset += length;
         }
         cutter.finish(&mut cuts);
@@ -333,6 +369,44 @@ mod tests {
         // The large file is cut by itself, wherever it lies.
         let alone = contents(cut_files(&files[199..200], 4096 * 7));
         assert!(alone.is_subset(&after));
+    }
+
+    /// Directories of 4 KiB, each with as many files, of which the lengths are given.
+    fn tree(seed: u64, directories: u64, files: &[usize]) -> Vec<(StretchKind, Vec<u8>)> {
+        let with_files = |number: u64| {
+            let directory = (StretchKind::Directory, noise(seed + number, 4096));
+            let file = move |(place, &length): (usize, &usize)| {
+                let content = noise(1000 * (number + 1) + place as u64, length);
+                (StretchKind::File { position: 0 }, content)
+            };
+            std::iter::once(directory).chain(files.iter().enumerate().map(file))
+        };
+        (0..directories).flat_map(with_files).collect()
+    }
+
+    #[test]
+    fn directories_that_change_take_few_files_with_them() {
+        let files = [4096, 8192, 12_288, 16_384, 4096, 20_480, 4096];
+        // The last one's files are followed by a large one.
+        let cut = |seed| {
+            let mut disk = tree(seed, 40, &files);
+            disk.push((StretchKind::File { position: 0 }, noise(1, 300_000)));
+            contents(cut_stretches(disk, 0))
+        };
+        let (before, after) = (cut(1_000_000), cut(2_000_000));
+        let new: Vec<usize> = after.difference(&before).map(Vec::len).collect();
+        // A group may end just before a directory's last file, which is then left to the next.
+        assert_eq!(new.len(), 40);
+        assert!(new.iter().sum::<usize>() < 40 * 8192, "{new:?}");
+    }
+
+    #[test]
+    fn directories_with_few_bytes_between_them_share_groups() {
+        let cuts = cut_stretches(tree(1_000_000, 100, &[8192]), 0);
+        let (last, others) = cuts.split_last().unwrap();
+        let lengths = 32 * 1024..=48 * 1024;
+        assert!(others.iter().all(|cut| lengths.contains(&cut.content.len())), "{}", cuts.len());
+        assert_eq!(last.offset + last.content.len() as u64, 100 * 12_288);
     }
 
     #[test]

@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use shoal_formats::FileSystem;
-use tools::{files, holds_the_files, junk, make_tree, number_after, only, pass_through, run, text};
+use tools::{
+    directories, files, holds_the_files, junk, make_tree, number_after, only, pass_through, run,
+    text,
+};
 
 fn judge_ext(options: &[&str], mib: usize) {
     let folder = tempfile::tempdir().unwrap();
@@ -24,6 +27,10 @@ fn judge_ext(options: &[&str], mib: usize) {
     let plan = pass_through(&disk);
     let free = only(&plan, FileSystem::Ext);
     holds_the_files(&disk, &plan);
+    // The root, lost+found, etc, usr and usr/lib: each begins with the name of itself.
+    let directories = directories(&disk, &plan);
+    let first = directories.iter().filter(|run| run[6] == 1 && run[8] == b'.' && run[18] == 2);
+    assert_eq!(first.count(), 5, "{options:?}");
     run("e2fsck", &["-fn", text(&disk)]);
     let facts = run("dumpe2fs", &["-h", text(&disk)]);
     let block = number_after(&facts, "Block size:");
@@ -68,6 +75,9 @@ fn protofile(folder: &Path, tree: &Path) -> PathBuf {
     let names: Vec<String> = files().into_keys().collect();
     lines.extend(names.iter().filter(|name| !name.contains('/')).map(|name| file(name)));
     lines.push("etc d--755 0 0".into());
+    // Of few names, a directory has no block of its own.
+    let empty = tree.join("f0");
+    lines.extend((0..60).map(|n| format!("a-further-name-{n} ---644 0 0 {}", text(&empty))));
     lines.extend(names.iter().filter(|name| name.starts_with("etc/")).map(|name| file(name)));
     lines.extend(["$", "usr d--755 0 0", "lib d--755 0 0"].map(str::to_owned));
     lines.extend(names.iter().filter(|name| name.starts_with("usr/lib/")).map(|name| file(name)));
@@ -96,6 +106,8 @@ fn xfs_comes_back_sound_with_its_free_blocks_zero() {
         let plan = pass_through(&disk);
         let free = only(&plan, FileSystem::Xfs);
         holds_the_files(&disk, &plan);
+        let directories = directories(&disk, &plan);
+        assert!(directories.iter().any(|run| run.starts_with(b"XD")), "{options:?}");
         run("xfs_repair", &["-n", "-f", text(&disk)]);
         let facts = run(
             "xfs_db",
@@ -154,6 +166,7 @@ fn ntfs_comes_back_sound_with_its_free_clusters_zero() {
         let free = only(&plan, FileSystem::Ntfs);
         let cluster = number_after(&facts, "Cluster Size:");
         assert_eq!(free, number_after(&facts, "Free Clusters:") * cluster);
+        assert!(directories(&disk, &plan).iter().any(|run| run.starts_with(b"INDX")));
         run("ntfsfix", &["-n", text(&disk)]);
         for name in names {
             let mut found = Command::new("ntfscat");

@@ -25,6 +25,8 @@ const FAR_RATE_LOG: u32 = 4;
 /// Entries of the tables for near and far matches, as powers of two.
 const NEAR_TABLE_LOG: u32 = 21;
 const FAR_TABLE_LOG: u32 = 22;
+/// Old content that is looked through at most, over the new content: reading it takes time.
+const OLD_OVER_NEW_MAX: usize = 8;
 
 /// Appends the content of a chunk of either version.
 pub type ReadChunk<'a> = dyn FnMut(Side, u32, &mut Vec<u8>) -> Result<(), SinkError> + 'a;
@@ -70,14 +72,14 @@ pub fn make_delta<S: PackSink>(
     sink: S,
 ) -> Result<DeltaEnd<S>, DeltaError> {
     let mut reader = Reader { read, go_on };
-    let candidates = fresh_chunks(new.1, old.1);
+    let fresh = fresh_chunks(old.1, new.1);
+    let candidates = candidates(old.1, new.1, &fresh);
     let samples = sample(old.1, &candidates, &mut reader)?;
     let mut bundle = Bundle::new(sink);
     bundle.append(MAGIC)?;
     bundle.append(&[VERSION])?;
     bundle.append(old.0.as_bytes())?;
     bundle.append(new.0.as_bytes())?;
-    let fresh = fresh_chunks(old.1, new.1);
     let mut content_bytes = 0;
     for chunks in segments(new.1, &fresh, limits.segment_bytes) {
         let mut content = Vec::with_capacity(length_of(new.1, chunks));
@@ -105,6 +107,18 @@ pub fn make_delta<S: PackSink>(
     }
     let (recipe, sink) = bundle.finish()?;
     Ok(DeltaEnd::Made(MadeDelta { recipe, content_bytes, sink }))
+}
+
+/// The old chunks that new content is compared with. Those that are gone are most like it, and come
+/// first; those that stayed are, too, where a file came beside an older one, as a kernel does.
+fn candidates(old: &Recipe, new: &Recipe, fresh: &[u32]) -> Vec<u32> {
+    let mut chosen = fresh_chunks(new, old);
+    let all: Vec<u32> = (0..old.chunks().len() as u32).collect();
+    if length_of(old, &all) / OLD_OVER_NEW_MAX <= length_of(new, fresh) {
+        let gone: HashSet<u32> = chosen.iter().copied().collect();
+        chosen.extend(all.into_iter().filter(|chunk| !gone.contains(chunk)));
+    }
+    chosen
 }
 
 /// Of the content of these chunks, in bytes.

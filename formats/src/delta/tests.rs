@@ -145,6 +145,26 @@ fn makes_the_new_chunks_from_old_content_that_has_moved() {
 }
 
 #[test]
+fn makes_new_chunks_from_old_ones_that_stayed_where_they_are_not_too_many() {
+    let beside = |old_bytes: usize| {
+        let old = noise(1, old_bytes);
+        let mut new = old.clone();
+        new.resize(old_bytes.next_multiple_of(1 << 20) + (1 << 20), 0);
+        let mut copy = old[1 << 20..2 << 20].to_vec();
+        copy.iter_mut().step_by(10_000).for_each(|byte| *byte ^= 0xff);
+        new.extend(copy);
+        let (old, new) = (Version::of(&old), Version::of(&new));
+        let bytes = made(&old, &new);
+        let chunks = applied(&bytes, &old, &new).unwrap();
+        assert!(chunks.iter().all(|(chunk, content)| *content == new.chunk(*chunk)));
+        bytes.len()
+    };
+    let (few, many) = (beside(5 << 20), beside(16 << 20));
+    assert!(few < 100_000, "what is like a chunk that stayed costs next to nothing: {few}");
+    assert!(many > 900_000, "sixteen times as much is not looked through: {many}");
+}
+
+#[test]
 fn the_bundle_is_a_blob_in_packs() {
     let (old, new) = versions();
     let (recipe, bytes) = bundle(&old, &new, u64::MAX).unwrap();

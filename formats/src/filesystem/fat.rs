@@ -9,7 +9,7 @@
 
 use super::Stop;
 use super::fields::Little;
-use super::map::{Piece, VolumeMap};
+use super::map::{Owner, Piece, VolumeMap};
 use super::volume::Volume;
 
 /// Of one table: clusters of 32 KiB for 256 GiB.
@@ -107,7 +107,8 @@ fn add_chains(boot: &Boot, table: &[u8], map: &mut VolumeMap) -> Result<(), Stop
                 break;
             }
             seen[at as usize / 8] |= 1 << (at % 8);
-            map.add_piece(Piece { start: boot.place(at), length: boot.cluster, position })?;
+            let (start, length) = (boot.place(at), boot.cluster);
+            map.add_piece(Piece { owner: Owner::File, start, length, position })?;
             position += boot.cluster;
             at = next;
         }

@@ -7,14 +7,22 @@ use std::ops::Range;
 
 use super::Stop;
 
-/// Pieces of files that one survey notes at most: 24 bytes each.
+/// Pieces of files that one survey notes at most: 32 bytes each.
 pub(super) const PIECES_MAX: usize = 1_000_000;
 /// Free ranges that one survey notes at most: 16 bytes each.
 pub(super) const FREE_MAX: usize = 1_000_000;
 
-/// A run of one file's bytes.
+/// What a piece belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    File,
+    Directory,
+}
+
+/// A run of one file's bytes, or of one directory's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
+    pub owner: Owner,
     /// Bytes from the volume's start, later from the disk's.
     pub start: u64,
     /// In bytes, at least 1.
@@ -76,6 +84,7 @@ impl VolumeMap {
             return Ok(());
         }
         if let Some(last) = self.pieces.last_mut()
+            && last.owner == piece.owner
             && last.start + last.length == piece.start
             && piece.position > 0
             && last.position.checked_add(last.length) == Some(piece.position)
@@ -221,11 +230,13 @@ mod tests {
     #[test]
     fn pieces_that_go_on_are_joined_and_those_past_the_end_refused() {
         let mut map = VolumeMap::new(100);
-        let piece = |start, length, position| Piece { start, length, position };
+        let piece = |start, length, position| Piece { owner: Owner::File, start, length, position };
         map.add_piece(piece(0, 10, 0)).unwrap();
         map.add_piece(piece(10, 10, 10)).unwrap();
         map.add_piece(piece(20, 10, 0)).unwrap();
-        assert_eq!(map.pieces, [piece(0, 20, 0), piece(20, 10, 0)]);
+        let directory = Piece { owner: Owner::Directory, ..piece(30, 10, 10) };
+        map.add_piece(directory).unwrap();
+        assert_eq!(map.pieces, [piece(0, 20, 0), piece(20, 10, 0), directory]);
         assert!(matches!(map.add_piece(piece(95, 10, 0)), Err(Stop::Malformed)));
         assert!(matches!(map.add_free(95..105), Err(Stop::Malformed)));
     }

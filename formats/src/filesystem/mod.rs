@@ -211,7 +211,7 @@ fn on_disk(layout: Layout, file_system: Option<FileSystem>, map: VolumeMap) -> S
         let mut position = piece.position;
         for range in layout.on_disk(piece.start..piece.start + piece.length) {
             let length = range.end - range.start;
-            pieces.push(Piece { start: range.start, length, position });
+            pieces.push(Piece { start: range.start, length, position, ..piece });
             position = position.saturating_add(length);
         }
     }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::map::{Piece, join};
+use super::map::{Owner, Piece, join};
 use super::{FileSystem, Surveyed};
 
 /// See the module's documentation.
@@ -39,7 +39,9 @@ pub enum StretchKind {
     Free,
     /// A run of one file's bytes, from byte `position` of the file.
     File { position: u64 },
-    /// Metadata, or not known.
+    /// A run of a directory's bytes, where the file system's reader tells them from a file's.
+    Directory,
+    /// Other metadata, or not known.
     Other,
 }
 
@@ -102,9 +104,18 @@ impl Plan {
     #[cfg(test)]
     pub(crate) fn of_files(pieces: Vec<(u64, u64)>) -> Self {
         let virtual_bytes = pieces.last().map_or(0, |(start, length)| start + length);
-        let piece = |(start, length)| Piece { start, length, position: 0 };
+        let piece = |(start, length)| Piece { owner: Owner::File, start, length, position: 0 };
         let pieces = pieces.into_iter().map(piece).collect();
         Self { virtual_bytes, pieces, ..Self::default() }
+    }
+
+    /// The same plan, in which the files of `length` bytes are directories.
+    #[cfg(test)]
+    pub(crate) fn with_directories_of(mut self, length: u64) -> Self {
+        for piece in self.pieces.iter_mut().filter(|piece| piece.length == length) {
+            piece.owner = Owner::Directory;
+        }
+        self
     }
 
     /// The same plan with nothing free.
@@ -192,8 +203,11 @@ impl Iterator for Walk<'_> {
         }
         match plan.pieces.get(self.piece) {
             Some(piece) if piece.start <= at => {
-                kind =
-                    StretchKind::File { position: piece.position.saturating_add(at - piece.start) };
+                let position = piece.position.saturating_add(at - piece.start);
+                kind = match piece.owner {
+                    Owner::File => StretchKind::File { position },
+                    Owner::Directory => StretchKind::Directory,
+                };
                 end = end.min(piece.start + piece.length);
             }
             Some(piece) => end = end.min(piece.start),
@@ -222,6 +236,7 @@ mod tests {
 
     fn volume(range: Range<u64>, free: &[(u64, u64)], pieces: &[(u64, u64)]) -> Surveyed {
         let pieces = pieces.iter().map(|(start, length)| Piece {
+            owner: Owner::File,
             start: *start,
             length: *length,
             position: 0,

@@ -142,6 +142,13 @@ pub fn holds_the_files(path: &Path, plan: &Plan) {
     }
 }
 
+/// What the plan has as directories, run by run.
+pub fn directories(path: &Path, plan: &Plan) -> Vec<Vec<u8>> {
+    let disk = fs::read(path).unwrap();
+    let runs = plan.walk().filter(|stretch| stretch.kind == StretchKind::Directory);
+    runs.map(|run| disk[run.offset as usize..][..run.length as usize].to_vec()).collect()
+}
+
 pub fn only(plan: &Plan, kind: FileSystem) -> u64 {
     let [volume] = plan.volumes() else { panic!("{:?}", plan.volumes()) };
     assert_eq!(volume.file_system, Some(kind));

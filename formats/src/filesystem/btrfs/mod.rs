@@ -16,7 +16,7 @@ use self::chunks::Chunks;
 use self::tree::Key;
 use super::Stop;
 use super::fields::Little;
-use super::map::{FREE_MAX, Piece, VolumeMap, join, subtract};
+use super::map::{FREE_MAX, Owner, Piece, VolumeMap, join, subtract};
 use super::volume::Volume;
 
 const SUPERBLOCK_OFFSET: u64 = 64 * 1024;
@@ -87,7 +87,7 @@ pub(super) fn survey(volume: &mut Volume<'_>, map: &mut VolumeMap) -> Result<(),
         for (copy, start) in chunks.places(key.object, length).enumerate() {
             taken.add(copy, start..start + length)?;
             if is_data {
-                map.add_piece(Piece { start, length, position: 0 })?;
+                map.add_piece(Piece { owner: Owner::File, start, length, position: 0 })?;
             }
             is_placed = true;
         }

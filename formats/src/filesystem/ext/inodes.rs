@@ -7,7 +7,7 @@ use super::Super;
 use super::groups::Group;
 use crate::filesystem::Stop;
 use crate::filesystem::fields::Little;
-use crate::filesystem::map::{Piece, VolumeMap};
+use crate::filesystem::map::{Owner, Piece, VolumeMap};
 use crate::filesystem::volume::Volume;
 
 /// Of an inode table, read at once.
@@ -16,6 +16,9 @@ const EXTENT_DEPTH_MAX: u16 = 5;
 const EXTENT_MAGIC: u16 = 0xf30a;
 /// A longer extent is one that was reserved and not written.
 const EXTENT_BLOCKS_MAX: u64 = 32_768;
+/// Of the mode.
+const TYPE_MASK: u16 = 0xf000;
+const TYPE_DIRECTORY: u16 = 0x4000;
 const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_INLINE: u32 = 0x1000_0000;
 /// Bad blocks, and the blocks kept for a longer table of descriptors.
@@ -36,7 +39,7 @@ pub(super) fn add_pieces(
             for (slot, inode) in table.chunks_exact(fs.inode).enumerate() {
                 let number = first + (from / fs.inode + slot) as u64;
                 if !SKIPPED.contains(&number) {
-                    Walk { volume, fs, map }.inode(inode)?;
+                    Walk { volume, fs, map, owner: Owner::File }.inode(inode)?;
                 }
             }
         }
@@ -48,20 +51,25 @@ struct Walk<'a, 'v> {
     volume: &'a mut Volume<'v>,
     fs: &'a Super,
     map: &'a mut VolumeMap,
+    owner: Owner,
 }
 
 impl Walk<'_, '_> {
     fn inode(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let fields = Little(bytes);
         let (mode, links, flags) = (fields.u16(0)?, fields.u16(0x1a)?, fields.u32(0x20)?);
-        let has_blocks = match mode & 0xf000 {
-            0x8000 | 0x4000 => true,
+        let kind = mode & TYPE_MASK;
+        let has_blocks = match kind {
+            0x8000 | TYPE_DIRECTORY => true,
             // A symbolic link of up to 59 bytes stands in the inode itself.
             0xa000 => flags & FLAG_EXTENTS != 0 || fields.u32(0x4)? >= 60,
             _ => false,
         };
         if !has_blocks || links == 0 || flags & FLAG_INLINE != 0 {
             return Ok(());
+        }
+        if kind == TYPE_DIRECTORY {
+            self.owner = Owner::Directory;
         }
         let root = fields.bytes(0x28, 60)?;
         if flags & FLAG_EXTENTS != 0 {
@@ -141,8 +149,8 @@ impl Walk<'_, '_> {
         if start.checked_add(count).is_none_or(|end| end > self.fs.blocks) {
             return Err(Stop::Malformed);
         }
-        let block = self.fs.block;
+        let (block, owner) = (self.fs.block, self.owner);
         let position = position.checked_mul(block).ok_or(Stop::Malformed)?;
-        self.map.add_piece(Piece { start: start * block, length: count * block, position })
+        self.map.add_piece(Piece { owner, start: start * block, length: count * block, position })
     }
 }

@@ -12,7 +12,7 @@ mod record;
 use self::record::{Attribute, Record};
 use super::Stop;
 use super::fields::Little;
-use super::map::{Piece, VolumeMap};
+use super::map::{Owner, Piece, VolumeMap};
 use super::volume::Volume;
 
 const RECORD_MFT: u64 = 0;
@@ -113,7 +113,7 @@ impl Boot {
         let (start, length) = (run.start * self.cluster, run.count * self.cluster);
         let position = run.position.checked_mul(self.cluster).ok_or(Stop::Malformed)?;
         position.checked_add(length).ok_or(Stop::Malformed)?;
-        Ok(Piece { start, length, position })
+        Ok(Piece { owner: Owner::File, start, length, position })
     }
 }
 
@@ -142,7 +142,7 @@ impl Table<'_, '_> {
         let mut next = 0;
         // The list grows while the table's own further records are met.
         while let Some(run) = self.mft.get(next).copied() {
-            let Piece { start, length, position } = self.boot.piece(run)?;
+            let Piece { start, length, position, .. } = self.boot.piece(run)?;
             let mut number = position / self.boot.record as u64;
             for from in (0..length).step_by(STEP_BYTES as usize) {
                 let piece =
@@ -176,9 +176,10 @@ impl Table<'_, '_> {
                     _ => {}
                 }
             }
+            let owner = if attribute.is_index()? { Owner::Directory } else { Owner::File };
             attribute.each_run(&mut |run| {
                 start = start.or(Some(run.start));
-                map.add_piece(self.boot.piece(run)?)
+                map.add_piece(Piece { owner, ..self.boot.piece(run)? })
             })
         })?;
         if let Some(start) = start.filter(|_| is_hibernation) {
@@ -197,7 +198,7 @@ impl Table<'_, '_> {
         let mut said = VolumeMap::new(self.boot.clusters * self.boot.cluster);
         let mut at = 0;
         for run in &self.bitmap {
-            let Piece { start, length, position } = self.boot.piece(*run)?;
+            let Piece { start, length, position, .. } = self.boot.piece(*run)?;
             if position != at {
                 return Err(Stop::Malformed);
             }

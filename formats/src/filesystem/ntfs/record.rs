@@ -12,6 +12,7 @@ const FLAG_IN_USE: u16 = 1;
 const KIND_NAME: u32 = 0x30;
 const KIND_VOLUME: u32 = 0x70;
 const KIND_DATA: u32 = 0x80;
+const KIND_INDEX: u32 = 0xa0;
 const KIND_END: u32 = 0xffff_ffff;
 /// Of a reference to a record; the rest is a count of its uses.
 const NUMBER_MASK: u64 = (1 << 48) - 1;
@@ -96,6 +97,11 @@ impl<'a> Attribute<'a> {
     /// Whether it is the file's unnamed content, outside the record.
     pub fn is_content(&self) -> Result<bool, Stop> {
         Ok(self.kind()? == KIND_DATA && !self.is_resident()? && self.fields.u8(9)? == 0)
+    }
+
+    /// Whether it holds a directory's entries, or another index's.
+    pub fn is_index(&self) -> Result<bool, Stop> {
+        Ok(self.kind()? == KIND_INDEX)
     }
 
     /// Of `$VOLUME_INFORMATION`.

@@ -5,12 +5,13 @@
 use super::{Super, tree};
 use crate::filesystem::Stop;
 use crate::filesystem::fields::Big;
-use crate::filesystem::map::{Piece, VolumeMap};
+use crate::filesystem::map::{Owner, Piece, VolumeMap};
 use crate::filesystem::volume::Volume;
 
 const INODES_PER_RECORD: u32 = 64;
 /// Inodes that one bit of a record's hole mask stands for.
 const INODES_PER_HOLE: u32 = 4;
+const TYPE_DIRECTORY: u16 = 0x4000;
 const FORMAT_EXTENTS: u8 = 2;
 const FORMAT_TREE: u8 = 3;
 const FLAG_REALTIME: u16 = 1;
@@ -67,7 +68,9 @@ fn add_inode(
     }
     let is_third = fields.u8(4)? >= 3;
     let core = if is_third { 176 } else { 100 };
-    let has_blocks = matches!(fields.u16(2)? & 0xf000, 0x8000 | 0x4000 | 0xa000);
+    let kind = fields.u16(2)? & 0xf000;
+    let has_blocks = matches!(kind, 0x8000 | TYPE_DIRECTORY | 0xa000);
+    let owner = if kind == TYPE_DIRECTORY { Owner::Directory } else { Owner::File };
     if !has_blocks || fields.u16(90)? & FLAG_REALTIME != 0 {
         return Ok(());
     }
@@ -89,7 +92,8 @@ fn add_inode(
         // A run stays within its group.
         fs.absolute(start.checked_add(count - 1).ok_or(Stop::Malformed)?)?;
         let position = position.checked_mul(fs.block).ok_or(Stop::Malformed)?;
-        map.add_piece(Piece { start: fs.absolute(start)?, length: count * fs.block, position })
+        let (start, length) = (fs.absolute(start)?, count * fs.block);
+        map.add_piece(Piece { owner, start, length, position })
     };
     match fields.u8(5)? {
         FORMAT_EXTENTS => {

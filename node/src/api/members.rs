@@ -67,12 +67,14 @@ fn grantee(text: &str) -> Result<Grantee, Problem> {
     })
 }
 
-/// Some of the rights at `place`, by their grantees, and the one that the next part begins behind.
+/// Rights by their grantees, and the one that the next part begins behind.
+type RightsPart = (Vec<(Grantee, Right)>, Option<String>);
+
 fn rights<R: Read>(
     query: Query<'_, R>,
     place: &Place,
     wanted: &PartQuery,
-) -> Result<(Vec<(Grantee, Right)>, Option<String>), Fault> {
+) -> Result<RightsPart, Fault> {
     let mut rights = query.rights_after(place, &wanted.after, wanted.limit() + 1)?;
     let next = wanted.cut(&mut rights, |(grantee, _)| grantee.to_string());
     Ok((rights, next))

@@ -31,7 +31,7 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Settings come from --config FILE (default /etc/shoal/node.toml), then from the environment \
-(SHOAL_NODE_HTTP_LISTEN and so on), then from --set.\n\nExamples:\n  \
+(SHOAL_NODE_HTTP_LISTEN and so on), then from --set. deploy/node.toml has all of them.\n\nExamples:\n  \
 shoal-node run --set node.data_dir=/srv/shoal\n  \
 shoal-node init --config node.toml      found a cluster, print the password\n  \
 shoal-node init --restore FILE --objects DIR   make it out of a backup instead\n  \
@@ -88,7 +88,7 @@ struct Join {
     /// Any node of the cluster, https://HOST:PORT
     #[arg(long, value_name = "URL")]
     node: String,
-    /// As `shoal token create --role node` prints it
+    /// As `shoal cluster add` prints it
     #[arg(long, env = "SHOAL_NODE_JOIN_TOKEN", hide_env_values = true)]
     token: String,
     #[command(flatten)]

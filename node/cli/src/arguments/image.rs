@@ -482,13 +482,10 @@ pub enum InstanceCommand {
         #[arg(long, value_name = "ACCOUNT")]
         by: Option<String>,
     },
-    Show {
-        id: InstanceName,
-    },
+    /// One instance, and what it runs
+    Show { id: InstanceName },
     /// Say that a virtual machine is gone
-    Remove {
-        id: InstanceName,
-    },
+    Remove { id: InstanceName },
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,7 @@ const EXIT_CODES: &str = "Exit codes:
   6    the deployment ended, and some host failed
   7    a version has vulnerabilities as severe as --fail-on says
   130  stopped by Ctrl-C; what was under way says how to go on
+'shoal disk' ends with those of qemu-img.
 
 NO_COLOR turns colours off.";
 
@@ -63,7 +64,8 @@ pub enum Command {
     /// Images: create, upload, list, show, edit, download, tag, delete
     #[command(subcommand, after_help = IMAGES)]
     Image(ImageCommand),
-    /// Disk images as files on this machine, without a cluster: info, map, check, convert, compare
+    /// Disk images as files on this machine, without a cluster: info, map, check, convert, compare,
+    /// chunks
     #[command(subcommand, after_help = DISKS)]
     Disk(DiskCommand),
     /// Which virtual machine runs which version
@@ -76,17 +78,21 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<DeploymentsCommand>,
     },
-    /// Policies that keep a tag on hosts: whenever it moves or a host joins, it is deployed
+    /// Policies that keep a tag on hosts: it is deployed whenever it moves or a host joins, and brought
+    /// again where a host's cache has let it go
     #[command(subcommand)]
     WarmUp(WarmUpCommand),
     /// Follow a deployment until it ends
-    Watch { deployment: String },
+    Watch {
+        /// A deployment's id, or an image: its newest deployment
+        deployment: String,
+    },
     /// Where each host of a deployment got its bytes from
     Explain {
         /// A deployment's id, or an image: its newest deployment
         deployment: String,
     },
-    /// The nodes: add, remove, replace, upgrade
+    /// The nodes: add, remove, replace, upgrade; the keys and the authority of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Back up the metadata, with or without objects, or verify a backup
@@ -154,7 +160,8 @@ pub enum EncryptionCommand {
         limit: usize,
     },
     /// Go over to new keys; no object is rewritten. First give every node the new master key in
-    /// [encryption] master_key_file, and the old one in previous_master_key_files
+    /// [encryption] master_key_file or kms_command, and the old one in previous_master_key_files or
+    /// previous_kms_command
     Rotate {
         /// Give this project another data key for what it stores from now on, instead
         #[arg(long)]
@@ -197,8 +204,8 @@ pub enum ClusterCommand {
     Remove {
         /// Its name or id
         node: String,
-        /// Also where too few of the other nodes answer to work on without it: nothing can be changed
-        /// then before they come back
+        /// Also where too few of the nodes that stay answer: until they do, nothing can be changed any
+        /// more. Start those, or remove lost ones first, and it is not needed
         #[arg(long)]
         force: bool,
         /// Do not ask
@@ -212,8 +219,8 @@ pub enum ClusterCommand {
         /// How long the token holds
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
-        /// Also where too few of the other nodes answer to work on without it: nothing can be changed
-        /// then before they come back
+        /// Also where too few of the nodes that stay answer: until they do, nothing can be changed any
+        /// more. Start those, or remove lost ones first, and it is not needed
         #[arg(long)]
         force: bool,
         /// Do not ask
@@ -426,8 +433,8 @@ pub enum StorageCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Write anew what is needed of packs that are mostly garbage since versions are gone, so that
-    /// the packs can go after the grace period
+    /// Write anew what is needed of packs that are mostly garbage since versions are gone, also of packs
+    /// that images share, so that the packs can go after the grace period
     Compact {
         /// Only say what would be written, and what that would save
         #[arg(long)]
@@ -504,7 +511,7 @@ pub struct Login {
     /// is the line after it
     #[arg(long)]
     pub password_stdin: bool,
-    /// Make the account first, where the cluster lets people do so
+    /// Make the account first, where the cluster lets people do so (accounts.registration = "open")
     #[arg(long, conflicts_with_all = ["oidc", "workload"])]
     pub register: bool,
     /// With --register: where the account gets mail
@@ -532,15 +539,15 @@ pub struct Login {
 
 #[derive(Debug, Subcommand)]
 pub enum ContextCommand {
+    /// All of them, and which is the current one
     List,
     /// Make a context the current one
-    Use {
-        name: String,
-    },
+    Use { name: String },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
+    /// All agents, with their labels, and which are there
     List,
     /// Take an agent's right to be part of the cluster away
     Remove {
@@ -565,10 +572,10 @@ pub enum TokenCommand {
         #[arg(long)]
         uses: Option<u32>,
     },
+    /// Tokens, and until when each holds; their text is not shown again
     List,
-    Revoke {
-        id: String,
-    },
+    /// End a token; who has joined with it stays
+    Revoke { id: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -20,6 +20,7 @@ pub enum UserRole {
 
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
+    /// All accounts
     List,
     /// Make an account; a password is made up and shown once where none is given
     Create {
@@ -33,10 +34,9 @@ pub enum UserCommand {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Make an account for each line of an htpasswd file (NAME:HASH, bcrypt)
-    Import {
-        file: PathBuf,
-    },
+    /// Make an account for each line of an htpasswd file (NAME:HASH, bcrypt), where the nodes' settings
+    /// have accounts.bcrypt = true; accounts that are there stay as they are
+    Import { file: PathBuf },
     /// Change somebody's role, password or e-mail address
     Set {
         name: String,
@@ -80,9 +80,7 @@ pub enum UserCommand {
         user: Option<String>,
     },
     /// Whom other issuers vouch for as this user
-    Identities {
-        user: String,
-    },
+    Identities { user: String },
     /// Let somebody of another issuer's be this user here
     Link {
         user: String,
@@ -92,11 +90,7 @@ pub enum UserCommand {
         subject: String,
     },
     /// Take that away
-    Unlink {
-        user: String,
-        issuer: String,
-        subject: String,
-    },
+    Unlink { user: String, issuer: String, subject: String },
     /// All that is kept about you, as JSON
     Export,
     /// Ask to be removed, after a time in which you may take it back
@@ -146,6 +140,7 @@ pub enum SecondFactorCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum PasskeyCommand {
+    /// Your passkeys, or somebody else's
     List {
         /// Whose [default: your own]
         #[arg(long)]
@@ -215,16 +210,17 @@ pub enum AccessTokenCommand {
         #[arg(long, value_parser = humantime::parse_duration)]
         ttl: Option<Duration>,
     },
+    /// Your tokens; their text is not shown again
     List,
     /// Delete a token, which is no good from then on
-    Delete {
-        id: String,
-    },
+    Delete { id: String },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum OrganizationCommand {
+    /// Those that you may see
     List,
+    /// Make an organization
     Create {
         name: AccountName,
         #[arg(long, default_value = "")]
@@ -233,13 +229,10 @@ pub enum OrganizationCommand {
         #[arg(long)]
         owner: Option<AccountName>,
     },
-    Delete {
-        name: AccountName,
-    },
+    /// Delete an organization that owns no project any more
+    Delete { name: AccountName },
     /// Who is in it
-    Members {
-        name: AccountName,
-    },
+    Members { name: AccountName },
     /// Take a user in, or change what it is there
     Add {
         name: AccountName,
@@ -249,14 +242,9 @@ pub enum OrganizationCommand {
         owner: bool,
     },
     /// Put a user out of it and of its groups
-    Remove {
-        name: AccountName,
-        user: AccountName,
-    },
+    Remove { name: AccountName, user: AccountName },
     /// Its groups with their members
-    Groups {
-        name: AccountName,
-    },
+    Groups { name: AccountName },
     /// Make a group
     CreateGroup {
         name: AccountName,
@@ -264,21 +252,12 @@ pub enum OrganizationCommand {
         #[arg(long, default_value = "")]
         description: String,
     },
-    DeleteGroup {
-        name: AccountName,
-        group: AccountName,
-    },
+    /// Delete a group, with the rights that it gave
+    DeleteGroup { name: AccountName, group: AccountName },
     /// Take a member of the organization into a group
-    AddToGroup {
-        name: AccountName,
-        group: AccountName,
-        user: AccountName,
-    },
-    RemoveFromGroup {
-        name: AccountName,
-        group: AccountName,
-        user: AccountName,
-    },
+    AddToGroup { name: AccountName, group: AccountName, user: AccountName },
+    /// Put a user out of a group; it stays in the organization
+    RemoveFromGroup { name: AccountName, group: AccountName, user: AccountName },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -331,6 +310,7 @@ impl ProjectRole {
 pub enum ProjectCommand {
     /// The projects that you can see
     List,
+    /// Make a project; a first push does so as well
     Create {
         name: ProjectName,
         /// The organization that owns it [default: you do]
@@ -430,11 +410,10 @@ pub enum AuditCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum BlockCommand {
+    /// Accounts and addresses that are locked out, and until when
     List,
     /// Let somebody in again: account:NAME or address:IP
-    Remove {
-        who: String,
-    },
+    Remove { who: String },
 }
 
 pub const QUOTAS: &str = "\
@@ -523,26 +502,18 @@ pub struct CreateRobot {
 
 #[derive(Debug, Subcommand)]
 pub enum RobotCommand {
-    List {
-        project: ProjectName,
-    },
+    /// Robots of a project
+    List { project: ProjectName },
     /// Make a robot, or give the one of that name a new secret; it is shown once
     Create(CreateRobot),
     /// Which jobs of other issuers may act as robots
-    Rules {
-        project: ProjectName,
-    },
+    Rules { project: ProjectName },
     /// Let jobs of another issuer act as a robot, by tokens of their own
     Allow(AllowWorkload),
     /// Take such a rule away
-    Disallow {
-        project: ProjectName,
-        rule: AccountName,
-    },
-    Delete {
-        project: ProjectName,
-        name: AccountName,
-    },
+    Disallow { project: ProjectName, rule: AccountName },
+    /// Delete a robot, whose secret is no good from then on
+    Delete { project: ProjectName, name: AccountName },
 }
 
 #[derive(Debug, Args)]

@@ -259,6 +259,7 @@ pub async fn retry(
     let deadline = deadline(&request.deadline);
     // Who may not do it need not know what is wrong with it.
     permitted(&caller, id, Action::Manage)?;
+    caller.orders(&app)?;
     change(&app, caller, id, Command::RetryDeployment { id, deadline: deadline? }).await
 }
 

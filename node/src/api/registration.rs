@@ -4,7 +4,8 @@
 //! cluster, whatever becomes of it; so an address finds out about fewer names in an hour than
 //! `lockout.address_registrations`, and is blocked then. Nobody hears sooner than after a password's
 //! hash whether a name is taken. Such an account has no role, and no right in a place that
-//! was not given to it; what any account may, it may as well (a project of its own, an order to hosts).
+//! was not given to it; what any account may, it may as well: have projects of its own, and order onto hosts
+//! where `accounts.orders` says so.
 //! Non-goals: the names of people who are known elsewhere; the settings allow either this or those.
 
 use std::net::SocketAddr;

@@ -18,9 +18,8 @@ use super::images::resolved;
 use super::input::{Body, Path};
 use super::problem::{conflict, missing};
 use crate::clock::{now, rfc3339};
-use crate::deploy::{named, state};
+use crate::deploy::{Terms, named, state};
 use crate::http::problem::Problem;
-use crate::scanning::Scanner;
 use crate::state::App;
 
 fn unknown(name: &AccountName) -> Problem {
@@ -46,12 +45,16 @@ fn permitted(
     Ok(row)
 }
 
+fn terms(app: &App) -> Terms {
+    Terms { scanner: app.services.scanner.clone(), orders: app.config.accounts.orders }
+}
+
 fn shown<R: Read>(
     query: Metadata<'_, R>,
     row: metadata::WarmUp,
-    scanner: &Scanner,
+    terms: &Terms,
 ) -> Result<WarmUp, Problem> {
-    let trouble = named(query, &row, now(), scanner).err().map(|trouble| trouble.to_string());
+    let trouble = named(query, &row, now(), terms).err().map(|trouble| trouble.to_string());
     let ordered = match row.deployment {
         Some(id) => query.deployment(id)?.map(|ordered| (id, ordered)),
         None => None,
@@ -115,14 +118,14 @@ pub async fn create(
     })?;
     let view = app.view().await?;
     let row = view.query().warm_up(&name)?.ok_or_else(|| unknown(&name))?;
-    Ok((StatusCode::CREATED, Json(shown(view.query(), row, &app.services.scanner)?)))
+    Ok((StatusCode::CREATED, Json(shown(view.query(), row, &terms(&app))?)))
 }
 
 pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<WarmUp>>, Problem> {
-    let (query, scanner) = (caller.view.query(), &app.services.scanner);
+    let (query, terms) = (caller.view.query(), terms(&app));
     let rows = query.warm_ups()?.into_iter();
     let seen = rows.filter(|row| may(&caller, row, Action::List).is_ok());
-    seen.map(|row| shown(query, row, scanner)).collect::<Result<_, _>>().map(Json)
+    seen.map(|row| shown(query, row, &terms)).collect::<Result<_, _>>().map(Json)
 }
 
 pub async fn show(
@@ -131,7 +134,7 @@ pub async fn show(
     Path(name): Path<AccountName>,
 ) -> Result<Json<WarmUp>, Problem> {
     let row = permitted(&caller, &name, Action::List)?;
-    shown(caller.view.query(), row, &app.services.scanner).map(Json)
+    shown(caller.view.query(), row, &terms(&app)).map(Json)
 }
 
 /// What it has ordered goes on.

@@ -24,5 +24,5 @@ pub use gather::Gatherer;
 pub use orders::{ORDER_STREAMS_MAX, OrderDesk, node_addresses, ticket_keys};
 pub use siblings::{Siblings, SiblingsError};
 pub use view::{Names, is_over, state, view};
-pub use warm_up::{keep_warm, named};
+pub use warm_up::{Terms, keep_warm, named};
 pub use watch::watch;

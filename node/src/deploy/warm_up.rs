@@ -33,6 +33,7 @@ use uuid::Uuid;
 use super::orders::OrderDesk;
 use crate::audit::Audit;
 use crate::clock;
+use crate::config::Orders;
 use crate::scanning::Scanner;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -43,6 +44,13 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How old what agents are told that they keep may be, where nothing is heard of a change.
 const KEPT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What holds for every policy, whoever made it.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub scanner: Scanner,
+    pub orders: Option<Orders>,
+}
 
 /// What a policy keeps on those that carry its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +82,7 @@ pub fn named<R: Read>(
     query: Query<'_, R>,
     policy: &WarmUp,
     now: Timestamp,
-    scanner: &Scanner,
+    terms: &Terms,
 ) -> Result<Digest, Trouble> {
     let (name, by) = (&policy.image, &policy.created_by);
     let image = query.image_by_name(name)?.ok_or_else(|| Trouble::NoImage(name.to_string()))?;
@@ -91,15 +99,17 @@ pub fn named<R: Read>(
         // Who has become an auditor since changes nothing.
         _ => query.user(by)?.is_some_and(|user| user.role != UserRole::Auditor),
     };
+    let orders = terms.orders != Some(Orders::Administrators)
+        || permission(query, &who, Action::Manage, What::System)?.is_allowed();
     let made = policy.created_at.plus_millis(clock::CLOCKS_APART_MS);
-    let is_there = holds && query.was_there(by, made)?;
+    let is_there = holds && orders && query.was_there(by, made)?;
     if !is_there || !permission(query, &who, Action::Pull, What::Repository(name))?.is_allowed() {
         return Err(Trouble::Forbidden(by.clone(), name.to_string()));
     }
     let none = || Trouble::NoTag(name.to_string(), policy.tag.to_string());
     let digest = query.tag(image.id, &policy.tag)?.ok_or_else(none)?;
     let of = ScanKey { image: image.id, digest };
-    match scanner.blocks(query, &of)? {
+    match terms.scanner.blocks(query, &of)? {
         Some(blocked) => Err(Trouble::Vulnerable(blocked)),
         None => Ok(of.digest),
     }
@@ -109,7 +119,7 @@ pub fn named<R: Read>(
 type Tries = HashMap<DeploymentId, Instant>;
 
 /// Runs until it is dropped.
-pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner, desk: OrderDesk) {
+pub async fn keep_warm(raft: Raft, audit: Audit, terms: Terms, desk: OrderDesk) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = raft.events();
@@ -120,7 +130,7 @@ pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner, desk: OrderDe
         tokio::select! {
             _ = ticks.tick() => {
                 if told.is_none_or(|at| at.elapsed() >= KEPT_INTERVAL) {
-                    told = tell_kept(&raft, &scanner, &desk).then(Instant::now);
+                    told = tell_kept(&raft, &terms, &desk).then(Instant::now);
                 }
             }
             going = changed(&mut events) => match going {
@@ -134,15 +144,15 @@ pub async fn keep_warm(raft: Raft, audit: Audit, scanner: Scanner, desk: OrderDe
         if !raft.status().is_leader {
             continue;
         }
-        if let Err(error) = look(&raft, (&audit, &scanner), &mut tries, &mut troubled).await {
+        if let Err(error) = look(&raft, (&audit, &terms), &mut tries, &mut troubled).await {
             warn!(%error, "warm-up policies cannot be read");
         }
     }
 }
 
 /// Tells the agents at this node what policies keep on them; gives whether the rows could be read.
-fn tell_kept(raft: &Raft, scanner: &Scanner, desk: &OrderDesk) -> bool {
-    match kept(raft.local().query(), scanner) {
+fn tell_kept(raft: &Raft, terms: &Terms, desk: &OrderDesk) -> bool {
+    match kept(raft.local().query(), terms) {
         Ok(kept) => {
             desk.set_kept(kept);
             true
@@ -155,11 +165,11 @@ fn tell_kept(raft: &Raft, scanner: &Scanner, desk: &OrderDesk) -> bool {
 }
 
 /// What policies have ordered and might order now.
-fn kept<R: Read>(query: Query<'_, R>, scanner: &Scanner) -> Result<Vec<Kept>, Fault> {
+fn kept<R: Read>(query: Query<'_, R>, terms: &Terms) -> Result<Vec<Kept>, Fault> {
     let mut kept = Vec::new();
     for policy in query.warm_ups()? {
         let Some(id) = policy.deployment else { continue };
-        let digest = match named(query, &policy, clock::now(), scanner) {
+        let digest = match named(query, &policy, clock::now(), terms) {
             Ok(digest) => digest,
             Err(Trouble::Rows(fault)) => return Err(fault),
             Err(_) => continue,
@@ -192,7 +202,7 @@ async fn changed(events: &mut Receiver<Event>) -> bool {
 
 async fn look(
     raft: &Raft,
-    (audit, scanner): (&Audit, &Scanner),
+    (audit, terms): (&Audit, &Terms),
     tries: &mut Tries,
     troubled: &mut BTreeSet<AccountName>,
 ) -> Result<(), Fault> {
@@ -211,7 +221,7 @@ async fn look(
         let agents = query.agents()?;
         let mut commands = Vec::new();
         for policy in policies {
-            match due(query, scanner, &agents, &policy, tries) {
+            match due(query, terms, &agents, &policy, tries) {
                 Ok(command) => {
                     troubled.remove(&policy.name);
                     commands.extend(command.map(|command| (policy, command)));
@@ -253,12 +263,12 @@ fn note_refusal(audit: &Audit, policy: &WarmUp, trouble: &Trouble) {
 /// What is to be proposed for a policy, if anything.
 fn due<R: Read>(
     query: Query<'_, R>,
-    scanner: &Scanner,
+    terms: &Terms,
     agents: &[Agent],
     policy: &WarmUp,
     tries: &mut Tries,
 ) -> Result<Option<Command>, Trouble> {
-    let digest = named(query, policy, clock::now(), scanner)?;
+    let digest = named(query, policy, clock::now(), terms)?;
     let carrying = agents.iter().filter(|agent| agent.labels.match_selector(&policy.selector));
     let hosts: BTreeSet<PeerId> = carrying.map(|agent| agent.peer).collect();
     if hosts.is_empty() {

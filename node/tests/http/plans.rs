@@ -5,6 +5,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shoal_api::{Deployment, OrderMessage, WarmUp};
 use shoal_content::{DeploymentId, Priority};
+use shoal_node::config::Orders;
 
 use super::members::Agent;
 use super::node::{Node, problem};
@@ -265,4 +266,37 @@ async fn a_host_is_told_what_policies_keep_on_it() -> Result<()> {
     let ended = node.request(Method::DELETE, "warm-ups/base").send().await?;
     ensure!(ended.status() == StatusCode::NO_CONTENT);
     again.keeps(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_no_administrator_orders_nothing_where_only_those_do() -> Result<()> {
+    let only = |config: &mut shoal_node::config::Config| {
+        config.accounts.orders = Some(Orders::Administrators);
+    };
+    let node = Node::start_with(only).await?;
+    level_raised(&node).await?;
+    push_image(&node, "shop/app", "v1", b"layer").await?;
+    let boss = json!({ "username": "boss", "password": "correct-horse-7", "role": "admin" });
+    let _boss: Value = node.call(Method::POST, "users", &boss).await?;
+    let as_boss = |path: &str, body: &Value| {
+        let url = format!("{}/api/v1/{path}", node.url);
+        node.http.post(url).basic_auth("boss", Some("correct-horse-7")).json(body).send()
+    };
+    let policy = json!({ "name": "base", "reference": "shop/app:v1", "selector": "room=12" });
+    let made = as_boss("warm-ups", &policy).await?;
+    ensure!(made.status() == StatusCode::CREATED, "{made:?}");
+    Agent::enrol(&node, "host-1").await?;
+    let order = json!({ "reference": "shop/app:v1", "hosts": ["host-1"] });
+    let order: Value = as_boss("deployments", &order).await?.json().await?;
+    let retry = format!("deployments/{}/retry", order["id"].as_str().context("an id")?);
+
+    // Who is none any more may have the image still; what it ordered by itself stops, and starts no more.
+    let _boss: Value = node.call(Method::PATCH, "users/boss", &json!({ "role": "user" })).await?;
+    let member = json!({ "role": "guest" });
+    let _member: Value = node.call(Method::PUT, "projects/shop/members/user:boss", &member).await?;
+    let policy: WarmUp = node.get("warm-ups/base").await?;
+    ensure!(policy.trouble.as_ref().is_some_and(|why| why.contains("may not order")), "{policy:?}");
+    let refused = problem(as_boss(&retry, &json!({})).await?, StatusCode::FORBIDDEN).await?;
+    ensure!(refused.message.contains("accounts.orders"), "{refused:?}");
+    node.server.stop().await
 }

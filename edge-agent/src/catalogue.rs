@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use shoal_api::{AgentResolution, BlobGrant};
 use shoal_content::{Digest, ImageReference, RecipeId, RepositoryName};
@@ -74,6 +74,8 @@ pub struct Manifest {
 pub struct Catalogue {
     folder: PathBuf,
     images: Arc<RwLock<HashMap<String, Arc<Known>>>>,
+    /// Held over a change and the writing of its file, so that the last change is the one that is kept.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Catalogue {
@@ -98,7 +100,8 @@ impl Catalogue {
                 Err(error) => warn!(%error, "an image's record is left out"),
             }
         }
-        let catalogue = Self { folder: folder.to_owned(), images: Arc::new(RwLock::new(images)) };
+        let images = Arc::new(RwLock::new(images));
+        let catalogue = Self { folder: folder.to_owned(), images, changing: Arc::default() };
         if let Err(error) = catalogue.shrink(BYTES_MAX) {
             warn!(%error, "an image's record cannot be removed");
         }
@@ -111,6 +114,7 @@ impl Catalogue {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let reference = reference.to_string();
         let resolved_at = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let _changing = self.changing.lock();
         let known = {
             let mut images = self.images.write();
             let was_whole = images.get(&reference).is_some_and(|old| {
@@ -137,6 +141,7 @@ impl Catalogue {
     /// Remembers that all of it is here, where it is known. Blocks on the disk.
     pub fn note_whole(&self, reference: &ImageReference) {
         let reference = reference.to_string();
+        let _changing = self.changing.lock();
         let known = {
             let mut images = self.images.write();
             let Some(known) = images.get_mut(&reference) else { return };
@@ -170,11 +175,16 @@ impl Catalogue {
             }
             oldest
         };
-        oldest.iter().try_for_each(|reference| self.forget(reference).map(drop))
+        oldest.iter().try_for_each(|reference| self.drop_record(reference).map(drop))
     }
 
     /// Forgets a reference; gives what it meant.
     pub fn forget(&self, reference: &str) -> Result<Option<Arc<Known>>, Error> {
+        let _changing = self.changing.lock();
+        self.drop_record(reference)
+    }
+
+    fn drop_record(&self, reference: &str) -> Result<Option<Arc<Known>>, Error> {
         let known = self.images.write().remove(reference);
         let path = self.file(reference);
         match fs::remove_file(&path) {

@@ -33,7 +33,8 @@ SETTINGS
     authority_file = \"…\"             # PEM trusted for nodes' HTTPS besides the cluster's own
     [peer]
     listen = \"0.0.0.0:5002\"          # QUIC (UDP) and TLS (TCP): chunks between hosts
-    bulk = \"auto\"                    # by TLS where the network is fast and clean; \"quic\": never
+    bulk = \"auto\"                    # by TLS where the network is fast and clean; \"quic\": never;
+                                      # \"tls\": wherever it can be had
     advertise = \"…\"                  # what others dial; found out where missing
     [limits]                         # read anew at SIGHUP; \"50 Mbit/s\", \"6 MiB/s\", at least 1 Mbit/s
     upload = \"unlimited\"             download = \"unlimited\"

@@ -93,6 +93,8 @@ pub enum Bulk {
     Auto,
     /// By QUIC only; the TCP port stays closed.
     Quic,
+    /// What this process asks for by TLS over TCP wherever that can be had, however slow or far.
+    Tls,
 }
 
 /// How chunks go between two peers.
@@ -126,6 +128,8 @@ pub(crate) struct Dialler {
     /// For each lane of this process one.
     places: Arc<Semaphore>,
     rate: Mutex<Rate>,
+    /// Whether lanes are used whatever the network is like.
+    always: bool,
 }
 
 /// Opens the port for TCP that `at` is for QUIC; none where the settings or the system say no.
@@ -148,7 +152,9 @@ pub(crate) fn open(
             metrics.bulk_listening.set(1);
             let places = Arc::new(Semaphore::new(LANES_MAX));
             let rate = Mutex::new(Rate::new(Instant::now()));
-            Ok(Some((Listener { socket, acceptor }, Dialler { connector, places, rate })))
+            let always = config.bulk == Bulk::Tls;
+            let dialler = Dialler { connector, places, rate, always };
+            Ok(Some((Listener { socket, acceptor }, dialler)))
         }
         Err(error) => {
             warn!(%at, %error, "the peer port cannot be had for TCP; chunks go by QUIC only");
@@ -169,6 +175,13 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) fn arrived(shared: &Shared, bytes: u64) {
     if let Some(dialler) = &shared.bulk {
         dialler.rate.lock().count(Instant::now(), bytes);
+    }
+}
+
+impl Dialler {
+    /// Whether lanes are for the way to this link's peer.
+    fn suits(&self, link: &quinn::Connection) -> bool {
+        self.always || self.rate.lock().is_high() && is_fast_and_clean(link)
     }
 }
 

@@ -24,7 +24,7 @@ use tracing::debug;
 use super::lane::{DRAIN_BYTES_MAX, Reader};
 use super::{
     ALPN, CONNECT_TIMEOUT, Dialler, IDLE_MAX, LANES_PER_PEER_MAX, Open, Path, READ_BYTES,
-    RETRY_MAX, RETRY_MIN, SERVED_PER_PEER_MAX, is_fast_and_clean,
+    RETRY_MAX, RETRY_MIN, SERVED_PER_PEER_MAX,
 };
 use crate::identity::{Role, peer_of_tls};
 use crate::link::Link;
@@ -151,7 +151,7 @@ pub(crate) fn close_idle(shared: &Shared) {
 /// Where only the lane is missing, one is dialled for a later request; this one goes by QUIC.
 pub(crate) fn take(shared: &Arc<Shared>, link: &Arc<Link>) -> Option<Exchange> {
     let dialler = shared.bulk.as_ref()?;
-    if !dialler.rate.lock().is_high() || !is_fast_and_clean(&link.connection) {
+    if !dialler.suits(&link.connection) {
         return None;
     }
     if let Some(lane) = link.lanes.idle() {

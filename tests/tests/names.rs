@@ -354,7 +354,6 @@ fn containerd_as_programs(
         };
         for (who, repository) in [(&programs.person, "by-person"), (&programs.robot, "by-robot")] {
             let name = import(repository)?;
-            ensure!(push(&programs.reader, &name).is_err(), "a reader pushed {name}");
             push(who, &name).with_context(|| name.clone())?;
             for puller in [who, &programs.reader] {
                 ctr(&["images", "remove", "--sync", &name])?;
@@ -365,6 +364,8 @@ fn containerd_as_programs(
             ctr(&["images", "remove", "--sync", &name])?;
         }
         let other = import("other")?;
+        // What is there already nobody sends again; this never is.
+        ensure!(push(&programs.reader, &other).is_err(), "a reader pushed {other}");
         ensure!(push(&programs.robot, &other).is_err(), "a robot went to {other}");
         ctr(&["images", "remove", "--sync", &other])?;
         let private = format!("{host}/tools/by-person:latest");

@@ -39,6 +39,17 @@ impl Default for Ways {
     }
 }
 
+/// One that is free for UDP and for TCP: a socket's own choice for the one may be taken for the other.
+fn free_port() -> SocketAddr {
+    loop {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        if std::net::UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 pub struct Process {
     pub swarm: Swarm,
     pub store: Arc<dyn ChunkStore>,
@@ -90,10 +101,11 @@ impl Cluster {
         by: Ways,
     ) -> Process {
         let kind = if role == PeerRole::Origin { Role::Node } else { Role::Agent };
+        let listen = if by.listen.port() == 0 { free_port() } else { by.listen };
         let config = Config {
             credentials: self.credentials(kind),
-            listen: by.listen,
-            advertise: by.listen,
+            listen,
+            advertise: listen,
             zone: Zone::default(),
             role,
             ticket_keys: TicketKeys::new(vec![ticket_key(&self.tickets)]),

@@ -34,7 +34,7 @@ pub struct Config {
     /// The leader shows that it lives once in so many milliseconds.
     pub heartbeat_ms: u64,
     /// A member that hears of no leader for a random time between these, in milliseconds, asks for
-    /// an election. At least four heartbeats.
+    /// an election. At least four heartbeats, and long beside the lease of reads (50 ms).
     pub election_ms: (u64, u64),
     /// Log entries between two snapshots.
     pub snapshot_after: u64,

@@ -108,6 +108,8 @@ impl Core {
         };
         let rows = Arc::downgrade(&store);
         let network = Network { peers: shared.peers.clone(), rows };
+        // What this member acknowledged before it was ended may still be relied on (see `read`).
+        tokio::time::sleep(crate::read::LEASE).await;
         let engine = Engine::new(shared.me(), config, network, log, machine)
             .await
             .map_err(|error| Error::Stopped(error.to_string()))?;

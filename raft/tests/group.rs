@@ -14,7 +14,7 @@ use shoal_content::{Digest, NodeId, Timestamp};
 use shoal_metadata::{
     Command, Event, ImageKind, MANIFEST_BYTES_MAX, PutManifest, Refusal, Response, Subject,
 };
-use shoal_raft::{Error, ProposeError};
+use shoal_raft::{Error, ProposeError, ReadError};
 
 #[test]
 fn every_member_takes_proposals_and_reads_what_any_other_wrote() {
@@ -189,6 +189,21 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_leader_without_its_majority_answers_no_read_once_its_lease_is_over() {
+    let authority = Authority::new();
+    let (_homes, mut members) = three(&authority);
+    let alone = members.swap_remove(leader(&members));
+    assert_eq!(alone.read().query().image_count().unwrap(), 0);
+    members.into_iter().for_each(harness::Member::kill);
+    eventually("reads are not answered", || {
+        let read = async |raft: shoal_raft::Raft| {
+            tokio::time::timeout(Duration::from_millis(500), raft.read()).await.is_ok()
+        };
+        (!alone.run(async move |raft| read(raft).await)).then_some(())
+    });
+}
+
+#[test]
 fn a_leader_hands_over_while_clients_write_and_no_write_fails() {
     let authority = Authority::new();
     let (_homes, members) = three(&authority);
@@ -197,6 +212,7 @@ fn a_leader_hands_over_while_clients_write_and_no_write_fails() {
     let (report, progress) = std::sync::mpsc::channel();
     for (at, member) in members.iter().enumerate() {
         let (raft, stopped, report) = (member.raft.clone(), stop.clone(), report.clone());
+        let reader = members[first].raft.clone();
         member.run(|_| async move {
             tokio::spawn(async move {
                 for round in 0.. {
@@ -206,13 +222,21 @@ fn a_leader_hands_over_while_clients_write_and_no_write_fails() {
                     let number = round * 3 + at as u64;
                     let time = Timestamp::from_millis(round);
                     let written = raft.propose(time, create_image(number)).await;
-                    report.send((number, written)).unwrap();
+                    // Who led until now must not answer from what it knew then.
+                    let is_seen = reader.read().await.map(|view| has_image(&view, number));
+                    report.send((number, written, is_seen)).unwrap();
                 }
             });
         });
     }
     drop(report);
-    progress.recv_timeout(DEADLINE).unwrap().1.unwrap();
+    let check = |(number, written, is_seen): (u64, Result<_, _>, Result<bool, _>)| {
+        let _: Response =
+            written.unwrap_or_else(|error: ProposeError| panic!("image {number}: {error}"));
+        let is_seen = is_seen.unwrap_or_else(|error: ReadError| panic!("image {number}: {error}"));
+        assert!(is_seen, "image {number} is not seen where it was answered for");
+    };
+    check(progress.recv_timeout(DEADLINE).unwrap());
     let taken = members[first].run(|raft| async move { raft.hand_over().await });
     let taken = taken.unwrap().unwrap();
     assert_ne!(taken, members[first].id);
@@ -222,11 +246,11 @@ fn a_leader_hands_over_while_clients_write_and_no_write_fails() {
     assert!(matches!(again, Ok(None)), "{again:?}");
     // Some more with the new leader.
     for _ in 0..20 {
-        progress.recv_timeout(DEADLINE).unwrap().1.unwrap();
+        check(progress.recv_timeout(DEADLINE).unwrap());
     }
     stop.store(true, Ordering::Relaxed);
-    while let Ok((number, written)) = progress.recv_timeout(DEADLINE) {
-        written.unwrap_or_else(|error| panic!("image {number}: {error}"));
+    while let Ok(report) = progress.recv_timeout(DEADLINE) {
+        check(report);
     }
 }
 
